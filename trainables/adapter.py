@@ -1,0 +1,78 @@
+"""A LoRA adapter on a frozen base: attach, detach, turn into files and back (peft)."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from trainables.config import TrialConfig
+from trainables.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What `PeftModel.from_pretrained` needs."""
+
+
+def attach(base: "PreTrainedModel", config: TrialConfig, *, base_name: str) -> "PeftModel":
+    """Add a fresh adapter in float32; its weights depend on `config.seed` only.
+
+    Equal seeds give equal A matrices at both precisions; B is zero (Hu et al. 2021, section 4.1).
+
+    Args:
+        base_name: recorded in the adapter's files as the model it belongs to.
+    Raises:
+        ConfigError: a target matches no module of this base.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.rank_stabilized,
+        target_modules=list(config.targets),
+        # bitsandbytes stores GPT-2's Conv1D transposed, as a plain linear layer.
+        fan_in_fan_out=config.precision == "16bit",
+        task_type="CAUSAL_LM",
+    )
+    names = [name for name, _ in base.named_modules()]
+    for target in config.targets:
+        if not any(name.endswith(f".{target}") for name in names):
+            raise ConfigError(f"targets: {target!r} matches no module of {base_name}")
+    torch.manual_seed(config.seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*second time.*")
+        model = get_peft_model(base, lora)
+    model.peft_config["default"].base_model_name_or_path = base_name
+    return model
+
+
+def detach(model: "PeftModel") -> "PreTrainedModel":
+    """Take the adapter off; the base is as it was before `attach`."""
+    base = model.unload()
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    return base.requires_grad_(False).eval()
+
+
+def to_files(model: "PeftModel") -> dict[str, bytes]:
+    """The adapter as peft's own files (safetensors), by file name."""
+    with TemporaryDirectory(prefix="qlora-sweep-") as folder:
+        # No target is an embedding; left on "auto", peft would ask the hub for `base_name` each time.
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        return {name: (Path(folder) / name).read_bytes() for name in FILES}
+
+
+def from_files(base: "PreTrainedModel", files: Mapping[str, bytes]) -> "PeftModel":
+    """Attach an adapter written by `to_files`, for inference."""
+    from peft import PeftModel
+
+    with TemporaryDirectory(prefix="qlora-sweep-") as folder:
+        for name in FILES:
+            (Path(folder) / name).write_bytes(files[name])
+        return PeftModel.from_pretrained(base, folder).eval()

@@ -1,0 +1,294 @@
+"""The values that travel: what a trial is asked to do and what it reports.
+
+Frozen, keyword-only, standard library only. One name is used here, in Ray Tune's results,
+in the ledger, as MLflow key, as Parquet column and in the figures.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import sqrt
+from sys import float_info
+from typing import Any, Literal, get_args
+
+from trainables.errors import ConfigError, did_you_mean
+
+PROTOCOL_VERSION = 1
+"""Version of what every metric means. Results of different versions are never compared."""
+
+TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+"""The linear modules of a GPT-2 block. A bare "c_proj" would match two of them."""
+
+Precision = Literal["16bit", "nf4"]
+Engine = Literal["eager"]
+Loop = Literal["standard"]
+State = Literal["queued", "running", "completed", "pruned", "refused", "oom", "diverged", "failed"]
+Origin = Literal["search", "twin", "reseed", "repeat"]
+ComputeDtype = Literal["bfloat16", "float16", "float32"]
+
+MAX_WHOLE = 2**31 - 1
+"""Largest rank, batch size, length or number of steps that a config may ask for."""
+
+FINAL_STATES = frozenset(get_args(State)) - {"queued", "running"}
+
+
+def rungs(max_steps: int) -> tuple[int, ...]:
+    """Steps at which a trial is measured and may be pruned: an eighth, a quarter, half, all.
+
+    >>> rungs(200)
+    (25, 50, 100, 200)
+    """
+    first = -(-max_steps // 8)
+    return tuple(step for step in (first, 2 * first, 4 * first) if step < max_steps) + (max_steps,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialConfig:
+    """Everything that decides one trial's outcome.
+
+    Attributes:
+        precision: of the frozen base; "nf4" is 4-bit NormalFloat in blocks of 64 with double
+            quantization (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+        rank: r in W + (alpha / r) B A (Hu et al. 2021, arXiv:2106.09685, section 4.1).
+        alpha: numerator of that scale; alpha / sqrt(r) where rank_stabilized.
+        targets: module names that get an adapter, a subset of TARGETS in its order.
+        dropout: probability on the adapter's input; GPT-2's own dropouts are always 0.
+        rank_stabilized: scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732).
+        learning_rate: AdamW step size, constant over the trial.
+        batch_size: rows a step, without accumulation.
+        max_length_tokens: training rows keep their last so many tokens.
+        max_steps: optimizer steps at full budget.
+        seed: of adapter weights, data order and dropout.
+        engine: how a step is executed.
+        loop: how a step is written; "standard" makes full logits, as a stock script does.
+
+    Raises:
+        ConfigError: a value is out of range; the message names the field.
+    """
+
+    precision: Precision
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = ("attn.c_attn",)
+    dropout: float = 0.05
+    rank_stabilized: bool = False
+    learning_rate: float = 2e-4
+    batch_size: int = 4
+    max_length_tokens: int = 256
+    max_steps: int = 200
+    seed: int = 0
+    engine: Engine = "eager"
+    loop: Loop = "standard"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("precision", Precision), ("engine", Engine), ("loop", Loop)):
+            value = getattr(self, name)
+            if value not in get_args(allowed):
+                raise ConfigError(f"no {name} {value!r}{did_you_mean(str(value), get_args(allowed))}")
+        for name in ("rank", "batch_size", "max_length_tokens", "max_steps"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= MAX_WHOLE:
+                raise ConfigError(
+                    f"{name} must be a whole number of at least 1 (and at most {MAX_WHOLE}), got {value!r}"
+                )
+        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
+        for name in ("alpha", "learning_rate"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= float_info.max:
+                raise ConfigError(f"{name} must be positive and finite, got {value!r}")
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be at least 0 and under 1, got {self.dropout!r}")
+        if not isinstance(self.rank_stabilized, bool):
+            raise ConfigError(f"rank_stabilized must be true or false, got {self.rank_stabilized!r}")
+        self._check_targets()
+
+    def _check_targets(self) -> None:
+        if not isinstance(self.targets, tuple) or not self.targets:
+            raise ConfigError(f"targets must name at least one module, got {self.targets!r}")
+        for target in self.targets:
+            if target not in TARGETS:
+                raise ConfigError(f"targets: no module {target!r}{did_you_mean(str(target), TARGETS)}")
+        if list(self.targets) != [t for t in TARGETS if t in self.targets]:
+            raise ConfigError(f"targets must be distinct and in the order {TARGETS}, got {self.targets!r}")
+
+    @property
+    def scaling(self) -> float:
+        """Factor on B A: alpha / r, or alpha / sqrt(r) where rank_stabilized."""
+        return self.alpha / (sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    @property
+    def cost_cell(self) -> str:
+        """Name of what memory and time depend on; trials that share it share one measurement."""
+        names = ("precision", "rank", "targets", "batch_size", "max_length_tokens", "engine", "loop")
+        return canonical_json({name: getattr(self, name) for name in names} | {"dropout": self.dropout > 0})
+
+    @property
+    def counterpart(self) -> "TrialConfig":
+        """The same config at the other precision: of a 4-bit trial its twin, and the other way round."""
+        return replace(self, precision="16bit" if self.precision == "nf4" else "nf4")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` reads it back. Equal configs give equal JSON: 16 and 16.0 are one."""
+        real = {name: float(getattr(self, name)) for name in ("alpha", "dropout", "learning_rate")}
+        return asdict(self) | real | {"targets": list(self.targets)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
+        """Build from plain values, as read from YAML or JSON.
+
+        Raises:
+            ConfigError: an unknown field (nearest name offered), or a value out of range.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"no trial setting {name!r}{did_you_mean(name, known)}")
+        missing = [name for name in ("precision", "rank", "alpha") if name not in values]
+        if missing:
+            raise ConfigError(f"{missing[0]} is missing from the trial's settings")
+        plain = dict(values)
+        if isinstance(plain.get("targets"), list):
+            plain["targets"] = tuple(plain["targets"])
+        return cls(**plain)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What all trials of one sweep share: the base model, the rows and the arithmetic.
+
+    Attributes:
+        base_model: as the user named it: a hub id, a folder, "random:FOLDER" or "demo".
+        base_folder: local folder that holds config, weights and tokenizer.
+        base_fingerprint: SHA-256 over config and weights.
+        weights: "pretrained", "random" (cost is real, quality is not) or "demo".
+        data: as the user named it: a hub id, a file or "demo".
+        data_folder: local Arrow cache of the tokenized splits.
+        data_digest: SHA-256 over the split rows and the tokenizer.
+        compute_dtype: of base weights and matrix products, the same for both precisions.
+    """
+
+    base_model: str
+    base_folder: str
+    base_fingerprint: str
+    weights: Literal["pretrained", "random", "demo"]
+    data: str
+    data_folder: str
+    data_digest: str
+    compute_dtype: ComputeDtype
+
+    def key(self, config: TrialConfig) -> str:
+        """SHA-256 (hex) of all that decides the outcome of `config` under this workload."""
+        return hashlib.sha256(
+            canonical_json(
+                {
+                    "config": config.to_dict(),
+                    "compute_dtype": self.compute_dtype,
+                    "base": self.base_fingerprint,
+                    "data": self.data_digest,
+                    "protocol": PROTOCOL_VERSION,
+                }
+            ).encode()
+        ).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Memory and time of one cost cell on one device, on a full synthetic batch.
+
+    Attributes:
+        peak_memory_mib: allocated bytes at the peak of steps 2-3, only this trial's base resident.
+        reserved_memory_mib: what the allocator held from the device then; the peak on a CPU.
+        seconds_per_step: median over the timed steps.
+        seconds_per_step_p10: 10th percentile of them.
+        seconds_per_step_p90: 90th percentile of them.
+        tokens_per_second: batch_size * max_length_tokens / seconds_per_step.
+        device: name of the device it was measured on.
+    """
+
+    peak_memory_mib: float
+    reserved_memory_mib: float
+    seconds_per_step: float
+    seconds_per_step_p10: float
+    seconds_per_step_p90: float
+    tokens_per_second: float
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one rung of one trial reports.
+
+    Attributes:
+        step: optimizer steps done.
+        train_loss_nats: mean over the steps since the last rung.
+        eval_loss_nats: token-weighted mean over the search rows.
+        peak_memory_mib, reserved_memory_mib, seconds_per_step, tokens_per_second: the cost cell's.
+    """
+
+    step: int
+    train_loss_nats: float
+    eval_loss_nats: float
+    peak_memory_mib: float
+    reserved_memory_mib: float
+    seconds_per_step: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Similarity:
+    """A 4-bit trial against its 16-bit twin, on the search rows; means over rows.
+
+    Attributes:
+        token_match_rate: greedy decoding, equal positions over the longer length.
+        embedding_cosine: mean-pooled response states after ln_f, both reading the twin's text.
+        centered_cosine: the same with the twin's mean over rows taken off both.
+        n_rows: rows behind the cosines.
+        n_decoded_rows: rows behind token_match_rate.
+    """
+
+    token_match_rate: float
+    embedding_cosine: float
+    centered_cosine: float
+    n_rows: int
+    n_decoded_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """One trial as the ledger knows it.
+
+    Attributes:
+        key: see Workload.key.
+        number: order in which the sweep took it up, from 0.
+        config: what it was asked.
+        state: see State; only "completed" trials enter a front.
+        origin: why it exists; a twin is the 16-bit half of a 4-bit trial.
+        history: one Measurement a rung, by step.
+        similarity: of a 4-bit trial with a completed twin, else None.
+        cost: of its cost cell, else None.
+        environment: device, versions and dtype it ran under.
+        reason: why it stopped early, else None.
+        train_seconds: wall time on the worker, start to end.
+        started_at, ended_at: seconds since the epoch, else None.
+    """
+
+    key: str
+    number: int
+    config: TrialConfig
+    state: State
+    origin: Origin
+    history: tuple[Measurement, ...] = ()
+    similarity: Similarity | None = None
+    cost: Cost | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    reason: str | None = None
+    train_seconds: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

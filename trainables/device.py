@@ -1,0 +1,55 @@
+"""What the machine is: GPUs, arithmetic it has in hardware, versions in use."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from trainables.config import ComputeDtype
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "ray", "optuna")
+
+
+def count_gpus() -> int:
+    """CUDA devices this process may use; imports PyTorch only where a driver is present."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    driver = shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    if hidden or not driver:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def native_dtype(device: str) -> ComputeDtype:
+    """The protocol's compute dtype on `device` ("cuda" or "cpu").
+
+    bfloat16 where the GPU has it (asked without emulation), float16 on a GPU without it, float32 on
+    every CPU: so the demo's keys and figures are those of any other CPU.
+    """
+    import torch
+
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def device_name(device: str) -> str:
+    """Name of the hardware, e.g. "NVIDIA H200" or "CPU x86_64"."""
+    if device == "cpu":
+        return f"CPU {platform.machine()}"
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def environment(device: str) -> dict[str, str]:
+    """Device and package versions, as recorded with each trial."""
+    found = {"device": device_name(device), "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found

@@ -1,0 +1,62 @@
+"""What can go wrong, named by what the reader should do about it.
+
+SweepError
+|-- ConfigError     fix the setting and run again            (exit 2)
+|-- DataError       fix the data file and run again          (exit 3)
+|-- DiskFull        free some space and resume               (exit 4)
+|-- Unreachable     give a local folder, or wait for the net (exit 5)
+`-- TrialFailed     nothing: the sweep goes on without this trial
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SweepError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(SweepError, ValueError):
+    """A setting is wrong; the message names the field, the value and the fix."""
+
+    exit_code = 2
+
+
+class DataError(SweepError, ValueError):
+    """The rows cannot be used; the message names the file and what is wrong with it."""
+
+    exit_code = 3
+
+
+class DiskFull(SweepError, OSError):
+    """No space left where the sweep keeps its state."""
+
+    exit_code = 4
+
+
+class Unreachable(SweepError, ConnectionError):
+    """A model or data hub, or a Ray cluster, does not answer."""
+
+    exit_code = 5
+
+
+class TrialFailed(SweepError):
+    """One trial cannot go on.
+
+    Attributes:
+        state: the final state it ends in, "oom" or "diverged".
+    """
+
+    def __init__(self, state: str, reason: str) -> None:
+        super().__init__(reason)
+        self.state = state
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'? (have: ...)" for a message about an unknown name."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{hint} (have: {', '.join(known)})"

@@ -1,0 +1,217 @@
+"""One trial on one device: a config in, one Measurement a rung out, an adapter at the end.
+
+bench = Bench(workload, device="cuda")
+trial = Trial(config, bench)
+for measurement in trial.measurements():
+    ...                              # may stop early: pruned
+files = trial.adapter_files()
+trial.close()
+"""
+
+import gc
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from trainables import adapter, base_model, data, evaluation, memory, similarity
+from trainables.config import Cost, Measurement, Precision, Similarity, TrialConfig, Workload, rungs
+from trainables.device import device_name
+from trainables.errors import ConfigError, TrialFailed
+from trainables.training import EagerEngine
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+N_TIMED_STEPS = 10
+
+
+class Bench:
+    """What a worker keeps between trials: the tokens and one base model on the device."""
+
+    def __init__(self, workload: Workload, device: str) -> None:
+        self.workload = workload
+        self.device = device
+        self.rows = data.load(workload.data_folder)
+        self._bases: dict[Precision, PreTrainedModel] = {}
+
+    def base(self, precision: Precision) -> "PreTrainedModel":
+        """The frozen base; on a GPU it is the only one resident, so that memory can be measured."""
+        if precision not in self._bases:
+            if self.device == "cuda":
+                self._bases.clear()
+                gc.collect()  # a 4-bit weight refers to its module and back: only this frees it
+                torch.cuda.empty_cache()
+            self._bases[precision] = base_model.load(self.workload, precision, self.device)
+        return self._bases[precision]
+
+
+class Trial:
+    """A config being trained on a bench. Owns its adapter; `close` gives the base back untouched."""
+
+    def __init__(self, config: TrialConfig, bench: Bench, *, cost: Cost | None = None) -> None:
+        """
+        Args:
+            cost: of this config's cost cell, where it is known already; measured here otherwise.
+        Raises:
+            ConfigError: targets match no module, or rows are longer than the base has positions.
+            TrialFailed: the device has too little memory (state "oom").
+        """
+        self.config = config
+        self._bench = bench
+        base = bench.base(config.precision)
+        if config.max_length_tokens > base.config.n_positions:
+            raise ConfigError(
+                f"max_length_tokens is {config.max_length_tokens}, the base has {base.config.n_positions} positions"
+            )
+        self._end = base.config.eos_token_id
+        with oom_as_failure():
+            self.cost = cost or self._measure_cost(base)
+        self._model = self._attach(base)
+
+    def _attach(self, base: "PreTrainedModel"):
+        return adapter.attach(base, self.config, base_name=self._bench.workload.base_model)
+
+    def _engine(self, model) -> EagerEngine:
+        return EagerEngine(
+            model, self.config, compute_dtype=self._bench.workload.compute_dtype, device=self._bench.device
+        )
+
+    def _measure_cost(self, base: "PreTrainedModel") -> Cost:
+        """Memory and time of full synthetic batches on a throw-away adapter (measurement protocol 1)."""
+        shape = (self.config.batch_size, self.config.max_length_tokens)
+        ids = torch.randint(base.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+        ids = ids.to(self._bench.device)
+        model = self._attach(base)
+        try:
+            engine = self._engine(model)
+            engine.step(ids, ids)  # the optimizer's state exists from here on
+            peak = memory.peak_of(lambda: engine.step(ids, ids), self._bench.device)
+            seconds = [_timed(lambda: engine.step(ids, ids), self._bench.device) for _ in range(N_TIMED_STEPS)]
+        finally:
+            adapter.detach(model)
+        p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
+        return Cost(
+            peak_memory_mib=peak.allocated_mib,
+            reserved_memory_mib=peak.reserved_mib,
+            seconds_per_step=median,
+            seconds_per_step_p10=p10,
+            seconds_per_step_p90=p90,
+            tokens_per_second=ids.numel() / median,
+            device=device_name(self._bench.device),
+        )
+
+    def measurements(self) -> Iterator[Measurement]:
+        """Train to each rung in turn and measure there.
+
+        Raises:
+            TrialFailed: loss is not finite ("diverged"), or memory ran out ("oom").
+        """
+        engine = self._engine(self._model)
+        batches = self._batches()
+        torch.manual_seed(self.config.seed)  # dropout, equal for a trial and its twin
+        done = 0
+        for rung in rungs(self.config.max_steps):
+            with oom_as_failure():
+                losses = [engine.step(*next(batches)) for _ in range(rung - done)]
+                train_loss = float(torch.stack(losses).mean())
+                eval_loss = evaluation.eval_loss(self._model, self._bench.rows["search"])
+            done = rung
+            if not (math.isfinite(train_loss) and math.isfinite(eval_loss)):
+                raise TrialFailed(
+                    "diverged", f"loss is not finite at step {rung} (training {train_loss}, held-out {eval_loss})"
+                )
+            yield Measurement(
+                step=rung,
+                train_loss_nats=train_loss,
+                eval_loss_nats=eval_loss,
+                peak_memory_mib=self.cost.peak_memory_mib,
+                reserved_memory_mib=self.cost.reserved_memory_mib,
+                seconds_per_step=self.cost.seconds_per_step,
+                tokens_per_second=self.cost.tokens_per_second,
+            )
+
+    def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Endless batches; each pass visits all rows in an order drawn from the trial's seed."""
+        rows = self._bench.rows["train"]
+        size = self.config.batch_size
+        generator = torch.Generator().manual_seed(self.config.seed)
+        order: list[int] = []
+        while True:
+            while len(order) < size:
+                order += torch.randperm(len(rows), generator=generator).tolist()
+            batch, order = order[:size], order[size:]
+            input_ids, labels = data.pad(
+                [rows[i] for i in batch], max_length_tokens=self.config.max_length_tokens, pad_id=self._end
+            )
+            yield input_ids.to(self._bench.device), labels.to(self._bench.device)
+
+    def adapter_files(self) -> dict[str, bytes]:
+        """The adapter as it is now, as peft's files by name."""
+        return adapter.to_files(self._model)
+
+    def close(self) -> None:
+        """Detach the adapter; the trial cannot be used afterwards."""
+        adapter.detach(self._model)
+        del self._model
+
+
+def compare(bench: Bench, *, nf4: Mapping[str, bytes], twin: Mapping[str, bytes]) -> Similarity:
+    """Run a 4-bit adapter and its 16-bit twin's on the search rows, one base after the other.
+
+    Args:
+        nf4, twin: adapter files, each trained at its own precision.
+    """
+    rows = bench.rows["search"][: evaluation.N_DECODED_ROWS]
+    with _attached(bench.base("16bit"), twin) as model:
+        twin_texts = evaluation.greedy(model, rows)
+        twin_states = evaluation.pooled_states(model, rows, twin_texts)
+    with _attached(bench.base("nf4"), nf4) as model:
+        texts = evaluation.greedy(model, rows)
+        states = evaluation.pooled_states(model, rows, twin_texts)
+    return Similarity(
+        token_match_rate=similarity.token_match_rate(texts, twin_texts),
+        embedding_cosine=similarity.embedding_cosine(states, twin_states),
+        centered_cosine=similarity.centered_cosine(states, twin_states),
+        n_rows=len(rows),
+        n_decoded_rows=len(rows),
+    )
+
+
+@contextmanager
+def _attached(base: "PreTrainedModel", files: Mapping[str, bytes]) -> "Iterator[PeftModel]":
+    """The base with an adapter from files; without it again afterwards, whatever happened inside."""
+    model = adapter.from_files(base, files)
+    try:
+        yield model
+    finally:
+        adapter.detach(model)
+
+
+@contextmanager
+def oom_as_failure() -> Iterator[None]:
+    """Turn a CUDA out-of-memory error inside the block into TrialFailed("oom")."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        peak = torch.cuda.max_memory_allocated() / memory.MIB
+        raise TrialFailed("oom", f"the GPU ran out of memory at {peak:.0f} MiB") from None
+
+
+def _timed(work, device: str) -> float:
+    """Seconds of one call, by device events on a GPU."""
+    if device == "cpu":
+        start = perf_counter()
+        work()
+        return perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
