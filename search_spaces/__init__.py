@@ -1,0 +1,216 @@
+"""Declared search spaces: YAML in, checked `Space` out.
+
+A space names the settings to search (`parameters`) and those that stay (`fixed`), in keys that a
+W&B sweep file also uses. Beside the fields of `TrialConfig`, a space may search `alpha_ratio`,
+alpha / rank: at a fixed alpha every change of the rank is also a change of the scale.
+"""
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainables.config import MAX_WHOLE, TARGETS, TrialConfig
+from trainables.errors import ConfigError, did_you_mean
+
+FOLDER = Path(__file__).parent
+Scalar = bool | int | float | str
+NAMES = tuple(TrialConfig.__dataclass_fields__) + ("alpha_ratio",)
+
+
+class Frozen(BaseModel):
+    """Base of every value that is read from outside: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Parameter(Frozen):
+    """One searched setting: a list of values, or a range.
+
+    Attributes:
+        values: choices; a list of target modules may be written as a list or joined by "+".
+        distribution: how a range is drawn; "log_uniform_values" is uniform in the logarithm.
+        min, max: ends of the range, both included.
+    """
+
+    values: tuple[Scalar | tuple[str, ...], ...] | None = None
+    distribution: Literal["uniform", "log_uniform_values", "int_uniform"] | None = None
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Parameter":
+        if self.values is not None:
+            if (self.distribution, self.min, self.max) != (None, None, None):
+                raise ValueError("give either values, or distribution with min and max")
+            if not self.values:
+                raise ValueError("values must hold at least one value")
+        elif None in (self.distribution, self.min, self.max):
+            raise ValueError("needs values, or distribution with min and max")
+        elif not self.min < self.max:  # type: ignore[operator]  # also refuses NaN
+            raise ValueError(f"min must be under max, got {self.min!r} and {self.max!r}")
+        elif self.distribution == "log_uniform_values" and self.min <= 0:  # type: ignore[operator]
+            raise ValueError(f"min must be above 0 for log_uniform_values, got {self.min!r}")
+        elif self.distribution == "int_uniform" and not (self.min.is_integer() and self.max.is_integer()):  # type: ignore[union-attr]
+            raise ValueError(f"min and max must be whole numbers for int_uniform, got {self.min!r} and {self.max!r}")
+        return self
+
+    @property
+    def choices(self) -> tuple[Scalar, ...] | None:
+        """The values as scalars, targets joined by "+"; None for a range."""
+        if self.values is None:
+            return None
+        return tuple("+".join(v) if isinstance(v, tuple) else v for v in self.values)
+
+    @property
+    def samples(self) -> tuple[Scalar, ...]:
+        """Values that show whether the whole parameter is valid: all choices, or both ends."""
+        if self.values is not None:
+            return self.choices or ()
+        ends = (self.min, self.max)
+        return tuple(int(end) for end in ends) if self.distribution == "int_uniform" else ends  # type: ignore[arg-type, return-value]
+
+
+class EarlyTerminate(Frozen):
+    """How weak trials are stopped: "asha" keeps about one in `eta` at each rung, "none" keeps all."""
+
+    type: Literal["asha", "none"] = "asha"
+    eta: int = Field(default=2, ge=2, le=8)
+
+
+class Space(Frozen):
+    """A checked search space.
+
+    Attributes:
+        name: of the file, without suffix.
+        description: one line for people.
+        method: "tpe" and "random" sample without end, "grid" runs each point once.
+        parameters: searched settings by name.
+        fixed: settings of every trial; what is named nowhere has TrialConfig's default.
+        early_terminate: pruning.
+    """
+
+    name: str
+    description: str = ""
+    method: Literal["tpe", "random", "grid"] = "tpe"
+    parameters: dict[str, Parameter]
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    early_terminate: EarlyTerminate = EarlyTerminate()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Space":
+        for name in (*self.parameters, *self.fixed):
+            if name not in NAMES:
+                raise ConfigError(f"no trial setting {name!r}{did_you_mean(name, NAMES)}")
+        for name in self.parameters:
+            if name in self.fixed:
+                raise ConfigError(f"{name} is both in parameters and fixed")
+        named = {*self.parameters, *self.fixed}
+        if {"alpha", "alpha_ratio"} <= named or not {"alpha", "alpha_ratio"} & named:
+            raise ConfigError("give one of alpha and alpha_ratio (alpha / rank)")
+        if self.method == "grid" and (ranges := [n for n, p in self.parameters.items() if p.values is None]):
+            raise ConfigError(f"method grid needs values, {ranges[0]} has a range")
+        first = {name: parameter.samples[0] for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            configs = {self.config(first | {name: value}) for value in parameter.samples}
+            if len(configs) < len(parameter.samples):
+                raise ConfigError(f"{name}: values must be distinct, got {list(parameter.samples)}")
+        return self
+
+    def config(self, params: Mapping[str, Scalar], **overrides: Any) -> TrialConfig:
+        """The trial that `params` (one scalar for each parameter) stands for.
+
+        Args:
+            overrides: settings of the sweep that go before the space's own, e.g. max_steps.
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        values = copy.deepcopy({**self.fixed, **params, **overrides})
+        if isinstance(values.get("targets"), str):
+            values["targets"] = values["targets"].split("+")
+        if isinstance(values.get("targets"), list) and all(target in TARGETS for target in values["targets"]):
+            values["targets"].sort(key=TARGETS.index)
+        ratio = values.pop("alpha_ratio", None)
+        if ratio is not None:
+            if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+                raise ConfigError(f"alpha_ratio must be a number, got {ratio!r}")
+            rank = values.get("rank")
+            if type(rank) is int and 1 <= rank <= MAX_WHOLE:  # TrialConfig refuses any other
+                ratio *= rank
+            values["alpha"] = ratio
+        return TrialConfig.from_dict(values)
+
+    def grid(self) -> Iterator[dict[str, Scalar]]:
+        """Every point of a space whose parameters all have values, first parameter slowest."""
+        for point in itertools.product(*(parameter.choices or () for parameter in self.parameters.values())):
+            yield dict(zip(self.parameters, point, strict=True))
+
+    @property
+    def n_points(self) -> int | None:
+        """Points of the grid; None where a parameter has a range."""
+        sizes = [len(p.values) if p.values is not None else None for p in self.parameters.values()]
+        if None in sizes:
+            return None
+        product = 1
+        for size in sizes:
+            product *= size or 0
+        return product
+
+
+def names() -> list[str]:
+    """Spaces that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Space:
+    """Read a space by name ("pareto") or by path ("my/space.yaml").
+
+    Raises:
+        ConfigError: unknown name (nearest one offered), unreadable file, unknown key, or a value out of range.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if path.parent == FOLDER and path.stem not in names():
+        raise ConfigError(
+            f"SPACE: no search space {name!r}{did_you_mean(name, names())}; or give a path to a .yaml file"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"SPACE: no file {name!r}") from None
+    except Exception as error:  # PyYAML lets ValueError, KeyError and more out on bad scalars, as 2001-02-30
+        raise ConfigError(f"SPACE: {name} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"SPACE: {name} must hold keys {', '.join(Space.model_fields)}")
+    return parse(values | {"name": path.stem}, source=f"SPACE {name}")
+
+
+def parse(values: Mapping[str, Any], *, source: str) -> Space:
+    """Check a space given as plain values.
+
+    Raises:
+        ConfigError: see `load`.
+    """
+    try:
+        return Space.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {first_fault(error, Space)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line about the first fault pydantic found: field, rule, value."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"]) or "file"
+    if fault["type"] == "extra_forbidden":
+        owner = {"parameters": Parameter, "early_terminate": EarlyTerminate}.get(str(fault["loc"][0]), model)
+        return f"unknown key {where!r}{did_you_mean(str(fault['loc'][-1]), owner.model_fields)}"
+    if fault["type"] == "missing":
+        return f"{where} is missing"
+    if fault["type"] == "value_error":  # ours; about the whole file it is complete
+        return f"{where}: {fault['ctx']['error']}" if fault["loc"] else str(fault["ctx"]["error"])
+    return f"{where}: {fault['msg']}, got {fault['input']!r}"
