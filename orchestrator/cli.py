@@ -1,0 +1,235 @@
+"""The command line: `qlora-sweep run | resume | status | sync | ui`.
+
+Results go to standard output (with --json one JSON object and nothing else), all else to standard
+error. Exit codes: 0 done, 1 the sweep failed, 2 bad setting, 3 bad data, 4 no disk space, 5 model,
+data or cluster unreachable, 130 interrupted. Heavy libraries are imported only once settings are sound.
+"""
+
+import errno
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trainables.errors import ConfigError, SweepError
+
+if TYPE_CHECKING:
+    from orchestrator.settings import SweepSettings
+    from trainables.config import TrialResult
+
+INTERRUPTED = 130
+UI_PORT = 5000
+
+app = typer.Typer(
+    help="Which LoRA settings, at 4 or 16 bits, and what does each gigabyte and second buy?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Name = Annotated[str, typer.Argument(help="name of the sweep")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
+
+
+def sweep_folder(name: str) -> Path:
+    """Folder of a sweep's state."""
+    from orchestrator import settings as settings_file
+
+    return settings_file.sweep_folder(name)
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@app.command()
+def run(
+    space: Annotated[
+        str | None, typer.Option(help="search space: demo, diagnostic, pareto, or a path to a .yaml")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="configs to try; completed 4-bit ones add their 16-bit twin")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="steps of a full trial, in place of the space's")] = None,
+    name: Annotated[str | None, typer.Option(help="of the sweep; default: space and time")] = None,
+    address: Annotated[str | None, typer.Option(help="of a running Ray cluster: auto, HOST:PORT")] = None,
+    base_model: Annotated[str | None, typer.Option(help="hub id, folder, random:FOLDER or demo")] = None,
+    data: Annotated[str | None, typer.Option(help="hub id, .json / .jsonl / .parquet file or demo")] = None,
+    objective: Annotated[list[str] | None, typer.Option(help="of the front; repeat for several")] = None,
+    min_similarity: Annotated[
+        float | None, typer.Option(help="4-bit trials less like their twin enter no front")
+    ] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="share of a GPU for each trial")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what the machine has")] = None,
+    compute_dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, float16 or float32; default: the protocol's")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="of the trials and the sampler")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="of MLflow; default: mlflow_runs/mlflow.db")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan; touch neither GPU nor network")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search one space, record every trial, print the Pareto front."""
+    from orchestrator import plan
+
+    given = {"max_steps": steps, "address": address, "min_similarity": min_similarity, "gpus_per_trial": gpus_per_trial}
+    given |= {"compute_dtype": compute_dtype, "seed": seed, "tracking_uri": tracking_uri}
+    given |= {"objectives": tuple(objective) if objective else None}
+    chosen = {"space": space, "trials": trials, "base_model": base_model, "data": data}
+    settings = plan.choose(name, device, chosen, {k: v for k, v in given.items() if v is not None}, say)
+    if dry_run:
+        _print_plan(settings, as_json)
+        return
+    if (sweep_folder(settings.name) / "ledger.db").exists():
+        raise ConfigError(f"NAME: sweep {settings.name!r} exists; resume it, or choose another NAME")
+    _run(settings, resume=False, as_json=as_json)
+
+
+def _print_plan(settings: "SweepSettings", as_json: bool) -> None:
+    from orchestrator.plan import first_configs
+
+    configs = [config.to_dict() for config in first_configs(settings, 5)]
+    if as_json:
+        print(json.dumps({"settings": settings.model_dump(mode="json"), "first_configs": configs}))
+        return
+    space = settings.space
+    print(f"sweep {settings.name}: space {space.name} ({space.method}), {settings.n_trials} trials and their twins")
+    print(f"base model {settings.base_model}, data {settings.data}, on {settings.device}")
+    print(f"objectives {', '.join(settings.objectives)}; similarity at least {settings.min_similarity:g}")
+    for config in configs:
+        print("  " + " ".join(f"{k}={'+'.join(v) if isinstance(v, list) else v}" for k, v in config.items()))
+
+
+@app.command()
+def resume(name: Name, as_json: AsJson = False) -> None:
+    """Go on with a sweep that was interrupted; finished trials are kept."""
+    from orchestrator.settings import load as load_settings
+
+    settings = load_settings(sweep_folder(name))
+    _run(settings, resume=True, as_json=as_json)
+
+
+def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
+    from rich.console import Console
+
+    from orchestrator import sweep
+    from orchestrator.progress import ProgressDisplay, print_result
+    from orchestrator.settings import ROOT
+    from orchestrator.tracking import Follower, publish
+
+    display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
+    follower = Follower(settings, ROOT)
+    say(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
+
+    def started(ledger: Any, workload: Any) -> None:
+        counts = ledger.fact("data_counts")
+        dropped = {k: v for k, v in counts.items() if k.startswith("dropped")}
+        note = f" ({', '.join(f'{k} {v}' for k, v in dropped.items())})" if dropped else ""
+        say(f"rows: {counts['read']} read{note}, {counts['train']} for training; {workload.compute_dtype} arithmetic")
+        if workload.weights == "random":
+            say("weights are random: memory and time are real, loss and similarity say nothing about GPT-2")
+        display.start()
+        follower.start()
+
+    try:
+        result = sweep.run(settings, ROOT, resume=resume, started=started)
+    except KeyboardInterrupt:
+        say(f"interrupted; if it had begun, go on with: qlora-sweep resume {settings.name}")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        display.stop()
+        follower.stop()
+    run_page = publish(settings, ROOT, say, interrupted=result.interrupted)
+    print_result(result, run_page, as_json=as_json)
+    if result.interrupted:
+        say(f"interrupted; go on with: qlora-sweep resume {settings.name}")
+        raise typer.Exit(INTERRUPTED)
+    if not any(trial.state == "completed" for trial in result.trials):
+        raise SweepError(f"no trial completed; the last reason: {result.trials[-1].reason}")
+
+
+@app.command()
+def status(name: Name, as_json: AsJson = False) -> None:
+    """Show how far a sweep is."""
+    from rich.console import Console
+
+    from orchestrator.progress import status_of, status_view
+
+    settings, trials = _read(name)
+    found = status_of(trials, settings)
+    if as_json:
+        print(json.dumps({"name": name, **asdict(found)}))
+    else:
+        Console().print(status_view(name, found))
+
+
+@app.command()
+def sync(name: Name) -> None:
+    """Bring MLflow up to date with a sweep's ledger."""
+    from orchestrator.settings import ROOT
+    from orchestrator.tracking import publish
+
+    settings, trials = _read(name)
+    open_trials = [t for t in trials if t.state in ("queued", "running")]
+    page = publish(settings, ROOT, say, interrupted=bool(open_trials))
+    if page is None:
+        raise SweepError("MLflow could not be written")
+    print(page)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="on the loopback address")] = UI_PORT) -> None:
+    """Open MLflow over mlflow_runs/mlflow.db, on this machine only."""
+    from orchestrator.settings import ROOT
+
+    store = (ROOT / "mlflow.db").resolve()
+    if not store.is_file():
+        raise ConfigError(f"there is no {ROOT / 'mlflow.db'} yet; run a sweep first")
+    say(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    arguments = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    arguments += [
+        "--backend-store-uri",
+        f"sqlite:///{store}",
+        "--default-artifact-root",
+        str((ROOT / "artifacts").resolve()),
+    ]
+    os.execv(sys.executable, [sys.executable, *arguments])
+
+
+def _read(name: str) -> "tuple[SweepSettings, list[TrialResult]]":
+    from orchestrator import settings as settings_file
+    from orchestrator.ledger import Ledger
+
+    folder = settings_file.sweep_folder(name)
+    settings = settings_file.load(folder)
+    ledger = Ledger(folder / "ledger.db")
+    try:
+        return settings, ledger.trials()
+    finally:
+        ledger.close()
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code."""
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    try:
+        app()
+    except SweepError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        say(f"error: no disk space left ({error.filename or Path.cwd()}); free some and resume")
+        sys.exit(4)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""The one truth about a sweep: a small transactional SQLite store, written by the driver only.
+
+One row a trial key. Every state change is one transaction and must be one of TRANSITIONS; all else
+(Optuna's study, MLflow's runs, figures, fronts) is a projection that can be rebuilt from here.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainables.config import (
+    Cost,
+    Measurement,
+    Origin,
+    Similarity,
+    State,
+    TrialConfig,
+    TrialResult,
+    Workload,
+    canonical_json,
+)
+from trainables.errors import ConfigError, DiskFull
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE sweep (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE trials (
+    key TEXT PRIMARY KEY,
+    number INTEGER NOT NULL UNIQUE,
+    state TEXT NOT NULL,
+    origin TEXT NOT NULL,
+    reused INTEGER NOT NULL DEFAULT 0,
+    config TEXT NOT NULL,
+    params TEXT NOT NULL,
+    cost_cell TEXT NOT NULL,
+    environment TEXT NOT NULL DEFAULT '{}',
+    similarity TEXT,
+    reason TEXT,
+    adapter_sha256 TEXT,
+    train_seconds REAL,
+    started_at REAL,
+    ended_at REAL
+) WITHOUT ROWID;
+CREATE INDEX trials_by_state ON trials (state);
+CREATE TABLE measurements (
+    key TEXT NOT NULL REFERENCES trials (key),
+    step INTEGER NOT NULL,
+    at REAL NOT NULL,
+    train_loss_nats REAL NOT NULL,
+    eval_loss_nats REAL NOT NULL,
+    PRIMARY KEY (key, step)
+) WITHOUT ROWID;
+CREATE TABLE cost_cells (cell TEXT PRIMARY KEY, cost TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    "queued": frozenset({"running", "refused"}),
+    "running": frozenset({"queued", "completed", "pruned", "oom", "diverged", "failed"}),
+    "pruned": frozenset({"queued"}),  # taken up again as the twin of a 4-bit trial
+}
+
+
+class LedgerError(RuntimeError):
+    """An operation that would break the ledger's rules; a fault of this program, not of its user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A trial's row: its result as others know it, and what only the driver needs.
+
+    Attributes:
+        result: the trial.
+        params: the point of the search space that it stands for.
+        adapter_sha256: of its adapter file, once completed.
+        measured_at: seconds since the epoch of each measurement in `result.history`.
+    """
+
+    result: TrialResult
+    params: Mapping[str, Any]
+    adapter_sha256: str | None = None
+    measured_at: tuple[float, ...] = field(default=())
+
+
+class Ledger:
+    """An open ledger. One connection; open another for another thread or process."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, creating it (and its tables) where it is new.
+
+        Raises:
+            ConfigError: the file is no ledger, or of another schema version.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
+        self._db.row_factory = sqlite3.Row
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            with self._transaction():
+                self._create_or_check()
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise ConfigError(f"{path} is no readable ledger ({error}); restore it or start under a new NAME") from None
+
+    def _create_or_check(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            for statement in SCHEMA.split(";"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version != SCHEMA_VERSION:
+            raise ConfigError(f"{self.path} has ledger version {version}, this program reads {SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+                raise DiskFull(f"no space left for {self.path}; free some and resume") from None
+            raise
+
+    # --- what the sweep is about
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """Keep one JSON value about the whole sweep."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO sweep VALUES (?, ?)", (name, canonical_json(value)))
+
+    def fact(self, name: str, default: Any = None) -> Any:
+        """Read back `set_fact`."""
+        row = self._db.execute("SELECT value FROM sweep WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else default
+
+    def workload(self) -> Workload | None:
+        """What all trials of this sweep share; None before the first run."""
+        values = self.fact("workload")
+        return Workload(**values) if values else None
+
+    # --- changes, one transaction each
+
+    def add(self, key: str, config: TrialConfig, *, params: Mapping[str, Any], origin: Origin) -> None:
+        """Queue a new trial.
+
+        Raises:
+            LedgerError: the key is known.
+        """
+        with self._transaction():
+            if self._db.execute("SELECT 1 FROM trials WHERE key = ?", (key,)).fetchone():
+                raise LedgerError(f"trial {key[:12]} is in the ledger already")
+            self._db.execute(
+                "INSERT INTO trials (key, number, state, origin, config, params, cost_cell) "
+                "VALUES (?, (SELECT coalesce(max(number) + 1, 0) FROM trials), 'queued', ?, ?, ?, ?)",
+                (key, origin, canonical_json(config.to_dict()), canonical_json(dict(params)), config.cost_cell),
+            )
+
+    def _move(self, key: str, new: State, **columns: Any) -> None:
+        """Change state inside the caller's transaction, if TRANSITIONS allow it."""
+        row = self._db.execute("SELECT state FROM trials WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise LedgerError(f"no trial {key[:12]} in the ledger")
+        if new not in TRANSITIONS.get(row["state"], ()):
+            raise LedgerError(f"trial {key[:12]} cannot go from {row['state']} to {new}")
+        values = {"state": new, **columns}
+        assignments = ", ".join(f"{name} = ?" for name in values)
+        self._db.execute(f"UPDATE trials SET {assignments} WHERE key = ?", (*values.values(), key))
+
+    def start(self, key: str) -> None:
+        """queued -> running."""
+        with self._transaction():
+            self._move(key, "running", started_at=time.time())
+
+    def record(self, key: str, measurement: Measurement) -> None:
+        """Keep a rung of a running trial; a rung reported again (after a retry) replaces the first."""
+        with self._transaction():
+            state = self._db.execute("SELECT state FROM trials WHERE key = ?", (key,)).fetchone()
+            if state is None or state["state"] != "running":
+                raise LedgerError(f"trial {key[:12]} reports step {measurement.step} but does not run")
+            self._db.execute(
+                "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?)",
+                (key, measurement.step, time.time(), measurement.train_loss_nats, measurement.eval_loss_nats),
+            )
+
+    def finish(
+        self,
+        key: str,
+        state: State,
+        *,
+        reason: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        adapter_sha256: str | None = None,
+        train_seconds: float | None = None,
+    ) -> None:
+        """running -> a final state.
+
+        Raises:
+            LedgerError: a stop without a reason, or a trial that does not run.
+        """
+        if state != "completed" and not reason:
+            raise LedgerError(f"trial {key[:12]} ends as {state} without a reason")
+        with self._transaction():
+            self._move(
+                key,
+                state,
+                reason=reason,
+                environment=canonical_json(dict(environment or {})),
+                adapter_sha256=adapter_sha256,
+                train_seconds=train_seconds,
+                ended_at=time.time(),
+            )
+
+    def requeue(self, key: str) -> None:
+        """Take a trial up again: one that was interrupted, or a pruned one that is needed as a twin."""
+        with self._transaction():
+            self._move(key, "queued", started_at=None, ended_at=None, reason=None)
+            self._db.execute("DELETE FROM measurements WHERE key = ?", (key,))
+
+    def requeue_running(self) -> int:
+        """Take up all that was running when the driver stopped; returns how many."""
+        keys = [row["key"] for row in self._db.execute("SELECT key FROM trials WHERE state = 'running'")]
+        for key in keys:
+            self.requeue(key)
+        return len(keys)
+
+    def set_similarity(self, key: str, similarity: Similarity) -> None:
+        """Write a completed 4-bit trial's similarity to its twin."""
+        with self._transaction():
+            changed = self._db.execute(
+                "UPDATE trials SET similarity = ? WHERE key = ? AND state = 'completed'",
+                (canonical_json(asdict(similarity)), key),
+            ).rowcount
+            if changed != 1:
+                raise LedgerError(f"no completed trial {key[:12]} to write a similarity to")
+
+    def keep_cost(self, cell: str, cost: Cost) -> Cost:
+        """Keep a cost cell's measurement unless there is one already; returns the one that counts."""
+        with self._transaction():
+            self._db.execute("INSERT OR IGNORE INTO cost_cells VALUES (?, ?)", (cell, canonical_json(asdict(cost))))
+        return self.cost(cell)  # type: ignore[return-value]
+
+    # --- reading
+
+    def cost(self, cell: str) -> Cost | None:
+        """Measured memory and time of a cost cell, if it is known."""
+        row = self._db.execute("SELECT cost FROM cost_cells WHERE cell = ?", (cell,)).fetchone()
+        return Cost(**json.loads(row[0])) if row else None
+
+    def entry(self, key: str) -> Entry | None:
+        """One trial, or None."""
+        found = self._entries("WHERE key = ?", key)
+        return found[0] if found else None
+
+    def entries(self) -> list[Entry]:
+        """All trials by number."""
+        return self._entries("")
+
+    def trials(self) -> list[TrialResult]:
+        """All trials by number, as others know them."""
+        return [entry.result for entry in self.entries()]
+
+    def _entries(self, where: str, *values: Any) -> list[Entry]:
+        self._db.execute("BEGIN")  # one snapshot for the three reads
+        try:
+            rows = self._db.execute(f"SELECT * FROM trials {where} ORDER BY number", values).fetchall()
+            marks = self._db.execute(f"SELECT * FROM measurements {where} ORDER BY key, step", values).fetchall()
+            cells = self._db.execute("SELECT cell, cost FROM cost_cells").fetchall()
+        finally:
+            self._db.execute("COMMIT")
+        costs = {row["cell"]: Cost(**json.loads(row["cost"])) for row in cells}
+        history: dict[str, list[sqlite3.Row]] = {}
+        for mark in marks:
+            history.setdefault(mark["key"], []).append(mark)
+        return [_entry(row, history.get(row["key"], []), costs.get(row["cost_cell"])) for row in rows]
+
+
+def _entry(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None) -> Entry:
+    similarity = json.loads(row["similarity"]) if row["similarity"] else None
+    measured = [m for m in marks if cost]
+    result = TrialResult(
+        key=row["key"],
+        number=row["number"],
+        config=TrialConfig.from_dict(json.loads(row["config"])),
+        state=row["state"],
+        origin=row["origin"],
+        history=tuple(_measurement(mark, cost) for mark in measured if cost),
+        similarity=Similarity(**similarity) if similarity else None,
+        cost=cost,
+        environment=json.loads(row["environment"]),
+        reason=row["reason"],
+        train_seconds=row["train_seconds"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+    )
+    return Entry(
+        result=result,
+        params=json.loads(row["params"]),
+        adapter_sha256=row["adapter_sha256"],
+        measured_at=tuple(mark["at"] for mark in measured),
+    )
+
+
+def _measurement(mark: sqlite3.Row, cost: Cost) -> Measurement:
+    return Measurement(
+        step=mark["step"],
+        train_loss_nats=mark["train_loss_nats"],
+        eval_loss_nats=mark["eval_loss_nats"],
+        peak_memory_mib=cost.peak_memory_mib,
+        reserved_memory_mib=cost.reserved_memory_mib,
+        seconds_per_step=cost.seconds_per_step,
+        tokens_per_second=cost.tokens_per_second,
+    )

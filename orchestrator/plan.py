@@ -1,0 +1,88 @@
+"""From what the user said, and what the machine is, to settings; and what they would run first."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import search_spaces
+from orchestrator import settings as settings_file
+from orchestrator.settings import SweepSettings
+from trainables.config import TrialConfig
+from trainables.device import count_gpus
+
+GPU_DEFAULTS = {
+    "space": "pareto",
+    "trials": 32,
+    "base_model": "openai-community/gpt2-medium",
+    "data": "tatsu-lab/alpaca",
+}
+DEMO_DEFAULTS = {"space": "demo", "trials": 12, "base_model": "demo", "data": "demo"}
+
+
+def choose(
+    name: str | None,
+    device: str | None,
+    chosen: Mapping[str, Any],
+    given: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> SweepSettings:
+    """Check what the user said, and fill the rest in for this machine or cluster.
+
+    Args:
+        chosen: space, trials, base_model and data; None where the machine decides.
+        given: further fields of SweepSettings, only those that were said.
+    Raises:
+        ConfigError: a value is wrong. Unreachable: the cluster at the given address does not answer.
+    """
+    if chosen["space"] is not None:
+        search_spaces.load(chosen["space"])  # a wrong name is said before anything is looked at
+    if device is None:
+        device = "cuda" if _gpu_in_reach(given.get("address")) else "cpu"
+    defaults = GPU_DEFAULTS if device == "cuda" else DEMO_DEFAULTS
+    values = {key: value if value is not None else defaults[key] for key, value in chosen.items()}
+    space = search_spaces.load(values["space"])
+    n_trials = values["trials"]
+    if chosen["trials"] is None and space.method == "grid":
+        n_trials = space.n_points
+    settings = settings_file.make(
+        name=name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        space=space,
+        n_trials=n_trials,
+        base_model=values["base_model"],
+        data=values["data"],
+        device=device,
+        **given,
+    )
+    if device == "cpu" and chosen["base_model"] is None:
+        say(
+            "No GPU here: this is the demo, a tiny GPT-2 on made-up rows. On a GPU the same command tunes "
+            f"GPT-2 Medium on Alpaca: space {GPU_DEFAULTS['space']}, {GPU_DEFAULTS['trials']} trials of 200 steps."
+        )
+    return settings
+
+
+def _gpu_in_reach(address: str | None) -> bool:
+    if address is None:
+        return count_gpus() > 0
+    from orchestrator import ray_cluster
+
+    ray_cluster.connect(address)
+    return ray_cluster.has_gpu()
+
+
+def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:
+    """The configs that the sweep would start with, as far as they do not depend on results."""
+    from orchestrator.search import Proposer
+
+    proposer = Proposer(settings)
+    seen: dict[str, TrialConfig] = {}
+
+    def key_of(params: Mapping[str, Any]) -> str:
+        return str(settings.config(dict(params)))
+
+    while len(seen) < min(n_configs, settings.n_trials):
+        params = proposer.propose(key_of, seen.__contains__)
+        if params is None:
+            break
+        seen[key_of(params)] = settings.config(params)
+    return list(seen.values())

@@ -1,0 +1,84 @@
+"""Connecting to Ray: a private one on this machine, or a running cluster."""
+
+import logging
+import os
+import warnings
+
+from orchestrator.settings import SweepSettings
+from trainables.device import count_gpus
+from trainables.errors import ConfigError, Unreachable
+
+OBJECT_STORE_BYTES = 256 * 2**20
+MAX_CPU_WORKERS = 4
+"""Trials at once on a machine without a GPU; each worker holds its own PyTorch."""
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def connect(address: str | None) -> None:
+    """Start a private Ray on this machine, or join the cluster at `address`.
+
+    Raises:
+        Unreachable: no cluster answers there.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    import ray
+
+    if ray.is_initialized():
+        return
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        n_cpus = len(os.sched_getaffinity(0))
+        n_gpus = count_gpus()
+        ray.init(
+            address="local",
+            num_cpus=max(n_cpus, n_gpus) if n_gpus else min(n_cpus, MAX_CPU_WORKERS),
+            num_gpus=n_gpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Unreachable(f"ADDRESS: no Ray cluster answers at {address!r} ({reason})") from None
+
+
+def has_gpu() -> bool:
+    """Whether the connected cluster has any GPU."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def n_slots(settings: SweepSettings) -> int:
+    """Trials that the connected cluster can run at once.
+
+    Raises:
+        ConfigError: one trial asks for more than any node has.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if settings.device == "cuda":
+        most = max((node.get("GPU", 0) for node in nodes), default=0)
+        if settings.gpus_per_trial > most:
+            raise ConfigError(
+                f"gpus_per_trial is {settings.gpus_per_trial:g}, the largest node of the cluster has {most:g} "
+                f"(the whole cluster: {sum(node.get('GPU', 0) for node in nodes):g})"
+            )
+        return sum(int(node.get("GPU", 0) / settings.gpus_per_trial) for node in nodes)
+    slots = sum(int(node.get("CPU", 0)) for node in nodes)
+    if not slots:
+        raise ConfigError("the cluster has no CPU to run trials on")
+    return slots

@@ -1,0 +1,118 @@
+"""Everything one sweep was asked to do: frozen, checked, kept beside its ledger for `resume`."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from search_spaces import Frozen, Space, first_fault
+from trainables.config import ComputeDtype, TrialConfig
+from trainables.errors import ConfigError, did_you_mean
+
+ROOT = Path("mlflow_runs")
+"""Where all state lives, relative to the working directory."""
+
+Objective = Literal["peak_memory_mib", "seconds_per_step", "eval_loss_nats", "embedding_cosine", "token_match_rate"]
+MAXIMISED = frozenset({"embedding_cosine", "token_match_rate"})
+DEFAULT_OBJECTIVES: tuple[Objective, ...] = ("peak_memory_mib", "seconds_per_step", "eval_loss_nats")
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise ConfigError(
+            f"NAME must be 1 to 64 letters, digits, '.', '_' or '-', starting with one of the first two, got {name!r}"
+        )
+    return name
+
+
+class SweepSettings(Frozen):
+    """One sweep.
+
+    Attributes:
+        name: of the sweep and of its folder under mlflow_runs/sweeps.
+        space: the search space itself, so that a later edit of its file changes nothing.
+        n_trials: configs that the search takes up; each 4-bit one that completes adds its twin.
+        max_steps: steps of a full trial, in place of the space's own.
+        base_model, data: sources as in trainables.base_model.find and trainables.data.read_rows.
+        device: where trials run.
+        gpus_per_trial: share of a GPU; 1 by default.
+        compute_dtype: "auto" is the protocol's choice for the device.
+        address: of a running Ray cluster; None starts Ray on this machine.
+        objectives: what the front is made of; maximised ones are negated inside.
+        min_similarity: 4-bit trials whose embedding_cosine is lower enter no front.
+        seed: of every trial and of the sampler.
+        tracking_uri: of MLflow; None is the SQLite file under the root.
+    """
+
+    name: Annotated[str, AfterValidator(_check_name)]
+    space: Space
+    n_trials: int = Field(ge=1, le=100_000)
+    max_steps: int | None = Field(default=None, ge=1)
+    base_model: str = Field(min_length=1)
+    data: str = Field(min_length=1)
+    device: Literal["cuda", "cpu"]
+    gpus_per_trial: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    compute_dtype: ComputeDtype | Literal["auto"] = "auto"
+    address: str | None = None
+    objectives: tuple[Objective, ...] = Field(default=DEFAULT_OBJECTIVES, min_length=1)
+    min_similarity: float = Field(default=0.95, ge=0, le=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    tracking_uri: str | None = None
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray reserves for one trial."""
+        return {"cpu": 1, "gpu": self.gpus_per_trial} if self.device == "cuda" else {"cpu": 1}
+
+    def config(self, params: dict[str, Any]) -> TrialConfig:
+        """The trial that a point of the space stands for in this sweep."""
+        overrides: dict[str, Any] = {"seed": self.seed} if "seed" not in self.space.fixed else {}
+        if self.max_steps is not None:
+            overrides["max_steps"] = self.max_steps
+        return self.space.config(params, **overrides)
+
+
+def make(**values: Any) -> SweepSettings:
+    """Check settings.
+
+    Raises:
+        ConfigError: a value is out of range or a name is unknown; the message names the field.
+    """
+    for objective in values.get("objectives", ()):
+        if objective not in get_args(Objective):
+            raise ConfigError(f"no objective {objective!r}{did_you_mean(str(objective), get_args(Objective))}")
+    try:
+        settings = SweepSettings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(first_fault(error, SweepSettings)) from None
+    first = {name: parameter.samples[0] for name, parameter in settings.space.parameters.items()}
+    settings.config(first)
+    return settings
+
+
+def sweep_folder(name: str, root: Path = ROOT) -> Path:
+    """Folder of one sweep's ledger, settings, adapters and figures."""
+    return root / "sweeps" / _check_name(name)
+
+
+def save(settings: SweepSettings, folder: Path) -> None:
+    """Write settings.json, once; a sweep's settings never change."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> SweepSettings:
+    """Read settings.json.
+
+    Raises:
+        ConfigError: there is no such sweep, or the file is damaged.
+    """
+    path = folder / "settings.json"
+    if not path.is_file():
+        others = [p.parent.name for p in folder.parent.glob("*/settings.json")]
+        raise ConfigError(f"NAME: no sweep {folder.name!r}{did_you_mean(folder.name, others)}")
+    try:
+        return SweepSettings.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_fault(error, SweepSettings)}") from None

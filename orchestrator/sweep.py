@@ -1,0 +1,193 @@
+"""SweepSettings -> Tuner -> SweepResult: the whole life of one sweep on the driver."""
+
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator import settings as settings_file
+from orchestrator.front import Front, front_of
+from orchestrator.ledger import Ledger
+from orchestrator.settings import SweepSettings, sweep_folder
+from trainables.config import TrialResult, Workload
+from trainables.errors import ConfigError, SweepError
+
+MAX_RETRIES = 2
+"""Times a trial whose worker process was lost is started again; its own errors are never retried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    """What a sweep came to.
+
+    Attributes:
+        interrupted: stopped before its end; `resume` goes on.
+    """
+
+    settings: SweepSettings
+    workload: Workload
+    trials: tuple[TrialResult, ...]
+    front: Front
+    interrupted: bool
+
+    @property
+    def caption(self) -> str:
+        """Under what the figures were taken; says so where the weights are not pretrained ones."""
+        weights = {
+            "random": "random weights: memory and time are real, loss and similarity are not",
+            "demo": "the embedded demo model, not GPT-2 Medium",
+            "pretrained": self.workload.base_model,
+        }[self.workload.weights]
+        devices = ", ".join(sorted({trial.cost.device for trial in self.trials if trial.cost}))
+        return f"{weights}; {devices or 'no device yet'}, {self.workload.compute_dtype}"
+
+
+class SweepFailed(SweepError):
+    """Ray Tune gave up, or no trial completed."""
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold a sweep's folder for this process.
+
+    Raises:
+        ConfigError: another process runs this sweep; the message names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "owner").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise ConfigError(
+                f"NAME: sweep {folder.name!r} is being run by process {owner}; choose another NAME"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def run(
+    settings: SweepSettings, root: Path, *, resume: bool, started: Callable[[Ledger, Workload], None]
+) -> SweepResult:
+    """Run a sweep to its end, or until it is interrupted.
+
+    Args:
+        root: folder of all state, see orchestrator.settings.ROOT.
+        resume: go on with the sweep of that name; otherwise the name must be new.
+        started: called once when everything is ready and trials are about to start.
+    Raises:
+        SweepError: with the exit code of its kind.
+    """
+    folder = sweep_folder(settings.name, root)
+    with owned(folder):
+        known = (folder / "ledger.db").exists()
+        if known and not resume:
+            raise ConfigError(
+                f"NAME: sweep {settings.name!r} exists; say resume {settings.name}, or choose another NAME"
+            )
+        from orchestrator import ray_cluster
+        from orchestrator.prepare import prepare
+
+        ray_cluster.connect(settings.address)
+        slots = ray_cluster.n_slots(settings)
+        workload, counts = prepare(settings, root)
+        settings_file.save(settings, folder)
+        ledger = Ledger(folder / "ledger.db")
+        try:
+            _note_start(ledger, workload, counts)
+            ledger.requeue_running()
+            started(ledger, workload)
+            finished = _tune(settings, workload, ledger, folder, slots)
+            ledger.requeue_running()
+            return result_of(settings, ledger, interrupted=not finished)
+        finally:
+            ledger.close()
+
+
+def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int]) -> None:
+    """Keep what the sweep is about.
+
+    Raises:
+        ConfigError: the ledger holds trials on another base model, data set or arithmetic.
+    """
+    before = ledger.workload()
+    if before is None:
+        ledger.set_fact("id", uuid.uuid4().hex)
+        ledger.set_fact("created_at", time.time())
+    else:
+        for name in ("base_fingerprint", "data_digest", "compute_dtype"):
+            if getattr(before, name) != getattr(workload, name):
+                raise ConfigError(
+                    f"{name} has changed since this sweep began; its trials cannot be compared with new ones"
+                )
+    ledger.set_fact("workload", asdict(workload))
+    ledger.set_fact("data_counts", counts)
+
+
+def _tune(settings: SweepSettings, workload: Workload, ledger: Ledger, folder: Path, slots: int) -> bool:
+    """Let Ray Tune run until the searcher has nothing more to do; False when it was interrupted."""
+    from ray import tune
+
+    from orchestrator import adapter_store
+    from orchestrator.pruning import Pruner
+    from orchestrator.recorder import Recorder
+    from orchestrator.search import SweepSearcher
+    from orchestrator.tune_trainable import SweepTrainable
+
+    adapters = folder / "adapters"
+    store = adapter_store.serve(adapters)
+    first = {name: parameter.samples[0] for name, parameter in settings.space.parameters.items()}
+    pruner = Pruner(settings.space.early_terminate, settings.config(first).max_steps)
+    shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
+    searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared)
+    scratch = (folder / "ray").resolve()
+    tuner = tune.Tuner(
+        tune.with_resources(SweepTrainable, settings.resources),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=pruner,
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda t: t.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            callbacks=[Recorder(ledger, adapters, pruner)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    except KeyboardInterrupt:
+        return False
+    except tune.TuneError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, SweepError):
+            raise cause from None
+        raise SweepFailed(f"Ray Tune stopped: {' '.join(str(cause).split())}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state
+    return searcher.finished
+
+
+def result_of(settings: SweepSettings, ledger: Ledger, *, interrupted: bool = False) -> SweepResult:
+    """The sweep as its ledger has it now."""
+    trials = tuple(ledger.trials())
+    workload = ledger.workload()
+    if workload is None:
+        raise ConfigError(f"sweep {settings.name!r} has not started a trial yet")
+    return SweepResult(
+        settings=settings, workload=workload, trials=trials, front=front_of(trials, settings), interrupted=interrupted
+    )

@@ -1,0 +1,161 @@
+"""The only Trainable: a warm worker that takes one task after the other.
+
+A task is a trial to train, or a finished pair of trials to compare. Each step of the Trainable is
+one rung; what it returns is a Report, read by orchestrator.recorder on the driver.
+"""
+
+import os
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import ray
+from ray import tune
+
+from trainables.config import Cost, State, TrialConfig, Workload
+from trainables.errors import TrialFailed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What one Tune trial does.
+
+    Attributes:
+        kind: "train" a trial, or "compare" a completed 4-bit trial with its completed twin.
+        key, config: the trial; of a comparison the 4-bit one.
+        twin_key: of a comparison.
+        cost: of the config's cost cell, where the ledger knows it.
+    """
+
+    kind: Literal["train", "compare"]
+    key: str
+    config: TrialConfig
+    twin_key: str | None = None
+    cost: Cost | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "key": self.key,
+            "config": self.config.to_dict(),
+            "twin_key": self.twin_key,
+            "cost": asdict(self.cost) if self.cost else None,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Task":
+        cost = Cost(**values["cost"]) if values["cost"] else None
+        return cls(**values | {"config": TrialConfig.from_dict(values["config"]), "cost": cost})
+
+
+Report = dict[str, Any]
+"""state, done and, where they apply: step, eval_loss_nats, measurement, cost, adapter, similarity, similarity_of,
+environment, reason, train_seconds."""
+
+
+class SweepTrainable(tune.Trainable):
+    """Runs tasks on one device; the base model and the tokens stay between them."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # all inputs are on this node already
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        if config["device"] == "cpu":
+            torch.set_num_threads(1)  # one core a trial
+        self._bench = None
+        self._reports: Iterator[Report] = iter(())
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._leave()
+        self._reports = self._work(new_config)
+        return True
+
+    def step(self) -> Report:
+        return next(self._reports)
+
+    def cleanup(self) -> None:
+        self._leave()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: state lives in the ledger. Without this method Tune would not reuse the worker."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: an interrupted trial starts anew."""
+
+    def _leave(self) -> None:
+        if hasattr(self._reports, "close"):
+            self._reports.close()  # a pruned trial's adapter comes off the base
+
+    def _work(self, config: dict[str, Any]) -> Iterator[Report]:
+        task = Task.from_dict(config["task"])
+        store = config["adapter_store"]
+        try:
+            if self._bench is None:
+                from trainables.trial import Bench
+
+                self._bench = Bench(Workload(**config["workload"]), config["device"])
+            yield from (_train if task.kind == "train" else _compare)(self._bench, task, store)
+        except TrialFailed as error:
+            yield _end(self._bench, error.state, reason=str(error))
+        except Exception as error:
+            traceback.print_exc()
+            self._bench = None  # of unknown state now
+            yield {"state": "failed", "done": True, "reason": f"{type(error).__name__}: {error}", "environment": {}}
+
+
+def _end(bench: Any, state: State, **values: Any) -> Report:
+    from trainables.device import environment
+
+    facts = environment(bench.device) | {
+        "compute_dtype": bench.workload.compute_dtype,
+        "weights": bench.workload.weights,
+    }
+    return {"state": state, "done": True, "environment": facts, **values}
+
+
+def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
+    from trainables.trial import Trial, compare
+
+    start = perf_counter()
+    trial = Trial(task.config, bench, cost=task.cost)
+    try:
+        for measurement in trial.measurements():
+            report = {
+                "step": measurement.step,
+                "eval_loss_nats": measurement.eval_loss_nats,
+                "measurement": asdict(measurement),
+                "cost": asdict(trial.cost),
+            }
+            if measurement.step < task.config.max_steps:
+                yield {"state": "running", "done": False, **report}
+        files = trial.adapter_files()
+    finally:
+        trial.close()
+    seconds = perf_counter() - start
+    half = task.config.counterpart
+    other_files = ray.get(store.read.remote(bench.workload.key(half)))
+    if other_files is not None:  # the second half of a pair measures it
+        nf4 = task.config.precision == "nf4"
+        try:
+            similarity = compare(bench, nf4=files if nf4 else other_files, twin=other_files if nf4 else files)
+        except Exception:  # the training was sound; the searcher asks for the comparison once more
+            traceback.print_exc()
+        else:
+            of = task.key if nf4 else bench.workload.key(half)
+            report |= {"similarity": asdict(similarity), "similarity_of": of}
+    yield _end(bench, "completed", adapter=files, train_seconds=seconds, **report)
+
+
+def _compare(bench: Any, task: Task, store: Any) -> Iterator[Report]:
+    from trainables.trial import compare
+
+    nf4, twin = ray.get([store.read.remote(task.key), store.read.remote(task.twin_key)])
+    similarity = compare(bench, nf4=nf4, twin=twin)
+    yield _end(bench, "completed", similarity=asdict(similarity), similarity_of=task.key)
