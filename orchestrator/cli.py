@@ -84,8 +84,6 @@ def run(
     if dry_run:
         _print_plan(settings, as_json)
         return
-    if (sweep_folder(settings.name) / "ledger.db").exists():
-        raise ConfigError(f"NAME: sweep {settings.name!r} exists; resume it, or choose another NAME")
     _run(settings, resume=False, as_json=as_json)
 
 

@@ -124,7 +124,8 @@ def _hover(trial: TrialResult) -> str:
         f"trial {trial.number} ({trial.origin}), {trial.key[:12]}",
         f"{c.precision}, rank {c.rank}, alpha {c.alpha:g}, dropout {c.dropout:g}, lr {c.learning_rate:.2e}",
         "+".join(c.targets),
-        f"loss {last.eval_loss_nats:.4f} nats, {last.peak_memory_mib:.1f} MiB, {last.seconds_per_step * 1e3:.1f} ms/step",
+        f"loss {last.eval_loss_nats:.4f} nats, {last.peak_memory_mib:.1f} MiB",
+        f"{last.seconds_per_step * 1e3:.1f} ms/step",
     ]
     if trial.similarity:
         lines.append(f"cosine to the 16-bit twin {trial.similarity.embedding_cosine:.4f}")
@@ -157,8 +158,10 @@ def _trace(
 
 
 def _finish_html(figure: "go.Figure", result: SweepResult, title: str) -> "go.Figure":
-    note = f"{result.caption}. Black rings: on the Pareto front over {', '.join(result.settings.objectives)}."
-    figure.update_layout(title={"text": title, "subtitle": {"text": note}}, template="plotly_white", height=520)
+    note = f"{result.caption}<br>Black rings: on the Pareto front over {', '.join(result.settings.objectives)}"
+    figure.update_layout(
+        title={"text": title, "subtitle": {"text": note}}, template="plotly_white", height=560, margin={"t": 130}
+    )
     return figure
 
 
@@ -166,7 +169,7 @@ def rank_memory_html(result: SweepResult) -> "go.Figure":
     """Interactive form of `rank_memory_png`."""
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.1)
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.16)
     for precision in COLOURS:
         trials = _measured(result, precision)
         above = _above_cheapest(trials)

@@ -9,6 +9,7 @@ from orchestrator import settings as settings_file
 from orchestrator.settings import SweepSettings
 from trainables.config import TrialConfig
 from trainables.device import count_gpus
+from trainables.errors import ConfigError
 
 GPU_DEFAULTS = {
     "space": "pareto",
@@ -38,6 +39,8 @@ def choose(
         search_spaces.load(chosen["space"])  # a wrong name is said before anything is looked at
     if device is None:
         device = "cuda" if _gpu_in_reach(given.get("address")) else "cpu"
+    if device == "cpu" and "gpus_per_trial" in given:
+        raise ConfigError(f"gpus_per_trial is {given['gpus_per_trial']:g}, but there are 0 GPUs in reach")
     defaults = GPU_DEFAULTS if device == "cuda" else DEMO_DEFAULTS
     values = {key: value if value is not None else defaults[key] for key, value in chosen.items()}
     space = search_spaces.load(values["space"])

@@ -4,40 +4,43 @@ from pathlib import Path
 
 import ray
 
+from orchestrator import ray_cluster
 from orchestrator.settings import SweepSettings
 from trainables import base_model, data
 from trainables.config import ComputeDtype, Workload
+from trainables.device import native_dtype
 
 
 @ray.remote(max_calls=1)
 def _native_dtype(device: str) -> ComputeDtype:
     """Asked on a worker: the driver must not open the GPU, and may have none."""
-    from trainables.device import native_dtype
-
     return native_dtype(device)
 
 
+def compute_dtype(settings: SweepSettings) -> ComputeDtype:
+    """The arithmetic of the sweep; needs a connected Ray where the GPU is to be asked."""
+    if settings.compute_dtype != "auto":
+        return settings.compute_dtype
+    if settings.device == "cpu":
+        return native_dtype("cpu")
+    return ray.get(_native_dtype.options(num_gpus=settings.gpus_per_trial).remote(settings.device))
+
+
 def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, int]]:
-    """Fetch, check, split and tokenize; needs a connected Ray.
+    """Fetch, check, split and tokenize, then connect to Ray.
 
     Args:
         root: caches lie under root/cache.
     Returns:
         The workload, and counts of rows read, dropped by reason and in each split.
     Raises:
-        ConfigError, DataError, Unreachable: see trainables.base_model.find and trainables.data.read_rows.
+        ConfigError, DataError, Unreachable: before any GPU is used.
     """
-    dtype: ComputeDtype | ray.ObjectRef
-    if settings.compute_dtype != "auto":
-        dtype = settings.compute_dtype
-    elif settings.device == "cpu":
-        dtype = "float32"
-    else:
-        dtype = _native_dtype.options(num_gpus=settings.gpus_per_trial).remote(settings.device)
     cache = (root / "cache").resolve()
     checked = data.read_rows(settings.data)
     base = base_model.find(settings.base_model, cache)
     tokenized = data.tokenize(checked, base.folder, cache)
+    ray_cluster.connect(settings.address)
     workload = Workload(
         base_model=settings.base_model,
         base_folder=str(base.folder.resolve()),
@@ -46,6 +49,6 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
         data=settings.data,
         data_folder=str(tokenized.folder),
         data_digest=tokenized.digest,
-        compute_dtype=ray.get(dtype) if isinstance(dtype, ray.ObjectRef) else dtype,
+        compute_dtype=compute_dtype(settings),
     )
     return workload, dict(tokenized.counts)

@@ -27,7 +27,7 @@ class Pruner(FIFOScheduler):
                 time_attr="step",
                 metric="eval_loss_nats",
                 mode="min",
-                grace_period=rungs(max_steps)[0],
+                grace_period=next(rung for rung in rungs(max_steps) if rung >= rule.min_share * max_steps),
                 max_t=max_steps + 1,  # the worker ends a full trial itself
                 reduction_factor=self._rule.eta,
             )
@@ -49,7 +49,7 @@ class Pruner(FIFOScheduler):
             return TrialScheduler.CONTINUE
         self._reasons[task.key] = (
             f"ASHA: held-out loss {result['eval_loss_nats']:.4f} nats at step {result['step']} "
-            f"is not in the best 1/{self._rule.eta} there"
+            f"is not in the best {1 / self._rule.eta:.0%} there"
         )
         return decision
 

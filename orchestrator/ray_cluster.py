@@ -2,6 +2,9 @@
 
 import logging
 import os
+import socket
+import subprocess
+import sys
 import warnings
 
 from orchestrator.settings import SweepSettings
@@ -11,6 +14,7 @@ from trainables.errors import ConfigError, Unreachable
 OBJECT_STORE_BYTES = 256 * 2**20
 MAX_CPU_WORKERS = 4
 """Trials at once on a machine without a GPU; each worker holds its own PyTorch."""
+KNOCK_SECONDS = 5.0
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -47,11 +51,36 @@ def connect(address: str | None) -> None:
             **quiet,
         )
         return
+    _knock(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Unreachable(f"ADDRESS: no Ray cluster answers at {address!r} ({reason})") from None
+
+
+def _knock(address: str) -> None:
+    """Ask quickly whether a Ray cluster answers at HOST:PORT; `ray.init` itself would wait for minutes.
+
+    Raises:
+        ConfigError: not of the form auto or [ray://]HOST:PORT.
+        Unreachable: nothing listens there, or it is not Ray.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"ADDRESS must be auto, HOST:PORT or ray://HOST:PORT, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+        if not address.startswith("ray://"):
+            check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+            subprocess.run(check, check=True, timeout=KNOCK_SECONDS, capture_output=True)
+    except (OSError, OverflowError, subprocess.SubprocessError) as error:
+        reason = "not Ray" if isinstance(error, subprocess.SubprocessError) else error
+        raise Unreachable(
+            f"ADDRESS: no cluster answers at {address!r} ({reason}); start one, or leave it out"
+        ) from None
 
 
 def has_gpu() -> bool:

@@ -124,7 +124,7 @@ class SweepSearcher(Searcher):
             n_slots: tasks at once.
             shared: what every task's Tune config holds beside the task.
         """
-        super().__init__(metric="eval_loss_nats", mode="min")
+        super().__init__()  # with a metric, Tune would end the sweep at the first report without it: a broken trial's
         self._settings = settings
         self._workload = workload
         self._ledger = ledger

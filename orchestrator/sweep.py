@@ -97,9 +97,8 @@ def run(
         from orchestrator import ray_cluster
         from orchestrator.prepare import prepare
 
-        ray_cluster.connect(settings.address)
-        slots = ray_cluster.n_slots(settings)
         workload, counts = prepare(settings, root)
+        slots = ray_cluster.n_slots(settings)
         settings_file.save(settings, folder)
         ledger = Ledger(folder / "ledger.db")
         try:

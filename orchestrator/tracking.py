@@ -55,7 +55,8 @@ def open_client(uri: str, root: Path) -> tuple[Any, str]:
             return client, found.experiment_id
         local = uri.startswith("sqlite:")
         location = (root / "artifacts").resolve().as_uri() if local else None
-        return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # opens as model training, not as GenAI
+        return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
 
 
 class Tracker:

@@ -76,10 +76,16 @@ class Parameter(Frozen):
 
 
 class EarlyTerminate(Frozen):
-    """How weak trials are stopped: "asha" keeps about one in `eta` at each rung, "none" keeps all."""
+    """How weak trials are stopped.
+
+    Attributes:
+        type: "asha" keeps the best 1 / eta at each rung, "none" keeps all.
+        min_share: share of its steps that every trial is given before it may be stopped.
+    """
 
     type: Literal["asha", "none"] = "asha"
-    eta: int = Field(default=2, ge=2, le=8)
+    eta: float = Field(default=2, gt=1, le=8)
+    min_share: float = Field(default=0.125, gt=0, le=1)
 
 
 class Space(Frozen):
@@ -115,6 +121,7 @@ class Space(Frozen):
         if self.method == "grid" and (ranges := [n for n, p in self.parameters.items() if p.values is None]):
             raise ConfigError(f"method grid needs values, {ranges[0]} has a range")
         first = {name: parameter.samples[0] for name, parameter in self.parameters.items()}
+        self.config(first)  # also where no parameter is searched
         for name, parameter in self.parameters.items():
             configs = {self.config(first | {name: value}) for value in parameter.samples}
             if len(configs) < len(parameter.samples):

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import sqrt
-from sys import float_info
 from typing import Any, Literal, get_args
 
 from trainables.errors import ConfigError, did_you_mean
@@ -29,6 +28,9 @@ ComputeDtype = Literal["bfloat16", "float16", "float32"]
 
 MAX_WHOLE = 2**31 - 1
 """Largest rank, batch size, length or number of steps that a config may ask for."""
+
+MAX_REAL = 1e30
+"""Largest alpha and learning rate; float32 arithmetic on larger ones raises instead of diverging."""
 
 FINAL_STATES = frozenset(get_args(State)) - {"queued", "running"}
 
@@ -96,8 +98,8 @@ class TrialConfig:
             raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
         for name in ("alpha", "learning_rate"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= float_info.max:
-                raise ConfigError(f"{name} must be positive and finite, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_REAL:
+                raise ConfigError(f"{name} must be positive and finite (at most {MAX_REAL:g}), got {value!r}")
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be at least 0 and under 1, got {self.dropout!r}")
         if not isinstance(self.rank_stabilized, bool):

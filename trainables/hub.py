@@ -48,7 +48,7 @@ def fetch_model(repo_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     with _asking(repo_id, "model") as silence:
-        folder = Path(snapshot_download(repo_id, allow_patterns=MODEL_FILES, local_files_only=silence is not None))
+        folder = Path(snapshot_download(repo_id, allow_patterns=[*MODEL_FILES], local_files_only=silence is not None))
         missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
         if missing and silence:  # another program cached a part of it, say the tokenizer alone
             raise _unreachable(repo_id, "model", silence)
@@ -160,7 +160,8 @@ def _status(error: BaseException) -> int | None:
 
 def _is_refusal(error: BaseException) -> bool:
     """Whether the hub, not some proxy that blocks it, said that there is no such repo for this user."""
-    return _status(error) in (401, 403, 404) and any(name.startswith("x-error-") for name in error.response.headers)
+    headers = getattr(getattr(error, "response", None), "headers", ())
+    return _status(error) in (401, 403, 404) and any(name.lower().startswith("x-error-") for name in headers)
 
 
 def _unreachable(repo_id: str, kind: Kind, reason: str) -> Unreachable:
