@@ -9,6 +9,7 @@ trial.close()
 """
 
 import gc
+import gc
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -156,9 +157,10 @@ class Trial:
         return adapter.to_files(self._model)
 
     def close(self) -> None:
-        """Detach the adapter; the trial cannot be used afterwards."""
+        """Detach the adapter and free what the trial held; it cannot be used afterwards."""
         adapter.detach(self._model)
         del self._model
+        gc.collect()  # optimizer and accelerator refer to each other
 
 
 def compare(bench: Bench, *, nf4: Mapping[str, bytes], twin: Mapping[str, bytes]) -> Similarity:
