@@ -41,6 +41,7 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     base = base_model.find(settings.base_model, cache)
     tokenized = data.tokenize(checked, base.folder, cache)
     ray_cluster.connect(settings.address)
+    ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
     workload = Workload(
         base_model=settings.base_model,
         base_folder=str(base.folder.resolve()),

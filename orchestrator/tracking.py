@@ -97,11 +97,15 @@ class Tracker:
         return children
 
     def _create_parent(self) -> str:
+        from mlflow.entities import Param
+
         created = self._ledger.fact("created_at")
         tags = {"sweep_id": self._ledger.fact("id"), "space": self._settings.space.name}
         run = self._client.create_run(
             self.experiment_id, start_time=int(created * 1000), tags=tags, run_name=self._settings.name
         )
+        asked = self._settings.model_dump(mode="json", exclude={"space", "name", "tracking_uri", "address"})
+        self._client.log_batch(run.info.run_id, params=[Param(name, _text(value)) for name, value in asked.items()])
         return run.info.run_id
 
     # --- bringing them up to date
@@ -228,8 +232,9 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._stop.set()
+            self._thread.join()
 
     def _follow(self) -> None:
         ledger = Ledger(sweep_folder(self._settings.name, self._root) / "ledger.db")

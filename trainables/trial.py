@@ -9,7 +9,6 @@ trial.close()
 """
 
 import gc
-import gc
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,0 +1,97 @@
+"""What several test modules share: a tiny GPT-2, its tokens, a workload and a bench."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from trainables import data, demo
+from trainables.base_model import BaseModel
+from trainables.config import TrialConfig, Workload
+from trainables.trial import Bench
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+settings.register_profile("default", deadline=None, print_blob=True)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A GPT-2 of 2 layers x 64 with seeded random weights and the demo's tokenizer.
+
+    Weights are drawn wide, so that logits differ clearly between tokens and gradients get clipped.
+    """
+    folder = tmp_path_factory.mktemp("tiny-gpt2")
+    shape = GPT2Config(
+        n_layer=2,
+        n_embd=64,
+        n_head=4,
+        n_positions=256,
+        vocab_size=1024,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(shape).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo.FOLDER / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokens(tiny_folder, tmp_path_factory) -> data.TokenizedData:
+    """The demo's rows, split and tokenized."""
+    return data.tokenize(data.read_rows("demo"), tiny_folder, tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="session")
+def splits(tokens) -> dict[str, list[data.TokenRow]]:
+    return data.load(tokens.folder)
+
+
+@pytest.fixture(scope="session")
+def workload(tiny_folder, tokens) -> Workload:
+    """The tiny base and the demo's rows in float32."""
+    base = BaseModel(source=str(tiny_folder), folder=tiny_folder, weights="random")
+    return Workload(
+        base_model=base.source,
+        base_folder=str(base.folder),
+        base_fingerprint=base.fingerprint(),
+        weights=base.weights,
+        data="demo",
+        data_folder=str(tokens.folder),
+        data_digest=tokens.digest,
+        compute_dtype="float32",
+    )
+
+
+@pytest.fixture(scope="session")
+def bench(workload) -> Bench:
+    """A CPU bench. Who uses it gives both bases back untouched."""
+    return Bench(workload, "cpu")
+
+
+@pytest.fixture
+def small_config():
+    """Make a TrialConfig of few, small steps; any field can be given."""
+
+    def make(**values) -> TrialConfig:
+        small = {
+            "precision": "16bit",
+            "rank": 4,
+            "alpha": 8,
+            "batch_size": 2,
+            "max_length_tokens": 64,
+            "max_steps": 4,
+            "learning_rate": 1e-3,
+        }
+        return TrialConfig(**{**small, **values})
+
+    return make

@@ -1,0 +1,217 @@
+"""Trials on a real GPU: bfloat16 and float16, memory that repeats to the byte and is given back."""
+
+import gc
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from trainables import adapter, evaluation, trial
+from trainables.config import TrialConfig, Workload
+from trainables.device import count_gpus, native_dtype
+from trainables.errors import TrialFailed
+from trainables.memory import MIB
+from trainables.training import EagerEngine
+from trainables.trial import Bench, Trial
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
+]
+PRECISIONS = ("16bit", "nf4")
+
+
+@pytest.fixture(autouse=True)
+def _process_of_its_own():
+    """A worker has one device and one dtype; accelerate refuses to change either within a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture(scope="module")
+def wide_workload(workload, tmp_path_factory) -> Workload:
+    """A base of 4 layers x 256, so that what 4 bits save stands out; the tiny base's tokens."""
+    folder = tmp_path_factory.mktemp("wide-gpt2")
+    shape = GPT2Config(
+        n_layer=4, n_embd=256, n_head=4, n_positions=256, vocab_size=1024, bos_token_id=0, eos_token_id=0
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(shape).save_pretrained(folder)
+    return replace(workload, base_folder=str(folder), compute_dtype=native_dtype("cuda"))
+
+
+@pytest.fixture
+def gpu_bench(workload) -> Bench:
+    return Bench(replace(workload, compute_dtype=native_dtype("cuda")), "cuda")
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request):
+    return request.param
+
+
+def outcome(config: TrialConfig, bench: Bench) -> tuple[float, list[float], list[float]]:
+    """Peak in MiB, training losses and held-out losses of one trial, closed afterwards."""
+    run = Trial(config, bench)
+    try:
+        measurements = list(run.measurements())
+    finally:
+        run.close()
+    return (
+        run.cost.peak_memory_mib,
+        [m.train_loss_nats for m in measurements],
+        [m.eval_loss_nats for m in measurements],
+    )
+
+
+def allocated_bytes() -> int:
+    torch.cuda.synchronize()
+    return torch.cuda.memory_allocated()
+
+
+def test_this_gpu_is_counted():
+    assert count_gpus() == torch.cuda.device_count() >= 1
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False),
+    reason="this GPU has no bfloat16 of its own",
+)
+def test_a_bfloat16_base_trains_and_its_loss_falls(gpu_bench, small_config, precision):
+    assert gpu_bench.workload.compute_dtype == "bfloat16"
+    config = small_config(precision=precision, max_steps=32, learning_rate=3e-3)
+    _, _, held_out = outcome(config, gpu_bench)
+    assert held_out[-1] < held_out[0] - 0.05, held_out
+    floating = {p.dtype for p in gpu_bench.base(precision).parameters() if p.is_floating_point()}
+    assert floating == {torch.bfloat16}
+
+
+def test_nf4_peaks_under_16_bits_by_most_of_the_weights(wide_workload, small_config):
+    bench = Bench(wide_workload, "cuda")
+    peaks = {p: outcome(small_config(precision=p), bench)[0] for p in PRECISIONS}
+    quantized_values = 4 * 12 * 256**2
+    saved_mib = peaks["16bit"] - peaks["nf4"]
+    assert saved_mib > 0.5 * quantized_values * (16 - 4.2) / 8 / MIB, peaks
+
+
+def test_two_identical_trials_give_identical_bytes_and_losses(gpu_bench, small_config, precision):
+    config = small_config(precision=precision, dropout=0.2, max_steps=16)
+    assert outcome(config, gpu_bench) == outcome(config, gpu_bench)
+
+
+def test_a_peak_does_not_depend_on_which_base_was_on_the_device_before(gpu_bench, small_config):
+    configs = [small_config(precision=p) for p in (*PRECISIONS, *PRECISIONS)]
+    outcome(configs[0], gpu_bench)  # the device's libraries take their workspaces at first use
+    peaks = [outcome(config, gpu_bench)[0] for config in configs]
+    assert peaks[:2] == peaks[2:]
+
+
+def test_memory_returns_to_the_baseline_when_a_trial_is_closed(gpu_bench, small_config, precision):
+    config = small_config(precision=precision)
+    outcome(config, gpu_bench)  # loads the base; the device's libraries take their workspaces
+    baseline = allocated_bytes()
+    for _ in range(2):
+        outcome(config, gpu_bench)
+        assert allocated_bytes() == baseline
+
+
+def test_a_pruned_trial_gives_its_memory_back(gpu_bench, small_config):
+    outcome(small_config(), gpu_bench)
+    baseline = allocated_bytes()
+    run = Trial(small_config(), gpu_bench)
+    measurements = run.measurements()
+    next(measurements)
+    measurements.close()
+    run.close()
+    assert allocated_bytes() == baseline
+
+
+def test_out_of_memory_fails_the_trial_and_the_next_one_runs(gpu_bench, small_config):
+    config = small_config()
+    expected = outcome(config, gpu_bench)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.02)
+    try:
+        with pytest.raises(TrialFailed, match=r"ran out of memory at \d+ MiB") as caught:
+            Trial(replace(config, batch_size=16_384), gpu_bench)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert caught.value.state == "oom"
+    assert not any("lora" in name for name, _ in gpu_bench.base(config.precision).named_modules())
+    del caught
+    gc.collect()
+    assert outcome(config, gpu_bench) == expected
+
+
+def test_time_and_reserved_memory_are_plausible(gpu_bench, small_config, precision):
+    run = Trial(small_config(precision=precision), gpu_bench)
+    cost = run.cost
+    run.close()
+    assert 0 < cost.seconds_per_step_p10 <= cost.seconds_per_step <= cost.seconds_per_step_p90 < 10
+    assert 0 < cost.peak_memory_mib <= cost.reserved_memory_mib
+    assert cost.device == torch.cuda.get_device_name()
+
+
+def test_comparing_a_pair_repeats_exactly(gpu_bench, small_config):
+    files = {}
+    for precision in PRECISIONS:
+        run = Trial(small_config(precision=precision), gpu_bench)
+        list(run.measurements())
+        files[precision] = run.adapter_files()
+        run.close()
+    found = trial.compare(gpu_bench, nf4=files["nf4"], twin=files["16bit"])
+    assert found == trial.compare(gpu_bench, nf4=files["nf4"], twin=files["16bit"])
+    assert 0.5 < found.embedding_cosine < 1
+
+
+@pytest.fixture
+def half_bench(workload) -> Bench:
+    return Bench(replace(workload, compute_dtype="float16"), "cuda")
+
+
+def test_float16_trains_with_finite_loss(half_bench, small_config, precision):
+    config = small_config(precision=precision, max_steps=32, learning_rate=3e-3)
+    _, training, held_out = outcome(config, half_bench)
+    assert all(torch.tensor([*training, *held_out]).isfinite())
+    assert held_out[-1] < held_out[0]
+
+
+def test_a_float16_overflow_skips_one_step_and_halves_the_scale(half_bench, small_config, precision):
+    config = small_config(precision=precision, dropout=0.0)
+    model = adapter.attach(half_bench.base(precision), config, base_name="tiny")
+    engine = EagerEngine(model, config, compute_dtype="float16", device="cuda")
+    scaler = engine._accelerator.scaler
+    ids = torch.randint(1024, (2, 64), generator=torch.Generator().manual_seed(0)).cuda()
+
+    def step() -> bool:
+        """Do one step; whether it moved the adapter."""
+        before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+        assert engine.step(ids, ids).isfinite()
+        after = [p for p in model.parameters() if p.requires_grad]
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in after)
+        return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    try:
+        step()  # the scaler comes to be with the first one
+        scaler.update(2.0**10)
+        assert step()
+        assert scaler.get_scale() == 2.0**10
+        scaler.update(2.0**60)
+        assert not step()
+        assert scaler.get_scale() == 2.0**59
+        scaler.update(2.0**10)
+        assert step()
+    finally:
+        adapter.detach(model)
+
+
+def test_held_out_loss_on_the_gpu_is_that_of_the_cpu_within_rounding(gpu_bench, bench, precision):
+    rows = bench.rows["search"][:32]
+    on_gpu = evaluation.eval_loss(gpu_bench.base(precision), rows)
+    assert on_gpu == pytest.approx(evaluation.eval_loss(bench.base(precision), rows), rel=0.02)

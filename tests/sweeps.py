@@ -1,0 +1,298 @@
+"""What the tests of orchestrator/ share: small spaces and settings, a sweep without Ray, the command itself."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any
+
+import search_spaces
+from orchestrator import adapter_store, settings
+from orchestrator.ledger import Ledger
+from orchestrator.pruning import Pruner
+from orchestrator.recorder import Recorder
+from orchestrator.search import SweepSearcher
+from orchestrator.settings import SweepSettings
+from orchestrator.tune_trainable import Report, Task
+from search_spaces import Space
+from trainables.config import Cost, Measurement, Similarity, TrialConfig, TrialResult, Workload, rungs
+
+REPO = Path(__file__).resolve().parents[1]
+COMMAND = (sys.executable, "-m", "orchestrator.cli")
+WORKLOAD = Workload(
+    base_model="demo",
+    base_folder="/nowhere",
+    base_fingerprint="f" * 64,
+    weights="demo",
+    data="demo",
+    data_folder="/nowhere",
+    data_digest="d" * 64,
+    compute_dtype="float32",
+)
+GRID: Mapping[str, Any] = {
+    "name": "grid",
+    "method": "grid",
+    "parameters": {"rank": {"values": [1, 2, 4]}, "precision": {"values": ["nf4", "16bit"]}},
+    "fixed": {"alpha": 8, "max_steps": 8},
+    "early_terminate": {"type": "none"},
+}
+TPE: Mapping[str, Any] = GRID | {
+    "name": "endless",
+    "method": "tpe",
+    "parameters": {
+        "rank": {"values": [1, 2, 4, 8]},
+        "precision": {"values": ["nf4", "16bit"]},
+        "learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2},
+    },
+}
+ASHA = {"type": "asha", "eta": 2}
+
+
+def space(base: Mapping[str, Any] = GRID, **changes: Any) -> Space:
+    """A small space with some top-level keys replaced."""
+    return search_spaces.parse({**base, **changes}, source="test")
+
+
+def make(base: Mapping[str, Any] | Space = GRID, **values: Any) -> SweepSettings:
+    """Settings of a small sweep on a CPU; any field can be given."""
+    whole = base if isinstance(base, Space) else space(base)
+    small = {"name": "t", "n_trials": 100, "base_model": "demo", "data": "demo", "device": "cpu"}
+    return settings.make(**{"space": whole, **small, **values})
+
+
+def cost(**values: Any) -> Cost:
+    """A cost cell's measurement; any field can be given."""
+    names = [name for name in Cost.__dataclass_fields__ if name != "device"]
+    return Cost(**{**dict.fromkeys(names, 1.0), "device": "CPU", **values})
+
+
+def measurement(step: int, loss: float, **values: Any) -> Measurement:
+    """One rung; memory and time are those of `cost()` unless given."""
+    own = {"step": step, "train_loss_nats": loss, "eval_loss_nats": loss}
+    return Measurement(**{**dict.fromkeys(Measurement.__dataclass_fields__, 1.0), **own, **values})
+
+
+def similarity(cosine: float = 0.99, match: float = 0.5) -> Similarity:
+    """A 4-bit trial's similarity to its twin."""
+    return Similarity(
+        token_match_rate=match, embedding_cosine=cosine, centered_cosine=cosine, n_rows=64, n_decoded_rows=64
+    )
+
+
+def trial(number: int = 0, **values: Any) -> TrialResult:
+    """A completed 16-bit trial with one measurement; any field can be given."""
+    config = values.pop("config", TrialConfig(precision="16bit", rank=4, alpha=8))
+    whole = {"key": f"{number:064x}", "number": number, "config": config, "state": "completed", "origin": "search"}
+    return TrialResult(**{**whole, "history": (measurement(200, 2.0),), **values})
+
+
+# --- a sweep without Ray
+
+Outcome = Callable[[Task], Iterator[Report]]
+"""What a worker would report of a task, one rung at a time."""
+
+
+def completes(task: Task, *, loss: float = 2.0) -> Iterator[Report]:
+    """A worker that trains without a fault; an adapter is its key."""
+    for rung in rungs(task.config.max_steps):
+        report = {"step": rung, "eval_loss_nats": loss, "measurement": asdict(measurement(rung, loss))}
+        report["cost"] = asdict(cost())
+        if rung < task.config.max_steps:
+            yield {"state": "running", "done": False, **report}
+    files = {adapter_store.WEIGHTS: task.key.encode()}
+    yield {"state": "completed", "done": True, "adapter": files, "environment": {}, "train_seconds": 1.0, **report}
+
+
+def breaks(task: Task, *, state: str = "diverged") -> Iterator[Report]:
+    """A worker on which the trial, or the comparison, ends in an error."""
+    yield {"state": state, "done": True, "reason": f"{state} here", "environment": {}}
+
+
+@dataclass
+class Desk:
+    """One driver's searcher, pruner and recorder over a sweep's folder, called in Ray Tune's order.
+
+    A worker is a plain generator of reports. `Desk(folder, settings)` again is a resumed sweep.
+
+    Attributes:
+        asked: every task handed out, in order.
+        stopped: keys of trials that the pruner, or a test, stopped.
+    """
+
+    folder: Path
+    settings: SweepSettings
+    n_slots: int = 2
+    asked: list[Task] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.folder / "ledger.db")
+        self.ledger.requeue_running()
+        first = {name: parameter.samples[0] for name, parameter in self.settings.space.parameters.items()}
+        self.pruner = Pruner(self.settings.space.early_terminate, self.settings.config(first).max_steps)
+        self.searcher = SweepSearcher(
+            self.settings, WORKLOAD, self.ledger, self.pruner, n_slots=self.n_slots, shared={}
+        )
+        self.recorder = Recorder(self.ledger, self.folder / "adapters", self.pruner)
+        self.running: dict[str, tuple[Any, Task, Iterator[Report]]] = {}
+
+    @property
+    def study(self) -> Any:
+        """The searcher's Optuna study."""
+        return self.searcher._proposer.study
+
+    @property
+    def states(self) -> dict[str, str]:
+        """State of every trial by key."""
+        return {trial.key: trial.state for trial in self.ledger.trials()}
+
+    def crash(self) -> None:
+        """Die without a word; what was running stays so in the ledger."""
+        self.ledger.close()
+
+    def take(self, outcome: Outcome = completes) -> str | None:
+        """Ask for one task; returns the Tune trial's id, None where nothing is to be done now."""
+        trial_id = f"tune{len(self.asked)}"
+        config = self.searcher.suggest(trial_id)
+        if not isinstance(config, dict):
+            return None
+        task = Task.from_dict(config["task"])
+        self.asked.append(task)
+        tune_trial = SimpleNamespace(trial_id=trial_id, config=config)
+        self.pruner.on_trial_add(None, tune_trial)
+        self.running[trial_id] = (tune_trial, task, self._with_similarity(task, outcome))
+        return trial_id
+
+    def _with_similarity(self, task: Task, outcome: Outcome) -> Iterator[Report]:
+        """As the worker does: the second half of a pair, or a comparison, brings the similarity."""
+        half = WORKLOAD.key(task.config.counterpart)
+        of = task.key if task.config.precision == "nf4" else half
+        for report in outcome(task):
+            other_exists = adapter_store.read(self.folder / "adapters", half) is not None
+            if report["state"] == "completed" and (other_exists or task.kind == "compare"):
+                report = {"similarity": asdict(similarity()), "similarity_of": of, **report}
+            yield report
+
+    def step(self, trial_id: str, *, stop: bool = False) -> bool:
+        """Let a task report once, as Tune would pass it on; returns whether it ended.
+
+        Args:
+            stop: let the scheduler's answer be "stop", unless it spares this trial for good.
+        """
+        tune_trial, task, reports = self.running[trial_id]
+        report = next(reports)
+        decision = self.pruner.on_trial_result(None, tune_trial, report)
+        may_stop = stop and task.kind == "train" and task.key not in self.pruner.protected
+        if decision == "STOP" or (may_stop and not report["done"]):
+            report["done"] = True
+        self.recorder.on_trial_result(0, [], tune_trial, report)
+        if report["done"]:
+            del self.running[trial_id]
+            self.searcher.on_trial_complete(trial_id, report)
+        return report["done"]
+
+    def end(self, trial_id: str, *, stop: bool = False) -> None:
+        """Let a task go on to its end."""
+        while not self.step(trial_id, stop=stop):
+            pass
+
+    def lose(self, trial_id: str) -> None:
+        """Its worker process was lost for the last time."""
+        del self.running[trial_id]
+        self.searcher.on_trial_complete(trial_id, error=True)
+
+    def do(self, outcome: Outcome = completes, *, stop: bool = False) -> Task:
+        """One task from its start to its end."""
+        trial_id = self.take(outcome)
+        assert trial_id is not None, "there is nothing to do"
+        self.end(trial_id, stop=stop)
+        return self.asked[-1]
+
+    def finish(self, outcome: Outcome = completes) -> list[Task]:
+        """One task after the other until the searcher says that there are no more; returns them."""
+        before = len(self.asked)
+        while not self.searcher.finished:
+            assert len(self.asked) - before < 500, "no end"
+            trial_id = self.take(outcome)
+            if trial_id:
+                self.end(trial_id)
+            else:
+                assert self.searcher.finished, "nothing runs, nothing is handed out, and it is not finished"
+        return self.asked[before:]
+
+
+def shuffled(desk: Desk, random: Random, outcomes: Callable[[Task], Iterator[Report]]) -> None:
+    """Run a desk to its end with tasks interleaved, pruned and lost at random."""
+    for _ in range(2000):
+        trial_id = desk.take(outcomes) if random.random() < 0.5 else None
+        if desk.searcher.finished:
+            return
+        if trial_id is None and desk.running:
+            chosen = random.choice(sorted(desk.running))
+            if random.random() < 0.05:
+                desk.lose(chosen)
+            else:
+                desk.step(chosen, stop=random.random() < 0.2)
+    raise AssertionError("no end")
+
+
+# --- the command in a process of its own
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the command left behind.
+
+    Attributes:
+        seconds: wall time of the whole process.
+    """
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Standard output, which must be one JSON object and nothing else."""
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Of the command: no GPU, this checkout's code, and some variables of a test."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPO), "COLUMNS": "200", **changes}
+
+
+def start(*arguments: str, cwd: Path, **variables: str) -> subprocess.Popen[str]:
+    """Start the command as a process group of its own, as a terminal does."""
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def command(*arguments: str, cwd: Path, timeout: float = 300, **variables: str) -> Finished:
+    """Run the command to its end."""
+    begin = perf_counter()
+    process = start(*arguments, cwd=cwd, **variables)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except BaseException:
+        process.kill()
+        out, err = process.communicate()
+        print(f"{arguments} gave after {timeout:g} s:\n{out}\n{err}")
+        raise
+    return Finished(process.returncode, out, err, perf_counter() - begin)

@@ -1,0 +1,203 @@
+"""The LoRA adapter: equal at both precisions, taken off without a trace, reloaded by peft alone."""
+
+import json
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from trainables import adapter, base_model
+from trainables.config import TARGETS, TrialConfig
+from trainables.errors import ConfigError
+from trainables.training import EagerEngine
+
+PRECISIONS = ("16bit", "nf4")
+SHAPES = {"attn.c_attn": (64, 192), "attn.c_proj": (64, 64), "mlp.c_fc": (64, 256), "mlp.c_proj": (256, 64)}
+IDS = torch.randint(1024, (2, 40), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model.eval()(input_ids=IDS, use_cache=False).logits
+
+
+def snapshot(base) -> dict:
+    """Everything of a base that an adapter could have changed."""
+    return {
+        "logits": logits(base),
+        "state": {name: value.clone() for name, value in base.state_dict().items() if torch.is_tensor(value)},
+        "kinds": {name: type(module) for name, module in base.named_modules()},
+        "trainable": [name for name, p in base.named_parameters() if p.requires_grad],
+        "training": [name for name, module in base.named_modules() if module.training],
+        "attributes": set(vars(base)),
+    }
+
+
+def assert_untouched(base, before: dict) -> None:
+    assert not hasattr(base, "peft_config")
+    after = snapshot(base)
+    assert torch.equal(after.pop("logits"), before["logits"])
+    state = after.pop("state")
+    assert state.keys() == before["state"].keys()
+    assert all(torch.equal(value, before["state"][name]) for name, value in state.items())
+    assert after == {name: before[name] for name in after}
+
+
+def train(model, config: TrialConfig, n_steps: int = 3) -> None:
+    engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
+    for _ in range(n_steps):
+        engine.step(IDS, IDS)
+
+
+def trainable(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request):
+    return request.param
+
+
+@pytest.fixture
+def attached(bench):
+    """Attach adapters that are detached when the test ends."""
+    models = []
+
+    def attach(config: TrialConfig, base=None):
+        models.append(adapter.attach(base or bench.base(config.precision), config, base_name="tiny"))
+        return models[-1]
+
+    yield attach
+    for model in reversed(models):
+        adapter.detach(model)
+
+
+def test_equal_seeds_give_equal_weights_at_both_precisions_and_other_seeds_do_not(attached, small_config):
+    config = small_config(targets=TARGETS, seed=3)
+    ours = trainable(attached(config))
+    twin = trainable(attached(config.counterpart))
+    assert ours.keys() == twin.keys()
+    assert all(torch.equal(ours[name], twin[name]) for name in ours)
+
+
+def test_another_seed_gives_other_weights(bench, small_config):
+    drawn = []
+    for seed in (3, 4):
+        model = adapter.attach(bench.base("16bit"), small_config(seed=seed), base_name="tiny")
+        drawn.append(trainable(model))
+        adapter.detach(model)
+    assert all(not torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0] if "lora_A" in name)
+
+
+def test_a_fresh_adapter_changes_no_logit(bench, attached, small_config, precision):
+    before = logits(bench.base(precision))
+    model = attached(small_config(precision=precision, targets=TARGETS))
+    assert torch.equal(logits(model), before)
+    assert all(not value.any() for name, value in trainable(model).items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("targets", [("attn.c_proj",), ("attn.c_attn", "mlp.c_proj"), TARGETS])
+def test_exactly_the_named_modules_get_an_adapter_of_that_rank(attached, small_config, precision, targets):
+    weights = trainable(attached(small_config(precision=precision, targets=targets, rank=5)))
+    assert {name.split(".h.")[1].split(".lora")[0][2:] for name in weights} == set(targets)
+    assert len(weights) == 2 * 2 * len(targets)  # A and B, two layers
+    n_values = sum(value.numel() for value in weights.values())
+    assert n_values == 2 * sum(5 * sum(SHAPES[target]) for target in targets)
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+def test_an_adapted_module_computes_w_plus_scaling_b_a(attached, small_config, precision, rank_stabilized):
+    config = small_config(precision=precision, rank=16, alpha=8, rank_stabilized=rank_stabilized)
+    model = attached(config)
+    train(model, config)
+    module = model.get_submodule("base_model.model.transformer.h.0.attn.c_attn")
+    a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = module.base_layer(x) + (2.0 if rank_stabilized else 0.5) * x @ a.T @ b.T
+        model.eval()
+        torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(expected, module.base_layer(x), atol=1e-4)
+
+
+def test_detach_restores_the_base_bit_for_bit(bench, small_config, precision):
+    base = bench.base(precision)
+    before = snapshot(base)
+    config = small_config(precision=precision, targets=TARGETS)
+    for _ in range(2):
+        model = adapter.attach(base, config, base_name="tiny")
+        train(model, config)
+        assert not torch.equal(logits(model), before["logits"])
+        assert adapter.detach(model) is base
+        assert_untouched(base, before)
+
+
+def test_the_files_reload_with_peft_alone_to_the_same_logits(workload, attached, small_config, precision, tmp_path):
+    config = small_config(precision=precision, targets=TARGETS, rank_stabilized=True)
+    model = attached(config)
+    train(model, config)
+    files = adapter.to_files(model)
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    alone = PeftModel.from_pretrained(base_model.load(workload, precision, "cpu"), tmp_path)
+    assert torch.equal(logits(alone), logits(model))
+
+
+def test_files_attach_again_and_come_off_again(bench, small_config, precision):
+    base = bench.base(precision)
+    before = snapshot(base)
+    config = small_config(precision=precision)
+    model = adapter.attach(base, config, base_name="tiny")
+    train(model, config)
+    tuned, files = logits(model), adapter.to_files(model)
+    adapter.detach(model)
+    again = adapter.from_files(base, files)
+    assert torch.equal(logits(again), tuned)
+    adapter.detach(again)
+    assert_untouched(base, before)
+
+
+def test_the_files_name_the_base_and_no_hub_is_asked_for_it(attached, small_config, monkeypatch):
+    asked = []
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **_: asked.append(args) or [])
+    model = attached(small_config())
+    settings = json.loads(adapter.to_files(model)["adapter_config.json"])
+    assert settings["base_model_name_or_path"] == "tiny"
+    assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (4, 8, ["attn.c_attn"])
+    assert not asked
+
+
+def test_the_adapter_is_float32_on_a_bfloat16_base(workload, attached, small_config, precision):
+    base = base_model.load(replace(workload, compute_dtype="bfloat16"), precision, "cpu")
+    model = attached(small_config(precision=precision), base)
+    assert {value.dtype for value in trainable(model).values()} == {torch.float32}
+    again = adapter.from_files(
+        base_model.load(replace(workload, compute_dtype="bfloat16"), precision, "cpu"), adapter.to_files(model)
+    )
+    assert {p.dtype for name, p in again.named_parameters() if "lora" in name} == {torch.float32}
+
+
+def test_a_target_that_the_base_does_not_have_is_refused_and_leaves_it_alone(small_config):
+    shape = LlamaConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        vocab_size=16,
+    )
+    base = LlamaForCausalLM(shape)
+    with pytest.raises(ConfigError, match=r"targets: 'attn\.c_attn' matches no module of other"):
+        adapter.attach(base, small_config(), base_name="other")
+    assert not any("lora" in name for name, _ in base.named_modules())
+
+
+def test_a_bare_c_proj_is_refused_since_it_names_two_modules(small_config):
+    with pytest.raises(ConfigError, match="no module 'c_proj'"):
+        small_config(targets=("c_proj",))

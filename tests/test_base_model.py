@@ -1,0 +1,211 @@
+"""The frozen base: found, drawn at random, loaded at 16 bits or quantized to NF4.
+
+NF4 is rebuilt here in NumPy from the papers: the code book from quantiles of the normal distribution
+(Dettmers et al. 2023, arXiv:2305.14314, section 3 and appendix E), the block constants by dynamic tree
+quantization (Dettmers et al. 2022, arXiv:2110.02861, section 2.1).
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from statistics import NormalDist
+
+import bitsandbytes as bnb
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from trainables import base_model, demo
+from trainables.errors import ConfigError
+
+BLOCK, NESTED_BLOCK = 64, 256
+
+
+def nf4_code_book() -> np.ndarray:
+    """The 16 levels: 8 quantiles under and 9 from 0 on, 0 in both, scaled into [-1, 1]."""
+    outermost = 1 - (1 / 30 + 1 / 32) / 2  # between the outer quantiles of 2**3 and 2**3 - 1 levels a side
+    quantile = NormalDist().inv_cdf
+    negative = [-quantile(p) for p in np.linspace(outermost, 0.5, 8)[:-1]]
+    positive = [quantile(p) for p in np.linspace(outermost, 0.5, 9)[:-1]]
+    levels = np.array(sorted([*negative, 0.0, *positive]))
+    return levels / levels.max()
+
+
+def dynamic_tree_levels() -> np.ndarray:
+    """Signed 8-bit dynamic tree: k zero bits give 10**-k, the bits left a linear fraction of it."""
+    levels = [0.0, 1.0]
+    for n_zeros in range(7):
+        edges = np.linspace(0.1, 1.0, 2 ** (6 - n_zeros) + 1)
+        centers = 10.0**-n_zeros * (edges[:-1] + edges[1:]) / 2
+        levels += [*centers, *-centers]
+    return np.array(sorted(levels))
+
+
+def blocks_of(values: np.ndarray, size: int) -> np.ndarray:
+    """(n,) -> (n / size rounded up, size), padded with zeros."""
+    return np.pad(values, (0, -len(values) % size)).reshape(-1, size)
+
+
+def nearest(values: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest level of each value, and where it is clear: float32 may round near-ties either way."""
+    midpoints = (levels[:-1] + levels[1:]) / 2
+    clear = np.abs(values[..., None] - midpoints).min(axis=-1) > 2e-5
+    return levels[np.abs(values[..., None] - levels).argmin(axis=-1)], clear
+
+
+def double_quantized(absmax: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Block constants after 8-bit quantization around their mean, in blocks of 256."""
+    mean = absmax.mean()
+    nested = blocks_of(absmax - mean, NESTED_BLOCK)
+    scale = np.abs(nested).max(axis=1, keepdims=True)
+    level, clear = nearest(nested / scale, dynamic_tree_levels())
+    return (level * scale + mean).ravel()[: len(absmax)], clear.ravel()[: len(absmax)]
+
+
+def nf4_with_double_quantization(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is left of a weight, (n / 64, 64), and where that is clear."""
+    blocks = blocks_of(weight.astype(np.float64).ravel(), BLOCK)
+    absmax = np.abs(blocks).max(axis=1)
+    level, clear = nearest(blocks / absmax[:, None], nf4_code_book())
+    constant, constant_clear = double_quantized(absmax)
+    return level * constant[:, None], clear & constant_clear[:, None]
+
+
+@pytest.fixture(scope="module")
+def bases(workload):
+    return {precision: base_model.load(workload, precision, "cpu") for precision in ("16bit", "nf4")}
+
+
+def test_the_nf4_code_book_is_that_of_normal_quantiles():
+    assert np.allclose(nf4_code_book(), bnb.functional.get_4bit_type("nf4", device="cpu").numpy(), atol=2e-6)
+
+
+def test_nf4_weights_are_those_of_the_paper_with_double_quantization(bases):
+    n_compared = 0
+    for name, module in bases["nf4"].named_modules():
+        if not isinstance(module, bnb.nn.Linear4bit):
+            continue
+        exact = bases["16bit"].get_submodule(name).weight.detach().numpy().T  # Conv1D lies transposed
+        ours = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state).numpy()
+        assert ours.shape == exact.shape
+        expected, clear = nf4_with_double_quantization(exact)
+        assert clear.mean() > 0.98
+        np.testing.assert_allclose(blocks_of(ours.ravel(), BLOCK)[clear], expected[clear], rtol=2e-5, atol=1e-6)
+        n_compared += ours.size
+    assert n_compared == 2 * (64 * 192 + 64 * 64 + 64 * 256 + 256 * 64)
+
+
+def test_only_the_blocks_linear_modules_are_quantized(bases):
+    quantized = [name for name, m in bases["nf4"].named_modules() if isinstance(m, bnb.nn.Linear4bit)]
+    kinds = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert quantized == [f"transformer.h.{i}.{kind}" for i in range(2) for kind in kinds]
+    for name, parameter in bases["16bit"].named_parameters():
+        if not any(kind in name and name.endswith("weight") for kind in kinds):
+            assert torch.equal(parameter, bases["nf4"].get_parameter(name)), name
+    for base in bases.values():
+        assert base.lm_head.weight is base.transformer.wte.weight
+
+
+@pytest.mark.parametrize("precision", ["16bit", "nf4"])
+def test_a_base_is_frozen_evaluates_and_has_no_dropout_of_its_own(bases, precision, tiny_folder):
+    assert json.loads((tiny_folder / "config.json").read_text())["resid_pdrop"] == 0.1
+    base = bases[precision]
+    assert not base.training
+    assert not any(parameter.requires_grad for parameter in base.parameters())
+    ids = torch.arange(40)[None]
+    expected = base(input_ids=ids).logits
+    assert torch.equal(base.train()(input_ids=ids).logits, expected)
+    base.eval()
+
+
+def test_the_16_bit_base_is_what_transformers_loads(bases, tiny_folder):
+    plain = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
+    ids = torch.arange(40)[None]
+    torch.testing.assert_close(bases["16bit"](input_ids=ids).logits, plain(input_ids=ids).logits, rtol=0, atol=1e-5)
+
+
+def test_the_compute_dtype_holds_for_both_precisions(workload):
+    for precision in ("16bit", "nf4"):
+        base = base_model.load(replace(workload, compute_dtype="bfloat16"), precision, "cpu")
+        floating = {p.dtype for p in base.parameters() if p.is_floating_point()}
+        assert floating == {torch.bfloat16}
+        assert base.transformer.h[0].attn.c_attn(torch.ones(1, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_4_bit_base_can_be_trained_through_after_it_was_evaluated(workload):
+    base = base_model.load(replace(workload, compute_dtype="bfloat16"), "nf4", "cpu")
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        base.eval()(input_ids=ids)
+    embedded = base.transformer.wte(ids).detach().requires_grad_()
+    base.train()(inputs_embeds=embedded).logits.sum().backward()
+    assert embedded.grad.isfinite().all()
+
+
+def test_the_fingerprint_follows_config_and_weights_and_nothing_else(tiny_folder, tmp_path):
+    copy = shutil.copytree(tiny_folder, tmp_path / "copy")
+    base = base_model.find(str(copy), tmp_path)
+    before = base.fingerprint()
+    assert before == base_model.find(str(tiny_folder), tmp_path).fingerprint()
+    (copy / "README.md").write_text("about")
+    assert base.fingerprint() == before
+    for name in ("config.json", "model.safetensors"):
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert base.fingerprint() != before
+        (copy / name).write_bytes(content)
+    assert base.fingerprint() == before
+
+
+def test_a_folder_is_pretrained_and_the_demo_is_the_demo(tiny_folder, tmp_path):
+    found = base_model.find(str(tiny_folder), tmp_path)
+    assert (found.weights, found.folder) == ("pretrained", tiny_folder.resolve())
+    found = base_model.find("demo", tmp_path)
+    assert (found.weights, found.folder) == ("demo", demo.FOLDER)
+
+
+@pytest.fixture
+def weightless(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "weightless")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_random_draws_the_same_weights_twice_and_leaves_the_folder_alone(weightless, tmp_path):
+    content = sorted(path.name for path in weightless.iterdir())
+    rng = torch.random.get_rng_state()
+    first = base_model.find(f"random:{weightless}", tmp_path / "one")
+    assert torch.equal(torch.random.get_rng_state(), rng)
+    torch.rand(5)
+    again = base_model.find(f"random:{weightless}", tmp_path / "two")
+    assert first.weights == "random"
+    assert first.fingerprint() == again.fingerprint()
+    assert sorted(path.name for path in weightless.iterdir()) == content
+    written = (first.folder / "model.safetensors").stat().st_mtime_ns
+    assert base_model.find(f"random:{weightless}", tmp_path / "one").folder == first.folder
+    assert (first.folder / "model.safetensors").stat().st_mtime_ns == written
+    assert [path.name for path in (tmp_path / "one").iterdir()] == [first.folder.name]
+
+
+def test_drawn_weights_come_with_the_folders_config_and_tokenizer(weightless, workload, tmp_path):
+    drawn = base_model.find(f"random:{weightless}", tmp_path / "cache")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (drawn.folder / name).read_bytes() == (weightless / name).read_bytes()
+    shape = AutoConfig.from_pretrained(drawn.folder)
+    assert (shape.n_layer, shape.n_embd, shape.vocab_size) == (2, 64, 1024)
+    base = base_model.load(replace(workload, base_folder=str(drawn.folder)), "16bit", "cpu")
+    std = float(base.transformer.wte.weight.std())
+    assert 0.19 < std < 0.21, std
+
+
+def test_a_folder_without_weights_is_refused_with_how_to_measure_cost(weightless, tmp_path):
+    with pytest.raises(ConfigError, match=r"no \*\.safetensors; .* BASE_MODEL=random:") as caught:
+        base_model.find(str(weightless), tmp_path)
+    assert f"random:{weightless}" in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "random:"])
+def test_a_folder_without_a_config_is_refused(prefix, tmp_path):
+    with pytest.raises(ConfigError, match=r"BASE_MODEL: no config\.json in .*nowhere"):
+        base_model.find(f"{prefix}{tmp_path / 'nowhere'}", tmp_path)

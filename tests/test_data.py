@@ -1,0 +1,266 @@
+"""Rows: checked, dealt to splits, tokenized once, padded."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from tests.conftest import SHARED_DATA
+from trainables import data, demo
+from trainables.data import IGNORE, SPLIT_ROWS, Row, TokenRow
+from trainables.errors import DataError
+
+GOOD = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
+BAD = {
+    "no fields": ["not a row"],
+    "instruction missing": {"output": "2"},
+    "instruction null": GOOD | {"instruction": None},
+    "instruction empty": GOOD | {"instruction": " \n"},
+    "output missing": {"instruction": "Add."},
+    "output null": GOOD | {"output": None},
+    "output empty": GOOD | {"output": ""},
+    "output not text": GOOD | {"output": 2},
+    "input not text": GOOD | {"input": 1.5},
+    "broken Unicode": GOOD | {"output": "\ud83d"},
+}
+N_NEEDED = sum(SPLIT_ROWS.values())
+TOKEN_ROWS = st.builds(
+    lambda prompt, response: TokenRow(input_ids=(*prompt, *response, 0), n_prompt_tokens=len(prompt)),
+    st.lists(st.integers(1, 9), max_size=12),
+    st.lists(st.integers(10, 19), max_size=12),
+)
+SHUFFLES = st.integers(0, 99).map(Random)
+TEXTS = st.text(min_size=1).filter(str.strip)
+
+
+def rows_with(n_rows: int, *, n_instructions: int) -> list[Row]:
+    return [Row(instruction=f"do {i % n_instructions}", input="", output=str(i)) for i in range(n_rows)]
+
+
+def written(folder: Path, name: str, content: bytes | str) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@given(st.integers(1, 60), st.lists(st.sampled_from(sorted(BAD)), max_size=4))
+def test_every_row_read_is_either_kept_or_counted_by_its_reason(n_good, reasons):
+    records = [GOOD] * n_good + [BAD[reason] for reason in reasons]
+    if len(reasons) > 0.05 * len(records):
+        with pytest.raises(DataError, match=f"{len(reasons)} of {len(records)} rows"):
+            data.check_rows(records, "x")
+        return
+    checked = data.check_rows(records, "x")
+    assert checked.rows == (Row(**GOOD),) * n_good
+    assert checked.dropped == Counter(reasons)
+    assert checked.n_read == len(records)
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_row_is_dropped_for_the_right_reason(reason):
+    assert data.check_rows([GOOD] * 19 + [BAD[reason]], "x").dropped == {reason: 1}
+
+
+def test_more_than_5_percent_bad_rows_stop_with_their_reasons():
+    records = [GOOD] * 37 + [BAD["output null"]] * 2 + [BAD["output empty"]]
+    with pytest.raises(DataError, match=r"3 of 40 rows of my.json are bad .*: 2 with output null, 1 with output empty"):
+        data.check_rows(records, "my.json")
+
+
+def test_an_absent_or_null_input_is_an_empty_one():
+    absent = {"instruction": "Add.", "output": "2"}
+    assert data.check_rows([absent, absent | {"input": None}], "x").rows[0] == Row(
+        instruction="Add.", input="", output="2"
+    )
+
+
+def test_a_prompt_has_an_input_block_only_where_there_is_input():
+    with_input = "### Instruction:\nAdd.\n\n### Input:\n1 + 1\n\n### Response:\n"
+    assert Row(**GOOD).prompt == with_input
+    assert Row(instruction="Add.", input="", output="2").prompt == with_input.replace("### Input:\n1 + 1\n\n", "")
+
+
+@settings(max_examples=15)
+@given(st.integers(N_NEEDED, N_NEEDED + 600), st.integers(3, 2000), SHUFFLES)
+def test_rows_of_equal_instruction_never_straddle_splits(n_rows, n_instructions, random):
+    rows = rows_with(n_rows, n_instructions=n_instructions)
+    random.shuffle(rows)
+    try:
+        splits = data.split_rows(rows)
+    except DataError:  # large groups can leave a split unfilled, never with all instructions distinct
+        assert n_instructions < n_rows
+        return
+    assert {name: len(part) for name, part in splits.items()} == SPLIT_ROWS
+    owners = [{row.instruction for row in part} for part in splits.values()]
+    assert sum(map(len, owners)) == len(set.union(*owners))
+    dealt = [row for part in splits.values() for row in part]
+    assert len(set(dealt)) == len(dealt)
+    assert set(dealt) <= set(rows)
+
+
+@settings(max_examples=5)
+@given(SHUFFLES)
+def test_splits_do_not_depend_on_the_order_of_distinct_instructions(random):
+    rows = rows_with(1500, n_instructions=1500)
+    expected = data.split_rows(rows)
+    random.shuffle(rows)
+    assert data.split_rows(rows) == expected
+
+
+def test_a_new_row_moves_at_most_one_row_out_of_each_split():
+    rows = rows_with(1500, n_instructions=1500)
+    before = data.split_rows(rows)
+    after = data.split_rows([*rows, Row(instruction="one more", input="", output="x")])
+    for name in SPLIT_ROWS:
+        assert len(set(before[name]) - set(after[name])) <= 1
+
+
+def test_too_few_rows_are_refused_with_how_many_are_needed():
+    with pytest.raises(DataError, match=r"need 1384 .* 200 usable rows fill only 128 search, 72 report, 0 train"):
+        data.split_rows(rows_with(200, n_instructions=200))
+    with pytest.raises(DataError, match="1384"):  # enough rows, too few instructions
+        data.split_rows(rows_with(5000, n_instructions=2))
+
+
+BAD_FILES = {
+    "empty.json": (b"", "is empty"),
+    "truncated.json": (json.dumps([GOOD] * 9)[:-20], "not whole JSON"),
+    "latin.json": ('[{"instruction": "caf\xe9", "output": "x"}]'.encode("latin-1"), "not UTF-8 .byte 21."),
+    "object.json": ('{"instruction": "a", "output": "b"}', "must hold a list of rows, got dict"),
+    "none.json": ("[]", "holds no rows"),
+    "blank.jsonl": ("\n\n", "holds no rows"),
+    "fieldless.json": (json.dumps([{"text": "x"}] * 9), "9 of 9 rows .* instruction missing"),
+    "scalars.json": ("[1, null, true]", "3 of 3 rows .* no fields"),
+    "line.jsonl": (f"{json.dumps(GOOD)}\n\n{json.dumps(GOOD)[:-3]}\n", "line 3"),
+    "deep.json": ("[" * 100_000, "not"),
+    "digits.json": ("[" + "9" * 10_000 + "]", "from line 1"),
+    "truncated.parquet": (b"PAR1 and no more", "not a readable Parquet file"),
+    "text.parquet": ("[]", "not a readable Parquet file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_damaged_file_is_refused_with_what_is_wrong(name, tmp_path):
+    content, message = BAD_FILES[name]
+    path = written(tmp_path, name, content)
+    with pytest.raises(DataError, match=message) as caught:
+        data.read_rows(str(path))
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gone.json", "gone.jsonl", "gone.parquet", ""])
+def test_an_absent_file_or_a_folder_is_refused_without_asking_a_hub(name, tmp_path):
+    with pytest.raises(DataError, match="no file"):
+        data.read_rows(str(tmp_path / name))
+
+
+def test_a_cut_parquet_file_is_refused_and_a_whole_one_is_read(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([GOOD] * 500), path)
+    assert data.read_rows(str(path)).rows == (Row(**GOOD),) * 500
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"rows\.parquet is not a readable Parquet file .*truncated"):
+        data.read_rows(str(path))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.builds(Row, instruction=TEXTS, input=st.text(), output=TEXTS), min_size=1, max_size=5))
+def test_any_text_is_read_back_from_json_and_json_lines(rows):
+    records = [{"instruction": row.instruction, "input": row.input, "output": row.output} for row in rows]
+    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    with TemporaryDirectory() as folder:
+        for name, text in (("a.json", json.dumps(records)), ("b.jsonl", lines), ("c.jsonl", "\ufeff" + lines)):
+            assert data.read_rows(str(written(Path(folder), name, text))).rows == tuple(rows)
+
+
+def test_a_line_separator_inside_a_text_ends_no_json_line(tmp_path):
+    odd = GOOD | {"output": "one\u2028two\x85three"}
+    path = written(tmp_path, "rows.jsonl", json.dumps(odd, ensure_ascii=False) + "\r\n")
+    assert data.read_rows(str(path)).rows == (Row(**odd),)
+
+
+@given(TOKEN_ROWS, st.integers(1, 30))
+def test_a_long_row_loses_the_front_of_its_prompt_first(row, n_tokens):
+    kept = row.last(n_tokens)
+    assert kept.input_ids == row.input_ids[-n_tokens:]
+    assert kept.input_ids[-1] == 0
+    n_response = len(row.input_ids) - row.n_prompt_tokens
+    assert len(kept.input_ids) - kept.n_prompt_tokens == min(n_response, n_tokens)
+
+
+@given(st.lists(TOKEN_ROWS, min_size=1, max_size=5), st.integers(1, 30))
+def test_padding_agrees_with_its_definition(rows, max_length_tokens):
+    input_ids, labels = data.pad(rows, max_length_tokens=max_length_tokens, pad_id=7)
+    kept = [row.last(max_length_tokens) for row in rows]
+    longest = max(len(row.input_ids) for row in kept)
+    assert input_ids.dtype == labels.dtype == torch.int64
+    assert input_ids.tolist() == [[*row.input_ids] + [7] * (longest - len(row.input_ids)) for row in kept]
+    assert labels.tolist() == [
+        [IGNORE] * row.n_prompt_tokens
+        + [*row.input_ids[row.n_prompt_tokens :]]
+        + [IGNORE] * (longest - len(row.input_ids))
+        for row in kept
+    ]
+
+
+def test_the_cache_holds_the_splits_as_text_that_decodes_to_the_rows(tokens, splits, tiny_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    expected = data.split_rows(data.read_rows("demo").rows)
+    assert {name: len(part) for name, part in splits.items()} == SPLIT_ROWS
+    for name, rows in expected.items():
+        for row, token_row in zip(rows[:50], splits[name], strict=False):
+            n_prompt = token_row.n_prompt_tokens
+            assert tokenizer.decode(token_row.input_ids[:n_prompt]) == row.prompt
+            assert tokenizer.decode(token_row.input_ids[n_prompt:]) == row.output + demo.END
+            assert token_row.input_ids.count(tokenizer.eos_token_id) == 1
+    assert tokens.counts == {"read": 2520} | SPLIT_ROWS
+
+
+def test_equal_rows_find_the_cache_and_any_other_row_or_tokenizer_does_not(tokens, tiny_folder, tmp_path):
+    checked = data.read_rows("demo")
+    written_at = tokens.folder.stat().st_mtime_ns
+    again = data.tokenize(checked, tiny_folder, tokens.folder.parent)
+    assert again == tokens
+    assert tokens.folder.stat().st_mtime_ns == written_at
+    other = [Row(instruction=r.instruction, input=r.input, output=r.output + "!") for r in checked.rows]
+    assert data.tokenize(data.CheckedRows(rows=tuple(other), dropped={}), tiny_folder, tmp_path).digest != tokens.digest
+    spaced = tmp_path / "tokenizer"
+    spaced.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (spaced / name).write_bytes((tiny_folder / name).read_bytes())
+    (spaced / "tokenizer.json").write_text((spaced / "tokenizer.json").read_text() + "\n")
+    assert data.tokenize(checked, spaced, tmp_path).digest != tokens.digest
+
+
+def test_a_row_that_quotes_the_end_token_is_not_ended_by_it(tiny_folder, tmp_path):
+    rows = rows_with(N_NEEDED, n_instructions=N_NEEDED)
+    quoting = tuple(
+        Row(instruction=f"{r.instruction} {demo.END}", input=demo.END, output=f"a{demo.END}b") for r in rows
+    )
+    tokenized = data.tokenize(data.CheckedRows(rows=quoting, dropped={"output null": 3}), tiny_folder, tmp_path)
+    for row in data.load(tokenized.folder)["search"]:
+        assert row.input_ids.index(0) == len(row.input_ids) - 1
+    assert tokenized.counts["read"] == N_NEEDED + 3
+    assert tokenized.counts["dropped: output null"] == 3
+    assert not list(tmp_path.glob(".tokens-*"))
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no {SHARED_DATA}: Alpaca rows and GPT-2's tokenizer lie there")
+def test_real_alpaca_rows_go_through_gpt2s_own_tokenizer(tmp_path):
+    checked = data.read_rows(str(SHARED_DATA / "alpaca" / "alpaca_subset.json"))
+    tokenized = data.tokenize(checked, SHARED_DATA / "gpt2-medium", tmp_path)
+    search = data.load(tokenized.folder)["search"]
+    tokenizer = AutoTokenizer.from_pretrained(SHARED_DATA / "gpt2-medium")
+    first = data.split_rows(checked.rows)["search"][0]
+    assert tokenizer.decode(search[0].input_ids) == first.prompt + first.output + "<|endoftext|>"
+    long = max(search, key=lambda row: len(row.input_ids))
+    assert long.last(128).input_ids[-1] == tokenizer.eos_token_id

@@ -1,0 +1,105 @@
+"""Loss, greedy text and pooled states, each against a plain loop over one row at a time."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from trainables import adapter, base_model, demo, evaluation
+from trainables.config import TARGETS, TrialConfig
+from trainables.data import TokenRow
+from trainables.evaluation import MAX_NEW_TOKENS
+from trainables.training import EagerEngine
+
+END = 0
+
+
+def tuned_model(base, config, row: TokenRow):
+    """The base under an adapter that says something: trained for two steps with dropout on."""
+    model = adapter.attach(base, config, base_name="tiny")
+    ids = torch.tensor([row.input_ids])
+    engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
+    for _ in range(2):
+        engine.step(ids, ids)
+    return model
+
+
+@pytest.fixture(scope="module", params=["16bit", "nf4"])
+def model(request, workload, splits):
+    config = TrialConfig(precision=request.param, rank=4, alpha=16, targets=TARGETS, dropout=0.3, learning_rate=1e-2)
+    demo_base = base_model.load(replace(workload, base_folder=str(demo.FOLDER)), request.param, "cpu")
+    return tuned_model(demo_base, config, splits["train"][0])
+
+
+@pytest.fixture(scope="module")
+def rows(splits):
+    """More rows than one batch, one of them longer than the base has positions, one with a long prompt."""
+    long_response = TokenRow(input_ids=(*range(1, 300), END), n_prompt_tokens=40)
+    long_prompt = TokenRow(input_ids=(*range(300, 600), 7, 8, END), n_prompt_tokens=300)
+    return [*splits["search"][:18], long_response, long_prompt]
+
+
+@torch.no_grad()
+def plain_logits(model, tokens) -> torch.Tensor:
+    """(length, vocabulary) of one row, in evaluation mode and without a cache."""
+    return model.eval()(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].double()
+
+
+def test_eval_loss_is_the_token_weighted_mean_of_a_plain_loop(model, rows):
+    losses = []
+    for row in rows:
+        kept = row.last(256)
+        log_probabilities = plain_logits(model, kept.input_ids).log_softmax(dim=-1)
+        for position in range(max(1, kept.n_prompt_tokens), len(kept.input_ids)):
+            losses.append(-float(log_probabilities[position - 1, kept.input_ids[position]]))
+    assert evaluation.eval_loss(model, rows) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_eval_loss_depends_neither_on_the_order_of_rows_nor_on_training_mode(model, rows):
+    expected = evaluation.eval_loss(model.eval(), rows)
+    assert evaluation.eval_loss(model.train(), list(reversed(rows))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_held_out_row_keeps_as_much_as_the_base_has_positions(model):
+    assert evaluation.eval_length(model) == evaluation.eval_length(model.get_base_model()) == 256
+
+
+def plain_greedy(model, prompt: list[int]) -> list[int]:
+    """Argmax token by token until the end token; no cache, no padding."""
+    text: list[int] = []
+    while len(text) < MAX_NEW_TOKENS and END not in text:
+        text.append(int(plain_logits(model, prompt + text)[-1].argmax()))
+    return text
+
+
+def test_greedy_is_argmax_token_by_token_to_the_end_token(model, rows):
+    prompts = [list(row.input_ids[: row.n_prompt_tokens])[-(256 - MAX_NEW_TOKENS) :] for row in rows]
+    texts = evaluation.greedy(model.train(), rows)
+    assert texts == [plain_greedy(model, prompt) for prompt in prompts]
+    ended = [text[-1] == END for text in texts]
+    assert any(ended), "no text ended: the test shows too little"
+    assert all(1 <= len(text) <= MAX_NEW_TOKENS and END not in text[:-1] for text in texts)
+
+
+def test_pooled_states_are_the_mean_over_text_positions_of_a_plain_loop(model, rows):
+    texts = [[5, 6, 7, END][: 1 + i % 4] for i in range(len(rows))]
+    pooled = evaluation.pooled_states(model.train(), rows, texts)
+    assert pooled.shape == (len(rows), 128)
+    for row, text, ours in zip(rows, texts, pooled, strict=True):
+        prompt = list(row.input_ids[: row.n_prompt_tokens])[-(256 - MAX_NEW_TOKENS) :]
+        with torch.no_grad():
+            states = model.eval()(input_ids=torch.tensor([prompt + text]), output_hidden_states=True).hidden_states[-1]
+        np.testing.assert_allclose(ours, states[0, len(prompt) :].mean(dim=0).numpy(), atol=2e-4)
+
+
+def test_each_row_needs_a_text(model, rows):
+    with pytest.raises(ValueError, match="shorter"):
+        evaluation.pooled_states(model, rows[:2], [[5]])
+
+
+def test_evaluating_leaves_weights_and_gradients_alone(model, rows):
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    evaluation.eval_loss(model, rows[:3])
+    evaluation.pooled_states(model, rows[:3], evaluation.greedy(model, rows[:3]))
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())

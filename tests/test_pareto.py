@@ -1,0 +1,141 @@
+"""Dominance and hypervolume against their definitions."""
+
+import itertools
+from random import Random
+from time import perf_counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.pareto import hypervolume, pareto_mask
+
+REFERENCE = 4
+
+
+def rows_of(n_objectives: int, low: int = 0, high: int = 3, min_size: int = 1) -> st.SearchStrategy:
+    """Few distinct values, so that ties and equal rows are common."""
+    return st.lists(st.tuples(*[st.integers(low, high)] * n_objectives), min_size=min_size, max_size=12)
+
+
+LOSSES = st.integers(1, 4).flatmap(rows_of)
+BOXED = st.integers(2, 3).flatmap(lambda k: rows_of(k, low=-1, high=REFERENCE + 1))
+"""Some rows lie on the reference point's border or beyond it."""
+
+
+def dominates(a, b) -> bool:
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+def volume_by_cells(rows) -> int:
+    """Unit cells under the reference point whose lower corner some row reaches."""
+    cells = itertools.product(range(-1, REFERENCE), repeat=len(rows[0]))
+    return sum(any(all(x <= c for x, c in zip(row, cell, strict=True)) for row in rows) for cell in cells)
+
+
+def volume(rows) -> float:
+    return hypervolume(rows, [REFERENCE] * len(rows[0]))
+
+
+@given(LOSSES)
+def test_the_mask_agrees_with_the_definition(losses):
+    expected = [not any(dominates(a, b) for a in losses) for b in losses]
+    assert pareto_mask(losses).tolist() == expected
+
+
+@given(LOSSES, st.randoms(use_true_random=False))
+def test_the_order_of_rows_changes_nothing(losses, random):
+    order = list(range(len(losses)))
+    random.shuffle(order)
+    assert pareto_mask([losses[i] for i in order]).tolist() == pareto_mask(losses)[order].tolist()
+
+
+@given(LOSSES)
+def test_every_row_off_the_front_is_dominated_by_one_on_it(losses):
+    mask = pareto_mask(losses)
+    front = [row for row, on in zip(losses, mask, strict=True) if on]
+    assert front
+    assert all(on or any(dominates(a, row) for a in front) for row, on in zip(losses, mask, strict=True))
+
+
+@given(LOSSES, st.floats(1e-6, 1e6), st.floats(-1e6, 1e6))
+def test_units_and_offsets_of_an_objective_do_not_matter(losses, unit, offset):
+    scaled = np.array(losses, dtype=float) * unit + offset
+    distinct = [len(np.unique(column)) for column in scaled.T]
+    if distinct == [len(set(column)) for column in zip(*losses, strict=True)]:  # rounding made no new ties
+        assert pareto_mask(scaled).tolist() == pareto_mask(losses).tolist()
+
+
+@given(BOXED)
+def test_the_hypervolume_is_the_count_of_dominated_cells(rows):
+    assert volume(rows) == pytest.approx(volume_by_cells(rows), abs=1e-9)
+
+
+@given(BOXED)
+def test_only_the_front_adds_to_the_hypervolume(rows):
+    front = [row for row, on in zip(rows, pareto_mask(rows), strict=True) if on]
+    assert volume(front) == pytest.approx(volume(rows), abs=1e-9)
+
+
+@given(rows_of(3, low=-1, high=5), st.tuples(*[st.integers(-1, 5)] * 3))
+def test_one_more_row_never_lowers_the_hypervolume(rows, one_more):
+    assert volume([*rows, one_more]) >= volume(rows) - 1e-9
+
+
+def test_a_row_on_the_border_of_the_reference_adds_nothing():
+    assert hypervolume([[0, 4]], [4, 4]) == 0
+    assert hypervolume([[0, 4], [3, 3], [9, 0]], [4, 4]) == 1
+
+
+def test_no_rows_have_an_empty_mask_and_no_volume():
+    assert pareto_mask(np.zeros((0, 3))).shape == (0,)
+    assert pareto_mask(np.zeros((0, 3))).dtype == bool
+    assert hypervolume(np.zeros((0, 3)), [1, 1, 1]) == 0
+
+
+def test_the_input_is_left_as_it_was():
+    losses = np.array([[3.0, 1.0], [1.0, 3.0], [3.0, 3.0]])
+    before = losses.copy()
+    pareto_mask(losses)
+    hypervolume(losses, [4, 4])
+    assert (losses == before).all()
+
+
+@pytest.mark.parametrize("losses", [[1.0, 2.0], 3.0, [[[1.0]]], [[1.0, np.nan]], [[np.inf, 1.0]], [[1.0], [-np.inf]]])
+def test_losses_that_are_not_finite_or_not_a_table_are_refused(losses):
+    with pytest.raises(ValueError, match="finite"):
+        pareto_mask(losses)
+    with pytest.raises(ValueError, match="finite"):
+        hypervolume(losses, [4, 4])
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [([4.0], "1 objectives, losses have 2"), ([4.0] * 3, "3 objectives"), ([4.0, np.nan], "finite"), (4.0, "finite")],
+)
+def test_a_reference_that_does_not_fit_is_refused(reference, message):
+    with pytest.raises(ValueError, match=message):
+        hypervolume([[1.0, 2.0]], reference)
+
+
+@pytest.mark.parametrize("kind", ["cloud", "all on the front", "all equal"])
+def test_10000_trials_with_3_objectives_take_seconds(kind):
+    random = np.random.default_rng(0)
+    losses = random.random((10_000, 3))
+    if kind == "all on the front":
+        losses /= np.linalg.norm(losses, axis=1, keepdims=True)  # on a sphere around the worst corner's opposite
+        losses = 1 - losses
+    elif kind == "all equal":
+        losses[:] = 0.5
+    begin = perf_counter()
+    mask = pareto_mask(losses)
+    found = hypervolume(losses, [1.1] * 3)
+    seconds = perf_counter() - begin
+    assert seconds < 5, f"{seconds:.2f} s"
+    front = losses[mask]
+    for i in Random(0).sample(range(len(losses)), 300):
+        beaten = ((losses <= losses[i]).all(axis=1) & (losses < losses[i]).any(axis=1)).any()
+        assert mask[i] == (not beaten)
+    assert found == pytest.approx(hypervolume(front, [1.1] * 3))
+    assert (len(front) == 10_000) == (kind != "cloud")

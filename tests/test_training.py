@@ -1,0 +1,136 @@
+"""The eager engine against the Hugging Face Trainer, and what a step may touch."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from trainables import adapter, base_model, data
+from trainables.config import TARGETS
+from trainables.data import IGNORE
+from trainables.training import EagerEngine
+
+N_STEPS = 20
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def batches(splits):
+    """Padded batches of real rows; each keeps some prompt, so that no label is shifted out."""
+    rows = splits["train"]
+    padded = [
+        data.pad(rows[start : start + BATCH], max_length_tokens=96, pad_id=0)
+        for start in range(0, N_STEPS * BATCH, BATCH)
+    ]
+    assert all((labels[:, 0] == IGNORE).all() for _, labels in padded)
+    return padded
+
+
+class RecordingTrainer(Trainer):
+    """Hugging Face's own training step on given batches in their order; keeps each step's loss."""
+
+    def get_train_dataloader(self):
+        return DataLoader(self.train_dataset, batch_size=None, shuffle=False)
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.losses.append(float(loss))
+        return loss
+
+
+def trainer_losses(model, batches, learning_rate, folder) -> tuple[list[float], list[float]]:
+    """Each step's loss and gradient norm (before clipping)."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        max_steps=len(batches),
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    dataset = [{"input_ids": input_ids, "labels": labels} for input_ids, labels in batches]
+    trainer = RecordingTrainer(model=model, args=arguments, train_dataset=dataset)
+    trainer.losses = []
+    trainer.train()
+    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    return trainer.losses, norms
+
+
+@pytest.mark.parametrize("precision", ["16bit", "nf4"])
+def test_the_eager_engine_takes_the_steps_of_the_hugging_face_trainer(
+    precision, workload, batches, small_config, tmp_path
+):
+    config = small_config(precision=precision, alpha=32, targets=TARGETS, dropout=0.0, learning_rate=2e-3)
+    model = adapter.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
+    engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
+    ours = [float(engine.step(input_ids, labels)) for input_ids, labels in batches]
+    stock = adapter.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
+    theirs, norms = trainer_losses(stock, batches, config.learning_rate, tmp_path)
+    assert len(theirs) == len(norms) == N_STEPS
+    assert max(norms) > 1.5, norms  # clipping had work to do
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5, (ours, theirs)
+    assert sum(ours[-5:]) < sum(ours[:5])
+
+
+@pytest.fixture(params=["16bit", "nf4"])
+def tuned(request, bench, small_config):
+    """A model with a fresh adapter, and its config."""
+    config = small_config(precision=request.param)
+    model = adapter.attach(bench.base(request.param), config, base_name="tiny")
+    yield model, config
+    adapter.detach(model)
+
+
+def engine_of(tuned) -> EagerEngine:
+    return EagerEngine(*tuned, compute_dtype="float32", device="cpu")
+
+
+def test_a_steps_loss_is_the_mean_over_supervised_tokens_before_the_update(tuned, batches):
+    input_ids, labels = batches[0]
+    with torch.no_grad():
+        log_probabilities = tuned[0].eval()(input_ids=input_ids).logits.double().log_softmax(dim=-1)
+    losses = [
+        -float(log_probabilities[row, column - 1, labels[row, column]])
+        for row, column in (labels != IGNORE).nonzero().tolist()
+    ]
+    loss = engine_of(tuned).step(input_ids, labels)
+    assert not loss.requires_grad
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(sum(losses) / len(losses), abs=1e-5)  # B is 0: dropout has no effect yet
+
+
+def test_a_step_moves_the_adapter_and_nothing_else(tuned, batches):
+    model, _ = tuned
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    engine = engine_of(tuned)
+    engine.step(*batches[0])  # moves B alone, since B starts at 0
+    engine.step(*batches[1])
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "lora_" in name}
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_first_step_of_adam_moves_each_weight_by_at_most_the_learning_rate(tuned, batches):
+    model, config = tuned
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_B" in name}
+    engine_of(tuned).step(*batches[0])
+    for name, value in before.items():
+        change = (model.get_parameter(name) - value).abs()
+        assert change.max() <= config.learning_rate * 1.0001
+        assert change.median() > config.learning_rate * 0.9
+
+
+def test_padding_changes_no_loss(tuned, batches):
+    input_ids, labels = batches[0]
+    fresh = {name: p.detach().clone() for name, p in tuned[0].named_parameters() if "lora_" in name}
+    loss = engine_of(tuned).step(input_ids, labels)
+    for name, value in fresh.items():
+        tuned[0].get_parameter(name).data.copy_(value)
+    wider = [torch.nn.functional.pad(part, (0, 20), value=fill) for part, fill in ((input_ids, 5), (labels, IGNORE))]
+    assert float(engine_of(tuned).step(*wider)) == pytest.approx(float(loss), abs=1e-6)

@@ -1,0 +1,296 @@
+"""One trial: repeatable, comparable to its twin, and gone without a trace."""
+
+import gc
+import math
+import warnings
+import weakref
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.test_adapter import assert_untouched, snapshot
+from trainables import adapter, data, demo, evaluation, trial
+from trainables.config import Cost, TrialConfig, rungs
+from trainables.device import count_gpus, environment, native_dtype
+from trainables.errors import ConfigError, TrialFailed
+from trainables.trial import Bench, Trial
+
+COST = Cost(
+    peak_memory_mib=1.0,
+    reserved_memory_mib=2.0,
+    seconds_per_step=3.0,
+    seconds_per_step_p10=2.5,
+    seconds_per_step_p90=3.5,
+    tokens_per_second=4.0,
+    device="some other",
+)
+
+
+@pytest.fixture
+def started(bench):
+    """Start trials, one at a time on each base; the last are closed when the test ends."""
+    open_trials: dict[str, Trial] = {}
+
+    def start(config, *, cost=COST) -> Trial:
+        if config.precision in open_trials:
+            open_trials.pop(config.precision).close()
+        open_trials[config.precision] = Trial(config, bench, cost=cost)
+        return open_trials[config.precision]
+
+    yield start
+    for each in open_trials.values():
+        each.close()
+
+
+def losses_of(config, bench, cost=COST) -> list[tuple[float, float]]:
+    run = Trial(config, bench, cost=cost)
+    try:
+        return [(m.train_loss_nats, m.eval_loss_nats) for m in run.measurements()]
+    finally:
+        run.close()
+
+
+@pytest.fixture(params=["16bit", "nf4"])
+def precision(request):
+    return request.param
+
+
+def test_a_trial_reports_each_rung_with_its_cost_cells_figures(started, small_config, precision):
+    config = small_config(precision=precision, max_steps=16, learning_rate=3e-3)
+    measurements = list(started(config).measurements())
+    assert [m.step for m in measurements] == list(rungs(16)) == [2, 4, 8, 16]
+    for m in measurements:
+        assert math.isfinite(m.train_loss_nats)
+        assert (m.peak_memory_mib, m.reserved_memory_mib, m.seconds_per_step, m.tokens_per_second) == (1, 2, 3, 4)
+    assert measurements[-1].eval_loss_nats < measurements[0].eval_loss_nats
+
+
+def test_a_trial_learns_on_the_demo(workload, tmp_path):
+    tokens = data.tokenize(data.read_rows("demo"), demo.FOLDER, tmp_path)
+    on = Bench(replace(workload, base_folder=str(demo.FOLDER), data_folder=str(tokens.folder)), "cpu")
+    config = TrialConfig(precision="nf4", rank=4, alpha=8, learning_rate=2e-3, max_length_tokens=128, max_steps=16)
+    untuned = evaluation.eval_loss(on.base("nf4"), on.rows["search"])
+    assert losses_of(config, on)[-1][1] < untuned - 0.05
+
+
+def test_the_train_loss_of_a_rung_is_the_mean_over_its_steps(started, small_config):
+    """At a vanishing learning rate each step's loss is that of the base on its batch."""
+    run = started(small_config(learning_rate=1e-12, dropout=0.0, max_steps=8))
+    base_losses = []
+    for input_ids, labels in islice(run._batches(), 8):
+        with torch.no_grad():
+            logits = run._model.eval()(input_ids=input_ids).logits[:, :-1].flatten(0, 1)
+        base_losses.append(float(torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())))
+    reported = [m.train_loss_nats for m in run.measurements()]
+    expected = [sum(base_losses[a:b]) / (b - a) for a, b in ((0, 1), (1, 2), (2, 4), (4, 8))]
+    assert reported == pytest.approx(expected, abs=1e-5)
+
+
+def test_two_runs_of_one_config_give_identical_losses(bench, small_config, precision):
+    config = small_config(precision=precision, dropout=0.2)
+    assert losses_of(config, bench) == losses_of(config, bench)
+
+
+def test_each_adapter_of_a_trial_is_put_on_a_bare_base(bench, small_config, precision):
+    """One to measure the cost, one to train: peft warns where it finds another."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Already found a `peft_config`")
+        for _ in range(2):
+            Trial(small_config(precision=precision), bench).close()
+
+
+def test_a_closed_trial_is_freed_at_once(bench, small_config, precision):
+    gc.disable()
+    try:
+        run = Trial(small_config(precision=precision), bench)
+        for _ in run.measurements():
+            run.adapter_files()
+        weights = [weakref.ref(p) for p in run._model.parameters() if p.requires_grad]
+        assert len(weights) == 4
+        run.close()
+        assert not any(weight() is not None for weight in weights)
+    finally:
+        gc.enable()
+
+
+def test_measuring_the_cost_first_changes_no_loss(bench, small_config, precision):
+    config = small_config(precision=precision, dropout=0.2)
+    assert losses_of(config, bench, cost=None) == losses_of(config, bench)
+
+
+def test_another_seed_gives_other_losses(bench, small_config):
+    assert losses_of(small_config(seed=1), bench) != losses_of(small_config(seed=2), bench)
+
+
+def batches_of(run: Trial, n: int) -> list[tuple[list, list]]:
+    return [(input_ids.tolist(), labels.tolist()) for input_ids, labels in islice(run._batches(), n)]
+
+
+def test_a_trial_and_its_twin_see_the_same_batches(started, small_config):
+    config = small_config(precision="nf4", seed=5)
+    ours, twins = started(config), started(config.counterpart)
+    assert batches_of(ours, 20) == batches_of(twins, 20)
+    assert batches_of(ours, 20) != batches_of(started(replace(config, seed=6)), 20)
+
+
+def first_update(run: Trial) -> torch.Tensor:
+    """B of the first block after one step; its input is not quantized, so that only masks and gradients differ."""
+    next(run.measurements())
+    weights = safetensors.torch.load(run.adapter_files()["adapter_model.safetensors"])
+    return weights["base_model.model.transformer.h.0.attn.c_attn.lora_B.weight"].flatten()
+
+
+def test_a_trial_and_its_twin_drop_the_same_inputs(started, small_config):
+    """Under equal masks the cosine is about 0.6 (the base differs), under others about 0."""
+    config = small_config(precision="nf4", dropout=0.9, rank=16, batch_size=1)
+    ours, twins = started(config), started(config.counterpart)
+    first = first_update(ours)
+    torch.rand(5)  # random numbers that others draw do not matter
+    cosine = float(torch.nn.functional.cosine_similarity(first, first_update(twins), dim=0))
+    assert cosine > 0.4, cosine
+
+
+@pytest.mark.parametrize("batch_size", [4, 7])
+def test_a_pass_visits_every_training_row_once(started, small_config, batch_size):
+    run = started(small_config(batch_size=batch_size, max_length_tokens=256))
+    seen = [
+        tuple(token for token in row if token != data.IGNORE)
+        for _, labels in islice(run._batches(), 2 * 1000 // batch_size + 1)
+        for row in labels.tolist()
+    ]
+    rows = [row.input_ids[row.n_prompt_tokens :] for row in data.load(run._bench.workload.data_folder)["train"]]
+    assert Counter(seen[:1000]) == Counter(seen[1000:2000]) == Counter(rows)
+    assert seen[:1000] != seen[1000:2000]
+
+
+def test_a_pruned_trial_leaves_the_base_untouched(bench, small_config, precision):
+    base = bench.base(precision)
+    before = snapshot(base)
+    run = Trial(small_config(precision=precision), bench)
+    measurements = run.measurements()
+    assert next(measurements).step == 1
+    measurements.close()
+    run.close()
+    assert bench.base(precision) is base
+    assert_untouched(base, before)
+
+
+@pytest.mark.parametrize("learning_rate", [1e20, 1e30])
+def test_a_loss_that_is_not_finite_fails_the_trial_as_diverged(bench, small_config, precision, learning_rate):
+    before = snapshot(bench.base(precision))
+    run = Trial(small_config(precision=precision, learning_rate=learning_rate), bench, cost=COST)
+    with pytest.raises(TrialFailed, match="not finite at step") as caught:
+        list(run.measurements())
+    assert caught.value.state == "diverged"
+    run.close()
+    assert_untouched(bench.base(precision), before)
+
+
+def test_rows_longer_than_the_base_has_positions_are_refused(bench, small_config):
+    before = snapshot(bench.base("16bit"))
+    with pytest.raises(ConfigError, match="max_length_tokens is 257, the base has 256 positions"):
+        Trial(small_config(max_length_tokens=257), bench)
+    assert_untouched(bench.base("16bit"), before)
+
+
+def test_cost_is_measured_on_full_batches_and_its_parts_agree(started, small_config, precision):
+    config = small_config(precision=precision)
+    cost = started(config, cost=None).cost
+    assert 0 < cost.seconds_per_step_p10 <= cost.seconds_per_step <= cost.seconds_per_step_p90
+    assert cost.tokens_per_second == pytest.approx(2 * 64 / cost.seconds_per_step)
+    assert cost.device == environment("cpu")["device"]
+    logits_mib = 2 * 64 * 1024 * 4 / 2**20
+    assert cost.peak_memory_mib > 2 * logits_mib  # logits and their gradient, at least
+
+
+def test_peak_memory_repeats_exactly_and_grows_with_rank_and_length(started, small_config, precision):
+    config = small_config(precision=precision)
+    changed = [config, config, replace(config, rank=64), replace(config, max_length_tokens=128)]
+    peaks = [started(each, cost=None).cost.peak_memory_mib for each in changed]
+    assert peaks[0] == peaks[1] < peaks[2]
+    assert peaks[0] < peaks[3]
+
+
+def test_configs_of_one_cost_cell_have_one_peak(started, small_config):
+    config = small_config()
+    other = replace(config, alpha=64, learning_rate=1e-2, seed=9, max_steps=7, rank_stabilized=True, dropout=0.3)
+    assert config.cost_cell == other.cost_cell
+    peaks = [started(each, cost=None).cost.peak_memory_mib for each in (config, other)]
+    assert peaks[0] == peaks[1]
+
+
+def test_the_adapters_files_hold_what_the_last_rung_measured(bench, small_config, precision):
+    run = Trial(small_config(precision=precision, learning_rate=3e-3), bench, cost=COST)
+    *_, last = run.measurements()
+    files = run.adapter_files()
+    run.close()
+    model = adapter.from_files(bench.base(precision), files)
+    assert evaluation.eval_loss(model, bench.rows["search"]) == last.eval_loss_nats
+    adapter.detach(model)
+
+
+@pytest.fixture(scope="module")
+def pair(bench):
+    """Adapter files of a 4-bit trial and of its twin."""
+    config = TrialConfig(
+        precision="nf4", rank=4, alpha=8, learning_rate=3e-3, batch_size=2, max_length_tokens=64, max_steps=6
+    )
+    files = []
+    for each in (config, config.counterpart):
+        run = Trial(each, bench, cost=COST)
+        list(run.measurements())
+        files.append(run.adapter_files())
+        run.close()
+    return files
+
+
+def test_comparing_with_the_twin_repeats_exactly_and_leaves_both_bases_untouched(bench, pair):
+    before = {precision: snapshot(bench.base(precision)) for precision in ("16bit", "nf4")}
+    nf4, twin = pair
+    found = trial.compare(bench, nf4=nf4, twin=twin)
+    assert found == trial.compare(bench, nf4=nf4, twin=twin)
+    assert found.n_rows == found.n_decoded_rows == evaluation.N_DECODED_ROWS
+    assert 0.9 < found.embedding_cosine < 1  # close to its twin and not the same
+    assert 0 < found.token_match_rate < 1
+    for precision, state in before.items():
+        assert_untouched(bench.base(precision), state)
+
+
+def test_the_pair_is_closer_than_a_4_bit_model_under_another_adapter(bench, pair, small_config):
+    nf4, twin = pair
+    run = Trial(small_config(precision="nf4", learning_rate=1e-1, seed=8), bench, cost=COST)
+    list(run.measurements())
+    stranger = run.adapter_files()
+    run.close()
+    near, far = (trial.compare(bench, nf4=files, twin=twin) for files in (nf4, stranger))
+    assert near.embedding_cosine > far.embedding_cosine
+    assert near.centered_cosine > far.centered_cosine
+    assert near.token_match_rate > far.token_match_rate
+
+
+def test_a_comparison_that_fails_leaves_the_base_untouched(workload, pair):
+    own = Bench(workload, "cpu")
+    before = snapshot(own.base("16bit"))
+    own.rows = own.rows | {"search": []}
+    with pytest.raises(ValueError, match="empty"):
+        trial.compare(own, nf4=pair[0], twin=pair[1])
+    assert_untouched(own.base("16bit"), before)
+
+
+def test_running_out_of_gpu_memory_fails_the_trial_as_oom():
+    with pytest.raises(TrialFailed, match="out of memory") as caught, trial.oom_as_failure():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    assert caught.value.state == "oom"
+
+
+def test_a_machine_is_described_without_a_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert count_gpus() == 0
+    assert native_dtype("cpu") == "float32"
+    found = environment("cpu")
+    assert found["device"].startswith("CPU ")
+    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
