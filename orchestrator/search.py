@@ -38,6 +38,13 @@ def distribution(parameter: Parameter) -> BaseDistribution:
     )
 
 
+def is_within(dist: BaseDistribution, value: Any) -> bool:
+    """Whether a value could have been drawn from a distribution."""
+    if isinstance(dist, CategoricalDistribution):
+        return value in dist.choices
+    return dist._contains(dist.to_internal_repr(value))
+
+
 def is_settled(trial: TrialResult, twin: TrialResult | None) -> bool:
     """Whether all that will be known of a trial is known.
 
@@ -86,10 +93,9 @@ class Proposer:
         """Tell the study about a settled trial, whether it asked for it or not (a twin, a resumed sweep)."""
         trial = self._asked.pop(entry.result.key, None)
         if trial is None:
-            if not all(
-                dist._contains(dist.to_internal_repr(entry.params[name])) for name, dist in self._distributions.items()
-            ):
-                return  # a twin outside the space: at a precision that is not searched
+            within = all(is_within(dist, entry.params[name]) for name, dist in self._distributions.items())
+            if not within or self._settings.config(dict(entry.params)) != entry.result.config:
+                return  # a twin at a precision that is not searched
             self.study.enqueue_trial(dict(entry.params))
             trial = self.study.ask(self._distributions)
         trial.set_user_attr("key", entry.result.key)

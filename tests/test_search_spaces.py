@@ -229,3 +229,8 @@ def test_any_parameters_either_make_valid_trials_or_a_config_error(parameters, f
     for name, parameter in space.parameters.items():
         for value in parameter.samples:
             assert space.config(first | {name: value}).rank >= 1
+
+
+@pytest.mark.parametrize(("text", "value"), [("2e-4", 2e-4), ("5E+0", 5.0), ("-1e3", -1e3), ("2.0e-4", 2e-4)])
+def test_scientific_notation_without_a_point_is_a_number(text, value):
+    assert yaml.load(f"rate: {text}", Loader=search_spaces.Loader) == {"rate": value}

@@ -75,6 +75,10 @@ def _local_folder(name: str) -> Path:
     folder = Path(name).expanduser().resolve()
     if not (folder / "config.json").is_file():
         raise ConfigError(f"BASE_MODEL: no config.json in {str(folder)!r}; give a model folder, a hub id or 'demo'")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise ConfigError(
+            f"BASE_MODEL: no tokenizer in {str(folder)!r}; it needs tokenizer.json, or vocab.json and merges.txt"
+        )
     return folder
 
 

@@ -42,7 +42,7 @@ def rungs(max_steps: int) -> tuple[int, ...]:
     (25, 50, 100, 200)
     """
     first = -(-max_steps // 8)
-    return tuple(step for step in (first, 2 * first, 4 * first) if step < max_steps) + (max_steps,)
+    return (*(step for step in (first, 2 * first, 4 * first) if step < max_steps), max_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

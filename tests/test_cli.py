@@ -1,0 +1,124 @@
+"""Bad command lines and files: an exit code, the field by name, no traceback, at once."""
+
+import json
+import os
+
+import pytest
+
+from tests.sweeps import command
+
+SPACE = """
+parameters: {{rank: {{values: [{rank}]}}, precision: {{values: [{precision}]}}}}
+fixed: {{alpha: 8, learning_rate: {rate}, targets: [{target}]}}
+"""
+GOOD = {"rank": "2", "precision": "nf4", "rate": "1.0e-4", "target": "attn.c_attn"}
+ROW = {"instruction": "Say hello.", "input": "", "output": "Hello."}
+
+BAD_SETTINGS = {
+    "an unknown space": (["--space", "parto"], ["SPACE", "did you mean 'pareto'"]),
+    "an unknown flag": (["--trails", "3"], ["--trials"]),
+    "no trials": (["--trials", "0"], ["n_trials", "got 0"]),
+    "no steps": (["--steps", "0"], ["max_steps", "got 0"]),
+    "a name that leaves its folder": (["--name", "../x"], ["NAME", "'../x'"]),
+    "a similarity over 1": (["--min-similarity", "1.5"], ["min_similarity", "1.5"]),
+    "an unknown objective": (["--objective", "eval_loss"], ["objective", "did you mean 'eval_loss_nats'"]),
+    "more GPUs than there are": (["--gpus-per-trial", "4"], ["gpus_per_trial", "4", "0 GPUs"]),
+    "an unknown device": (["--device", "tpu"], ["device", "tpu"]),
+    "an address without a port": (["--address", "somewhere"], ["ADDRESS", "HOST:PORT"]),
+    "a folder without a config": (["--base-model", "."], ["BASE_MODEL", "config.json"]),
+}
+BAD_SPACES = {
+    "rank 0": ({"rank": "0"}, ["rank", "got 0"]),
+    "a negative rank": ({"rank": "-2"}, ["rank", "got -2"]),
+    "rank 1.5": ({"rank": "1.5"}, ["rank", "got 1.5"]),
+    "8 bits": ({"precision": "8bit"}, ["precision", "'8bit'"]),
+    "a learning rate that is no number": ({"rate": ".nan"}, ["learning_rate", "nan"]),
+    "a bare c_proj": ({"target": "c_proj"}, ["targets", "did you mean"]),
+}
+BAD_DATA = {
+    "missing.json": (None, "no file"),
+    "empty.json": (b"", "is empty"),
+    "truncated.json": (json.dumps([ROW] * 9).encode()[:-9], "truncated"),
+    "latin.json": ('[{"instruction": "na\u00efve"}]'.encode("latin-1"), "not UTF-8"),
+    "bad.json": (json.dumps([ROW] * 9 + [ROW | {"output": None}]).encode(), "1 with output null"),
+    "few.json": (json.dumps([ROW]).encode(), "1384"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_a_bad_setting_is_named_with_exit_code_2(case, tmp_path):
+    arguments, words = BAD_SETTINGS[case]
+    finished = command("run", *arguments, cwd=tmp_path)
+    assert finished.code == 2, finished.err
+    assert all(word in finished.err for word in words), finished.err
+    assert "Traceback" not in finished.err
+    assert not finished.out
+    assert finished.seconds < 5
+
+
+@pytest.mark.parametrize("case", BAD_SPACES)
+def test_a_bad_value_in_a_space_is_named_with_exit_code_2(case, tmp_path):
+    changes, words = BAD_SPACES[case]
+    (tmp_path / "mine.yaml").write_text(SPACE.format(**GOOD | changes))
+    finished = command("run", "--space", "mine.yaml", cwd=tmp_path)
+    assert finished.code == 2, finished.err
+    assert all(word in finished.err for word in words), finished.err
+    assert "Traceback" not in finished.err
+    assert finished.seconds < 5
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_a_bad_data_file_is_named_with_exit_code_3(name, tmp_path):
+    content, words = BAD_DATA[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    finished = command("run", "--data", name, cwd=tmp_path)
+    assert finished.code == 3, finished.err
+    assert name in finished.err or "too few rows" in finished.err
+    assert words in finished.err.replace(",", ""), finished.err
+    assert "Traceback" not in finished.err
+    assert finished.seconds < 10
+
+
+def test_an_unreachable_hub_ends_within_10_seconds_and_says_how_to_give_a_folder(tmp_path):
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf")}
+    finished = command("run", "--base-model", "some/model", "--data", "some/rows", cwd=tmp_path, **nowhere)
+    assert finished.code == 5, finished.err
+    assert "DATA=" in finished.err
+    assert "Traceback" not in finished.err
+    assert finished.seconds < 10
+
+
+def test_an_address_where_nothing_listens_is_unreachable(tmp_path):
+    finished = command("run", "--address", "127.0.0.1:1", cwd=tmp_path)
+    assert finished.code == 5, finished.err
+    assert "127.0.0.1:1" in finished.err
+    assert finished.seconds < 10
+
+
+@pytest.mark.parametrize("verb", ["resume", "status", "sync"])
+def test_an_unknown_sweep_is_named(verb, tmp_path):
+    finished = command(verb, "nothing", cwd=tmp_path)
+    assert finished.code == 2
+    assert "no sweep 'nothing'" in finished.err
+
+
+def test_a_dry_run_says_the_first_configs_and_writes_nothing(tmp_path):
+    finished = command("run", "--dry-run", "--json", "--trials", "3", cwd=tmp_path)
+    assert finished.code == 0, finished.err
+    assert len(finished.json["first_configs"]) == 3
+    assert finished.json["settings"]["n_trials"] == 3
+    assert not os.listdir(tmp_path)
+
+
+def test_without_a_gpu_one_line_says_that_this_is_the_demo_and_what_a_gpu_would_run(tmp_path):
+    finished = command("run", "--dry-run", cwd=tmp_path)
+    (line,) = [line for line in finished.err.splitlines() if "demo" in line]
+    assert "GPT-2 Medium on Alpaca" in line
+    assert "32 trials of 200 steps" in line
+
+
+def test_ui_without_a_store_says_what_to_do(tmp_path):
+    finished = command("ui", cwd=tmp_path)
+    assert finished.code == 2
+    assert "run a sweep first" in finished.err

@@ -1,0 +1,55 @@
+"""Which running trial is stopped: the scheduler's answers, asked as Ray Tune asks."""
+
+from tests.sweeps import ASHA, GRID, Desk, completes, make, space
+
+
+def steps_of(desk: Desk, loss: float, *, protect: bool = False) -> str:
+    """Run one new trial at a constant loss; returns its final state."""
+    trial_id = desk.take(lambda task: completes(task, loss=loss))
+    if protect:
+        desk.pruner.protected.add(desk.asked[-1].key)
+    desk.end(trial_id)
+    return desk.states[desk.asked[-1].key]
+
+
+SIXTEEN = GRID | {
+    "parameters": {"rank": {"values": [1, 2, 3, 4, 5, 6]}},
+    "fixed": {"alpha": 8, "max_steps": 8, "precision": "16bit"},
+}
+
+
+def test_a_clearly_worse_late_trial_is_stopped_at_the_first_rung_with_a_reason(tmp_path):
+    desk = Desk(tmp_path, make(space(SIXTEEN, early_terminate=ASHA)))
+    for _ in range(3):
+        steps_of(desk, 1.0)
+    assert steps_of(desk, 9.0) == "pruned"
+    trial = desk.ledger.entry(desk.asked[-1].key).result
+    assert [m.step for m in trial.history] == [1]
+    assert "9.0000 nats at step 1" in trial.reason
+
+
+def test_a_better_trial_is_not_stopped(tmp_path):
+    desk = Desk(tmp_path, make(space(SIXTEEN, early_terminate=ASHA)))
+    for loss in (3.0, 2.5, 2.0):
+        assert steps_of(desk, loss) == "completed"
+
+
+def test_a_protected_trial_is_never_stopped(tmp_path):
+    desk = Desk(tmp_path, make(space(SIXTEEN, early_terminate=ASHA)))
+    for _ in range(3):
+        steps_of(desk, 1.0)
+    assert steps_of(desk, 9.0, protect=True) == "completed"
+
+
+def test_without_early_termination_nothing_is_stopped(tmp_path):
+    desk = Desk(tmp_path, make(space(SIXTEEN)))
+    assert [steps_of(desk, loss) for loss in (1.0, 1.0, 9.0)] == ["completed"] * 3
+
+
+def test_no_trial_is_stopped_before_its_least_share_of_steps(tmp_path):
+    late = {"type": "asha", "eta": 2, "min_share": 0.5}
+    desk = Desk(tmp_path, make(space(SIXTEEN, early_terminate=late)))
+    for _ in range(3):
+        steps_of(desk, 1.0)
+    assert steps_of(desk, 9.0) == "pruned"
+    assert [m.step for m in desk.ledger.entry(desk.asked[-1].key).result.history] == [1, 2, 4]

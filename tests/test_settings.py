@@ -1,0 +1,82 @@
+"""What a sweep was asked to do: checked once, kept as it was, filled in for the machine."""
+
+import pytest
+
+from orchestrator import plan, settings
+from tests.sweeps import GRID, TPE, Desk, make, space
+from trainables.errors import ConfigError
+
+NOTHING = {"space": None, "trials": None, "base_model": None, "data": None}
+
+
+def test_settings_come_back_from_their_file_as_they_were(tmp_path):
+    asked = make(space(TPE), objectives=("eval_loss_nats",), min_similarity=0.9, seed=7, max_steps=12)
+    settings.save(asked, tmp_path / "a")
+    assert settings.load(tmp_path / "a") == asked
+
+
+def test_a_sweep_without_settings_is_unknown_and_the_nearest_name_is_offered(tmp_path):
+    settings.save(make(), tmp_path / "mine")
+    with pytest.raises(ConfigError, match="did you mean 'mine'"):
+        settings.load(tmp_path / "mint")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".hidden", "a" * 65, "a b", "a\n"])
+def test_a_name_cannot_leave_its_folder(name, tmp_path):
+    with pytest.raises(ConfigError, match="NAME"):
+        settings.sweep_folder(name, tmp_path)
+    with pytest.raises(ConfigError, match="NAME"):
+        make(name=name)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_trials", 0),
+        ("max_steps", -1),
+        ("min_similarity", 1.01),
+        ("min_similarity", float("nan")),
+        ("gpus_per_trial", 0),
+        ("gpus_per_trial", float("inf")),
+        ("compute_dtype", "float8"),
+        ("device", "tpu"),
+        ("seed", 2**32),
+        ("objectives", ()),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_the_name_of_its_field(field, value):
+    with pytest.raises(ConfigError, match=field):
+        make(**{field: value})
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_one():
+    with pytest.raises(ConfigError, match="did you mean 'n_trials'"):
+        make(n_trial=3)
+
+
+def test_the_sweeps_seed_and_steps_go_before_the_spaces():
+    config = make(space(GRID), seed=5, max_steps=3).config({"rank": 2, "precision": "nf4"})
+    assert (config.seed, config.max_steps) == (5, 3)
+
+
+def test_a_gpu_gets_gpt2_medium_on_alpaca_and_a_cpu_the_demo():
+    on_gpu = plan.choose(None, "cuda", NOTHING, {}, lambda line: None)
+    on_cpu = plan.choose(None, "cpu", NOTHING, {}, lambda line: None)
+    assert (on_gpu.base_model, on_gpu.data) == ("openai-community/gpt2-medium", "tatsu-lab/alpaca")
+    assert (on_gpu.space.name, on_gpu.n_trials) == ("pareto", 32)
+    assert (on_cpu.base_model, on_cpu.data, on_cpu.n_trials) == ("demo", "demo", 12)
+
+
+def test_a_grid_is_run_whole_unless_a_number_is_said():
+    whole = plan.choose(None, "cuda", NOTHING | {"space": "diagnostic"}, {}, lambda line: None)
+    part = plan.choose(None, "cuda", NOTHING | {"space": "diagnostic", "trials": 3}, {}, lambda line: None)
+    assert (whole.n_trials, part.n_trials) == (8, 3)
+
+
+@pytest.mark.parametrize("base", [GRID, TPE])
+def test_the_plan_names_the_configs_that_the_sweep_then_starts_with(base, tmp_path):
+    asked = make(space(base), n_trials=4)
+    desk = Desk(tmp_path, asked, n_slots=4)
+    while desk.take():
+        pass
+    assert plan.first_configs(asked, 4) == [task.config for task in desk.asked]

@@ -1,0 +1,252 @@
+"""Whole sweeps from the command line: real Ray on a CPU, real MLflow on a temporary SQLite."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator import settings
+from orchestrator.front import front_of
+from orchestrator.ledger import Ledger
+from orchestrator.tracking import EXPERIMENT, store_uri
+from tests.sweeps import Finished, command, start
+from trainables.config import FINAL_STATES
+
+SMALL = """
+method: grid
+parameters:
+  rank: {values: [1, 4]}
+  precision: {values: [nf4, 16bit]}
+fixed: {alpha: 8, learning_rate: 1.0e-3, batch_size: 4, max_length_tokens: 64, max_steps: 8}
+early_terminate: {type: none}
+"""
+
+
+def begin(cwd: Path, *arguments: str, **variables: str):
+    (cwd / "small.yaml").write_text(SMALL)
+    return start("run", "--space", "small.yaml", "--name", "a", *arguments, cwd=cwd, **variables)
+
+
+def trials(cwd: Path):
+    ledger = Ledger(cwd / "mlflow_runs" / "sweeps" / "a" / "ledger.db")
+    try:
+        return ledger.trials()
+    finally:
+        ledger.close()
+
+
+def wait_for(cwd: Path, condition, seconds: float = 90) -> None:
+    """Until `condition` holds of the sweep's trials."""
+    path = cwd / "mlflow_runs" / "sweeps" / "a" / "ledger.db"
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if path.exists() and condition(trials(cwd)):
+                return
+        except (sqlite3.OperationalError, Exception):
+            pass
+        time.sleep(0.2)
+    raise AssertionError("the sweep did not come so far")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> tuple[Path, Finished]:
+    """One finished sweep over the demo: 2 ranks at both precisions."""
+    cwd = tmp_path_factory.mktemp("sweep")
+    process = begin(cwd, "--json")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return cwd, Finished(process.returncode, out, err, 0.0)
+
+
+@pytest.fixture(scope="module")
+def mlflow(swept):
+    """An MLflow client on the sweep's store, the parent run and its children by trial key."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store_uri(swept[0] / "mlflow_runs"))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len({run.data.tags["trial_key"] for run in children}) == len(children)
+    return client, parent, {run.data.tags["trial_key"]: run for run in children}
+
+
+def test_standard_output_is_one_json_object(swept):
+    assert set(swept[1].json) == {"name", "mlflow_run", "objectives", "reference_point", "hypervolume", "members"}
+
+
+def test_every_trial_completed_and_every_4bit_one_has_its_similarity(swept):
+    found = trials(swept[0])
+    assert sorted((t.config.precision, t.config.rank) for t in found) == [
+        ("16bit", 1),
+        ("16bit", 4),
+        ("nf4", 1),
+        ("nf4", 4),
+    ]
+    assert {t.state for t in found} == {"completed"}
+    for trial in found:
+        assert [m.step for m in trial.history] == [1, 2, 4, 8]
+        assert (trial.similarity is not None) == (trial.config.precision == "nf4")
+        assert trial.environment["compute_dtype"] == "float32"
+        if trial.similarity:
+            assert 0.5 < trial.similarity.embedding_cosine <= 1
+            assert 0 <= trial.similarity.token_match_rate <= 1
+
+
+def test_the_front_is_the_same_in_ledger_json_parquet_and_mlflow(swept, mlflow):
+    folder = swept[0] / "mlflow_runs" / "sweeps" / "a"
+    keys = front_of(trials(swept[0]), settings.load(folder)).keys
+    written = json.loads((folder / "front.json").read_text())
+    rows = pq.read_table(folder / "trials.parquet").to_pylist()
+    tagged = {key for key, run in mlflow[2].items() if run.data.tags["on_pareto_front"] == "true"}
+    assert keys
+    assert {member["key"] for member in written["members"]} == keys
+    assert {member["key"] for member in swept[1].json["members"]} == keys
+    assert {row["key"] for row in rows if row["on_pareto_front"]} == keys
+    assert tagged == keys
+    assert len(rows) == 4
+
+
+def test_the_parent_run_holds_what_the_sweep_came_to(mlflow):
+    client, parent, _ = mlflow
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
+    assert {"front.json", "trials.parquet", "settings.json", "environment.json"} <= names
+    assert figures == {f"figures/{n}.{kind}" for n in ("rank_memory", "loss_memory") for kind in ("png", "html")}
+    assert parent.info.status == "FINISHED"
+    assert "Pareto front" in parent.data.tags["mlflow.note.content"]
+    assert parent.data.params["n_trials"] == "4"
+
+
+def test_the_figures_are_self_contained_and_hold_every_completed_trial(swept):
+    folder = swept[0] / "mlflow_runs" / "sweeps" / "a" / "figures"
+    for path in folder.glob("*.html"):
+        text = path.read_text()
+        assert not re.search(r"<(script|link)[^>]+(src|href)=[\"']?https?:", text)
+        assert text.count("alpha 8") >= 4  # each point says what it is
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
+
+
+def test_each_child_run_holds_its_trials_settings_rungs_and_tags(swept, mlflow):
+    client, _, children = mlflow
+    found = {trial.key: trial for trial in trials(swept[0])}
+    assert children.keys() == found.keys()
+    for key, run in children.items():
+        trial = found[key]
+        tags = run.data.tags
+        assert (tags["state"], tags["precision"], tags["rank"]) == (
+            trial.state,
+            trial.config.precision,
+            str(trial.config.rank),
+        )
+        asked = trial.config.to_dict()
+        assert run.data.params == {n: "+".join(v) if n == "targets" else str(v) for n, v in asked.items()}
+        history = client.get_metric_history(run.info.run_id, "eval_loss_nats")
+        assert [(m.step, m.value) for m in history] == [(m.step, m.eval_loss_nats) for m in trial.history]
+        assert run.data.metrics["rank"] == trial.config.rank
+        assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("precision", ["nf4", "16bit"])
+def test_the_adapter_in_mlflow_gives_the_recorded_loss_through_peft(swept, mlflow, tmp_path, precision):
+    from peft import PeftModel
+
+    from trainables import base_model, data, evaluation
+
+    client, _, children = mlflow
+    trial = next(t for t in trials(swept[0]) if t.config.precision == precision)
+    folder = client.download_artifacts(children[trial.key].info.run_id, "adapter", str(tmp_path))
+    ledger = Ledger(swept[0] / "mlflow_runs" / "sweeps" / "a" / "ledger.db")
+    workload = ledger.workload()
+    ledger.close()
+    model = PeftModel.from_pretrained(base_model.load(workload, precision, "cpu"), folder)
+    loss = evaluation.eval_loss(model, data.load(workload.data_folder)["search"])
+    assert loss == pytest.approx(trial.history[-1].eval_loss_nats, abs=1e-3)
+
+
+def test_syncing_again_changes_nothing(swept, mlflow):
+    client, parent, children = mlflow
+    key, run = next(iter(children.items()))
+    before = client.get_metric_history(run.info.run_id, "eval_loss_nats")
+    finished = command("sync", "a", cwd=swept[0])
+    assert finished.code == 0, finished.err
+    assert parent.info.run_id in finished.out
+    assert len(client.search_runs([parent.info.experiment_id])) == 1 + len(children)
+    assert client.get_metric_history(run.info.run_id, "eval_loss_nats") == before
+
+
+def test_status_counts_the_trials(swept):
+    status = command("status", "a", "--json", cwd=swept[0]).json
+    assert (status["n_done"], status["n_expected"], status["counts"]) == (4, 4, {"completed": 4})
+
+
+def test_a_name_that_is_taken_is_refused(swept):
+    finished = command("run", "--name", "a", "--trials", "1", cwd=swept[0])
+    assert finished.code == 2
+    assert "resume a" in finished.err
+
+
+def test_ctrl_c_stops_within_15_seconds_and_resume_loses_and_repeats_nothing(tmp_path):
+    process = begin(tmp_path, "--steps", "40")
+    wait_for(tmp_path, lambda found: any(t.state == "completed" for t in found))
+    rival = command("run", "--name", "a", "--space", "small.yaml", cwd=tmp_path)
+    assert rival.code == 2
+    assert f"process {process.pid}" in rival.err
+    begun = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert time.monotonic() - begun < 15
+    before = {t.key: t for t in trials(tmp_path)}
+    assert "running" not in {t.state for t in before.values()}
+    finished = command("resume", "a", cwd=tmp_path)
+    assert finished.code == 0, finished.err
+    after = {t.key: t for t in trials(tmp_path)}
+    assert len(after) == 4
+    assert {t.state for t in after.values()} <= FINAL_STATES
+    for key, trial in before.items():
+        if trial.state == "completed":
+            assert (after[key].started_at, after[key].ended_at) == (trial.started_at, trial.ended_at)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_resumed_and_loses_and_repeats_nothing(tmp_path):
+    process = begin(tmp_path, "--steps", "40")
+    wait_for(tmp_path, lambda found: any(t.state == "completed" for t in found))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = {t.key: t for t in trials(tmp_path) if t.state == "completed"}
+    finished = command("resume", "a", cwd=tmp_path)
+    assert finished.code == 0, finished.err
+    after = {t.key: t for t in trials(tmp_path)}
+    assert len(after) == 4
+    assert {t.state for t in after.values()} == {"completed"}
+    assert all(after[key].ended_at == trial.ended_at for key, trial in before.items())
+
+
+def test_a_sweep_runs_on_a_model_and_rows_from_the_hub(tmp_path):
+    import pandas
+
+    from tests.hub_server import hub_server
+    from trainables import demo
+
+    rows = tmp_path / "rows" / "data"
+    rows.mkdir(parents=True)
+    pandas.DataFrame(json.loads(demo.ROWS_FILE.read_text())).to_parquet(rows / "train-00000-of-00001.parquet")
+    variables = {"HF_HOME": str(tmp_path / "hf"), "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+    arguments = ("--base-model", "tiny/gpt2", "--data", "tiny/alpaca", "--trials", "1", "--steps", "2", "--json")
+    with hub_server(models={"tiny/gpt2": demo.FOLDER}, datasets={"tiny/alpaca": rows.parent}) as endpoint:
+        process = begin(tmp_path, *arguments, HF_ENDPOINT=endpoint, **variables)
+        out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    assert json.loads(out)["members"]
+    (trial, *_) = trials(tmp_path)
+    assert trial.environment["weights"] == "pretrained"
