@@ -47,10 +47,6 @@ class SweepResult:
         return f"{weights}; {devices or 'no device yet'}, {self.workload.compute_dtype}"
 
 
-class SweepFailed(SweepError):
-    """Ray Tune gave up, or no trial completed."""
-
-
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Hold a sweep's folder for this process.
@@ -175,7 +171,7 @@ def _tune(settings: SweepSettings, workload: Workload, ledger: Ledger, folder: P
         cause = error.__cause__ or error
         if isinstance(cause, SweepError):
             raise cause from None
-        raise SweepFailed(f"Ray Tune stopped: {' '.join(str(cause).split())}") from error
+        raise SweepError(f"Ray Tune stopped: {' '.join(str(cause).split())}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state
     return searcher.finished

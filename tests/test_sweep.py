@@ -174,7 +174,7 @@ def test_the_adapter_in_mlflow_gives_the_recorded_loss_through_peft(swept, mlflo
 
 def test_syncing_again_changes_nothing(swept, mlflow):
     client, parent, children = mlflow
-    key, run = next(iter(children.items()))
+    run = next(iter(children.values()))
     before = client.get_metric_history(run.info.run_id, "eval_loss_nats")
     finished = command("sync", "a", cwd=swept[0])
     assert finished.code == 0, finished.err

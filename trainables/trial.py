@@ -116,25 +116,36 @@ class Trial:
         batches = self._batches()
         torch.manual_seed(self.config.seed)  # dropout, equal for a trial and its twin
         done = 0
-        for rung in rungs(self.config.max_steps):
-            with oom_as_failure():
-                losses = [engine.step(*next(batches)) for _ in range(rung - done)]
-                train_loss = float(torch.stack(losses).mean())
-                eval_loss = evaluation.eval_loss(self._model, self._bench.rows["search"])
-            done = rung
-            if not (math.isfinite(train_loss) and math.isfinite(eval_loss)):
-                raise TrialFailed(
-                    "diverged", f"loss is not finite at step {rung} (training {train_loss}, held-out {eval_loss})"
-                )
-            yield Measurement(
-                step=rung,
-                train_loss_nats=train_loss,
-                eval_loss_nats=eval_loss,
-                peak_memory_mib=self.cost.peak_memory_mib,
-                reserved_memory_mib=self.cost.reserved_memory_mib,
-                seconds_per_step=self.cost.seconds_per_step,
-                tokens_per_second=self.cost.tokens_per_second,
+        try:
+            for rung in rungs(self.config.max_steps):
+                with oom_as_failure():
+                    measurement = self._measure(rung, [engine.step(*next(batches)) for _ in range(rung - done)])
+                done = rung
+                yield measurement
+        finally:
+            del engine  # CPython 3.12 keeps the locals of a closed generator, here the optimizer's memory
+
+    def _measure(self, step: int, losses: list[torch.Tensor]) -> Measurement:
+        """What is known at a rung, from the training losses since the last one.
+
+        Raises:
+            TrialFailed: a loss is not finite ("diverged").
+        """
+        train_loss = float(torch.stack(losses).mean())
+        eval_loss = evaluation.eval_loss(self._model, self._bench.rows["search"])
+        if not (math.isfinite(train_loss) and math.isfinite(eval_loss)):
+            raise TrialFailed(
+                "diverged", f"loss is not finite at step {step} (training {train_loss}, held-out {eval_loss})"
             )
+        return Measurement(
+            step=step,
+            train_loss_nats=train_loss,
+            eval_loss_nats=eval_loss,
+            peak_memory_mib=self.cost.peak_memory_mib,
+            reserved_memory_mib=self.cost.reserved_memory_mib,
+            seconds_per_step=self.cost.seconds_per_step,
+            tokens_per_second=self.cost.tokens_per_second,
+        )
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Endless batches; each pass visits all rows in an order drawn from the trial's seed."""
@@ -156,10 +167,9 @@ class Trial:
         return adapter.to_files(self._model)
 
     def close(self) -> None:
-        """Detach the adapter and free what the trial held; it cannot be used afterwards."""
+        """Detach the adapter; the trial cannot be used afterwards."""
         adapter.detach(self._model)
         del self._model
-        gc.collect()  # optimizer and accelerator refer to each other
 
 
 def compare(bench: Bench, *, nf4: Mapping[str, bytes], twin: Mapping[str, bytes]) -> Similarity:
