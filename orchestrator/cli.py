@@ -125,9 +125,11 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
 
     def started(ledger: Any, workload: Any) -> None:
         counts = ledger.fact("data_counts")
-        dropped = {k: v for k, v in counts.items() if k.startswith("dropped")}
-        note = f" ({', '.join(f'{k} {v}' for k, v in dropped.items())})" if dropped else ""
-        say(f"rows: {counts['read']} read{note}, {counts['train']} for training; {workload.compute_dtype} arithmetic")
+        notes = [f"{n} {what}" for what, n in counts.items() if n and what.startswith(("dropped", "longer"))]
+        say(
+            f"rows: {counts['read']} read, {counts['train']} for training{''.join('; ' + note for note in notes)}; "
+            f"{workload.compute_dtype} arithmetic"
+        )
         if workload.weights == "random":
             say("weights are random: memory and time are real, loss and similarity say nothing about GPT-2")
         display.start()

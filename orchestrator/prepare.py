@@ -32,7 +32,7 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     Args:
         root: caches lie under root/cache.
     Returns:
-        The workload, and counts of rows read, dropped by reason and in each split.
+        The workload, and counts of rows read, dropped by reason, in each split, and too long for the space.
     Raises:
         ConfigError, DataError, Unreachable: before any GPU is used.
     """
@@ -52,4 +52,13 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
         data_digest=tokenized.digest,
         compute_dtype=compute_dtype(settings),
     )
-    return workload, dict(tokenized.counts)
+    limit = shortest_limit(settings)
+    too_long = data.n_longer(data.load(tokenized.folder)["train"], limit)
+    return workload, {**tokenized.counts, f"longer than {limit} tokens": too_long}
+
+
+def shortest_limit(settings: SweepSettings) -> int:
+    """The fewest tokens that a training row may keep in this sweep."""
+    searched = settings.space.parameters.get("max_length_tokens")
+    first = {name: parameter.samples[0] for name, parameter in settings.space.parameters.items()}
+    return min(int(n) for n in searched.samples) if searched else settings.config(first).max_length_tokens

@@ -264,3 +264,8 @@ def test_real_alpaca_rows_go_through_gpt2s_own_tokenizer(tmp_path):
     assert tokenizer.decode(search[0].input_ids) == first.prompt + first.output + "<|endoftext|>"
     long = max(search, key=lambda row: len(row.input_ids))
     assert long.last(128).input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_rows_that_lose_the_front_of_their_prompt_are_counted():
+    rows = [TokenRow(input_ids=tuple(range(n)), n_prompt_tokens=1) for n in (3, 4, 5, 9)]
+    assert [data.n_longer(rows, limit) for limit in (2, 4, 9)] == [4, 2, 0]

@@ -183,6 +183,18 @@ def test_syncing_again_changes_nothing(swept, mlflow):
     assert client.get_metric_history(run.info.run_id, "eval_loss_nats") == before
 
 
+def test_rows_over_the_limit_are_counted_and_said(swept):
+    from trainables import data
+
+    ledger = Ledger(swept[0] / "mlflow_runs" / "sweeps" / "a" / "ledger.db")
+    counts, folder = ledger.fact("data_counts"), ledger.workload().data_folder
+    ledger.close()
+    longer = sum(len(row.input_ids) > 64 for row in data.load(folder)["train"])
+    assert counts["longer than 64 tokens"] == longer
+    assert 0 < longer < 1000
+    assert f"{longer} longer than 64 tokens" in swept[1].err
+
+
 def test_status_counts_the_trials(swept):
     status = command("status", "a", "--json", cwd=swept[0]).json
     assert (status["n_done"], status["n_expected"], status["counts"]) == (4, 4, {"completed": 4})

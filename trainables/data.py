@@ -292,6 +292,11 @@ def load(folder: str | Path) -> dict[str, list[TokenRow]]:
     return splits
 
 
+def n_longer(rows: Sequence[TokenRow], n_tokens: int) -> int:
+    """How many rows lose the front of their prompt to a limit of `n_tokens`."""
+    return sum(len(row.input_ids) > n_tokens for row in rows)
+
+
 def pad(rows: Sequence[TokenRow], *, max_length_tokens: int, pad_id: int) -> "tuple[torch.Tensor, torch.Tensor]":
     """Right-pad rows into one batch; causal attention needs no mask then.
 
