@@ -171,11 +171,14 @@ def status(name: Name, as_json: AsJson = False) -> None:
 def sync(name: Name) -> None:
     """Bring MLflow up to date with a sweep's ledger."""
     from orchestrator.settings import ROOT
+    from orchestrator.sweep import owned
     from orchestrator.tracking import publish
 
-    settings, trials = _read(name)
-    open_trials = [t for t in trials if t.state in ("queued", "running")]
-    page = publish(settings, ROOT, say, interrupted=bool(open_trials))
+    settings, _ = _read(name)
+    with owned(sweep_folder(name)):  # a running sweep writes MLflow itself; two writers would double its runs
+        _, trials = _read(name)
+        open_trials = [t for t in trials if t.state in ("queued", "running")]
+        page = publish(settings, ROOT, say, interrupted=bool(open_trials))
     if page is None:
         raise SweepError("MLflow could not be written")
     print(page)
@@ -218,6 +221,11 @@ def main() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Ray can crash when it cleans up a half start; its processes die with this one
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
+        raise
     except SweepError as error:
         say(f"error: {error}")
         sys.exit(error.exit_code)

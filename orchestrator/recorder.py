@@ -27,7 +27,12 @@ class Recorder(Callback):
         if task.kind == "train":
             self._record_trial(task, result, files)
         if result.get("similarity"):
-            self._ledger.set_similarity(result["similarity_of"], Similarity(**result["similarity"]))
+            self._record_similarity(result["similarity_of"], Similarity(**result["similarity"]))
+
+    def _record_similarity(self, key: str, similarity: Similarity) -> None:
+        entry = self._ledger.entry(key)
+        if entry and entry.result.state == "completed":  # else its adapter is all that a killed driver left of it
+            self._ledger.set_similarity(key, similarity)
 
     def _record_trial(self, task: Task, report: dict[str, Any], files: dict[str, bytes] | None) -> None:
         if report.get("cost"):

@@ -65,6 +65,14 @@ class SweepSettings(Frozen):
         """What Ray reserves for one trial."""
         return {"cpu": 1, "gpu": self.gpus_per_trial} if self.device == "cuda" else {"cpu": 1}
 
+    @property
+    def longest_steps(self) -> int:
+        """Steps of the longest trial: a space may search them."""
+        first = {name: parameter.samples[0] for name, parameter in self.space.parameters.items()}
+        searched = self.space.parameters.get("max_steps")
+        points = [first | {"max_steps": n_steps} for n_steps in searched.samples] if searched else [first]
+        return max(self.config(point).max_steps for point in points)
+
     def config(self, params: dict[str, Any]) -> TrialConfig:
         """The trial that a point of the space stands for in this sweep."""
         overrides: dict[str, Any] = {"seed": self.seed} if "seed" not in self.space.fixed else {}

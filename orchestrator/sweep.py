@@ -140,8 +140,7 @@ def _tune(settings: SweepSettings, workload: Workload, ledger: Ledger, folder: P
 
     adapters = folder / "adapters"
     store = adapter_store.serve(adapters)
-    first = {name: parameter.samples[0] for name, parameter in settings.space.parameters.items()}
-    pruner = Pruner(settings.space.early_terminate, settings.config(first).max_steps)
+    pruner = Pruner(settings.space.early_terminate, settings.longest_steps)
     shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
     searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared)
     scratch = (folder / "ray").resolve()

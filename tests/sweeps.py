@@ -133,8 +133,7 @@ class Desk:
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.folder / "ledger.db")
         self.ledger.requeue_running()
-        first = {name: parameter.samples[0] for name, parameter in self.settings.space.parameters.items()}
-        self.pruner = Pruner(self.settings.space.early_terminate, self.settings.config(first).max_steps)
+        self.pruner = Pruner(self.settings.space.early_terminate, self.settings.longest_steps)
         self.searcher = SweepSearcher(
             self.settings, WORKLOAD, self.ledger, self.pruner, n_slots=self.n_slots, shared={}
         )

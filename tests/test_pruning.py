@@ -1,6 +1,12 @@
 """Which running trial is stopped: the scheduler's answers, asked as Ray Tune asks."""
 
+from types import SimpleNamespace
+
+from orchestrator.pruning import Pruner
+from orchestrator.tune_trainable import Task
+from search_spaces import EarlyTerminate
 from tests.sweeps import ASHA, GRID, Desk, completes, make, space
+from trainables.config import TrialConfig
 
 
 def steps_of(desk: Desk, loss: float, *, protect: bool = False) -> str:
@@ -53,3 +59,41 @@ def test_no_trial_is_stopped_before_its_least_share_of_steps(tmp_path):
         steps_of(desk, 1.0)
     assert steps_of(desk, 9.0) == "pruned"
     assert [m.step for m in desk.ledger.entry(desk.asked[-1].key).result.history] == [1, 2, 4]
+
+
+def test_a_comparison_is_never_stopped():
+    pruner = Pruner(EarlyTerminate(**ASHA), 8)
+    config = TrialConfig(precision="nf4", rank=1, alpha=1)
+    answers = []
+    for number, (kind, loss) in enumerate([("train", 1.0), ("train", 1.0), ("train", 9.0), ("compare", 9.0)]):
+        task = Task(kind=kind, key=f"k{number}", config=config, twin_key="t")
+        tune_trial = SimpleNamespace(trial_id=f"t{number}", config={"task": task.to_dict()})
+        pruner.on_trial_add(None, tune_trial)
+        answers.append(pruner.on_trial_result(None, tune_trial, {"step": 1, "eval_loss_nats": loss, "done": False}))
+    assert answers == ["CONTINUE", "CONTINUE", "STOP", "CONTINUE"]
+
+
+def test_a_report_without_a_loss_is_passed_on(tmp_path):
+    desk = Desk(tmp_path, make(space(SIXTEEN, early_terminate=ASHA)))
+    desk.do(lambda task: iter([{"state": "oom", "done": True, "reason": "no memory", "environment": {}}]))
+    assert list(desk.states.values()) == ["oom"]
+
+
+def test_where_steps_are_searched_the_longest_trials_are_not_stopped_for_their_length(tmp_path):
+    searched = SIXTEEN | {
+        "parameters": {"max_steps": {"values": [2, 16]}, "rank": {"values": [1, 2]}},
+        "fixed": {"alpha": 8, "precision": "16bit"},
+    }
+    desk = Desk(tmp_path, make(space(searched, early_terminate=ASHA)))
+    assert [steps_of(desk, loss) for loss in (1.0, 1.0, 1.0, 0.5)] == ["completed"] * 4
+
+
+def test_a_trial_in_the_better_half_at_each_rung_is_never_stopped_and_the_worst_never_ends(tmp_path):
+    desk = Desk(tmp_path, make(space(SIXTEEN, early_terminate=ASHA)), n_slots=6)
+    running = {desk.take(lambda task: completes(task, loss=float(task.config.rank))): n for n in range(1, 7)}
+    while desk.running:  # all reach each rung before any goes on
+        for trial_id in sorted(desk.running, key=running.get):
+            desk.step(trial_id)
+    states = {t.config.rank: t.state for t in desk.ledger.trials()}
+    assert states[1] == "completed"
+    assert states[6] == "pruned"

@@ -6,6 +6,7 @@ A `Desk` calls the searcher, the pruner and the recorder in Ray Tune's order; wo
 from collections import Counter
 from functools import partial
 from itertools import product
+from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from orchestrator import adapter_store
 from orchestrator.search import Proposer
 from tests.sweeps import ASHA, GRID, TPE, WORKLOAD, Desk, breaks, completes, make, shuffled, similarity, space
 from trainables.config import FINAL_STATES, TrialConfig
@@ -245,6 +247,21 @@ def test_a_twin_that_was_interrupted_is_spared_after_a_resume_too(tmp_path):
     assert resumed.states[full.key] == "completed"
 
 
+def test_an_adapter_whose_trial_was_cut_off_before_its_end_was_written_does_no_harm(tmp_path):
+    settings = make(grid((1,), ("16bit", "nf4")))
+    desk = Desk(tmp_path, settings)
+    desk.take()
+    nf4 = desk.take()
+    while not (report := next(desk.running[nf4][2]))["done"]:
+        pass
+    adapter_store.write(tmp_path / "adapters", desk.asked[1].key, report["adapter"])
+    desk.crash()  # the adapter lies on disk, the trial still runs in the ledger
+    resumed = Desk(tmp_path, settings)
+    assert [task.key for task in resumed.finish()] == [task.key for task in desk.asked]
+    assert set(resumed.states.values()) == {"completed"}
+    assert similarity_of(resumed, desk.asked[1].key) == similarity()
+
+
 def test_a_finished_sweep_has_nothing_more_to_do(tmp_path):
     desk = Desk(tmp_path, make(TPE, n_trials=5))
     desk.finish()
@@ -382,8 +399,6 @@ def test_whatever_happens_the_sweep_ends_with_every_promise_kept(seed, method, n
         return completes(task, loss=random.uniform(1, 3))
 
     with TemporaryDirectory() as folder:
-        from pathlib import Path
-
         desk = Desk(Path(folder), asked_for, n_slots)
         for _ in range(n_crashes):
             for _ in range(random.randint(0, 12)):
