@@ -22,6 +22,8 @@ EVAL_LENGTH_TOKENS = 512
 N_DECODED_ROWS = 64
 MAX_NEW_TOKENS = 64
 BATCH_ROWS = 16
+HEAD_TOKENS = 1024
+"""Tokens whose logits are made at once."""
 
 
 def eval_length(model: "PreTrainedModel | PeftModel") -> int:
@@ -36,6 +38,71 @@ def _core(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
 def _hidden(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor) -> torch.Tensor:
     """States after the final norm: (rows, length) -> (rows, length, width)."""
     return _core(model).transformer(input_ids=input_ids, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def response_states(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> torch.Tensor:
+    """The state after the final norm at each position that predicts a response or end token.
+
+    Returns:
+        (n_response_tokens, width) on the model's device, row by row in the order of `rows`, tokens in
+        their order; `response_tokens` gives the tokens they predict.
+    """
+    core = _core(model).eval()
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
+    found: dict[int, torch.Tensor] = {}
+    for start in range(0, len(rows), BATCH_ROWS):
+        batch = order[start : start + BATCH_ROWS]
+        input_ids, labels = pad(
+            [rows[i] for i in batch], max_length_tokens=eval_length(core), pad_id=core.config.eos_token_id
+        )
+        hidden = _hidden(core, input_ids.to(core.device))[:, :-1]
+        predicts = (labels[:, 1:] != IGNORE).to(core.device)
+        found |= {i: hidden[n][predicts[n]] for n, i in enumerate(batch)}
+    return torch.cat([found[i] for i in range(len(rows))])
+
+
+def response_tokens(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
+    """The response and end tokens of each row that `response_states` has a state for."""
+    cut = [row.last(eval_length(model)) for row in rows]
+    return [list(row.input_ids[max(1, row.n_prompt_tokens) :]) for row in cut]
+
+
+@torch.no_grad()
+def token_losses(
+    model: "PreTrainedModel | PeftModel", states: torch.Tensor, tokens: Sequence[int]
+) -> NDArray[np.float64]:
+    """Cross-entropy in nats of each token given the state that predicts it: (n_tokens,)."""
+    targets = torch.tensor(tokens, device=states.device)
+    head = _core(model).lm_head
+    parts = [
+        F.cross_entropy(head(s).float(), t, reduction="none")
+        for s, t in zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True)
+    ]
+    return torch.cat(parts).double().cpu().numpy()
+
+
+@torch.no_grad()
+def divergence(
+    model: "PreTrainedModel | PeftModel", ours: torch.Tensor, reference: torch.Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Compare two models' next-token distributions token by token.
+
+    Both share one head (it is never quantized nor tuned), so states stand for distributions.
+
+    Args:
+        model: whose head is used; any of the two.
+        ours, reference: (n_tokens, width), from `response_states` of the same rows.
+    Returns:
+        KL(reference || ours) in nats and whether the most likely token is the same, both (n_tokens,).
+    """
+    head = _core(model).lm_head
+    kl, same = [], []
+    for a, b in zip(ours.split(HEAD_TOKENS), reference.split(HEAD_TOKENS), strict=True):
+        log_a, log_b = (torch.log_softmax(head(s.to(head.weight.dtype)).float(), dim=-1) for s in (a, b))
+        kl.append(F.kl_div(log_a, log_b, reduction="none", log_target=True).sum(dim=-1).clamp(min=0))
+        same.append(log_a.argmax(dim=-1) == log_b.argmax(dim=-1))
+    return torch.cat(kl).double().cpu().numpy(), torch.cat(same).cpu().numpy()
 
 
 @torch.no_grad()
