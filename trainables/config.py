@@ -12,6 +12,7 @@ from math import sqrt
 from typing import Any, Literal, get_args
 
 from trainables.errors import ConfigError, did_you_mean
+from trainables.findings import Comparison, Judgement
 
 PROTOCOL_VERSION = 1
 """Version of what every metric means. Results of different versions are never compared."""
@@ -21,7 +22,7 @@ TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 Precision = Literal["16bit", "nf4"]
 Engine = Literal["eager"]
-Loop = Literal["standard"]
+Loop = Literal["standard", "lean"]
 State = Literal["queued", "running", "completed", "pruned", "refused", "oom", "diverged", "failed"]
 Origin = Literal["search", "twin", "reseed", "repeat"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
@@ -63,7 +64,8 @@ class TrialConfig:
         max_steps: optimizer steps at full budget.
         seed: of adapter weights, data order and dropout.
         engine: how a step is executed.
-        loop: how a step is written; "standard" makes full logits, as a stock script does.
+        loop: how a step is written; "standard" makes full logits, as a stock script does; "lean" makes
+            those of supervised tokens only, a few at a time.
 
     Raises:
         ConfigError: a value is out of range; the message names the field.
@@ -196,6 +198,29 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBreakdown:
+    """What the bytes are at the moment of a training step's peak, in MiB; they add up to the peak.
+
+    Attributes:
+        base_weights_mib: of the frozen base; 4-bit ones packed two a byte.
+        quantization_constants_mib: scales and code books of 4-bit weights.
+        adapter_mib: LoRA's A and B.
+        gradients_mib: of the adapter, as far as they exist at the peak.
+        optimizer_mib: AdamW's two moments and step counts.
+        activations_mib: what the forward pass keeps for the backward pass.
+        rest_mib: the temporary results of that moment, workspaces of libraries, rounding of the allocator.
+    """
+
+    base_weights_mib: float
+    quantization_constants_mib: float
+    adapter_mib: float
+    gradients_mib: float
+    optimizer_mib: float
+    activations_mib: float
+    rest_mib: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """Memory and time of one cost cell on one device, on a full synthetic batch.
 
@@ -207,6 +232,7 @@ class Cost:
         seconds_per_step_p90: 90th percentile of them.
         tokens_per_second: batch_size * max_length_tokens / seconds_per_step.
         device: name of the device it was measured on.
+        breakdown: of peak_memory_mib; None in ledgers from before it was measured.
     """
 
     peak_memory_mib: float
@@ -216,6 +242,7 @@ class Cost:
     seconds_per_step_p90: float
     tokens_per_second: float
     device: str
+    breakdown: MemoryBreakdown | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +295,8 @@ class TrialResult:
         state: see State; only "completed" trials enter a front.
         origin: why it exists; a twin is the 16-bit half of a 4-bit trial.
         history: one Measurement a rung, by step.
-        similarity: of a 4-bit trial with a completed twin, else None.
+        similarity: of a 4-bit trial with a completed twin, on the search rows, else None.
+        judgement: of a finalist and its repeats, on the report rows, else None.
         cost: of its cost cell, else None.
         environment: device, versions and dtype it ran under.
         reason: why it stopped early, else None.
@@ -282,7 +310,8 @@ class TrialResult:
     state: State
     origin: Origin
     history: tuple[Measurement, ...] = ()
-    similarity: Similarity | None = None
+    similarity: Comparison | None = None
+    judgement: Judgement | None = None
     cost: Cost | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     reason: str | None = None

@@ -86,13 +86,12 @@ class Trial:
         """Memory and time of full synthetic batches on a throw-away adapter (measurement protocol 1)."""
         shape = (self.config.batch_size, self.config.max_length_tokens)
         ids = torch.randint(base.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-        ids = ids.to(self._bench.device)
         model = self._attach(base)
         try:
             engine = self._engine(model)
             engine.step(ids, ids)  # the optimizer's state exists from here on
-            peak = memory.peak_of(lambda: engine.step(ids, ids), self._bench.device)
             seconds = [_timed(lambda: engine.step(ids, ids), self._bench.device) for _ in range(N_TIMED_STEPS)]
+            peak = memory.peak_of(lambda: engine.step(ids, ids), self._bench.device, lambda: _owners(model, engine))
         finally:
             adapter.detach(model)
         p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
@@ -104,6 +103,7 @@ class Trial:
             seconds_per_step_p90=p90,
             tokens_per_second=ids.numel() / median,
             device=device_name(self._bench.device),
+            breakdown=peak.breakdown,
         )
 
     def measurements(self) -> Iterator[Measurement]:
@@ -160,7 +160,7 @@ class Trial:
             input_ids, labels = data.pad(
                 [rows[i] for i in batch], max_length_tokens=self.config.max_length_tokens, pad_id=self._end
             )
-            yield input_ids.to(self._bench.device), labels.to(self._bench.device)
+            yield input_ids, labels
 
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter as it is now, as peft's files by name."""
@@ -212,6 +212,25 @@ def oom_as_failure() -> Iterator[None]:
     except torch.cuda.OutOfMemoryError:
         peak = torch.cuda.max_memory_allocated() / memory.MIB
         raise TrialFailed("oom", f"the GPU ran out of memory at {peak:.0f} MiB") from None
+
+
+def _owners(model: "PeftModel", engine: EagerEngine) -> dict[str, list[torch.Tensor]]:
+    """The resident tensors of a training step by the part of MemoryBreakdown that they are."""
+    frozen = [t for t in (*model.parameters(), *model.buffers()) if not t.requires_grad]
+    states = [t.quant_state for t in frozen if getattr(t, "quant_state", None) is not None]
+    return {
+        "base_weights": frozen,
+        "quantization_constants": [t for state in states for t in _tensors_of(state)],
+        "adapter": engine.parameters,
+        "optimizer": [t for slots in engine.optimizer.state.values() for t in slots.values() if torch.is_tensor(t)],
+    }
+
+
+def _tensors_of(quant_state) -> list[torch.Tensor]:
+    """Scales, offset and code books of a bitsandbytes quantization state; the scales are quantized themselves."""
+    inner = _tensors_of(quant_state.state2) if quant_state.nested else []
+    own = (quant_state.absmax, quant_state.code, quant_state.offset if quant_state.nested else None)
+    return inner + [t for t in own if t is not None]
 
 
 def _timed(work, device: str) -> float:
