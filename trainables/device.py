@@ -44,6 +44,15 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name()
 
 
+def device_id(device: str) -> str:
+    """What tells this device from the others of the machine, the same in every process."""
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    return str(torch.cuda.get_device_properties(0).uuid)
+
+
 def environment(device: str) -> dict[str, str]:
     """Device and package versions, as recorded with each trial."""
     found = {"device": device_name(device), "python": platform.python_version()}

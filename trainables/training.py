@@ -3,6 +3,8 @@
 An engine owns the optimizer of one adapter and nothing global; `step` takes one padded batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +17,7 @@ from trainables.data import IGNORE
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 MAX_GRAD_NORM = 1.0
 BETAS = (0.9, 0.999)
@@ -85,11 +88,29 @@ def standard_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Ten
 def lean_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Tensor, device: str) -> torch.Tensor:
     """The same mean loss from the logits of supervised tokens only, a chunk of them at a time."""
     core = model.get_base_model()
-    hidden = core.transformer(input_ids=input_ids.to(device), use_cache=False).last_hidden_state
+    with _fused_activations(core):
+        hidden = core.transformer(input_ids=input_ids.to(device), use_cache=False).last_hidden_state
     wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()  # what each position should predict
     positions = (wanted != IGNORE).nonzero().flatten()  # found on the host: no synchronisation
     states = hidden.flatten(0, 1).index_select(0, positions.to(device, non_blocking=True))  # (supervised, width)
     return _ChunkedLoss.apply(states, core.lm_head.weight, wanted[positions].to(device, non_blocking=True))
+
+
+@contextmanager
+def _fused_activations(core: "PreTrainedModel") -> Iterator[None]:
+    """Inside, GPT-2's gelu_new is one kernel that keeps its input; the stock one keeps four tensors of that size."""
+    if core.config.activation_function != "gelu_new":
+        yield
+        return
+    stock = [block.mlp.act for block in core.transformer.h]
+    fused = torch.nn.GELU(approximate="tanh")
+    try:
+        for block in core.transformer.h:
+            block.mlp.act = fused
+        yield
+    finally:
+        for block, act in zip(core.transformer.h, stock, strict=True):
+            block.mlp.act = act
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -10,7 +10,8 @@ trial.close()
 
 import gc
 import math
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from trainables import adapter, base_model, data, evaluation, memory, similarity
-from trainables.config import Cost, Measurement, Precision, Similarity, TrialConfig, Workload, rungs
-from trainables.device import device_name
+from trainables import adapter, base_model, data, evaluation, memory
+from trainables.config import Cost, Measurement, Precision, TrialConfig, Workload, rungs
+from trainables.device import device_id, device_name
+from trainables.device_turn import DeviceTurn
 from trainables.errors import ConfigError, TrialFailed
 from trainables.training import EagerEngine
 
@@ -38,17 +40,35 @@ class Bench:
         self.workload = workload
         self.device = device
         self.rows = data.load(workload.data_folder)
+        self.turn = DeviceTurn(device_id(device))
         self._bases: dict[Precision, PreTrainedModel] = {}
 
     def base(self, precision: Precision) -> "PreTrainedModel":
         """The frozen base; on a GPU it is the only one resident, so that memory can be measured."""
         if precision not in self._bases:
             if self.device == "cuda":
-                self._bases.clear()
-                gc.collect()  # a 4-bit weight refers to its module and back: only this frees it
-                torch.cuda.empty_cache()
+                self.forget_bases()
             self._bases[precision] = base_model.load(self.workload, precision, self.device)
+            self._warm_up(precision)
         return self._bases[precision]
+
+    def forget_bases(self) -> None:
+        """Free every base; the next trial loads its own anew."""
+        self._bases.clear()
+        gc.collect()  # a 4-bit weight refers to its module and back: only this frees it
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _warm_up(self, precision: Precision) -> None:
+        """Let libraries allocate the workspaces that they keep: they are no trial's leak."""
+        config = TrialConfig(precision=precision, rank=1, alpha=1)
+        model = adapter.attach(self._bases[precision], config, base_name=self.workload.base_model)
+        try:
+            engine = EagerEngine(model, config, compute_dtype=self.workload.compute_dtype, device=self.device)
+            ids = torch.zeros(1, 8, dtype=torch.int64)
+            engine.step(ids, ids)
+        finally:
+            adapter.detach(model)
 
 
 class Trial:
@@ -70,25 +90,35 @@ class Trial:
                 f"max_length_tokens is {config.max_length_tokens}, the base has {base.config.n_positions} positions"
             )
         self._end = base.config.eos_token_id
-        with oom_as_failure():
-            self.cost = cost or self._measure_cost(base)
-        self._model = self._attach(base)
+        self._resident_mib = memory.allocated_mib(bench.device)
+        try:
+            with oom_as_failure():
+                self.cost = cost or self._measure_cost(base)
+                self._model = self._attach(base)
+                self._engine = self._engine_of(self._model)
+        except TrialFailed:
+            bench.forget_bases()  # half an adapter may be on it
+            raise
 
-    def _attach(self, base: "PreTrainedModel"):
+    def _attach(self, base: "PreTrainedModel") -> "PeftModel":
         return adapter.attach(base, self.config, base_name=self._bench.workload.base_model)
 
-    def _engine(self, model) -> EagerEngine:
+    def _engine_of(self, model: "PeftModel") -> EagerEngine:
         return EagerEngine(
             model, self.config, compute_dtype=self._bench.workload.compute_dtype, device=self._bench.device
         )
 
     def _measure_cost(self, base: "PreTrainedModel") -> Cost:
         """Memory and time of full synthetic batches on a throw-away adapter (measurement protocol 1)."""
+        with self._bench.turn.alone():
+            return self._measure_cost_now(base)
+
+    def _measure_cost_now(self, base: "PreTrainedModel") -> Cost:
         shape = (self.config.batch_size, self.config.max_length_tokens)
         ids = torch.randint(base.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
         model = self._attach(base)
         try:
-            engine = self._engine(model)
+            engine = self._engine_of(model)
             engine.step(ids, ids)  # the optimizer's state exists from here on
             seconds = [_timed(lambda: engine.step(ids, ids), self._bench.device) for _ in range(N_TIMED_STEPS)]
             peak = memory.peak_of(lambda: engine.step(ids, ids), self._bench.device, lambda: _owners(model, engine))
@@ -110,33 +140,28 @@ class Trial:
         """Train to each rung in turn and measure there.
 
         Raises:
-            TrialFailed: loss is not finite ("diverged"), or memory ran out ("oom").
+            TrialFailed: loss or gradient is not finite ("diverged"), or memory ran out ("oom").
         """
-        engine = self._engine(self._model)
         batches = self._batches()
         torch.manual_seed(self.config.seed)  # dropout, equal for a trial and its twin
         done = 0
-        try:
-            for rung in rungs(self.config.max_steps):
-                with oom_as_failure():
-                    measurement = self._measure(rung, [engine.step(*next(batches)) for _ in range(rung - done)])
-                done = rung
-                yield measurement
-        finally:
-            del engine  # CPython 3.12 keeps the locals of a closed generator, here the optimizer's memory
+        for rung in rungs(self.config.max_steps):
+            with self._bench.turn.shared(), oom_as_failure():
+                losses = torch.stack([self._engine.step(*next(batches)) for _ in range(rung - done)])
+                measurement = self._measure(rung, losses)
+            done = rung
+            yield measurement
 
-    def _measure(self, step: int, losses: list[torch.Tensor]) -> Measurement:
+    def _measure(self, step: int, losses: torch.Tensor) -> Measurement:
         """What is known at a rung, from the training losses since the last one.
 
         Raises:
             TrialFailed: a loss is not finite ("diverged").
         """
-        train_loss = float(torch.stack(losses).mean())
+        train_loss = float(losses.mean())
         eval_loss = evaluation.eval_loss(self._model, self._bench.rows["search"])
         if not (math.isfinite(train_loss) and math.isfinite(eval_loss)):
-            raise TrialFailed(
-                "diverged", f"loss is not finite at step {step} (training {train_loss}, held-out {eval_loss})"
-            )
+            raise TrialFailed("diverged", self._fault(step, losses, eval_loss))
         return Measurement(
             step=step,
             train_loss_nats=train_loss,
@@ -146,6 +171,13 @@ class Trial:
             seconds_per_step=self.cost.seconds_per_step,
             tokens_per_second=self.cost.tokens_per_second,
         )
+
+    def _fault(self, step: int, losses: torch.Tensor, eval_loss: float) -> str:
+        """What was not finite, and since when."""
+        bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+        first = f"training loss from step {step - len(losses) + bad[0] + 1}" if bad else f"held-out loss {eval_loss}"
+        n_gradients = int(self._engine.n_bad_gradients)
+        return f"not finite at step {step}: {first}; gradients in {n_gradients} steps so far"
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Endless batches; each pass visits all rows in an order drawn from the trial's seed."""
@@ -167,49 +199,31 @@ class Trial:
         return adapter.to_files(self._model)
 
     def close(self) -> None:
-        """Detach the adapter; the trial cannot be used afterwards."""
+        """Detach the adapter; the trial cannot be used afterwards.
+
+        Raises:
+            RuntimeError: more than memory.MAX_LEAK_MIB stay on the device; the next trial's figures would be wrong.
+        """
         adapter.detach(self._model)
-        del self._model
+        del self._model, self._engine
+        if self._leak_mib() > memory.MAX_LEAK_MIB:
+            gc.collect()
+            if (leak := self._leak_mib()) > memory.MAX_LEAK_MIB:
+                raise RuntimeError(f"{leak:.1f} MiB stay on the device after a trial (at most {memory.MAX_LEAK_MIB:g})")
 
-
-def compare(bench: Bench, *, nf4: Mapping[str, bytes], twin: Mapping[str, bytes]) -> Similarity:
-    """Run a 4-bit adapter and its 16-bit twin's on the search rows, one base after the other.
-
-    Args:
-        nf4, twin: adapter files, each trained at its own precision.
-    """
-    rows = bench.rows["search"][: evaluation.N_DECODED_ROWS]
-    with _attached(bench.base("16bit"), twin) as model:
-        twin_texts = evaluation.greedy(model, rows)
-        twin_states = evaluation.pooled_states(model, rows, twin_texts)
-    with _attached(bench.base("nf4"), nf4) as model:
-        texts = evaluation.greedy(model, rows)
-        states = evaluation.pooled_states(model, rows, twin_texts)
-    return Similarity(
-        token_match_rate=similarity.token_match_rate(texts, twin_texts),
-        embedding_cosine=similarity.embedding_cosine(states, twin_states),
-        centered_cosine=similarity.centered_cosine(states, twin_states),
-        n_rows=len(rows),
-        n_decoded_rows=len(rows),
-    )
-
-
-@contextmanager
-def _attached(base: "PreTrainedModel", files: Mapping[str, bytes]) -> "Iterator[PeftModel]":
-    """The base with an adapter from files; without it again afterwards, whatever happened inside."""
-    model = adapter.from_files(base, files)
-    try:
-        yield model
-    finally:
-        adapter.detach(model)
+    def _leak_mib(self) -> float:
+        return memory.allocated_mib(self._bench.device) - self._resident_mib
 
 
 @contextmanager
 def oom_as_failure() -> Iterator[None]:
     """Turn a CUDA out-of-memory error inside the block into TrialFailed("oom")."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the device
         peak = torch.cuda.max_memory_allocated() / memory.MIB
         raise TrialFailed("oom", f"the GPU ran out of memory at {peak:.0f} MiB") from None
 

@@ -1,0 +1,190 @@
+"""GPT-2 Medium's shape with random weights on a real GPU: parity with the Trainer, memory, float16 as on a T4."""
+
+import gc
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+from trainables import adapter, base_model, memory
+from trainables.config import TARGETS, TrialConfig, Workload
+from trainables.data import IGNORE
+from trainables.errors import TrialFailed
+from trainables.training import EagerEngine
+from trainables.trial import Bench, Trial, _owners
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
+]
+T4_GIB = 15
+
+
+@pytest.fixture(autouse=True)
+def _process_of_its_own():
+    """A worker has one device and one dtype; accelerate refuses to change either within a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture(scope="module")
+def medium(workload, tmp_path_factory) -> Workload:
+    folder = tmp_path_factory.mktemp("medium")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(GPT2Config(n_layer=24, n_embd=1024, n_head=16)).save_pretrained(folder)
+    return replace(workload, base_folder=str(folder), compute_dtype="bfloat16")
+
+
+def config_of(**values) -> TrialConfig:
+    return TrialConfig(**{"precision": "16bit", "rank": 8, "alpha": 16, **values})
+
+
+def drawn_batches(n_batches: int, shape: tuple[int, int], seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Random tokens; a quarter of each row is prompt, and half of the rows end in padding."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for _ in range(n_batches):
+        ids = torch.randint(50257, shape, generator=generator)
+        labels = ids.clone()
+        labels[:, : shape[1] // 4] = IGNORE
+        labels[::2, -shape[1] // 8 :] = IGNORE
+        batches.append((ids, labels))
+    return batches
+
+
+def our_losses(workload: Workload, config: TrialConfig, batches) -> torch.Tensor:
+    base = base_model.load(workload, config.precision, "cuda")
+    model = adapter.attach(base, config, base_name="medium")
+    engine = EagerEngine(model, config, compute_dtype=workload.compute_dtype, device="cuda")
+    return torch.stack([engine.step(*batch) for batch in batches]).cpu()
+
+
+class RecordingTrainer(Trainer):
+    def get_train_dataloader(self):
+        return DataLoader(self.train_dataset, batch_size=None, shuffle=False)
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.losses.append(loss.detach())
+        return loss
+
+
+def trainer_losses(workload: Workload, config: TrialConfig, batches, folder) -> torch.Tensor:
+    model = adapter.attach(base_model.load(workload, config.precision, "cuda"), config, base_name="medium")
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=len(batches),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    dataset = [{"input_ids": ids, "labels": labels} for ids, labels in batches]
+    trainer = RecordingTrainer(model=model, args=arguments, train_dataset=dataset)
+    trainer.losses = []
+    trainer.train()
+    return torch.stack(trainer.losses).cpu()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("precision", ["16bit", "nf4"])
+def test_both_loops_take_the_steps_of_the_hugging_face_trainer(medium, precision, dtype, tolerance, tmp_path):
+    workload = replace(medium, compute_dtype=dtype)
+    config = config_of(precision=precision, dropout=0.0, learning_rate=1e-3, targets=TARGETS)
+    batches = drawn_batches(50, (4, 96))
+    theirs = trainer_losses(workload, config, batches, tmp_path)
+    for loop in ("standard", "lean"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        ours = our_losses(workload, replace(config, loop=loop), batches)
+        difference = float((ours - theirs).abs().max())
+        print(f"{precision} {dtype} {loop}: largest difference of a step's loss {difference:.2e} nats")
+        assert difference < tolerance, (ours, theirs)
+    assert theirs[-5:].mean() != pytest.approx(float(theirs[:5].mean()), abs=1e-3)  # it learned something
+
+
+@pytest.mark.parametrize("loop", ["standard", "lean"])
+@pytest.mark.parametrize("precision", ["16bit", "nf4"])
+def test_the_parts_and_what_was_there_before_add_up_to_the_allocators_peak(medium, precision, loop):
+    config = config_of(precision=precision, loop=loop)
+    model = adapter.attach(base_model.load(medium, precision, "cuda"), config, base_name="medium")
+    engine = EagerEngine(model, config, compute_dtype="bfloat16", device="cuda")
+    ids = torch.randint(50257, (4, 256))
+    engine.step(ids, ids)
+    peak = memory.peak_of(lambda: engine.step(ids, ids), "cuda", lambda: _owners(model, engine))
+    parts = peak.breakdown
+    resident = parts.base_weights_mib + parts.quantization_constants_mib + parts.adapter_mib + parts.optimizer_mib
+    unseen = memory.allocated_mib("cuda") - resident  # workspaces of libraries, rounding
+    print(f"{precision} {loop}: {parts}, unseen {unseen:.1f}")
+    assert peak.seen_mib + unseen == pytest.approx(peak.allocated_mib, rel=0.01)
+    assert parts.activations_mib > parts.rest_mib > 0
+
+
+@contextmanager
+def limited(gib: float):
+    """Let this process allocate so much of the GPU."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_the_trial_after_an_oom_has_the_figures_of_a_fresh_worker(medium):
+    config = config_of(max_steps=8)
+    fresh = Trial(config, Bench(medium, "cuda"))
+    expected = [fresh.cost, *fresh.measurements()]
+    fresh.close()
+    del fresh
+    bench = Bench(medium, "cuda")
+    with limited(4), pytest.raises(TrialFailed, match=r"ran out of memory at \d+ MiB") as caught:
+        Trial(replace(config, batch_size=16, max_length_tokens=1024), bench)
+    assert caught.value.state == "oom"
+    del caught
+    after = Trial(config, bench)
+    found = [after.cost, *after.measurements()]
+    after.close()
+    assert found[0].peak_memory_mib == pytest.approx(expected[0].peak_memory_mib, rel=0.02)
+    assert [m.eval_loss_nats for m in found[1:]] == [m.eval_loss_nats for m in expected[1:]]
+
+
+def test_memory_that_stays_after_a_trial_is_an_error_that_names_its_size(medium):
+    trial = Trial(config_of(max_steps=1), Bench(medium, "cuda"))
+    list(trial.measurements())
+    kept = torch.empty(3 * memory.MIB, dtype=torch.uint8, device="cuda")
+    with pytest.raises(RuntimeError, match=r"3\.\d MiB stay on the device"):
+        trial.close()
+    del kept
+
+
+@pytest.mark.parametrize("shape", [(4, 512), (16, 1024)])
+@pytest.mark.parametrize("precision", ["16bit", "nf4"])
+def test_float16_as_on_a_t4_has_the_losses_of_float32(medium, precision, shape):
+    """15 GiB, and the attention kernels that a T4 has: memory-efficient and plain, no flash attention."""
+    config = config_of(precision=precision, loop="lean", dropout=0.0, batch_size=shape[0], max_length_tokens=shape[1])
+    batches = drawn_batches(10, shape)
+    exact = our_losses(replace(medium, compute_dtype="float32"), config, batches)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with limited(T4_GIB), sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        half = our_losses(replace(medium, compute_dtype="float16"), config, batches)
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    print(f"{precision} {shape}: peak {peak:.2f} GiB, largest difference {float((half / exact - 1).abs().max()):.2e}")
+    assert torch.isfinite(half).all()
+    assert half.tolist() == pytest.approx(exact.tolist(), rel=0.02)
