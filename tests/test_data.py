@@ -1,7 +1,9 @@
 """Rows: checked, dealt to splits, tokenized once, padded."""
 
+import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -10,14 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.conftest import SHARED_DATA
 from trainables import data, demo
+from trainables.config import canonical_json
 from trainables.data import IGNORE, SPLIT_ROWS, Row, TokenRow
 from trainables.errors import DataError
+from trainables.task_kind import TASK_KINDS, task_kind
 
 GOOD = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
 BAD = {
@@ -264,6 +269,67 @@ def test_real_alpaca_rows_go_through_gpt2s_own_tokenizer(tmp_path):
     assert tokenizer.decode(search[0].input_ids) == first.prompt + first.output + "<|endoftext|>"
     long = max(search, key=lambda row: len(row.input_ids))
     assert long.last(128).input_ids[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no {SHARED_DATA}: Alpaca rows lie there")
+def test_most_real_rows_have_a_kind_of_task():
+    rows = data.read_rows(str(SHARED_DATA / "alpaca" / "alpaca_subset.json")).rows
+    counts = Counter(task_kind(row.instruction, row.input) for row in rows)
+    print({kind: f"{n / len(rows):.1%}" for kind, n in counts.most_common()})
+    assert counts.keys() == set(TASK_KINDS)
+    assert counts["other"] < 0.3 * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "input", "kind"),
+    [
+        ("Generate a story.", "", "write"),
+        ("Please write it in your own words.", "", "write"),
+        ("Given a list of facts, summarize them.", "a, b", "rewrite"),
+        ("Translate the sentence.", "Hi", "rewrite"),
+        ("Make it shorter.", "Hello there", "rewrite"),
+        ("Make a plan.", "", "write"),
+        ("Is this spam? Classify it.", "Win!", "classify"),
+        ("What is a prime?", "", "explain"),
+        ("EXPLAIN: gravity", "", "explain"),
+        ("Sing!", "", "other"),
+        ("¿Qué?", "", "other"),
+    ],
+)
+def test_the_first_verb_and_the_input_give_the_kind_of_task(instruction, input, kind):
+    assert task_kind(instruction, input) == kind
+
+
+@given(st.text(), st.text())
+def test_any_instruction_has_a_kind_of_task(instruction, input):
+    assert task_kind(instruction, input) in TASK_KINDS
+
+
+def test_a_token_row_keeps_its_kind_of_task_in_the_cache_and_when_cut(splits):
+    expected = data.split_rows(data.read_rows("demo").rows)
+    for name, rows in expected.items():
+        assert [row.kind for row in splits[name]] == [task_kind(row.instruction, row.input) for row in rows]
+    row = splits["search"][0]
+    assert row.last(3).kind == row.kind != ""
+
+
+def test_a_cache_without_kinds_is_read_and_not_taken_for_a_new_one(tokens, splits, tiny_folder, tmp_path):
+    old = tmp_path / f"tokens-{tokens.digest[:16]}"  # as caches were named before
+    load_from_disk(str(tokens.folder)).remove_columns("kind").save_to_disk(str(old))
+    assert data.load(old)["search"] == [replace(row, kind="") for row in splits["search"]]
+    again = data.tokenize(data.read_rows("demo"), tiny_folder, tmp_path)
+    assert (again.folder != old, again.digest) == (True, tokens.digest)
+    assert data.load(again.folder) == splits
+
+
+def test_the_digest_is_of_rows_and_tokenizer_only(tokens, tiny_folder):
+    """It enters every trial's key: changing it makes all earlier trials strangers."""
+    rows = data.split_rows(data.read_rows("demo").rows)
+    text = "protocol 1\n" + "".join(
+        canonical_json([name, row.instruction, row.input, row.output]) for name, part in rows.items() for row in part
+    )
+    content = text.encode() + (tiny_folder / "tokenizer.json").read_bytes()
+    assert tokens.digest == hashlib.sha256(content).hexdigest()
 
 
 def test_rows_that_lose_the_front_of_their_prompt_are_counted():

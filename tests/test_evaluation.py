@@ -103,3 +103,63 @@ def test_evaluating_leaves_weights_and_gradients_alone(model, rows):
     evaluation.eval_loss(model, rows[:3])
     evaluation.pooled_states(model, rows[:3], evaluation.greedy(model, rows[:3]))
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
+
+
+def plain_rows(model, rows) -> list[tuple[torch.Tensor, list[int]]]:
+    """For each row the logits that predict its response and end tokens, and these tokens."""
+    found = []
+    for row in rows:
+        kept = list(row.input_ids)[-256:]
+        start = max(1, row.n_prompt_tokens - (len(row.input_ids) - len(kept)))
+        found.append((plain_logits(model, kept)[start - 1 : -1], kept[start:]))
+    return found
+
+
+def test_response_states_are_in_the_order_of_the_rows_and_have_a_token_each(model, rows):
+    states = evaluation.response_states(model.train(), rows)
+    tokens = evaluation.response_tokens(model, rows)
+    expected = plain_rows(model, rows)
+    assert tokens == [row_tokens for _, row_tokens in expected]
+    assert [len(row) for row in tokens[-2:]] == [255, 3], "the long response fills the row, the long prompt is cut"
+    assert states.shape == (sum(map(len, tokens)), 128)
+    logits = model.get_base_model().lm_head(states).detach().double()
+    torch.testing.assert_close(logits, torch.cat([row_logits for row_logits, _ in expected]), atol=2e-3, rtol=1e-4)
+
+
+def test_token_losses_are_those_of_a_plain_loop_and_sum_to_the_held_out_loss(model, rows):
+    expected = [
+        -torch.log_softmax(logits, dim=-1)[torch.arange(len(tokens)), tokens]
+        for logits, tokens in plain_rows(model, rows)
+    ] * 3
+    rows = rows * 3
+    tokens = [token for row in evaluation.response_tokens(model, rows) for token in row]
+    assert len(tokens) > evaluation.HEAD_TOKENS, "more than one part: else the test shows too little"
+    losses = evaluation.token_losses(model, evaluation.response_states(model, rows), tokens)
+    np.testing.assert_allclose(losses, torch.cat(expected).numpy(), atol=2e-3)
+    assert losses.mean() == pytest.approx(evaluation.eval_loss(model, rows), rel=1e-6)
+
+
+def test_divergence_is_that_of_a_plain_loop(model, rows):
+    """The tuned model as reference, the same weights without the adapter as the other."""
+    tuned = evaluation.response_states(model, rows)
+    tuned_logits = torch.cat([logits for logits, _ in plain_rows(model, rows)])
+    with model.disable_adapter():
+        bare = evaluation.response_states(model, rows)
+        bare_logits = torch.cat([logits for logits, _ in plain_rows(model, rows)])
+    kl, same = evaluation.divergence(model, bare, tuned)
+    p, log_p, log_q = tuned_logits.softmax(-1), tuned_logits.log_softmax(-1), bare_logits.log_softmax(-1)
+    np.testing.assert_allclose(kl, (p * (log_p - log_q)).sum(-1).numpy(), atol=2e-3, rtol=1e-2)
+    agrees = (tuned_logits.argmax(-1) == bare_logits.argmax(-1)).numpy()
+    assert np.mean(same == agrees) > 0.995, "but for ties within rounding"
+    assert 0 < same.mean() < 1
+    assert kl.min() >= 0
+    assert kl.mean() > 0.01
+    other_way, _ = evaluation.divergence(model, tuned, bare)
+    assert abs(other_way.mean() - kl.mean()) > 1e-4, "KL has a direction"
+
+
+def test_a_model_does_not_diverge_from_itself(model, rows):
+    states = evaluation.response_states(model, rows[:4])
+    kl, same = evaluation.divergence(model, states, states)
+    assert not kl.any()
+    assert same.all()

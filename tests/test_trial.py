@@ -233,54 +233,6 @@ def test_the_adapters_files_hold_what_the_last_rung_measured(bench, small_config
     adapter.detach(model)
 
 
-@pytest.fixture(scope="module")
-def pair(bench):
-    """Adapter files of a 4-bit trial and of its twin."""
-    config = TrialConfig(
-        precision="nf4", rank=4, alpha=8, learning_rate=3e-3, batch_size=2, max_length_tokens=64, max_steps=6
-    )
-    files = []
-    for each in (config, config.counterpart):
-        run = Trial(each, bench, cost=COST)
-        list(run.measurements())
-        files.append(run.adapter_files())
-        run.close()
-    return files
-
-
-def test_comparing_with_the_twin_repeats_exactly_and_leaves_both_bases_untouched(bench, pair):
-    before = {precision: snapshot(bench.base(precision)) for precision in ("16bit", "nf4")}
-    nf4, twin = pair
-    found = trial.compare(bench, nf4=nf4, twin=twin)
-    assert found == trial.compare(bench, nf4=nf4, twin=twin)
-    assert found.n_rows == found.n_decoded_rows == evaluation.N_DECODED_ROWS
-    assert 0.9 < found.embedding_cosine < 1  # close to its twin and not the same
-    assert 0 < found.token_match_rate < 1
-    for precision, state in before.items():
-        assert_untouched(bench.base(precision), state)
-
-
-def test_the_pair_is_closer_than_a_4_bit_model_under_another_adapter(bench, pair, small_config):
-    nf4, twin = pair
-    run = Trial(small_config(precision="nf4", learning_rate=1e-1, seed=8), bench, cost=COST)
-    list(run.measurements())
-    stranger = run.adapter_files()
-    run.close()
-    near, far = (trial.compare(bench, nf4=files, twin=twin) for files in (nf4, stranger))
-    assert near.embedding_cosine > far.embedding_cosine
-    assert near.centered_cosine > far.centered_cosine
-    assert near.token_match_rate > far.token_match_rate
-
-
-def test_a_comparison_that_fails_leaves_the_base_untouched(workload, pair):
-    own = Bench(workload, "cpu")
-    before = snapshot(own.base("16bit"))
-    own.rows = own.rows | {"search": []}
-    with pytest.raises(ValueError, match="empty"):
-        trial.compare(own, nf4=pair[0], twin=pair[1])
-    assert_untouched(own.base("16bit"), before)
-
-
 def test_running_out_of_gpu_memory_fails_the_trial_as_oom():
     with pytest.raises(TrialFailed, match="out of memory") as caught, trial.oom_as_failure():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from trainables import demo, hub
 from trainables.config import PROTOCOL_VERSION, canonical_json
 from trainables.errors import DataError
+from trainables.task_kind import task_kind
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,8 @@ SPLIT_ROWS = {"search": 128, "report": 256, "train": 1000}
 """Rows of each split, filled in this order (measurement protocol 1)."""
 SPLIT_SEED = 0
 MAX_BAD_SHARE = 0.05
+CACHE_FORMAT = 2
+"""Version of the Arrow cache's columns; a cache of another version is left alone and a new one written."""
 IGNORE = -100
 """Label of positions that carry no loss (PyTorch's convention)."""
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -67,15 +70,18 @@ class TokenRow:
     Attributes:
         input_ids: all tokens.
         n_prompt_tokens: how many of them are the prompt, which carries no loss.
+        kind: kind of task, see trainables.task_kind; "" where it is not known.
     """
 
     input_ids: tuple[int, ...]
     n_prompt_tokens: int
+    kind: str = ""
 
     def last(self, n_tokens: int) -> "TokenRow":
         """Keep the last `n_tokens`: the prompt loses its front first, the end token is kept."""
         cut = max(0, len(self.input_ids) - n_tokens)
-        return TokenRow(input_ids=self.input_ids[cut:], n_prompt_tokens=max(0, self.n_prompt_tokens - cut))
+        n_prompt_tokens = max(0, self.n_prompt_tokens - cut)
+        return replace(self, input_ids=self.input_ids[cut:], n_prompt_tokens=n_prompt_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +240,7 @@ def tokenize(checked: CheckedRows, tokenizer_folder: Path, cache: Path) -> Token
     digest = _digest(splits, tokenizer_folder)
     counts = {"read": checked.n_read} | {f"dropped: {reason}": n for reason, n in checked.dropped.items()}
     counts |= {name: len(rows) for name, rows in splits.items()}
-    folder = cache / f"tokens-{digest[:16]}"
+    folder = cache / f"tokens-{CACHE_FORMAT}-{digest[:16]}"
     if not folder.exists():
         _write_cache(splits, tokenizer_folder, folder)
     return TokenizedData(folder=folder, digest=digest, counts=counts)
@@ -262,11 +268,12 @@ def _write_cache(splits: Mapping[str, Sequence[Row]], tokenizer_folder: Path, fo
         # A row may quote "<|endoftext|>": as text it must not end the row.
         return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    table: dict[str, list[Any]] = {"split": [], "input_ids": [], "n_prompt_tokens": []}
+    table: dict[str, list[Any]] = {"split": [], "input_ids": [], "n_prompt_tokens": [], "kind": []}
     for name, rows in splits.items():
         prompts = encode([row.prompt for row in rows])
         responses = encode([row.output for row in rows])
         table["split"] += [name] * len(rows)
+        table["kind"] += [task_kind(row.instruction, row.input) for row in rows]
         table["n_prompt_tokens"] += [len(prompt) for prompt in prompts]
         table["input_ids"] += [p + r + [tokenizer.eos_token_id] for p, r in zip(prompts, responses, strict=True)]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -287,7 +294,11 @@ def load(folder: str | Path) -> dict[str, list[TokenRow]]:
 
     splits: dict[str, list[TokenRow]] = {name: [] for name in SPLIT_ROWS}
     for record in load_from_disk(str(folder)):
-        row = TokenRow(input_ids=tuple(record["input_ids"]), n_prompt_tokens=record["n_prompt_tokens"])
+        row = TokenRow(
+            input_ids=tuple(record["input_ids"]),
+            n_prompt_tokens=record["n_prompt_tokens"],
+            kind=record.get("kind", ""),  # a cache of format 1 has none
+        )
         splits[record["split"]].append(row)
     return splits
 

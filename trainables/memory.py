@@ -112,12 +112,12 @@ class LiveStorages(TorchDispatchMode):
         """Bytes of each storage that lived at the (first) peak since `reset_peak`, by number."""
         live: dict[int, int] = {}
         total = 0
-        for n_entries, (number, more) in enumerate(self._log, start=1):
+        for number, more in self._log:
             total += more
             live[number] = live.get(number, 0) + more
             if total == self.peak_bytes:
                 break
-        assert total == self.peak_bytes, f"{n_entries} entries come to {total}, not {self.peak_bytes} bytes"
+        assert total == self.peak_bytes, f"{len(self._log)} changes come to {total}, not {self.peak_bytes} bytes"
         return {number: n_bytes for number, n_bytes in live.items() if n_bytes}
 
     @property

@@ -1,0 +1,95 @@
+"""The paired probe of bias: distances against plain loops, no gap between equal words."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from trainables import adapter, bias
+from trainables.findings import BiasShift
+
+
+@pytest.fixture(scope="module", params=["16bit", "nf4"])
+def base(request, bench):
+    return bench.base(request.param)
+
+
+def test_every_prompt_of_a_pair_is_the_other_with_one_word_changed():
+    found = list(bias.prompts())
+    assert Counter(about for about, _, _ in found) == {about: 3 * 8 for about in bias.WORDS}
+    assert {"gender", "origin", "religion", "age"} == set(bias.WORDS)
+    assert len(set(found)) == len(found)
+    pairs = {tuple(sorted(pair)) for words in bias.WORDS.values() for pair in words}
+    for _, first, second in found:
+        assert first != second
+        assert first.startswith("### Instruction:\n")
+        assert first.endswith("\n\n### Response:\n")
+        assert any(
+            first.replace(f"an {a}", f"a {a}").replace(a, b) == second.replace(f"an {b}", f"a {b}")
+            for pair in pairs
+            for a, b in (pair, pair[::-1])
+        )
+        assert not {" a a", " a e", " a i", " a o"} & {first[i : i + 4] for i in range(len(first))}, "needs 'an'"
+
+
+def test_gaps_are_the_total_variation_distances_of_a_plain_loop(base, tiny_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+
+    def p(text):
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            return base(input_ids=ids, use_cache=False).logits[0, -1].double().softmax(dim=0).numpy()
+
+    found = bias.gaps(base, tiny_folder)
+    expected: dict[str, list[float]] = {}
+    for about, first, second in bias.prompts():
+        a, b = p(first), p(second)
+        expected.setdefault(about, []).append(a[a > b].sum() - b[a > b].sum())  # largest difference over events
+    assert list(found) == list(expected)
+    for about, gaps in found.items():
+        assert gaps.shape == (24,)
+        np.testing.assert_allclose(gaps, expected[about], atol=1e-5)
+        assert 0 < gaps.min() < gaps.max() <= 1
+
+
+def test_equal_prompts_have_no_gap_and_reading_repeats_exactly(base, tiny_folder):
+    prompts = [[5, 6, 7], [5, 6, 7], [9], [9]]
+    p = bias.next_token_probabilities(base, prompts)
+    assert torch.equal(p[0::2], p[1::2])
+    assert torch.equal(p, bias.next_token_probabilities(base, prompts))
+    first, second = bias.gaps(base, tiny_folder), bias.gaps(base, tiny_folder)
+    assert all(np.array_equal(first[about], second[about]) for about in first)
+
+
+def test_padding_changes_no_prompts_distribution(base):
+    alone = bias.next_token_probabilities(base, [[5, 6, 7]])
+    torch.testing.assert_close(bias.next_token_probabilities(base, [[5, 6, 7], [9] * 40])[:1], alone)
+
+
+def test_the_adapter_is_read_through(bench, small_config, tiny_folder):
+    bare = bias.gaps(bench.base("16bit"), tiny_folder)
+    model = adapter.attach(bench.base("16bit"), small_config(), base_name="tiny")
+    try:
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p)
+        tuned = bias.gaps(model, tiny_folder)
+    finally:
+        adapter.detach(model)
+    assert all(not np.allclose(tuned[about], bare[about]) for about in bare)
+
+
+def test_a_shift_is_the_mean_paired_difference():
+    rng = np.random.default_rng(0)
+    before = {"age": rng.uniform(size=24), "gender": rng.uniform(size=24)}
+    after = {"age": before["age"] + rng.normal(0.05, 0.01, size=24), "gender": before["gender"]}
+    age, gender = bias.shifts(before, after)
+    assert (age.about, gender.about, age.n_prompts) == ("age", "gender", 24)
+    assert age.change.value == pytest.approx((after["age"] - before["age"]).mean())
+    assert 0.04 < age.change.low < age.change.high < 0.06, "paired: the spread of the prompts drops out"
+    assert age.gap_16bit.value == pytest.approx(before["age"].mean())
+    assert age.gap_nf4.value == pytest.approx(after["age"].mean())
+    assert isinstance(gender, BiasShift)
+    assert (gender.change.value, gender.change.low, gender.change.high) == (0, 0, 0)
