@@ -126,12 +126,8 @@ class _ChunkedLoss(torch.autograd.Function):
         total = torch.zeros((), device=states.device)
         for start in range(0, len(states), LOSS_CHUNK_TOKENS):
             chunk = slice(start, start + LOSS_CHUNK_TOKENS)
-            log_p = F.linear(states[chunk], head).float().log_softmax(dim=-1)  # (chunk, vocabulary)
-            wanted = targets[chunk, None]
-            total -= log_p.gather(1, wanted).sum()
-            p = log_p.exp_()
-            p.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=p.dtype))
-            gradient[chunk] = F.linear(p.to(head.dtype), head.T)
+            loss, gradient[chunk] = _loss_and_gradient(states[chunk], head, targets[chunk, None])
+            total += loss
         ctx.save_for_backward(gradient)
         ctx.dtype = states.dtype
         return total / len(states)
@@ -140,3 +136,14 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * (upstream / len(gradient))).to(ctx.dtype), None, None
+
+
+def _loss_and_gradient(
+    states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed loss of one chunk and its gradient to the states, (chunk, width); frees its logits on return."""
+    log_p = F.linear(states, head).float().log_softmax(dim=-1)  # (chunk, vocabulary)
+    loss = -log_p.gather(1, targets).sum()
+    p = log_p.exp_()
+    p.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype))
+    return loss, F.linear(p.to(head.dtype), head.T)
