@@ -2,14 +2,14 @@
 # make ui          open MLflow over mlflow_runs/
 # make test        install the test extras and run the tests
 #
-# Variables of `make sweep`: SPACE TRIALS STEPS NAME ADDRESS BASE_MODEL DATA
+# Variables of `make sweep`: SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA
 # (each passed to qlora-sweep run as the flag of that name; unset ones are chosen for the machine).
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-FLAGS := $(foreach v,SPACE TRIALS STEPS NAME ADDRESS BASE_MODEL DATA,$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
+FLAGS := $(foreach v,SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA,$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
 .PHONY: sweep ui test test-all lint demo clean
 

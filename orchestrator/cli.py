@@ -1,4 +1,4 @@
-"""The command line: `qlora-sweep run | resume | status | sync | ui`.
+"""The command line: `qlora-sweep run | resume | status | sensitivity | sync | ui`.
 
 Results go to standard output (with --json one JSON object and nothing else), all else to standard
 error. Exit codes: 0 done, 1 the sweep failed, 2 bad setting, 3 bad data, 4 no disk space, 5 model,
@@ -63,6 +63,9 @@ def run(
     min_similarity: Annotated[
         float | None, typer.Option(help="4-bit trials less like their twin enter no front")
     ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="runs of each finalist, under other seeds; 3 or more decide on ranks")
+    ] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="share of a GPU for each trial")] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what the machine has")] = None,
     compute_dtype: Annotated[
@@ -77,7 +80,7 @@ def run(
     from orchestrator import plan
 
     given = {"max_steps": steps, "address": address, "min_similarity": min_similarity, "gpus_per_trial": gpus_per_trial}
-    given |= {"compute_dtype": compute_dtype, "seed": seed, "tracking_uri": tracking_uri}
+    given |= {"repeats": repeats, "compute_dtype": compute_dtype, "seed": seed, "tracking_uri": tracking_uri}
     given |= {"objectives": tuple(objective) if objective else None}
     chosen = {"space": space, "trials": trials, "base_model": base_model, "data": data}
     settings = plan.choose(name, device, chosen, {k: v for k, v in given.items() if v is not None}, say)
@@ -165,6 +168,24 @@ def status(name: Name, as_json: AsJson = False) -> None:
         print(json.dumps({"name": name, **asdict(found)}))
     else:
         Console().print(status_view(name, found))
+
+
+@app.command()
+def sensitivity(
+    base_model: Annotated[str | None, typer.Option(help="hub id, folder, random:FOLDER or demo")] = None,
+    data: Annotated[str | None, typer.Option(help="hub id, .json / .jsonl / .parquet file or demo")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what the machine has")] = None,
+    name: Annotated[str | None, typer.Option(help="of the run; default: the time")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where in the base 4 bits are felt: each module, block and kind alone, and all but it; no training."""
+    from orchestrator import sensitivity
+    from orchestrator.settings import ROOT
+
+    settings = sensitivity.choose(name, base_model, data, device, ROOT, say)
+    result = sensitivity.run(settings, ROOT)
+    files = sensitivity.write(result, ROOT)
+    sensitivity.print_result(result, ROOT, sensitivity.publish(result, ROOT, files, say), as_json=as_json)
 
 
 @app.command()

@@ -128,7 +128,8 @@ def _hover(trial: TrialResult) -> str:
         f"{last.seconds_per_step * 1e3:.1f} ms/step",
     ]
     if trial.similarity:
-        lines.append(f"cosine to the 16-bit twin {trial.similarity.embedding_cosine:.4f}")
+        cosine = trial.similarity.quantized.embedding_cosine
+        lines.append(f"cosine to the 16-bit twin {cosine.value:.4f} ({cosine.low:.4f} to {cosine.high:.4f})")
     return "<br>".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""From the ledger's trials to the Pareto front: which trials count, their losses, `front.json`."""
+"""From the ledger's trials to the Pareto front: which trials count, their losses, the noise, `front.json`."""
 
 import math
 from collections.abc import Sequence
@@ -21,12 +21,14 @@ class Front:
 
     Attributes:
         objectives: names, in the order of each member's values.
+        epsilon: of each objective, in its own unit: differences up to it do not decide dominance.
         reference_point: in the objectives' own units, None without members.
         hypervolume: dominated by the members within the reference point.
         members: trials by their first objective.
     """
 
     objectives: tuple[Objective, ...]
+    epsilon: tuple[float, ...]
     reference_point: tuple[float, ...] | None
     hypervolume: float
     members: tuple[TrialResult, ...]
@@ -39,6 +41,7 @@ class Front:
         """The content of front.json."""
         return {
             "objectives": list(self.objectives),
+            "epsilon": list(self.epsilon),
             "reference_point": list(self.reference_point) if self.reference_point else None,
             "hypervolume": self.hypervolume,
             "members": [
@@ -56,7 +59,7 @@ def objective_value(trial: TrialResult, objective: Objective) -> float | None:
     if objective in MAXIMISED:
         if trial.config.precision == "16bit":
             return 1.0
-        return getattr(trial.similarity, objective) if trial.similarity else None
+        return getattr(trial.similarity.quantized, objective).value if trial.similarity else None
     return getattr(trial.history[-1], objective) if trial.history else None
 
 
@@ -69,30 +72,56 @@ def losses_of(trial: TrialResult, objectives: Sequence[Objective]) -> tuple[floa
 
 
 def dissimilarity(trial: TrialResult, min_similarity: float) -> float | None:
-    """How far a trial misses the similarity asked for (at most 0: kept); None while it is not known."""
-    cosine = objective_value(trial, "embedding_cosine")
-    return None if cosine is None else min_similarity - cosine
+    """How far a trial may miss the similarity asked for (at most 0: kept); None while it is not known.
+
+    Counted from the lower end of the cosine's 95 % interval; a 16-bit trial is its own twin, exactly.
+    """
+    if trial.config.precision == "16bit":
+        return min_similarity - 1.0
+    return min_similarity - trial.similarity.quantized.embedding_cosine.low if trial.similarity else None
+
+
+def is_candidate(trial: TrialResult) -> bool:
+    """Whether a trial completed that the search took up, or needed as a twin.
+
+    Repeats and reseeds measure candidates and are none: a front of the luckiest seeds would flatter.
+    """
+    return trial.state == "completed" and trial.origin in ("search", "twin")
+
+
+def noise_of(trials: Sequence[TrialResult], objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """Epsilon of each objective, in its own unit, over the candidates.
+
+    Of time the median over cost cells of p90 - p10. All else is 0: the same trial again has the same
+    peak memory to the byte and the same loss.
+    """
+    cells = {t.config.cost_cell: t.cost for t in trials if is_candidate(t) and t.cost}
+    spreads = [cost.seconds_per_step_p90 - cost.seconds_per_step_p10 for cost in cells.values()]
+    seconds = float(np.median(spreads)) if spreads else 0.0
+    return tuple(seconds if objective == "seconds_per_step" else 0.0 for objective in objectives)
 
 
 def front_of(trials: Sequence[TrialResult], settings: SweepSettings) -> Front:
-    """The front of the completed trials that keep the similarity asked for."""
+    """The front of the candidates that keep the similarity asked for."""
+    epsilon = noise_of(trials, settings.objectives)
     counted: list[tuple[TrialResult, tuple[float, ...]]] = []
-    for trial in trials:
+    for trial in filter(is_candidate, trials):
         losses = losses_of(trial, settings.objectives)
         gap = dissimilarity(trial, settings.min_similarity)
-        if trial.state == "completed" and losses is not None and gap is not None and gap <= 0:
+        if losses is not None and gap is not None and gap <= 0:
             counted.append((trial, losses))
     if not counted:
-        return Front(objectives=settings.objectives, reference_point=None, hypervolume=0.0, members=())
+        return Front(objectives=settings.objectives, epsilon=epsilon, reference_point=None, hypervolume=0.0, members=())
     losses = np.array([losses for _, losses in counted])
     worst, best = losses.max(axis=0), losses.min(axis=0)
     spread = np.where(worst > best, worst - best, np.maximum(np.abs(worst), 1e-9))
     reference = worst + REFERENCE_MARGIN * spread
-    members = [trial for (trial, _), on in zip(counted, pareto_mask(losses), strict=True) if on]
+    members = [trial for (trial, _), on in zip(counted, pareto_mask(losses, epsilon), strict=True) if on]
     members.sort(key=lambda m: losses_of(m, settings.objectives) or ())
     signs = [-1.0 if o in MAXIMISED else 1.0 for o in settings.objectives]
     return Front(
         objectives=settings.objectives,
+        epsilon=epsilon,
         reference_point=tuple(float(r * s) for r, s in zip(reference, signs, strict=True)),
         hypervolume=hypervolume(losses, reference),
         members=tuple(members),

@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from trainables.config import (
     Cost,
     Measurement,
     Origin,
-    Similarity,
     State,
     TrialConfig,
     TrialResult,
@@ -25,8 +26,17 @@ from trainables.config import (
     canonical_json,
 )
 from trainables.errors import ConfigError, DiskFull
+from trainables.findings import Comparison, Judgement
 
-SCHEMA_VERSION = 1
+COST: TypeAdapter[Cost] = TypeAdapter(Cost)
+COMPARISON: TypeAdapter[Comparison] = TypeAdapter(Comparison)
+JUDGEMENT: TypeAdapter[Judgement] = TypeAdapter(Judgement)
+"""Values with values inside, read back from plain ones."""
+
+FAULTS = "faults"
+"""Fact: "compare KEY" or "judge KEY" -> why that failed, as long as it has not succeeded."""
+
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE sweep (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE trials (
@@ -40,6 +50,7 @@ CREATE TABLE trials (
     cost_cell TEXT NOT NULL,
     environment TEXT NOT NULL DEFAULT '{}',
     similarity TEXT,
+    judgement TEXT,
     reason TEXT,
     adapter_sha256 TEXT,
     train_seconds REAL,
@@ -57,6 +68,8 @@ CREATE TABLE measurements (
 ) WITHOUT ROWID;
 CREATE TABLE cost_cells (cell TEXT PRIMARY KEY, cost TEXT NOT NULL) WITHOUT ROWID;
 """
+FROM_VERSION_1 = ("ALTER TABLE trials ADD COLUMN judgement TEXT", "UPDATE trials SET similarity = NULL")
+"""Version 1 kept similarities without intervals and yardsticks; `resume` measures them again."""
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     "queued": frozenset({"running", "refused"}),
@@ -111,12 +124,13 @@ class Ledger:
 
     def _create_or_check(self) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            for statement in SCHEMA.split(";"):
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
+        if version == SCHEMA_VERSION:
+            return
+        if version not in (0, 1):
             raise ConfigError(f"{self.path} has ledger version {version}, this program reads {SCHEMA_VERSION}")
+        for statement in FROM_VERSION_1 if version else SCHEMA.split(";"):
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def close(self) -> None:
         self._db.close()
@@ -236,15 +250,22 @@ class Ledger:
             self.requeue(key)
         return len(keys)
 
-    def set_similarity(self, key: str, similarity: Similarity) -> None:
+    def set_similarity(self, key: str, similarity: Comparison) -> None:
         """Write a completed 4-bit trial's similarity to its twin."""
+        self._set(key, "similarity", similarity)
+
+    def set_judgement(self, key: str, judgement: Judgement) -> None:
+        """Write what a completed trial came to on the report rows."""
+        self._set(key, "judgement", judgement)
+
+    def _set(self, key: str, column: str, value: Comparison | Judgement) -> None:
         with self._transaction():
             changed = self._db.execute(
-                "UPDATE trials SET similarity = ? WHERE key = ? AND state = 'completed'",
-                (canonical_json(asdict(similarity)), key),
+                f"UPDATE trials SET {column} = ? WHERE key = ? AND state = 'completed'",
+                (canonical_json(asdict(value)), key),
             ).rowcount
             if changed != 1:
-                raise LedgerError(f"no completed trial {key[:12]} to write a similarity to")
+                raise LedgerError(f"no completed trial {key[:12]} to write a {column} to")
 
     def keep_cost(self, cell: str, cost: Cost) -> Cost:
         """Keep a cost cell's measurement unless there is one already; returns the one that counts."""
@@ -257,7 +278,7 @@ class Ledger:
     def cost(self, cell: str) -> Cost | None:
         """Measured memory and time of a cost cell, if it is known."""
         row = self._db.execute("SELECT cost FROM cost_cells WHERE cell = ?", (cell,)).fetchone()
-        return Cost(**json.loads(row[0])) if row else None
+        return COST.validate_json(row[0]) if row else None
 
     def entry(self, key: str) -> Entry | None:
         """One trial, or None."""
@@ -280,7 +301,7 @@ class Ledger:
             cells = self._db.execute("SELECT cell, cost FROM cost_cells").fetchall()
         finally:
             self._db.execute("COMMIT")
-        costs = {row["cell"]: Cost(**json.loads(row["cost"])) for row in cells}
+        costs = {row["cell"]: COST.validate_json(row["cost"]) for row in cells}
         history: dict[str, list[sqlite3.Row]] = {}
         for mark in marks:
             history.setdefault(mark["key"], []).append(mark)
@@ -288,7 +309,6 @@ class Ledger:
 
 
 def _entry(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None) -> Entry:
-    similarity = json.loads(row["similarity"]) if row["similarity"] else None
     measured = [m for m in marks if cost]
     result = TrialResult(
         key=row["key"],
@@ -297,7 +317,8 @@ def _entry(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None) -> Ent
         state=row["state"],
         origin=row["origin"],
         history=tuple(_measurement(mark, cost) for mark in measured if cost),
-        similarity=Similarity(**similarity) if similarity else None,
+        similarity=COMPARISON.validate_json(row["similarity"]) if row["similarity"] else None,
+        judgement=JUDGEMENT.validate_json(row["judgement"]) if row["judgement"] else None,
         cost=cost,
         environment=json.loads(row["environment"]),
         reason=row["reason"],

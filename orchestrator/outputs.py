@@ -12,26 +12,33 @@ import pyarrow.parquet as pq
 
 from orchestrator import figures
 from orchestrator.sweep import SweepResult
-from trainables.config import Measurement, Similarity, TrialResult
+from orchestrator.verdict import figures_of, verdict_of
+from trainables.config import Measurement, MemoryBreakdown, TrialResult
 
 RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
 
 
-def trial_row(trial: TrialResult, on_front: bool) -> dict[str, Any]:
-    """One trial as a flat row: what it was asked, its last measurement, its similarity."""
+def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict[str, Any]:
+    """One trial as a flat row: what it was asked, its last measurement, what its bytes are, its similarity."""
     row = {name: getattr(trial, name) for name in RESULT_COLUMNS}
     row |= trial.config.to_dict() | {"targets": "+".join(trial.config.targets), "alpha": float(trial.config.alpha)}
     last: Mapping[str, Any] = asdict(trial.history[-1]) if trial.history else {}
     row |= {name: last.get(name) for name in Measurement.__dataclass_fields__}
-    close: Mapping[str, Any] = asdict(trial.similarity) if trial.similarity else {}
-    row |= {name: close.get(name) for name in Similarity.__dataclass_fields__}
+    parts = trial.cost.breakdown if trial.cost else None
+    row |= {f"memory_{name}": getattr(parts, name) if parts else None for name in MemoryBreakdown.__dataclass_fields__}
+    row |= figures_of(trial)
+    verdict = verdict_of(trial, min_similarity)
+    row |= {"verdict": verdict.answer if verdict else None}
     return row | {"on_pareto_front": on_front, "device": trial.environment.get("device")}
 
 
 def write(result: SweepResult, folder: Path) -> list[Path]:
     """Write everything; returns the files."""
     front = _replace(folder / "front.json", json.dumps(result.front.to_dict(), indent=2) + "\n")
-    rows = [trial_row(trial, trial.key in result.front.keys) for trial in result.trials]
+    threshold = result.settings.min_similarity
+    rows = [trial_row(trial, trial.key in result.front.keys, threshold) for trial in result.trials]
+    names = dict.fromkeys(name for row in rows for name in row)  # a column of figures that only some trials have
+    rows = [{name: row.get(name) for name in names} for row in rows]
     table = folder / "trials.parquet"
     pq.write_table(pa.Table.from_pylist(rows), table.with_suffix(".tmp"))
     os.replace(table.with_suffix(".tmp"), table)

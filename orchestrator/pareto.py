@@ -8,6 +8,9 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+CHUNK_ROWS = 256
+"""Rows of the front that are compared with all rows at once."""
+
 
 def _losses(losses: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(losses, dtype=np.float64)
@@ -16,23 +19,51 @@ def _losses(losses: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def pareto_mask(losses: ArrayLike) -> NDArray[np.bool_]:
-    """Mark the rows that no other row dominates.
+def pareto_mask(losses: ArrayLike, epsilon: ArrayLike | None = None) -> NDArray[np.bool_]:
+    """Mark the rows that no other row dominates by more than the noise.
 
-    Row a dominates b when a <= b in every objective and a < b in one
-    (Deb et al. 2002, doi:10.1109/4235.996017). Equal rows both stay.
+    Row a dominates b when a <= b + epsilon in every objective and a < b - epsilon in one; with
+    epsilon 0 this is Pareto dominance (Deb et al. 2002, doi:10.1109/4235.996017). Equal rows both stay.
+
+    With one positive epsilon no rows dominate each other in a ring, so that some row always stays: in a
+    ring all exact objectives would be equal, hence each row better than the next by more than epsilon in
+    the noisy one. With several positive ones there can be rings, and nothing may stay.
 
     Args:
         losses: (n_trials, n_objectives), minimised; each column in its own unit.
+        epsilon: (n_objectives,), differences that mean nothing; all 0 where not given.
     Returns:
         (n_trials,), True on the front; empty in, empty out.
     Raises:
-        ValueError: losses is not 2-D, or not finite.
+        ValueError: losses is not 2-D, or not finite; epsilon does not fit, or is negative.
+    Cost: O(n_trials * n_front * n_objectives) with a positive epsilon.
     """
     array = _losses(losses)
     if not len(array):
         return np.zeros(0, dtype=bool)
-    return np.asarray(moocore.is_nondominated(array, keep_weakly=True), dtype=bool)
+    noise = np.zeros(array.shape[1]) if epsilon is None else _losses([np.asarray(epsilon)])[0]
+    if len(noise) != array.shape[1] or (noise < 0).any():
+        raise ValueError(f"epsilon must be {array.shape[1]} numbers of at least 0, got {noise.tolist()}")
+    if not noise.any():
+        return np.asarray(moocore.is_nondominated(array, keep_weakly=True), dtype=bool)
+    # what a row dominates is also dominated by every row that is at least as good: the exact front is enough
+    front = array[np.asarray(moocore.is_nondominated(array, keep_weakly=False), dtype=bool)]
+    dominated = np.zeros(len(array), dtype=bool)
+    for start in range(0, len(front), CHUNK_ROWS):
+        chunk = front[start : start + CHUNK_ROWS]
+        left = np.flatnonzero(~dominated)
+        dominated[left] = _dominates(chunk, array[left], noise).any(axis=0)
+    return ~dominated
+
+
+def _dominates(a: NDArray[np.float64], b: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n_a, n_b), whether each row of a dominates each row of b by more than the noise."""
+    nowhere_worse = np.ones((len(a), len(b)), dtype=bool)
+    somewhere_better = np.zeros_like(nowhere_worse)
+    for ours, theirs, margin in zip(a.T, b.T, noise, strict=True):
+        nowhere_worse &= ours[:, None] <= theirs + margin
+        somewhere_better |= ours[:, None] < theirs - margin
+    return nowhere_worse & somewhere_better
 
 
 def hypervolume(losses: ArrayLike, reference: ArrayLike) -> float:

@@ -75,7 +75,7 @@ def _gpu_in_reach(address: str | None) -> bool:
 
 def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:
     """The configs that the sweep would start with, as far as they do not depend on results."""
-    from orchestrator.search import Proposer
+    from orchestrator.proposer import Proposer
 
     proposer = Proposer(settings)
     seen: dict[str, TrialConfig] = {}

@@ -4,8 +4,9 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -13,10 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.finalists import finalists, wanted
 from orchestrator.front import Front, front_of, objective_value
 from orchestrator.ledger import Ledger
 from orchestrator.settings import MAXIMISED, Objective, SweepSettings
 from orchestrator.sweep import SweepResult
+from orchestrator.verdict import comparison_of, verdict_of
 from trainables.config import FINAL_STATES, TARGETS, TrialResult
 
 REFRESH_SECONDS = 1.0
@@ -40,6 +43,7 @@ class Status:
         n_expected: trials the sweep will come to, as far as is known: twins are added as they are needed.
         best: best value of each objective among completed trials.
         front_size: members of the Pareto front.
+        phase: "search"; then "yardsticks": other seeds and judgements of the finalists.
         seconds_left: from the measured time of completed trials; None before the first.
         last_fault: reason of the last trial that broke.
     """
@@ -49,6 +53,7 @@ class Status:
     n_expected: int
     best: dict[Objective, float | None]
     front_size: int
+    phase: Literal["search", "yardsticks"]
     seconds_left: float | None
     last_fault: str | None
 
@@ -57,7 +62,9 @@ def status_of(trials: Sequence[TrialResult], settings: SweepSettings) -> Status:
     """Derive the status from the ledger's trials."""
     counts = Counter(trial.state for trial in trials)
     done = [t for t in trials if t.state in FINAL_STATES]
-    expected = len(trials) + _n_to_come(trials, settings)
+    n_searched = _n_to_come(trials, settings)
+    searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.origin in ("search", "twin") for t in trials)
+    expected = len(trials) + n_searched + (0 if searching else _n_yardsticks_to_come(trials, settings))
     completed = [t for t in trials if t.state == "completed"]
     faults = [t for t in done if t.state in ("oom", "diverged", "failed", "refused")]
     return Status(
@@ -66,6 +73,7 @@ def status_of(trials: Sequence[TrialResult], settings: SweepSettings) -> Status:
         n_expected=expected,
         best={objective: _best(completed, objective) for objective in settings.objectives},
         front_size=len(front_of(trials, settings).members),
+        phase="search" if searching else "yardsticks",
         seconds_left=_seconds_left(done, expected, max(1, counts["running"])),
         last_fault=max(faults, key=lambda t: t.ended_at or 0).reason if faults else None,
     )
@@ -78,6 +86,12 @@ def _n_to_come(trials: Sequence[TrialResult], settings: SweepSettings) -> int:
         known = {trial.config for trial in trials}
         n_left = min(n_left, sum(settings.config(point) not in known for point in settings.space.grid()))
     return max(0, n_left)
+
+
+def _n_yardsticks_to_come(trials: Sequence[TrialResult], settings: SweepSettings) -> int:
+    """Runs under other seeds that the finalists still need."""
+    known = {trial.config for trial in trials}
+    return sum(run.config not in known for run in wanted(trials, settings))
 
 
 def _best(trials: Sequence[TrialResult], objective: Objective) -> float | None:
@@ -131,7 +145,7 @@ def status_view(name: str, status: Status) -> Group:
     best = "  ".join(f"{UNITS[o][0]} {shown(v, o)}" for o, v in status.best.items())
     left = f", about {_duration(status.seconds_left)} left" if status.seconds_left else ""
     lines = [
-        Text(f"{name}: {status.n_done} of {status.n_expected} trials{left}", style="bold"),
+        Text(f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{left}", style="bold"),
         Text(_bar(status.n_done / max(1, status.n_expected)), style="green"),
         Text(f"states  {states}"),
         Text(f"best    {best}   front {status.front_size}"),
@@ -211,15 +225,38 @@ class ProgressDisplay:
             stopped = self._stop.wait(REFRESH_SECONDS)
 
 
+def verdict_lines(result: SweepResult) -> list[str]:
+    """What 4 bits did to each 4-bit finalist, beside what another seed does."""
+    lines = []
+    for trial in finalists(result.trials, result.settings, result.front):
+        verdict = verdict_of(trial, result.settings.min_similarity)
+        comparison = comparison_of(trial)
+        if verdict is None or comparison is None:
+            continue
+        line = f"trial {trial.number}, 4 bits against its 16-bit twin: {verdict}"
+        ratio = comparison.quantization_to_seed_ratio
+        if ratio:
+            line += (
+                f"; 4 bits move it {ratio.value:.2f} times as far as another seed ({ratio.low:.2f} to {ratio.high:.2f})"
+            )
+        lines.append(line)
+    return lines
+
+
 def print_result(result: SweepResult, run_page: str | None, *, as_json: bool) -> None:
     """The front on standard output, and where to look further."""
     if as_json:
-        print(json.dumps({"name": result.settings.name, "mlflow_run": run_page, **result.front.to_dict()}))
+        found = {trial.number: verdict_of(trial, result.settings.min_similarity) for trial in result.trials}
+        verdicts = [{"trial": n, **asdict(verdict)} for n, verdict in found.items() if verdict]
+        whole = {"name": result.settings.name, "mlflow_run": run_page, **result.front.to_dict(), "verdicts": verdicts}
+        print(json.dumps(whole))
         return
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
     console.print(front_table(result.front))
+    for line in verdict_lines(result):
+        print(line)
     counts = Counter(trial.state for trial in result.trials)
     twins = sum(trial.origin == "twin" for trial in result.trials)
     states = ", ".join(f"{n} {state}" for state, n in counts.most_common())

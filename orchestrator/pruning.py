@@ -13,7 +13,7 @@ class Pruner(FIFOScheduler):
     """Ray's ASHA on held-out loss (Li et al. 2018, arXiv:1810.05934), which spares what a pair needs.
 
     At each rung a trial goes on when its loss is in the best 1 / eta of those seen there so far.
-    Comparisons and protected trials (twins of completed 4-bit trials) are never stopped.
+    Comparisons, judgements and protected trials (twins of completed 4-bit trials, repeats) are never stopped.
     """
 
     def __init__(self, rule: EarlyTerminate, max_steps: int) -> None:
@@ -42,7 +42,7 @@ class Pruner(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         task = Task.from_dict(trial.config["task"])
-        if self._asha is None or task.kind == "compare" or result.get("done") or "step" not in result:
+        if self._asha is None or task.kind != "train" or result.get("done") or "step" not in result:
             return TrialScheduler.CONTINUE
         decision = self._asha.on_trial_result(tune_controller, trial, result)
         if decision != TrialScheduler.STOP or task.key in self.protected:

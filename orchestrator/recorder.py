@@ -6,10 +6,10 @@ from typing import Any
 from ray.tune import Callback
 
 from orchestrator import adapter_store
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import COMPARISON, COST, FAULTS, JUDGEMENT, Ledger
 from orchestrator.pruning import Pruner
 from orchestrator.tune_trainable import Task
-from trainables.config import Cost, Measurement, Similarity
+from trainables.config import Measurement
 
 
 class Recorder(Callback):
@@ -26,17 +26,29 @@ class Recorder(Callback):
         files = result.pop("adapter", None)
         if task.kind == "train":
             self._record_trial(task, result, files)
-        if result.get("similarity"):
-            self._record_similarity(result["similarity_of"], Similarity(**result["similarity"]))
+        else:
+            self._record_fault(task, result.get("reason"))
+        if result.get("similarity") and self._completed(result["similarity_of"]):
+            self._ledger.set_similarity(result["similarity_of"], COMPARISON.validate_python(result["similarity"]))
+        if result.get("judgement"):
+            self._ledger.set_judgement(task.key, JUDGEMENT.validate_python(result["judgement"]))
 
-    def _record_similarity(self, key: str, similarity: Similarity) -> None:
+    def _completed(self, key: str) -> bool:
+        """False where a trial's adapter is all that a killed driver left of it."""
         entry = self._ledger.entry(key)
-        if entry and entry.result.state == "completed":  # else its adapter is all that a killed driver left of it
-            self._ledger.set_similarity(key, similarity)
+        return entry is not None and entry.result.state == "completed"
+
+    def _record_fault(self, task: Task, reason: str | None) -> None:
+        """Keep why a comparison or judgement failed until it succeeds; the trial itself stays completed."""
+        before = self._ledger.fact(FAULTS, {})
+        others = {what: why for what, why in before.items() if what != f"{task.kind} {task.key}"}
+        after = others | ({f"{task.kind} {task.key}": reason} if reason else {})
+        if after != before:
+            self._ledger.set_fact(FAULTS, after)
 
     def _record_trial(self, task: Task, report: dict[str, Any], files: dict[str, bytes] | None) -> None:
         if report.get("cost"):
-            self._ledger.keep_cost(task.config.cost_cell, Cost(**report["cost"]))
+            self._ledger.keep_cost(task.config.cost_cell, COST.validate_python(report["cost"]))
         if report.get("measurement"):
             self._ledger.record(task.key, Measurement(**report["measurement"]))
         state, reason = report["state"], report.get("reason")

@@ -1,48 +1,18 @@
-"""What to run next: a Ray Searcher over an in-memory Optuna study.
+"""What to run next, as a Ray Searcher: the search itself, then the yardsticks of what it found."""
 
-The study is a projection of the ledger. Every trial that is settled is told once: completed with
-all its objectives, anything else as pruned; a trial that broke, or whose similarity is too low,
-violates a constraint (told as failed, TPE would go on asking around it).
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from orchestrator.front import dissimilarity, losses_of
+from orchestrator.finalists import other_seeds, to_judge, wanted
+from orchestrator.front import is_candidate
 from orchestrator.ledger import Entry, Ledger
+from orchestrator.proposer import Proposer
 from orchestrator.pruning import Pruner
 from orchestrator.settings import SweepSettings
 from orchestrator.tune_trainable import Task
-from search_spaces import Parameter
-from trainables.config import TrialConfig, TrialResult, Workload
-
-MAX_REPEATS = 50
-"""Known points the sampler may propose in a row before an unknown one is drawn for it."""
-BROKEN = 1.0
-"""Constraint value of a trial that ended without usable figures."""
-
-
-def distribution(parameter: Parameter) -> BaseDistribution:
-    """Optuna's form of a searched setting."""
-    if parameter.choices is not None:
-        return CategoricalDistribution(parameter.choices)
-    if parameter.distribution == "int_uniform":
-        return IntDistribution(int(parameter.min or 0), int(parameter.max or 0))
-    return FloatDistribution(
-        parameter.min or 0.0, parameter.max or 0.0, log=parameter.distribution == "log_uniform_values"
-    )
-
-
-def is_within(dist: BaseDistribution, value: Any) -> bool:
-    """Whether a value could have been drawn from a distribution."""
-    if isinstance(dist, CategoricalDistribution):
-        return value in dist.choices
-    return dist._contains(dist.to_internal_repr(value))
+from trainables.config import Origin, TrialConfig, TrialResult, Workload
 
 
 def is_settled(trial: TrialResult, twin: TrialResult | None) -> bool:
@@ -57,61 +27,11 @@ def is_settled(trial: TrialResult, twin: TrialResult | None) -> bool:
     return twin is not None and twin.state in ("refused", "oom", "diverged", "failed")
 
 
-class Proposer:
-    """Optuna behind two calls: `propose` a point that is not known, `tell` what became of a trial."""
-
-    def __init__(self, settings: SweepSettings) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._settings = settings
-        self._space = settings.space
-        self._distributions = {name: distribution(p) for name, p in settings.space.parameters.items()}
-        sampler = (
-            optuna.samplers.TPESampler(seed=settings.seed, constant_liar=True)
-            if self._space.method == "tpe"
-            else optuna.samplers.RandomSampler(seed=settings.seed)
-        )
-        self.study = optuna.create_study(directions=["minimize"] * len(settings.objectives), sampler=sampler)
-        self._asked: dict[str, optuna.Trial] = {}
-
-    def propose(
-        self, key_of: Callable[[Mapping[str, Any]], str], known: Callable[[str], bool]
-    ) -> dict[str, Any] | None:
-        """A point of the space whose trial is not known yet, or None when there is none left."""
-        if self._space.method == "grid":
-            return next((point for point in self._space.grid() if not known(key_of(point))), None)
-        for _ in range(MAX_REPEATS):
-            trial = self.study.ask(self._distributions)
-            if not known(key_of(trial.params)):
-                self._asked[key_of(trial.params)] = trial
-                return trial.params
-            self.study.tell(trial, state=TrialState.FAIL)
-        if self._space.n_points is None:
-            return None
-        return next((point for point in self._space.grid() if not known(key_of(point))), None)
-
-    def tell(self, entry: Entry) -> None:
-        """Tell the study about a settled trial, whether it asked for it or not (a twin, a resumed sweep)."""
-        trial = self._asked.pop(entry.result.key, None)
-        if trial is None:
-            within = all(is_within(dist, entry.params[name]) for name, dist in self._distributions.items())
-            if not within or self._settings.config(dict(entry.params)) != entry.result.config:
-                return  # a twin at a precision that is not searched
-            self.study.enqueue_trial(dict(entry.params))
-            trial = self.study.ask(self._distributions)
-        trial.set_user_attr("key", entry.result.key)
-        losses = losses_of(entry.result, self._settings.objectives)
-        gap = dissimilarity(entry.result, self._settings.min_similarity)
-        if entry.result.state == "completed" and losses is not None and gap is not None:
-            trial.set_constraint("similarity", gap)
-            self.study.tell(trial, losses)
-        else:
-            trial.set_constraint("similarity", 0.0 if entry.result.state == "pruned" else BROKEN)
-            self.study.tell(trial, state=TrialState.PRUNED)
-
-
 class SweepSearcher(Searcher):
     """Hands out tasks: interrupted trials, twins and comparisons first, then what the study proposes.
 
+    When nothing more is proposed and all candidates are settled come the yardsticks: runs of the finalists and of
+    their twins under other seeds, and when those are settled too, judgements on the report rows.
     What to do next follows from the ledger's rows alone, so a fresh one takes up any sweep.
     """
 
@@ -141,7 +61,8 @@ class SweepSearcher(Searcher):
         self._entries = {entry.result.key: entry for entry in ledger.entries()}
         self._told: set[str] = set()
         self._live: dict[str, Task] = {}
-        self._incomparable: set[str] = set()
+        self._failed: set[tuple[str, str]] = set()  # kind and key of comparisons and judgements that would fail again
+        self._searched = False
         self.finished = False
         for key in list(self._entries):
             self._settle(key)
@@ -172,8 +93,9 @@ class SweepSearcher(Searcher):
         keys = {task.key, self._half(task.config)[0]}
         for key in keys:
             self._refresh(key)
-        if task.kind == "compare" and not self._entries[task.key].result.similarity:
-            self._incomparable.add(task.key)  # it failed once and would fail again
+        done = {"train": True, "compare": self._result(task.key).similarity, "judge": self._result(task.key).judgement}
+        if not done[task.kind]:
+            self._failed.add((task.kind, task.key))
         for key in keys:
             self._settle(key)
 
@@ -196,6 +118,13 @@ class SweepSearcher(Searcher):
         if entry:
             self._entries[key] = entry
 
+    def _result(self, key: str) -> TrialResult:
+        return self._entries[key].result
+
+    @property
+    def _trials(self) -> list[TrialResult]:
+        return [entry.result for entry in self._entries.values()]
+
     def _half(self, config: TrialConfig) -> tuple[str, TrialConfig]:
         """Key and config of the other precision's trial."""
         other = config.counterpart
@@ -206,9 +135,10 @@ class SweepSearcher(Searcher):
         if entry is None or key in self._told:
             return
         twin = self._entries.get(self._half(entry.result.config)[0])
-        if key in self._incomparable or is_settled(entry.result, twin.result if twin else None):
+        if ("compare", key) in self._failed or is_settled(entry.result, twin.result if twin else None):
             self._told.add(key)
-            self._proposer.tell(entry)
+            if entry.result.origin in ("search", "twin"):
+                self._proposer.tell(entry)
         elif entry.result.state == "completed" and twin:
             self._pruner.protected.add(twin.result.key)  # from now on it must not be stopped
 
@@ -220,23 +150,57 @@ class SweepSearcher(Searcher):
             task = self._pair_task(entry)
             if task:
                 return task
-        n_taken = sum(entry.result.origin == "search" for entry in self._entries.values())
-        if n_taken >= self._settings.n_trials:
+        return self._search_task() or (None if self._entries.keys() - self._told else self._yardstick_task())
+
+    def _search_task(self) -> Task | None:
+        n_taken = sum(trial.origin == "search" for trial in self._trials)
+        if self._searched or n_taken >= self._settings.n_trials:
             return None
         params = self._proposer.propose(self._key_of, self._entries.__contains__)
         if params is None:
+            self._searched = True
             return None
-        config = self._settings.config(params)
+        return self._train(self._add(self._settings.config(params), params, "search"))
+
+    def _add(self, config: TrialConfig, params: Mapping[str, Any], origin: Origin) -> TrialResult:
         key = self._workload.key(config)
-        self._ledger.add(key, config, params=params, origin="search")
+        self._ledger.add(key, config, params=params, origin=origin)
         self._refresh(key)
-        return self._train(self._entries[key].result)
+        return self._result(key)
+
+    def _yardstick_task(self) -> Task | None:
+        """All candidates are settled: a run under another seed, or, when there are none to come, a judgement.
+
+        All runs are queued at once, before any starts, so that what a run is called never depends on which was first.
+        """
+        trials = self._trials
+        new = [run for run in wanted(trials, self._settings) if self._workload.key(run.config) not in self._entries]
+        if new:
+            return self._train(min((self._add(run.config, {}, run.origin) for run in new), key=lambda t: t.number))
+        busy = {task.key for task in self._live.values()}
+        for trial in to_judge(trials, self._settings):
+            if trial.judgement is None and trial.key not in busy and ("judge", trial.key) not in self._failed:
+                return self._judge_task(trial)
+        return None
+
+    def _judge_task(self, trial: TrialResult) -> Task:
+        twin = self._entries.get(self._half(trial.config)[0])
+        if trial.config.precision == "16bit" or twin is None or twin.result.state != "completed":
+            return Task(kind="judge", key=trial.key, config=trial.config)
+        others = other_seeds(trial, self._trials, self._settings.reseeds)
+        return Task(
+            kind="judge",
+            key=trial.key,
+            config=trial.config,
+            twin_key=twin.result.key,
+            reseed_keys=tuple(other.key for other in others),
+        )
 
     def _key_of(self, params: Mapping[str, Any]) -> str:
         return self._workload.key(self._settings.config(dict(params)))
 
     def _train(self, trial: TrialResult) -> Task:
-        if trial.origin == "twin":
+        if trial.origin != "search":
             self._pruner.protected.add(trial.key)
         cost = self._ledger.cost(trial.config.cost_cell)
         return Task(kind="train", key=trial.key, config=trial.config, cost=cost)
@@ -249,17 +213,18 @@ class SweepSearcher(Searcher):
         twin_key, twin_config = self._half(trial.config)
         twin = self._entries.get(twin_key)
         if twin is None:
-            self._ledger.add(twin_key, twin_config, params=_twin_params(entry), origin="twin")
-        elif twin.result.state == "pruned":
+            if is_candidate(trial):
+                return self._train(self._add(twin_config, _twin_params(entry), "twin"))
+            return self._train(self._add(twin_config, {}, "reseed"))
+        if twin.result.state == "pruned":
             self._ledger.requeue(twin_key)
             self._told.discard(twin_key)
             self._pruner.protected.add(twin_key)
-        elif twin.result.state == "completed" and not any(live.key == trial.key for live in self._live.values()):
+            self._refresh(twin_key)
+            return self._train(self._result(twin_key))
+        if twin.result.state == "completed" and not any(live.key == trial.key for live in self._live.values()):
             return Task(kind="compare", key=trial.key, config=trial.config, twin_key=twin_key)
-        else:
-            return None
-        self._refresh(twin_key)
-        return self._train(self._entries[twin_key].result)
+        return None
 
 
 def _twin_params(entry: Entry) -> dict[str, Any]:

@@ -40,8 +40,10 @@ class SweepSettings(Frozen):
         compute_dtype: "auto" is the protocol's choice for the device.
         address: of a running Ray cluster; None starts Ray on this machine.
         objectives: what the front is made of; maximised ones are negated inside.
-        min_similarity: 4-bit trials whose embedding_cosine is lower enter no front.
+        min_similarity: 4-bit trials whose embedding_cosine may be lower (by its interval) enter no front.
         seed: of every trial and of the sampler.
+        repeats: runs of each finalist, under seeds that follow its own; 1 is the one that made it a finalist.
+        reseeds: other seeds of a 4-bit finalist's twin, the yardstick of what a seed moves.
         tracking_uri: of MLflow; None is the SQLite file under the root.
     """
 
@@ -58,6 +60,8 @@ class SweepSettings(Frozen):
     objectives: tuple[Objective, ...] = Field(default=DEFAULT_OBJECTIVES, min_length=1)
     min_similarity: float = Field(default=0.95, ge=0, le=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
+    repeats: int = Field(default=1, ge=1, le=100)
+    reseeds: int = Field(default=2, ge=2, le=100)
     tracking_uri: str | None = None
 
     @property

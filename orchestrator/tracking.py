@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +18,15 @@ from typing import Any
 from orchestrator.ledger import Entry, Ledger
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.sweep import SweepResult, result_of
+from orchestrator.verdict import figures_of, verdict_of
 from trainables.config import State, TrialResult, canonical_json
 from trainables.errors import SweepError
 
 EXPERIMENT = "qlora-sweep"
 SYNC_SECONDS = 5.0
 UI_PORT = 5000
+MAX_METRICS = 1000
+"""That MLflow takes in one batch."""
 STATUS: Mapping[State, str] = {
     "completed": "FINISHED",
     "pruned": "KILLED",
@@ -69,7 +73,7 @@ class Tracker:
         self._client, self.experiment_id = open_client(settings.tracking_uri or store_uri(root), root)
         self._tags: dict[str, dict[str, str]] = {}  # run id -> tags as last written
         self._n_rungs: dict[str, int] = {}
-        self._ended: dict[str, State] = {}
+        self._ended: dict[str, tuple[State, bool]] = {}  # run id -> state, and whether it was judged
         self.run_id = self._find_parent() or self._create_parent()
         self._children = self._find_children()
 
@@ -131,7 +135,11 @@ class Tracker:
         tags = {"state": trial.state, "on_pareto_front": str(on_front).lower(), "origin": trial.origin}
         self._set_tags(run_id, tags | ({"reason": trial.reason} if trial.reason else {}))
         waits = trial.state == "completed" and trial.config.precision == "nf4" and trial.similarity is None
-        if trial.state in STATUS and self._ended.get(run_id) != trial.state and (final or not waits):
+        if (
+            trial.state in STATUS
+            and self._ended.get(run_id) != (trial.state, trial.judgement is not None)
+            and (final or not waits)
+        ):
             self._end_child(run_id, entry)
 
     def _create_child(self, trial: TrialResult) -> str:
@@ -174,18 +182,20 @@ class Tracker:
 
         trial = entry.result
         ended = int((trial.ended_at or 0) * 1000)
-        values = asdict(trial.similarity) if trial.similarity else {}
+        values = figures_of(trial)
         if trial.train_seconds is not None:
             values["train_seconds"] = trial.train_seconds
         metrics = [Metric(name, float(value), ended, trial.config.max_steps) for name, value in values.items()]
         if metrics:
             self._client.log_batch(run_id, metrics=metrics)
-        self._set_tags(run_id, {f"env.{name}": value for name, value in trial.environment.items()})
+        tags = {f"env.{name}": value for name, value in trial.environment.items()}
+        verdict = verdict_of(trial, self._settings.min_similarity)
+        self._set_tags(run_id, tags | ({"verdict": str(verdict)} if verdict else {}))
         adapter = self._folder / "adapters" / trial.key
         if trial.state == "completed" and adapter.is_dir():
             self._client.log_artifacts(run_id, str(adapter), "adapter")
         self._client.set_terminated(run_id, status=STATUS[trial.state], end_time=ended)
-        self._ended[run_id] = trial.state
+        self._ended[run_id] = (trial.state, trial.judgement is not None)
 
     def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -277,6 +287,42 @@ def publish(settings: SweepSettings, root: Path, say: Callable[[str], None], *, 
         ledger.close()
     page = f"#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}"
     return f"http://127.0.0.1:{UI_PORT}/{page}" if settings.tracking_uri is None else f"run {tracker.run_id}"
+
+
+def log_run(
+    root: Path,
+    say: Callable[[str], None],
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, Any],
+    metrics: Sequence[tuple[str, float, int]],
+    artifacts: Sequence[Path],
+) -> str | None:
+    """Write one finished run that belongs to no sweep.
+
+    Args:
+        metrics: name, value and step of each.
+    Returns:
+        Its page under `make ui`; None where MLflow could not be written (said through `say`).
+    """
+    try:
+        from mlflow.entities import Metric, Param
+
+        client, experiment_id = open_client(store_uri(root), root)
+        run_id = client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
+        client.log_batch(run_id, params=[Param(key, _text(value)) for key, value in params.items()])
+        now = int(time.time() * 1000)
+        points = [Metric(key, value, now, step) for key, value, step in metrics]
+        for first in range(0, len(points), MAX_METRICS):
+            client.log_batch(run_id, metrics=points[first : first + MAX_METRICS])
+        for path in artifacts:
+            client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id, status="FINISHED")
+    except Exception as error:
+        say(f"MLflow was not written ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+        return None
+    return f"http://127.0.0.1:{UI_PORT}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def describe(result: SweepResult) -> str:

@@ -1,21 +1,26 @@
 """The only Trainable: a warm worker that takes one task after the other.
 
-A task is a trial to train, or a finished pair of trials to compare. Each step of the Trainable is
-one rung; what it returns is a Report, read by orchestrator.recorder on the driver.
+A task is a trial to train, a finished pair of trials to compare, or a finished trial to judge. Each step of the
+Trainable is one rung; what it returns is a Report, read by orchestrator.recorder on the driver.
 """
 
+import json
 import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray import tune
 
-from trainables.config import Cost, State, TrialConfig, Workload
+from orchestrator.ledger import COST
+from trainables.config import Cost, State, TrialConfig, Workload, canonical_json
 from trainables.errors import TrialFailed
+
+if TYPE_CHECKING:
+    from trainables.findings import Comparison, Judgement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,16 +28,19 @@ class Task:
     """What one Tune trial does.
 
     Attributes:
-        kind: "train" a trial, or "compare" a completed 4-bit trial with its completed twin.
+        kind: "train" a trial, "compare" a completed 4-bit trial with its completed twin on the search rows, or
+            "judge" a completed trial on the report rows.
         key, config: the trial; of a comparison the 4-bit one.
-        twin_key: of a comparison.
+        twin_key: of a comparison, and of the judgement of a 4-bit trial whose twin completed.
+        reseed_keys: of such a judgement: the twin's config under other seeds.
         cost: of the config's cost cell, where the ledger knows it.
     """
 
-    kind: Literal["train", "compare"]
+    kind: Literal["train", "compare", "judge"]
     key: str
     config: TrialConfig
     twin_key: str | None = None
+    reseed_keys: tuple[str, ...] = ()
     cost: Cost | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,18 +49,20 @@ class Task:
             "key": self.key,
             "config": self.config.to_dict(),
             "twin_key": self.twin_key,
+            "reseed_keys": list(self.reseed_keys),
             "cost": asdict(self.cost) if self.cost else None,
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Task":
-        cost = Cost(**values["cost"]) if values["cost"] else None
-        return cls(**values | {"config": TrialConfig.from_dict(values["config"]), "cost": cost})
+        cost = COST.validate_python(values["cost"]) if values["cost"] else None
+        config = TrialConfig.from_dict(values["config"])
+        return cls(**values | {"config": config, "reseed_keys": tuple(values["reseed_keys"]), "cost": cost})
 
 
 Report = dict[str, Any]
 """state, done and, where they apply: step, eval_loss_nats, measurement, cost, adapter, similarity, similarity_of,
-environment, reason, train_seconds."""
+judgement, environment, reason, train_seconds. The state of a comparison or judgement is the task's, not the trial's."""
 
 
 class SweepTrainable(tune.Trainable):
@@ -101,7 +111,7 @@ class SweepTrainable(tune.Trainable):
                 from trainables.trial import Bench
 
                 self._bench = Bench(Workload(**config["workload"]), config["device"])
-            yield from (_train if task.kind == "train" else _compare)(self._bench, task, store)
+            yield from {"train": _train, "compare": _compare, "judge": _judge}[task.kind](self._bench, task, store)
         except TrialFailed as error:
             yield _end(self._bench, error.state, reason=str(error))
         except Exception as error:
@@ -121,7 +131,7 @@ def _end(bench: Any, state: State, **values: Any) -> Report:
 
 
 def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
-    from trainables.trial import Trial, compare
+    from trainables.trial import Trial
 
     start = perf_counter()
     trial = Trial(task.config, bench, cost=task.cost)
@@ -144,18 +154,46 @@ def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
     if other_files is not None:  # the second half of a pair measures it
         nf4 = task.config.precision == "nf4"
         try:
-            similarity = compare(bench, nf4=files if nf4 else other_files, twin=other_files if nf4 else files)
+            similarity = _compared(bench, nf4=files if nf4 else other_files, twin=other_files if nf4 else files)
         except Exception:  # the training was sound; the searcher asks for the comparison once more
             traceback.print_exc()
         else:
-            of = task.key if nf4 else bench.workload.key(half)
-            report |= {"similarity": asdict(similarity), "similarity_of": of}
+            report |= {"similarity": similarity, "similarity_of": task.key if nf4 else bench.workload.key(half)}
     yield _end(bench, "completed", adapter=files, train_seconds=seconds, **report)
 
 
 def _compare(bench: Any, task: Task, store: Any) -> Iterator[Report]:
-    from trainables.trial import compare
+    nf4, twin = _adapters(store, task.key, task.twin_key)
+    yield _end(bench, "completed", similarity=_compared(bench, nf4=nf4, twin=twin), similarity_of=task.key)
 
-    nf4, twin = ray.get([store.read.remote(task.key), store.read.remote(task.twin_key)])
-    similarity = compare(bench, nf4=nf4, twin=twin)
-    yield _end(bench, "completed", similarity=asdict(similarity), similarity_of=task.key)
+
+def _judge(bench: Any, task: Task, store: Any) -> Iterator[Report]:
+    from trainables.compare import judge
+    from trainables.trial import oom_as_failure
+
+    files, *reseeds = _adapters(store, task.key, *task.reseed_keys)
+    twin = _adapters(store, task.twin_key)[0] if task.twin_key else None
+    with oom_as_failure():
+        judgement = judge(bench, task.config, files=files, twin=twin, reseeds=reseeds)
+    yield _end(bench, "completed", judgement=_plain(judgement))
+
+
+def _compared(bench: Any, *, nf4: dict[str, bytes], twin: dict[str, bytes]) -> dict[str, Any]:
+    from trainables.compare import compare
+    from trainables.trial import oom_as_failure
+
+    with oom_as_failure():
+        return _plain(compare(bench, nf4=nf4, twin=twin))
+
+
+def _plain(value: "Comparison | Judgement") -> dict[str, Any]:
+    """As the ledger will keep it; a figure that is not finite fails here and not on the driver."""
+    return json.loads(canonical_json(asdict(value)))
+
+
+def _adapters(store: Any, *keys: str | None) -> list[dict[str, bytes]]:
+    found = ray.get([store.read.remote(key) for key in keys])
+    for key, files in zip(keys, found, strict=True):
+        if files is None:
+            raise FileNotFoundError(f"the adapter of trial {str(key)[:12]} is gone from the sweep's folder")
+    return found

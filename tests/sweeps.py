@@ -21,7 +21,8 @@ from orchestrator.search import SweepSearcher
 from orchestrator.settings import SweepSettings
 from orchestrator.tune_trainable import Report, Task
 from search_spaces import Space
-from trainables.config import Cost, Measurement, Similarity, TrialConfig, TrialResult, Workload, rungs
+from trainables.config import Cost, Measurement, TrialConfig, TrialResult, Workload, rungs
+from trainables.findings import Comparison, Estimate, Judgement, Similarity
 
 REPO = Path(__file__).resolve().parents[1]
 COMMAND = (sys.executable, "-m", "orchestrator.cli")
@@ -68,7 +69,7 @@ def make(base: Mapping[str, Any] | Space = GRID, **values: Any) -> SweepSettings
 
 def cost(**values: Any) -> Cost:
     """A cost cell's measurement; any field can be given."""
-    names = [name for name in Cost.__dataclass_fields__ if name != "device"]
+    names = [name for name in Cost.__dataclass_fields__ if name not in ("device", "breakdown")]
     return Cost(**{**dict.fromkeys(names, 1.0), "device": "CPU", **values})
 
 
@@ -78,10 +79,35 @@ def measurement(step: int, loss: float, **values: Any) -> Measurement:
     return Measurement(**{**dict.fromkeys(Measurement.__dataclass_fields__, 1.0), **own, **values})
 
 
-def similarity(cosine: float = 0.99, match: float = 0.5) -> Similarity:
-    """A 4-bit trial's similarity to its twin."""
+def estimate(value: float, low: float | None = None) -> Estimate:
+    """A figure whose interval begins at itself unless given."""
+    return Estimate(value=value, low=value if low is None else low, high=max(value, 1.0))
+
+
+def likeness(cosine: float = 0.99, match: float = 0.5, kl_nats: float = 0.01, low: float | None = None) -> Similarity:
+    """One model against a reference; `low` is where the cosine's interval begins."""
     return Similarity(
-        token_match_rate=match, embedding_cosine=cosine, centered_cosine=cosine, n_rows=64, n_decoded_rows=64
+        token_match_rate=estimate(match),
+        embedding_cosine=estimate(cosine, low),
+        centered_cosine=estimate(cosine),
+        recovered_cosine=estimate(cosine),
+        top1_agreement=estimate(0.9),
+        kl_nats=estimate(kl_nats),
+        n_rows=128,
+        n_decoded_rows=64,
+    )
+
+
+def similarity(cosine: float = 0.99, match: float = 0.5, **values: Any) -> Comparison:
+    """A 4-bit trial beside its yardsticks on the search rows."""
+    untuned = likeness(cosine=0.5, match=0.1, kl_nats=1.5)
+    return Comparison(quantized=likeness(cosine, match, **values), untuned=untuned)
+
+
+def judgement(comparison: Comparison | None = None) -> Judgement:
+    """A trial on three report rows."""
+    return Judgement(
+        row_nats=(2.0, 4.0, 6.0), row_tokens=(1, 2, 3), untuned_row_nats=(4.0, 8.0, 12.0), comparison=comparison
     )
 
 
@@ -121,14 +147,14 @@ class Desk:
     A worker is a plain generator of reports. `Desk(folder, settings)` again is a resumed sweep.
 
     Attributes:
-        asked: every task handed out, in order.
+        all_asked: every task handed out, in order.
         stopped: keys of trials that the pruner, or a test, stopped.
     """
 
     folder: Path
     settings: SweepSettings
     n_slots: int = 2
-    asked: list[Task] = field(default_factory=list)
+    all_asked: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.folder / "ledger.db")
@@ -146,9 +172,24 @@ class Desk:
         return self.searcher._proposer.study
 
     @property
+    def asked(self) -> list[Task]:
+        """Tasks of the search, in order; without what its finalists need afterwards."""
+        return [task for task in self.all_asked if self.is_of_search(task)]
+
+    def is_of_search(self, task: Task) -> bool:
+        """Whether a task is about a candidate, before any is judged."""
+        entry = self.ledger.entry(task.key)
+        return task.kind != "judge" and entry is not None and entry.result.origin in ("search", "twin")
+
+    @property
     def states(self) -> dict[str, str]:
-        """State of every trial by key."""
-        return {trial.key: trial.state for trial in self.ledger.trials()}
+        """State of every candidate by key."""
+        return {t.key: t.state for t in self.candidates}
+
+    @property
+    def candidates(self) -> list[TrialResult]:
+        """Trials of the search and their twins, by number."""
+        return [trial for trial in self.ledger.trials() if trial.origin in ("search", "twin")]
 
     def crash(self) -> None:
         """Die without a word; what was running stays so in the ledger."""
@@ -156,12 +197,12 @@ class Desk:
 
     def take(self, outcome: Outcome = completes) -> str | None:
         """Ask for one task; returns the Tune trial's id, None where nothing is to be done now."""
-        trial_id = f"tune{len(self.asked)}"
+        trial_id = f"tune{len(self.all_asked)}"
         config = self.searcher.suggest(trial_id)
         if not isinstance(config, dict):
             return None
         task = Task.from_dict(config["task"])
-        self.asked.append(task)
+        self.all_asked.append(task)
         tune_trial = SimpleNamespace(trial_id=trial_id, config=config)
         self.pruner.on_trial_add(None, tune_trial)
         self.running[trial_id] = (tune_trial, task, self._with_similarity(task, outcome))
@@ -169,6 +210,12 @@ class Desk:
 
     def _with_similarity(self, task: Task, outcome: Outcome) -> Iterator[Report]:
         """As the worker does: the second half of a pair, or a comparison, brings the similarity."""
+        if task.kind == "judge":
+            compared = similarity() if task.twin_key else None
+            for report in outcome(task):
+                done = report["state"] == "completed"
+                yield {**report, **({"judgement": asdict(judgement(compared))} if done else {})}
+            return
         half = WORKLOAD.key(task.config.counterpart)
         of = task.key if task.config.precision == "nf4" else half
         for report in outcome(task):
@@ -210,19 +257,19 @@ class Desk:
         trial_id = self.take(outcome)
         assert trial_id is not None, "there is nothing to do"
         self.end(trial_id, stop=stop)
-        return self.asked[-1]
+        return self.all_asked[-1]
 
     def finish(self, outcome: Outcome = completes) -> list[Task]:
-        """One task after the other until the searcher says that there are no more; returns them."""
-        before = len(self.asked)
+        """One task after the other until the searcher says that there are no more; returns those of the search."""
+        before = len(self.all_asked)
         while not self.searcher.finished:
-            assert len(self.asked) - before < 500, "no end"
+            assert len(self.all_asked) - before < 500, "no end"
             trial_id = self.take(outcome)
             if trial_id:
                 self.end(trial_id)
             else:
                 assert self.searcher.finished, "nothing runs, nothing is handed out, and it is not finished"
-        return self.asked[before:]
+        return [task for task in self.all_asked[before:] if self.is_of_search(task)]
 
 
 def shuffled(desk: Desk, random: Random, outcomes: Callable[[Task], Iterator[Report]]) -> None:

@@ -41,12 +41,14 @@ OBJECTIVES = st.lists(st.sampled_from(get_args(Objective)), min_size=1, max_size
 
 def value_by_hand(t, objective):
     if objective in ("embedding_cosine", "token_match_rate"):
-        return 1.0 if t.config.precision == "16bit" else getattr(t.similarity, objective)
+        return 1.0 if t.config.precision == "16bit" else getattr(t.similarity.quantized, objective).value
     return getattr(t.history[-1], objective)
 
 
 def counts(t, min_similarity) -> bool:
-    similar = t.config.precision == "16bit" or (t.similarity and t.similarity.embedding_cosine >= min_similarity)
+    similar = t.config.precision == "16bit" or (
+        t.similarity and t.similarity.quantized.embedding_cosine.low >= min_similarity
+    )
     return t.state == "completed" and bool(t.history) and bool(similar)
 
 
@@ -67,7 +69,7 @@ def test_the_front_is_made_of_the_undominated_among_the_trials_that_count(found,
 def test_front_json_holds_each_members_values_in_their_own_unit_and_sense(found, objectives):
     front = front_of(found, make(min_similarity=0.9, objectives=objectives))
     written = json.loads(json.dumps(front.to_dict(), allow_nan=False))
-    assert list(written) == ["objectives", "reference_point", "hypervolume", "members"]
+    assert list(written) == ["objectives", "epsilon", "reference_point", "hypervolume", "members"]
     assert written["objectives"] == list(objectives)
     by_key = {t.key: t for t in found}
     for member in written["members"]:

@@ -19,8 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from orchestrator.ledger import SCHEMA_VERSION, TRANSITIONS, Ledger, LedgerError
 from tests.sweeps import REPO, WORKLOAD, cost, measurement, similarity
-from trainables.config import FINAL_STATES, Cost, Similarity, State, TrialConfig
+from trainables.config import FINAL_STATES, Cost, State, TrialConfig
 from trainables.errors import ConfigError
+from trainables.findings import Comparison
 
 CONFIGS = [TrialConfig(precision=p, rank=r, alpha=8) for r in (1, 2) for p in ("nf4", "16bit")]
 KEYS = [f"{i}" * 64 for i in range(len(CONFIGS))]
@@ -323,6 +324,6 @@ def test_similarity_of_a_trial_is_a_value_of_the_public_type(ledger):
     ledger.start(KEYS[0])
     ledger.finish(KEYS[0], "completed")
     ledger.set_similarity(KEYS[0], similarity(0.75))
-    assert isinstance(ledger.entry(KEYS[0]).result.similarity, Similarity)
+    assert isinstance(ledger.entry(KEYS[0]).result.similarity, Comparison)
     with pytest.raises(LedgerError, match="no completed trial"):
         ledger.set_similarity(UNKNOWN, similarity())

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from orchestrator import adapter_store
-from orchestrator.search import Proposer
+from orchestrator.proposer import Proposer
 from tests.sweeps import ASHA, GRID, TPE, WORKLOAD, Desk, breaks, completes, make, shuffled, similarity, space
 from trainables.config import FINAL_STATES, TrialConfig
 
@@ -78,7 +78,7 @@ def test_a_finite_space_is_run_whole_and_then_the_sweep_ends(method, tmp_path):
 def test_no_more_configs_are_searched_than_asked_for_and_twins_do_not_count(n_trials, tmp_path):
     desk = Desk(tmp_path, make(grid((1, 2, 4, 8), ("nf4",)), n_trials=n_trials))
     desk.finish()
-    assert Counter(t.origin for t in desk.ledger.trials()) == {"search": n_trials, "twin": n_trials}
+    assert Counter(t.origin for t in desk.candidates) == {"search": n_trials, "twin": n_trials}
 
 
 def test_a_completed_4_bit_trial_brings_its_16_bit_twin_next(tmp_path):
@@ -187,7 +187,7 @@ def test_a_worker_lost_for_good_fails_its_trial_only(tmp_path):
     desk.lose(desk.take())
     desk.finish()
     assert Counter(desk.states.values()) == {"failed": 1, "completed": 5}
-    assert "lost" in desk.ledger.trials()[0].reason
+    assert "lost" in desk.candidates[0].reason
 
 
 def test_at_most_as_many_tasks_run_as_there_are_slots(tmp_path):
@@ -212,16 +212,16 @@ def test_a_fresh_searcher_goes_on_with_what_is_left_and_repeats_nothing(tmp_path
     desk = Desk(tmp_path, settings)
     for _ in range(4):
         desk.do()
-    before = {t.key: t.ended_at for t in desk.ledger.trials() if t.state in FINAL_STATES}
+    before = {t.key: t.ended_at for t in desk.candidates if t.state in FINAL_STATES}
     interrupted = {desk.asked[-1].key for _ in range(2) if desk.take()}
     desk.crash()
     resumed = Desk(tmp_path, settings)
     asked = resumed.finish()
     assert {task.key for task in asked[:2]} == interrupted, "what was interrupted comes first"
     assert not {task.key for task in asked} & set(before)
-    after = {t.key: t.ended_at for t in resumed.ledger.trials()}
+    after = {t.key: t.ended_at for t in resumed.candidates}
     assert {key: after[key] for key in before} == before
-    assert sum(t.origin == "search" for t in resumed.ledger.trials()) == 8
+    assert sum(t.origin == "search" for t in resumed.candidates) == 8
 
 
 def test_a_resumed_searcher_owes_the_same_twins(tmp_path):
@@ -255,11 +255,12 @@ def test_an_adapter_whose_trial_was_cut_off_before_its_end_was_written_does_no_h
     while not (report := next(desk.running[nf4][2]))["done"]:
         pass
     adapter_store.write(tmp_path / "adapters", desk.asked[1].key, report["adapter"])
+    first = [task.key for task in desk.asked]
     desk.crash()  # the adapter lies on disk, the trial still runs in the ledger
     resumed = Desk(tmp_path, settings)
-    assert [task.key for task in resumed.finish()] == [task.key for task in desk.asked]
+    assert [task.key for task in resumed.finish()] == first
     assert set(resumed.states.values()) == {"completed"}
-    assert similarity_of(resumed, desk.asked[1].key) == similarity()
+    assert similarity_of(resumed, first[1]) == similarity()
 
 
 def test_a_finished_sweep_has_nothing_more_to_do(tmp_path):
@@ -341,8 +342,8 @@ def test_a_twin_at_a_precision_that_is_not_searched_is_kept_from_the_study(searc
     fixed = GRID["fixed"] | ({} if searched else {"precision": "nf4"})
     desk = Desk(tmp_path, make(space(parameters=parameters, fixed=fixed, method=method)))
     desk.finish()
-    assert Counter(t.origin for t in desk.ledger.trials()) == {"search": 2, "twin": 2}
-    assert set(told(desk)) == {t.key for t in desk.ledger.trials() if t.config.precision == "nf4"}
+    assert Counter(t.origin for t in desk.candidates) == {"search": 2, "twin": 2}
+    assert set(told(desk)) == {t.key for t in desk.candidates if t.config.precision == "nf4"}
 
 
 def test_the_same_seed_asks_for_the_same_configs_in_the_same_order(tmp_path):
@@ -373,7 +374,7 @@ def test_every_kind_of_parameter_reaches_the_config(tmp_path):
     desk.finish()
     resumed = Desk(tmp_path, desk.settings)
     assert told(resumed) == dict.fromkeys(desk.states, 1)
-    configs = [t.config for t in desk.ledger.trials()]
+    configs = [t.config for t in desk.candidates]
     assert all(isinstance(c, TrialConfig) and type(c.rank) is int for c in configs)
     assert len({c.targets for c in configs}) == len({c.rank_stabilized for c in configs}) == 2
 
@@ -414,7 +415,7 @@ def test_whatever_happens_the_sweep_ends_with_every_promise_kept(seed, method, n
             assert {key: desk.states[key] for key in final} == final
         shuffled(desk, random, outcome)
         handed_out.update(task.key for task in desk.asked if task.kind == "train")
-        trials = {t.key: t for t in desk.ledger.trials()}
+        trials = {t.key: t for t in desk.candidates}
         assert set(told(desk)) == set(trials)
         assert all(t.state.is_finished() for t in desk.study.trials)
         desk.ledger.close()

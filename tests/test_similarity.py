@@ -1,12 +1,24 @@
 """Similarity of two models' outputs: bounds, symmetries and definitions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from trainables.similarity import centered_cosine, embedding_cosine, row_cosines, token_match, token_match_rate
+from trainables.findings import flat
+from trainables.intervals import bca
+from trainables.similarity import (
+    RowScores,
+    compare_rows,
+    row_cosines,
+    row_scores,
+    seed_ratio,
+    similarity,
+    token_match,
+)
 
 TEXTS = st.lists(st.integers(0, 3), max_size=6)
 STATES = arrays(
@@ -26,17 +38,6 @@ def test_token_match_is_the_share_of_equal_positions_of_the_longer_text(ours, tw
 @given(TEXTS, TEXTS)
 def test_token_match_is_one_exactly_for_equal_texts(ours, twin):
     assert (token_match(ours, twin) == 1.0) == (ours == twin)
-
-
-def test_the_match_rate_weighs_rows_equally_however_long_they_are():
-    assert token_match_rate([[1], [1] * 9], [[1], [2] * 9]) == 0.5
-
-
-def test_the_match_rate_needs_equally_many_rows_at_least_one():
-    with pytest.raises(ValueError, match="at least one row"):
-        token_match_rate([], [])
-    with pytest.raises(ValueError, match=r"shorter|longer"):
-        token_match_rate([[1]], [[1], [2]])
 
 
 @given(STATES, st.floats(0.01, 100), st.floats(0.01, 100))
@@ -62,29 +63,164 @@ def test_cosines_of_zero_rows_are_defined():
     assert row_cosines(ours, twin).tolist() == [1.0, 0.0, 0.0]
 
 
-def test_embedding_cosine_is_the_mean_over_rows_in_float64():
-    ours = np.array([[1.0, 0.0], [1.0, 1.0]], dtype=np.float32)
-    twin = np.array([[2.0, 0.0], [1.0, 0.0]], dtype=np.float32)
-    assert embedding_cosine(ours, twin) == pytest.approx((1 + 0.5**0.5) / 2, abs=1e-12)
+def scored(**given) -> RowScores:
+    """Scores of two rows with one token each, unless told otherwise."""
+    n_rows = len(given.get("states", [0, 0]))
+    defaults = {
+        "texts": [[1]] * n_rows,
+        "reference_texts": [[1]] * n_rows,
+        "states": np.eye(n_rows, 3),
+        "reference_states": np.eye(n_rows, 3),
+        "token_kl": np.zeros(n_rows),
+        "token_same": np.ones(n_rows, dtype=bool),
+        "row_of_token": np.arange(n_rows),
+    }
+    return row_scores(**(defaults | given))
+
+
+def random_scores(seed: int, n_rows: int = 40, n_decoded: int = 30, near: float = 0.05) -> RowScores:
+    rng = np.random.default_rng(seed)
+    cosine = 1 - near * rng.random(n_decoded)
+    return RowScores(
+        match=rng.random(n_decoded),
+        cosine=cosine,
+        centered=cosine - near,
+        top1=rng.random(n_rows),
+        kl_nats=rng.gamma(1, near, n_rows),
+    )
+
+
+def test_row_figures_are_means_over_each_rows_own_tokens():
+    rng = np.random.default_rng(0)
+    lengths = [3, 1, 7]
+    kl, same = [rng.random(n) for n in lengths], [rng.random(n) < 0.5 for n in lengths]
+    shuffled = rng.permutation(sum(lengths))
+    scores = scored(
+        token_kl=np.concatenate(kl)[shuffled],
+        token_same=np.concatenate(same)[shuffled],
+        row_of_token=np.repeat([0, 1, 2], lengths)[shuffled],
+    )
+    np.testing.assert_allclose(scores.kl_nats, [row.mean() for row in kl])
+    np.testing.assert_allclose(scores.top1, [row.mean() for row in same])
+
+
+def test_rows_weigh_equally_however_long_their_texts_are():
+    scores = scored(texts=[[1], [1] * 9], reference_texts=[[1], [2] * 9])
+    assert similarity(scores, scores).token_match_rate.value == 0.5
+
+
+def test_cosines_are_computed_in_float64():
+    states = np.array([[1, 0], [1, 1]], dtype=np.float32)
+    other = np.array([[2, 0], [1, 0]], dtype=np.float32)
+    np.testing.assert_allclose(scored(states=states, reference_states=other).cosine, [1, 0.5**0.5], atol=1e-15)
 
 
 @given(STATES, st.integers(-100, 100))
 def test_centered_cosine_ignores_a_direction_that_all_rows_share(states, shift):
     other = states[::-1] * 0.5
-    assert centered_cosine(states + shift, other + shift) == pytest.approx(centered_cosine(states, other), abs=1e-6)
+    plain, shifted = (scored(states=states + by, reference_states=other + by) for by in (0, shift))
+    np.testing.assert_allclose(plain.centered.mean(), shifted.centered.mean(), atol=1e-6)
 
 
 def test_centering_shows_what_a_shared_direction_hides():
     rng = np.random.default_rng(0)
     shared = np.full((50, 16), 30.0)
-    ours, twin = shared + rng.normal(size=(50, 16)), shared + rng.normal(size=(50, 16))
-    assert embedding_cosine(ours, twin) > 0.99
-    assert abs(centered_cosine(ours, twin)) < 0.15
+    scores = scored(states=shared + rng.normal(size=(50, 16)), reference_states=shared + rng.normal(size=(50, 16)))
+    assert scores.cosine.mean() > 0.99
+    assert abs(scores.centered.mean()) < 0.15
 
 
-def test_centering_takes_the_twins_mean_off_both_so_that_a_drift_of_all_rows_shows():
-    twin = np.array([[1.0, 0.0], [-1.0, 0.0]])
-    assert centered_cosine(twin + np.array([0.0, 1.0]), twin) == pytest.approx(0.5**0.5)
+def test_centering_takes_the_references_mean_off_both_so_that_a_drift_of_all_rows_shows():
+    reference = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    scores = scored(states=reference + np.array([0.0, 1.0]), reference_states=reference)
+    np.testing.assert_allclose(scores.centered, 0.5**0.5)
+
+
+def test_a_row_without_a_token_and_missing_texts_are_refused():
+    with pytest.raises(ValueError, match="row 1 has no response token"):
+        scored(row_of_token=np.array([0, 2]))
+    with pytest.raises(ValueError, match="got 1 and 2"):
+        scored(texts=[[1]])
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        scored(reference_texts=[[1]])
+
+
+def test_a_similarity_is_the_rows_means_with_their_intervals_and_counts():
+    scores, untuned = random_scores(1), random_scores(2, near=0.5)
+    found = similarity(scores, untuned)
+    assert (found.n_rows, found.n_decoded_rows) == (40, 30)
+    assert found.token_match_rate == bca(scores.match)
+    assert found.embedding_cosine == bca(scores.cosine)
+    assert found.centered_cosine == bca(scores.centered)
+    assert found.top1_agreement == bca(scores.top1)
+    assert found.kl_nats == bca(scores.kl_nats)
+
+
+def test_recovered_is_the_way_from_untuned_to_the_reference_paired_over_rows():
+    scores, untuned = random_scores(1), random_scores(2, near=0.5)
+    found = similarity(scores, untuned).recovered_cosine
+    c, u = scores.cosine.mean(), untuned.cosine.mean()
+    assert found.value == pytest.approx((c - u) / (1 - u))
+    assert found.low < found.value < found.high < 1
+    # A trial that halves every row's distance has recovered half, whatever the rows: pairing leaves no spread.
+    halved = similarity(replace(untuned, cosine=(1 + untuned.cosine) / 2), untuned).recovered_cosine
+    assert (halved.low, halved.value, halved.high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-12)
+
+
+def test_the_untuned_base_recovers_nothing_of_itself():
+    untuned = random_scores(2)
+    recovered = similarity(untuned, untuned).recovered_cosine
+    assert (recovered.low, recovered.value, recovered.high) == (0, 0, 0)
+
+
+def test_a_model_against_itself_is_one_with_the_rule_of_three_and_no_kl():
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(60, 8))
+    scores = scored(states=states, reference_states=states)
+    found = similarity(scores, random_scores(0, n_decoded=60))
+    ones = [found.token_match_rate, found.top1_agreement, found.embedding_cosine, found.centered_cosine]
+    assert [figure.value for figure in ones] == pytest.approx([1, 1, 1, 1], abs=1e-12)
+    assert [figure.low for figure in ones] == pytest.approx([0.95] * 4)
+    assert (found.kl_nats.low, found.kl_nats.high) == (0, 0)
+    assert found.recovered_cosine.value == pytest.approx(1)
+
+
+def test_the_seed_ratio_compares_distances_and_pairs_rows():
+    scores, seeds = random_scores(1, near=0.01), [random_scores(2, near=0.1), random_scores(3, near=0.1)]
+    found = seed_ratio(scores, seeds)
+    distance = np.mean([1 - seed.cosine.mean() for seed in seeds])
+    assert found.value == pytest.approx((1 - scores.cosine.mean()) / distance)
+    assert found.low < found.value < found.high
+    tenth = replace(scores, cosine=1 - (1 - seeds[0].cosine) / 10)
+    ratio = seed_ratio(tenth, seeds[:1])
+    assert (ratio.low, ratio.value, ratio.high) == pytest.approx((0.1, 0.1, 0.1), abs=1e-12)
+
+
+def test_yardsticks_at_no_distance_leave_every_figure_finite():
+    same = random_scores(1, near=0)
+    comparison = compare_rows(random_scores(2), same, [same])
+    assert np.isfinite(list(flat(comparison).values())).all()
+    assert flat(compare_rows(same, same, [same]))["quantization_to_seed_ratio"] == 0
+
+
+def test_a_comparison_holds_each_side_against_the_same_untuned_base():
+    quantized, untuned, *seeds = (random_scores(seed) for seed in range(4))
+    comparison = compare_rows(quantized, untuned, seeds)
+    assert comparison.quantized == similarity(quantized, untuned)
+    assert comparison.untuned == similarity(untuned, untuned)
+    assert comparison.reseeded == tuple(similarity(seed, untuned) for seed in seeds)
+    assert comparison.quantization_to_seed_ratio == seed_ratio(quantized, seeds)
+
+
+def test_a_comparison_without_other_seeds_has_no_seed_ratio():
+    comparison = compare_rows(random_scores(0), random_scores(1))
+    assert comparison.reseeded == ()
+    assert comparison.quantization_to_seed_ratio is None
+
+
+def test_sides_of_different_rows_are_refused():
+    with pytest.raises(ValueError, match="dimension"):
+        similarity(random_scores(0), random_scores(1, n_decoded=29))
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (3, 2)), ((2, 3), (2, 4)), ((3,), (3,))])

@@ -266,25 +266,6 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Similarity:
-    """A 4-bit trial against its 16-bit twin, on the search rows; means over rows.
-
-    Attributes:
-        token_match_rate: greedy decoding, equal positions over the longer length.
-        embedding_cosine: mean-pooled response states after ln_f, both reading the twin's text.
-        centered_cosine: the same with the twin's mean over rows taken off both.
-        n_rows: rows behind the cosines.
-        n_decoded_rows: rows behind token_match_rate.
-    """
-
-    token_match_rate: float
-    embedding_cosine: float
-    centered_cosine: float
-    n_rows: int
-    n_decoded_rows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
     """One trial as the ledger knows it.
 

@@ -23,7 +23,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Similarity:
-    """One model against a reference model (a 4-bit trial's 16-bit twin); means over rows.
+    """One model against a reference model (a 4-bit trial's 16-bit twin); means over rows of each row's own mean.
 
     Attributes:
         token_match_rate: greedy decoding, equal positions over the longer length.
@@ -31,7 +31,7 @@ class Similarity:
         centered_cosine: the same with the reference's mean over rows taken off both.
         recovered_cosine: (cosine - untuned) / (1 - untuned), untuned being the base without an adapter.
         top1_agreement: share of response tokens (teacher-forced) whose most likely token is the same.
-        kl_nats: KL(reference || this model) of the next-token distribution, mean over response tokens.
+        kl_nats: KL(reference || this model) of the next-token distribution at each response token.
         n_rows: rows behind top1_agreement and kl_nats.
         n_decoded_rows: rows behind the others.
     """

@@ -1,0 +1,93 @@
+"""What the search tries next: an in-memory Optuna study, a projection of the ledger.
+
+Every candidate that is settled is told once: completed with all its objectives, anything else as pruned;
+a trial that broke, or whose similarity is too low, violates a constraint (told as failed, TPE would go on
+asking around it).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from orchestrator.front import dissimilarity, losses_of
+from orchestrator.ledger import Entry
+from orchestrator.settings import SweepSettings
+from search_spaces import Parameter
+
+MAX_REPEATS = 50
+"""Known points the sampler may propose in a row before an unknown one is drawn for it."""
+BROKEN = 1.0
+"""Constraint value of a trial that ended without usable figures."""
+
+
+def distribution(parameter: Parameter) -> BaseDistribution:
+    """Optuna's form of a searched setting."""
+    if parameter.choices is not None:
+        return CategoricalDistribution(parameter.choices)
+    if parameter.distribution == "int_uniform":
+        return IntDistribution(int(parameter.min or 0), int(parameter.max or 0))
+    return FloatDistribution(
+        parameter.min or 0.0, parameter.max or 0.0, log=parameter.distribution == "log_uniform_values"
+    )
+
+
+def is_within(dist: BaseDistribution, value: Any) -> bool:
+    """Whether a value could have been drawn from a distribution."""
+    if isinstance(dist, CategoricalDistribution):
+        return value in dist.choices
+    return dist._contains(dist.to_internal_repr(value))
+
+
+class Proposer:
+    """Optuna behind two calls: `propose` a point that is not known, `tell` what became of a trial."""
+
+    def __init__(self, settings: SweepSettings) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._settings = settings
+        self._space = settings.space
+        self._distributions = {name: distribution(p) for name, p in settings.space.parameters.items()}
+        sampler = (
+            optuna.samplers.TPESampler(seed=settings.seed, constant_liar=True)
+            if self._space.method == "tpe"
+            else optuna.samplers.RandomSampler(seed=settings.seed)
+        )
+        self.study = optuna.create_study(directions=["minimize"] * len(settings.objectives), sampler=sampler)
+        self._asked: dict[str, optuna.Trial] = {}
+
+    def propose(
+        self, key_of: Callable[[Mapping[str, Any]], str], known: Callable[[str], bool]
+    ) -> dict[str, Any] | None:
+        """A point of the space whose trial is not known yet, or None when there is none left."""
+        if self._space.method == "grid":
+            return next((point for point in self._space.grid() if not known(key_of(point))), None)
+        for _ in range(MAX_REPEATS):
+            trial = self.study.ask(self._distributions)
+            if not known(key_of(trial.params)):
+                self._asked[key_of(trial.params)] = trial
+                return trial.params
+            self.study.tell(trial, state=TrialState.FAIL)
+        if self._space.n_points is None:
+            return None
+        return next((point for point in self._space.grid() if not known(key_of(point))), None)
+
+    def tell(self, entry: Entry) -> None:
+        """Tell the study about a settled trial, whether it asked for it or not (a twin, a resumed sweep)."""
+        trial = self._asked.pop(entry.result.key, None)
+        if trial is None:
+            within = all(is_within(dist, entry.params[name]) for name, dist in self._distributions.items())
+            if not within or self._settings.config(dict(entry.params)) != entry.result.config:
+                return  # a twin at a precision that is not searched
+            self.study.enqueue_trial(dict(entry.params))
+            trial = self.study.ask(self._distributions)
+        trial.set_user_attr("key", entry.result.key)
+        losses = losses_of(entry.result, self._settings.objectives)
+        gap = dissimilarity(entry.result, self._settings.min_similarity)
+        if entry.result.state == "completed" and losses is not None and gap is not None:
+            trial.set_constraint("similarity", gap)
+            self.study.tell(trial, losses)
+        else:
+            trial.set_constraint("similarity", 0.0 if entry.result.state == "pruned" else BROKEN)
+            self.study.tell(trial, state=TrialState.PRUNED)

@@ -1,0 +1,81 @@
+"""Whether 4 bits preserve what a trial learned: a threshold, and a yardstick beside it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainables.config import TrialResult
+from trainables.findings import Comparison, flat
+
+Answer = Literal["preserved", "not preserved", "undecided"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """An answer with the figures it rests on.
+
+    Attributes:
+        answer: see `judged`.
+        reasons: what decided it, in words; all that failed where something failed.
+        rows: "report" or "search", None where the trial was not compared.
+    """
+
+    answer: Answer
+    reasons: tuple[str, ...]
+    rows: Literal["report", "search"] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.answer} ({'; '.join(self.reasons)})"
+
+
+def comparison_of(trial: TrialResult) -> Comparison | None:
+    """A 4-bit trial against its twin: on the report rows where it was judged there, else on the search rows."""
+    return (trial.judgement.comparison if trial.judgement else None) or trial.similarity
+
+
+def verdict_of(trial: TrialResult, min_similarity: float) -> Verdict | None:
+    """The verdict on a 4-bit trial; None for a 16-bit one, which is its own twin."""
+    if trial.config.precision == "16bit":
+        return None
+    comparison = comparison_of(trial)
+    if comparison is None:
+        return Verdict(answer="undecided", reasons=("not compared with a 16-bit twin",))
+    answer, reasons = judged(comparison, min_similarity)
+    on_report = trial.judgement is not None and trial.judgement.comparison is not None
+    return Verdict(answer=answer, reasons=reasons, rows="report" if on_report else "search")
+
+
+def judged(comparison: Comparison, min_similarity: float) -> tuple[Answer, tuple[str, ...]]:
+    """Two conditions, both needed for "preserved".
+
+    1. The lower end of embedding_cosine's 95 % interval is at least `min_similarity`. Alone it passes
+       almost anything on GPT-2, whose pooled states are nearly parallel.
+    2. KL(twin || 4 bits) is at most KL(twin || another seed's twin), the mean over seeds: 4 bits move the
+       model no further than chance does. Values are compared, not their intervals, which share their rows.
+
+    Without other seeds the second is open: "undecided", unless the first fails already.
+    """
+    cosine = comparison.quantized.embedding_cosine
+    kl_nats = comparison.quantized.kl_nats.value
+    too_far = cosine.low < min_similarity
+    reasons = [f"cosine is at least {cosine.low:.4f}, {'under' if too_far else 'asked for'} {min_similarity:g}"]
+    if not comparison.reseeded:
+        if too_far:
+            return "not preserved", tuple(reasons)
+        return "undecided", (*reasons, "no other seed of its twin to hold the KL against")
+    seed_nats = sum(s.kl_nats.value for s in comparison.reseeded) / len(comparison.reseeded)
+    beyond = kl_nats > seed_nats
+    reasons.append(f"KL {kl_nats:.4f} nats is {'over' if beyond else 'at most'} another seed's {seed_nats:.4f}")
+    if too_far or beyond:
+        return "not preserved", tuple(r for r, failed in zip(reasons, (too_far, beyond), strict=True) if failed)
+    return "preserved", tuple(reasons)
+
+
+def figures_of(trial: TrialResult) -> dict[str, float]:
+    """What its comparisons came to, one number a name; those on the report rows are called report_..."""
+    values = dict(flat(trial.similarity)) if trial.similarity else {}
+    if trial.judgement:
+        values["report_eval_loss_nats"] = trial.judgement.eval_loss_nats
+        values["report_untuned_loss_nats"] = trial.judgement.untuned_loss_nats
+        if trial.judgement.comparison:
+            values |= {f"report_{name}": value for name, value in flat(trial.judgement.comparison).items()}
+    return values
