@@ -91,18 +91,25 @@ def run(
 
 
 def _print_plan(settings: "SweepSettings", as_json: bool) -> None:
-    from orchestrator.plan import first_configs
+    from orchestrator.plan import first_configs, predicted_peaks_mib
 
-    configs = [config.to_dict() for config in first_configs(settings, 5)]
+    firsts = first_configs(settings, 5)
+    configs = [config.to_dict() for config in firsts]
+    peaks = predicted_peaks_mib(settings, firsts)
     if as_json:
-        print(json.dumps({"settings": settings.model_dump(mode="json"), "first_configs": configs}))
+        print(
+            json.dumps(
+                {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}
+            )
+        )
         return
     space = settings.space
     print(f"sweep {settings.name}: space {space.name} ({space.method}), {settings.n_trials} trials and their twins")
     print(f"base model {settings.base_model}, data {settings.data}, on {settings.device}")
     print(f"objectives {', '.join(settings.objectives)}; similarity at least {settings.min_similarity:g}")
-    for config in configs:
-        print("  " + " ".join(f"{k}={'+'.join(v) if isinstance(v, list) else v}" for k, v in config.items()))
+    for config, peak in zip(configs, peaks, strict=True):
+        needs = f"  predicted peak {peak:.0f} MiB" if peak else ""
+        print("  " + " ".join(f"{k}={'+'.join(v) if isinstance(v, list) else v}" for k, v in config.items()) + needs)
 
 
 @app.command()

@@ -1,15 +1,17 @@
 """From what the user said, and what the machine is, to settings; and what they would run first."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.settings import SweepSettings
-from trainables.config import TrialConfig
+from trainables.config import ComputeDtype, TrialConfig
 from trainables.device import count_gpus
 from trainables.errors import ConfigError
+from trainables.predicted_memory import HUB_SHAPES, predicted_peak_mib, shape_in
 
 GPU_DEFAULTS = {
     "space": "pareto",
@@ -71,6 +73,16 @@ def _gpu_in_reach(address: str | None) -> bool:
 
     ray_cluster.connect(address)
     return ray_cluster.has_gpu()
+
+
+def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:
+    """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here."""
+    name = settings.base_model.removeprefix("random:")
+    shape = HUB_SHAPES.get(name.rsplit("/", 1)[-1]) or shape_in(Path(name).expanduser())
+    if shape is None or settings.device == "cpu":
+        return [None] * len(configs)
+    dtype: ComputeDtype = "bfloat16" if settings.compute_dtype == "auto" else settings.compute_dtype
+    return [predicted_peak_mib(shape, config, dtype) for config in configs]
 
 
 def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:

@@ -8,31 +8,32 @@ from orchestrator import ray_cluster
 from orchestrator.settings import SweepSettings
 from trainables import base_model, data
 from trainables.config import ComputeDtype, Workload
-from trainables.device import native_dtype
+from trainables.device import free_memory_mib, native_dtype
 
 
 @ray.remote(max_calls=1)
-def _native_dtype(device: str) -> ComputeDtype:
+def _asked(device: str) -> tuple[ComputeDtype, float | None]:
     """Asked on a worker: the driver must not open the GPU, and may have none."""
-    return native_dtype(device)
+    return native_dtype(device), free_memory_mib(device)
 
 
-def compute_dtype(settings: SweepSettings) -> ComputeDtype:
-    """The arithmetic of the sweep; needs a connected Ray where the GPU is to be asked."""
-    if settings.compute_dtype != "auto":
-        return settings.compute_dtype
+def ask_device(settings: SweepSettings) -> tuple[ComputeDtype, float | None]:
+    """The arithmetic of the sweep, and the MiB that a trial may allocate on a GPU; needs a connected Ray."""
     if settings.device == "cpu":
-        return native_dtype("cpu")
-    return ray.get(_native_dtype.options(num_gpus=settings.gpus_per_trial).remote(settings.device))
+        native, memory_mib = native_dtype("cpu"), None
+    else:
+        native, memory_mib = ray.get(_asked.options(num_gpus=settings.gpus_per_trial).remote(settings.device))
+    return (native if settings.compute_dtype == "auto" else settings.compute_dtype), memory_mib
 
 
-def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, int]]:
+def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, int], float | None]:
     """Fetch, check, split and tokenize, then connect to Ray.
 
     Args:
         root: caches lie under root/cache.
     Returns:
-        The workload, and counts of rows read, dropped by reason, in each split, and too long for the space.
+        The workload; counts of rows read, dropped by reason, in each split, and too long for the space; and
+        the MiB that a trial may allocate on the device, None for a CPU.
     Raises:
         ConfigError, DataError, Unreachable: before any GPU is used.
     """
@@ -42,6 +43,7 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     tokenized = data.tokenize(checked, base.folder, cache)
     ray_cluster.connect(settings.address)
     ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
+    compute_dtype, memory_mib = ask_device(settings)
     workload = Workload(
         base_model=settings.base_model,
         base_folder=str(base.folder.resolve()),
@@ -50,11 +52,11 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
         data=settings.data,
         data_folder=str(tokenized.folder),
         data_digest=tokenized.digest,
-        compute_dtype=compute_dtype(settings),
+        compute_dtype=compute_dtype,
     )
     limit = shortest_limit(settings)
     too_long = data.n_longer(data.load(tokenized.folder)["train"], limit)
-    return workload, {**tokenized.counts, f"longer than {limit} tokens": too_long}
+    return workload, {**tokenized.counts, f"longer than {limit} tokens": too_long}, memory_mib
 
 
 def shortest_limit(settings: SweepSettings) -> int:

@@ -1,6 +1,7 @@
 """What to run next, as a Ray Searcher: the search itself, then the yardsticks of what it found."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -13,6 +14,7 @@ from orchestrator.pruning import Pruner
 from orchestrator.settings import SweepSettings
 from orchestrator.tune_trainable import Task
 from trainables.config import Origin, TrialConfig, TrialResult, Workload
+from trainables.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib, shape_in
 
 
 def is_settled(trial: TrialResult, twin: TrialResult | None) -> bool:
@@ -63,6 +65,8 @@ class SweepSearcher(Searcher):
         self._live: dict[str, Task] = {}
         self._failed: set[tuple[str, str]] = set()  # kind and key of comparisons and judgements that would fail again
         self._searched = False
+        self._memory_mib: float | None = ledger.fact("device_memory_mib")
+        self._shape = shape_in(Path(workload.base_folder))
         self.finished = False
         for key in list(self._entries):
             self._settle(key)
@@ -160,7 +164,23 @@ class SweepSearcher(Searcher):
         if params is None:
             self._searched = True
             return None
-        return self._train(self._add(self._settings.config(params), params, "search"))
+        trial = self._add(self._settings.config(params), params, "search")
+        reason = self._refusal(trial.config)
+        if reason is None:
+            return self._train(trial)
+        self._ledger.finish(trial.key, "refused", reason=reason)
+        self._refresh(trial.key)
+        self._settle(trial.key)
+        return self._search_task()
+
+    def _refusal(self, config: TrialConfig) -> str | None:
+        """Why a config cannot run on the device, or None."""
+        if self._memory_mib is None or self._shape is None:
+            return None
+        needs = predicted_peak_mib(self._shape, config, self._workload.compute_dtype)
+        if needs * (1 - MAX_ERROR_SHARE) - MAX_ERROR_MIB <= self._memory_mib:
+            return None
+        return f"needs about {needs:.0f} MiB (predicted), the device has {self._memory_mib:.0f} MiB"
 
     def _add(self, config: TrialConfig, params: Mapping[str, Any], origin: Origin) -> TrialResult:
         key = self._workload.key(config)

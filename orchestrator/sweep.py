@@ -93,12 +93,13 @@ def run(
         from orchestrator import ray_cluster
         from orchestrator.prepare import prepare
 
-        workload, counts = prepare(settings, root)
+        workload, counts, memory_mib = prepare(settings, root)
         slots = ray_cluster.n_slots(settings)
         settings_file.save(settings, folder)
         ledger = Ledger(folder / "ledger.db")
         try:
             _note_start(ledger, workload, counts)
+            ledger.set_fact("device_memory_mib", memory_mib)
             ledger.requeue_running()
             started(ledger, workload)
             finished = _tune(settings, workload, ledger, folder, slots)

@@ -139,3 +139,19 @@ def test_10000_trials_with_3_objectives_take_seconds(kind):
         assert mask[i] == (not beaten)
     assert found == pytest.approx(hypervolume(front, [1.1] * 3))
     assert (len(front) == 10_000) == (kind != "cloud")
+
+
+@given(LOSSES, st.integers(0, 2), st.sampled_from([0.5, 1.0, 2.0]))
+def test_with_noise_the_mask_agrees_with_the_definition(losses, noisy, noise):
+    array = np.asarray(losses, dtype=float)
+    if array.ndim != 2 or not array.size:
+        return
+    epsilon = np.zeros(array.shape[1])
+    epsilon[noisy % array.shape[1]] = noise
+
+    def beats(a, b):
+        return bool((a <= b + epsilon).all() and (a < b - epsilon).any())
+
+    expected = [not any(beats(a, b) for a in array) for b in array]
+    assert pareto_mask(array, epsilon).tolist() == expected
+    assert any(expected)

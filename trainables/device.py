@@ -35,6 +35,15 @@ def native_dtype(device: str) -> ComputeDtype:
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
+def free_memory_mib(device: str) -> float | None:
+    """MiB of a GPU that this process can still allocate; None for a CPU."""
+    if device == "cpu":
+        return None
+    import torch
+
+    return torch.cuda.mem_get_info()[0] / 2**20
+
+
 def device_name(device: str) -> str:
     """Name of the hardware, e.g. "NVIDIA H200" or "CPU x86_64"."""
     if device == "cpu":

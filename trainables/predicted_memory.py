@@ -22,6 +22,8 @@ UNSPLIT_MIB_PER_QUANTIZED_MODULE = 0.126
 LOSS_CHUNK_BYTES_PER_LOGIT = 12.25
 """Temporary bytes a logit of one chunk of the lean loss (fitted)."""
 LOSS_CHUNK_TOKENS = 256
+MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
+"""A prediction is at most the larger of the two off; what might fit by that much is run."""
 BLOCK_SIZE = 64
 SCALES_PER_SCALE = 256
 """Double quantization: so many 8-bit scales share one 32-bit scale (Dettmers et al. 2023, section 3)."""

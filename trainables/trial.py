@@ -49,7 +49,8 @@ class Bench:
             if self.device == "cuda":
                 self.forget_bases()
             self._bases[precision] = base_model.load(self.workload, precision, self.device)
-            self._warm_up(precision)
+            if self.device == "cuda":
+                self._warm_up(precision)
         return self._bases[precision]
 
     def forget_bases(self) -> None:
@@ -147,8 +148,10 @@ class Trial:
         done = 0
         for rung in rungs(self.config.max_steps):
             with self._bench.turn.shared(), oom_as_failure():
-                losses = torch.stack([self._engine.step(*next(batches)) for _ in range(rung - done)])
-                measurement = self._measure(rung, losses)
+                # no name for the losses: CPython 3.12 keeps a closed generator's locals alive
+                measurement = self._measure(
+                    rung, torch.stack([self._engine.step(*next(batches)) for _ in range(rung - done)])
+                )
             done = rung
             yield measurement
 

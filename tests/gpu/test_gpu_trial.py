@@ -8,7 +8,8 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainables import adapter, evaluation, trial
+from trainables import adapter, evaluation
+from trainables.compare import compare
 from trainables.config import TrialConfig, Workload
 from trainables.device import count_gpus, native_dtype
 from trainables.errors import TrialFailed
@@ -165,9 +166,9 @@ def test_comparing_a_pair_repeats_exactly(gpu_bench, small_config):
         list(run.measurements())
         files[precision] = run.adapter_files()
         run.close()
-    found = trial.compare(gpu_bench, nf4=files["nf4"], twin=files["16bit"])
-    assert found == trial.compare(gpu_bench, nf4=files["nf4"], twin=files["16bit"])
-    assert 0.5 < found.embedding_cosine < 1
+    found = compare(gpu_bench, nf4=files["nf4"], twin=files["16bit"])
+    assert found == compare(gpu_bench, nf4=files["nf4"], twin=files["16bit"])
+    assert 0.5 < found.quantized.embedding_cosine.value < 1
 
 
 @pytest.fixture
@@ -187,7 +188,7 @@ def test_a_float16_overflow_skips_one_step_and_halves_the_scale(half_bench, smal
     model = adapter.attach(half_bench.base(precision), config, base_name="tiny")
     engine = EagerEngine(model, config, compute_dtype="float16", device="cuda")
     scaler = engine._accelerator.scaler
-    ids = torch.randint(1024, (2, 64), generator=torch.Generator().manual_seed(0)).cuda()
+    ids = torch.randint(1024, (2, 64), generator=torch.Generator().manual_seed(0))
 
     def step() -> bool:
         """Do one step; whether it moved the adapter."""
