@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainables.sensitivity import Sensitivity
 
 TITLE = "Where 4 bits are felt"
-UNIT = "KL to the unquantized model (nats per response token)"
+UNIT = "KL to the unquantized model, nats per response token"
 SMALLEST_NATS = 1e-12
 """A logarithm's stand-in for a KL of nothing."""
 
@@ -54,11 +54,11 @@ def heat_map_png(result: SensitivityResult) -> PngFigure:
     figure = PngFigure(figsize=(8.4, 2.4 + 0.27 * len(lines)), layout="constrained")
     axes = figure.subplots()
     flat = [value for line in values for value in line]
-    norm = LogNorm(min(flat), max(max(flat), 1.01 * min(flat)))
+    norm = LogNorm(min(flat), max(flat))
     image = axes.imshow(values, norm=norm, cmap="magma_r", aspect="auto")
     for y, line in enumerate(values):
         for x, value in enumerate(line):
-            ink = "white" if norm(value) > 0.5 else "black"
+            ink = "white" if norm(value) > 0.42 else "black"
             axes.text(x, y, f"{value:.1e}", ha="center", va="center", fontsize=8, color=ink)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(lines)), lines, fontsize=8)
@@ -67,8 +67,8 @@ def heat_map_png(result: SensitivityResult) -> PngFigure:
     axes.spines[:].set_visible(False)
     axes.axvline(len(columns) - 1.5, color="white", linewidth=5)  # sums stand apart
     axes.axhline(len(lines) - 1.5, color="white", linewidth=5)
-    figure.colorbar(image, label=UNIT, shrink=min(1.0, 6 / len(lines) + 0.4))
-    figure.suptitle(f"{TITLE}: each part at NF4 alone, without training")
+    figure.colorbar(image, label="KL (nats)")
+    figure.suptitle(f"{TITLE}: each part at NF4 alone, without training\n{UNIT}")
     figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))  # type: ignore[union-attr]
     figure.text(0.01, 0.01, result.caption, fontsize=7, color="#555555")
     return figure
@@ -96,13 +96,13 @@ def heat_map_html(result: SensitivityResult) -> "go.Figure":
         colorscale="magma_r",
         xgap=1,
         ygap=1,
-        colorbar={"title": UNIT.replace(" (", "<br>("), "tickvals": ticks, "ticktext": [f"1e{t}" for t in ticks]},
+        colorbar={"title": "KL (nats)", "tickvals": ticks, "ticktext": [f"1e{t}" for t in ticks]},
     )
     figure = go.Figure(heat_map)
     figure.update_yaxes(autorange="reversed", type="category")
     figure.update_xaxes(side="top")
     figure.update_layout(
-        title={"text": TITLE, "subtitle": {"text": result.caption}},
+        title={"text": TITLE, "subtitle": {"text": f"{UNIT}<br>{result.caption}"}},
         template="plotly_white",
         height=260 + 22 * len(lines),
         margin={"t": 130},

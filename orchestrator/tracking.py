@@ -25,8 +25,6 @@ from trainables.errors import SweepError
 EXPERIMENT = "qlora-sweep"
 SYNC_SECONDS = 5.0
 UI_PORT = 5000
-MAX_METRICS = 1000
-"""That MLflow takes in one batch."""
 STATUS: Mapping[State, str] = {
     "completed": "FINISHED",
     "pruned": "KILLED",
@@ -313,9 +311,7 @@ def log_run(
         run_id = client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
         client.log_batch(run_id, params=[Param(key, _text(value)) for key, value in params.items()])
         now = int(time.time() * 1000)
-        points = [Metric(key, value, now, step) for key, value, step in metrics]
-        for first in range(0, len(points), MAX_METRICS):
-            client.log_batch(run_id, metrics=points[first : first + MAX_METRICS])
+        client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value, step in metrics])
         for path in artifacts:
             client.log_artifact(run_id, str(path))
         client.set_terminated(run_id, status="FINISHED")

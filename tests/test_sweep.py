@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator import settings
+from orchestrator.finalists import to_judge
 from orchestrator.front import front_of
 from orchestrator.ledger import Ledger
 from orchestrator.tracking import EXPERIMENT, store_uri
@@ -39,6 +40,11 @@ def trials(cwd: Path):
         return ledger.trials()
     finally:
         ledger.close()
+
+
+def searched(cwd: Path):
+    """Trials of the search and their twins, without what the finalists needed afterwards."""
+    return [trial for trial in trials(cwd) if trial.origin in ("search", "twin")]
 
 
 def wait_for(cwd: Path, condition, seconds: float = 90) -> None:
@@ -80,11 +86,14 @@ def mlflow(swept):
 
 
 def test_standard_output_is_one_json_object(swept):
-    assert set(swept[1].json) == {"name", "mlflow_run", "objectives", "reference_point", "hypervolume", "members"}
+    whole = swept[1].json
+    front = ("objectives", "epsilon", "reference_point", "hypervolume", "members")
+    assert tuple(whole) == ("name", "mlflow_run", *front, "verdicts")
+    assert {verdict["rows"] for verdict in whole["verdicts"]} <= {"search", "report"}
 
 
 def test_every_trial_completed_and_every_4bit_one_has_its_similarity(swept):
-    found = trials(swept[0])
+    found = searched(swept[0])
     assert sorted((t.config.precision, t.config.rank) for t in found) == [
         ("16bit", 1),
         ("16bit", 4),
@@ -97,8 +106,26 @@ def test_every_trial_completed_and_every_4bit_one_has_its_similarity(swept):
         assert (trial.similarity is not None) == (trial.config.precision == "nf4")
         assert trial.environment["compute_dtype"] == "float32"
         if trial.similarity:
-            assert 0.5 < trial.similarity.embedding_cosine <= 1
-            assert 0 <= trial.similarity.token_match_rate <= 1
+            cosine, match = trial.similarity.quantized.embedding_cosine, trial.similarity.quantized.token_match_rate
+            assert 0.5 < cosine.low <= cosine.value <= cosine.high <= 1
+            assert 0 <= match.low <= match.value <= match.high <= 1
+            assert trial.similarity.untuned.kl_nats.value > trial.similarity.quantized.kl_nats.value
+
+
+def test_every_finalist_is_judged_and_a_4_bit_one_beside_two_other_seeds_of_its_twin(swept):
+    found = trials(swept[0])
+    asked_for = settings.load(swept[0] / "mlflow_runs" / "sweeps" / "a")
+    judged = to_judge(found, asked_for)
+    assert any(trial.config.precision == "nf4" for trial in judged)
+    for trial in judged:
+        assert 0 < trial.judgement.eval_loss_nats < trial.judgement.untuned_loss_nats
+        assert len(trial.judgement.row_nats) == len(trial.judgement.row_tokens) == 256
+        if trial.config.precision == "nf4":
+            assert len(trial.judgement.comparison.reseeded) == 2
+            assert trial.judgement.comparison.quantization_to_seed_ratio.low > 0
+            assert {share.by for share in trial.judgement.felt} >= {"token frequency", "kind of task"}
+            assert {shift.about for shift in trial.judgement.bias} >= {"gender", "age"}
+    assert {t.origin for t in found} == {"search", "reseed"}
 
 
 def test_the_front_is_the_same_in_ledger_json_parquet_and_mlflow(swept, mlflow):
@@ -112,7 +139,7 @@ def test_the_front_is_the_same_in_ledger_json_parquet_and_mlflow(swept, mlflow):
     assert {member["key"] for member in swept[1].json["members"]} == keys
     assert {row["key"] for row in rows if row["on_pareto_front"]} == keys
     assert tagged == keys
-    assert len(rows) == 4
+    assert len(rows) == len(trials(swept[0]))
 
 
 def test_the_parent_run_holds_what_the_sweep_came_to(mlflow):
@@ -197,7 +224,9 @@ def test_rows_over_the_limit_are_counted_and_said(swept):
 
 def test_status_counts_the_trials(swept):
     status = command("status", "a", "--json", cwd=swept[0]).json
-    assert (status["n_done"], status["n_expected"], status["counts"]) == (4, 4, {"completed": 4})
+    n = len(trials(swept[0]))
+    assert (status["n_done"], status["n_expected"], status["counts"]) == (n, n, {"completed": n})
+    assert status["phase"] == "yardsticks"
 
 
 def test_a_name_that_is_taken_is_refused(swept):
@@ -217,11 +246,11 @@ def test_ctrl_c_stops_within_15_seconds_and_resume_loses_and_repeats_nothing(tmp
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert time.monotonic() - begun < 15
-    before = {t.key: t for t in trials(tmp_path)}
+    before = {t.key: t for t in searched(tmp_path)}
     assert "running" not in {t.state for t in before.values()}
     finished = command("resume", "a", cwd=tmp_path)
     assert finished.code == 0, finished.err
-    after = {t.key: t for t in trials(tmp_path)}
+    after = {t.key: t for t in searched(tmp_path)}
     assert len(after) == 4
     assert {t.state for t in after.values()} <= FINAL_STATES
     for key, trial in before.items():
@@ -235,10 +264,10 @@ def test_a_killed_driver_is_resumed_and_loses_and_repeats_nothing(tmp_path):
     wait_for(tmp_path, lambda found: any(t.state == "completed" for t in found))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    before = {t.key: t for t in trials(tmp_path) if t.state == "completed"}
+    before = {t.key: t for t in searched(tmp_path) if t.state == "completed"}
     finished = command("resume", "a", cwd=tmp_path)
     assert finished.code == 0, finished.err
-    after = {t.key: t for t in trials(tmp_path)}
+    after = {t.key: t for t in searched(tmp_path)}
     assert len(after) == 4
     assert {t.state for t in after.values()} == {"completed"}
     assert all(after[key].ended_at == trial.ended_at for key, trial in before.items())

@@ -19,7 +19,7 @@ WORKSPACES_MIB = 65.0
 """What CUDA's libraries keep from the first matrix product on (fitted)."""
 UNSPLIT_MIB_PER_QUANTIZED_MODULE = 0.126
 """Ends of memory blocks too small to be used otherwise (fitted)."""
-LOSS_CHUNK_BYTES_PER_LOGIT = 12.25
+LOSS_CHUNK_BYTES_PER_LOGIT = 8.4
 """Temporary bytes a logit of one chunk of the lean loss (fitted)."""
 LOSS_CHUNK_TOKENS = 256
 MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
