@@ -116,7 +116,7 @@ def upper_bound(row_nats: Floats, row_tokens: Floats) -> float:
     V_seeds = var(m_s) / n_seeds and V_rows = (var(r_i) - var(interaction) / n_seeds) / n_rows, at least 0, so that the
     interaction counts once, among the seeds. Each part has the t quantile of its own degrees of freedom, as in
     Cochran's solution of the Behrens-Fisher problem (1964, Biometrics 20, 191); Satterthwaite's degrees of
-    freedom exceed the stated error with 3 seeds, and a bootstrap over 3 seeds far more.
+    freedom exceed the stated error with 3 seeds.
 
     Args:
         row_nats: (n_seeds, n_rows), sums over each row's tokens; at least 2 of each.

@@ -2,8 +2,8 @@
 
 What is resident (weights, constants, adapter, AdamW's moments) is counted exactly. What the forward
 pass keeps for the backward pass is counted tensor by tensor, as transformers, peft and SDPA keep it
-on a GPU. The rest are a few constants, fitted on one H200 to one set of shapes and checked on
-another by tests/bench/memory_shapes.py.
+on a GPU. The rest are a few constants, set by hand from what tests/bench/memory_shapes.py measured on
+one H200; all its shapes were seen while setting them, so its errors are those of a fit.
 """
 
 import json
@@ -16,11 +16,11 @@ from trainables.config import ComputeDtype, MemoryBreakdown, TrialConfig
 
 MIB = 2**20
 WORKSPACES_MIB = 65.0
-"""What CUDA's libraries keep from the first matrix product on (fitted)."""
+"""What CUDA's libraries keep from the first matrix product on (one H200)."""
 UNSPLIT_MIB_PER_QUANTIZED_MODULE = 0.126
-"""Ends of memory blocks too small to be used otherwise (fitted)."""
+"""Ends of memory blocks too small to be used otherwise (one H200)."""
 LOSS_CHUNK_BYTES_PER_LOGIT = 8.4
-"""Temporary bytes a logit of one chunk of the lean loss (fitted)."""
+"""Temporary bytes a logit of one chunk of the lean loss (one H200)."""
 LOSS_CHUNK_TOKENS = 256
 MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
 """A prediction is at most the larger of the two off; what might fit by that much is run."""

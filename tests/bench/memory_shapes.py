@@ -3,7 +3,7 @@
 python tests/bench/memory_shapes.py BASE_FOLDER SHAPES.jsonl
 
 BASE_FOLDER has GPT-2's config and tokenizer; weights are random (bytes do not depend on values). Shapes
-are drawn from a seeded generator; every fourth is held out from the fit.
+are drawn from a seeded generator; every fourth is marked held_out, for a fit that is yet to be made without it.
 """
 
 import json
