@@ -23,7 +23,7 @@ LOSS_CHUNK_BYTES_PER_LOGIT = 8.4
 """Temporary bytes a logit of one chunk of the lean loss (one H200)."""
 LOSS_CHUNK_TOKENS = 256
 MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
-"""A prediction is at most the larger of the two off; what might fit by that much is run."""
+"""The larger of the two is what a prediction is allowed to be off; what might fit by that much is run."""
 BLOCK_SIZE = 64
 SCALES_PER_SCALE = 256
 """Double quantization: so many 8-bit scales share one 32-bit scale (Dettmers et al. 2023, section 3)."""
