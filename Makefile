@@ -1,23 +1,31 @@
 # make sweep       run a sweep and print its Pareto front
 # make ui          open MLflow over mlflow_runs/
+# make report      say what a sweep came to: NAME, or else the newest
 # make test        install the test extras and run the tests
+#
+# make bench       every bench that this machine can run: bench-measurement, bench-memory, bench-rank-rule
 #
 # Variables of `make sweep`: SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA
 # (each passed to qlora-sweep run as the flag of that name; unset ones are chosen for the machine).
+# Variables of `make bench-measurement`: BASE_MODEL DATA DEVICE; of `make bench-memory`: SEED OUTPUT FROM.
+# `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-FLAGS := $(foreach v,SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA,$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
+flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
-.PHONY: sweep ui test test-all lint demo clean
+.PHONY: sweep ui report test test-all lint demo clean bench bench-measurement bench-memory bench-rank-rule stand-in
 
 sweep: $(VENV)/installed
-	@$(BIN)/qlora-sweep run $(FLAGS)
+	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA)
 
 ui: $(VENV)/installed
 	@$(BIN)/qlora-sweep ui
+
+report: $(VENV)/installed
+	@$(BIN)/qlora-sweep report $(NAME)
 
 test: $(VENV)/installed-test
 	@$(BIN)/python -m pytest -m "not slow"
@@ -30,6 +38,20 @@ lint: $(VENV)/installed-test
 
 demo: $(VENV)/installed
 	@$(BIN)/python -m trainables.demo.build
+
+bench: bench-measurement bench-memory bench-rank-rule
+
+bench-measurement: $(VENV)/installed
+	@$(BIN)/python tests/bench/measurement.py $(call flags,BASE_MODEL DATA DEVICE)
+
+bench-memory: $(VENV)/installed
+	@$(BIN)/python tests/bench/memory_shapes.py $(call flags,SEED OUTPUT FROM)
+
+bench-rank-rule: $(VENV)/installed
+	@$(BIN)/python tests/bench/rank_rule.py
+
+stand-in: $(VENV)/installed
+	@$(BIN)/python tests/bench/stand_in.py "$(CONFIG)" "$(DATA)" "$(OUT)" $(call flags,SECONDS SEED)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

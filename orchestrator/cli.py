@@ -1,4 +1,4 @@
-"""The command line: `qlora-sweep run | resume | status | sensitivity | sync | ui`.
+"""The command line: `qlora-sweep run | resume | status | report | sensitivity | sync | ui`.
 
 Results go to standard output (with --json one JSON object and nothing else), all else to standard
 error. Exit codes: 0 done, 1 the sweep failed, 2 bad setting, 3 bad data, 4 no disk space, 5 model,
@@ -18,7 +18,9 @@ import typer
 from trainables.errors import ConfigError, SweepError
 
 if TYPE_CHECKING:
+    from orchestrator.report import Report
     from orchestrator.settings import SweepSettings
+    from orchestrator.sweep import SweepResult
     from trainables.config import TrialResult
 
 INTERRUPTED = 130
@@ -140,8 +142,8 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
             f"rows: {counts['read']} read, {counts['train']} for training{''.join('; ' + note for note in notes)}; "
             f"{workload.compute_dtype} arithmetic"
         )
-        if workload.weights == "random":
-            say("weights are random: memory and time are real, loss and similarity say nothing about GPT-2")
+        if workload.weights in ("random", "stand-in"):
+            say(f"base: {workload.base_caption}")
         display.start()
         follower.start()
 
@@ -175,6 +177,53 @@ def status(name: Name, as_json: AsJson = False) -> None:
         print(json.dumps({"name": name, **asdict(found)}))
     else:
         Console().print(status_view(name, found))
+
+
+@app.command()
+def report(
+    name: Annotated[str | None, typer.Argument(help="name of the sweep; default: the newest")] = None,
+    other: Annotated[str | None, typer.Argument(help="a second sweep to put beside it")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a sweep came to, from its ledger alone; writes report.md and report.html into its folder."""
+    if other is None:
+        _report_one(name, as_json)
+        return
+    from orchestrator.report_beside import beside
+
+    pair = [_report_of(sweep)[0] for sweep in (str(name), other)]
+    print(json.dumps({"sweeps": [one.to_dict() for one in pair]}) if as_json else beside(*pair))
+
+
+def _report_of(name: str) -> "tuple[Report, SweepResult | None]":
+    """With the sweep as its figures need it, once a trial has completed."""
+    from orchestrator import report
+    from orchestrator.ledger import Ledger
+    from orchestrator.settings import load as load_settings
+    from orchestrator.sweep import result_of
+
+    folder = sweep_folder(name)
+    settings = load_settings(folder)
+    ledger = Ledger(folder / "ledger.db", read_only=True)
+    try:
+        found = report.read(settings, ledger)
+        return found, result_of(settings, ledger) if found.states.get("completed") else None
+    finally:
+        ledger.close()
+
+
+def _report_one(name: str | None, as_json: bool) -> None:
+    from orchestrator import outputs
+    from orchestrator import report as report_of
+    from orchestrator.settings import ROOT
+
+    chosen = name or report_of.newest(ROOT)
+    found, result = _report_of(chosen)
+    if result:
+        outputs.draw(result, sweep_folder(chosen))
+    files = outputs.write_report(found, sweep_folder(chosen))
+    print(json.dumps(found.to_dict()) if as_json else files[0].read_text(encoding="utf-8"))
+    say(f"to open in a browser: {files[1]}")
 
 
 @app.command()
@@ -237,7 +286,7 @@ def _read(name: str) -> "tuple[SweepSettings, list[TrialResult]]":
 
     folder = settings_file.sweep_folder(name)
     settings = settings_file.load(folder)
-    ledger = Ledger(folder / "ledger.db")
+    ledger = Ledger(folder / "ledger.db", read_only=True)
     try:
         return settings, ledger.trials()
     finally:

@@ -7,69 +7,19 @@ One row a trial key. Every state change is one transaction and must be one of TR
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from trainables.config import (
-    Cost,
-    Measurement,
-    Origin,
-    State,
-    TrialConfig,
-    TrialResult,
-    Workload,
-    canonical_json,
-)
-from trainables.errors import ConfigError, DiskFull
+from orchestrator.ledger_rows import COST, Entry, entry_of
+from orchestrator.ledger_schema import connect, transaction
+from trainables.config import Cost, Measurement, Origin, State, TrialConfig, TrialResult, Workload, canonical_json
 from trainables.findings import Comparison, Judgement
-
-COST: TypeAdapter[Cost] = TypeAdapter(Cost)
-COMPARISON: TypeAdapter[Comparison] = TypeAdapter(Comparison)
-JUDGEMENT: TypeAdapter[Judgement] = TypeAdapter(Judgement)
-"""Values with values inside, read back from plain ones."""
 
 FAULTS = "faults"
 """Fact: "compare KEY" or "judge KEY" -> why that failed, as long as it has not succeeded."""
-
-SCHEMA_VERSION = 2
-SCHEMA = """
-CREATE TABLE sweep (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE trials (
-    key TEXT PRIMARY KEY,
-    number INTEGER NOT NULL UNIQUE,
-    state TEXT NOT NULL,
-    origin TEXT NOT NULL,
-    reused INTEGER NOT NULL DEFAULT 0,
-    config TEXT NOT NULL,
-    params TEXT NOT NULL,
-    cost_cell TEXT NOT NULL,
-    environment TEXT NOT NULL DEFAULT '{}',
-    similarity TEXT,
-    judgement TEXT,
-    reason TEXT,
-    adapter_sha256 TEXT,
-    train_seconds REAL,
-    started_at REAL,
-    ended_at REAL
-) WITHOUT ROWID;
-CREATE INDEX trials_by_state ON trials (state);
-CREATE TABLE measurements (
-    key TEXT NOT NULL REFERENCES trials (key),
-    step INTEGER NOT NULL,
-    at REAL NOT NULL,
-    train_loss_nats REAL NOT NULL,
-    eval_loss_nats REAL NOT NULL,
-    PRIMARY KEY (key, step)
-) WITHOUT ROWID;
-CREATE TABLE cost_cells (cell TEXT PRIMARY KEY, cost TEXT NOT NULL) WITHOUT ROWID;
-"""
-FROM_VERSION_1 = ("ALTER TABLE trials ADD COLUMN judgement TEXT", "UPDATE trials SET similarity = NULL")
-"""Version 1 kept similarities without intervals and yardsticks; `resume` measures them again."""
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     "queued": frozenset({"running", "refused"}),
@@ -82,71 +32,19 @@ class LedgerError(RuntimeError):
     """An operation that would break the ledger's rules; a fault of this program, not of its user."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A trial's row: its result as others know it, and what only the driver needs.
-
-    Attributes:
-        result: the trial.
-        params: the point of the search space that it stands for.
-        adapter_sha256: of its adapter file, once completed.
-        measured_at: seconds since the epoch of each measurement in `result.history`.
-    """
-
-    result: TrialResult
-    params: Mapping[str, Any]
-    adapter_sha256: str | None = None
-    measured_at: tuple[float, ...] = field(default=())
-
-
 class Ledger:
     """An open ledger. One connection; open another for another thread or process."""
 
-    def __init__(self, path: Path) -> None:
-        """Open `path`, creating it (and its tables) where it is new.
-
-        Raises:
-            ConfigError: the file is no ledger, or of another schema version.
-        """
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """See orchestrator.ledger_schema.connect."""
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
-        self._db.row_factory = sqlite3.Row
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            with self._transaction():
-                self._create_or_check()
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise ConfigError(f"{path} is no readable ledger ({error}); restore it or start under a new NAME") from None
-
-    def _create_or_check(self) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == SCHEMA_VERSION:
-            return
-        if version not in (0, 1):
-            raise ConfigError(f"{self.path} has ledger version {version}, this program reads {SCHEMA_VERSION}")
-        for statement in FROM_VERSION_1 if version else SCHEMA.split(";"):
-            self._db.execute(statement)
-        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db = connect(path, read_only=read_only)
 
     def close(self) -> None:
         self._db.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except BaseException as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-                raise DiskFull(f"no space left for {self.path}; free some and resume") from None
-            raise
+    def _transaction(self) -> AbstractContextManager[None]:
+        return transaction(self._db, self.path)
 
     # --- what the sweep is about
 
@@ -305,42 +203,4 @@ class Ledger:
         history: dict[str, list[sqlite3.Row]] = {}
         for mark in marks:
             history.setdefault(mark["key"], []).append(mark)
-        return [_entry(row, history.get(row["key"], []), costs.get(row["cost_cell"])) for row in rows]
-
-
-def _entry(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None) -> Entry:
-    measured = [m for m in marks if cost]
-    result = TrialResult(
-        key=row["key"],
-        number=row["number"],
-        config=TrialConfig.from_dict(json.loads(row["config"])),
-        state=row["state"],
-        origin=row["origin"],
-        history=tuple(_measurement(mark, cost) for mark in measured if cost),
-        similarity=COMPARISON.validate_json(row["similarity"]) if row["similarity"] else None,
-        judgement=JUDGEMENT.validate_json(row["judgement"]) if row["judgement"] else None,
-        cost=cost,
-        environment=json.loads(row["environment"]),
-        reason=row["reason"],
-        train_seconds=row["train_seconds"],
-        started_at=row["started_at"],
-        ended_at=row["ended_at"],
-    )
-    return Entry(
-        result=result,
-        params=json.loads(row["params"]),
-        adapter_sha256=row["adapter_sha256"],
-        measured_at=tuple(mark["at"] for mark in measured),
-    )
-
-
-def _measurement(mark: sqlite3.Row, cost: Cost) -> Measurement:
-    return Measurement(
-        step=mark["step"],
-        train_loss_nats=mark["train_loss_nats"],
-        eval_loss_nats=mark["eval_loss_nats"],
-        peak_memory_mib=cost.peak_memory_mib,
-        reserved_memory_mib=cost.reserved_memory_mib,
-        seconds_per_step=cost.seconds_per_step,
-        tokens_per_second=cost.tokens_per_second,
-    )
+        return [entry_of(row, history.get(row["key"], []), costs.get(row["cost_cell"])) for row in rows]

@@ -1,4 +1,4 @@
-"""What a sweep leaves in its folder beside the ledger: front.json, trials.parquet, figures."""
+"""What a sweep leaves in its folder beside the ledger: front.json, trials.parquet, figures, report."""
 
 import json
 import os
@@ -10,12 +10,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator import figures
+from orchestrator import figures, report_page, report_text
+from orchestrator.report import Report
 from orchestrator.sweep import SweepResult
 from orchestrator.verdict import figures_of, verdict_of
 from trainables.config import Measurement, MemoryBreakdown, TrialResult
 
 RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
+PICTURES = {
+    "figures/rank_memory.png": ("What a rank costs in memory", figures.rank_memory_png),
+    "figures/loss_memory.png": ("What memory buys", figures.loss_memory_png),
+}
+"""Of the report: path in the sweep's folder -> title, and how it is drawn."""
 
 
 def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict[str, Any]:
@@ -32,7 +38,7 @@ def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict
     return row | {"on_pareto_front": on_front, "device": trial.environment.get("device")}
 
 
-def write(result: SweepResult, folder: Path) -> list[Path]:
+def write(result: SweepResult, report: Report, folder: Path) -> list[Path]:
     """Write everything; returns the files."""
     front = _replace(folder / "front.json", json.dumps(result.front.to_dict(), indent=2) + "\n")
     threshold = result.settings.min_similarity
@@ -42,7 +48,23 @@ def write(result: SweepResult, folder: Path) -> list[Path]:
     table = folder / "trials.parquet"
     pq.write_table(pa.Table.from_pylist(rows), table.with_suffix(".tmp"))
     os.replace(table.with_suffix(".tmp"), table)
-    return [front, table, *figures.write(result, folder / "figures")]
+    drawn = figures.write(result, folder / "figures")
+    return [front, table, *drawn, *write_report(report, folder)]
+
+
+def draw(result: SweepResult, folder: Path) -> None:
+    """Draw the report's pictures."""
+    for path, (_, picture) in PICTURES.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        picture(result).savefig(folder / path, dpi=130)
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write report.md and report.html with the pictures that lie in the folder; returns the files."""
+    drawn = {path: title for path, (title, _) in PICTURES.items() if (folder / path).is_file()}
+    text = report_text.markdown(report, drawn)
+    page = report_page.page(text, f"Sweep {report.name}", folder)
+    return [_replace(folder / "report.md", text), _replace(folder / "report.html", page)]
 
 
 def _replace(path: Path, text: str) -> Path:

@@ -6,7 +6,7 @@ import ray
 
 from orchestrator import ray_cluster
 from orchestrator.settings import SweepSettings
-from trainables import base_model, data
+from trainables import data, inputs
 from trainables.config import ComputeDtype, Workload
 from trainables.device import free_memory_mib, native_dtype
 
@@ -37,26 +37,14 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     Raises:
         ConfigError, DataError, Unreachable: before any GPU is used.
     """
-    cache = (root / "cache").resolve()
-    checked = data.read_rows(settings.data)
-    base = base_model.find(settings.base_model, cache)
-    tokenized = data.tokenize(checked, base.folder, cache)
+    found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
     ray_cluster.connect(settings.address)
     ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
     compute_dtype, memory_mib = ask_device(settings)
-    workload = Workload(
-        base_model=settings.base_model,
-        base_folder=str(base.folder.resolve()),
-        base_fingerprint=base.fingerprint(),
-        weights=base.weights,
-        data=settings.data,
-        data_folder=str(tokenized.folder),
-        data_digest=tokenized.digest,
-        compute_dtype=compute_dtype,
-    )
     limit = shortest_limit(settings)
-    too_long = data.n_longer(data.load(tokenized.folder)["train"], limit)
-    return workload, {**tokenized.counts, f"longer than {limit} tokens": too_long}, memory_mib
+    too_long = data.n_longer(data.load(found.tokens.folder)["train"], limit)
+    counts = {**found.tokens.counts, f"longer than {limit} tokens": too_long}
+    return found.workload(compute_dtype), counts, memory_mib
 
 
 def shortest_limit(settings: SweepSettings) -> int:

@@ -143,7 +143,7 @@ def status_view(name: str, status: Status) -> Group:
     """The live view: a bar, trials by state, the best so far."""
     states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
     best = "  ".join(f"{UNITS[o][0]} {shown(v, o)}" for o, v in status.best.items())
-    left = f", about {_duration(status.seconds_left)} left" if status.seconds_left else ""
+    left = f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
     lines = [
         Text(f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{left}", style="bold"),
         Text(_bar(status.n_done / max(1, status.n_expected)), style="green"),
@@ -161,7 +161,7 @@ def _bar(share: float, width: int = 60) -> str:
     return "━" * round(share * width) + "╌" * (width - round(share * width))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from orchestrator.front import dissimilarity, losses_of
-from orchestrator.ledger import Entry
+from orchestrator.ledger_rows import Entry
 from orchestrator.settings import SweepSettings
 from search_spaces import Parameter
 

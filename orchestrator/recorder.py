@@ -6,7 +6,8 @@ from typing import Any
 from ray.tune import Callback
 
 from orchestrator import adapter_store
-from orchestrator.ledger import COMPARISON, COST, FAULTS, JUDGEMENT, Ledger
+from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.ledger_rows import COMPARISON, COST, JUDGEMENT
 from orchestrator.pruning import Pruner
 from orchestrator.tune_trainable import Task
 from trainables.config import Measurement

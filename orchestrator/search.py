@@ -8,7 +8,8 @@ from ray.tune.search import Searcher
 
 from orchestrator.finalists import other_seeds, to_judge, wanted
 from orchestrator.front import is_candidate
-from orchestrator.ledger import Entry, Ledger
+from orchestrator.ledger import Ledger
+from orchestrator.ledger_rows import Entry
 from orchestrator.proposer import Proposer
 from orchestrator.pruning import Pruner
 from orchestrator.settings import SweepSettings
@@ -164,21 +165,25 @@ class SweepSearcher(Searcher):
         if params is None:
             self._searched = True
             return None
-        trial = self._add(self._settings.config(params), params, "search")
+        return self._first_run(self._add(self._settings.config(params), params, "search")) or self._search_task()
+
+    def _first_run(self, trial: TrialResult) -> Task | None:
+        """Train a new trial; None where it cannot fit the device, and so is refused."""
         reason = self._refusal(trial.config)
         if reason is None:
             return self._train(trial)
         self._ledger.finish(trial.key, "refused", reason=reason)
         self._refresh(trial.key)
-        self._settle(trial.key)
-        return self._search_task()
+        for key in (trial.key, self._half(trial.config)[0]):
+            self._settle(key)
+        return None
 
     def _refusal(self, config: TrialConfig) -> str | None:
         """Why a config cannot run on the device, or None."""
         if self._memory_mib is None or self._shape is None:
             return None
         needs = predicted_peak_mib(self._shape, config, self._workload.compute_dtype)
-        if needs * (1 - MAX_ERROR_SHARE) - MAX_ERROR_MIB <= self._memory_mib:
+        if needs <= self._memory_mib + max(MAX_ERROR_SHARE * self._memory_mib, MAX_ERROR_MIB):
             return None
         return f"needs about {needs:.0f} MiB (predicted), the device has {self._memory_mib:.0f} MiB"
 
@@ -234,8 +239,8 @@ class SweepSearcher(Searcher):
         twin = self._entries.get(twin_key)
         if twin is None:
             if is_candidate(trial):
-                return self._train(self._add(twin_config, _twin_params(entry), "twin"))
-            return self._train(self._add(twin_config, {}, "reseed"))
+                return self._first_run(self._add(twin_config, _twin_params(entry), "twin"))
+            return self._first_run(self._add(twin_config, {}, "reseed"))
         if twin.result.state == "pruned":
             self._ledger.requeue(twin_key)
             self._told.discard(twin_key)

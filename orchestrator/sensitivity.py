@@ -15,7 +15,7 @@ from rich.table import Table
 
 from orchestrator.plan import DEMO_DEFAULTS, GPU_DEFAULTS
 from orchestrator.settings import sweep_folder
-from trainables import base_model, data
+from trainables import base_model, data, inputs
 from trainables.config import Workload
 from trainables.device import count_gpus, environment, native_dtype
 from trainables.errors import ConfigError, did_you_mean
@@ -73,12 +73,8 @@ class SensitivityResult:
     @property
     def caption(self) -> str:
         """Under what the figures were taken; says so where the weights are not pretrained ones."""
-        weights = {
-            "random": f"random weights ({self.workload.base_model}), not a trained GPT-2 Medium",
-            "demo": "the embedded demo model, not GPT-2 Medium",
-            "pretrained": self.workload.base_model,
-        }[self.workload.weights]
-        return f"{weights}; {self.environment['device']}, {self.workload.compute_dtype}; {self.n_rows} rows"
+        measured = f"{self.environment['device']}, {self.workload.compute_dtype}; {self.n_rows} rows"
+        return f"{self.workload.base_caption}; {measured}"
 
     def of(self, scope: str, block: int | None = None, kind: str | None = None) -> "Sensitivity":
         """The variant of that scope about that block and kind."""
@@ -151,21 +147,8 @@ def run(settings: SensitivitySettings, root: Path) -> SensitivityResult:
         ConfigError: the base has no quantizable module.
         TrialFailed: the device has too little memory.
     """
-    cache = (root / "cache").resolve()
-    checked = data.read_rows(settings.data)
-    found = base_model.find(settings.base_model, cache)
-    tokenized = data.tokenize(checked, found.folder, cache)
-    workload = Workload(
-        base_model=settings.base_model,
-        base_folder=str(found.folder.resolve()),
-        base_fingerprint=found.fingerprint(),
-        weights=found.weights,
-        data=settings.data,
-        data_folder=str(tokenized.folder),
-        data_digest=tokenized.digest,
-        compute_dtype=native_dtype(settings.device),
-    )
-    return _measure(settings, workload)
+    found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
+    return _measure(settings, found.workload(native_dtype(settings.device)))
 
 
 def _measure(settings: SensitivitySettings, workload: Workload) -> SensitivityResult:

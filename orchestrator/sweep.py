@@ -38,13 +38,8 @@ class SweepResult:
     @property
     def caption(self) -> str:
         """Under what the figures were taken; says so where the weights are not pretrained ones."""
-        weights = {
-            "random": "random weights: memory and time are real, loss and similarity are not",
-            "demo": "the embedded demo model, not GPT-2 Medium",
-            "pretrained": self.workload.base_model,
-        }[self.workload.weights]
         devices = ", ".join(sorted({trial.cost.device for trial in self.trials if trial.cost}))
-        return f"{weights}; {devices or 'no device yet'}, {self.workload.compute_dtype}"
+        return f"{self.workload.base_caption}; {devices or 'no device yet'}, {self.workload.compute_dtype}"
 
 
 @contextmanager

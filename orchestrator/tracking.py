@@ -15,7 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger import Entry, Ledger
+from orchestrator import report, report_text
+from orchestrator.ledger import Ledger
+from orchestrator.ledger_rows import Entry
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.sweep import SweepResult, result_of
 from orchestrator.verdict import figures_of, verdict_of
@@ -25,6 +27,8 @@ from trainables.errors import SweepError
 EXPERIMENT = "qlora-sweep"
 SYNC_SECONDS = 5.0
 UI_PORT = 5000
+NOTE_CHARS = 5000
+"""Of the parent run's description; MLflow takes 8000."""
 STATUS: Mapping[State, str] = {
     "completed": "FINISHED",
     "pruned": "KILLED",
@@ -122,7 +126,8 @@ class Tracker:
         for entry in self._ledger.entries():
             if entry.result.state != "queued":
                 self._sync_trial(entry, on_front=entry.result.key in result.front.keys, final=final)
-        self._set_tags(self.run_id, {"mlflow.note.content": describe(result), **_workload_tags(result)})
+        note = report_text.description(report.read(self._settings, self._ledger), NOTE_CHARS)
+        self._set_tags(self.run_id, {"mlflow.note.content": note, **_workload_tags(result)})
 
     def _sync_trial(self, entry: Entry, *, on_front: bool, final: bool) -> None:
         trial = entry.result
@@ -272,7 +277,7 @@ def publish(settings: SweepSettings, root: Path, say: Callable[[str], None], *, 
         result = result_of(settings, ledger, interrupted=interrupted)
         from orchestrator import outputs
 
-        files = outputs.write(result, folder)
+        files = outputs.write(result, report.read(settings, ledger), folder)
         tracker = Tracker(settings, ledger, root)
         tracker.finish(result, files)
     except SweepError:
@@ -319,24 +324,6 @@ def log_run(
         say(f"MLflow was not written ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
         return None
     return f"http://127.0.0.1:{UI_PORT}/#/experiments/{experiment_id}/runs/{run_id}"
-
-
-def describe(result: SweepResult) -> str:
-    """The parent run's description, in Markdown."""
-
-    lines = [
-        f"**{result.caption}**",
-        "",
-        f"Search space `{result.settings.space.name}`: {result.settings.space.description}",
-        "",
-    ]
-    objectives = result.front.objectives
-    lines += [f"Pareto front over {', '.join(objectives)}: {len(result.front.members)} trials.", ""]
-    lines += ["| trial | precision | rank | " + " | ".join(objectives) + " |", "|" + " --- |" * (3 + len(objectives))]
-    for member, values in zip(result.front.members, result.front.to_dict()["members"], strict=True):
-        cells = " | ".join(f"{value:.4g}" for value in values["values"])
-        lines.append(f"| {member.number} | {member.config.precision} | {member.config.rank} | {cells} |")
-    return "\n".join(lines)
 
 
 def _workload_tags(result: SweepResult) -> dict[str, str]:

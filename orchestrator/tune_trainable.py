@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 from ray import tune
 
-from orchestrator.ledger import COST
+from orchestrator.ledger_rows import COST
 from trainables.config import Cost, State, TrialConfig, Workload, canonical_json
 from trainables.errors import TrialFailed
 

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from trainables import data, demo
 from trainables.base_model import BaseModel
 from trainables.config import TrialConfig, Workload
+from trainables.inputs import Inputs
 from trainables.trial import Bench
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -60,16 +61,7 @@ def splits(tokens) -> dict[str, list[data.TokenRow]]:
 def workload(tiny_folder, tokens) -> Workload:
     """The tiny base and the demo's rows in float32."""
     base = BaseModel(source=str(tiny_folder), folder=tiny_folder, weights="random")
-    return Workload(
-        base_model=base.source,
-        base_folder=str(base.folder),
-        base_fingerprint=base.fingerprint(),
-        weights=base.weights,
-        data="demo",
-        data_folder=str(tokens.folder),
-        data_digest=tokens.digest,
-        compute_dtype="float32",
-    )
+    return Inputs(base=base, rows_source="demo", tokens=tokens).workload("float32")
 
 
 @pytest.fixture(scope="session")

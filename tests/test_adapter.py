@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainables import adapter, base_model
@@ -159,6 +160,40 @@ def test_files_attach_again_and_come_off_again(bench, small_config, precision):
     again = adapter.from_files(base, files)
     assert torch.equal(logits(again), tuned)
     adapter.detach(again)
+    assert_untouched(base, before)
+
+
+def without_a_weight(content: bytes) -> bytes:
+    return save(dict(list(load(content).items())[1:]))
+
+
+CONFIG, WEIGHTS = adapter.FILES
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        (CONFIG, None, CONFIG),
+        (WEIGHTS, None, WEIGHTS),
+        (CONFIG, lambda content: content[:50], "Unterminated string"),
+        (CONFIG, lambda content: content.replace(b'"r": 4', b'"r": 5'), "size mismatch"),
+        (CONFIG, lambda content: content.replace(b'"attn.c_attn"', b'"attn.c_attn", "ln_f"'), "not supported"),
+        (WEIGHTS, lambda content: content[:-1], "not fully covered"),
+        (WEIGHTS, without_a_weight, "missing adapter keys"),
+    ],
+)
+def test_files_that_cannot_be_attached_leave_the_base_alone(bench, small_config, precision, name, damage, message):
+    base = bench.base(precision)
+    model = adapter.attach(base, small_config(precision=precision), base_name="tiny")
+    files = adapter.to_files(model)
+    adapter.detach(model)
+    before = snapshot(base)
+    content = files.pop(name)
+    if damage:
+        assert damage(content) != content
+        files[name] = damage(content)
+    with pytest.raises(Exception, match=message):
+        adapter.from_files(base, files)
     assert_untouched(base, before)
 
 

@@ -3,15 +3,16 @@
 import json
 import math
 from dataclasses import replace
+from statistics import median
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.front import dissimilarity, front_of, losses_of, objective_value
+from orchestrator.front import dissimilarity, front_of, losses_of, noise_of, objective_value
 from orchestrator.settings import DEFAULT_OBJECTIVES, MAXIMISED, Objective
-from tests.sweeps import make, measurement, similarity, trial
+from tests.sweeps import cost, make, measurement, similarity, trial
 from trainables.config import State, TrialConfig
 
 SETTINGS = make(min_similarity=0.9)
@@ -148,3 +149,57 @@ def test_equal_trials_both_stay_and_a_worse_one_does_not_move_the_front():
     assert len(front_of(twice, SETTINGS).members) == 2
     worse = trial(2, history=(measurement(200, 9.0),))
     assert front_of([*twice, worse], SETTINGS).keys == front_of(twice, SETTINGS).keys
+
+
+# --- noise decides no dominance
+
+
+def timed(number: int, rank: int, spread: float, **values):
+    """A trial of rank's cost cell, whose timed steps lay so many seconds apart (10th to 90th percentile)."""
+    config = TrialConfig(precision="16bit", rank=rank, alpha=8)
+    seconds = cost(seconds_per_step_p10=1.0, seconds_per_step_p90=1.0 + spread)
+    return trial(number, **{"config": config, "cost": seconds, **values})
+
+
+SPREADS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 8)), max_size=8)
+ORIGINS = ("search", "twin", "reseed", "repeat")
+
+
+@given(SPREADS, st.lists(st.sampled_from(ORIGINS), min_size=8, max_size=8), OBJECTIVES)
+def test_noise_is_the_median_spread_of_the_candidates_cost_cells_and_of_time_alone(cells, origins, objectives):
+    """Spreads are whole 64ths; all trials of one cell share its cost."""
+    by_rank = dict(cells)
+    found = [
+        timed(n, rank, by_rank[rank] / 64, origin=origin)
+        for n, ((rank, _), origin) in enumerate(zip(cells, origins, strict=False))
+    ]
+    counted = sorted({t.config.rank for t in found if t.origin in ("search", "twin")})
+    expected = median(by_rank[rank] / 64 for rank in counted) if counted else 0.0
+    by_objective = dict(zip(objectives, noise_of(found, objectives), strict=True))
+    assert by_objective == {o: expected if o == "seconds_per_step" else 0.0 for o in objectives}
+
+
+@pytest.mark.parametrize("state", sorted(set(get_args(State)) - {"completed"}))
+def test_a_trial_that_did_not_complete_makes_no_noise(state):
+    assert noise_of([timed(0, 1, 0.5), timed(1, 2, 4.0, state=state)], ("seconds_per_step",)) == (0.5,)
+    assert noise_of([timed(0, 1, 0.5, cost=None)], ("seconds_per_step",)) == (0.0,)
+
+
+TIMED = make(objectives=("eval_loss_nats", "seconds_per_step"))
+
+
+@pytest.mark.parametrize(("slower_by", "stays"), [(0.25, True), (0.5, True), (0.75, False)])
+def test_a_trial_slower_by_no_more_than_the_noise_stays_on_the_front(slower_by, stays):
+    fast = timed(0, 1, 0.5, history=(measurement(200, 2.0, seconds_per_step=1.0),))
+    slow = timed(1, 2, 0.5, history=(measurement(200, 2.0, seconds_per_step=1.0 + slower_by),))
+    front = front_of([fast, slow], TIMED)
+    assert front.epsilon == (0.0, 0.5)
+    assert front.to_dict()["epsilon"] == [0.0, 0.5]
+    assert (slow.key in front.keys) == stays
+    assert fast.key in front.keys
+
+
+def test_noise_of_time_spares_no_trial_of_a_higher_loss():
+    good = timed(0, 1, 0.5, history=(measurement(200, 2.0, seconds_per_step=1.0),))
+    bad = timed(1, 2, 0.5, history=(measurement(200, 2.001, seconds_per_step=1.75),))
+    assert front_of([good, bad], TIMED).keys == {good.key}

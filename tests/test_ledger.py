@@ -17,9 +17,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orchestrator.ledger import SCHEMA_VERSION, TRANSITIONS, Ledger, LedgerError
-from tests.sweeps import REPO, WORKLOAD, cost, measurement, similarity
-from trainables.config import FINAL_STATES, Cost, State, TrialConfig
+from orchestrator.ledger import TRANSITIONS, Ledger, LedgerError
+from orchestrator.ledger_schema import SCHEMA_VERSION
+from tests.sweeps import REPO, WORKLOAD, cost, judgement, measurement, similarity
+from trainables.config import FINAL_STATES, Cost, State, TrialConfig, canonical_json
 from trainables.errors import ConfigError
 from trainables.findings import Comparison
 
@@ -254,6 +255,154 @@ def test_a_ledger_of_another_version_is_refused(tmp_path):
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     with pytest.raises(ConfigError, match=f"version {SCHEMA_VERSION + 1}, this program reads {SCHEMA_VERSION}"):
         Ledger(path)
+
+
+VERSION_1 = """
+CREATE TABLE sweep (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE trials (
+    key TEXT PRIMARY KEY,
+    number INTEGER NOT NULL UNIQUE,
+    state TEXT NOT NULL,
+    origin TEXT NOT NULL,
+    reused INTEGER NOT NULL DEFAULT 0,
+    config TEXT NOT NULL,
+    params TEXT NOT NULL,
+    cost_cell TEXT NOT NULL,
+    environment TEXT NOT NULL DEFAULT '{}',
+    similarity TEXT,
+    reason TEXT,
+    adapter_sha256 TEXT,
+    train_seconds REAL,
+    started_at REAL,
+    ended_at REAL
+) WITHOUT ROWID;
+CREATE INDEX trials_by_state ON trials (state);
+CREATE TABLE measurements (
+    key TEXT NOT NULL REFERENCES trials (key),
+    step INTEGER NOT NULL,
+    at REAL NOT NULL,
+    train_loss_nats REAL NOT NULL,
+    eval_loss_nats REAL NOT NULL,
+    PRIMARY KEY (key, step)
+) WITHOUT ROWID;
+CREATE TABLE cost_cells (cell TEXT PRIMARY KEY, cost TEXT NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+"""The tables as they were, with similarities that were single figures and costs without a breakdown."""
+OLD_SIMILARITY = (
+    '{"centered_cosine":0.9,"embedding_cosine":0.99,"n_decoded_rows":64,"n_rows":64,"token_match_rate":0.7}'
+)
+
+
+@pytest.fixture
+def version_1(tmp_path) -> Path:
+    """A ledger of version 1 with one pair of completed trials and one that was running."""
+    path = tmp_path / "ledger.db"
+    db = sqlite3.connect(path)
+    db.executescript(VERSION_1)
+    old_cost = {name: value for name, value in asdict(cost(peak_memory_mib=7.0)).items() if name != "breakdown"}
+    db.execute("INSERT INTO sweep VALUES ('id', '\"abc\"')")
+    for number, (config, key) in enumerate(zip(CONFIGS[:3], KEYS, strict=False)):
+        db.execute(
+            "INSERT INTO trials "
+            "(key, number, state, origin, config, params, cost_cell, similarity, adapter_sha256, ended_at) "
+            "VALUES (?, ?, ?, 'search', ?, '{\"rank\":1}', ?, ?, ?, ?)",
+            (
+                key,
+                number,
+                "completed" if number < 2 else "running",
+                canonical_json(config.to_dict()),
+                config.cost_cell,
+                OLD_SIMILARITY if number == 0 else None,
+                "ab" if number < 2 else None,
+                5.0 if number < 2 else None,
+            ),
+        )
+        db.execute("INSERT OR IGNORE INTO cost_cells VALUES (?, ?)", (config.cost_cell, canonical_json(old_cost)))
+        db.execute("INSERT INTO measurements VALUES (?, 25, 4.0, 3.0, 2.5)", (key,))
+    db.commit()
+    db.close()
+    return path
+
+
+def test_a_ledger_of_version_1_is_taken_over_with_all_but_its_similarities(version_1):
+    """A similarity without intervals and yardsticks cannot be judged: it is measured again."""
+    ledger = Ledger(version_1)
+    results = [entry.result for entry in ledger.entries()]
+    assert [(t.key, t.number, t.config, t.state) for t in results] == [
+        (key, number, config, state)
+        for key, number, config, state in zip(
+            KEYS, range(3), CONFIGS, ("completed", "completed", "running"), strict=False
+        )
+    ]
+    assert [t.similarity for t in results] == [t.judgement for t in results] == [None] * 3
+    assert all(t.cost == cost(peak_memory_mib=7.0) for t in results)
+    assert all([m.eval_loss_nats for m in t.history] == [2.5] for t in results)
+    assert [entry.adapter_sha256 for entry in ledger.entries()] == ["ab", "ab", None]
+    assert ledger.fact("id") == "abc"
+    ledger.close()
+    with sqlite3.connect(version_1) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,) == (2,)
+
+
+def columns_of(path) -> set[tuple]:
+    """Table, name, type, whether it must be given, and default of each column."""
+    with sqlite3.connect(path) as db:
+        return set(
+            db.execute(
+                "SELECT m.name, c.name, c.type, c.[notnull], c.dflt_value, c.pk "
+                "FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.type = 'table'"
+            )
+        )
+
+
+def test_a_ledger_that_was_taken_over_is_one_of_its_own_version(version_1, tmp_path):
+    """The same columns as a new one, and what this version writes is read back."""
+    ledger = Ledger(version_1)
+    ledger.set_similarity(KEYS[0], similarity())
+    ledger.set_judgement(KEYS[0], judgement(similarity()))
+    assert ledger.requeue_running() == 1
+    ledger.close()
+    Ledger(tmp_path / "new.db").close()
+    assert columns_of(version_1) == columns_of(tmp_path / "new.db")
+    again = Ledger(version_1)
+    assert again.entry(KEYS[0]).result.similarity == similarity()
+    assert again.entry(KEYS[0]).result.judgement == judgement(similarity())
+    assert again.entry(KEYS[2]).result.state == "queued"
+    again.close()
+
+
+def test_reading_leaves_a_ledger_of_any_version_as_it_is(version_1, tmp_path):
+    taken_over = tmp_path / "copy" / "ledger.db"
+    taken_over.parent.mkdir()
+    shutil.copy(version_1, taken_over)
+    Ledger(taken_over).close()
+    found = []
+    for path in (version_1, taken_over):
+        before = path.read_bytes()
+        ledger = Ledger(path, read_only=True)
+        found.append(ledger.entries())
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            ledger.requeue_running()
+        ledger.close()
+        assert path.read_bytes() == before
+        assert list(path.parent.glob("ledger.db*")) == [path]
+    assert found[0] == found[1]
+    assert len(found[0]) == 3
+
+
+def test_reading_sees_all_that_a_running_sweep_has_written_until_then(ledger):
+    ledger.add(KEYS[0], CONFIGS[0], params={}, origin="search")
+    reader = Ledger(ledger.path, read_only=True)
+    ledger.add(KEYS[1], CONFIGS[1], params={}, origin="search")
+    assert [trial.key for trial in reader.trials()] == [KEYS[0]]
+    reader.close()
+
+
+def test_reading_a_ledger_that_is_not_there_makes_none(tmp_path):
+    with pytest.raises(ConfigError, match="there is no ledger"):
+        Ledger(tmp_path / "ledger.db", read_only=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_file_left_by_a_crash_at_birth_becomes_a_ledger(tmp_path):

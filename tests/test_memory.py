@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from trainables import adapter
-from trainables.memory import MIB, LiveStorages, peak_of
+from trainables.memory import MIB, LiveStorages, allocated_mib, peak_of
 from trainables.training import EagerEngine
 
 
@@ -117,3 +117,15 @@ def test_equal_work_has_an_equal_peak_and_more_work_a_higher_one(bench, small_co
         peaks.append(peak_of(lambda engine=engine, ids=ids: engine.step(ids, ids), "cpu").allocated_mib)
         adapter.detach(model)
     assert peaks[0] == peaks[1] < peaks[2]
+
+
+def test_allocated_memory_on_a_cpu_counts_each_living_storage_once():
+    gc.collect()
+    before = allocated_mib("cpu")
+    kept = mib(3)
+    view = kept[:10]
+    assert allocated_mib("cpu") - before == pytest.approx(3, abs=1e-3)
+    del kept
+    assert allocated_mib("cpu") - before == pytest.approx(3, abs=1e-3)
+    del view
+    assert allocated_mib("cpu") == pytest.approx(before, abs=1e-3)

@@ -3,9 +3,11 @@
 A `Desk` calls the searcher, the pruner and the recorder in Ray Tune's order; workers are plain generators.
 """
 
+import json
 from collections import Counter
+from dataclasses import asdict, replace
 from functools import partial
-from itertools import product
+from itertools import chain, product, repeat
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -17,9 +19,12 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from orchestrator import adapter_store
+from orchestrator.ledger import Ledger
 from orchestrator.proposer import Proposer
+from orchestrator.search import SweepSearcher
 from tests.sweeps import ASHA, GRID, TPE, WORKLOAD, Desk, breaks, completes, make, shuffled, similarity, space
 from trainables.config import FINAL_STATES, TrialConfig
+from trainables.predicted_memory import HUB_SHAPES, predicted_peak_mib
 
 BROKEN = ("oom", "diverged", "failed")
 
@@ -335,6 +340,17 @@ def test_a_broken_trial_is_told_as_pruned_with_a_violated_constraint(state, tmp_
     assert found.constraints["similarity"] > 0
 
 
+@pytest.mark.parametrize("state", BROKEN)
+def test_a_broken_trial_is_never_tried_again_not_even_after_a_resume(state, tmp_path):
+    desk = Desk(tmp_path, make(GRID))
+    outcomes = chain([partial(breaks, state=state)] * 2, repeat(completes))
+    first = [task.key for task in desk.finish(lambda task: next(outcomes)(task))]
+    assert Counter(first) == dict.fromkeys(desk.states, 1)
+    assert Counter(desk.states.values()) == {state: 2, "completed": 4}
+    desk.crash()
+    assert Desk(tmp_path, desk.settings).finish() == []
+
+
 @pytest.mark.parametrize("method", ["grid", "tpe"])
 @pytest.mark.parametrize("searched", [True, False], ids=["one value", "fixed"])
 def test_a_twin_at_a_precision_that_is_not_searched_is_kept_from_the_study(searched, method, tmp_path):
@@ -377,6 +393,93 @@ def test_every_kind_of_parameter_reaches_the_config(tmp_path):
     configs = [t.config for t in desk.candidates]
     assert all(isinstance(c, TrialConfig) and type(c.rank) is int for c in configs)
     assert len({c.targets for c in configs}) == len({c.rank_stabilized for c in configs}) == 2
+
+
+# --- what cannot fit the device
+
+MEDIUM = HUB_SHAPES["gpt2-medium"]
+
+
+def needs_mib(asked_for, rank, precision="16bit") -> float:
+    """Predicted for the config of that rank."""
+    return predicted_peak_mib(MEDIUM, asked_for.config({"precision": precision, "rank": rank}), WORKLOAD.compute_dtype)
+
+
+def on_device(folder, asked_for, memory_mib, config=None) -> Desk:
+    """A desk whose device has so many MiB, and whose base folder holds this config.json (GPT-2 Medium's)."""
+    base = folder / "base"
+    base.mkdir(parents=True, exist_ok=True)
+    (base / "config.json").write_text(json.dumps(config or {"model_type": "gpt2", **asdict(MEDIUM)}))
+    ledger = Ledger(folder / "ledger.db")
+    ledger.set_fact("device_memory_mib", memory_mib)
+    ledger.close()
+    desk = Desk(folder, asked_for)
+    workload = replace(WORKLOAD, base_folder=str(base))  # no trial's key depends on the folder
+    desk.searcher = SweepSearcher(asked_for, workload, desk.ledger, desk.pruner, n_slots=desk.n_slots, shared={})
+    return desk
+
+
+def test_what_cannot_fit_the_device_is_refused_and_told_while_the_rest_runs(tmp_path):
+    asked_for = make(grid((1, 64, 20_000), ("16bit",)))
+    middle = (needs_mib(asked_for, 64) + needs_mib(asked_for, 20_000)) / 2
+    desk = on_device(tmp_path, asked_for, middle)
+    asked = desk.finish()
+    assert [task.config.rank for task in asked] == [1, 64]
+    refused = next(t for t in desk.candidates if t.config.rank == 20_000)
+    assert refused.state == "refused"
+    assert refused.started_at is None
+    assert f"{needs_mib(asked_for, 20_000):.0f} MiB (predicted)" in refused.reason
+    assert f"{middle:.0f} MiB" in refused.reason
+    assert sorted(desk.states.values()) == ["completed", "completed", "refused"]
+    study = last_told(desk, refused.key)
+    assert study.state == TrialState.PRUNED
+    assert study.constraints["similarity"] > 0
+    assert told(desk) == dict.fromkeys(desk.states, 1)
+
+
+def test_a_refused_config_counts_as_searched_and_is_not_looked_at_again_after_a_resume(tmp_path):
+    asked_for = make(grid((1, 2, 4), ("nf4",)), n_trials=2)
+    desk = on_device(tmp_path, asked_for, 10.0)
+    assert desk.finish() == []
+    assert desk.searcher.finished
+    before = {t.key: t.ended_at for t in desk.candidates}
+    assert list(desk.states.values()) == ["refused"] * 2
+    desk.crash()
+    resumed = on_device(tmp_path, asked_for, 10.0)
+    assert resumed.finish() == []
+    assert {t.key: t.ended_at for t in resumed.candidates} == before
+
+
+@pytest.mark.parametrize(("n_tolerances", "expected"), [(-1, "completed"), (0.9, "completed"), (2, "refused")])
+def test_what_might_fit_by_the_predictions_tolerance_is_run(n_tolerances, expected, tmp_path):
+    """The prediction is above the device's memory by so many times what it may be off."""
+    asked_for = make(grid((64,), ("16bit",)))
+    needs = needs_mib(asked_for, 64)
+    desk = on_device(tmp_path, asked_for, needs - n_tolerances * max(0.03 * needs, 32.0))
+    desk.finish()
+    assert list(desk.states.values()) == [expected]
+
+
+def test_a_twin_that_cannot_fit_is_refused_and_its_4_bit_trial_is_settled_without_similarity(tmp_path):
+    asked_for = make(grid((1, 2), ("nf4",)))
+    desk = on_device(tmp_path, asked_for, (needs_mib(asked_for, 1) + needs_mib(asked_for, 1, "nf4")) / 2)
+    asked = desk.finish()
+    assert [task.config.precision for task in asked] == ["nf4", "nf4"]
+    assert Counter((t.origin, t.state) for t in desk.candidates) == {("search", "completed"): 2, ("twin", "refused"): 2}
+    assert set(told(desk)) >= {task.key for task in asked}
+
+
+UNKNOWN = {
+    "a device of unknown memory": (None, None),
+    "a base of unknown shape": (10.0, {"model_type": "opt"}),
+}
+
+
+@pytest.mark.parametrize(("memory_mib", "config"), UNKNOWN.values(), ids=UNKNOWN)
+def test_where_memory_cannot_be_compared_nothing_is_refused(memory_mib, config, tmp_path):
+    desk = on_device(tmp_path, make(GRID), memory_mib, config)
+    desk.finish()
+    assert set(desk.states.values()) == {"completed"}
 
 
 # --- any order of events

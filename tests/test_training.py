@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
 
+from tests.stock_trainer import trainer_losses
 from trainables import adapter, base_model, data
 from trainables.config import TARGETS
 from trainables.data import IGNORE
+from trainables.lean import ChunkedLoss
 from trainables.memory import peak_of
-from trainables.training import EagerEngine, _ChunkedLoss
+from trainables.training import EagerEngine
 
 N_STEPS = 50
 BATCH = 4
@@ -27,42 +27,6 @@ def batches(splits):
     return padded
 
 
-class RecordingTrainer(Trainer):
-    """Hugging Face's own training step on given batches in their order; keeps each step's loss."""
-
-    def get_train_dataloader(self):
-        return DataLoader(self.train_dataset, batch_size=None, shuffle=False)
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        self.losses.append(float(loss))
-        return loss
-
-
-def trainer_losses(model, batches, learning_rate, folder) -> tuple[list[float], list[float]]:
-    """Each step's loss and gradient norm (before clipping)."""
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        use_cpu=True,
-        max_steps=len(batches),
-        learning_rate=learning_rate,
-        lr_scheduler_type="constant",
-        optim="adamw_torch",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
-    dataset = [{"input_ids": input_ids, "labels": labels} for input_ids, labels in batches]
-    trainer = RecordingTrainer(model=model, args=arguments, train_dataset=dataset)
-    trainer.losses = []
-    trainer.train()
-    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
-    return trainer.losses, norms
-
-
 @pytest.mark.parametrize("loop", ["standard", "lean"])
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
 def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
@@ -71,12 +35,12 @@ def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
     config = small_config(precision=precision, loop=loop, alpha=32, targets=TARGETS, dropout=0.0, learning_rate=2e-3)
     model = adapter.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
     engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
-    ours = [float(engine.step(input_ids, labels)) for input_ids, labels in batches]
+    ours = torch.stack([engine.step(*batch) for batch in batches])
     stock = adapter.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
-    theirs, norms = trainer_losses(stock, batches, config.learning_rate, tmp_path)
+    theirs, norms = trainer_losses(stock, batches, learning_rate=config.learning_rate, folder=tmp_path, use_cpu=True)
     assert len(theirs) == len(norms) == N_STEPS
     assert max(norms) > 1.5, norms  # clipping had work to do
-    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5, (ours, theirs)
+    assert (ours - theirs).abs().max() < 1e-5, (ours, theirs)
     assert sum(ours[-10:]) < sum(ours[:10])
 
 
@@ -146,7 +110,7 @@ def test_the_lean_loss_and_its_gradient_are_those_of_full_logits(n_tokens):
     targets = torch.randint(50, (n_tokens,), generator=generator)
     full = torch.nn.functional.cross_entropy(states.double() @ head.double().T, targets)
     (expected,) = torch.autograd.grad(3 * full, states)
-    lean = _ChunkedLoss.apply(states, head, targets)
+    lean = ChunkedLoss.apply(states, head, targets)
     (found,) = torch.autograd.grad(3 * lean, states)
     assert lean.item() == pytest.approx(full.item(), rel=1e-6)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)

@@ -5,8 +5,8 @@ import math
 import warnings
 import weakref
 from collections import Counter
-from dataclasses import replace
-from itertools import islice
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 
 import pytest
 import safetensors.torch
@@ -17,6 +17,7 @@ from trainables import adapter, data, demo, evaluation, trial
 from trainables.config import Cost, TrialConfig, rungs
 from trainables.device import count_gpus, environment, native_dtype
 from trainables.errors import ConfigError, TrialFailed
+from trainables.memory import MIB
 from trainables.trial import Bench, Trial
 
 COST = Cost(
@@ -81,7 +82,7 @@ def test_the_train_loss_of_a_rung_is_the_mean_over_its_steps(started, small_conf
     """At a vanishing learning rate each step's loss is that of the base on its batch."""
     run = started(small_config(learning_rate=1e-12, dropout=0.0, max_steps=8))
     base_losses = []
-    for input_ids, labels in islice(run._batches(), 8):
+    for input_ids, labels in run._batches[:8]:
         with torch.no_grad():
             logits = run._model.eval()(input_ids=input_ids).logits[:, :-1].flatten(0, 1)
         base_losses.append(float(torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())))
@@ -127,7 +128,7 @@ def test_another_seed_gives_other_losses(bench, small_config):
 
 
 def batches_of(run: Trial, n: int) -> list[tuple[list, list]]:
-    return [(input_ids.tolist(), labels.tolist()) for input_ids, labels in islice(run._batches(), n)]
+    return [(input_ids.tolist(), labels.tolist()) for input_ids, labels in run._batches[:n]]
 
 
 def test_a_trial_and_its_twin_see_the_same_batches(started, small_config):
@@ -156,11 +157,9 @@ def test_a_trial_and_its_twin_drop_the_same_inputs(started, small_config):
 
 @pytest.mark.parametrize("batch_size", [4, 7])
 def test_a_pass_visits_every_training_row_once(started, small_config, batch_size):
-    run = started(small_config(batch_size=batch_size, max_length_tokens=256))
+    run = started(small_config(batch_size=batch_size, max_length_tokens=256, max_steps=2 * 1000 // batch_size + 1))
     seen = [
-        tuple(token for token in row if token != data.IGNORE)
-        for _, labels in islice(run._batches(), 2 * 1000 // batch_size + 1)
-        for row in labels.tolist()
+        tuple(token for token in row if token != data.IGNORE) for _, labels in run._batches for row in labels.tolist()
     ]
     rows = [row.input_ids[row.n_prompt_tokens :] for row in data.load(run._bench.workload.data_folder)["train"]]
     assert Counter(seen[:1000]) == Counter(seen[1000:2000]) == Counter(rows)
@@ -246,3 +245,81 @@ def test_a_machine_is_described_without_a_gpu(monkeypatch):
     found = environment("cpu")
     assert found["device"].startswith("CPU ")
     assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+
+
+# --- what the peak is made of, what stays behind, what is not finite
+
+
+@pytest.fixture(params=["standard", "lean"])
+def loop(request):
+    return request.param
+
+
+def test_the_parts_of_a_measured_peak_add_up_to_it_and_are_those_of_its_tensors(bench, small_config, precision, loop):
+    run = Trial(small_config(precision=precision, loop=loop), bench)
+    weights = {p.untyped_storage()._cdata: p for p in run._model.parameters() if not p.requires_grad}
+    base_mib = sum(p.untyped_storage().nbytes() for p in weights.values()) / MIB
+    adapter_mib = sum(p.nbytes for p in run._model.parameters() if p.requires_grad) / MIB
+    run.close()
+    parts = asdict(run.cost.breakdown)
+    assert min(parts.values()) >= 0
+    assert sum(parts.values()) == pytest.approx(run.cost.peak_memory_mib, rel=0.01)
+    assert parts["base_weights_mib"] == pytest.approx(base_mib)
+    assert (parts["quantization_constants_mib"] > 0) == (precision == "nf4")
+    assert parts["adapter_mib"] == pytest.approx(adapter_mib)
+    assert parts["optimizer_mib"] == pytest.approx(2 * adapter_mib, abs=1e-4)  # and a count for each weight
+    assert parts["activations_mib"] > 0
+
+
+@pytest.mark.parametrize(
+    ("n_mib", "fault"), [(1, None), (3, r"3\.\d MiB stay on the device after a trial \(at most 2\)")]
+)
+def test_what_a_trial_leaves_behind_is_an_error_that_names_its_size(bench, small_config, n_mib, fault):
+    gc.collect()
+    run = Trial(small_config(), bench, cost=COST)
+    left = torch.ones(n_mib * MIB, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match=fault) if fault else nullcontext():
+        run.close()
+    assert left.all()
+
+
+def poisoned(run: Trial, value: float, steps: range) -> None:
+    """Make one weight's gradient not finite at these steps, from 1."""
+    weight = next(p for p in run._model.parameters() if p.requires_grad)
+    count = iter(range(1, 1000))
+    weight.register_hook(lambda gradient: torch.full_like(gradient, value) if next(count) in steps else gradient)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        (range(3, 9), r"not finite at step 4: training loss from step 4; gradients in 2 steps so far"),
+        (range(4, 5), r"not finite at step 4: held-out loss nan; gradients in 1 steps so far"),
+    ],
+    ids=["from step 3 on", "in a rung's last step"],
+)
+def test_a_gradient_that_is_not_finite_ends_the_trial_within_its_rung(
+    bench, small_config, precision, loop, value, steps, reason
+):
+    """In float32 it makes the weight NaN, and that the next loss. Rungs are 1, 2, 4 and 8."""
+    run = Trial(small_config(precision=precision, loop=loop, max_steps=8), bench, cost=COST)
+    poisoned(run, value, steps)
+    measurements = run.measurements()
+    assert [next(measurements).step, next(measurements).step] == [1, 2]
+    with pytest.raises(TrialFailed, match=reason) as caught:
+        next(measurements)
+    run.close()
+    assert caught.value.state == "diverged"
+
+
+def test_a_loss_that_turns_nan_between_two_rungs_ends_the_trial_at_the_second(bench, small_config, precision, loop):
+    run = Trial(small_config(precision=precision, loop=loop, max_steps=8), bench, cost=COST)
+    measurements = run.measurements()
+    assert [next(measurements).step, next(measurements).step] == [1, 2]
+    with torch.no_grad():
+        next(p for p in run._model.parameters() if p.requires_grad).fill_(math.nan)
+    with pytest.raises(TrialFailed, match="not finite at step 4: training loss from step 3; gradients in 2") as caught:
+        next(measurements)
+    run.close()
+    assert caught.value.state == "diverged"

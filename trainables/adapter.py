@@ -1,7 +1,8 @@
 """A LoRA adapter on a frozen base: attach, detach, turn into files and back (peft)."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ def attach(base: "PreTrainedModel", config: TrialConfig, *, base_name: str) -> "
         if not any(name.endswith(f".{target}") for name in names):
             raise ConfigError(f"targets: {target!r} matches no module of {base_name}")
     torch.manual_seed(config.seed)
-    with warnings.catch_warnings():
+    with _untouched_on_failure(base), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*second time.*")
         model = get_peft_model(base, lora)
     model.peft_config["default"].base_model_name_or_path = base_name
@@ -54,10 +55,27 @@ def attach(base: "PreTrainedModel", config: TrialConfig, *, base_name: str) -> "
 
 def detach(model: "PeftModel") -> "PreTrainedModel":
     """Take the adapter off; the base is as it was before `attach`."""
-    base = model.unload()
+    return _as_loaded(model.unload())
+
+
+def _as_loaded(base: "PreTrainedModel") -> "PreTrainedModel":
     if hasattr(base, "peft_config"):
         del base.peft_config
     return base.requires_grad_(False).eval()
+
+
+@contextmanager
+def _untouched_on_failure(base: "PreTrainedModel") -> Iterator[None]:
+    """Put every module back that was exchanged inside, if it fails there; peft leaves what it has done so far."""
+    modules = dict(base.named_modules())
+    try:
+        yield
+    except BaseException:
+        for name, module in modules.items():
+            if base.get_submodule(name) is not module:
+                base.set_submodule(name, module)
+        _as_loaded(base)
+        raise
 
 
 def to_files(model: "PeftModel") -> dict[str, bytes]:
@@ -69,10 +87,15 @@ def to_files(model: "PeftModel") -> dict[str, bytes]:
 
 
 def from_files(base: "PreTrainedModel", files: Mapping[str, bytes]) -> "PeftModel":
-    """Attach an adapter written by `to_files`, for inference."""
+    """Attach an adapter written by `to_files`, for inference.
+
+    A file that is missing, damaged or of another base is an error, of peft's or safetensors' kind; the base
+    is then as it was.
+    """
     from peft import PeftModel
 
-    with TemporaryDirectory(prefix="qlora-sweep-") as folder:
+    with TemporaryDirectory(prefix="qlora-sweep-") as folder, _untouched_on_failure(base), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
         for name in FILES:
             (Path(folder) / name).write_bytes(files[name])
         return PeftModel.from_pretrained(base, folder).eval()

@@ -2,18 +2,20 @@
 
 A source is "demo", a hub id, a local folder with weights, or "random:FOLDER" for a folder with a
 config and a tokenizer only: its weights are then drawn from a fixed seed, so that memory and time
-are real and quality is not.
+are real and quality is not. A folder with STAND_IN_FILE holds a stand-in, trained from nothing for a
+short while by tests/bench/stand_in.py, and every result over it says so.
 """
 
 import hashlib
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from trainables import demo, hub
-from trainables.config import Precision, Workload
+from trainables.config import Precision, Weights, Workload
 from trainables.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 RANDOM_SEED = 0
 RANDOM_PREFIX = "random:"
+STAND_IN_FILE = "stand_in.json"
+"""Says how a stand-in was trained; `seconds` is for how long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +35,13 @@ class BaseModel:
         source: as the user named it.
         folder: config.json, *.safetensors and tokenizer files.
         weights: where the weights come from; "random" ones say nothing about quality.
+        stand_in_seconds: for how long a stand-in was trained from nothing, else None.
     """
 
     source: str
     folder: Path
-    weights: Literal["pretrained", "random", "demo"]
+    weights: Weights
+    stand_in_seconds: float | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over config and weights."""
@@ -67,6 +73,10 @@ def find(source: str, cache: Path) -> BaseModel:
                 f"BASE_MODEL: {source} has a config but no *.safetensors; "
                 f"to measure cost on random weights say BASE_MODEL={RANDOM_PREFIX}{source}"
             )
+        if (folder / STAND_IN_FILE).is_file():
+            return BaseModel(
+                source=source, folder=folder, weights="stand-in", stand_in_seconds=_stand_in_seconds(folder)
+            )
         return BaseModel(source=source, folder=folder, weights="pretrained")
     return BaseModel(source=source, folder=hub.fetch_model(source), weights="pretrained")
 
@@ -80,6 +90,20 @@ def _local_folder(name: str) -> Path:
             f"BASE_MODEL: no tokenizer in {str(folder)!r}; it needs tokenizer.json, or vocab.json and merges.txt"
         )
     return folder
+
+
+def _stand_in_seconds(folder: Path) -> float:
+    """For how long a stand-in was trained.
+
+    Raises:
+        ConfigError: the file does not say so.
+    """
+    try:
+        return float(json.loads((folder / STAND_IN_FILE).read_text(encoding="utf-8"))["seconds"])
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(
+            f"BASE_MODEL: {STAND_IN_FILE} in {str(folder)!r} gives no seconds; make the stand-in again"
+        ) from None
 
 
 def _draw_weights(folder: Path, cache: Path) -> Path:

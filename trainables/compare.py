@@ -1,6 +1,6 @@
 """Two models on the same held-out rows: a 4-bit trial beside its 16-bit twin and the yardsticks.
 
-All 16-bit work comes before all 4-bit work: on a GPU only one base is resident at a time.
+All 16-bit work comes before all 4-bit work: a small GPU may hold one base at a time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     Model = PreTrainedModel | PeftModel
 
+Texts = list[list[int]]
 Adapter = Mapping[str, bytes]
 """peft's files by name, see trainables.adapter.to_files."""
 
@@ -94,7 +95,7 @@ class _Reading:
         states: (n_response_tokens, width), on the model's device.
     """
 
-    texts: list[list[int]]
+    texts: Texts
     pooled: NDArray[np.float32]
     states: "torch.Tensor"
 
@@ -111,10 +112,12 @@ class _Yardsticks:
 def _yardsticks(
     bench: "Bench", rows: Sequence[TokenRow], twin: Adapter, reseeds: Sequence[Adapter] = ()
 ) -> _Yardsticks:
-    base = bench.base("16bit")
+    base, decoded = bench.base("16bit"), tuple(rows[: evaluation.N_DECODED_ROWS])
     with attached(base, twin) as model:
         reference = _read(model, rows)
-    untuned, _ = _against(reference, base, rows)
+    if decoded not in bench.untuned_texts:  # the same for every twin
+        bench.untuned_texts[decoded] = evaluation.greedy(base, decoded)
+    untuned, _ = _against(reference, base, rows, bench.untuned_texts[decoded])
     reseeded = []
     for files in reseeds:
         with attached(base, files) as model:
@@ -128,10 +131,12 @@ def _twin_gaps(bench: "Bench", twin: Adapter) -> dict[str, NDArray[np.float64]]:
         return bias.gaps(model, bench.workload.base_folder)
 
 
-def _read(model: "Model", rows: Sequence[TokenRow], reference: _Reading | None = None) -> _Reading:
-    """Read the rows with one model; without a reference it is its own."""
+def _read(
+    model: "Model", rows: Sequence[TokenRow], reference: _Reading | None = None, texts: Texts | None = None
+) -> _Reading:
+    """Read the rows with one model; without a reference it is its own, and texts are made unless they are known."""
     decoded = rows[: evaluation.N_DECODED_ROWS]
-    texts = evaluation.greedy(model, decoded)
+    texts = texts or evaluation.greedy(model, decoded)
     return _Reading(
         texts=texts,
         pooled=evaluation.pooled_states(model, decoded, reference.texts if reference else texts),
@@ -139,9 +144,11 @@ def _read(model: "Model", rows: Sequence[TokenRow], reference: _Reading | None =
     )
 
 
-def _against(reference: _Reading, model: "Model", rows: Sequence[TokenRow]) -> tuple[RowScores, NDArray[np.float64]]:
+def _against(
+    reference: _Reading, model: "Model", rows: Sequence[TokenRow], texts: Texts | None = None
+) -> tuple[RowScores, NDArray[np.float64]]:
     """Scores of a model against the reference, and KL(reference || model) of each response token in nats."""
-    ours = _read(model, rows, reference)
+    ours = _read(model, rows, reference, texts)
     token_kl, token_same = evaluation.divergence(model, ours.states, reference.states)
     scores = row_scores(
         texts=ours.texts,

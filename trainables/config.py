@@ -21,11 +21,12 @@ TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 """The linear modules of a GPT-2 block. A bare "c_proj" would match two of them."""
 
 Precision = Literal["16bit", "nf4"]
-Engine = Literal["eager"]
+Engine = Literal["eager", "graph"]
 Loop = Literal["standard", "lean"]
 State = Literal["queued", "running", "completed", "pruned", "refused", "oom", "diverged", "failed"]
 Origin = Literal["search", "twin", "reseed", "repeat"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
+Weights = Literal["pretrained", "random", "stand-in", "demo"]
 
 MAX_WHOLE = 2**31 - 1
 """Largest rank, batch size, length or number of steps that a config may ask for."""
@@ -166,21 +167,34 @@ class Workload:
         base_model: as the user named it: a hub id, a folder, "random:FOLDER" or "demo".
         base_folder: local folder that holds config, weights and tokenizer.
         base_fingerprint: SHA-256 over config and weights.
-        weights: "pretrained", "random" (cost is real, quality is not) or "demo".
+        weights: "pretrained", "random" (cost is real, quality is not), "stand-in" (trained from nothing) or "demo".
         data: as the user named it: a hub id, a file or "demo".
         data_folder: local Arrow cache of the tokenized splits.
         data_digest: SHA-256 over the split rows and the tokenizer.
         compute_dtype: of base weights and matrix products, the same for both precisions.
+        stand_in_seconds: for how long a stand-in was trained, else None.
     """
 
     base_model: str
     base_folder: str
     base_fingerprint: str
-    weights: Literal["pretrained", "random", "demo"]
+    weights: Weights
     data: str
     data_folder: str
     data_digest: str
     compute_dtype: ComputeDtype
+    stand_in_seconds: float | None = None
+
+    @property
+    def base_caption(self) -> str:
+        """Whose weights every figure is of; says so where they are not pretrained ones."""
+        return {
+            "pretrained": self.base_model,
+            "random": f"random weights ({self.base_model}): memory and time are real, loss and similarity are not",
+            "stand-in": f"a stand-in base trained from nothing for {self.stand_in_seconds or 0:.0f} s "
+            "(weights of its own, not those of GPT-2)",
+            "demo": "the embedded demo model, not GPT-2 Medium",
+        }[self.weights]
 
     def key(self, config: TrialConfig) -> str:
         """SHA-256 (hex) of all that decides the outcome of `config` under this workload."""

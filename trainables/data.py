@@ -308,18 +308,22 @@ def n_longer(rows: Sequence[TokenRow], n_tokens: int) -> int:
     return sum(len(row.input_ids) > n_tokens for row in rows)
 
 
-def pad(rows: Sequence[TokenRow], *, max_length_tokens: int, pad_id: int) -> "tuple[torch.Tensor, torch.Tensor]":
+def pad(
+    rows: Sequence[TokenRow], *, max_length_tokens: int, pad_id: int, multiple: int = 1
+) -> "tuple[torch.Tensor, torch.Tensor]":
     """Right-pad rows into one batch; causal attention needs no mask then.
 
     Args:
         max_length_tokens: rows keep their last so many tokens.
+        multiple: the longest row's length is rounded up to it, but not beyond max_length_tokens.
     Returns:
-        input_ids and labels, both (len(rows), longest row), int64; labels are IGNORE on prompt and padding.
+        input_ids and labels, both (len(rows), length), int64; labels are IGNORE on prompt and padding.
     """
     import torch
 
     rows = [row.last(max_length_tokens) for row in rows]
     longest = max(len(row.input_ids) for row in rows)
+    longest = min(-(-longest // multiple) * multiple, max_length_tokens)
     input_ids = torch.full((len(rows), longest), pad_id)
     labels = torch.full((len(rows), longest), IGNORE)
     for i, row in enumerate(rows):

@@ -3,7 +3,8 @@
 Every length here is a constant of the measurement protocol, not of the trial.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from trainables.data import IGNORE, TokenRow, pad
+from trainables.decoding import greedy_texts
+from trainables.lean import aligned_logits, lean_modules, supervised
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -21,7 +24,7 @@ EVAL_LENGTH_TOKENS = 512
 """Held-out rows keep their last so many tokens, or as many as the base has positions."""
 N_DECODED_ROWS = 64
 MAX_NEW_TOKENS = 64
-BATCH_ROWS = 16
+BATCH_ROWS = 64
 HEAD_TOKENS = 1024
 """Tokens whose logits are made at once."""
 
@@ -37,7 +40,8 @@ def _core(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
 
 def _hidden(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor) -> torch.Tensor:
     """States after the final norm: (rows, length) -> (rows, length, width)."""
-    return _core(model).transformer(input_ids=input_ids, use_cache=False).last_hidden_state
+    with lean_modules(model):
+        return _core(model).transformer(input_ids=input_ids, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()
@@ -56,9 +60,10 @@ def response_states(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRo
         input_ids, labels = pad(
             [rows[i] for i in batch], max_length_tokens=eval_length(core), pad_id=core.config.eos_token_id
         )
-        hidden = _hidden(core, input_ids.to(core.device))[:, :-1]
-        predicts = (labels[:, 1:] != IGNORE).to(core.device)
-        found |= {i: hidden[n][predicts[n]] for n, i in enumerate(batch)}
+        positions, _ = supervised(labels)  # on the host: nothing waits for the device
+        states = _hidden(model, input_ids.to(core.device)).flatten(0, 1).index_select(0, positions.to(core.device))
+        n_tokens = (labels[:, 1:] != IGNORE).sum(dim=1).tolist()
+        found |= dict(zip(batch, states.split(n_tokens), strict=True))
     return torch.cat([found[i] for i in range(len(rows))])
 
 
@@ -73,13 +78,15 @@ def token_losses(
     model: "PreTrainedModel | PeftModel", states: torch.Tensor, tokens: Sequence[int]
 ) -> NDArray[np.float64]:
     """Cross-entropy in nats of each token given the state that predicts it: (n_tokens,)."""
-    targets = torch.tensor(tokens, device=states.device)
-    head = _core(model).lm_head
-    parts = [
-        F.cross_entropy(head(s).float(), t, reduction="none")
-        for s, t in zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True)
-    ]
-    return torch.cat(parts).double().cpu().numpy()
+    targets = torch.tensor(tokens).to(states.device)
+    return torch.cat(list(_nats(states, _core(model).lm_head.weight, targets))).double().cpu().numpy()
+
+
+def _nats(states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Cross-entropy of each target, HEAD_TOKENS of them at a time."""
+    for some, wanted in zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True):
+        log_p = aligned_logits(some, head).log_softmax(dim=-1, dtype=torch.float32)
+        yield -log_p.gather(1, wanted[:, None]).flatten()
 
 
 @torch.no_grad()
@@ -105,57 +112,56 @@ def divergence(
     return torch.cat(kl).double().cpu().numpy(), torch.cat(same).cpu().numpy()
 
 
-@torch.no_grad()
-def eval_loss(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> float:
-    """Token-weighted mean cross-entropy over response and end tokens, in nats, float32."""
-    core = _core(model).eval()
-    total = torch.zeros((), dtype=torch.float64, device=core.device)
-    n_tokens = 0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Held-out rows on the device, ready to be read.
+
+    Attributes:
+        batches: input_ids (rows, length), and positions and targets (n,) as from trainables.lean.supervised.
+        n_tokens: targets in all.
+    """
+
+    batches: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]
+    n_tokens: int
+
+
+def held_out(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> HeldOut:
+    """Batches of rows of about equal length on the base's device."""
     by_length = sorted(rows, key=lambda row: len(row.input_ids))
+    batches = []
     for start in range(0, len(rows), BATCH_ROWS):
         input_ids, labels = pad(
-            by_length[start : start + BATCH_ROWS], max_length_tokens=eval_length(core), pad_id=core.config.eos_token_id
+            by_length[start : start + BATCH_ROWS], max_length_tokens=eval_length(base), pad_id=base.config.eos_token_id
         )
-        supervised = labels[:, 1:] != IGNORE
-        n_tokens += int(supervised.sum())
-        targets = labels[:, 1:][supervised].to(core.device)
-        hidden = _hidden(core, input_ids.to(core.device))[:, :-1]
-        logits = core.lm_head(hidden[supervised.to(core.device)]).float()  # (supervised, vocabulary)
-        total += F.cross_entropy(logits, targets, reduction="sum").double()
-    return float(total) / n_tokens
+        batches.append(tuple(t.to(base.device) for t in (input_ids, *supervised(labels))))
+    return HeldOut(batches=tuple(batches), n_tokens=sum(len(targets) for _, _, targets in batches))
 
 
 @torch.no_grad()
+def mean_nats(model: "PreTrainedModel | PeftModel", held: HeldOut) -> torch.Tensor:
+    """Token-weighted mean cross-entropy, float32 a token and float64 in sum; a scalar on the device, not waited for."""
+    head = _core(model).lm_head.weight
+    total = torch.zeros((), dtype=torch.float64, device=head.device)
+    for input_ids, positions, targets in held.batches:
+        states = _hidden(model, input_ids).flatten(0, 1).index_select(0, positions)
+        total += sum(nats.double().sum() for nats in _nats(states, head, targets))
+    return total / held.n_tokens
+
+
+def eval_loss(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> float:
+    """Token-weighted mean cross-entropy over response and end tokens, in nats."""
+    model.eval()
+    return float(mean_nats(model, held_out(_core(model), rows)))
+
+
 def greedy(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
     """Greedy continuation of each row's prompt: up to MAX_NEW_TOKENS tokens, end token included."""
-    model.eval()
-    end = model.config.eos_token_id
-    prompts = _prompts(model, rows)
-    width = max(map(len, prompts))
-    input_ids = torch.full((len(prompts), width), end)
-    mask = torch.zeros_like(input_ids)
-    for i, prompt in enumerate(prompts):  # left-padded, so that all continue at the same column
-        input_ids[i, width - len(prompt) :] = torch.tensor(prompt)
-        mask[i, width - len(prompt) :] = 1
-    device = model.device
-    out = model.generate(
-        input_ids=input_ids.to(device),
-        attention_mask=mask.to(device),
-        do_sample=False,
-        max_new_tokens=MAX_NEW_TOKENS,
-        pad_token_id=end,
-        eos_token_id=end,
-    )
-    return [_until(end, tokens) for tokens in out[:, width:].tolist()]
+    return greedy_texts(model.eval(), _prompts(model, rows), n_new=MAX_NEW_TOKENS, end=model.config.eos_token_id)
 
 
 def _prompts(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
     room = eval_length(model) - MAX_NEW_TOKENS
     return [list(row.input_ids[: row.n_prompt_tokens][-room:]) for row in rows]
-
-
-def _until(end: int, tokens: list[int]) -> list[int]:
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
 
 @torch.no_grad()

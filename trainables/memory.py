@@ -41,8 +41,8 @@ class Peak:
 class LiveStorages(TorchDispatchMode):
     """Count the bytes of every storage on one device that an operation reads or writes, while it lives.
 
-    A storage that existed before counts from its first use, so run the work once inside before
-    `reset_peak` to have resident weights in the sum.
+    A storage that existed before counts from its first use or `see`, so show it before `reset_peak` to have
+    resident weights in the sum.
 
     Attributes:
         live_bytes: now.
@@ -72,12 +72,13 @@ class LiveStorages(TorchDispatchMode):
     ) -> Any:
         if self._kept is None and torch._C._current_graph_task_id() != -1:  # the backward pass begins
             self._kept = frozenset(self._names.values())
-        self._see((args, kwargs))
+        self.see((args, kwargs))
         result = func(*args, **(kwargs or {}))
-        self._see(result)
+        self.see(result)
         return result
 
-    def _see(self, values: Any) -> None:
+    def see(self, values: Any) -> None:
+        """Count every tensor in nested containers."""
         for value in tree_iter(values):
             if isinstance(value, torch.Tensor) and value.device.type == self._device:
                 self._add(value.untyped_storage())
@@ -163,7 +164,9 @@ def peak_of(work: Callable[[], object], device: str, owners: Owners = dict) -> P
 def _seen_peak(work: Callable[[], object], device: str, owners: Owners) -> tuple[int, dict[str, int]]:
     """Bytes in live storages at the peak of one run of `work`, and of the named parts among them."""
     with LiveStorages(device) as storages:
-        work()
+        if device == "cpu":
+            work()  # what it reads and nobody owns is resident too
+        storages.see(owners())
         storages.reset_peak()
         part_of = {storages.number(t): part for part, tensors in owners().items() for t in tensors}
         hooks = [

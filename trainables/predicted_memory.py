@@ -12,13 +12,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trainables.config import ComputeDtype, MemoryBreakdown, TrialConfig
+from trainables.config import TARGETS, ComputeDtype, MemoryBreakdown, TrialConfig
 
 MIB = 2**20
 WORKSPACES_MIB = 65.0
 """What CUDA's libraries keep from the first matrix product on (one H200)."""
 UNSPLIT_MIB_PER_QUANTIZED_MODULE = 0.126
 """Ends of memory blocks too small to be used otherwise (one H200)."""
+UNEVEN_MIB = 16.0
+"""Ends of memory blocks where the tensors of a block do not fill whole 2 MiB (one H200)."""
 LOSS_CHUNK_BYTES_PER_LOGIT = 8.4
 """Temporary bytes a logit of one chunk of the lean loss (one H200)."""
 LOSS_CHUNK_TOKENS = 256
@@ -76,7 +78,7 @@ def shape_in(folder: Path) -> Shape | None:
     """The shape of the model in a folder, or None."""
     try:
         return shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -124,14 +126,26 @@ def _constants_bytes(shape: Shape, config: TrialConfig) -> float:
 def _kept_bytes(shape: Shape, config: TrialConfig, width: int) -> float:
     """What the forward pass keeps: each line is one tensor of every token, in a block or above them."""
     d, n_tokens = shape.n_embd, config.batch_size * config.max_length_tokens
-    lora_inputs = sum(shape.modules[t][0] for t in config.targets)
-    lora = lora_inputs * (5 if config.dropout else 4) + 4 * config.rank * len(config.targets)
-    n_gelu = 4 if config.loop == "standard" else 1
-    attention = d * width + 3 * d * width + d * width + 4 * shape.n_head + 8  # norm in, q k v, out, log-sums, moments
-    mlp = d * width + n_gelu * 4 * d * width + 8  # norm in, tensors of gelu, moments
-    first = 0 if "attn.c_attn" in config.targets else attention  # nothing before the first adapter is kept
+    before = {  # what is kept of the work before each module
+        "attn.c_attn": d * width + 8,  # norm's input and moments
+        "attn.c_proj": 3 * d * width + d * width + 4 * shape.n_head,  # q k v, output and log-sums of attention
+        "mlp.c_fc": d * width + 8,
+        "mlp.c_proj": 4 * d * width * (4 if config.loop == "standard" else 1),  # tensors of gelu
+    }
+    first = sum(before[t] for t in TARGETS[: TARGETS.index(config.targets[0]) + 1])  # needs no gradient
+    block = sum(before.values()) + sum(_kept_by_adapter(shape, t, config, width) for t in config.targets)
     top = d * width + (shape.vocab_size * 4 if config.loop == "standard" else 4 * d)
-    return n_tokens * (shape.n_layer * (attention + mlp + lora) - first + top)
+    return n_tokens * (shape.n_layer * block - first + top)
+
+
+def _kept_by_adapter(shape: Shape, target: str, config: TrialConfig, width: int) -> float:
+    """Bytes a token: the module's input (in float32 in peft's own layer), the dropout's mask, A's output."""
+    n_inputs = shape.modules[target][0]
+    if config.loop == "standard":
+        width = 4
+    elif target == "attn.c_proj":
+        width = 0  # its input is attention's output, which is kept anyway
+    return n_inputs * (width + (1 if config.dropout else 0)) + 4 * config.rank
 
 
 def _rest_mib(shape: Shape, config: TrialConfig, width: int) -> float:
@@ -140,6 +154,8 @@ def _rest_mib(shape: Shape, config: TrialConfig, width: int) -> float:
     if config.precision == "nf4":
         fixed += UNSPLIT_MIB_PER_QUANTIZED_MODULE * shape.n_layer * len(shape.modules)
     n_tokens = config.batch_size * config.max_length_tokens
+    if n_tokens * shape.n_embd * width % (2 * MIB):
+        fixed += UNEVEN_MIB
     if config.loop == "standard":
         return fixed + n_tokens * shape.vocab_size * 8 / MIB  # the float32 logits' softmax and gradient
     loss = min(n_tokens, LOSS_CHUNK_TOKENS) * shape.vocab_size * LOSS_CHUNK_BYTES_PER_LOGIT

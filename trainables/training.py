@@ -3,8 +3,7 @@
 An engine owns the optimizer of one adapter and nothing global; `step` takes one padded batch.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,17 +12,18 @@ from accelerate.utils import AutocastKwargs
 from torch.nn import functional as F
 
 from trainables.config import ComputeDtype, TrialConfig
-from trainables.data import IGNORE
+from trainables.evaluation import HeldOut, mean_nats
+from trainables.lean import lean_loss, supervised
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""input_ids and labels on the host, both (rows, length), int64; labels are IGNORE where no loss is taken."""
 
 MAX_GRAD_NORM = 1.0
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-LOSS_CHUNK_TOKENS = 256
-"""Supervised tokens whose logits exist at once in the lean loop."""
 
 
 class EagerEngine:
@@ -40,14 +40,14 @@ class EagerEngine:
     def __init__(self, model: "PeftModel", config: TrialConfig, *, compute_dtype: ComputeDtype, device: str) -> None:
         self._model = model
         self._device = device
-        self._loss = standard_loss if config.loop == "standard" else lean_loss
+        self._lean = config.loop == "lean"
         self._accelerator = Accelerator(
             cpu=device == "cpu",
             mixed_precision="fp16" if compute_dtype == "float16" else "no",
             kwargs_handlers=[AutocastKwargs(enabled=False)],  # loss scaling only
         )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        fused = config.loop == "lean" and device == "cuda"
+        fused = self._lean and device == "cuda"
         self.optimizer = self._accelerator.prepare(
             torch.optim.AdamW(
                 self.parameters, lr=config.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=fused
@@ -70,7 +70,7 @@ class EagerEngine:
             The batch's mean loss in nats, a detached float32 scalar on the device (no synchronisation).
         """
         self._model.train()
-        loss = self._loss(self._model, input_ids, labels, self._device)
+        loss = self._loss(input_ids, labels)
         self._accelerator.backward(loss)
         norm = self._accelerator.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
         self.n_bad_gradients += ~torch.isfinite(norm)
@@ -78,72 +78,22 @@ class EagerEngine:
         self.optimizer.zero_grad()
         return loss.detach()
 
+    def run(self, batches: Sequence[Batch]) -> torch.Tensor:
+        """One step a batch; returns their losses, (len(batches),) on the device."""
+        return torch.stack([self.step(*batch) for batch in batches])
 
-def standard_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Tensor, device: str) -> torch.Tensor:
-    """Mean loss from the logits of every position, as a stock training script takes it."""
-    logits = model(input_ids=input_ids.to(device), use_cache=False).logits.float()  # (batch, length, vocabulary)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(device))
+    def eval_loss(self, held: HeldOut) -> float:
+        """Mean loss over held-out rows, in nats."""
+        self._model.eval()
+        return float(mean_nats(self._model, held))
 
-
-def lean_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Tensor, device: str) -> torch.Tensor:
-    """The same mean loss from the logits of supervised tokens only, a chunk of them at a time."""
-    core = model.get_base_model()
-    with _fused_activations(core):
-        hidden = core.transformer(input_ids=input_ids.to(device), use_cache=False).last_hidden_state
-    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()  # what each position should predict
-    positions = (wanted != IGNORE).nonzero().flatten()  # found on the host: no synchronisation
-    states = hidden.flatten(0, 1).index_select(0, positions.to(device, non_blocking=True))  # (supervised, width)
-    return _ChunkedLoss.apply(states, core.lm_head.weight, wanted[positions].to(device, non_blocking=True))
+    def _loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        found = supervised(labels) if self._lean else (labels,)  # on the host: nothing waits for the device
+        values = [t.to(self._device, non_blocking=True) for t in (input_ids, *found)]
+        return (lean_loss if self._lean else standard_loss)(self._model, *values)
 
 
-@contextmanager
-def _fused_activations(core: "PreTrainedModel") -> Iterator[None]:
-    """Inside, GPT-2's gelu_new is one kernel that keeps its input; the stock one keeps four tensors of that size."""
-    if core.config.activation_function != "gelu_new":
-        yield
-        return
-    stock = [block.mlp.act for block in core.transformer.h]
-    fused = torch.nn.GELU(approximate="tanh")
-    try:
-        for block in core.transformer.h:
-            block.mlp.act = fused
-        yield
-    finally:
-        for block, act in zip(core.transformer.h, stock, strict=True):
-            block.mlp.act = act
-
-
-class _ChunkedLoss(torch.autograd.Function):
-    """Mean cross-entropy under a frozen head, its gradient made in the forward pass.
-
-    With p = softmax(W h): loss = -log p[t], and d loss / d h = W^T (p - onehot(t)). Only one
-    chunk's p is ever alive; the gradient is kept unscaled in float32, so that float16 loses none of it.
-    """
-
-    @staticmethod
-    def forward(ctx, states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        gradient = torch.empty_like(states, dtype=torch.float32)
-        total = torch.zeros((), device=states.device)
-        for start in range(0, len(states), LOSS_CHUNK_TOKENS):
-            chunk = slice(start, start + LOSS_CHUNK_TOKENS)
-            loss, gradient[chunk] = _loss_and_gradient(states[chunk], head, targets[chunk, None])
-            total += loss
-        ctx.save_for_backward(gradient)
-        ctx.dtype = states.dtype
-        return total / len(states)
-
-    @staticmethod
-    def backward(ctx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * (upstream / len(gradient))).to(ctx.dtype), None, None
-
-
-def _loss_and_gradient(
-    states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed loss of one chunk and its gradient to the states, (chunk, width); frees its logits on return."""
-    log_p = F.linear(states, head).float().log_softmax(dim=-1)  # (chunk, vocabulary)
-    loss = -log_p.gather(1, targets).sum()
-    p = log_p.exp_()
-    p.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype))
-    return loss, F.linear(p.to(head.dtype), head.T)
+def standard_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean loss from the logits of every position, as a stock training script takes it; all on the model's device."""
+    logits = model(input_ids=input_ids, use_cache=False).logits.float()  # (batch, length, vocabulary)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())

@@ -10,9 +10,12 @@ trial.close()
 
 import gc
 import math
+import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -24,41 +27,127 @@ from trainables.config import Cost, Measurement, Precision, TrialConfig, Workloa
 from trainables.device import device_id, device_name
 from trainables.device_turn import DeviceTurn
 from trainables.errors import ConfigError, TrialFailed
-from trainables.training import EagerEngine
+from trainables.graph import GraphEngine, StepShape, Tape, TapeKind, kind_of, packed
+from trainables.training import Batch, EagerEngine
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 N_TIMED_STEPS = 10
+MAX_TAPES = 16
+MIN_LOSS_SCALE = 1.0
+MULTIPLE_TOKENS = 64
+"""But in a stock script's steps, batches are as long as their longest row rounded up to it: recorded steps are few."""
+
+
+class Unrecordable(Exception):
+    """A tape could not be made; the reason."""
 
 
 class Bench:
-    """What a worker keeps between trials: the tokens and one base model on the device."""
+    """What a worker keeps between trials: the tokens, the base models and the recorded steps.
+
+    On a GPU both precisions stay on the device, so that no trial waits for weights; a trial's memory leaves out what
+    it would do without, see `others_mib`.
+
+    Attributes:
+        untuned_texts: greedy text of the 16-bit base by the rows that it continues, where it was needed already.
+    """
 
     def __init__(self, workload: Workload, device: str) -> None:
         self.workload = workload
         self.device = device
         self.rows = data.load(workload.data_folder)
         self.turn = DeviceTurn(device_id(device))
+        self.untuned_texts: dict[tuple[data.TokenRow, ...], list[list[int]]] = {}
         self._bases: dict[Precision, PreTrainedModel] = {}
+        self._base_mib: dict[Precision, float] = {}
+        self._libraries_mib: float | None = None
+        self._tapes: dict[TapeKind, Tape] = {}
+        self._pool: tuple[int, int] | None = None
+        self._unrecordable: str | None = None
+        self._held: evaluation.HeldOut | None = None
 
     def base(self, precision: Precision) -> "PreTrainedModel":
-        """The frozen base; on a GPU it is the only one resident, so that memory can be measured."""
+        """The frozen base."""
         if precision not in self._bases:
-            if self.device == "cuda":
-                self.forget_bases()
-            self._bases[precision] = base_model.load(self.workload, precision, self.device)
-            if self.device == "cuda":
-                self._warm_up(precision)
+            try:
+                self._load(precision)
+            except torch.cuda.OutOfMemoryError:
+                if not self.forget():
+                    raise
+                self._load(precision)
         return self._bases[precision]
 
-    def forget_bases(self) -> None:
-        """Free every base; the next trial loads its own anew."""
+    def _load(self, precision: Precision) -> None:
+        if self.device == "cpu":
+            self._bases[precision] = base_model.load(self.workload, precision, self.device)
+            return
+        before = memory.allocated_mib(self.device)
+        self._bases[precision] = base_model.load(self.workload, precision, self.device)
+        loaded = memory.allocated_mib(self.device)
+        self._base_mib[precision] = loaded - before
+        self._warm_up(precision)
+        if self._libraries_mib is None:
+            self._libraries_mib = memory.allocated_mib(self.device) - loaded
+
+    def held_out(self, precision: Precision) -> evaluation.HeldOut:
+        """The search rows on the device, once."""
+        if self._held is None:
+            self._held = evaluation.held_out(self.base(precision), self.rows["search"])
+        return self._held
+
+    def others_mib(self, precision: Precision) -> float:
+        """What is on a GPU now besides this base and what libraries keep, as a new worker would have them."""
+        if self.device == "cpu":
+            return 0.0
+        gc.collect()
+        return memory.allocated_mib(self.device) - self._base_mib[precision] - (self._libraries_mib or 0.0)
+
+    def tape(self, config: TrialConfig, shapes: Iterable[StepShape]) -> Tape:
+        """A tape that can train a config, with these steps on it.
+
+        Raises:
+            Unrecordable: these steps cannot be recorded on this device, or it has too little memory for it.
+        """
+        if self._unrecordable:
+            raise Unrecordable(self._unrecordable)
+        base, kind = self.base(config.precision), kind_of(config)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        tape = self._tapes.pop(kind, None)
+        try:
+            tape = tape or Tape(
+                base,
+                config,
+                held=self.held_out(config.precision),
+                compute_dtype=self.workload.compute_dtype,
+                pool=self._pool,
+            )
+            tape.record(shapes)
+        except RuntimeError as error:
+            traceback.clear_frames(error.__traceback__)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if not isinstance(error, torch.cuda.OutOfMemoryError):
+                self._unrecordable = reason
+                print(f"steps cannot be recorded as CUDA graphs here; going on without: {reason}", file=sys.stderr)
+            raise Unrecordable(reason) from None
+        self._tapes[kind] = tape  # the last one used comes last
+        if len(self._tapes) > MAX_TAPES:
+            del self._tapes[next(iter(self._tapes))]
+        return tape
+
+    def forget(self) -> bool:
+        """Free every base and tape; returns whether there was more than one base."""
+        several = len(self._bases) + len(self._tapes) > 1
         self._bases.clear()
+        self._base_mib.clear()
+        self._tapes.clear()
+        self._held = None
         gc.collect()  # a 4-bit weight refers to its module and back: only this frees it
         if self.device == "cuda":
             torch.cuda.empty_cache()
+        return several
 
     def _warm_up(self, precision: Precision) -> None:
         """Let libraries allocate the workspaces that they keep: they are no trial's leak."""
@@ -73,7 +162,13 @@ class Bench:
 
 
 class Trial:
-    """A config being trained on a bench. Owns its adapter; `close` gives the base back untouched."""
+    """A config being trained on a bench. Owns its adapter; `close` gives the base back untouched.
+
+    Attributes:
+        config: what is trained.
+        cost: of its cost cell.
+        fallback: why its engine is eager although a graph was asked for; None where it is what was asked for.
+    """
 
     def __init__(self, config: TrialConfig, bench: Bench, *, cost: Cost | None = None) -> None:
         """
@@ -81,61 +176,103 @@ class Trial:
             cost: of this config's cost cell, where it is known already; measured here otherwise.
         Raises:
             ConfigError: targets match no module, or rows are longer than the base has positions.
-            TrialFailed: the device has too little memory (state "oom").
+            TrialFailed: the device has too little memory (state "oom"), even for this trial alone.
         """
         self.config = config
         self._bench = bench
-        base = bench.base(config.precision)
-        if config.max_length_tokens > base.config.n_positions:
-            raise ConfigError(
-                f"max_length_tokens is {config.max_length_tokens}, the base has {base.config.n_positions} positions"
-            )
-        self._end = base.config.eos_token_id
-        self._resident_mib = memory.allocated_mib(bench.device)
+        n_positions = bench.base(config.precision).config.n_positions
+        if config.max_length_tokens > n_positions:
+            raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, the base has {n_positions} positions")
+        self._end = bench.base(config.precision).config.eos_token_id
+        self._batches = self._drawn_batches()
         try:
-            with oom_as_failure():
-                self.cost = cost or self._measure_cost(base)
-                self._model = self._attach(base)
-                self._engine = self._engine_of(self._model)
+            self._begin(cost)
         except TrialFailed:
-            bench.forget_bases()  # half an adapter may be on it
-            raise
+            if not bench.forget():  # half an adapter may be on a base; and now the trial is alone
+                raise
+            try:
+                self._begin(cost)
+            except TrialFailed:
+                bench.forget()
+                raise
+
+    def _begin(self, cost: Cost | None) -> None:
+        base = self._bench.base(self.config.precision)
+        with oom_as_failure():
+            self._held = self._bench.held_out(self.config.precision)
+            self._tape, self.fallback = self._recorded()
+            self._resident_mib = memory.allocated_mib(self._bench.device)
+            self.cost = cost or self._measure_cost(base)
+            self._model = self._attach(base)
+            self._engine = self._engine_of(self._model)
+
+    def _recorded(self) -> tuple[Tape | None, str | None]:
+        """The tape that the engine needs, or why it has to do without."""
+        if self.config.engine != "graph":
+            return None, None
+        if self._bench.device != "cuda":
+            raise ConfigError("engine is graph, which needs a CUDA GPU; on a CPU it is eager")
+        shapes = [packed(batch, self.config.loop)[0] for batch in (self._full_batch(), *self._batches)]
+        try:
+            return self._bench.tape(self.config, shapes), None
+        except Unrecordable as error:
+            return None, str(error)
 
     def _attach(self, base: "PreTrainedModel") -> "PeftModel":
         return adapter.attach(base, self.config, base_name=self._bench.workload.base_model)
 
-    def _engine_of(self, model: "PeftModel") -> EagerEngine:
+    def _engine_of(self, model: "PeftModel") -> EagerEngine | GraphEngine:
+        return GraphEngine(model, self.config, self._tape) if self._tape else self._eager(model)
+
+    def _eager(self, model: "PeftModel") -> EagerEngine:
         return EagerEngine(
             model, self.config, compute_dtype=self._bench.workload.compute_dtype, device=self._bench.device
         )
 
+    def _full_batch(self) -> Batch:
+        """Synthetic: every token there may be, each supervised."""
+        shape = (self.config.batch_size, self.config.max_length_tokens)
+        n_words = self._bench.base(self.config.precision).config.vocab_size
+        ids = torch.randint(n_words, shape, generator=torch.Generator().manual_seed(0))
+        return ids, ids
+
     def _measure_cost(self, base: "PreTrainedModel") -> Cost:
         """Memory and time of full synthetic batches on a throw-away adapter (measurement protocol 1)."""
+        batch, device = self._full_batch(), self._bench.device
         with self._bench.turn.alone():
-            return self._measure_cost_now(base)
-
-    def _measure_cost_now(self, base: "PreTrainedModel") -> Cost:
-        shape = (self.config.batch_size, self.config.max_length_tokens)
-        ids = torch.randint(base.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-        model = self._attach(base)
-        try:
-            engine = self._engine_of(model)
-            engine.step(ids, ids)  # the optimizer's state exists from here on
-            seconds = [_timed(lambda: engine.step(ids, ids), self._bench.device) for _ in range(N_TIMED_STEPS)]
-            peak = memory.peak_of(lambda: engine.step(ids, ids), self._bench.device, lambda: _owners(model, engine))
-        finally:
-            adapter.detach(model)
+            seconds, peak = self._full_steps(base, batch)
+        others_mib = self._bench.others_mib(self.config.precision)
         p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
         return Cost(
-            peak_memory_mib=peak.allocated_mib,
-            reserved_memory_mib=peak.reserved_mib,
+            peak_memory_mib=peak.allocated_mib - others_mib,
+            reserved_memory_mib=peak.reserved_mib - others_mib,
             seconds_per_step=median,
             seconds_per_step_p10=p10,
             seconds_per_step_p90=p90,
-            tokens_per_second=ids.numel() / median,
-            device=device_name(self._bench.device),
-            breakdown=peak.breakdown,
+            tokens_per_second=batch[0].numel() / median,
+            device=device_name(device),
+            breakdown=replace(peak.breakdown, rest_mib=peak.breakdown.rest_mib - others_mib),
         )
+
+    def _full_steps(self, base: "PreTrainedModel", batch: Batch) -> tuple[list[float], memory.Peak]:
+        """Seconds of each step, and the peak; what it takes is gone from the device on return."""
+        device = self._bench.device
+        model = self._attach(base)
+        try:
+            eager = self._eager(model)
+            eager.step(*batch)  # the optimizer's state exists from here on
+            seconds = _timed(self._stepper(model, batch) if self._tape else lambda: eager.step(*batch), device)
+            # A graph's memory does not show on replay: the peak is that of the same step done eagerly.
+            return seconds, memory.peak_of(lambda: eager.step(*batch), device, lambda: _owners(model, eager))
+        finally:
+            adapter.detach(model)
+
+    def _stepper(self, model: "PeftModel", batch: Batch) -> Callable[[], None]:
+        """Replays one step again and again."""
+        GraphEngine(model, self.config, self._tape)
+        shape, inputs = packed(batch, self.config.loop)
+        inputs = inputs.to(self._bench.device)
+        return lambda: self._tape.replay(shape, inputs)
 
     def measurements(self) -> Iterator[Measurement]:
         """Train to each rung in turn and measure there.
@@ -143,15 +280,12 @@ class Trial:
         Raises:
             TrialFailed: loss or gradient is not finite ("diverged"), or memory ran out ("oom").
         """
-        batches = self._batches()
         torch.manual_seed(self.config.seed)  # dropout, equal for a trial and its twin
         done = 0
         for rung in rungs(self.config.max_steps):
             with self._bench.turn.shared(), oom_as_failure():
                 # no name for the losses: CPython 3.12 keeps a closed generator's locals alive
-                measurement = self._measure(
-                    rung, torch.stack([self._engine.step(*next(batches)) for _ in range(rung - done)])
-                )
+                measurement = self._measure(rung, self._engine.run(self._batches[done:rung]))
             done = rung
             yield measurement
 
@@ -162,9 +296,12 @@ class Trial:
             TrialFailed: a loss is not finite ("diverged").
         """
         train_loss = float(losses.mean())
-        eval_loss = evaluation.eval_loss(self._model, self._bench.rows["search"])
+        eval_loss = self._engine.eval_loss(self._held)
         if not (math.isfinite(train_loss) and math.isfinite(eval_loss)):
             raise TrialFailed("diverged", self._fault(step, losses, eval_loss))
+        if self._engine.loss_scale < MIN_LOSS_SCALE:  # float16 skips such steps: the loss alone would not tell
+            n_bad = int(self._engine.n_bad_gradients)
+            raise TrialFailed("diverged", f"not finite by step {step}: gradients in {n_bad} steps, at any loss scale")
         return Measurement(
             step=step,
             train_loss_nats=train_loss,
@@ -182,20 +319,27 @@ class Trial:
         n_gradients = int(self._engine.n_bad_gradients)
         return f"not finite at step {step}: {first}; gradients in {n_gradients} steps so far"
 
-    def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Endless batches; each pass visits all rows in an order drawn from the trial's seed."""
+    def _drawn_batches(self) -> list[Batch]:
+        """A batch a step; each pass visits all rows in an order drawn from the trial's seed."""
         rows = self._bench.rows["train"]
         size = self.config.batch_size
+        stock = (self.config.loop, self.config.engine) == ("standard", "eager")
         generator = torch.Generator().manual_seed(self.config.seed)
         order: list[int] = []
-        while True:
+        batches = []
+        for _ in range(self.config.max_steps):
             while len(order) < size:
                 order += torch.randperm(len(rows), generator=generator).tolist()
             batch, order = order[:size], order[size:]
-            input_ids, labels = data.pad(
-                [rows[i] for i in batch], max_length_tokens=self.config.max_length_tokens, pad_id=self._end
+            batches.append(
+                data.pad(
+                    [rows[i] for i in batch],
+                    max_length_tokens=self.config.max_length_tokens,
+                    pad_id=self._end,
+                    multiple=1 if stock else MULTIPLE_TOKENS,
+                )
             )
-            yield input_ids, labels
+        return batches
 
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter as it is now, as peft's files by name."""
@@ -208,7 +352,7 @@ class Trial:
             RuntimeError: more than memory.MAX_LEAK_MIB stay on the device; the next trial's figures would be wrong.
         """
         adapter.detach(self._model)
-        del self._model, self._engine
+        del self._model, self._engine, self._tape
         if self._leak_mib() > memory.MAX_LEAK_MIB:
             gc.collect()
             if (leak := self._leak_mib()) > memory.MAX_LEAK_MIB:
@@ -250,15 +394,19 @@ def _tensors_of(quant_state) -> list[torch.Tensor]:
     return inner + [t for t in own if t is not None]
 
 
-def _timed(work, device: str) -> float:
-    """Seconds of one call, by device events on a GPU."""
+def _timed(step: Callable[[], object], device: str) -> list[float]:
+    """Seconds of each of N_TIMED_STEPS steps after one, by device events on a GPU."""
+    step()
     if device == "cpu":
-        start = perf_counter()
-        work()
-        return perf_counter() - start
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    work()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+        marks = [perf_counter()]
+        for _ in range(N_TIMED_STEPS):
+            step()
+            marks.append(perf_counter())
+        return np.diff(marks).tolist()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(N_TIMED_STEPS + 1)]
+    events[0].record()
+    for event in events[1:]:
+        step()
+        event.record()
+    events[-1].synchronize()
+    return [start.elapsed_time(end) / 1000 for start, end in pairwise(events)]

@@ -1,16 +1,14 @@
 """GPT-2 Medium's shape with random weights on a real GPU: parity with the Trainer, memory, float16 as on a T4."""
 
-import gc
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from tests.stock_trainer import trainer_losses
 from trainables import adapter, base_model, memory
 from trainables.config import TARGETS, TrialConfig, Workload
 from trainables.data import IGNORE
@@ -23,16 +21,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
 ]
 T4_GIB = 15
-
-
-@pytest.fixture(autouse=True)
-def _process_of_its_own():
-    """A worker has one device and one dtype; accelerate refuses to change either within a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 @pytest.fixture(scope="module")
@@ -68,46 +56,19 @@ def our_losses(workload: Workload, config: TrialConfig, batches) -> torch.Tensor
     return torch.stack([engine.step(*batch) for batch in batches]).cpu()
 
 
-class RecordingTrainer(Trainer):
-    def get_train_dataloader(self):
-        return DataLoader(self.train_dataset, batch_size=None, shuffle=False)
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        self.losses.append(loss.detach())
-        return loss
-
-
-def trainer_losses(workload: Workload, config: TrialConfig, batches, folder) -> torch.Tensor:
-    model = adapter.attach(base_model.load(workload, config.precision, "cuda"), config, base_name="medium")
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=len(batches),
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="constant",
-        optim="adamw_torch",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
-    dataset = [{"input_ids": ids, "labels": labels} for ids, labels in batches]
-    trainer = RecordingTrainer(model=model, args=arguments, train_dataset=dataset)
-    trainer.losses = []
-    trainer.train()
-    return torch.stack(trainer.losses).cpu()
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
-def test_both_loops_take_the_steps_of_the_hugging_face_trainer(medium, precision, dtype, tolerance, tmp_path):
+def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
+    medium, precision, dtype, tolerance, tmp_path, as_a_new_process
+):
     workload = replace(medium, compute_dtype=dtype)
     config = config_of(precision=precision, dropout=0.0, targets=TARGETS)
     batches = drawn_batches(50, (4, 96))
-    theirs = trainer_losses(workload, config, batches, tmp_path)
+    stock = adapter.attach(base_model.load(workload, precision, "cuda"), config, base_name="medium")
+    theirs, _ = trainer_losses(stock, batches, learning_rate=config.learning_rate, folder=tmp_path, use_cpu=False)
+    del stock
     for loop in ("standard", "lean"):
-        AcceleratorState._reset_state(reset_partial_state=True)
+        as_a_new_process()
         ours = our_losses(workload, replace(config, loop=loop), batches)
         difference = float((ours - theirs).abs().max())
         print(f"{precision} {dtype} {loop}: largest difference of a step's loss {difference:.2e} nats")
@@ -173,14 +134,12 @@ def test_memory_that_stays_after_a_trial_is_an_error_that_names_its_size(medium)
 
 @pytest.mark.parametrize("shape", [(4, 512), (16, 1024)])
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
-def test_float16_as_on_a_t4_has_the_losses_of_float32(medium, precision, shape):
+def test_float16_as_on_a_t4_has_the_losses_of_float32(medium, precision, shape, as_a_new_process):
     """15 GiB, and the attention kernels that a T4 has: memory-efficient and plain, no flash attention."""
     config = config_of(precision=precision, loop="lean", dropout=0.0, batch_size=shape[0], max_length_tokens=shape[1])
     batches = drawn_batches(10, shape)
     exact = our_losses(replace(medium, compute_dtype="float32"), config, batches)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    gc.collect()
-    torch.cuda.empty_cache()
+    as_a_new_process()
     torch.cuda.reset_peak_memory_stats()
     with limited(T4_GIB), sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         half = our_losses(replace(medium, compute_dtype="float16"), config, batches)

@@ -1,0 +1,115 @@
+"""What 4 bits save in memory, and a 2 x 2 table of precision and loop: measured cost cells side by side. Pure."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from statistics import median
+from typing import get_args
+
+from trainables.config import Cost, Loop, Precision, TrialConfig, TrialResult
+
+Predict = Callable[[TrialConfig], float | None]
+"""Predicted peak of a config in MiB, None where the base's shape is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """4 bits against 16 bits at one loop, medians over pairs of cost cells that differ in nothing else.
+
+    Attributes:
+        rank: of all its pairs; None stands for all ranks.
+        saved_mib, saved_share: of the 16-bit peak memory; negative where 4 bits need more.
+        time_ratio: seconds a step at 4 bits over those at 16.
+    """
+
+    loop: Loop
+    rank: int | None
+    n_pairs: int
+    saved_mib: float
+    saved_share: float
+    time_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostCell:
+    """One precision and loop; what was not measured may have been predicted."""
+
+    precision: Precision
+    loop: Loop
+    cost: Cost | None
+    predicted_peak_mib: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostTable:
+    """The four cells of one config.
+
+    Attributes:
+        config: whose rank, targets, dropout, batch, length and engine all four share.
+    """
+
+    config: TrialConfig
+    cells: tuple[CostCell, ...]
+
+
+def measured_cells(trials: Iterable[TrialResult]) -> dict[str, tuple[TrialConfig, Cost]]:
+    """Every measured cost cell by its name, with the config that was first to bring it."""
+    found: dict[str, tuple[TrialConfig, Cost]] = {}
+    for trial in trials:
+        if trial.cost:
+            found.setdefault(trial.config.cost_cell, (trial.config, trial.cost))
+    return found
+
+
+def savings(trials: Iterable[TrialResult]) -> tuple[Saving, ...]:
+    """Of each loop over all ranks, then of each of its ranks; loops are never mixed.
+
+    A pair are the two precisions of one cell, measured on one device.
+    """
+    cells = measured_cells(trials)
+    pairs: dict[tuple[Loop, int | None], list[tuple[Cost, Cost]]] = {}
+    for config, cost in cells.values():
+        _, twin = cells.get(config.counterpart.cost_cell, (None, None))
+        if config.precision == "nf4" and twin and twin.device == cost.device:
+            for rank in (None, config.rank):
+                pairs.setdefault((config.loop, rank), []).append((cost, twin))
+    order = sorted(pairs, key=lambda group: (get_args(Loop).index(group[0]), group[1] or 0))
+    return tuple(_saving(loop, rank, pairs[loop, rank]) for loop, rank in order)
+
+
+def _saving(loop: Loop, rank: int | None, pairs: Sequence[tuple[Cost, Cost]]) -> Saving:
+    saved = [twin.peak_memory_mib - cost.peak_memory_mib for cost, twin in pairs]
+    shares = [mib / twin.peak_memory_mib for mib, (_, twin) in zip(saved, pairs, strict=True)]
+    ratios = [cost.seconds_per_step / twin.seconds_per_step for cost, twin in pairs]
+    return Saving(
+        loop=loop,
+        rank=rank,
+        n_pairs=len(pairs),
+        saved_mib=median(saved),
+        saved_share=median(shares),
+        time_ratio=median(ratios),
+    )
+
+
+def cost_table(trials: Iterable[TrialResult], preferred: TrialConfig | None, predict: Predict) -> CostTable | None:
+    """The four cells around the config that has most of them; of equal ones `preferred`, then the earliest.
+
+    None where nothing was measured.
+    """
+    cells = measured_cells(trials)
+    if not cells:
+        return None
+    wished = [] if preferred is None or preferred.cost_cell not in cells else [preferred]
+    configs = [*wished, *(config for config, _ in cells.values())]
+    config = max(configs, key=lambda c: sum(other.cost_cell in cells for other in _four(c)))  # of equals the first
+    return CostTable(config=config, cells=tuple(_cell(other, cells, predict) for other in _four(config)))
+
+
+def _four(config: TrialConfig) -> list[TrialConfig]:
+    return [replace(config, precision=p, loop=loop) for loop, p in product(get_args(Loop), get_args(Precision))]
+
+
+def _cell(config: TrialConfig, cells: Mapping[str, tuple[TrialConfig, Cost]], predict: Predict) -> CostCell:
+    _, cost = cells.get(config.cost_cell, (None, None))
+    predicted = None if cost else predict(config)
+    return CostCell(precision=config.precision, loop=config.loop, cost=cost, predicted_peak_mib=predicted)

@@ -1,0 +1,73 @@
+"""A ledger's rows as the values they stand for."""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from trainables.config import Cost, Measurement, TrialConfig, TrialResult
+from trainables.findings import Comparison, Judgement
+
+COST: TypeAdapter[Cost] = TypeAdapter(Cost)
+COMPARISON: TypeAdapter[Comparison] = TypeAdapter(Comparison)
+JUDGEMENT: TypeAdapter[Judgement] = TypeAdapter(Judgement)
+"""Values with values inside, read back from plain ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A trial's row: its result as others know it, and what only the driver needs.
+
+    Attributes:
+        result: the trial.
+        params: the point of the search space that it stands for.
+        adapter_sha256: of its adapter file, once completed.
+        measured_at: seconds since the epoch of each measurement in `result.history`.
+    """
+
+    result: TrialResult
+    params: Mapping[str, Any]
+    adapter_sha256: str | None = None
+    measured_at: tuple[float, ...] = field(default=())
+
+
+def entry_of(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None) -> Entry:
+    """One row of `trials`, with its rows of `measurements` by step and its cost cell's value."""
+    measured = [m for m in marks if cost]
+    result = TrialResult(
+        key=row["key"],
+        number=row["number"],
+        config=TrialConfig.from_dict(json.loads(row["config"])),
+        state=row["state"],
+        origin=row["origin"],
+        history=tuple(_measurement(mark, cost) for mark in measured if cost),
+        similarity=COMPARISON.validate_json(row["similarity"]) if row["similarity"] else None,
+        judgement=JUDGEMENT.validate_json(row["judgement"]) if row["judgement"] else None,
+        cost=cost,
+        environment=json.loads(row["environment"]),
+        reason=row["reason"],
+        train_seconds=row["train_seconds"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+    )
+    return Entry(
+        result=result,
+        params=json.loads(row["params"]),
+        adapter_sha256=row["adapter_sha256"],
+        measured_at=tuple(mark["at"] for mark in measured),
+    )
+
+
+def _measurement(mark: sqlite3.Row, cost: Cost) -> Measurement:
+    return Measurement(
+        step=mark["step"],
+        train_loss_nats=mark["train_loss_nats"],
+        eval_loss_nats=mark["eval_loss_nats"],
+        peak_memory_mib=cost.peak_memory_mib,
+        reserved_memory_mib=cost.reserved_memory_mib,
+        seconds_per_step=cost.seconds_per_step,
+        tokens_per_second=cost.tokens_per_second,
+    )

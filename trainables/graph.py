@@ -1,0 +1,288 @@
+"""The training step as CUDA graphs: recorded once, replayed for many trials without running Python again.
+
+A Tape is recorded on the bare base with an adapter of its own, whose rank is rounded up; what a trial chooses (rank,
+alpha, learning rate, seed) lies in tensors on the device. A padded row of A and the padded column of B beside it are
+both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from trainables import adapter
+from trainables.config import ComputeDtype, Precision, TrialConfig
+from trainables.evaluation import HeldOut, mean_nats
+from trainables.lean import LOSS_CHUNK_TOKENS, adapted_layers, lean_loss, supervised
+from trainables.training import BETAS, EPSILON, MAX_GRAD_NORM, Batch, standard_loss
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+RANKS = (16, 64)
+"""A tape's rank: the first of these that is enough, or else the trial's own."""
+N_WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeKind:
+    """What a tape is recorded for; all else that a trial chooses may change between replays."""
+
+    precision: Precision
+    targets: tuple[str, ...]
+    dropout: float
+    loop: str
+    rank: int
+
+
+def kind_of(config: TrialConfig) -> TapeKind:
+    """The kind of tape that can train a config."""
+    return TapeKind(
+        precision=config.precision,
+        targets=config.targets,
+        dropout=config.dropout,
+        loop=config.loop,
+        rank=next((rank for rank in RANKS if rank >= config.rank), config.rank),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShape:
+    """Sizes of one recorded step: rows, their length, and in the lean loop places for supervised tokens."""
+
+    n_rows: int
+    length: int
+    n_targets: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        return self.n_rows * self.length
+
+
+def packed(batch: Batch, loop: str) -> tuple[StepShape, torch.Tensor]:
+    """A batch as the one vector that its step reads: its tokens, then labels or positions and targets.
+
+    Returns:
+        The shape, and (n,) int64 on the host.
+    """
+    input_ids, labels = batch
+    found = supervised(labels, multiple=LOSS_CHUNK_TOKENS) if loop == "lean" else (labels.flatten(),)
+    shape = StepShape(
+        n_rows=len(input_ids), length=input_ids.shape[1], n_targets=len(found[0]) if loop == "lean" else 0
+    )
+    return shape, torch.cat([input_ids.flatten(), *found])
+
+
+class Tape:
+    """Recorded steps of one kind on one base; belongs to a worker and serves one trial after the other.
+
+    Attributes:
+        kind: what it can train.
+        held: what it is evaluated on.
+        loss_nats: of the last replayed step.
+        eval_loss_nats: of the last replayed evaluation.
+        n_bad_gradients: since `load`; all scalars on the device.
+    """
+
+    def __init__(
+        self,
+        base: "PreTrainedModel",
+        config: TrialConfig,
+        *,
+        held: HeldOut,
+        compute_dtype: ComputeDtype,
+        pool: tuple[int, int],
+    ) -> None:
+        """
+        Args:
+            base: without an adapter.
+            held: what a trial is evaluated on.
+            pool: from torch.cuda.graph_pool_handle; tapes that never replay at once may share it, since nothing
+                in it outlives a replay.
+        """
+        self.kind = kind_of(config)
+        self._base = base
+        self._config = replace(config, rank=self.kind.rank)
+        self.held = held
+        self._pool = pool
+        self._evaluation: torch.cuda.CUDAGraph | None = None
+        self._steps: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._scaling = torch.zeros((), device="cuda")
+        self._learning_rate = torch.zeros((), device="cuda")
+        self.loss_nats = torch.zeros((), device="cuda")
+        self.eval_loss_nats = torch.zeros((), dtype=torch.float64, device="cuda")
+        self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device="cuda")
+        self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
+        self._fresh_scale = self._scaler.state_dict()
+        model = adapter.attach(base, self._config, base_name="tape")
+        self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        adapter.detach(model)
+        self._optimizer = torch.optim.AdamW(
+            self._weights.values(),
+            lr=self._learning_rate,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=0.0,
+            fused=True,
+            capturable=True,
+        )
+
+    def record(self, shapes: Iterable[StepShape]) -> None:
+        """Record the evaluation and the steps that are not on the tape yet; the base is bare before and afterwards."""
+        missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
+        if not missing:
+            return
+        with self._attached() as model:
+            if self._evaluation is None:
+                self._warm_up(model, missing[0])
+                model.eval()
+                self._evaluation = self._recorded(lambda: self._evaluate(model))
+            model.train()
+            for shape in missing:
+                inputs = _blank(shape)
+                self._steps[shape] = (self._recorded(partial(self._step, model, shape, inputs)), inputs)
+
+    def _recorded(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            work()
+        self._forget_gradients()  # they lie in the pool, which the next recording may use again
+        return graph
+
+    @contextmanager
+    def _attached(self) -> "Iterator[PeftModel]":
+        model = adapter.attach(self._base, self._config, base_name="tape")
+        try:
+            for name, weight in self._weights.items():
+                module, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(module), leaf, weight)
+            for layer in adapted_layers(model):
+                layer.scaling = dict.fromkeys(layer.scaling, self._scaling)
+            yield model
+        finally:
+            adapter.detach(model)
+
+    def _warm_up(self, model: "PeftModel", shape: StepShape) -> None:
+        """Let libraries and the optimizer allocate what they keep, on a side stream as recording asks for."""
+        model.train()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(N_WARM_UP_STEPS):
+                self._step(model, shape, _blank(shape))
+            self._evaluate(model.eval())
+        torch.cuda.current_stream().wait_stream(stream)
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        for weight in self._weights.values():
+            weight.grad = None
+
+    def _step(self, model: "PeftModel", shape: StepShape, inputs: torch.Tensor) -> None:
+        """What is recorded: forward, backward, clipping, AdamW."""
+        input_ids, rest = inputs[: shape.n_tokens].view(shape.n_rows, shape.length), inputs[shape.n_tokens :]
+        if self.kind.loop == "lean":
+            loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
+        else:
+            loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
+        self._forget_gradients()
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
+        self.n_bad_gradients += ~torch.isfinite(norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.loss_nats.copy_(loss.detach())
+
+    def _evaluate(self, model: "PeftModel") -> None:
+        self.eval_loss_nats.copy_(mean_nats(model, self.held))
+
+    @torch.no_grad()
+    def load(self, config: TrialConfig, weights: Sequence[torch.Tensor]) -> None:
+        """Begin a trial: its adapter's weights, fresh moments, its own scaling and learning rate."""
+        for mine, theirs in zip(self._weights.values(), weights, strict=True):
+            mine.zero_()[: theirs.shape[0], : theirs.shape[1]].copy_(theirs)
+        for state in self._optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+        self._scaling.fill_(config.scaling)
+        self._learning_rate.fill_(config.learning_rate)
+        self.n_bad_gradients.zero_()
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(self._fresh_scale)
+
+    @torch.no_grad()
+    def store(self, weights: Sequence[torch.Tensor]) -> None:
+        """Copy the adapter as it is now into a trial's own, leaving out the padding."""
+        for mine, theirs in zip(self._weights.values(), weights, strict=True):
+            theirs.copy_(mine[: theirs.shape[0], : theirs.shape[1]])
+
+    def replay(self, shape: StepShape, inputs: torch.Tensor) -> None:
+        """One step; `inputs` as from `packed`, on the device."""
+        graph, static = self._steps[shape]
+        static.copy_(inputs)
+        graph.replay()
+
+    def evaluate(self) -> None:
+        """Set `eval_loss_nats` to the loss of the adapter as it is now."""
+        self._evaluation.replay()
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
+        return float(self._scaler.get_scale())
+
+
+def _blank(shape: StepShape) -> torch.Tensor:
+    """Inputs of a shape: token 0 everywhere, and predicted everywhere."""
+    n_labels = 2 * shape.n_targets or shape.n_tokens
+    return torch.zeros(shape.n_tokens + n_labels, dtype=torch.int64, device="cuda")
+
+
+class GraphEngine:
+    """Trains one adapter by a tape; the same steps as EagerEngine's.
+
+    Attributes:
+        parameters: the trial's own weights; up to date after each `run`.
+    """
+
+    def __init__(self, model: "PeftModel", config: TrialConfig, tape: Tape) -> None:
+        """
+        Args:
+            tape: of the config's kind, with every shape on it that `run` will see.
+        """
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._tape = tape
+        tape.load(config, self.parameters)
+
+    @property
+    def n_bad_gradients(self) -> torch.Tensor:
+        """Steps whose gradient norm was not finite; a scalar on the device."""
+        return self._tape.n_bad_gradients
+
+    @property
+    def loss_scale(self) -> float:
+        """See Tape."""
+        return self._tape.loss_scale
+
+    def eval_loss(self, held: HeldOut) -> float:
+        """Mean loss in nats over held-out rows, which must be those of the tape."""
+        assert held is self._tape.held
+        self._tape.evaluate()
+        return float(self._tape.eval_loss_nats)
+
+    def run(self, batches: Sequence[Batch]) -> torch.Tensor:
+        """One step a batch; returns their losses, (len(batches),) on the device. Nothing waits for it."""
+        steps = [packed(batch, self._tape.kind.loop) for batch in batches]
+        inputs = torch.cat([vector for _, vector in steps]).pin_memory().to("cuda", non_blocking=True)
+        losses = torch.empty(len(steps), device="cuda")
+        vectors = inputs.split([len(vector) for _, vector in steps])
+        for i, ((shape, _), vector) in enumerate(zip(steps, vectors, strict=True)):
+            self._tape.replay(shape, vector)
+            losses[i] = self._tape.loss_nats
+        self._tape.store(self.parameters)
+        return losses
