@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.report import Report
     from orchestrator.settings import SweepSettings
     from orchestrator.sweep import SweepResult
-    from trainables.config import TrialResult
+    from trainables.results import TrialResult
 
 INTERRUPTED = 130
 UI_PORT = 5000
@@ -73,6 +73,12 @@ def run(
     compute_dtype: Annotated[
         str | None, typer.Option(help="bfloat16, float16 or float32; default: the protocol's")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="graph (recorded steps, needs a GPU) or eager; default: what is faster")
+    ] = None,
+    loop: Annotated[
+        str | None, typer.Option(help="lean, or standard as a stock script has it; default: lean on a GPU")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="of the trials and the sampler")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="of MLflow; default: mlflow_runs/mlflow.db")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan; touch neither GPU nor network")] = False,
@@ -82,7 +88,8 @@ def run(
     from orchestrator import plan
 
     given = {"max_steps": steps, "address": address, "min_similarity": min_similarity, "gpus_per_trial": gpus_per_trial}
-    given |= {"repeats": repeats, "compute_dtype": compute_dtype, "seed": seed, "tracking_uri": tracking_uri}
+    given |= {"repeats": repeats, "compute_dtype": compute_dtype, "engine": engine, "loop": loop}
+    given |= {"seed": seed, "tracking_uri": tracking_uri}
     given |= {"objectives": tuple(objective) if objective else None}
     chosen = {"space": space, "trials": trials, "base_model": base_model, "data": data}
     settings = plan.choose(name, device, chosen, {k: v for k, v in given.items() if v is not None}, say)

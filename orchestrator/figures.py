@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.sweep import SweepResult
-from trainables.config import TrialResult
+from trainables.results import TrialResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

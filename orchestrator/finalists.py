@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from orchestrator.front import Front, front_of, is_candidate
 from orchestrator.settings import SweepSettings
-from trainables.config import Origin, TrialConfig, TrialResult
+from trainables.config import Origin, TrialConfig
+from trainables.results import TrialResult
 
 N_SEEDS = 2**32
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.pareto import hypervolume, pareto_mask
 from orchestrator.settings import MAXIMISED, Objective, SweepSettings
-from trainables.config import TrialResult
+from trainables.results import TrialResult
 
 REFERENCE_MARGIN = 0.1
 """The reference point lies so far beyond the worst counted trial, as a share of the objective's range."""

@@ -15,8 +15,9 @@ from typing import Any
 
 from orchestrator.ledger_rows import COST, Entry, entry_of
 from orchestrator.ledger_schema import connect, transaction
-from trainables.config import Cost, Measurement, Origin, State, TrialConfig, TrialResult, Workload, canonical_json
+from trainables.config import Origin, State, TrialConfig, Workload, canonical_json
 from trainables.findings import Comparison, Judgement
+from trainables.results import Cost, Measurement, TrialResult
 
 FAULTS = "faults"
 """Fact: "compare KEY" or "judge KEY" -> why that failed, as long as it has not succeeded."""

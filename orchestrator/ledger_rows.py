@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from trainables.config import Cost, Measurement, TrialConfig, TrialResult
+from trainables.config import TrialConfig
 from trainables.findings import Comparison, Judgement
+from trainables.results import Cost, Measurement, TrialResult
 
 COST: TypeAdapter[Cost] = TypeAdapter(Cost)
 COMPARISON: TypeAdapter[Comparison] = TypeAdapter(Comparison)

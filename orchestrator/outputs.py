@@ -14,7 +14,7 @@ from orchestrator import figures, report_page, report_text
 from orchestrator.report import Report
 from orchestrator.sweep import SweepResult
 from orchestrator.verdict import figures_of, verdict_of
-from trainables.config import Measurement, MemoryBreakdown, TrialResult
+from trainables.results import Measurement, MemoryBreakdown, TrialResult
 
 RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
 PICTURES = {

@@ -19,6 +19,8 @@ GPU_DEFAULTS = {
     "base_model": "openai-community/gpt2-medium",
     "data": "tatsu-lab/alpaca",
 }
+AUTO = {"cuda": {"engine": "graph", "loop": "lean"}, "cpu": {"engine": "eager", "loop": "standard"}}
+"""What is fastest on a device; on a CPU nothing is gained over a stock script's loop."""
 DEMO_DEFAULTS = {"space": "demo", "trials": 12, "base_model": "demo", "data": "demo"}
 
 
@@ -33,7 +35,7 @@ def choose(
 
     Args:
         chosen: space, trials, base_model and data; None where the machine decides.
-        given: further fields of SweepSettings, only those that were said.
+        given: further fields of SweepSettings, only those that were said; engine and loop may be "auto".
     Raises:
         ConfigError: a value is wrong. Unreachable: the cluster at the given address does not answer.
     """
@@ -46,6 +48,7 @@ def choose(
     defaults = GPU_DEFAULTS if device == "cuda" else DEMO_DEFAULTS
     values = {key: value if value is not None else defaults[key] for key, value in chosen.items()}
     space = search_spaces.load(values["space"])
+    steps = {name: auto if given.get(name, "auto") == "auto" else given[name] for name, auto in AUTO[device].items()}
     n_trials = values["trials"]
     if chosen["trials"] is None and space.method == "grid":
         n_trials = space.n_points
@@ -56,7 +59,7 @@ def choose(
         base_model=values["base_model"],
         data=values["data"],
         device=device,
-        **given,
+        **{**given, **steps},
     )
     if device == "cpu" and chosen["base_model"] is None:
         say(

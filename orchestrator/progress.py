@@ -20,7 +20,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.settings import MAXIMISED, Objective, SweepSettings
 from orchestrator.sweep import SweepResult
 from orchestrator.verdict import comparison_of, verdict_of
-from trainables.config import FINAL_STATES, TARGETS, TrialResult
+from trainables.config import FINAL_STATES, TARGETS
+from trainables.results import TrialResult
 
 REFRESH_SECONDS = 1.0
 UNITS: dict[Objective, tuple[str, str, float]] = {

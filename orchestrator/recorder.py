@@ -10,7 +10,7 @@ from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger_rows import COMPARISON, COST, JUDGEMENT
 from orchestrator.pruning import Pruner
 from orchestrator.tune_trainable import Task
-from trainables.config import Measurement
+from trainables.results import Measurement
 
 
 class Recorder(Callback):

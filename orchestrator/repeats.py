@@ -12,8 +12,9 @@ from orchestrator.finalists import N_SEEDS, runs_of
 from orchestrator.front import objective_value
 from orchestrator.settings import MAXIMISED, Objective, SweepSettings
 from orchestrator.sufficient_rank import MIN_SEEDS, SufficientRank, sufficient_rank
-from trainables.config import Precision, TrialResult
+from trainables.config import Precision
 from trainables.intervals import CONFIDENCE
+from trainables.results import TrialResult
 
 Rows = Literal["report", "search"]
 COSTS: frozenset[Objective] = frozenset({"peak_memory_mib", "seconds_per_step"})

@@ -16,9 +16,10 @@ from orchestrator.repeats import Figure, Rows, figure, rows_of, smallest_suffici
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, SweepSettings
 from orchestrator.sufficient_rank import SufficientRank
 from orchestrator.verdict import Verdict, comparison_of, verdict_of
-from trainables.config import PROTOCOL_VERSION, Precision, State, TrialConfig, TrialResult, Workload
+from trainables.config import PROTOCOL_VERSION, Precision, State, TrialConfig, Workload
 from trainables.errors import ConfigError
 from trainables.findings import BiasShift, Comparison, KlShare
+from trainables.results import TrialResult
 
 FACTS = ("workload", "data_counts", "created_at", FAULTS)
 """What a report needs of a ledger beside its trials."""

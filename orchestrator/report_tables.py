@@ -10,8 +10,9 @@ from orchestrator.repeats import Figure
 from orchestrator.report import Felt, Finalist, Outcome
 from orchestrator.settings import Objective
 from orchestrator.sufficient_rank import SufficientRank
-from trainables.config import TARGETS, MemoryBreakdown, Precision, TrialConfig
+from trainables.config import TARGETS, Precision, TrialConfig
 from trainables.findings import Comparison, Estimate
+from trainables.results import MemoryBreakdown
 
 BITS: Mapping[Precision, str] = {"nf4": "4 bits", "16bit": "16 bits"}
 METRICS = {

@@ -14,8 +14,9 @@ from orchestrator.proposer import Proposer
 from orchestrator.pruning import Pruner
 from orchestrator.settings import SweepSettings
 from orchestrator.tune_trainable import Task
-from trainables.config import Origin, TrialConfig, TrialResult, Workload
+from trainables.config import Origin, TrialConfig, Workload
 from trainables.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib, shape_in
+from trainables.results import TrialResult
 
 
 def is_settled(trial: TrialResult, twin: TrialResult | None) -> bool:

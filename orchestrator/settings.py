@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Field, ValidationError
 
 from search_spaces import Frozen, Space, first_fault
-from trainables.config import ComputeDtype, TrialConfig
+from trainables.config import ComputeDtype, Engine, Loop, TrialConfig
 from trainables.errors import ConfigError, did_you_mean
 
 ROOT = Path("mlflow_runs")
@@ -34,14 +34,15 @@ class SweepSettings(Frozen):
         space: the search space itself, so that a later edit of its file changes nothing.
         n_trials: configs that the search takes up; each 4-bit one that completes adds its twin.
         max_steps: steps of a full trial, in place of the space's own.
-        base_model, data: sources as in trainables.base_model.find and trainables.data.read_rows.
+        base_model, data: sources as in trainables.base_model.find and trainables.alpaca.read_rows.
         device: where trials run.
         gpus_per_trial: share of a GPU; 1 by default.
         compute_dtype: "auto" is the protocol's choice for the device.
+        engine, loop: of every trial, unless the space says otherwise.
         address: of a running Ray cluster; None starts Ray on this machine.
         objectives: what the front is made of; maximised ones are negated inside.
         min_similarity: 4-bit trials whose embedding_cosine may be lower (by its interval) enter no front.
-        seed: of every trial and of the sampler.
+        seed: of the sampler, and of every trial unless the space says otherwise.
         repeats: runs of each finalist, under seeds that follow its own; 1 is the one that made it a finalist.
         reseeds: other seeds of a 4-bit finalist's twin, the yardstick of what a seed moves.
         tracking_uri: of MLflow; None is the SQLite file under the root.
@@ -56,6 +57,8 @@ class SweepSettings(Frozen):
     device: Literal["cuda", "cpu"]
     gpus_per_trial: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     compute_dtype: ComputeDtype | Literal["auto"] = "auto"
+    engine: Engine = "eager"
+    loop: Loop = "standard"
     address: str | None = None
     objectives: tuple[Objective, ...] = Field(default=DEFAULT_OBJECTIVES, min_length=1)
     min_similarity: float = Field(default=0.95, ge=0, le=1)
@@ -79,7 +82,8 @@ class SweepSettings(Frozen):
 
     def config(self, params: dict[str, Any]) -> TrialConfig:
         """The trial that a point of the space stands for in this sweep."""
-        overrides: dict[str, Any] = {"seed": self.seed} if "seed" not in self.space.fixed else {}
+        in_space = {*self.space.parameters, *self.space.fixed}
+        overrides = {name: getattr(self, name) for name in ("seed", "engine", "loop") if name not in in_space}
         if self.max_steps is not None:
             overrides["max_steps"] = self.max_steps
         return self.space.config(params, **overrides)
@@ -99,7 +103,8 @@ def make(**values: Any) -> SweepSettings:
     except ValidationError as error:
         raise ConfigError(first_fault(error, SweepSettings)) from None
     first = {name: parameter.samples[0] for name, parameter in settings.space.parameters.items()}
-    settings.config(first)
+    if settings.device == "cpu" and settings.config(first).engine == "graph":
+        raise ConfigError("engine is graph, which needs a CUDA GPU; here it can be eager")
     return settings
 
 

@@ -14,8 +14,9 @@ from orchestrator import settings as settings_file
 from orchestrator.front import Front, front_of
 from orchestrator.ledger import Ledger
 from orchestrator.settings import SweepSettings, sweep_folder
-from trainables.config import TrialResult, Workload
+from trainables.config import Workload
 from trainables.errors import ConfigError, SweepError
+from trainables.results import TrialResult
 
 MAX_RETRIES = 2
 """Times a trial whose worker process was lost is started again; its own errors are never retried."""

@@ -21,8 +21,9 @@ from orchestrator.ledger_rows import Entry
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.sweep import SweepResult, result_of
 from orchestrator.verdict import figures_of, verdict_of
-from trainables.config import State, TrialResult, canonical_json
+from trainables.config import State, canonical_json
 from trainables.errors import SweepError
+from trainables.results import TrialResult
 
 EXPERIMENT = "qlora-sweep"
 SYNC_SECONDS = 5.0

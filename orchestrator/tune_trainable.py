@@ -16,8 +16,9 @@ import ray
 from ray import tune
 
 from orchestrator.ledger_rows import COST
-from trainables.config import Cost, State, TrialConfig, Workload, canonical_json
+from trainables.config import State, TrialConfig, Workload, canonical_json
 from trainables.errors import TrialFailed
+from trainables.results import Cost
 
 if TYPE_CHECKING:
     from trainables.findings import Comparison, Judgement
@@ -120,13 +121,15 @@ class SweepTrainable(tune.Trainable):
             yield {"state": "failed", "done": True, "reason": f"{type(error).__name__}: {error}", "environment": {}}
 
 
-def _end(bench: Any, state: State, **values: Any) -> Report:
+def _end(bench: Any, state: State, fallback: str | None = None, **values: Any) -> Report:
     from trainables.device import environment
 
     facts = environment(bench.device) | {
         "compute_dtype": bench.workload.compute_dtype,
         "weights": bench.workload.weights,
     }
+    if fallback:
+        facts["fallback"] = f"eager engine: {fallback}"
     return {"state": state, "done": True, "environment": facts, **values}
 
 
@@ -149,6 +152,7 @@ def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
     finally:
         trial.close()
     seconds = perf_counter() - start
+    fallback = trial.fallback
     half = task.config.counterpart
     other_files = ray.get(store.read.remote(bench.workload.key(half)))
     if other_files is not None:  # the second half of a pair measures it
@@ -159,7 +163,7 @@ def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
             traceback.print_exc()
         else:
             report |= {"similarity": similarity, "similarity_of": task.key if nf4 else bench.workload.key(half)}
-    yield _end(bench, "completed", adapter=files, train_seconds=seconds, **report)
+    yield _end(bench, "completed", fallback, adapter=files, train_seconds=seconds, **report)
 
 
 def _compare(bench: Any, task: Task, store: Any) -> Iterator[Report]:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.config import TrialResult
 from trainables.findings import Comparison, flat
+from trainables.results import TrialResult
 
 Answer = Literal["preserved", "not preserved", "undecided"]
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import settings
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainables import data, demo
+from trainables import alpaca, data, demo
 from trainables.base_model import BaseModel
 from trainables.config import TrialConfig, Workload
 from trainables.inputs import Inputs
@@ -49,7 +49,7 @@ def tiny_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tokens(tiny_folder, tmp_path_factory) -> data.TokenizedData:
     """The demo's rows, split and tokenized."""
-    return data.tokenize(data.read_rows("demo"), tiny_folder, tmp_path_factory.mktemp("tokens"))
+    return data.tokenize(alpaca.read_rows("demo"), tiny_folder, tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,9 @@ from orchestrator.search import SweepSearcher
 from orchestrator.settings import SweepSettings
 from orchestrator.tune_trainable import Report, Task
 from search_spaces import Space
-from trainables.config import Cost, Measurement, TrialConfig, TrialResult, Workload, rungs
+from trainables.config import TrialConfig, Workload, rungs
 from trainables.findings import Comparison, Estimate, Judgement, Similarity
+from trainables.results import Cost, Measurement, TrialResult
 
 REPO = Path(__file__).resolve().parents[1]
 COMMAND = (sys.executable, "-m", "orchestrator.cli")

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.bench import measurement, memory_shapes, stand_in
-from trainables import base_model, data
+from trainables import alpaca, base_model, data
 from trainables.errors import ConfigError, DataError
 from trainables.evaluation import eval_loss
 
-ROWS = data.read_rows("demo").rows
+ROWS = alpaca.read_rows("demo").rows
 SECONDS = 40.0
 """By the clock of these tests: about 20 steps, each of them checked."""
 
@@ -53,8 +53,8 @@ def test_a_stand_in_and_a_sweep_share_no_instruction(made):
 
 def test_a_sweep_over_the_written_rows_has_the_splits_of_the_whole_file(made):
     out, _ = made
-    written = data.read_rows(str(out / "sweep_rows.json")).rows
-    assert data.split_rows(written) == data.split_rows(ROWS)
+    written = alpaca.read_rows(str(out / "sweep_rows.json")).rows
+    assert alpaca.split_rows(written) == alpaca.split_rows(ROWS)
 
 
 @given(st.integers(0, 2**32), st.integers(0, 300))
@@ -65,7 +65,7 @@ def test_disjointness_holds_whatever_the_rows(seed, n_repeated):
     rows = random.sample([*ROWS, *repeated], len(ROWS))
     of_sweep, own = stand_in.parted(rows)
     assert not {row.instruction for row in own} & {row.instruction for row in of_sweep}
-    assert len(of_sweep) == sum(data.SPLIT_ROWS.values())
+    assert len(of_sweep) == sum(alpaca.SPLIT_ROWS.values())
 
 
 def test_too_few_rows_beside_a_sweep_are_refused():
@@ -78,7 +78,7 @@ def test_training_lowers_the_held_out_loss_and_keeps_the_best_weights(made, work
     best = min(check["held_out_loss_nats"] for check in facts["checks"])
     assert facts["held_out_loss_nats"] == best < facts["held_out_loss_before_nats"]
     model = base_model.load(replace(workload, base_folder=str(out)), "16bit", "cpu")
-    own = [data.Row(**row) for row in json.loads((out / "own_rows.json").read_text())]
+    own = [alpaca.Row(**row) for row in json.loads((out / "own_rows.json").read_text())]
     held_out = stand_in.tokenized(own[: stand_in.HELD_OUT_ROWS], AutoTokenizer.from_pretrained(out))
     assert eval_loss(model, held_out) == pytest.approx(best, abs=1e-4)
 
@@ -96,7 +96,7 @@ def test_weights_from_before_the_held_out_loss_rose_are_kept(tiny_folder):
 
 
 def test_rows_are_tokenized_as_a_sweep_has_them(splits, tiny_folder):
-    of_splits = [row for part in data.split_rows(ROWS).values() for row in part]
+    of_splits = [row for part in alpaca.split_rows(ROWS).values() for row in part]
     found = stand_in.tokenized(of_splits, AutoTokenizer.from_pretrained(tiny_folder))
     assert found == [replace(row, kind="") for part in splits.values() for row in part]
 

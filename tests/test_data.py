@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.conftest import SHARED_DATA
-from trainables import data, demo
+from trainables import alpaca, data, demo
+from trainables.alpaca import SPLIT_ROWS, Row
 from trainables.config import canonical_json
-from trainables.data import IGNORE, SPLIT_ROWS, Row, TokenRow
+from trainables.data import IGNORE, TokenRow
 from trainables.errors import DataError
 from trainables.task_kind import TASK_KINDS, task_kind
 
@@ -62,9 +63,9 @@ def test_every_row_read_is_either_kept_or_counted_by_its_reason(n_good, reasons)
     records = [GOOD] * n_good + [BAD[reason] for reason in reasons]
     if len(reasons) > 0.05 * len(records):
         with pytest.raises(DataError, match=f"{len(reasons)} of {len(records)} rows"):
-            data.check_rows(records, "x")
+            alpaca.check_rows(records, "x")
         return
-    checked = data.check_rows(records, "x")
+    checked = alpaca.check_rows(records, "x")
     assert checked.rows == (Row(**GOOD),) * n_good
     assert checked.dropped == Counter(reasons)
     assert checked.n_read == len(records)
@@ -72,18 +73,18 @@ def test_every_row_read_is_either_kept_or_counted_by_its_reason(n_good, reasons)
 
 @pytest.mark.parametrize("reason", BAD)
 def test_a_bad_row_is_dropped_for_the_right_reason(reason):
-    assert data.check_rows([GOOD] * 19 + [BAD[reason]], "x").dropped == {reason: 1}
+    assert alpaca.check_rows([GOOD] * 19 + [BAD[reason]], "x").dropped == {reason: 1}
 
 
 def test_more_than_5_percent_bad_rows_stop_with_their_reasons():
     records = [GOOD] * 37 + [BAD["output null"]] * 2 + [BAD["output empty"]]
     with pytest.raises(DataError, match=r"3 of 40 rows of my.json are bad .*: 2 with output null, 1 with output empty"):
-        data.check_rows(records, "my.json")
+        alpaca.check_rows(records, "my.json")
 
 
 def test_an_absent_or_null_input_is_an_empty_one():
     absent = {"instruction": "Add.", "output": "2"}
-    assert data.check_rows([absent, absent | {"input": None}], "x").rows[0] == Row(
+    assert alpaca.check_rows([absent, absent | {"input": None}], "x").rows[0] == Row(
         instruction="Add.", input="", output="2"
     )
 
@@ -100,7 +101,7 @@ def test_rows_of_equal_instruction_never_straddle_splits(n_rows, n_instructions,
     rows = rows_with(n_rows, n_instructions=n_instructions)
     random.shuffle(rows)
     try:
-        splits = data.split_rows(rows)
+        splits = alpaca.split_rows(rows)
     except DataError:  # large groups can leave a split unfilled, never with all instructions distinct
         assert n_instructions < n_rows
         return
@@ -116,24 +117,24 @@ def test_rows_of_equal_instruction_never_straddle_splits(n_rows, n_instructions,
 @given(SHUFFLES)
 def test_splits_do_not_depend_on_the_order_of_distinct_instructions(random):
     rows = rows_with(1500, n_instructions=1500)
-    expected = data.split_rows(rows)
+    expected = alpaca.split_rows(rows)
     random.shuffle(rows)
-    assert data.split_rows(rows) == expected
+    assert alpaca.split_rows(rows) == expected
 
 
 def test_a_new_row_moves_at_most_one_row_out_of_each_split():
     rows = rows_with(1500, n_instructions=1500)
-    before = data.split_rows(rows)
-    after = data.split_rows([*rows, Row(instruction="one more", input="", output="x")])
+    before = alpaca.split_rows(rows)
+    after = alpaca.split_rows([*rows, Row(instruction="one more", input="", output="x")])
     for name in SPLIT_ROWS:
         assert len(set(before[name]) - set(after[name])) <= 1
 
 
 def test_too_few_rows_are_refused_with_how_many_are_needed():
     with pytest.raises(DataError, match=r"need 1384 .* 200 usable rows fill only 128 search, 72 report, 0 train"):
-        data.split_rows(rows_with(200, n_instructions=200))
+        alpaca.split_rows(rows_with(200, n_instructions=200))
     with pytest.raises(DataError, match="1384"):  # enough rows, too few instructions
-        data.split_rows(rows_with(5000, n_instructions=2))
+        alpaca.split_rows(rows_with(5000, n_instructions=2))
 
 
 BAD_FILES = {
@@ -158,23 +159,23 @@ def test_a_damaged_file_is_refused_with_what_is_wrong(name, tmp_path):
     content, message = BAD_FILES[name]
     path = written(tmp_path, name, content)
     with pytest.raises(DataError, match=message) as caught:
-        data.read_rows(str(path))
+        alpaca.read_rows(str(path))
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["gone.json", "gone.jsonl", "gone.parquet", ""])
 def test_an_absent_file_or_a_folder_is_refused_without_asking_a_hub(name, tmp_path):
     with pytest.raises(DataError, match="no file"):
-        data.read_rows(str(tmp_path / name))
+        alpaca.read_rows(str(tmp_path / name))
 
 
 def test_a_cut_parquet_file_is_refused_and_a_whole_one_is_read(tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_pylist([GOOD] * 500), path)
-    assert data.read_rows(str(path)).rows == (Row(**GOOD),) * 500
+    assert alpaca.read_rows(str(path)).rows == (Row(**GOOD),) * 500
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"rows\.parquet is not a readable Parquet file .*truncated"):
-        data.read_rows(str(path))
+        alpaca.read_rows(str(path))
 
 
 @settings(max_examples=40)
@@ -184,13 +185,13 @@ def test_any_text_is_read_back_from_json_and_json_lines(rows):
     lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     with TemporaryDirectory() as folder:
         for name, text in (("a.json", json.dumps(records)), ("b.jsonl", lines), ("c.jsonl", "\ufeff" + lines)):
-            assert data.read_rows(str(written(Path(folder), name, text))).rows == tuple(rows)
+            assert alpaca.read_rows(str(written(Path(folder), name, text))).rows == tuple(rows)
 
 
 def test_a_line_separator_inside_a_text_ends_no_json_line(tmp_path):
     odd = GOOD | {"output": "one\u2028two\x85three"}
     path = written(tmp_path, "rows.jsonl", json.dumps(odd, ensure_ascii=False) + "\r\n")
-    assert data.read_rows(str(path)).rows == (Row(**odd),)
+    assert alpaca.read_rows(str(path)).rows == (Row(**odd),)
 
 
 @given(TOKEN_ROWS, st.integers(1, 30))
@@ -219,7 +220,7 @@ def test_padding_agrees_with_its_definition(rows, max_length_tokens):
 
 def test_the_cache_holds_the_splits_as_text_that_decodes_to_the_rows(tokens, splits, tiny_folder):
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    expected = data.split_rows(data.read_rows("demo").rows)
+    expected = alpaca.split_rows(alpaca.read_rows("demo").rows)
     assert {name: len(part) for name, part in splits.items()} == SPLIT_ROWS
     for name, rows in expected.items():
         for row, token_row in zip(rows[:50], splits[name], strict=False):
@@ -231,13 +232,15 @@ def test_the_cache_holds_the_splits_as_text_that_decodes_to_the_rows(tokens, spl
 
 
 def test_equal_rows_find_the_cache_and_any_other_row_or_tokenizer_does_not(tokens, tiny_folder, tmp_path):
-    checked = data.read_rows("demo")
+    checked = alpaca.read_rows("demo")
     written_at = tokens.folder.stat().st_mtime_ns
     again = data.tokenize(checked, tiny_folder, tokens.folder.parent)
     assert again == tokens
     assert tokens.folder.stat().st_mtime_ns == written_at
     other = [Row(instruction=r.instruction, input=r.input, output=r.output + "!") for r in checked.rows]
-    assert data.tokenize(data.CheckedRows(rows=tuple(other), dropped={}), tiny_folder, tmp_path).digest != tokens.digest
+    assert (
+        data.tokenize(alpaca.CheckedRows(rows=tuple(other), dropped={}), tiny_folder, tmp_path).digest != tokens.digest
+    )
     spaced = tmp_path / "tokenizer"
     spaced.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -251,7 +254,7 @@ def test_a_row_that_quotes_the_end_token_is_not_ended_by_it(tiny_folder, tmp_pat
     quoting = tuple(
         Row(instruction=f"{r.instruction} {demo.END}", input=demo.END, output=f"a{demo.END}b") for r in rows
     )
-    tokenized = data.tokenize(data.CheckedRows(rows=quoting, dropped={"output null": 3}), tiny_folder, tmp_path)
+    tokenized = data.tokenize(alpaca.CheckedRows(rows=quoting, dropped={"output null": 3}), tiny_folder, tmp_path)
     for row in data.load(tokenized.folder)["search"]:
         assert row.input_ids.index(0) == len(row.input_ids) - 1
     assert tokenized.counts["read"] == N_NEEDED + 3
@@ -261,11 +264,11 @@ def test_a_row_that_quotes_the_end_token_is_not_ended_by_it(tiny_folder, tmp_pat
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no {SHARED_DATA}: Alpaca rows and GPT-2's tokenizer lie there")
 def test_real_alpaca_rows_go_through_gpt2s_own_tokenizer(tmp_path):
-    checked = data.read_rows(str(SHARED_DATA / "alpaca" / "alpaca_subset.json"))
+    checked = alpaca.read_rows(str(SHARED_DATA / "alpaca" / "alpaca_subset.json"))
     tokenized = data.tokenize(checked, SHARED_DATA / "gpt2-medium", tmp_path)
     search = data.load(tokenized.folder)["search"]
     tokenizer = AutoTokenizer.from_pretrained(SHARED_DATA / "gpt2-medium")
-    first = data.split_rows(checked.rows)["search"][0]
+    first = alpaca.split_rows(checked.rows)["search"][0]
     assert tokenizer.decode(search[0].input_ids) == first.prompt + first.output + "<|endoftext|>"
     long = max(search, key=lambda row: len(row.input_ids))
     assert long.last(128).input_ids[-1] == tokenizer.eos_token_id
@@ -273,7 +276,7 @@ def test_real_alpaca_rows_go_through_gpt2s_own_tokenizer(tmp_path):
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no {SHARED_DATA}: Alpaca rows lie there")
 def test_most_real_rows_have_a_kind_of_task():
-    rows = data.read_rows(str(SHARED_DATA / "alpaca" / "alpaca_subset.json")).rows
+    rows = alpaca.read_rows(str(SHARED_DATA / "alpaca" / "alpaca_subset.json")).rows
     counts = Counter(task_kind(row.instruction, row.input) for row in rows)
     print({kind: f"{n / len(rows):.1%}" for kind, n in counts.most_common()})
     assert counts.keys() == set(TASK_KINDS)
@@ -306,7 +309,7 @@ def test_any_instruction_has_a_kind_of_task(instruction, input):
 
 
 def test_a_token_row_keeps_its_kind_of_task_in_the_cache_and_when_cut(splits):
-    expected = data.split_rows(data.read_rows("demo").rows)
+    expected = alpaca.split_rows(alpaca.read_rows("demo").rows)
     for name, rows in expected.items():
         assert [row.kind for row in splits[name]] == [task_kind(row.instruction, row.input) for row in rows]
     row = splits["search"][0]
@@ -317,14 +320,14 @@ def test_a_cache_without_kinds_is_read_and_not_taken_for_a_new_one(tokens, split
     old = tmp_path / f"tokens-{tokens.digest[:16]}"  # as caches were named before
     load_from_disk(str(tokens.folder)).remove_columns("kind").save_to_disk(str(old))
     assert data.load(old)["search"] == [replace(row, kind="") for row in splits["search"]]
-    again = data.tokenize(data.read_rows("demo"), tiny_folder, tmp_path)
+    again = data.tokenize(alpaca.read_rows("demo"), tiny_folder, tmp_path)
     assert (again.folder != old, again.digest) == (True, tokens.digest)
     assert data.load(again.folder) == splits
 
 
 def test_the_digest_is_of_rows_and_tokenizer_only(tokens, tiny_folder):
     """It enters every trial's key: changing it makes all earlier trials strangers."""
-    rows = data.split_rows(data.read_rows("demo").rows)
+    rows = alpaca.split_rows(alpaca.read_rows("demo").rows)
     text = "protocol 1\n" + "".join(
         canonical_json([name, row.instruction, row.input, row.output]) for name, part in rows.items() for row in part
     )

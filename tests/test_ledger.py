@@ -20,9 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from orchestrator.ledger import TRANSITIONS, Ledger, LedgerError
 from orchestrator.ledger_schema import SCHEMA_VERSION
 from tests.sweeps import REPO, WORKLOAD, cost, judgement, measurement, similarity
-from trainables.config import FINAL_STATES, Cost, State, TrialConfig, canonical_json
+from trainables.config import FINAL_STATES, State, TrialConfig, canonical_json
 from trainables.errors import ConfigError
 from trainables.findings import Comparison
+from trainables.results import Cost
 
 CONFIGS = [TrialConfig(precision=p, rank=r, alpha=8) for r in (1, 2) for p in ("nf4", "16bit")]
 KEYS = [f"{i}" * 64 for i in range(len(CONFIGS))]

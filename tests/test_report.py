@@ -36,8 +36,9 @@ from tests.sweeps import (
     space,
     trial,
 )
-from trainables.config import MemoryBreakdown, TrialConfig
+from trainables.config import TrialConfig
 from trainables.findings import BiasShift, Comparison, KlShare
+from trainables.results import MemoryBreakdown
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
 TWIN = NF4.counterpart

@@ -1,5 +1,7 @@
 """What a sweep was asked to do: checked once, kept as it was, filled in for the machine."""
 
+import json
+
 import pytest
 
 from orchestrator import plan, settings
@@ -40,6 +42,8 @@ def test_a_name_cannot_leave_its_folder(name, tmp_path):
         ("gpus_per_trial", float("inf")),
         ("compute_dtype", "float8"),
         ("device", "tpu"),
+        ("engine", "steam"),
+        ("loop", "lena"),
         ("seed", 2**32),
         ("objectives", ()),
     ],
@@ -57,6 +61,40 @@ def test_an_unknown_field_is_refused_with_the_nearest_one():
 def test_the_sweeps_seed_and_steps_go_before_the_spaces():
     config = make(space(GRID), seed=5, max_steps=3).config({"rank": 2, "precision": "nf4"})
     assert (config.seed, config.max_steps) == (5, 3)
+
+
+@pytest.mark.parametrize("name", ["seed", "engine", "loop"])
+def test_what_the_space_says_goes_before_the_sweeps_seed_engine_and_loop(name):
+    said = {"seed": 9, "engine": "graph", "loop": "lean"}
+    values = GRID["fixed"] | {name: said[name]}
+    fixed = make(space(fixed=values), device="cuda").config({"rank": 2, "precision": "nf4"})
+    assert getattr(fixed, name) == said[name]
+    choices = {"seed": [3, 4], "engine": ["eager", "graph"], "loop": ["standard", "lean"]}[name]
+    searched = make(space(parameters=GRID["parameters"] | {name: {"values": choices}}), device="cuda")
+    found = [searched.config({"rank": 2, "precision": "nf4", name: choice}) for choice in choices]
+    assert [getattr(config, name) for config in found] == choices
+
+
+@pytest.mark.parametrize(("device", "engine", "loop"), [("cuda", "graph", "lean"), ("cpu", "eager", "standard")])
+@pytest.mark.parametrize("said", [{}, {"engine": "auto", "loop": "auto"}])
+def test_engine_and_loop_are_chosen_for_the_device(device, engine, loop, said):
+    found = plan.choose(None, device, NOTHING, said, lambda line: None)
+    assert (found.engine, found.loop) == (engine, loop)
+    own = plan.choose(None, device, NOTHING, {"engine": "eager", "loop": "lean"}, lambda line: None)
+    assert (own.engine, own.loop) == ("eager", "lean")
+
+
+def test_a_sweep_from_before_engines_were_chosen_keeps_the_ones_it_had(tmp_path):
+    settings.save(make(), tmp_path)
+    path = tmp_path / "settings.json"
+    old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("engine", "loop")}
+    path.write_text(json.dumps(old))
+    assert (settings.load(tmp_path).engine, settings.load(tmp_path).loop) == ("eager", "standard")
+
+
+def test_recorded_steps_without_a_gpu_are_refused():
+    with pytest.raises(ConfigError, match="engine is graph, which needs a CUDA GPU"):
+        plan.choose(None, "cpu", NOTHING, {"engine": "graph"}, lambda line: None)
 
 
 def test_a_gpu_gets_gpt2_medium_on_alpaca_and_a_cpu_the_demo():

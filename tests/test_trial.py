@@ -13,11 +13,12 @@ import safetensors.torch
 import torch
 
 from tests.test_adapter import assert_untouched, snapshot
-from trainables import adapter, data, demo, evaluation, trial
-from trainables.config import Cost, TrialConfig, rungs
+from trainables import adapter, alpaca, data, demo, evaluation, trial
+from trainables.config import TrialConfig, rungs
 from trainables.device import count_gpus, environment, native_dtype
 from trainables.errors import ConfigError, TrialFailed
 from trainables.memory import MIB
+from trainables.results import Cost
 from trainables.trial import Bench, Trial
 
 COST = Cost(
@@ -71,7 +72,7 @@ def test_a_trial_reports_each_rung_with_its_cost_cells_figures(started, small_co
 
 
 def test_a_trial_learns_on_the_demo(workload, tmp_path):
-    tokens = data.tokenize(data.read_rows("demo"), demo.FOLDER, tmp_path)
+    tokens = data.tokenize(alpaca.read_rows("demo"), demo.FOLDER, tmp_path)
     on = Bench(replace(workload, base_folder=str(demo.FOLDER), data_folder=str(tokens.folder)), "cpu")
     config = TrialConfig(precision="nf4", rank=4, alpha=8, learning_rate=2e-3, max_length_tokens=128, max_steps=16)
     untuned = evaluation.eval_loss(on.base("nf4"), on.rows["search"])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainables.data import Row
+from trainables.alpaca import Row
 from trainables.findings import BiasShift
 from trainables.intervals import bca
 

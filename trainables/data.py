@@ -1,66 +1,24 @@
-"""Alpaca rows -> checked rows -> splits -> tokens in an Arrow cache -> padded batches.
-
-Rows come as `instruction`, `input` (may be empty or absent) and `output`. A bad row is counted
-by reason and dropped; more than 5 % of them stop the sweep before any GPU is used.
-"""
+"""Rows in their splits -> tokens in an Arrow cache -> padded batches."""
 
 import hashlib
-import json
-import re
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
-from trainables import demo, hub
+from trainables.alpaca import SPLIT_ROWS, CheckedRows, Row, split_rows
 from trainables.config import PROTOCOL_VERSION, canonical_json
-from trainables.errors import DataError
 from trainables.task_kind import task_kind
 
 if TYPE_CHECKING:
     import torch
 
-SPLIT_ROWS = {"search": 128, "report": 256, "train": 1000}
-"""Rows of each split, filled in this order (measurement protocol 1)."""
-SPLIT_SEED = 0
-MAX_BAD_SHARE = 0.05
 CACHE_FORMAT = 2
 """Version of the Arrow cache's columns; a cache of another version is left alone and a new one written."""
 IGNORE = -100
 """Label of positions that carry no loss (PyTorch's convention)."""
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-"""Half a surrogate pair: JSON can escape one, no tokenizer takes it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One checked Alpaca row; `input` is "" where there is none."""
-
-    instruction: str
-    input: str
-    output: str
-
-    @property
-    def prompt(self) -> str:
-        """What the model reads before it answers."""
-        context = f"### Input:\n{self.input}\n\n" if self.input else ""
-        return f"### Instruction:\n{self.instruction}\n\n{context}### Response:\n"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedRows:
-    """Rows that can be used, and how many could not, by reason."""
-
-    rows: tuple[Row, ...]
-    dropped: Mapping[str, int]
-
-    @property
-    def n_read(self) -> int:
-        return len(self.rows) + sum(self.dropped.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,134 +55,6 @@ class TokenizedData:
     folder: Path
     digest: str
     counts: Mapping[str, int]
-
-
-def read_rows(source: str) -> CheckedRows:
-    """Read and check rows from "demo", a local .json / .jsonl / .parquet file or a hub id.
-
-    Raises:
-        DataError: the file is missing, empty, truncated or not UTF-8, or more than 5 % of the rows are bad.
-        Unreachable: the hub does not answer and nothing is cached.
-    """
-    path = demo.ROWS_FILE if source == "demo" else Path(source).expanduser()
-    is_file = path.suffix in (".json", ".jsonl", ".parquet") or path.exists()
-    return check_rows(_read_file(path) if is_file else hub.fetch_rows(source), source)
-
-
-def _read_file(path: Path) -> list[Any]:
-    """All records of a local file; JSON is read strictly, since `datasets` fails on mixed types."""
-    if not path.is_file():
-        raise DataError(f"DATA: no file {str(path)!r}")
-    if path.stat().st_size == 0:
-        raise DataError(f"DATA: {path} is empty")
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
-    except UnicodeDecodeError as error:
-        raise DataError(f"DATA: {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    if path.suffix == ".jsonl":  # not splitlines: text may hold other line ends, as U+2028
-        lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        return [_parse_json(line, path, first_line=n) for n, line in lines]
-    records = _parse_json(text, path)
-    if not isinstance(records, list):
-        raise DataError(f"DATA: {path} must hold a list of rows, got {type(records).__name__}")
-    return records
-
-
-def _parse_json(text: str, path: Path, first_line: int = 1) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(f"DATA: {path} is not whole JSON (line {line}: {error.msg}); truncated?") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
-        raise DataError(f"DATA: {path} is not rows as JSON (from line {first_line}: {error})") from None
-
-
-def _read_parquet(path: Path) -> list[Any]:
-    from datasets import Dataset
-
-    try:
-        with TemporaryDirectory(prefix="qlora-sweep-") as cache:
-            return Dataset.from_parquet(str(path), cache_dir=cache).to_list()
-    except Exception as error:  # datasets wraps every cause
-        raise DataError(f"DATA: {path} is not a readable Parquet file ({type(error).__name__}); truncated?") from None
-
-
-def check_rows(records: Iterable[Any], source: str) -> CheckedRows:
-    """Keep the good rows of `records`, count the bad ones by reason.
-
-    Raises:
-        DataError: more than 5 % are bad, or there are none at all.
-    """
-    rows: list[Row] = []
-    dropped: Counter[str] = Counter()
-    for record in records:
-        reason = _fault(record)
-        if reason:
-            dropped[reason] += 1
-        else:
-            rows.append(
-                Row(instruction=record["instruction"], input=record.get("input") or "", output=record["output"])
-            )
-    n_read = len(rows) + dropped.total()
-    if not n_read:
-        raise DataError(f"DATA: {source} holds no rows")
-    if dropped.total() > MAX_BAD_SHARE * n_read:
-        reasons = ", ".join(f"{count} with {reason}" for reason, count in dropped.most_common())
-        raise DataError(f"DATA: {dropped.total()} of {n_read} rows of {source} are bad (at most 5 % may be): {reasons}")
-    return CheckedRows(rows=tuple(rows), dropped=dict(dropped))
-
-
-def _fault(record: Any) -> str | None:
-    """Why a record is no usable row, or None."""
-    if not isinstance(record, Mapping):
-        return "no fields"
-    for name in ("instruction", "output"):
-        value = record.get(name)
-        if name not in record:
-            return f"{name} missing"
-        if value is None:
-            return f"{name} null"
-        if not isinstance(value, str):
-            return f"{name} not text"
-        if not value.strip():
-            return f"{name} empty"
-    if not isinstance(record.get("input"), str | None):
-        return "input not text"
-    texts = (record["instruction"], record.get("input") or "", record["output"])
-    return "broken Unicode" if any(map(HALF_CHARACTER.search, texts)) else None
-
-
-def split_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Deal rows to the splits by the seeded hash of their instruction, lowest first.
-
-    Rows of equal instruction never straddle two splits: what is left of such a group when a
-    split is full is not used.
-
-    Raises:
-        DataError: fewer rows than the splits need.
-    """
-
-    def rank(row: Row) -> str:
-        return hashlib.sha256(f"{SPLIT_SEED}\n{row.instruction}".encode()).hexdigest()
-
-    groups = (list(group) for _, group in groupby(sorted(rows, key=rank), key=rank))
-    splits: dict[str, list[Row]] = {name: [] for name in SPLIT_ROWS}
-    names = iter(SPLIT_ROWS)
-    name = next(names)
-    for group in groups:
-        splits[name].extend(group[: SPLIT_ROWS[name] - len(splits[name])])
-        if len(splits[name]) == SPLIT_ROWS[name]:
-            name = next(names, "")
-            if not name:
-                return splits
-    have = ", ".join(f"{len(part)} {name}" for name, part in splits.items())
-    raise DataError(
-        f"DATA: too few rows: the splits need {sum(SPLIT_ROWS.values())} with distinct instructions, "
-        f"{len(rows)} usable rows fill only {have}"
-    )
 
 
 def tokenize(checked: CheckedRows, tokenizer_folder: Path, cache: Path) -> TokenizedData:

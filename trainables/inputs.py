@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainables import base_model, data
+from trainables import alpaca, base_model, data
 from trainables.base_model import BaseModel
 from trainables.config import ComputeDtype, Workload
 from trainables.data import TokenizedData
@@ -40,11 +40,11 @@ def fetch(base_source: str, rows_source: str, cache: Path) -> Inputs:
     """Fetch, check, split and tokenize, each once; needs neither a device nor Ray.
 
     Args:
-        base_source, rows_source: as in trainables.base_model.find and trainables.data.read_rows.
+        base_source, rows_source: as in trainables.base_model.find and trainables.alpaca.read_rows.
         cache: folder for what is made on the way.
     Raises:
         ConfigError, DataError, Unreachable: see those two.
     """
-    checked = data.read_rows(rows_source)  # first: bad rows show before a large model is fetched
+    checked = alpaca.read_rows(rows_source)  # first: bad rows show before a large model is fetched
     base = base_model.find(base_source, cache)
     return Inputs(base=base, rows_source=rows_source, tokens=data.tokenize(checked, base.folder, cache))

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from trainables.config import MemoryBreakdown
+from trainables.results import MemoryBreakdown
 
 MIB = 2**20
 MAX_LEAK_MIB = 2.0

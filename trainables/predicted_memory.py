@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trainables.config import TARGETS, ComputeDtype, MemoryBreakdown, TrialConfig
+from trainables.config import TARGETS, ComputeDtype, TrialConfig
+from trainables.results import MemoryBreakdown
 
 MIB = 2**20
 WORKSPACES_MIB = 65.0

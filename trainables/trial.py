@@ -17,17 +17,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
 
 from trainables import adapter, base_model, data, evaluation, memory
-from trainables.config import Cost, Measurement, Precision, TrialConfig, Workload, rungs
+from trainables.config import TARGETS, Loop, Precision, TrialConfig, Workload, rungs
 from trainables.device import device_id, device_name
 from trainables.device_turn import DeviceTurn
 from trainables.errors import ConfigError, TrialFailed
 from trainables.graph import GraphEngine, StepShape, Tape, TapeKind, kind_of, packed
+from trainables.results import Cost, Measurement
 from trainables.training import Batch, EagerEngine
 
 if TYPE_CHECKING:
@@ -151,14 +152,16 @@ class Bench:
 
     def _warm_up(self, precision: Precision) -> None:
         """Let libraries allocate the workspaces that they keep: they are no trial's leak."""
-        config = TrialConfig(precision=precision, rank=1, alpha=1)
-        model = adapter.attach(self._bases[precision], config, base_name=self.workload.base_model)
-        try:
-            engine = EagerEngine(model, config, compute_dtype=self.workload.compute_dtype, device=self.device)
-            ids = torch.zeros(1, 8, dtype=torch.int64)
-            engine.step(ids, ids)
-        finally:
-            adapter.detach(model)
+        length = min(MULTIPLE_TOKENS, self._bases[precision].config.n_positions)
+        ids = torch.zeros(4, length, dtype=torch.int64)
+        for loop in get_args(Loop):
+            config = TrialConfig(precision=precision, rank=8, alpha=1, targets=TARGETS, loop=loop)
+            model = adapter.attach(self._bases[precision], config, base_name=self.workload.base_model)
+            try:
+                engine = EagerEngine(model, config, compute_dtype=self.workload.compute_dtype, device=self.device)
+                engine.step(ids, ids)
+            finally:
+                adapter.detach(model)
 
 
 class Trial:

@@ -24,11 +24,12 @@ from transformers.utils import logging
 
 from trainables import inputs
 from trainables.compare import compare
-from trainables.config import TARGETS, Cost, Engine, Loop, Measurement, Precision, TrialConfig
+from trainables.config import TARGETS, Engine, Loop, Precision, TrialConfig
 from trainables.device import count_gpus, native_dtype
 from trainables.errors import SweepError, TrialFailed
 from trainables.findings import flat
 from trainables.predicted_memory import predicted_peak_mib, shape_in
+from trainables.results import Cost, Measurement
 from trainables.trial import Bench, Trial
 
 SHAPES: tuple[Mapping[str, Any], ...] = (

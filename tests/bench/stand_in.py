@@ -23,7 +23,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from trainables import data
+from trainables import alpaca, data
 from trainables.base_model import STAND_IN_FILE
 from trainables.errors import ConfigError, DataError, SweepError
 
@@ -58,13 +58,13 @@ class Check:
     held_out_loss_nats: float
 
 
-def parted(rows: Sequence[data.Row]) -> tuple[list[data.Row], list[data.Row]]:
+def parted(rows: Sequence[alpaca.Row]) -> tuple[list[alpaca.Row], list[alpaca.Row]]:
     """The rows of a sweep's splits, and those whose instruction none of them has.
 
     Raises:
         DataError: too few rows for the splits, or too few are left.
     """
-    of_sweep = [row for split in data.split_rows(rows).values() for row in split]
+    of_sweep = [row for split in alpaca.split_rows(rows).values() for row in split]
     taken = {row.instruction for row in of_sweep}
     own = [row for row in rows if row.instruction not in taken]
     if len(own) < 2 * HELD_OUT_ROWS:
@@ -75,7 +75,7 @@ def parted(rows: Sequence[data.Row]) -> tuple[list[data.Row], list[data.Row]]:
     return of_sweep, own
 
 
-def tokenized(rows: Sequence[data.Row], tokenizer: "PreTrainedTokenizerBase") -> list[data.TokenRow]:
+def tokenized(rows: Sequence[alpaca.Row], tokenizer: "PreTrainedTokenizerBase") -> list[data.TokenRow]:
     """Rows as prompt, response and end token, as a sweep has them."""
     texts = [text for row in rows for text in (row.prompt, row.output)]
     ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -222,7 +222,7 @@ def build(
         raise ConfigError(f"OUT_FOLDER: {str(out)!r} is not empty; name another")
     if not 0 < seconds < math.inf:
         raise ConfigError(f"SECONDS must be positive and finite, got {seconds}")
-    of_sweep, own = parted(data.read_rows(source).rows)
+    of_sweep, own = parted(alpaca.read_rows(source).rows)
     tokens = tokenized(own, AutoTokenizer.from_pretrained(config_folder, local_files_only=True))
     held_out, rest = tokens[:HELD_OUT_ROWS], tokens[HELD_OUT_ROWS:]
     model = untrained(config_folder, seed).to(device)
