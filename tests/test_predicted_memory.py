@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -134,7 +135,6 @@ def _moments(engine: EagerEngine) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_every_prediction_is_within_tolerance_of_a_recorded_run(run):
-    assert len(run.peaks_mib) == 4 * len(shapes(run.seed))
     off = [
         (round(predicted - peak, 1), round(peak, 1), config)
         for config, peak in run.peaks_mib
@@ -156,8 +156,20 @@ def test_the_recorded_runs_cover_what_predictions_are_promised_for(run):
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_the_recorded_shapes_are_those_of_its_seed(run):
-    recorded = [config.to_dict() for config, _ in run.peaks_mib[: len(shapes(run.seed))]]
-    assert [{name: config[name] for name in shapes(0)[0]} for config in recorded] == shapes(run.seed)
+    """All at 16 bits; in NF4 a run that was cut short lacks some (13 and 1 of 76)."""
+    for precision, loop, n_least in (("16bit", "standard", 38), ("16bit", "lean", 38), ("nf4", "standard", 27)):
+        found = [c.to_dict() for c, _ in run.peaks_mib if (c.precision, c.loop) == (precision, loop)]
+        recorded = [{name: config[name] for name in shapes(0)[0]} for config in found]
+        assert len(recorded) >= n_least
+        assert [shape for shape in shapes(run.seed) if shape in recorded] == recorded
+    assert len(run.peaks_mib) >= {0: 139, 1: 151}[run.seed]
+
+
+def test_a_run_of_shapes_unseen_when_the_constants_were_set_is_recorded():
+    (unseen,) = [run for run in RUNS.values() if run.seed != FITTED_SEED]
+    seen = {config.cost_cell for config, _ in RUN.peaks_mib}
+    assert len(unseen.peaks_mib) > 150
+    assert not [config for config, _ in unseen.peaks_mib if config.cost_cell in seen]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -178,12 +190,12 @@ def test_the_error_table_is_that_of_a_plain_loop(capsys):
     assert sum(c["n_shapes"] for c in cells) == whole["n_shapes"] == len(RUN.peaks_mib) + 1
     assert found[config.precision, config.loop]["n_outside"] >= 1
     misses = [abs(predicted_peak_mib(MEDIUM, c, "bfloat16") - p) for c, p in wrong.peaks_mib]
-    shares = sorted(100 * miss / p for miss, (_, p) in zip(misses, wrong.peaks_mib, strict=True))
+    shares = [100 * miss / p for miss, (_, p) in zip(misses, wrong.peaks_mib, strict=True)]
     n_outside = sum(miss > max(0.03 * p, 32) for miss, (_, p) in zip(misses, wrong.peaks_mib, strict=True))
     assert sum(c["n_outside"] for c in cells) == whole["n_outside"] == n_outside
     assert whole["worst_mib"] == max(misses)
-    assert whole["worst_per_cent"] == pytest.approx(shares[-1])
-    assert whole["median_per_cent"] == pytest.approx(shares[len(shares) // 2])
+    assert whole["worst_per_cent"] == pytest.approx(max(shares))
+    assert whole["median_per_cent"] == pytest.approx(np.median(shares))
     assert tolerance_mib(small) == 32
     assert tolerance_mib(10_000) == 300
 

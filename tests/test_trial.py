@@ -233,6 +233,24 @@ def test_the_adapters_files_hold_what_the_last_rung_measured(bench, small_config
     adapter.detach(model)
 
 
+def test_a_base_is_freed_when_a_trial_ran_out_of_memory_even_while_the_failure_is_handled(workload, small_config):
+    """Else the next trial would be measured with the last base still there."""
+    bench = trial.Bench(workload, "cpu")
+    base = bench.base("16bit")
+    gone = weakref.ref(base)
+
+    def fill(*_) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    base.transformer.register_forward_pre_hook(fill)
+    del base
+    with pytest.raises(TrialFailed) as caught:
+        trial.Trial(small_config(precision="16bit"), bench)
+    gc.collect()
+    assert (caught.value.state, gone()) == ("oom", None)
+    trial.Trial(small_config(precision="16bit"), bench).close()
+
+
 def test_running_out_of_gpu_memory_fails_the_trial_as_oom():
     with pytest.raises(TrialFailed, match="out of memory") as caught, trial.oom_as_failure():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -2,8 +2,8 @@
 
 What is resident (weights, constants, adapter, AdamW's moments) is counted exactly. What the forward
 pass keeps for the backward pass is counted tensor by tensor, as transformers, peft and SDPA keep it
-on a GPU. The rest are a few constants, set by hand from what tests/bench/memory_shapes.py measured on
-one H200; all its shapes were seen while setting them, so its errors are those of a fit.
+on a GPU. The rest are a few constants, set by hand with shapes of tests/bench/memory_shapes.py on one H200 in view;
+how far predictions are off is said of other shapes, measured afterwards (`make bench-memory`).
 """
 
 import json

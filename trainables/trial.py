@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 N_TIMED_STEPS = 10
 MAX_TAPES = 16
+LIBRARIES_MIB: dict[str, float] = {}
+"""What a device's libraries keep from first use on, by device: they allocate once a process, not once a bench."""
 MIN_LOSS_SCALE = 1.0
 MULTIPLE_TOKENS = 64
 """But in a stock script's steps, batches are as long as their longest row rounded up to it: recorded steps are few."""
@@ -64,7 +66,6 @@ class Bench:
         self.untuned_texts: dict[tuple[data.TokenRow, ...], list[list[int]]] = {}
         self._bases: dict[Precision, PreTrainedModel] = {}
         self._base_mib: dict[Precision, float] = {}
-        self._libraries_mib: float | None = None
         self._tapes: dict[TapeKind, Tape] = {}
         self._pool: tuple[int, int] | None = None
         self._unrecordable: str | None = None
@@ -85,13 +86,13 @@ class Bench:
         if self.device == "cpu":
             self._bases[precision] = base_model.load(self.workload, precision, self.device)
             return
+        gc.collect()
         before = memory.allocated_mib(self.device)
         self._bases[precision] = base_model.load(self.workload, precision, self.device)
         loaded = memory.allocated_mib(self.device)
         self._base_mib[precision] = loaded - before
         self._warm_up(precision)
-        if self._libraries_mib is None:
-            self._libraries_mib = memory.allocated_mib(self.device) - loaded
+        LIBRARIES_MIB.setdefault(self.device, memory.allocated_mib(self.device) - loaded)
 
     def held_out(self, precision: Precision) -> evaluation.HeldOut:
         """The search rows on the device, once."""
@@ -104,7 +105,7 @@ class Bench:
         if self.device == "cpu":
             return 0.0
         gc.collect()
-        return memory.allocated_mib(self.device) - self._base_mib[precision] - (self._libraries_mib or 0.0)
+        return memory.allocated_mib(self.device) - self._base_mib[precision] - LIBRARIES_MIB[self.device]
 
     def tape(self, config: TrialConfig, shapes: Iterable[StepShape]) -> Tape:
         """A tape that can train a config, with these steps on it.
@@ -162,6 +163,8 @@ class Bench:
                 engine.step(ids, ids)
             finally:
                 adapter.detach(model)
+            del model, engine
+        gc.collect()  # peft's modules refer to each other; what they hold would hide a leak
 
 
 class Trial:
@@ -200,13 +203,13 @@ class Trial:
                 raise
 
     def _begin(self, cost: Cost | None) -> None:
-        base = self._bench.base(self.config.precision)
+        # no name for the base: while a TrialFailed is handled its frames live, and the base must be freed then
         with oom_as_failure():
             self._held = self._bench.held_out(self.config.precision)
             self._tape, self.fallback = self._recorded()
             self._resident_mib = memory.allocated_mib(self._bench.device)
-            self.cost = cost or self._measure_cost(base)
-            self._model = self._attach(base)
+            self.cost = cost or self._measure_cost(self._bench.base(self.config.precision))
+            self._model = self._attach(self._bench.base(self.config.precision))
             self._engine = self._engine_of(self._model)
 
     def _recorded(self) -> tuple[Tape | None, str | None]:
@@ -242,9 +245,9 @@ class Trial:
     def _measure_cost(self, base: "PreTrainedModel") -> Cost:
         """Memory and time of full synthetic batches on a throw-away adapter (measurement protocol 1)."""
         batch, device = self._full_batch(), self._bench.device
+        others_mib = self._bench.others_mib(self.config.precision)
         with self._bench.turn.alone():
             seconds, peak = self._full_steps(base, batch)
-        others_mib = self._bench.others_mib(self.config.precision)
         p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
         return Cost(
             peak_memory_mib=peak.allocated_mib - others_mib,
