@@ -1,13 +1,16 @@
 # make sweep       run a sweep and print its Pareto front
 # make ui          open MLflow over mlflow_runs/
 # make report      say what a sweep came to: NAME, or else the newest
+# make card        fill MODEL_CARD.md from the sweep NAME
 # make test        install the test extras and run the tests
 #
-# make bench       every bench that this machine can run: bench-measurement, bench-memory, bench-rank-rule
+# make bench       every bench that this machine can run: bench-measurement, bench-memory, bench-rank-rule, bench-speed
+#                  (trials an hour beside Ray Tune with the Hugging Face Trainer), bench-overhead (2,000 no-op trials)
 #
 # Variables of `make sweep`: SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA
 # (each passed to qlora-sweep run as the flag of that name; unset ones are chosen for the machine).
-# Variables of `make bench-measurement`: BASE_MODEL DATA DEVICE; of `make bench-memory`: SEED OUTPUT FROM.
+# Variables of `make bench-measurement`: BASE_MODEL DATA DEVICE; of `make bench-memory`: SEED OUTPUT FROM;
+# of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead`: TRIALS.
 # `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
 
 PYTHON ?= python3
@@ -16,7 +19,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
-.PHONY: sweep ui report test test-all lint demo clean bench bench-measurement bench-memory bench-rank-rule stand-in
+.PHONY: sweep ui report card test test-all lint demo clean bench bench-measurement bench-memory bench-rank-rule \
+	bench-speed bench-overhead stand-in
 
 sweep: $(VENV)/installed
 	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA)
@@ -26,6 +30,9 @@ ui: $(VENV)/installed
 
 report: $(VENV)/installed
 	@$(BIN)/qlora-sweep report $(NAME)
+
+card: $(VENV)/installed
+	@$(BIN)/qlora-sweep card $(NAME)
 
 test: $(VENV)/installed-test
 	@$(BIN)/python -m pytest -m "not slow"
@@ -39,7 +46,7 @@ lint: $(VENV)/installed-test
 demo: $(VENV)/installed
 	@$(BIN)/python -m trainables.demo.build
 
-bench: bench-measurement bench-memory bench-rank-rule
+bench: bench-measurement bench-memory bench-rank-rule bench-speed bench-overhead
 
 bench-measurement: $(VENV)/installed
 	@$(BIN)/python tests/bench/measurement.py $(call flags,BASE_MODEL DATA DEVICE)
@@ -49,6 +56,12 @@ bench-memory: $(VENV)/installed
 
 bench-rank-rule: $(VENV)/installed
 	@$(BIN)/python tests/bench/rank_rule.py
+
+bench-speed: $(VENV)/installed
+	@$(BIN)/python tests/bench/speed.py $(call flags,BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP)
+
+bench-overhead: $(VENV)/installed
+	@$(BIN)/python tests/bench/overhead.py $(call flags,TRIALS)
 
 stand-in: $(VENV)/installed
 	@$(BIN)/python tests/bench/stand_in.py "$(CONFIG)" "$(DATA)" "$(OUT)" $(call flags,SECONDS SEED)

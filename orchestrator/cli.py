@@ -1,4 +1,4 @@
-"""The command line: `qlora-sweep run | resume | status | report | sensitivity | sync | ui`.
+"""The command line: `qlora-sweep run | resume | status | report | card | export | sensitivity | sync | ui`.
 
 Results go to standard output (with --json one JSON object and nothing else), all else to standard
 error. Exit codes: 0 done, 1 the sweep failed, 2 bad setting, 3 bad data, 4 no disk space, 5 model,
@@ -231,6 +231,45 @@ def _report_one(name: str | None, as_json: bool) -> None:
     files = outputs.write_report(found, sweep_folder(chosen))
     print(json.dumps(found.to_dict()) if as_json else files[0].read_text(encoding="utf-8"))
     say(f"to open in a browser: {files[1]}")
+
+
+@app.command()
+def card(
+    name: Name,
+    output: Annotated[Path, typer.Option(help="file to write")] = Path("MODEL_CARD.md"),
+) -> None:
+    """Fill the model card from a sweep's ledger, whatever the sweep has measured so far."""
+    from orchestrator import card as cards
+    from orchestrator.card_results import layers_of
+    from orchestrator.settings import ROOT
+
+    found, _ = _report_of(name)
+    say(f"wrote {cards.write(cards.card_of(found, layers_of(ROOT, found.workload)), output)}")
+
+
+@app.command()
+def export(
+    name: Name,
+    dest: Annotated[Path, typer.Argument(help="folder to write; new or empty")],
+    trial: Annotated[str, typer.Option(help="best, a trial's number, or the start of its key")] = "best",
+    merge: Annotated[bool, typer.Option("--merge", help="also write the base with the adapter in it, 16-bit")] = False,
+    check: Annotated[bool, typer.Option("--check", help="read it back and compare the held-out loss")] = False,
+    push: Annotated[str | None, typer.Option(help="upload to this hub repo, OWNER/NAME; private if new")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trial's adapter with tokenizer, card and a script that generates; nothing leaves without --push."""
+    from orchestrator import export as exports
+    from orchestrator.settings import ROOT
+
+    exported = exports.run(name, dest, trial, ROOT, merge=merge, check=check, push=push)
+    if as_json:
+        print(json.dumps(exported))
+        return
+    print(f"trial {exported['trial']} is in {dest}; try: python {dest}/{exports.SCRIPT} 'Name three colours.'")
+    if check:
+        print(f"read back: {exported['reloaded_loss_nats']:.4f} nats, recorded {exported['eval_loss_nats']:.4f}")
+    if push:
+        print(f"uploaded to {exported['url']}")
 
 
 @app.command()

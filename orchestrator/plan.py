@@ -48,7 +48,8 @@ def choose(
     defaults = GPU_DEFAULTS if device == "cuda" else DEMO_DEFAULTS
     values = {key: value if value is not None else defaults[key] for key, value in chosen.items()}
     space = search_spaces.load(values["space"])
-    steps = {name: auto if given.get(name, "auto") == "auto" else given[name] for name, auto in AUTO[device].items()}
+    auto = AUTO.get(device, AUTO["cpu"])  # an unknown device is refused below
+    steps = {name: auto[name] if given.get(name, "auto") == "auto" else given[name] for name in auto}
     n_trials = values["trials"]
     if chosen["trials"] is None and space.method == "grid":
         n_trials = space.n_points

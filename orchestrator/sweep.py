@@ -68,7 +68,12 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def run(
-    settings: SweepSettings, root: Path, *, resume: bool, started: Callable[[Ledger, Workload], None]
+    settings: SweepSettings,
+    root: Path,
+    *,
+    resume: bool,
+    started: Callable[[Ledger, Workload], None],
+    trainable: type | None = None,
 ) -> SweepResult:
     """Run a sweep to its end, or until it is interrupted.
 
@@ -76,6 +81,7 @@ def run(
         root: folder of all state, see orchestrator.settings.ROOT.
         resume: go on with the sweep of that name; otherwise the name must be new.
         started: called once when everything is ready and trials are about to start.
+        trainable: does the tasks in place of SweepTrainable.
     Raises:
         SweepError: with the exit code of its kind.
     """
@@ -98,7 +104,7 @@ def run(
             ledger.set_fact("device_memory_mib", memory_mib)
             ledger.requeue_running()
             started(ledger, workload)
-            finished = _tune(settings, workload, ledger, folder, slots)
+            finished = _tune(settings, workload, ledger, folder, slots, trainable)
             ledger.requeue_running()
             return result_of(settings, ledger, interrupted=not finished)
         finally:
@@ -125,7 +131,9 @@ def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int]) -> N
     ledger.set_fact("data_counts", counts)
 
 
-def _tune(settings: SweepSettings, workload: Workload, ledger: Ledger, folder: Path, slots: int) -> bool:
+def _tune(
+    settings: SweepSettings, workload: Workload, ledger: Ledger, folder: Path, slots: int, trainable: type | None
+) -> bool:
     """Let Ray Tune run until the searcher has nothing more to do; False when it was interrupted."""
     from ray import tune
 
@@ -142,7 +150,7 @@ def _tune(settings: SweepSettings, workload: Workload, ledger: Ledger, folder: P
     searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared)
     scratch = (folder / "ray").resolve()
     tuner = tune.Tuner(
-        tune.with_resources(SweepTrainable, settings.resources),
+        tune.with_resources(trainable or SweepTrainable, settings.resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=pruner,

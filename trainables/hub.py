@@ -1,4 +1,4 @@
-"""The only module that talks to the Hugging Face hub: one model folder, one list of rows.
+"""The only module that talks to the Hugging Face hub: one model folder, one list of rows; one folder up on request.
 
 Left alone, an absent hub costs 48 s for a model and 23 s for data, in retries. So the hub is asked
 once, with a deadline, before anything is loaded; where it does not answer, only the cache is read.
@@ -78,6 +78,32 @@ def fetch_rows(repo_id: str) -> list[dict[str, Any]]:
         # What load_dataset itself does under HF_HUB_OFFLINE, which it reads only when imported.
         builder = Cache(repo_id=repo_id, dataset_name=repo_id.split("/")[-1], version="auto", hash="auto")
         return builder.as_dataset(split="train").to_list()
+
+
+def push_model(folder: Path, repo_id: str) -> str:
+    """Upload a folder as a model, into a private repo where there is none yet; returns its address.
+
+    Raises:
+        ConfigError: no hub id, or no right to write there.
+        Unreachable: the hub does not answer, or broke off.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    try:
+        repo = HfApi().create_repo(repo_id, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Add adapter")
+        return str(repo)
+    except HFValidationError:
+        raise ConfigError(f"PUSH: {repo_id!r} is no hub id (OWNER/NAME)") from None
+    except Exception as error:
+        if any(_status(cause) in (401, 403, 404) for cause in _causes(error)):
+            raise ConfigError(
+                f"PUSH: {_endpoint()} lets you not write to {repo_id!r}; check the id, log in with `hf auth login`"
+            ) from None
+        if any(isinstance(cause, (HTTPError, ConnectionError)) for cause in _causes(error)):
+            raise Unreachable(f"PUSH: cannot reach {_endpoint()} to write {repo_id!r}; the folder is ready") from None
+        raise
 
 
 @contextmanager

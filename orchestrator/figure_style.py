@@ -1,0 +1,134 @@
+"""What all figures share: what a figure is, colours, names and units of axes, and how its head is written."""
+
+import html
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure as PngFigure
+
+from orchestrator.settings import Objective
+from orchestrator.sweep import SweepResult
+from trainables.config import Precision
+from trainables.results import TrialResult
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+PRECISION_COLOURS: Mapping[Precision, str] = {"nf4": "#d55e00", "16bit": "#0072b2"}
+"""Okabe and Ito's palette: told apart by all eyes. These two stand for nothing but a precision."""
+PRECISION_NAMES: Mapping[Precision, str] = {"nf4": "NF4 (4 bits)", "16bit": "16 bits"}
+OTHER_COLOURS = ("#999999", "#000000", "#cc79a7", "#f0e442", "#009e73", "#56b4e9", "#e69f00")
+"""The rest of that palette."""
+AXES: Mapping[Objective, tuple[str, float]] = {
+    "peak_memory_mib": ("peak memory (MiB)", 1.0),
+    "seconds_per_step": ("time of a training step (ms)", 1e3),
+    "eval_loss_nats": ("held-out loss (nats per token)", 1.0),
+    "embedding_cosine": ("embedding cosine to the 16-bit twin (1: equal)", 1.0),
+    "token_match_rate": ("tokens equal to the 16-bit twin's (share)", 1.0),
+}
+"""Title of an objective's axis with its unit, and the factor from the objective's own unit to that one."""
+WIDTH_INCHES, DOTS_PER_INCH = 9.2, 130
+WIDTH_PIXELS = 1200
+LINE_CHARS = 135
+HEAD_INCHES, LINE_INCHES = 0.36, 0.155
+HEAD_PIXELS, LINE_PIXELS = 62, 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One picture in both its forms, drawn only when asked for.
+
+    Attributes:
+        name: of its files, without suffix.
+        notes: sentences that a reader needs; the caption of the sweep is added to them.
+        png, html: draw the two forms, without title and notes.
+    """
+
+    name: str
+    title: str
+    notes: tuple[str, ...]
+    png: Callable[[], PngFigure]
+    html: Callable[[], "go.Figure"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A picture that has nothing to show, and why."""
+
+    name: str
+    reason: str
+
+
+Draw = Callable[[SweepResult], Figure | LeftOut]
+
+
+def canvas(height_inches: float) -> PngFigure:
+    """An empty PNG figure of the common width."""
+    return PngFigure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+
+
+def _lines(notes: Sequence[str]) -> list[str]:
+    return [line for note in notes for line in textwrap.wrap(note, LINE_CHARS)]
+
+
+def finished_png(figure: Figure, caption: str) -> PngFigure:
+    """The PNG form under its title, the caption and the notes; made as much higher as they need."""
+    drawn, lines = figure.png(), _lines((caption, *figure.notes))
+    head = HEAD_INCHES + LINE_INCHES * len(lines) + 0.08
+    height = drawn.get_figheight() + head
+    drawn.set_figheight(height)
+    drawn.get_layout_engine().set(rect=(0, 0, 1, 1 - head / height))  # type: ignore[union-attr]
+    left = 0.1 / WIDTH_INCHES
+    drawn.text(left, 1 - 0.1 / height, figure.title, fontsize=13, weight="bold", va="top", parse_math=False)
+    for i, line in enumerate(lines):
+        y = 1 - (HEAD_INCHES + LINE_INCHES * i) / height
+        drawn.text(left, y, line, fontsize=8, color="#444444", va="top", parse_math=False)
+    return drawn
+
+
+def finished_html(figure: Figure, caption: str) -> "go.Figure":
+    """The interactive form under its title, the caption and the notes."""
+    drawn, lines = figure.html(), _lines((caption, *figure.notes))
+    head = HEAD_PIXELS + LINE_PIXELS * len(lines)
+    height = (drawn.layout.height or 520) + head
+    title = {"text": html.escape(figure.title), "x": 0.01, "xanchor": "left", "y": 1 - 24 / height, "yanchor": "top"}
+    subtitle = {"text": "<br>".join(map(html.escape, lines)), "font": {"size": 12, "color": "#444444"}}
+    drawn.update_layout(
+        title={**title, "subtitle": subtitle},
+        template="plotly_white",
+        height=height,
+        margin={"t": head + 30},
+        legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0},
+    )
+    return drawn
+
+
+def hover(trial: TrialResult) -> str:
+    """What an interactive figure says of one trial."""
+    c, last = trial.config, trial.history[-1]
+    lines = [
+        f"trial {trial.number} ({trial.origin}), {trial.key[:12]}",
+        f"{c.precision}, rank {c.rank}, alpha {c.alpha:g}, dropout {c.dropout:g}, lr {c.learning_rate:.2e}",
+        "+".join(c.targets),
+        f"loss {last.eval_loss_nats:.4f} nats, {last.peak_memory_mib:.1f} MiB",
+        f"{last.seconds_per_step * 1e3:.1f} ms/step",
+    ]
+    if trial.similarity:
+        cosine = trial.similarity.quantized.embedding_cosine
+        lines.append(f"cosine to the 16-bit twin {cosine.value:.4f} ({cosine.low:.4f} to {cosine.high:.4f})")
+    return "<br>".join(lines)
+
+
+def short_targets(targets: Sequence[str]) -> str:
+    """Names of the target modules in little room."""
+    return "all" if len(targets) == 4 else " ".join(targets)
+
+
+def ring(axes: Any, xs: Sequence[float], ys: Sequence[float], label: str | None = None) -> None:
+    """Black rings around points of a PNG figure."""
+    axes.scatter(xs, ys, s=120, facecolors="none", edgecolors="black", label=label, gid="front")

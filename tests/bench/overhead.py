@@ -1,0 +1,230 @@
+"""What a sweep costs a trial beside the training itself: `make bench-overhead`
+
+python tests/bench/overhead.py --trials 2000
+
+Trials that do nothing, through the real Ray Tune, Searcher, ledger and MLflow over the pareto space (a third of them
+twins), beside as many through bare Ray Tune in reused workers under the same settings; and both for a tenth as many.
+Ray's own start is not counted, the workers' is. Prints a table and, as its last line, one JSON object; needs no GPU.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import ray
+from ray import tune
+
+import search_spaces
+from orchestrator import ray_cluster, sweep
+from orchestrator import settings as settings_file
+from orchestrator.tracking import Follower, publish
+from orchestrator.tune_trainable import Report, Task
+from trainables.config import Workload
+from trainables.errors import ConfigError, SweepError
+from trainables.findings import Comparison, Estimate, Judgement, Similarity
+from trainables.results import Cost, Measurement
+
+TWINS_SHARE = 1 / 3
+"""Of all trials, where half of those searched are NF4."""
+
+
+def fake_loss_nats(key: str) -> float:
+    """Between 2 and 3, the same for the same trial."""
+    return 2 + int(sha256(key.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def fake_comparison() -> Comparison:
+    """Of a 4-bit trial that is nearly its twin."""
+    names = ("token_match_rate", "embedding_cosine", "centered_cosine", "recovered_cosine", "top1_agreement", "kl_nats")
+
+    def similarity(value: float) -> Similarity:
+        figures = dict.fromkeys(names, Estimate(value=value, low=value, high=value))
+        return Similarity(**figures, n_rows=128, n_decoded_rows=64)
+
+    return Comparison(quantized=similarity(0.99), untuned=similarity(0.5))
+
+
+def whole_report(task: Task) -> Report:
+    """What a worker says of a task that it has done."""
+    report: Report = {"state": "completed", "done": True, "environment": {}}
+    if task.kind == "judge":
+        judgement = Judgement(row_nats=(2.0, 4.0), row_tokens=(1, 2), untuned_row_nats=(4.0, 8.0))
+        return report | {"judgement": asdict(judgement)}
+    if task.kind == "compare":
+        return report | {"similarity": asdict(fake_comparison()), "similarity_of": task.key}
+    loss, config = fake_loss_nats(task.key), task.config
+    times = dict.fromkeys(("seconds_per_step", "seconds_per_step_p10", "seconds_per_step_p90"), 0.01)
+    memory = dict.fromkeys(("peak_memory_mib", "reserved_memory_mib"), 1000.0 + config.rank * len(config.targets))
+    cost = Cost(**times, **memory, tokens_per_second=1e5, device="none")
+    measurement = Measurement(
+        step=config.max_steps,
+        train_loss_nats=loss,
+        eval_loss_nats=loss,
+        **memory,
+        seconds_per_step=cost.seconds_per_step,
+        tokens_per_second=cost.tokens_per_second,
+    )
+    report |= {"step": config.max_steps, "eval_loss_nats": loss, "measurement": asdict(measurement)}
+    report |= {"cost": asdict(cost), "train_seconds": 0.0}
+    return report | {"adapter": {"adapter_model.safetensors": task.key.encode(), "adapter_config.json": b"{}"}}
+
+
+class NoOpTrainable(tune.Trainable):
+    """Takes tasks as orchestrator.tune_trainable.SweepTrainable does, and says at once that they are done."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._task = Task.from_dict(new_config["task"])
+        self._store = new_config["adapter_store"]
+        self._workload = Workload(**new_config["workload"])
+        return True
+
+    def step(self) -> Report:
+        half = self._workload.key(self._task.config.counterpart)
+        pair = self._task.kind == "train" and ray.get(self._store.read.remote(half)) is not None
+        report = whole_report(self._task)
+        if pair:
+            quantized = self._task.key if self._task.config.precision == "nf4" else half
+            report |= {"similarity": asdict(fake_comparison()), "similarity_of": quantized}
+        return report
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing; without this method Tune would not reuse the worker."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing."""
+
+
+class BareTrainable(tune.Trainable):
+    """Done at its first step."""
+
+    def step(self) -> dict[str, Any]:
+        return {"done": True, "loss": 0.0}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing; without this method Tune would not reuse the worker."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing."""
+
+
+def bare_seconds(n_trials: int, folder: Path) -> float:
+    """Ray Tune alone, random search over one number."""
+    tuner = tune.Tuner(
+        tune.with_resources(BareTrainable, {"cpu": 1}),
+        param_space={"x": tune.uniform(0, 1)},
+        tune_config=tune.TuneConfig(num_samples=n_trials, reuse_actors=True),
+        run_config=tune.RunConfig(name="bare", storage_path=str(folder), verbose=0),
+    )
+    start = perf_counter()
+    results = tuner.fit()
+    seconds = perf_counter() - start
+    if len(results) != n_trials or results.errors:
+        raise SweepError(f"bare Ray Tune did {len(results)} of {n_trials} trials, {len(results.errors)} with an error")
+    return seconds
+
+
+def measured(n_trials: int, root: Path) -> dict[str, Any]:
+    """One sweep of about so many no-op trials, its files and MLflow runs included, and bare Ray Tune with as many."""
+    settings = settings_file.make(
+        name=f"overhead-{n_trials}",
+        space=search_spaces.load("pareto"),
+        n_trials=max(1, round(n_trials * (1 - TWINS_SHARE))),
+        base_model="demo",
+        data="demo",
+        device="cpu",
+    )
+    follower = Follower(settings, root)
+    marks = []
+
+    def started(*_: Any) -> None:
+        marks.append(perf_counter())
+        follower.start()
+
+    try:
+        result = sweep.run(settings, root, resume=False, started=started, trainable=NoOpTrainable)
+    finally:
+        follower.stop()
+    marks.append(perf_counter())
+    if publish(settings, root, lambda line: print(line, file=sys.stderr), interrupted=result.interrupted) is None:
+        raise SweepError("MLflow was not written")
+    marks.append(perf_counter())
+    bad = [trial for trial in result.trials if trial.state != "completed"]
+    if bad:
+        raise SweepError(f"{len(bad)} of {len(result.trials)} no-op trials did not complete: {bad[0].reason}")
+    n = len(result.trials)
+    ends = sorted(trial.ended_at for trial in result.trials)
+    last = max(1, n // 10)
+    sweeping, publishing = marks[1] - marks[0], marks[2] - marks[1]
+    bare = bare_seconds(n, root / "bare")
+    return {
+        "n_trials": n,
+        "n_nf4": sum(trial.config.precision == "nf4" for trial in result.trials),
+        "ms_per_trial": 1000 * (sweeping + publishing) / n,
+        "ms_per_trial_while_sweeping": 1000 * sweeping / n,
+        "ms_per_trial_in_last_tenth": 1000 * (ends[-1] - ends[-1 - last]) / last if n > last else None,
+        "publish_seconds": publishing,
+        "bare_ms_per_trial": 1000 * bare / n,
+        "mlflow_fault": follower.fault,
+    }
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The table, a line at a time."""
+    yield "ms a no-op trial; 'sweeping' ends with the last trial, 'whole' also writes files and the rest of MLflow"
+    yield f"{'trials':>8}{'whole':>10}{'sweeping':>10}{'last tenth':>12}{'bare Tune':>11}{'whole / bare':>14}"
+    for size in result["sizes"]:
+        tail = size["ms_per_trial_in_last_tenth"]
+        yield (
+            f"{size['n_trials']:8}{size['ms_per_trial']:10.1f}{size['ms_per_trial_while_sweeping']:10.1f}"
+            f"{tail if tail is not None else float('nan'):12.1f}{size['bare_ms_per_trial']:11.1f}"
+            f"{size['ms_per_trial'] / size['bare_ms_per_trial']:14.1f}"
+        )
+    yield f"growth: ours {result['growth']:.2f} times, bare {result['bare_growth']:.2f} times"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=2000, help="about so many, twins counted; and a tenth of them")
+    given = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore")
+    try:
+        if given.trials < 10:
+            raise ConfigError(f"trials must be at least 10, got {given.trials}")
+        with TemporaryDirectory(prefix="qlora-sweep-") as folder:
+            ray_cluster.connect(None)
+            sizes = [measured(n, Path(folder)) for n in (given.trials // 10, given.trials)]
+    except SweepError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    finally:
+        ray.shutdown()
+    small, large = sizes
+    result = {
+        "sizes": sizes,
+        "growth": large["ms_per_trial"] / small["ms_per_trial"],
+        "bare_growth": large["bare_ms_per_trial"] / small["bare_ms_per_trial"],
+        "whole_over_bare": large["ms_per_trial"] / large["bare_ms_per_trial"],
+    }
+    for line in lines(result):
+        print(line)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
