@@ -1,0 +1,228 @@
+"""Recorded steps on a real GPU against the same steps done eagerly: losses, weights, dropout, memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from trainables import adapter
+from trainables.config import TARGETS, TrialConfig, Workload
+from trainables.decoding import greedy_texts
+from trainables.graph import GraphEngine, packed
+from trainables.memory import MIB
+from trainables.training import EagerEngine
+from trainables.trial import Bench, Trial
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
+]
+N_STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def wide(workload, tmp_path_factory) -> Workload:
+    """4 layers x 256, 1,024 words, float32."""
+    folder = tmp_path_factory.mktemp("wide-gpt2")
+    shape = GPT2Config(
+        n_layer=4, n_embd=256, n_head=4, n_positions=256, vocab_size=1024, bos_token_id=0, eos_token_id=0
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(shape).save_pretrained(folder)
+    return replace(workload, base_folder=str(folder), compute_dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def exact_bench(wide) -> Bench:
+    return Bench(wide, "cuda")
+
+
+def config_of(**values) -> TrialConfig:
+    small = {"precision": "16bit", "rank": 5, "alpha": 16, "targets": TARGETS, "dropout": 0.0, "learning_rate": 1e-3}
+    return TrialConfig(**{**small, "batch_size": 4, "max_length_tokens": 64, "loop": "lean", **values})
+
+
+def batches_of(config: TrialConfig, n_batches: int = N_STEPS, seed: int = 0):
+    """Random tokens in two lengths; a quarter of each row is prompt."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for i in range(n_batches):
+        ids = torch.randint(1, 1024, (config.batch_size, 64 if i % 3 else 128), generator=generator)
+        labels = ids.clone()
+        labels[:, : ids.shape[1] // 4] = -100
+        batches.append((ids, labels))
+    return batches
+
+
+def weights_of(model) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters() if p.requires_grad]
+
+
+def run_eagerly(bench: Bench, config: TrialConfig, batches) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Losses and final weights."""
+    model = adapter.attach(bench.base(config.precision), config, base_name="wide")
+    try:
+        engine = EagerEngine(model, config, compute_dtype=bench.workload.compute_dtype, device="cuda")
+        return engine.run(batches).cpu(), weights_of(model)
+    finally:
+        adapter.detach(model)
+
+
+def run_recorded(bench: Bench, config: TrialConfig, batches, seed: int = 0):
+    """Losses, final weights, and the tape that made them."""
+    tape = bench.tape(config, [packed(batch, config.loop)[0] for batch in batches])
+    model = adapter.attach(bench.base(config.precision), config, base_name="wide")
+    try:
+        engine = GraphEngine(model, config, tape)
+        torch.manual_seed(seed)
+        return engine.run(batches).cpu(), weights_of(model), tape
+    finally:
+        adapter.detach(model)
+
+
+@pytest.mark.parametrize("loop", ["standard", "lean"])
+@pytest.mark.parametrize("precision", ["16bit", "nf4"])
+def test_recorded_steps_have_the_losses_and_weights_of_eager_ones(exact_bench, precision, loop):
+    """One tape, four trials: rank, alpha and learning rate change between replays."""
+    tapes = set()
+    for values in ({}, {"rank": 16}, {"alpha": 64, "learning_rate": 3e-4}, {"rank": 1, "rank_stabilized": True}):
+        config = config_of(precision=precision, loop=loop, **values)
+        batches = batches_of(config)
+        eager, theirs = run_eagerly(exact_bench, config, batches)
+        recorded, ours, tape = run_recorded(exact_bench, config, batches)
+        tapes.add(id(tape))
+        print(f"{precision} {loop} {values}: {float((recorded - eager).abs().max()):.2e} nats at {float(eager[0]):.2f}")
+        torch.testing.assert_close(recorded, eager, rtol=1e-6, atol=0)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        assert eager.std() > 0
+    assert len(tapes) == 1
+
+
+def test_the_padding_of_a_tapes_rank_stays_zero(exact_bench):
+    config = config_of()
+    _, _, tape = run_recorded(exact_bench, config, batches_of(config))
+    assert tape.kind.rank == 16
+    for name, weight in tape._weights.items():
+        padding = weight[5:] if "lora_A" in name else weight[:, 5:]
+        assert padding.numel() and not padding.any()
+        assert weight.any()
+
+
+def test_each_replay_draws_its_own_dropout_and_a_seed_repeats_them_all(exact_bench):
+    config = config_of(dropout=0.4, learning_rate=1e-30)  # B does not move by as much as float32 shows
+    batch = batches_of(config)[1]
+    shape, vector = packed(batch, "lean")
+    tape = exact_bench.tape(config, [shape])
+    model = adapter.attach(exact_bench.base("16bit"), config, base_name="wide")
+    try:
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.data.fill_(0.02)
+        GraphEngine(model, config, tape)
+        found = []
+        for _ in range(2):
+            torch.manual_seed(3)
+            losses = []
+            for _ in range(4):
+                tape.replay(shape, vector.cuda())
+                losses.append(tape.loss_nats.item())
+            found.append(losses)
+    finally:
+        adapter.detach(model)
+    assert len(set(found[0])) == 4, found
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_recorded_trial_repeats_exactly_whatever_ran_between(exact_bench):
+    config = config_of(dropout=0.2)
+    batches = batches_of(config)
+    first, ours, _ = run_recorded(exact_bench, config, batches)
+    run_recorded(exact_bench, replace(config, rank=9, learning_rate=1e-2), batches_of(config, seed=1), seed=5)
+    again, same, _ = run_recorded(exact_bench, config, batches)
+    assert first.tolist() == again.tolist()
+    assert all(torch.equal(a, b) for a, b in zip(ours, same, strict=True))
+
+
+def test_a_recorded_overflow_skips_one_step_and_halves_the_scale(wide):
+    bench = Bench(replace(wide, compute_dtype="float16"), "cuda")
+    config = config_of()
+    batch = batches_of(config)[1]
+    shape, vector = packed(batch, "lean")
+    tape = bench.tape(config, [shape])
+    model = adapter.attach(bench.base("16bit"), config, base_name="wide")
+    try:
+        GraphEngine(model, config, tape)
+        inputs, scales, moved = vector.cuda(), [], []
+        for scale in (2.0**10, 2.0**60, 2.0**10):
+            tape._scaler._scale.fill_(scale)
+            before = [w.clone() for w in tape._weights.values()]
+            tape.replay(shape, inputs)
+            scales.append(tape.loss_scale)
+            moved.append(any(not torch.equal(a, b) for a, b in zip(before, tape._weights.values(), strict=True)))
+        assert (scales, moved) == ([2.0**10, 2.0**59, 2.0**10], [True, False, True])
+        assert int(tape.n_bad_gradients) == 1
+    finally:
+        adapter.detach(model)
+
+
+def trained(bench: Bench, config: TrialConfig):
+    """Cost and measurements of one trial."""
+    run = Trial(config, bench)
+    try:
+        assert run.fallback is None
+        return run.cost, list(run.measurements())
+    finally:
+        run.close()
+
+
+def test_a_recorded_trial_has_the_measurements_of_an_eager_one(exact_bench, small_config):
+    """But for time; batches are the same, as both loops are lean."""
+    for precision in ("16bit", "nf4"):
+        eager = small_config(precision=precision, loop="lean", dropout=0.0, max_steps=16)
+        cost, expected = trained(exact_bench, eager)
+        recorded_cost, found = trained(exact_bench, replace(eager, engine="graph"))
+        assert recorded_cost.peak_memory_mib == pytest.approx(cost.peak_memory_mib, abs=1.0)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.train_loss_nats == pytest.approx(theirs.train_loss_nats, rel=1e-6)
+            assert ours.eval_loss_nats == pytest.approx(theirs.eval_loss_nats, rel=1e-6)
+
+
+def test_a_recorded_trials_peak_is_that_of_a_worker_that_has_nothing_else(wide, small_config):
+    config = small_config(engine="graph", loop="lean", precision="nf4")
+    fresh, _ = trained(Bench(wide, "cuda"), config)
+    used = Bench(wide, "cuda")
+    for other in (replace(config, precision="16bit"), replace(config, targets=TARGETS), replace(config, rank=40)):
+        trained(used, other)
+    later, _ = trained(used, config)
+    print(f"peak differs by {(later.peak_memory_mib - fresh.peak_memory_mib) * MIB:.0f} bytes")
+    assert later.peak_memory_mib == pytest.approx(fresh.peak_memory_mib, abs=1.0)
+
+
+def test_memory_returns_to_the_baseline_after_recorded_trials(exact_bench, small_config):
+    config = small_config(engine="graph", loop="lean")
+    trained(exact_bench, config)
+    torch.cuda.synchronize()
+    baseline = torch.cuda.memory_allocated()
+    for rank in (4, 8, 2):
+        trained(exact_bench, replace(config, rank=rank))
+        torch.cuda.synchronize()
+        assert torch.cuda.memory_allocated() - baseline < 2 * MIB
+
+
+def test_greedy_text_by_recorded_steps_is_that_of_a_plain_loop(exact_bench):
+    base = exact_bench.base("16bit").eval()
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(1, 1024, (n,), generator=generator).tolist() for n in (3, 17, 9, 30)]
+    expected = []
+    with torch.no_grad():
+        for prompt in prompts:
+            ids = list(prompt)
+            for _ in range(20):
+                ids.append(int(base(input_ids=torch.tensor([ids], device="cuda")).logits[0, -1].argmax()))
+                if ids[-1] == 0:
+                    break
+            expected.append(ids[len(prompt) :])
+    assert greedy_texts(base, prompts, n_new=20, end=0) == expected

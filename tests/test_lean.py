@@ -1,0 +1,181 @@
+"""The lean loop's own operations against plain ones: PyTorch's autograd, peft's layers, definitions."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from trainables import adapter
+from trainables.config import TARGETS
+from trainables.data import IGNORE
+from trainables.lean import (
+    ALIGNMENT,
+    ChunkedLoss,
+    LoraLinear,
+    adapted_layers,
+    aligned_logits,
+    lean_loss,
+    lean_modules,
+    supervised,
+)
+from trainables.training import standard_loss
+
+LABELS = st.integers(1, 4).flatmap(
+    lambda n_rows: st.integers(1, 9).flatmap(
+        lambda length: st.lists(
+            st.lists(st.sampled_from([IGNORE, 0, 1, 7]), min_size=length, max_size=length),
+            min_size=n_rows,
+            max_size=n_rows,
+        )
+    )
+)
+
+
+@given(LABELS, st.sampled_from([1, 2, 5, 256]))
+def test_supervised_positions_are_those_before_each_label(labels, multiple):
+    length = len(labels[0])
+    expected = [
+        (row * length + column - 1, label)
+        for row, of_row in enumerate(labels)
+        for column, label in enumerate(of_row)
+        if column and label != IGNORE
+    ]
+    positions, targets = supervised(torch.tensor(labels), multiple=multiple)
+    found = list(zip(positions.tolist(), targets.tolist(), strict=True))
+    assert found[: len(expected)] == expected
+    assert found[len(expected) :] == [(0, IGNORE)] * (-len(expected) % multiple)
+
+
+@given(st.integers(1, 70), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_aligned_logits_are_the_plain_product_and_certainly_not_a_word_beyond_it(n_words, n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    states, head = torch.randn(n, 6, generator=generator), torch.randn(n_words, 6, generator=generator)
+    logits = aligned_logits(states, head)
+    assert logits.shape[1] % ALIGNMENT == 0
+    assert 0 <= logits.shape[1] - n_words < ALIGNMENT
+    torch.testing.assert_close(logits[:, :n_words], states @ head.T)
+    assert (logits[:, n_words:] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("n_tokens", [1, 255, 257])
+@pytest.mark.parametrize("n_words", [48, 50])
+def test_padding_takes_no_part_in_the_chunked_loss(n_tokens, n_words):
+    generator = torch.Generator().manual_seed(n_tokens)
+    states = torch.randn(n_tokens, 16, generator=generator)
+    head = torch.randn(n_words, 16, generator=generator)
+    targets = torch.randint(n_words, (n_tokens,), generator=generator)
+
+    def loss_and_gradient(n_padding):
+        padded = F.pad(states, (0, 0, 0, n_padding), value=3.0).requires_grad_()
+        loss = ChunkedLoss.apply(padded, head, F.pad(targets, (0, n_padding), value=IGNORE))
+        return loss.detach(), torch.autograd.grad(loss, padded)[0]
+
+    (bare, of_bare), (loss, gradient) = loss_and_gradient(0), loss_and_gradient(300)
+    torch.testing.assert_close(loss, bare, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient[:n_tokens], of_bare, rtol=1e-5, atol=1e-8)
+    assert not gradient[n_tokens:].any()
+
+
+@pytest.fixture(params=["16bit", "nf4"])
+def adapted(request, bench, small_config):
+    """A model whose adapter on all targets is no longer without effect, and its base's precision."""
+    config = small_config(precision=request.param, targets=TARGETS, dropout=0.0)
+    model = adapter.attach(bench.base(request.param), config, base_name="tiny")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
+    yield model
+    adapter.detach(model)
+
+
+def drawn_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 1024, (3, 40), generator=generator)
+    labels = ids.clone()
+    labels[:, :10] = IGNORE
+    labels[1, 30:] = IGNORE
+    return ids, labels
+
+
+def test_the_lean_loops_loss_and_gradients_are_those_of_pefts_layers_and_full_logits(adapted):
+    ids, labels = drawn_batch()
+    weights = [p for p in adapted.parameters() if p.requires_grad]
+    stock = standard_loss(adapted.train(), ids, labels)
+    expected = torch.autograd.grad(stock, weights)
+    lean = lean_loss(adapted, ids, *supervised(labels, multiple=256))
+    found = torch.autograd.grad(lean, weights)
+    assert lean.item() == pytest.approx(stock.item(), abs=2e-6)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert all(gradient.any() for gradient in expected)
+
+
+def test_inside_lean_modules_a_disabled_adapter_stays_disabled(adapted):
+    ids, _ = drawn_batch()
+    with adapted.disable_adapter(), torch.no_grad():
+        stock = adapted(input_ids=ids).logits
+        with lean_modules(adapted):
+            lean = adapted(input_ids=ids).logits
+    with torch.no_grad():
+        enabled = adapted(input_ids=ids).logits
+    torch.testing.assert_close(lean, stock, rtol=1e-4, atol=1e-4)
+    assert (enabled - stock).abs().max() > 1e-2
+
+
+def test_lean_modules_leave_the_model_as_it_was_even_after_an_error(adapted):
+    layers, blocks = adapted_layers(adapted), adapted.get_base_model().transformer.h
+    before = [block.mlp.act for block in blocks]
+
+    def fail_inside() -> None:
+        with lean_modules(adapted):
+            assert all("forward" in layer.__dict__ for layer in layers)
+            assert all(isinstance(block.mlp.act, torch.nn.GELU) for block in blocks)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
+    assert not any("forward" in layer.__dict__ for layer in layers)
+    assert [block.mlp.act for block in blocks] == before
+    assert len(layers) == 2 * len(TARGETS)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_lora_linear_has_the_values_and_gradients_of_its_formula(adapted, dropout):
+    """Against autograd over y = W x + scaling * B A dropout(x), with the mask that the same seed draws."""
+    layer = adapted_layers(adapted)[2]  # mlp.c_fc of the first block
+    base, a, b = layer.get_base_layer(), layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 5, 64, generator=generator).requires_grad_()
+    upstream = torch.randn(2, 5, 256, generator=generator)
+    torch.manual_seed(7)
+    y = LoraLinear.apply(x, a, b, base, 0.7, dropout)
+    found = torch.autograd.grad(y, (x, a, b), upstream)
+    torch.manual_seed(7)
+    mask = (
+        torch.native_dropout(torch.ones(10, 64), dropout, True)[1].view(2, 5, 64) if dropout else torch.ones(2, 5, 64)
+    )
+    expected_y = base(x) + 0.7 * (x * mask / (1 - dropout)) @ a.T @ b.T
+    expected = torch.autograd.grad(expected_y, (x, a, b), upstream)
+    torch.testing.assert_close(y, expected_y, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert 0 < mask.float().mean() <= 1
+
+
+def test_dropout_is_drawn_anew_in_training_and_never_in_evaluation(bench, small_config):
+    model = adapter.attach(bench.base("16bit"), small_config(dropout=0.5, targets=TARGETS), base_name="tiny")
+    ids, labels = drawn_batch()
+    try:
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.data.fill_(0.05)
+        with torch.no_grad():
+            losses = {
+                training: {lean_loss(model.train(training), ids, *supervised(labels)).item() for _ in range(3)}
+                for training in (True, False)
+            }
+    finally:
+        adapter.detach(model)
+    assert (len(losses[True]), len(losses[False])) == (3, 1)
