@@ -33,10 +33,14 @@ def answer(report: Report) -> str:
     space = report.settings.space
     question = "Which LoRA settings, at 4 or at 16 bits, and what does each MiB and second buy?"
     asked = f"Searched: space {safe(space.name)}{f' ({safe(space.description)})' if space.description else ''}."
-    bullets = "\n".join(
+    return "\n\n".join(["## Question and answer", f"{question} {asked}", bullets(report)])
+
+
+def bullets(report: Report) -> str:
+    """The headlines as a list."""
+    return "\n".join(
         f"- **{what}{'' if what == PRESERVE else ':'}** {said}" for what, said in headlines(report).items()
     )
-    return "\n\n".join(["## Question and answer", f"{question} {asked}", bullets])
 
 
 def headlines(report: Report) -> Headlines:

@@ -6,7 +6,7 @@ from orchestrator import report_tables as tables
 from orchestrator.markdown import safe, table
 from orchestrator.progress import UNITS, duration
 from orchestrator.report import Report
-from orchestrator.report_answer import WHOSE, WHOSE_COST, answer, counted, whose
+from orchestrator.report_answer import WHOSE, WHOSE_COST, answer, bullets, counted, whose
 
 MEANING = (
     "*Preserved*: the cosine keeps its threshold and the KL to the 16-bit twin is at most that of another seed. "
@@ -28,10 +28,10 @@ def markdown(report: Report, pictures: Pictures) -> str:
 
 
 def description(report: Report, max_chars: int) -> str:
-    """As many of the first sections as fit, and where the rest is; without pictures."""
+    """The answer, as many of the first sections as fit, and where the rest is; without pictures."""
     rest = "The whole report: artifacts `report.html` and `report.md`."
     text = ""
-    for section in sections(report, {}):
+    for section in [bullets(report), *(s for s in sections(report, {}) if s != answer(report))]:
         if len(text) + len(section) + len(rest) + 4 > max_chars:
             break
         text += section + "\n\n"

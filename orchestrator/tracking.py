@@ -66,6 +66,11 @@ def open_client(uri: str, root: Path) -> tuple[Any, str]:
         return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
 
 
+def page_of(experiment_id: str, run_id: str) -> str:
+    """A run's page on any MLflow server; without the last part the browser that comes first opens it as GenAI."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
 class Tracker:
     """Writes one sweep into MLflow: a parent run, and a child run for each trial."""
 
@@ -289,7 +294,7 @@ def publish(settings: SweepSettings, root: Path, say: Callable[[str], None], *, 
         return None
     finally:
         ledger.close()
-    page = f"#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}"
+    page = page_of(tracker.experiment_id, tracker.run_id)
     return f"http://127.0.0.1:{UI_PORT}/{page}" if settings.tracking_uri is None else f"run {tracker.run_id}"
 
 
@@ -324,7 +329,7 @@ def log_run(
     except Exception as error:
         say(f"MLflow was not written ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
         return None
-    return f"http://127.0.0.1:{UI_PORT}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"http://127.0.0.1:{UI_PORT}/{page_of(experiment_id, run_id)}"
 
 
 def _workload_tags(result: SweepResult) -> dict[str, str]:

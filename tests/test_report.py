@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator import outputs, report_text
+from orchestrator import report_answer, report_text
 from orchestrator import settings as settings_file
 from orchestrator.costs import cost_table, savings
 from orchestrator.ledger import FAULTS, Ledger
@@ -314,13 +314,14 @@ def test_the_description_is_whole_sections_that_fit_with_the_answer_first():
     trials = [measured(n, replace(NF4, rank=n + 1), 9.0, similarity=compared()) for n in range(9)]
     settings = make(objectives=("eval_loss_nats",))
     report = report_of(settings, trials, FACTS, lambda config: None)
-    whole = report_text.sections(report, {})
+    answered = report_answer.bullets(report)
+    whole = [answered, *(s for s in report_text.sections(report, {}) if answered not in s)]
     for limit in (1500, 5000):
         note = report_text.description(report, limit)
         assert len(note) <= limit
-        assert "## Question and answer" in note
+        assert note.startswith("- **Memory")
         kept = note.rsplit("\n\n", 1)[0]
-        assert kept == "\n\n".join(whole[: kept.count("\n## ") + 1])
+        assert kept in ["\n\n".join(whole[:n]) for n in range(2, len(whole) + 1)]
 
 
 # --- nothing from outside is markup
@@ -392,7 +393,7 @@ def test_the_command_writes_one_self_contained_page_and_prints_its_markdown(swep
     folder = swept / "mlflow_runs" / "sweeps" / "t"
     assert done.out.strip() == (folder / "report.md").read_text().strip()
     html = (folder / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == len(outputs.PICTURES)
+    assert html.count("data:image/png;base64,") == len(list(folder.glob("figures/*.png"))) >= 2
     assert not re.search(r"<script|https?://|src=\"(?!data:)|href=", html)
     assert str(folder.relative_to(swept)) in done.err
 
