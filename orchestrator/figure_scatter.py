@@ -10,6 +10,7 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.figure_style import (
     AXES,
+    OBJECTIVE_NAMES,
     PRECISION_COLOURS,
     PRECISION_NAMES,
     Figure,
@@ -20,7 +21,7 @@ from orchestrator.figure_style import (
 )
 from orchestrator.front import losses_of, objective_value
 from orchestrator.pareto import pareto_mask
-from orchestrator.settings import MAXIMISED, Objective
+from orchestrator.settings import Objective
 from orchestrator.sweep import SweepResult
 from trainables.results import TrialResult
 
@@ -76,7 +77,7 @@ def pair(result: SweepResult, x: Objective, y: Objective) -> Figure | LeftOut:
     is_known = name == "loss_memory"
     return Figure(
         name=name,
-        title=LOSS_TITLE if is_known else f"{AXES[y][0].partition(' (')[0].capitalize()} against {SHORT[x]}",
+        title=LOSS_TITLE if is_known else f"{OBJECTIVE_NAMES[y].capitalize()} against {OBJECTIVE_NAMES[x]}",
         notes=(_rings(result), "The line joins those that no other of them beats in both of this figure's objectives."),
         png=partial(_pair_png, result, trials, x, y),
         html=partial(_pair_html, result, trials, x, y),
@@ -84,7 +85,11 @@ def pair(result: SweepResult, x: Objective, y: Objective) -> Figure | LeftOut:
 
 
 def edge(members: Sequence[TrialResult], x: Objective, y: Objective) -> list[TrialResult]:
-    """Members of a front that no other one beats in both objectives, by the first of them."""
+    """Members of a front that no other one beats in both objectives, from the best of the first to the worst.
+
+    In that order a line that goes along x first and then along y ends where the dominated region begins,
+    whichever way the objectives are meant.
+    """
     counted = [(trial, losses) for trial in members if (losses := losses_of(trial, (x, y))) is not None]
     if not counted:
         return []
@@ -94,7 +99,7 @@ def edge(members: Sequence[TrialResult], x: Objective, y: Objective) -> list[Tri
 
 
 def _rings(result: SweepResult) -> str:
-    names = ", ".join(AXES[objective][0].partition(" (")[0] for objective in result.settings.objectives)
+    names = ", ".join(OBJECTIVE_NAMES[objective] for objective in result.settings.objectives)
     return f"Each point is a completed trial. Black rings: on the Pareto front over {names}."
 
 
@@ -146,10 +151,8 @@ def _pair_png(result: SweepResult, trials: Sequence[TrialResult], x: Objective, 
     figure = canvas(4.6)
     axes = figure.subplots()
     on_edge = edge(result.front.members, x, y)
-    where = "pre" if y in MAXIMISED else "post"  # towards what is dominated
-    where = where if x not in MAXIMISED else {"pre": "post", "post": "pre"}[where]
     xs, ys = [_value(t, x) for t in on_edge], [_value(t, y) for t in on_edge]
-    axes.step(xs, ys, where=where, color="black", linewidth=1, alpha=0.6, zorder=1)
+    axes.step(xs, ys, where="post", color="black", linewidth=1, alpha=0.6, zorder=1)
     _points(axes, result, trials, [_value(t, x) for t in trials], [_value(t, y) for t in trials])
     axes.ticklabel_format(useOffset=False)
     axes.set_xlabel(AXES[x][0])
@@ -204,8 +207,7 @@ def _pair_html(result: SweepResult, trials: Sequence[TrialResult], x: Objective,
     import plotly.graph_objects as go
 
     on_edge = edge(result.front.members, x, y)
-    shape = "vh" if (y in MAXIMISED) != (x in MAXIMISED) else "hv"
-    line = {"color": "black", "width": 1, "shape": shape}
+    line = {"color": "black", "width": 1, "shape": "hv"}
     xs, ys = [_value(t, x) for t in on_edge], [_value(t, y) for t in on_edge]
     figure = go.Figure()
     if on_edge:

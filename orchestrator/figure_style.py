@@ -32,9 +32,15 @@ AXES: Mapping[Objective, tuple[str, float]] = {
     "token_match_rate": ("tokens equal to the 16-bit twin's (share)", 1.0),
 }
 """Title of an objective's axis with its unit, and the factor from the objective's own unit to that one."""
+OBJECTIVE_NAMES: Mapping[Objective, str] = {
+    "peak_memory_mib": "peak memory",
+    "seconds_per_step": "step time",
+    "eval_loss_nats": "held-out loss",
+    "embedding_cosine": "embedding cosine",
+    "token_match_rate": "token match",
+}
 WIDTH_INCHES, DOTS_PER_INCH = 9.2, 130
-WIDTH_PIXELS = 1200
-LINE_CHARS = 135
+LINE_CHARS = 155
 HEAD_INCHES, LINE_INCHES = 0.36, 0.155
 HEAD_PIXELS, LINE_PIXELS = 62, 17
 
@@ -82,7 +88,7 @@ def finished_png(figure: Figure, caption: str) -> PngFigure:
     head = HEAD_INCHES + LINE_INCHES * len(lines) + 0.08
     height = drawn.get_figheight() + head
     drawn.set_figheight(height)
-    drawn.get_layout_engine().set(rect=(0, 0, 1, 1 - head / height))  # type: ignore[union-attr]
+    drawn.get_layout_engine().set(rect=(0, 0, 1, 1 - head / height))  # type: ignore[union-attr, call-arg]
     left = 0.1 / WIDTH_INCHES
     drawn.text(left, 1 - 0.1 / height, figure.title, fontsize=13, weight="bold", va="top", parse_math=False)
     for i, line in enumerate(lines):

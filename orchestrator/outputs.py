@@ -17,11 +17,8 @@ from orchestrator.verdict import figures_of, verdict_of
 from trainables.results import Measurement, MemoryBreakdown, TrialResult
 
 RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
-PICTURES = {
-    "figures/rank_memory.png": ("What a rank costs in memory", figures.rank_memory_png),
-    "figures/loss_memory.png": ("What memory buys", figures.loss_memory_png),
-}
-"""Of the report: path in the sweep's folder -> title, and how it is drawn."""
+PICTURES = {f"figures/{name}.png": title for name, (title, _) in figures.IN_REPORT.items()}
+"""Of the report: path in the sweep's folder -> title."""
 
 
 def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict[str, Any]:
@@ -54,14 +51,12 @@ def write(result: SweepResult, report: Report, folder: Path) -> list[Path]:
 
 def draw(result: SweepResult, folder: Path) -> None:
     """Draw the report's pictures."""
-    for path, (_, picture) in PICTURES.items():
-        (folder / path).parent.mkdir(exist_ok=True)
-        picture(result).savefig(folder / path, dpi=130)
+    figures.write_png(result, figures.of_report(result), folder / "figures")
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write report.md and report.html with the pictures that lie in the folder; returns the files."""
-    drawn = {path: title for path, (title, _) in PICTURES.items() if (folder / path).is_file()}
+    drawn = {path: title for path, title in PICTURES.items() if (folder / path).is_file()}
     text = report_text.markdown(report, drawn)
     page = report_page.page(text, f"Sweep {report.name}", folder)
     return [_replace(folder / "report.md", text), _replace(folder / "report.html", page)]

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator import report_answer, report_text
+from orchestrator import outputs, report_answer, report_text
 from orchestrator import settings as settings_file
 from orchestrator.costs import cost_table, savings
 from orchestrator.ledger import FAULTS, Ledger
@@ -393,7 +393,7 @@ def test_the_command_writes_one_self_contained_page_and_prints_its_markdown(swep
     folder = swept / "mlflow_runs" / "sweeps" / "t"
     assert done.out.strip() == (folder / "report.md").read_text().strip()
     html = (folder / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == len(list(folder.glob("figures/*.png"))) >= 2
+    assert html.count("data:image/png;base64,") == sum((folder / path).is_file() for path in outputs.PICTURES) >= 2
     assert not re.search(r"<script|https?://|src=\"(?!data:)|href=", html)
     assert str(folder.relative_to(swept)) in done.err
 
