@@ -1,0 +1,66 @@
+"""Greedy text of many prompts at once against one prompt at a time, without cache or padding."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trainables import adapter, base_model, demo
+from trainables.config import TARGETS, TrialConfig
+from trainables.decoding import greedy_texts
+
+END = 0
+PROMPTS = ([5], [9, 8, 7, 6], list(range(300, 340)), [17] * 11)
+
+
+@pytest.fixture(scope="module", params=["16bit", "nf4"])
+def model(request, workload):
+    """The demo's base under an adapter that is not without effect."""
+    base = base_model.load(replace(workload, base_folder=str(demo.FOLDER)), request.param, "cpu")
+    config = TrialConfig(precision=request.param, rank=4, alpha=8, targets=TARGETS)
+    tuned = adapter.attach(base, config, base_name="demo").eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.02, generator=generator)
+    return tuned
+
+
+@torch.no_grad()
+def plain(model, prompt: list[int], n_new: int, end: int) -> list[int]:
+    text: list[int] = []
+    while len(text) < n_new and end not in text:
+        logits = model(input_ids=torch.tensor([prompt + text]), use_cache=False).logits
+        text.append(int(logits[0, -1].argmax()))
+    return text
+
+
+@pytest.mark.parametrize("n_new", [1, 2, 3, 24])
+def test_each_prompt_of_a_batch_is_continued_as_if_it_were_alone(model, n_new):
+    assert greedy_texts(model, PROMPTS, n_new=n_new, end=END) == [plain(model, p, n_new, END) for p in PROMPTS]
+
+
+def test_a_text_does_not_depend_on_the_prompts_beside_it(model):
+    together = greedy_texts(model, PROMPTS, n_new=12, end=END)
+    alone = [greedy_texts(model, [prompt], n_new=12, end=END)[0] for prompt in PROMPTS]
+    backwards = greedy_texts(model, PROMPTS[::-1], n_new=12, end=END)[::-1]
+    assert together == alone == backwards
+    assert len({tuple(text) for text in together}) > 1, "all texts are equal: the test shows too little"
+
+
+def test_a_text_ends_with_the_first_end_token_even_where_it_is_the_first_of_all(model):
+    whole = plain(model, PROMPTS[2], 12, end=-1)
+    for end in set(whole):
+        (text,) = greedy_texts(model, [PROMPTS[2]], n_new=12, end=end)
+        assert text == whole[: whole.index(end) + 1]
+
+
+def test_an_end_token_within_a_prompt_ends_nothing(model):
+    prompt = [9, END, 8, END]
+    assert greedy_texts(model, [prompt, PROMPTS[2]], n_new=8, end=END)[0] == plain(model, prompt, 8, END)
+
+
+def test_a_prompt_and_its_text_may_fill_the_base_to_its_last_position(model):
+    prompt = [int(i) for i in torch.randint(1, 1024, (250,), generator=torch.Generator().manual_seed(2))]
+    assert greedy_texts(model, [prompt, [5]], n_new=6, end=END)[0] == plain(model, prompt, 6, END)

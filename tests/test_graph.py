@@ -1,0 +1,155 @@
+"""What recorded steps rest on, as far as a CPU shows it: kinds, packed batches, a padded rank that takes no part."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainables import adapter, data
+from trainables.config import TARGETS, TrialConfig
+from trainables.data import IGNORE, TokenRow
+from trainables.errors import ConfigError
+from trainables.graph import RANKS, StepShape, kind_of, packed
+from trainables.lean import LOSS_CHUNK_TOKENS, adapted_layers
+from trainables.training import EagerEngine
+from trainables.trial import Trial
+
+
+@given(st.integers(1, 300))
+def test_a_tapes_rank_is_the_smallest_offered_that_is_enough_or_else_the_trials_own(rank):
+    enough = [offered for offered in RANKS if offered >= rank]
+    assert kind_of(TrialConfig(precision="nf4", rank=rank, alpha=1)).rank == min(enough, default=rank)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"rank": 16}, True),
+        ({"rank": 17}, False),
+        ({"alpha": 99.0}, True),
+        ({"rank_stabilized": True}, True),
+        ({"learning_rate": 1.0}, True),
+        ({"seed": 5}, True),
+        ({"max_steps": 7}, True),
+        ({"batch_size": 3, "max_length_tokens": 32}, True),
+        ({"precision": "nf4"}, False),
+        ({"targets": TARGETS}, False),
+        ({"dropout": 0.5}, False),
+        ({"loop": "lean"}, False),
+    ],
+    ids=str,
+)
+def test_configs_share_a_tape_where_they_differ_only_in_what_is_set_between_replays(small_config, change, same):
+    config = small_config(rank=4)
+    assert (kind_of(config) == kind_of(replace(config, **change))) == same
+
+
+ROWS = st.lists(
+    st.integers(2, 90).flatmap(
+        lambda n: st.builds(
+            lambda n_prompt: TokenRow(input_ids=tuple(range(1, n + 1)), n_prompt_tokens=n_prompt), st.integers(0, n)
+        )
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(ROWS)
+def test_a_packed_batch_can_be_read_back_and_its_vector_is_as_long_as_its_shape_says(rows):
+    input_ids, labels = data.pad(rows, max_length_tokens=64, pad_id=0, multiple=32)
+    for loop in ("standard", "lean"):
+        shape, vector = packed((input_ids, labels), loop)
+        assert (shape.n_rows, shape.length) == tuple(input_ids.shape)
+        assert len(vector) == shape.n_tokens + (2 * shape.n_targets if loop == "lean" else shape.n_tokens)
+        ids, rest = vector[: shape.n_tokens].view(shape.n_rows, shape.length), vector[shape.n_tokens :]
+        assert torch.equal(ids, input_ids)
+        if loop == "standard":
+            assert shape.n_targets == 0
+            assert torch.equal(rest.view_as(labels), labels)
+            continue
+        assert shape.n_targets % LOSS_CHUNK_TOKENS == 0
+        positions, targets = rest.view(2, shape.n_targets)
+        wanted = torch.full((shape.n_tokens,), IGNORE)
+        wanted[positions[targets != IGNORE]] = targets[targets != IGNORE]
+        assert torch.equal(wanted.view_as(labels)[:, :-1], labels[:, 1:])
+        assert (wanted.view_as(labels)[:, -1] == IGNORE).all()
+
+
+@pytest.mark.parametrize(("n_supervised", "n_targets"), [(1, 256), (256, 256), (257, 512)])
+def test_batches_of_one_length_need_few_shapes(n_supervised, n_targets):
+    ids = torch.zeros(1, 300, dtype=torch.int64)
+    labels = torch.full_like(ids, IGNORE)
+    labels[0, 1 : 1 + n_supervised] = 7
+    assert packed((ids, labels), "lean")[0] == StepShape(n_rows=1, length=300, n_targets=n_targets)
+    assert packed((ids, labels), "standard")[0] == StepShape(n_rows=1, length=300)
+
+
+def test_on_a_cpu_a_graph_is_refused_with_the_engine_that_works(bench, small_config):
+    with pytest.raises(ConfigError, match="engine is graph, which needs a CUDA GPU; on a CPU it is eager"):
+        Trial(small_config(engine="graph"), bench)
+
+
+# --- the padded rank: an eager AdamW on weights padded as a tape pads them
+
+
+@pytest.fixture(params=["16bit", "nf4"])
+def precision(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def batches(splits):
+    rows = splits["train"]
+    return [data.pad(rows[i : i + 4], max_length_tokens=96, pad_id=0, multiple=32) for i in range(0, 80, 4)]
+
+
+def trained(bench, config, batches, *, rank=None, stray=0.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Losses and final weights of a trial; with a `rank` its weights lie in the corner of ones of that rank.
+
+    Args:
+        stray: what the padded rows of A are filled with.
+    """
+    base = bench.base(config.precision)
+    model = adapter.attach(base, config, base_name="tiny")
+    narrow = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    if rank:
+        adapter.detach(model)
+        model = adapter.attach(base, replace(config, rank=rank), base_name="tiny")
+        for name, weight in narrow.items():
+            padded = model.get_parameter(name).data.fill_(stray if "lora_A" in name else 0.0)
+            padded[: weight.shape[0], : weight.shape[1]] = weight
+        for layer in adapted_layers(model):
+            layer.scaling = dict.fromkeys(layer.scaling, torch.tensor(config.scaling))
+    try:
+        torch.manual_seed(config.seed)  # dropout
+        losses = EagerEngine(model, config, compute_dtype="float32", device="cpu").run(batches)
+        return losses, {name: model.get_parameter(name).detach().clone() for name in narrow}
+    finally:
+        adapter.detach(model)
+
+
+@pytest.mark.parametrize(("loop", "dropout"), [("standard", 0.0), ("lean", 0.0), ("lean", 0.3)])
+def test_the_padding_of_a_rank_takes_no_part_in_the_update(bench, small_config, batches, precision, loop, dropout):
+    config = small_config(precision=precision, rank=5, alpha=10, targets=TARGETS, loop=loop, dropout=dropout)
+    losses, weights = trained(bench, config, batches)
+    padded_losses, padded_weights = trained(bench, config, batches, rank=16)
+    torch.testing.assert_close(padded_losses, losses, rtol=2e-6, atol=0)
+    for name, weight in weights.items():
+        padded = padded_weights[name].clone()
+        corner = padded[: weight.shape[0], : weight.shape[1]]
+        torch.testing.assert_close(corner, weight, rtol=1e-3, atol=2e-5)
+        corner.zero_()
+        assert not padded.any(), name
+    assert losses.std() > 0
+
+
+def test_padding_that_is_not_zero_would_take_part(bench, small_config, batches):
+    """B's padded column gets a gradient once A's padded row holds something: so a tape is cleared at each load."""
+    config = small_config(rank=5, targets=TARGETS, dropout=0.0)
+    losses, _ = trained(bench, config, batches)
+    stray, weights = trained(bench, config, batches, rank=16, stray=0.1)
+    assert (stray - losses).abs().max() > 1e-3
+    assert any(weight[:, 5:].any() for name, weight in weights.items() if "lora_B" in name)
