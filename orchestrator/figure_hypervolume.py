@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure as PngFigure
 
+from orchestrator import front
 from orchestrator.figure_style import PRECISION_COLOURS, PRECISION_NAMES, Figure, LeftOut, canvas, hover
-from orchestrator.front import dissimilarity, is_candidate, losses_of
 from orchestrator.pareto import hypervolume
 from orchestrator.settings import MAXIMISED
 from orchestrator.sweep import SweepResult
@@ -43,7 +43,7 @@ def curve(result: SweepResult) -> list[Moment]:
 
     The reference point is that of the front as it is now, for all moments.
     """
-    counted = _counted(result)
+    counted = {trial.key: losses for trial, losses in front.counted(result.trials, result.settings)}
     if result.front.reference_point is None or not counted:
         return []
     signs = [-1.0 if objective in MAXIMISED else 1.0 for objective in result.settings.objectives]
@@ -64,17 +64,6 @@ def curve(result: SweepResult) -> list[Moment]:
         share = max(hypervolume(known, reference) / box, moments[-1].share)  # rounding may lower it
         moments.append(Moment(seconds=seconds, share=share, trial=trial if share > moments[-1].share else None))
     return moments
-
-
-def _counted(result: SweepResult) -> dict[str, tuple[float, ...]]:
-    """Losses by key of the trials that front_of counts."""
-    found = {}
-    for trial in filter(is_candidate, result.trials):
-        losses = losses_of(trial, result.settings.objectives)
-        gap = dissimilarity(trial, result.settings.min_similarity)
-        if losses is not None and gap is not None and gap <= 0:
-            found[trial.key] = losses
-    return found
 
 
 def _counts_from(trial: TrialResult, ended: Mapping[TrialConfig, float]) -> float:

@@ -101,22 +101,28 @@ def noise_of(trials: Sequence[TrialResult], objectives: Sequence[Objective]) -> 
     return tuple(seconds if objective == "seconds_per_step" else 0.0 for objective in objectives)
 
 
-def front_of(trials: Sequence[TrialResult], settings: SweepSettings) -> Front:
-    """The front of the candidates that keep the similarity asked for."""
-    epsilon = noise_of(trials, settings.objectives)
-    counted: list[tuple[TrialResult, tuple[float, ...]]] = []
+def counted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[tuple[TrialResult, tuple[float, ...]]]:
+    """The candidates that keep the similarity asked for, each with its objectives as losses."""
+    found = []
     for trial in filter(is_candidate, trials):
         losses = losses_of(trial, settings.objectives)
         gap = dissimilarity(trial, settings.min_similarity)
         if losses is not None and gap is not None and gap <= 0:
-            counted.append((trial, losses))
-    if not counted:
+            found.append((trial, losses))
+    return found
+
+
+def front_of(trials: Sequence[TrialResult], settings: SweepSettings) -> Front:
+    """The front of the candidates that keep the similarity asked for."""
+    epsilon = noise_of(trials, settings.objectives)
+    found = counted(trials, settings)
+    if not found:
         return Front(objectives=settings.objectives, epsilon=epsilon, reference_point=None, hypervolume=0.0, members=())
-    losses = np.array([losses for _, losses in counted])
+    losses = np.array([losses for _, losses in found])
     worst, best = losses.max(axis=0), losses.min(axis=0)
     spread = np.where(worst > best, worst - best, np.maximum(np.abs(worst), 1e-9))
     reference = worst + REFERENCE_MARGIN * spread
-    members = [trial for (trial, _), on in zip(counted, pareto_mask(losses, epsilon), strict=True) if on]
+    members = [trial for (trial, _), on in zip(found, pareto_mask(losses, epsilon), strict=True) if on]
     members.sort(key=lambda m: losses_of(m, settings.objectives) or ())
     signs = [-1.0 if o in MAXIMISED else 1.0 for o in settings.objectives]
     return Front(

@@ -194,19 +194,30 @@ class Trial:
         try:
             self._begin(cost)
         except TrialFailed:
-            if not bench.forget():  # half an adapter may be on a base; and now the trial is alone
+            if not self._free():  # half an adapter may be on a base; and now the trial is alone
                 raise
-            try:
-                self._begin(cost)
-            except TrialFailed:
-                bench.forget()
-                raise
+            self._begin_alone(cost)
 
-    def _begin(self, cost: Cost | None) -> None:
+    def _begin_alone(self, cost: Cost | None) -> None:
+        """With nothing else on the device; without recorded steps, which need memory of their own, if need be."""
+        for recorded in (True, False) if self.config.engine == "graph" else (True,):
+            try:
+                return self._begin(cost, recorded=recorded)
+            except TrialFailed as error:
+                failure = error
+                self._free()
+        raise failure
+
+    def _free(self) -> bool:
+        """Let go of everything on the device, a tape and its base too; see Bench.forget."""
+        self._tape = None
+        return self._bench.forget()
+
+    def _begin(self, cost: Cost | None, *, recorded: bool = True) -> None:
         # no name for the base: while a TrialFailed is handled its frames live, and the base must be freed then
         with oom_as_failure():
             self._held = self._bench.held_out(self.config.precision)
-            self._tape, self.fallback = self._recorded()
+            self._tape, self.fallback = self._recorded() if recorded else (None, "no memory for recorded steps")
             self._resident_mib = memory.allocated_mib(self._bench.device)
             self.cost = cost or self._measure_cost(self._bench.base(self.config.precision))
             self._model = self._attach(self._bench.base(self.config.precision))

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from trainables import adapter
-from trainables.config import TARGETS, TrialConfig, Workload
+from trainables.config import TARGETS, TrialConfig
 from trainables.decoding import greedy_texts
 from trainables.graph import GraphEngine, packed
 from trainables.memory import MIB
@@ -19,19 +18,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
 ]
 N_STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def wide(workload, tmp_path_factory) -> Workload:
-    """4 layers x 256, 1,024 words, float32."""
-    folder = tmp_path_factory.mktemp("wide-gpt2")
-    shape = GPT2Config(
-        n_layer=4, n_embd=256, n_head=4, n_positions=256, vocab_size=1024, bos_token_id=0, eos_token_id=0
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        GPT2LMHeadModel(shape).save_pretrained(folder)
-    return replace(workload, base_folder=str(folder), compute_dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from trainables import adapter, evaluation
 from trainables.compare import compare
-from trainables.config import TrialConfig, Workload
+from trainables.config import TrialConfig
 from trainables.device import count_gpus, native_dtype
 from trainables.errors import TrialFailed
 from trainables.memory import MIB
@@ -21,19 +20,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
 ]
 PRECISIONS = ("16bit", "nf4")
-
-
-@pytest.fixture(scope="module")
-def wide_workload(workload, tmp_path_factory) -> Workload:
-    """A base of 4 layers x 256, so that what 4 bits save stands out; the tiny base's tokens."""
-    folder = tmp_path_factory.mktemp("wide-gpt2")
-    shape = GPT2Config(
-        n_layer=4, n_embd=256, n_head=4, n_positions=256, vocab_size=1024, bos_token_id=0, eos_token_id=0
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        GPT2LMHeadModel(shape).save_pretrained(folder)
-    return replace(workload, base_folder=str(folder), compute_dtype=native_dtype("cuda"))
 
 
 @pytest.fixture
@@ -82,8 +68,8 @@ def test_a_bfloat16_base_trains_and_its_loss_falls(gpu_bench, small_config, prec
     assert floating == {torch.bfloat16}
 
 
-def test_nf4_peaks_under_16_bits_by_most_of_the_weights(wide_workload, small_config):
-    bench = Bench(wide_workload, "cuda")
+def test_nf4_peaks_under_16_bits_by_most_of_the_weights(wide, small_config):
+    bench = Bench(replace(wide, compute_dtype=native_dtype("cuda")), "cuda")
     peaks = {p: outcome(small_config(precision=p), bench)[0] for p in PRECISIONS}
     quantized_values = 4 * 12 * 256**2
     saved_mib = peaks["16bit"] - peaks["nf4"]
