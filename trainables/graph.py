@@ -243,6 +243,13 @@ def _blank(shape: StepShape) -> torch.Tensor:
     return torch.zeros(shape.n_tokens + n_labels, dtype=torch.int64, device="cuda")
 
 
+def abandon_recording() -> None:
+    """Undo what a failed recording leaves: its stream is current, and the generator waits for its end."""
+    torch.cuda.set_stream(torch.cuda.default_stream())
+    fresh = torch.Generator(device="cuda")
+    torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh.graphsafe_get_state())
+
+
 class GraphEngine:
     """Trains one adapter by a tape; the same steps as EagerEngine's.
 

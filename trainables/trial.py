@@ -27,7 +27,7 @@ from trainables.config import TARGETS, Loop, Precision, TrialConfig, Workload, r
 from trainables.device import device_id, device_name
 from trainables.device_turn import DeviceTurn
 from trainables.errors import ConfigError, TrialFailed
-from trainables.graph import GraphEngine, StepShape, Tape, TapeKind, kind_of, packed
+from trainables.graph import GraphEngine, StepShape, Tape, TapeKind, abandon_recording, kind_of, packed
 from trainables.results import Cost, Measurement
 from trainables.training import Batch, EagerEngine
 
@@ -116,7 +116,8 @@ class Bench:
         if self._unrecordable:
             raise Unrecordable(self._unrecordable)
         base, kind = self.base(config.precision), kind_of(config)
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        if not self._tapes:  # a pool is gone with its last tape
+            self._pool = torch.cuda.graph_pool_handle()
         tape = self._tapes.pop(kind, None)
         try:
             tape = tape or Tape(
@@ -132,6 +133,8 @@ class Bench:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if not isinstance(error, torch.cuda.OutOfMemoryError):
                 self._unrecordable = reason
+                self._tapes.clear()  # they draw from the generator that is replaced now
+                abandon_recording()
                 print(f"steps cannot be recorded as CUDA graphs here; going on without: {reason}", file=sys.stderr)
             raise Unrecordable(reason) from None
         self._tapes[kind] = tape  # the last one used comes last
