@@ -28,7 +28,7 @@ from trainables.config import TARGETS, Engine, Loop, Precision, TrialConfig
 from trainables.device import count_gpus, native_dtype
 from trainables.errors import SweepError, TrialFailed
 from trainables.findings import flat
-from trainables.predicted_memory import predicted_peak_mib, shape_in
+from trainables.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib, shape_in
 from trainables.results import Cost, Measurement
 from trainables.trial import Bench, Trial
 
@@ -125,6 +125,7 @@ def prediction(bench: Bench, cells: Sequence[tuple[TrialConfig, Cost]]) -> dict[
         "median_per_cent": 100 * median(abs(error) / peak for error, peak in off),
         "worst_per_cent": 100 * max(abs(error) / peak for error, peak in off),
         "worst_mib": max(abs(error) for error, _ in off),
+        "n_outside": sum(abs(error) > max(MAX_ERROR_SHARE * peak, MAX_ERROR_MIB) for error, peak in off),
     }
 
 
@@ -185,8 +186,9 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"NF4 saves in the {loop} loop: {saved['mib']:.1f} MiB, {saved['per_cent']:.1f} % of the peak at 16 bits"
     off = result["prediction"]
     yield (
-        f"\nPredicted peak: off by {off['median_per_cent']:.2f} % in the median, {off['worst_per_cent']:.2f} % "
-        f"({off['worst_mib']:.1f} MiB) at worst, over {off['n_shapes']} shapes"
+        f"\nPredicted peak: off by {off['median_per_cent']:.2f} % in the median, at worst by {off['worst_per_cent']:.2f} % "
+        f"and, of another shape perhaps, by {off['worst_mib']:.1f} MiB; {off['n_outside']} of {off['n_shapes']} shapes "
+        f"off by more than the larger of {100 * MAX_ERROR_SHARE:.0f} % and {MAX_ERROR_MIB:.0f} MiB"
         if off
         else "\nPredicted peak: only for GPT-2 on a GPU"
     )

@@ -188,6 +188,15 @@ def test_a_recorded_trials_peak_is_that_of_a_worker_that_has_nothing_else(wide, 
     assert later.peak_memory_mib == pytest.approx(fresh.peak_memory_mib, abs=1.0)
 
 
+def test_steps_are_recorded_again_after_everything_was_forgotten(wide, small_config):
+    config = small_config(engine="graph", loop="lean")
+    bench = Bench(wide, "cuda")
+    _, expected = trained(bench, config)
+    bench.forget()
+    _, found = trained(bench, config)
+    assert [m.eval_loss_nats for m in found] == [m.eval_loss_nats for m in expected]
+
+
 def test_memory_returns_to_the_baseline_after_recorded_trials(exact_bench, small_config):
     config = small_config(engine="graph", loop="lean")
     trained(exact_bench, config)
