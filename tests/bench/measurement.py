@@ -187,8 +187,9 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     off = result["prediction"]
     yield (
         f"\nPredicted peak: off by {off['median_per_cent']:.2f} % in the median, at worst by "
-        f"{off['worst_per_cent']:.2f} % and, of another shape perhaps, by {off['worst_mib']:.1f} MiB; {off['n_outside']} of {off['n_shapes']} shapes "
-        f"off by more than the larger of {100 * MAX_ERROR_SHARE:.0f} % and {MAX_ERROR_MIB:.0f} MiB"
+        f"{off['worst_per_cent']:.2f} % and, of another shape perhaps, by {off['worst_mib']:.1f} MiB; "
+        f"{off['n_outside']} of {off['n_shapes']} shapes off by "
+        f"more than the larger of {100 * MAX_ERROR_SHARE:.0f} % and {MAX_ERROR_MIB:.0f} MiB"
         if off
         else "\nPredicted peak: only for GPT-2 on a GPU"
     )
