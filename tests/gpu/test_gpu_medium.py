@@ -80,6 +80,7 @@ def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
 def test_the_parts_and_what_was_there_before_add_up_to_the_allocators_peak(medium, precision, loop):
     config = config_of(precision=precision, loop=loop)
+    of_other_tests = memory.allocated_mib("cuda")
     model = adapter.attach(base_model.load(medium, precision, "cuda"), config, base_name="medium")
     engine = EagerEngine(model, config, compute_dtype="bfloat16", device="cuda")
     ids = torch.randint(50257, (4, 256))
@@ -90,7 +91,7 @@ def test_the_parts_and_what_was_there_before_add_up_to_the_allocators_peak(mediu
     unseen = memory.allocated_mib("cuda") - resident  # workspaces of libraries, rounding
     print(f"{precision} {loop}: {parts}, unseen {unseen:.1f}")
     assert peak.seen_mib + unseen == pytest.approx(peak.allocated_mib, rel=0.01)
-    assert parts.activations_mib > parts.rest_mib > 0
+    assert parts.activations_mib > parts.rest_mib - of_other_tests > 0
 
 
 @contextmanager
