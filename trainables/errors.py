@@ -50,8 +50,11 @@ class TrialFailed(SweepError):
     """
 
     def __init__(self, state: str, reason: str) -> None:
-        super().__init__(reason)
+        super().__init__(state, reason)  # both: pickling makes the error anew from them
         self.state = state
+
+    def __str__(self) -> str:
+        return self.args[1]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -85,8 +85,12 @@ def token_losses(
 def _nats(states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> Iterator[torch.Tensor]:
     """Cross-entropy of each target, HEAD_TOKENS of them at a time."""
     for some, wanted in zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True):
-        log_p = aligned_logits(some, head).log_softmax(dim=-1, dtype=torch.float32)
-        yield -log_p.gather(1, wanted[:, None]).flatten()
+        yield -_log_probabilities(some, head).gather(1, wanted[:, None]).flatten()
+
+
+def _log_probabilities(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """In float32, (n, vocabulary rounded up): beyond the vocabulary they are -inf."""
+    return aligned_logits(states, head).log_softmax(dim=-1, dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -103,10 +107,10 @@ def divergence(
     Returns:
         KL(reference || ours) in nats and whether the most likely token is the same, both (n_tokens,).
     """
-    head = _core(model).lm_head
+    head = _core(model).lm_head.weight
     kl, same = [], []
     for a, b in zip(ours.split(HEAD_TOKENS), reference.split(HEAD_TOKENS), strict=True):
-        log_a, log_b = (torch.log_softmax(head(s.to(head.weight.dtype)).float(), dim=-1) for s in (a, b))
+        log_a, log_b = (_log_probabilities(s.to(head.dtype), head)[:, : len(head)] for s in (a, b))
         kl.append(F.kl_div(log_a, log_b, reduction="none", log_target=True).sum(dim=-1).clamp(min=0))
         same.append(log_a.argmax(dim=-1) == log_b.argmax(dim=-1))
     return torch.cat(kl).double().cpu().numpy(), torch.cat(same).cpu().numpy()

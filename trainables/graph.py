@@ -96,6 +96,7 @@ class Tape:
         held: HeldOut,
         compute_dtype: ComputeDtype,
         pool: tuple[int, int],
+        stream: torch.cuda.Stream,
     ) -> None:
         """
         Args:
@@ -103,12 +104,14 @@ class Tape:
             held: what a trial is evaluated on.
             pool: from torch.cuda.graph_pool_handle; tapes that never replay at once may share it, since nothing
                 in it outlives a replay.
+            stream: to record on; libraries keep a workspace for each stream that they have seen.
         """
         self.kind = kind_of(config)
         self._base = base
         self._config = replace(config, rank=self.kind.rank)
         self.held = held
         self._pool = pool
+        self._stream = stream
         self._evaluation: torch.cuda.CUDAGraph | None = None
         self._steps: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._scaling = torch.zeros((), device="cuda")
@@ -148,7 +151,7 @@ class Tape:
 
     def _recorded(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             work()
         self._forget_gradients()  # they lie in the pool, which the next recording may use again
         return graph
@@ -167,15 +170,14 @@ class Tape:
             adapter.detach(model)
 
     def _warm_up(self, model: "PeftModel", shape: StepShape) -> None:
-        """Let libraries and the optimizer allocate what they keep, on a side stream as recording asks for."""
+        """Let libraries and the optimizer allocate what they keep, on the stream that records."""
         model.train()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(N_WARM_UP_STEPS):
                 self._step(model, shape, _blank(shape))
             self._evaluate(model.eval())
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         self._forget_gradients()
 
     def _forget_gradients(self) -> None:

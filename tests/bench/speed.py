@@ -39,8 +39,8 @@ from trainables.trial import Bench, Trial
 
 PEER = Path(__file__).with_name("peer.py")
 REPO = Path(__file__).resolve().parents[2]
-PARETO = REPO / "search_spaces" / "pareto.yaml"
 RANKS = (2, 4, 8, 16)
+LEARNING_RATES = {"distribution": "log_uniform_values", "min": 5e-5, "max": 2e-3}
 PEAK_LENGTH_TOKENS = 512
 PRODUCT_WIDTH = {"cuda": 8192, "cpu": 512}
 N_PRODUCTS = 20
@@ -87,7 +87,8 @@ def step_flops(shape: Shape, config: TrialConfig) -> int:
 
 def drawn_configs(like: TrialConfig, n_pairs: int) -> list[TrialConfig]:
     """The 4-bit halves of so many pairs: ranks of the model card in turn, learning rates from 5e-5 to 2e-3."""
-    rates = np.random.default_rng(0).uniform(np.log(5e-5), np.log(2e-3), n_pairs)
+    low, high = LEARNING_RATES["min"], LEARNING_RATES["max"]
+    rates = np.random.default_rng(0).uniform(np.log(low), np.log(high), n_pairs)
     return [
         replace(like, precision="nf4", rank=RANKS[n % len(RANKS)], learning_rate=float(np.exp(rate)))
         for n, rate in enumerate(rates)
@@ -319,8 +320,14 @@ def peer_figures(found: Sequence[Mapping[str, Any]], steps: int) -> dict[str, An
 
 
 def swept(folder: str, rows: str, n_trials: int, n_steps: int, device: str) -> dict[str, Any]:
-    """A whole sweep over the pareto space, none pruned, by the command; twins and other seeds are trials too."""
-    space = yaml.safe_load(PARETO.read_text(encoding="utf-8")) | {"early_terminate": {"type": "none"}}
+    """A whole sweep of the model card's recipe at 4 bits by the command, none pruned; a twin each, and other seeds."""
+    space = {
+        "description": "The recipe of the model card at 4 bits; each trial brings its 16-bit twin.",
+        "method": "random",
+        "parameters": {"rank": {"values": list(RANKS)}, "learning_rate": LEARNING_RATES},
+        "fixed": {"precision": "nf4", "alpha": 16, "batch_size": 4, "max_length_tokens": 256, "max_steps": n_steps},
+        "early_terminate": {"type": "none"},
+    }
     with TemporaryDirectory(prefix="qlora-sweep-") as cwd:
         Path(cwd, "space.yaml").write_text(yaml.safe_dump(space), encoding="utf-8")
         options = {"space": "space.yaml", "name": "speed", "trials": n_trials, "steps": n_steps, "device": device}

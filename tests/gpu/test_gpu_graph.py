@@ -46,6 +46,14 @@ def weights_of(model) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters() if p.requires_grad]
 
 
+def starting_weights(bench: Bench, config: TrialConfig) -> list[torch.Tensor]:
+    model = adapter.attach(bench.base(config.precision), config, base_name="wide")
+    try:
+        return weights_of(model)
+    finally:
+        adapter.detach(model)
+
+
 def run_eagerly(bench: Bench, config: TrialConfig, batches) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Losses and final weights."""
     model = adapter.attach(bench.base(config.precision), config, base_name="wide")
@@ -71,18 +79,25 @@ def run_recorded(bench: Bench, config: TrialConfig, batches, seed: int = 0):
 @pytest.mark.parametrize("loop", ["standard", "lean"])
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
 def test_recorded_steps_have_the_losses_and_weights_of_eager_ones(exact_bench, precision, loop):
-    """One tape, four trials: rank, alpha and learning rate change between replays."""
+    """One tape, four trials: rank, alpha and learning rate change between replays.
+
+    Weights are compared as a whole, by what training added: AdamW moves a weight whose gradients are near zero by
+    their rounding, as far as any other.
+    """
     tapes = set()
     for values in ({}, {"rank": 16}, {"alpha": 64, "learning_rate": 3e-4}, {"rank": 1, "rank_stabilized": True}):
         config = config_of(precision=precision, loop=loop, **values)
         batches = batches_of(config)
+        start = starting_weights(exact_bench, config)
         eager, theirs = run_eagerly(exact_bench, config, batches)
         recorded, ours, tape = run_recorded(exact_bench, config, batches)
         tapes.add(id(tape))
-        print(f"{precision} {loop} {values}: {float((recorded - eager).abs().max()):.2e} nats at {float(eager[0]):.2f}")
+        ours, theirs, start = (torch.cat([w.flatten() for w in weights]) for weights in (ours, theirs, start))
+        apart = float((ours - theirs).norm() / (theirs - start).norm())
+        nats = float((recorded - eager).abs().max())
+        print(f"{precision} {loop} {values}: {nats:.2e} nats at {float(eager[0]):.2f}; weights {apart:.2e}")
         torch.testing.assert_close(recorded, eager, rtol=1e-6, atol=0)
-        for a, b in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        assert apart < 5e-3
         assert eager.std() > 0
     assert len(tapes) == 1
 
