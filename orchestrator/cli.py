@@ -1,4 +1,4 @@
-"""The command line: `qlora-sweep run | resume | status | report | card | export | sensitivity | sync | ui`.
+"""Command line: `qlora-sweep run | resume | status | best | report | card | export | sensitivity | verify | sync | ui`.
 
 Results go to standard output (with --json one JSON object and nothing else), all else to standard
 error. Exit codes: 0 done, 1 the sweep failed, 2 bad setting, 3 bad data, 4 no disk space, 5 model,
@@ -80,6 +80,24 @@ def run(
         str | None, typer.Option(help="lean, or standard as a stock script has it; default: lean on a GPU")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="of the trials and the sampler")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="tpe, nsga2, gp, random, qmc or grid; default: the space's method")
+    ] = None,
+    max_gpu_hours: Annotated[
+        float | None, typer.Option(help="budget of GPU time, the finalists' yardsticks included")
+    ] = None,
+    max_hours: Annotated[float | None, typer.Option(help="budget of wall-clock time, the same")] = None,
+    max_usd: Annotated[float | None, typer.Option(help="budget in money; needs --usd-per-gpu-hour")] = None,
+    usd_per_gpu_hour: Annotated[float | None, typer.Option(help="what a GPU costs")] = None,
+    stop_when_flat: Annotated[
+        bool, typer.Option("--stop-when-flat", help="end when the front's hypervolume hardly grows any more")
+    ] = False,
+    no_reuse: Annotated[
+        bool, typer.Option("--no-reuse", help="run again what another sweep under mlflow_runs/ has run")
+    ] = False,
+    warm_start: Annotated[
+        str | None, typer.Option(help="name of a sweep over the same space that the sampler learns from")
+    ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="of MLflow; default: mlflow_runs/mlflow.db")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan; touch neither GPU nor network")] = False,
     as_json: AsJson = False,
@@ -91,7 +109,10 @@ def run(
     given |= {"repeats": repeats, "compute_dtype": compute_dtype, "engine": engine, "loop": loop}
     given |= {"seed": seed, "tracking_uri": tracking_uri}
     given |= {"objectives": tuple(objective) if objective else None}
-    chosen = {"space": space, "trials": trials, "base_model": base_model, "data": data}
+    given |= {"max_gpu_hours": max_gpu_hours, "max_hours": max_hours, "max_usd": max_usd}
+    given |= {"usd_per_gpu_hour": usd_per_gpu_hour, "warm_start": warm_start}
+    given |= {"stop_when_flat": stop_when_flat or None, "reuse": False if no_reuse else None}
+    chosen = {"space": space, "trials": trials, "base_model": base_model, "data": data, "sampler": sampler}
     settings = plan.choose(name, device, chosen, {k: v for k, v in given.items() if v is not None}, say)
     if dry_run:
         _print_plan(settings, as_json)
@@ -113,9 +134,14 @@ def _print_plan(settings: "SweepSettings", as_json: bool) -> None:
         )
         return
     space = settings.space
+    limits = {name: getattr(settings, name) for name in ("max_gpu_hours", "max_hours", "max_usd", "warm_start")}
+    said = [f"{name} {value}" for name, value in limits.items() if value is not None]
+    said += ["stop_when_flat"] if settings.stop_when_flat else []
     print(f"sweep {settings.name}: space {space.name} ({space.method}), {settings.n_trials} trials and their twins")
     print(f"base model {settings.base_model}, data {settings.data}, on {settings.device}")
     print(f"objectives {', '.join(settings.objectives)}; similarity at least {settings.min_similarity:g}")
+    if said:
+        print("; ".join(said))
     for config, peak in zip(configs, peaks, strict=True):
         needs = f"  predicted peak {peak:.0f} MiB" if peak else ""
         print("  " + " ".join(f"{k}={'+'.join(v) if isinstance(v, list) else v}" for k, v in config.items()) + needs)
@@ -134,7 +160,7 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
     from rich.console import Console
 
     from orchestrator import sweep
-    from orchestrator.progress import ProgressDisplay, print_result
+    from orchestrator.progress import ProgressDisplay, print_result, why_empty
     from orchestrator.settings import ROOT
     from orchestrator.tracking import Follower, publish
 
@@ -168,7 +194,8 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
         say(f"interrupted; go on with: qlora-sweep resume {settings.name}")
         raise typer.Exit(INTERRUPTED)
     if not any(trial.state == "completed" for trial in result.trials):
-        raise SweepError(f"no trial completed; the last reason: {result.trials[-1].reason}")
+        last = result.trials[-1].reason if result.trials else "none was started"
+        raise SweepError(why_empty(result) or f"no trial completed; the last reason: {last}")
 
 
 @app.command()
@@ -176,14 +203,31 @@ def status(name: Name, as_json: AsJson = False) -> None:
     """Show how far a sweep is."""
     from rich.console import Console
 
+    from orchestrator.budgets import ENDED, FINISHED
     from orchestrator.progress import status_of, status_view
 
-    settings, trials = _read(name)
-    found = status_of(trials, settings)
+    settings, trials, facts = _read_facts(name, ENDED, FINISHED)
+    found = status_of(trials, settings, ended=facts[ENDED] is not None, finished=bool(facts[FINISHED]))
     if as_json:
         print(json.dumps({"name": name, **asdict(found)}))
     else:
         Console().print(status_view(name, found))
+
+
+@app.command()
+def best(
+    name: Annotated[str | None, typer.Argument(help="name of the sweep; default: the newest")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="of peak memory, e.g. 2GiB; default: the knee")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Name one config: the lowest loss within a memory budget, or without one the front's knee."""
+    from orchestrator import knee
+    from orchestrator.report import newest
+    from orchestrator.settings import ROOT
+
+    limit = None if max_memory is None else knee.mib_of(max_memory)
+    found = knee.choose(name or newest(ROOT), limit, ROOT)
+    print(json.dumps(found.to_dict()) if as_json else found.text)
 
 
 @app.command()
@@ -308,6 +352,30 @@ def sync(name: Name) -> None:
 
 
 @app.command()
+def verify(
+    name: Name,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="write MLflow, trials.parquet and front.json again from the ledger")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check that a sweep lost and doubled nothing; exit code 1, and each difference on a line, where it did."""
+    from orchestrator import verify as verifying
+    from orchestrator.settings import ROOT
+
+    found = verifying.run(name, ROOT, say, repair=repair)
+    if as_json:
+        print(json.dumps(found.to_dict()))
+    else:
+        for difference in found.differences:
+            print(difference)
+        if not found.differences:
+            print(found.summary)
+    if found.differences:
+        raise typer.Exit(1)
+
+
+@app.command()
 def ui(port: Annotated[int, typer.Option(help="on the loopback address")] = UI_PORT) -> None:
     """Open MLflow over mlflow_runs/mlflow.db, on this machine only."""
     from orchestrator.settings import ROOT
@@ -327,6 +395,10 @@ def ui(port: Annotated[int, typer.Option(help="on the loopback address")] = UI_P
 
 
 def _read(name: str) -> "tuple[SweepSettings, list[TrialResult]]":
+    return _read_facts(name)[:2]
+
+
+def _read_facts(name: str, *facts: str) -> "tuple[SweepSettings, list[TrialResult], dict[str, Any]]":
     from orchestrator import settings as settings_file
     from orchestrator.ledger import Ledger
 
@@ -334,7 +406,7 @@ def _read(name: str) -> "tuple[SweepSettings, list[TrialResult]]":
     settings = settings_file.load(folder)
     ledger = Ledger(folder / "ledger.db", read_only=True)
     try:
-        return settings, ledger.trials()
+        return settings, ledger.trials(), {fact: ledger.fact(fact) for fact in facts}
     finally:
         ledger.close()
 

@@ -6,13 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.pareto import hypervolume, pareto_mask
 from orchestrator.settings import MAXIMISED, Objective, SweepSettings
 from trainables.results import TrialResult
 
 REFERENCE_MARGIN = 0.1
-"""The reference point lies so far beyond the worst counted trial, as a share of the objective's range."""
+"""Where none was fixed, the reference point lies so far beyond the worst counted trial, as a share of the range."""
+REFERENCE = "reference_point"
+"""Fact: the reference point in the objectives' own units, fixed once."""
+N_FOR_REFERENCE = 5
+"""Counted trials that fix the reference point; fewer do when the search ends."""
+FIXED_MARGIN = 0.5
+"""A fixed reference point lies beyond their worst by their range, and by at least this share of the worst value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +30,7 @@ class Front:
         objectives: names, in the order of each member's values.
         epsilon: of each objective, in its own unit: differences up to it do not decide dominance.
         reference_point: in the objectives' own units, None without members.
-        hypervolume: dominated by the members within the reference point.
+        hypervolume: dominated by the members within the reference point; one beyond it in an objective adds nothing.
         members: trials by their first objective.
     """
 
@@ -89,6 +96,11 @@ def is_candidate(trial: TrialResult) -> bool:
     return trial.state == "completed" and trial.origin in ("search", "twin")
 
 
+def is_reused(trial: TrialResult) -> bool:
+    """Whether a trial's result was taken from another sweep: it completed, and this sweep spent no time on it."""
+    return trial.state == "completed" and trial.train_seconds is None and (trial.reason or "").startswith("reused")
+
+
 def noise_of(trials: Sequence[TrialResult], objectives: Sequence[Objective]) -> tuple[float, ...]:
     """Epsilon of each objective, in its own unit, over the candidates.
 
@@ -112,23 +124,56 @@ def counted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[tupl
     return found
 
 
-def front_of(trials: Sequence[TrialResult], settings: SweepSettings) -> Front:
-    """The front of the candidates that keep the similarity asked for."""
+def _signs(settings: SweepSettings) -> NDArray[np.float64]:
+    """Of each objective: a value times its sign is a loss, and the other way round."""
+    return np.array([-1.0 if objective in MAXIMISED else 1.0 for objective in settings.objectives])
+
+
+def fixed_reference(trials: Sequence[TrialResult], settings: SweepSettings) -> tuple[float, ...] | None:
+    """A reference point from the first trials that count, wide enough for those to come; None without any.
+
+    In the objectives' own units. Kept in the ledger and never changed after, so that hypervolumes of one sweep can
+    be compared at any two moments.
+    """
+    found = counted(trials, settings)
+    if not found:
+        return None
+    losses = np.array([losses for _, losses in found])
+    worst, best = losses.max(axis=0), losses.min(axis=0)
+    reference = worst + np.maximum(np.maximum(worst - best, FIXED_MARGIN * np.abs(worst)), 1e-9)
+    return tuple(float(value) for value in reference * _signs(settings))
+
+
+def volume_of(
+    found: Sequence[tuple[TrialResult, tuple[float, ...]]], settings: SweepSettings, reference: Sequence[float]
+) -> float:
+    """Hypervolume of counted trials within a reference point in the objectives' own units."""
+    if not found:
+        return 0.0
+    return hypervolume([losses for _, losses in found], np.multiply(reference, _signs(settings)))
+
+
+def front_of(trials: Sequence[TrialResult], settings: SweepSettings, reference: Sequence[float] | None = None) -> Front:
+    """The front of the candidates that keep the similarity asked for.
+
+    Args:
+        reference: the reference point that was fixed for the sweep; by default one beyond the worst counted trial.
+    """
     epsilon = noise_of(trials, settings.objectives)
     found = counted(trials, settings)
     if not found:
         return Front(objectives=settings.objectives, epsilon=epsilon, reference_point=None, hypervolume=0.0, members=())
     losses = np.array([losses for _, losses in found])
-    worst, best = losses.max(axis=0), losses.min(axis=0)
-    spread = np.where(worst > best, worst - best, np.maximum(np.abs(worst), 1e-9))
-    reference = worst + REFERENCE_MARGIN * spread
+    if reference is None:
+        worst, best = losses.max(axis=0), losses.min(axis=0)
+        spread = np.where(worst > best, worst - best, np.maximum(np.abs(worst), 1e-9))
+        reference = (worst + REFERENCE_MARGIN * spread) * _signs(settings)
     members = [trial for (trial, _), on in zip(found, pareto_mask(losses, epsilon), strict=True) if on]
     members.sort(key=lambda m: losses_of(m, settings.objectives) or ())
-    signs = [-1.0 if o in MAXIMISED else 1.0 for o in settings.objectives]
     return Front(
         objectives=settings.objectives,
         epsilon=epsilon,
-        reference_point=tuple(float(r * s) for r, s in zip(reference, signs, strict=True)),
-        hypervolume=hypervolume(losses, reference),
+        reference_point=tuple(float(value) for value in reference),
+        hypervolume=volume_of(found, settings, reference),
         members=tuple(members),
     )

@@ -174,6 +174,16 @@ class Ledger:
 
     # --- reading
 
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong with the file's pages and tables, a line each; empty where nothing is."""
+        try:
+            lines = [row[0] for row in self._db.execute("PRAGMA integrity_check(20)")]
+            n_orphans = len(self._db.execute("PRAGMA foreign_key_check").fetchall())
+            lines += [f"{n_orphans} measurements are of no trial"] if n_orphans else []
+        except sqlite3.DatabaseError as error:
+            return [str(error)]
+        return [line for line in lines if line != "ok"]
+
     def cost(self, cell: str) -> Cost | None:
         """Measured memory and time of a cost cell, if it is known."""
         row = self._db.execute("SELECT cost FROM cost_cells WHERE cell = ?", (cell,)).fetchone()

@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import search_spaces
 from orchestrator import settings as settings_file
+from orchestrator import warm_start
 from orchestrator.settings import SweepSettings
 from trainables.config import ComputeDtype, TrialConfig
 from trainables.device import count_gpus
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, did_you_mean
 from trainables.predicted_memory import HUB_SHAPES, predicted_peak_mib, shape_in
 
 GPU_DEFAULTS = {
@@ -34,7 +35,8 @@ def choose(
     """Check what the user said, and fill the rest in for this machine or cluster.
 
     Args:
-        chosen: space, trials, base_model and data; None where the machine decides.
+        chosen: space, trials, base_model and data; None where the machine decides. "sampler" may stand beside them,
+            in place of the space's method.
         given: further fields of SweepSettings, only those that were said; engine and loop may be "auto".
     Raises:
         ConfigError: a value is wrong. Unreachable: the cluster at the given address does not answer.
@@ -46,8 +48,10 @@ def choose(
     if device == "cpu" and "gpus_per_trial" in given:
         raise ConfigError(f"gpus_per_trial is {given['gpus_per_trial']:g}, but there are 0 GPUs in reach")
     defaults = GPU_DEFAULTS if device == "cuda" else DEMO_DEFAULTS
-    values = {key: value if value is not None else defaults[key] for key, value in chosen.items()}
+    values = {key: value if value is not None else defaults.get(key) for key, value in chosen.items()}
     space = search_spaces.load(values["space"])
+    if values.get("sampler") is not None:
+        space = _sampled_by(space, values["sampler"])
     auto = AUTO.get(device, AUTO["cpu"])  # an unknown device is refused below
     steps = {name: auto[name] if given.get(name, "auto") == "auto" else given[name] for name in auto}
     n_trials = values["trials"]
@@ -62,12 +66,20 @@ def choose(
         device=device,
         **{**given, **steps},
     )
+    warm_start.check(settings, settings_file.ROOT)
     if device == "cpu" and chosen["base_model"] is None:
         say(
             "No GPU here: this is the demo, a tiny GPT-2 on made-up rows. On a GPU the same command tunes "
             f"GPT-2 Medium on Alpaca: space {GPU_DEFAULTS['space']}, {GPU_DEFAULTS['trials']} trials of 200 steps."
         )
     return settings
+
+
+def _sampled_by(space: search_spaces.Space, sampler: str) -> search_spaces.Space:
+    methods = get_args(search_spaces.Method)
+    if sampler not in methods:
+        raise ConfigError(f"sampler: no sampler {sampler!r}{did_you_mean(sampler, methods)}")
+    return search_spaces.parse(space.model_dump() | {"method": sampler}, source="sampler")
 
 
 def _gpu_in_reach(address: str | None) -> bool:

@@ -14,13 +14,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.budgets import ENDED, FINISHED
 from orchestrator.finalists import finalists, wanted
-from orchestrator.front import Front, front_of, objective_value
+from orchestrator.front import Front, front_of, is_reused, objective_value
+from orchestrator.infeasible import nothing_counts
 from orchestrator.ledger import Ledger
 from orchestrator.settings import MAXIMISED, Objective, SweepSettings
 from orchestrator.sweep import SweepResult
 from orchestrator.verdict import comparison_of, verdict_of
 from trainables.config import FINAL_STATES, TARGETS
+from trainables.predicted_memory import predicted_peak_mib, shape_in
 from trainables.results import TrialResult
 
 REFRESH_SECONDS = 1.0
@@ -59,13 +62,20 @@ class Status:
     last_fault: str | None
 
 
-def status_of(trials: Sequence[TrialResult], settings: SweepSettings) -> Status:
-    """Derive the status from the ledger's trials."""
+def status_of(
+    trials: Sequence[TrialResult], settings: SweepSettings, *, ended: bool = False, finished: bool = False
+) -> Status:
+    """Derive the status from the ledger's trials.
+
+    Args:
+        ended: the search is over, though it may not have taken up all it was allowed.
+        finished: so is all that follows it.
+    """
     counts = Counter(trial.state for trial in trials)
     done = [t for t in trials if t.state in FINAL_STATES]
-    n_searched = _n_to_come(trials, settings)
+    n_searched = 0 if ended or finished else _n_to_come(trials, settings)
     searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.origin in ("search", "twin") for t in trials)
-    expected = len(trials) + n_searched + (0 if searching else _n_yardsticks_to_come(trials, settings))
+    expected = len(trials) + n_searched + (0 if searching or finished else _n_yardsticks_to_come(trials, settings))
     completed = [t for t in trials if t.state == "completed"]
     faults = [t for t in done if t.state in ("oom", "diverged", "failed", "refused")]
     return Status(
@@ -103,7 +113,8 @@ def _best(trials: Sequence[TrialResult], objective: Objective) -> float | None:
 
 
 def _seconds_left(done: Sequence[TrialResult], n_expected: int, n_at_once: int) -> float | None:
-    spans = [t.ended_at - t.started_at for t in done if t.ended_at and t.started_at]
+    own = [t for t in done if t.state != "completed" or t.train_seconds]  # a reused trial took no time
+    spans = [t.ended_at - t.started_at for t in own if t.ended_at and t.started_at]
     if not spans:
         return None
     return sum(spans) / len(spans) * max(0, n_expected - len(done)) / n_at_once
@@ -206,7 +217,9 @@ class ProgressDisplay:
 
     def _show_live(self, ledger: Ledger) -> None:
         def view() -> Group:
-            return status_view(self._settings.name, status_of(ledger.trials(), self._settings))
+            ended, finished = ledger.fact(ENDED) is not None, ledger.fact(FINISHED, False)
+            found = status_of(ledger.trials(), self._settings, ended=ended, finished=finished)
+            return status_view(self._settings.name, found)
 
         with Live(view(), console=self._console, refresh_per_second=2) as live:
             while not self._stop.wait(REFRESH_SECONDS):
@@ -244,12 +257,22 @@ def verdict_lines(result: SweepResult) -> list[str]:
     return lines
 
 
+def why_empty(result: SweepResult) -> str | None:
+    """Why nothing is on the front, with the least violated config; None where something is."""
+    shape = shape_in(Path(result.workload.base_folder))
+    dtype = result.workload.compute_dtype
+    return nothing_counts(
+        result.trials, result.settings, lambda config: predicted_peak_mib(shape, config, dtype) if shape else None
+    )
+
+
 def print_result(result: SweepResult, run_page: str | None, *, as_json: bool) -> None:
     """The front on standard output, and where to look further."""
     if as_json:
         found = {trial.number: verdict_of(trial, result.settings.min_similarity) for trial in result.trials}
         verdicts = [{"trial": n, **asdict(verdict)} for n, verdict in found.items() if verdict]
         whole = {"name": result.settings.name, "mlflow_run": run_page, **result.front.to_dict(), "verdicts": verdicts}
+        whole |= {"search_ended": result.ended.to_dict() if result.ended else None, "empty_because": why_empty(result)}
         print(json.dumps(whole))
         return
     console = Console()
@@ -261,7 +284,13 @@ def print_result(result: SweepResult, run_page: str | None, *, as_json: bool) ->
     counts = Counter(trial.state for trial in result.trials)
     twins = sum(trial.origin == "twin" for trial in result.trials)
     states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
-    print(f"{len(result.trials)} trials ({twins} of them twins): {states}")
+    n_reused = sum(is_reused(trial) for trial in result.trials)
+    print(f"{len(result.trials)} trials ({twins} of them twins{f', {n_reused} reused' if n_reused else ''}): {states}")
+    if result.ended:
+        print(f"the search ended: {result.ended.text}")
+    empty = why_empty(result)
+    if empty:
+        print(empty)
     print(f"measured on: {result.caption}")
     if run_page:
         print(f"look further: make ui, then {run_page}")

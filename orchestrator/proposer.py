@@ -5,22 +5,43 @@ a trial that broke, or whose similarity is too low, violates a constraint (told 
 asking around it).
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from orchestrator.front import dissimilarity, losses_of
 from orchestrator.ledger_rows import Entry
 from orchestrator.settings import SweepSettings
 from search_spaces import Parameter
+from trainables.results import TrialResult
 
 MAX_REPEATS = 50
 """Known points the sampler may propose in a row before an unknown one is drawn for it."""
 BROKEN = 1.0
 """Constraint value of a trial that ended without usable figures."""
+POPULATION = 16
+"""Trials of one generation of NSGA-II: a sweep has tens of trials, so that Optuna's 50 would be one generation."""
+
+
+def sampler(method: str, seed: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler of that name; a grid has none, and is walked through in order."""
+    samplers = optuna.samplers
+    if method == "tpe":
+        return samplers.TPESampler(seed=seed, constant_liar=True)
+    if method == "nsga2":
+        return samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
+    if method == "gp":
+        return samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+    if method == "qmc":
+        quiet = {"warn_independent_sampling": False, "warn_asynchronous_seeding": False}
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            return samplers.QMCSampler(seed=seed, scramble=True, **quiet)
+    return samplers.RandomSampler(seed=seed)
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:
@@ -49,12 +70,9 @@ class Proposer:
         self._settings = settings
         self._space = settings.space
         self._distributions = {name: distribution(p) for name, p in settings.space.parameters.items()}
-        sampler = (
-            optuna.samplers.TPESampler(seed=settings.seed, constant_liar=True)
-            if self._space.method == "tpe"
-            else optuna.samplers.RandomSampler(seed=settings.seed)
+        self.study = optuna.create_study(
+            directions=["minimize"] * len(settings.objectives), sampler=sampler(self._space.method, settings.seed)
         )
-        self.study = optuna.create_study(directions=["minimize"] * len(settings.objectives), sampler=sampler)
         self._asked: dict[str, optuna.Trial] = {}
 
     def propose(
@@ -73,21 +91,48 @@ class Proposer:
             return None
         return next((point for point in self._space.grid() if not known(key_of(point))), None)
 
-    def tell(self, entry: Entry) -> None:
-        """Tell the study about a settled trial, whether it asked for it or not (a twin, a resumed sweep)."""
+    def tell(self, entry: Entry, excess: float | None = None) -> None:
+        """Tell the study about a settled trial, whether it asked for it or not (a twin, a resumed sweep).
+
+        Args:
+            excess: predicted peak beyond the device's memory, as a share of it; None where not known.
+        """
         trial = self._asked.pop(entry.result.key, None)
         if trial is None:
-            within = all(is_within(dist, entry.params[name]) for name, dist in self._distributions.items())
-            if not within or self._settings.config(dict(entry.params)) != entry.result.config:
+            if not self._is_within(entry) or self._settings.config(dict(entry.params)) != entry.result.config:
                 return  # a twin at a precision that is not searched
-            self.study.enqueue_trial(dict(entry.params))
-            trial = self.study.ask(self._distributions)
-        trial.set_user_attr("key", entry.result.key)
-        losses = losses_of(entry.result, self._settings.objectives)
-        gap = dissimilarity(entry.result, self._settings.min_similarity)
-        if entry.result.state == "completed" and losses is not None and gap is not None:
+            trial = self._asked_for(entry)
+        self._end(trial, entry, excess)
+
+    def learn(self, entry: Entry, excess: float | None = None) -> None:
+        """Tell the study about a trial of another sweep over the same space, under whatever seed."""
+        if self._is_within(entry):
+            self._end(self._asked_for(entry), entry, excess)
+
+    def _is_within(self, entry: Entry) -> bool:
+        names = self._distributions.items()
+        return all(name in entry.params and is_within(dist, entry.params[name]) for name, dist in names)
+
+    def _asked_for(self, entry: Entry) -> optuna.Trial:
+        self.study.enqueue_trial(dict(entry.params))
+        return self.study.ask(self._distributions)
+
+    def _end(self, trial: optuna.Trial, entry: Entry, excess: float | None) -> None:
+        result = entry.result
+        trial.set_user_attr("key", result.key)
+        trial.set_constraint("memory", _memory_violation(result, excess))
+        losses = losses_of(result, self._settings.objectives)
+        gap = dissimilarity(result, self._settings.min_similarity)
+        if result.state == "completed" and losses is not None and gap is not None:
             trial.set_constraint("similarity", gap)
             self.study.tell(trial, losses)
         else:
-            trial.set_constraint("similarity", 0.0 if entry.result.state == "pruned" else BROKEN)
+            trial.set_constraint("similarity", 0.0 if result.state == "pruned" else BROKEN)
             self.study.tell(trial, state=TrialState.PRUNED)
+
+
+def _memory_violation(result: TrialResult, excess: float | None) -> float:
+    """At most 0 where a trial fitted the device; of one that did not, the more the further its prediction is off."""
+    if result.state not in ("refused", "oom"):
+        return 0.0
+    return max(excess or 0.0, BROKEN if result.state == "oom" else 1e-6)

@@ -6,9 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from orchestrator.budgets import ENDED, FINISHED, SPENT, Ended, Spent
 from orchestrator.costs import CostTable, Predict, Saving, cost_table, savings
 from orchestrator.finalists import finalists, runs_of
-from orchestrator.front import Front, front_of
+from orchestrator.front import REFERENCE, Front, front_of
+from orchestrator.infeasible import nothing_counts
+from orchestrator.knee import knee
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.plan import predicted_peaks_mib
 from orchestrator.progress import status_of
@@ -21,7 +24,7 @@ from trainables.errors import ConfigError
 from trainables.findings import BiasShift, Comparison, KlShare
 from trainables.results import TrialResult
 
-FACTS = ("workload", "data_counts", "created_at", FAULTS)
+FACTS = ("workload", "data_counts", "created_at", FAULTS, REFERENCE, ENDED, SPENT, FINISHED)
 """What a report needs of a ledger beside its trials."""
 FIGURE = re.compile(r"\d[\d.]*")
 
@@ -109,6 +112,10 @@ class Report:
         best_loss, best_memory: numbers of the front's members with the lowest loss (on the search rows) and peak.
         best_4bit: number of the 4-bit finalist with the lowest such loss, of those judged if any were.
         sufficient_ranks: by precision.
+        knee: number of the front's member that gives up least in every objective, see orchestrator.knee.
+        search_ended: why the search is over, in words; None while it is not.
+        nothing_counts: why the front is empty, in words; None where it is not.
+        spent: by the whole sweep; None in ledgers from before that was kept.
     """
 
     name: str
@@ -129,6 +136,10 @@ class Report:
     outcomes: tuple[Outcome, ...]
     faults: tuple[Fault, ...]
     measured: Measured
+    knee: int | None = None
+    search_ended: str | None = None
+    nothing_counts: str | None = None
+    spent: Spent | None = None
 
     @property
     def finished(self) -> bool:
@@ -181,7 +192,10 @@ def report_of(
         facts: FACTS of the ledger, each may be None.
         predict: peak memory of what was not measured.
     """
-    status, front = status_of(trials, settings), front_of(trials, settings)
+    ended = Ended.from_fact(facts.get(ENDED))
+    status = status_of(trials, settings, ended=ended is not None, finished=bool(facts.get(FINISHED)))
+    front = front_of(trials, settings, facts.get(REFERENCE))
+    middle = knee(front)
     chosen = finalists(trials, settings, front)
     members = [member for member in front.members if member.history]
     best = min(members, key=_loss, default=None)
@@ -208,6 +222,10 @@ def report_of(
         outcomes=_outcomes(trials),
         faults=_faults(trials, facts.get(FAULTS) or {}),
         measured=_measured(trials, front, workload, facts),
+        knee=middle.number if middle else None,
+        search_ended=ended.text if ended else None,
+        nothing_counts=nothing_counts(trials, settings, predict),
+        spent=Spent(**facts[SPENT]) if facts.get(SPENT) else None,
     )
 
 

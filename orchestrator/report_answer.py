@@ -98,7 +98,15 @@ def _best(report: Report) -> Headlines:
         best = report.finalist(number)
         if best:
             lines[what] = f"{_config(best)}: {_figures(best)}{whose(report, WHOSE)}."
-    return lines or {"Best config": "none: the front is empty."}
+    middle = report.finalist(report.knee)
+    if middle:
+        named = (
+            f"trial {middle.number}, see above"
+            if middle.number in chosen.values()
+            else f"{_config(middle)}: {_figures(middle)}"
+        )
+        lines["Knee (nearest to the best of each objective)"] = f"{named}{whose(report, WHOSE)}."
+    return lines or {"Best config": f"none: the front is empty. {safe(report.nothing_counts or '')}".strip()}
 
 
 def _config(finalist: Finalist) -> str:

@@ -207,5 +207,12 @@ def _measured(report: Report) -> str:
     facts["differences that decide no dominance"] = ", ".join(noise)
     facts["from start to last end"] = tables.NONE if measured.wall_seconds is None else duration(measured.wall_seconds)
     facts["training, summed over trials"] = duration(measured.train_seconds)
+    if report.spent:
+        on = "GPU" if settings.device == "cuda" else "CPU worker"
+        usd = report.spent.usd(settings)
+        money = "" if usd is None else f"; {usd:.2f} USD at {settings.usd_per_gpu_hour:g} an hour"
+        facts[f"time on a {on}, all tasks"] = duration(report.spent.device_seconds) + money
+    if report.search_ended:
+        facts["the search ended"] = safe(report.search_ended)
     rows = [[safe(name), value] for name, value in facts.items()]
     return "\n\n".join(["## How it was measured", table(["what", "value"], rows, n_words=2)])

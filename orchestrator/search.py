@@ -1,34 +1,28 @@
 """What to run next, as a Ray Searcher: the search itself, then the yardsticks of what it found."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from orchestrator.finalists import other_seeds, to_judge, wanted
+from orchestrator.budgets import FINISHED, Ended
+from orchestrator.device_limit import DeviceLimit
+from orchestrator.finalists import to_judge, wanted
 from orchestrator.front import is_candidate
 from orchestrator.ledger import Ledger
 from orchestrator.ledger_rows import Entry
+from orchestrator.pairs import is_settled, judgement_of, twin_params
 from orchestrator.proposer import Proposer
 from orchestrator.pruning import Pruner
+from orchestrator.reuse import Elsewhere, adopt
 from orchestrator.settings import SweepSettings
+from orchestrator.stopping import Clock, Stopping
 from orchestrator.tune_trainable import Task
 from trainables.config import Origin, TrialConfig, Workload
-from trainables.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib, shape_in
+from trainables.predicted_memory import shape_in
 from trainables.results import TrialResult
-
-
-def is_settled(trial: TrialResult, twin: TrialResult | None) -> bool:
-    """Whether all that will be known of a trial is known.
-
-    A completed 4-bit trial waits for its similarity, unless its twin ended without an adapter.
-    """
-    if trial.state in ("queued", "running"):
-        return False
-    if trial.state != "completed" or trial.config.precision == "16bit" or trial.similarity:
-        return True
-    return twin is not None and twin.state in ("refused", "oom", "diverged", "failed")
 
 
 class SweepSearcher(Searcher):
@@ -48,11 +42,16 @@ class SweepSearcher(Searcher):
         *,
         n_slots: int,
         shared: Mapping[str, Any],
+        elsewhere: Elsewhere | None = None,
+        learned: Sequence[Entry] = (),
+        clock: Clock = time.monotonic,
     ) -> None:
         """
         Args:
             n_slots: tasks at once.
             shared: what every task's Tune config holds beside the task.
+            elsewhere: trials of other sweeps by key, whose results are taken over.
+            learned: trials of another sweep that the sampler begins with.
         """
         super().__init__()  # with a metric, Tune would end the sweep at the first report without it: a broken trial's
         self._settings = settings
@@ -66,11 +65,19 @@ class SweepSearcher(Searcher):
         self._told: set[str] = set()
         self._live: dict[str, Task] = {}
         self._failed: set[tuple[str, str]] = set()  # kind and key of comparisons and judgements that would fail again
-        self._searched = False
-        self._memory_mib: float | None = ledger.fact("device_memory_mib")
-        self._shape = shape_in(Path(workload.base_folder))
+        self._elsewhere = elsewhere or {}
+        self._stopping = Stopping(settings, ledger, n_slots, clock)
+        self._limit = DeviceLimit(
+            shape=shape_in(Path(workload.base_folder)),
+            memory_mib=ledger.fact("device_memory_mib"),
+            compute_dtype=workload.compute_dtype,
+        )
         self.finished = False
-        for key in list(self._entries):
+        for entry in learned:
+            self._proposer.learn(entry, self._limit.excess(entry.result.config))
+        for key, entry in list(self._entries.items()):
+            if entry.result.origin in ("search", "twin"):
+                pruner.learn(entry.result)
             self._settle(key)
 
     # --- Ray Tune's interface
@@ -82,11 +89,14 @@ class SweepSearcher(Searcher):
         task = self._next_task()
         if task is None:
             self.finished = not self._live
+            if self.finished:
+                self._ledger.set_fact(FINISHED, True)
             return Searcher.FINISHED if self.finished else None
         if task.kind == "train":
             self._ledger.start(task.key)
             self._refresh(task.key)
         self._live[trial_id] = task
+        self._stopping.task_began(trial_id)
         return {"task": task.to_dict(), **self._shared}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -104,6 +114,8 @@ class SweepSearcher(Searcher):
             self._failed.add((task.kind, task.key))
         for key in keys:
             self._settle(key)
+        completed = task.kind == "train" and self._result(task.key).state == "completed"
+        self._stopping.task_ended(trial_id, lambda: self._trials, completed=completed)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the state."""
@@ -144,11 +156,19 @@ class SweepSearcher(Searcher):
         if ("compare", key) in self._failed or is_settled(entry.result, twin.result if twin else None):
             self._told.add(key)
             if entry.result.origin in ("search", "twin"):
-                self._proposer.tell(entry)
+                self._proposer.tell(entry, self._limit.excess(entry.result.config))
         elif entry.result.state == "completed" and twin:
             self._pruner.protected.add(twin.result.key)  # from now on it must not be stopped
 
     def _next_task(self) -> Task | None:
+        """The first task there is; trials that need none, as they are refused or known, are passed on the way."""
+        while True:
+            n_before = len(self._entries)
+            task = self._task()
+            if task or len(self._entries) == n_before:
+                return task
+
+    def _task(self) -> Task | None:
         queued = [e.result for e in self._entries.values() if e.result.state == "queued"]
         if queued:
             return self._train(min(queued, key=lambda trial: trial.number))
@@ -156,37 +176,46 @@ class SweepSearcher(Searcher):
             task = self._pair_task(entry)
             if task:
                 return task
-        return self._search_task() or (None if self._entries.keys() - self._told else self._yardstick_task())
+        if self._stopping.ended is None:
+            return self._search_task()
+        return None if self._entries.keys() - self._told else self._yardstick_task()
 
     def _search_task(self) -> Task | None:
-        n_taken = sum(trial.origin == "search" for trial in self._trials)
-        if self._searched or n_taken >= self._settings.n_trials:
-            return None
-        params = self._proposer.propose(self._key_of, self._entries.__contains__)
-        if params is None:
-            self._searched = True
-            return None
-        return self._first_run(self._add(self._settings.config(params), params, "search")) or self._search_task()
+        trials = self._trials
+        ended = self._stopping.why_end(trials)
+        params = None if ended else self._proposer.propose(self._key_of, self._entries.__contains__)
+        if params is not None:
+            return self._first_run(self._add(self._settings.config(params), params, "search"))
+        self._stopping.end_search(ended or Ended(why="space", text="the whole space was tried"), trials)
+        return self._task()
 
     def _first_run(self, trial: TrialResult) -> Task | None:
-        """Train a new trial; None where it cannot fit the device, and so is refused."""
-        reason = self._refusal(trial.config)
-        if reason is None:
+        """Train a new trial; None where it cannot fit the device and so is refused, or is known from elsewhere."""
+        reason = self._limit.refusal(trial.config)
+        if reason is not None:
+            self._ledger.finish(trial.key, "refused", reason=reason)
+        elif not self._reuse(trial):
             return self._train(trial)
-        self._ledger.finish(trial.key, "refused", reason=reason)
         self._refresh(trial.key)
         for key in (trial.key, self._half(trial.config)[0]):
             self._settle(key)
         return None
 
-    def _refusal(self, config: TrialConfig) -> str | None:
-        """Why a config cannot run on the device, or None."""
-        if self._memory_mib is None or self._shape is None:
-            return None
-        needs = predicted_peak_mib(self._shape, config, self._workload.compute_dtype)
-        if needs <= self._memory_mib + max(MAX_ERROR_SHARE * self._memory_mib, MAX_ERROR_MIB):
-            return None
-        return f"needs about {needs:.0f} MiB (predicted), the device has {self._memory_mib:.0f} MiB"
+    def _reuse(self, trial: TrialResult) -> bool:
+        """Take a trial's result over from another sweep; of the second half of a pair with their similarity."""
+        known = self._elsewhere.get(trial.key)
+        if known is None or not adopt(self._ledger, self._ledger.path.parent / "adapters", known):
+            return False
+        self._refresh(trial.key)
+        half, _ = self._half(trial.config)
+        nf4 = trial.key if trial.config.precision == "nf4" else half
+        similarity = self._elsewhere[nf4].entry.result.similarity if nf4 in self._elsewhere else None
+        if similarity and half in self._entries and self._result(half).state == "completed":
+            self._ledger.set_similarity(nf4, similarity)
+            self._refresh(nf4)
+        for key in (trial.key, half):
+            self._settle(key)
+        return True
 
     def _add(self, config: TrialConfig, params: Mapping[str, Any], origin: Origin) -> TrialResult:
         key = self._workload.key(config)
@@ -201,26 +230,16 @@ class SweepSearcher(Searcher):
         """
         trials = self._trials
         new = [run for run in wanted(trials, self._settings) if self._workload.key(run.config) not in self._entries]
-        if new:
-            return self._train(min((self._add(run.config, {}, run.origin) for run in new), key=lambda t: t.number))
+        if new and not self._stopping.is_spent():
+            added = [self._add(run.config, {}, run.origin) for run in new]
+            left = [trial for trial in added if not self._reuse(trial)]
+            return self._train(min(left, key=lambda trial: trial.number)) if left else None
         busy = {task.key for task in self._live.values()}
         for trial in to_judge(trials, self._settings):
             if trial.judgement is None and trial.key not in busy and ("judge", trial.key) not in self._failed:
-                return self._judge_task(trial)
+                twin = self._entries.get(self._half(trial.config)[0])
+                return judgement_of(trial, twin.result if twin else None, trials, self._settings.reseeds)
         return None
-
-    def _judge_task(self, trial: TrialResult) -> Task:
-        twin = self._entries.get(self._half(trial.config)[0])
-        if trial.config.precision == "16bit" or twin is None or twin.result.state != "completed":
-            return Task(kind="judge", key=trial.key, config=trial.config)
-        others = other_seeds(trial, self._trials, self._settings.reseeds)
-        return Task(
-            kind="judge",
-            key=trial.key,
-            config=trial.config,
-            twin_key=twin.result.key,
-            reseed_keys=tuple(other.key for other in others),
-        )
 
     def _key_of(self, params: Mapping[str, Any]) -> str:
         return self._workload.key(self._settings.config(dict(params)))
@@ -240,7 +259,7 @@ class SweepSearcher(Searcher):
         twin = self._entries.get(twin_key)
         if twin is None:
             if is_candidate(trial):
-                return self._first_run(self._add(twin_config, _twin_params(entry), "twin"))
+                return self._first_run(self._add(twin_config, twin_params(entry), "twin"))
             return self._first_run(self._add(twin_config, {}, "reseed"))
         if twin.result.state == "pruned":
             self._ledger.requeue(twin_key)
@@ -251,7 +270,3 @@ class SweepSearcher(Searcher):
         if twin.result.state == "completed" and not any(live.key == trial.key for live in self._live.values()):
             return Task(kind="compare", key=trial.key, config=trial.config, twin_key=twin_key)
         return None
-
-
-def _twin_params(entry: Entry) -> dict[str, Any]:
-    return {**entry.params, **({"precision": "16bit"} if "precision" in entry.params else {})}

@@ -17,6 +17,9 @@ Objective = Literal["peak_memory_mib", "seconds_per_step", "eval_loss_nats", "em
 MAXIMISED = frozenset({"embedding_cosine", "token_match_rate"})
 DEFAULT_OBJECTIVES: tuple[Objective, ...] = ("peak_memory_mib", "seconds_per_step", "eval_loss_nats")
 
+FLAT_TRIALS = 8
+"""Fewest completed trials over which the front's growth is looked at, see stop_when_flat."""
+
 
 def _check_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
@@ -46,6 +49,12 @@ class SweepSettings(Frozen):
         repeats: runs of each finalist, under seeds that follow its own; 1 is the one that made it a finalist.
         reseeds: other seeds of a 4-bit finalist's twin, the yardstick of what a seed moves.
         tracking_uri: of MLflow; None is the SQLite file under the root.
+        max_gpu_hours: of all tasks together, other seeds and judgements included; the search ends early enough.
+        max_hours: of wall-clock time at work, the same; pauses before a resume do not count.
+        max_usd, usd_per_gpu_hour: a budget in money, and what it is counted with.
+        stop_when_flat: end the search when the front's hypervolume hardly grows any more.
+        reuse: take the results of known trials from other sweeps' ledgers.
+        warm_start: a sweep over the same space, whose trials the sampler learns from.
     """
 
     name: Annotated[str, AfterValidator(_check_name)]
@@ -66,6 +75,13 @@ class SweepSettings(Frozen):
     repeats: int = Field(default=1, ge=1, le=100)
     reseeds: int = Field(default=2, ge=2, le=100)
     tracking_uri: str | None = None
+    max_gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    usd_per_gpu_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    stop_when_flat: bool = False
+    reuse: bool = True
+    warm_start: Annotated[str, AfterValidator(_check_name)] | None = None
 
     @property
     def resources(self) -> dict[str, float]:
@@ -105,7 +121,23 @@ def make(**values: Any) -> SweepSettings:
     first = {name: parameter.samples[0] for name, parameter in settings.space.parameters.items()}
     if settings.device == "cpu" and settings.config(first).engine == "graph":
         raise ConfigError("engine is graph, which needs a CUDA GPU; here it can be eager")
+    _check_budgets(settings)
     return settings
+
+
+def _check_budgets(settings: SweepSettings) -> None:
+    """Refuse budgets that contradict each other or can never be reached."""
+    for field in ("max_gpu_hours", "max_usd", "usd_per_gpu_hour"):
+        value = getattr(settings, field)
+        if value is not None and settings.device == "cpu":
+            raise ConfigError(f"{field} is {value:g}, but trials run on the CPU; give max_hours")
+    if settings.max_usd is not None and settings.usd_per_gpu_hour is None:
+        raise ConfigError(f"max_usd is {settings.max_usd:g}, but what a GPU costs is not said: give usd_per_gpu_hour")
+    if settings.stop_when_flat and 2 * settings.n_trials <= FLAT_TRIALS:
+        raise ConfigError(
+            f"stop_when_flat looks back over {FLAT_TRIALS} completed trials, but n_trials is {settings.n_trials} "
+            "(twins make it twice that at most); leave one of them out"
+        )
 
 
 def sweep_folder(name: str, root: Path = ROOT) -> Path:

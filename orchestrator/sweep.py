@@ -5,13 +5,15 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator import settings as settings_file
-from orchestrator.front import Front, front_of
+from orchestrator.budgets import ENDED, Ended
+from orchestrator.front import REFERENCE, Front, front_of
 from orchestrator.ledger import Ledger
 from orchestrator.settings import SweepSettings, sweep_folder
 from trainables.config import Workload
@@ -28,6 +30,7 @@ class SweepResult:
 
     Attributes:
         interrupted: stopped before its end; `resume` goes on.
+        ended: why the search is over; None while it is not, and in ledgers from before that was kept.
     """
 
     settings: SweepSettings
@@ -35,6 +38,7 @@ class SweepResult:
     trials: tuple[TrialResult, ...]
     front: Front
     interrupted: bool
+    ended: Ended | None = None
 
     @property
     def caption(self) -> str:
@@ -92,7 +96,7 @@ def run(
             raise ConfigError(
                 f"NAME: sweep {settings.name!r} exists; say resume {settings.name}, or choose another NAME"
             )
-        from orchestrator import ray_cluster
+        from orchestrator import ray_cluster, reuse, warm_start
         from orchestrator.prepare import prepare
 
         workload, counts, memory_mib = prepare(settings, root)
@@ -103,8 +107,11 @@ def run(
             _note_start(ledger, workload, counts)
             ledger.set_fact("device_memory_mib", memory_mib)
             ledger.requeue_running()
+            learned = warm_start.entries(settings, workload, root)
+            elsewhere = reuse.completed_elsewhere(root, settings.name, workload, settings) if settings.reuse else {}
             started(ledger, workload)
-            finished = _tune(settings, workload, ledger, folder, slots, trainable)
+            known = {"learned": learned, "elsewhere": elsewhere}
+            finished = _tune(settings, workload, ledger, folder, slots, trainable, known)
             ledger.requeue_running()
             return result_of(settings, ledger, interrupted=not finished)
         finally:
@@ -132,7 +139,13 @@ def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int]) -> N
 
 
 def _tune(
-    settings: SweepSettings, workload: Workload, ledger: Ledger, folder: Path, slots: int, trainable: type | None
+    settings: SweepSettings,
+    workload: Workload,
+    ledger: Ledger,
+    folder: Path,
+    slots: int,
+    trainable: type | None,
+    known: Mapping[str, Any],
 ) -> bool:
     """Let Ray Tune run until the searcher has nothing more to do; False when it was interrupted."""
     from ray import tune
@@ -145,9 +158,9 @@ def _tune(
 
     adapters = folder / "adapters"
     store = adapter_store.serve(adapters)
-    pruner = Pruner(settings.space.early_terminate, settings.longest_steps)
+    pruner = Pruner(settings.space.early_terminate, settings.longest_steps, settings.objectives)
     shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
-    searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared)
+    searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared, **known)
     scratch = (folder / "ray").resolve()
     tuner = tune.Tuner(
         tune.with_resources(trainable or SweepTrainable, settings.resources),
@@ -188,5 +201,10 @@ def result_of(settings: SweepSettings, ledger: Ledger, *, interrupted: bool = Fa
     if workload is None:
         raise ConfigError(f"sweep {settings.name!r} has not started a trial yet")
     return SweepResult(
-        settings=settings, workload=workload, trials=trials, front=front_of(trials, settings), interrupted=interrupted
+        settings=settings,
+        workload=workload,
+        trials=trials,
+        front=front_of(trials, settings, ledger.fact(REFERENCE)),
+        interrupted=interrupted,
+        ended=Ended.from_fact(ledger.fact(ENDED)),
     )

@@ -1,4 +1,4 @@
-"""MLflow as a projection of the ledger: the only module that imports mlflow.
+"""MLflow as a projection of the ledger: only the modules tracking*.py import mlflow.
 
 `Tracker.sync` brings MLflow up to date with a ledger and may be called again and again: it looks
 first for the runs that are there (by tags), and every metric carries the ledger's own time, so
@@ -20,6 +20,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.ledger_rows import Entry
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.sweep import SweepResult, result_of
+from orchestrator.tracking_inputs import log_data
+from orchestrator.tracking_models import FrontModels
 from orchestrator.verdict import figures_of, verdict_of
 from trainables.config import State, canonical_json
 from trainables.errors import SweepError
@@ -84,6 +86,7 @@ class Tracker:
         self._ended: dict[str, tuple[State, bool]] = {}  # run id -> state, and whether it was judged
         self.run_id = self._find_parent() or self._create_parent()
         self._children = self._find_children()
+        self._data_logged = False
 
     # --- runs that are there
 
@@ -129,6 +132,9 @@ class Tracker:
             final: no similarity will come any more, so trials that wait for theirs end too.
         """
         result = result_of(self._settings, self._ledger)
+        if not self._data_logged:
+            log_data(self._client, self.run_id, result.workload, self._ledger.fact("data_counts", {}))
+            self._data_logged = True
         for entry in self._ledger.entries():
             if entry.result.state != "queued":
                 self._sync_trial(entry, on_front=entry.result.key in result.front.keys, final=final)
@@ -235,6 +241,18 @@ class Tracker:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self._client.set_terminated(self.run_id, status="FINISHED", end_time=end)
+            self._write_models(result)
+
+    def _write_models(self, result: SweepResult) -> None:
+        """Of the front's members, once it is final; the one that the report calls best is registered."""
+        adapters, sweep_id = self._folder / "adapters", self._ledger.fact("id")
+        models = FrontModels(self._client, self.experiment_id, sweep_id, adapters, self._children)
+        on_front = [entry for entry in self._ledger.entries() if entry.result.key in result.front.keys]
+        written = models.write(on_front)
+        best = report.read(self._settings, self._ledger).best_loss
+        for trial in result.front.members:
+            if trial.number == best and trial.key in written:
+                models.register(self._settings.name, trial, written[trial.key])
 
 
 class Follower:

@@ -19,6 +19,7 @@ from trainables.config import MAX_WHOLE, TARGETS, TrialConfig
 from trainables.errors import ConfigError, did_you_mean
 
 FOLDER = Path(__file__).parent
+Method = Literal["tpe", "nsga2", "gp", "random", "grid", "qmc"]
 Scalar = bool | int | float | str
 NAMES = (*TrialConfig.__dataclass_fields__, "alpha_ratio")
 
@@ -80,13 +81,16 @@ class EarlyTerminate(Frozen):
     """How weak trials are stopped.
 
     Attributes:
-        type: "asha" keeps the best 1 / eta at each rung, "none" keeps all.
+        type: at each rung "moasha" keeps the first 1 / eta by non-dominated depth over the objectives, among trials of
+            about the same memory; "asha" the best 1 / eta by held-out loss; "none" keeps all.
         min_share: share of its steps that every trial is given before it may be stopped.
+        stratum_share: of moasha: peak memories of one stratum differ by less than this share.
     """
 
-    type: Literal["asha", "none"] = "asha"
+    type: Literal["moasha", "asha", "none"] = "moasha"
     eta: float = Field(default=2, gt=1, le=8)
     min_share: float = Field(default=0.125, gt=0, le=1)
+    stratum_share: float = Field(default=0.1, gt=0, le=10)
 
 
 class Space(Frozen):
@@ -95,7 +99,7 @@ class Space(Frozen):
     Attributes:
         name: of the file, without suffix.
         description: one line for people.
-        method: "tpe" and "random" sample without end, "grid" runs each point once.
+        method: Optuna's sampler, which asks without end; or "grid", which runs each point once.
         parameters: searched settings by name.
         fixed: settings of every trial; what is named nowhere has TrialConfig's default.
         early_terminate: pruning.
@@ -103,7 +107,7 @@ class Space(Frozen):
 
     name: str
     description: str = ""
-    method: Literal["tpe", "random", "grid"] = "tpe"
+    method: Method = "tpe"
     parameters: dict[str, Parameter]
     fixed: dict[str, Any] = Field(default_factory=dict)
     early_terminate: EarlyTerminate = EarlyTerminate()

@@ -12,6 +12,8 @@ from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
+from ray.tune.utils import flatten_dict
+
 import search_spaces
 from orchestrator import adapter_store, settings
 from orchestrator.ledger import Ledger
@@ -54,6 +56,7 @@ TPE: Mapping[str, Any] = GRID | {
     },
 }
 ASHA = {"type": "asha", "eta": 2}
+MOASHA = {"type": "moasha", "eta": 2}
 
 
 def space(base: Mapping[str, Any] = GRID, **changes: Any) -> Space:
@@ -160,7 +163,8 @@ class Desk:
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.folder / "ledger.db")
         self.ledger.requeue_running()
-        self.pruner = Pruner(self.settings.space.early_terminate, self.settings.longest_steps)
+        asked = self.settings
+        self.pruner = Pruner(asked.space.early_terminate, asked.longest_steps, asked.objectives)
         self.searcher = SweepSearcher(
             self.settings, WORKLOAD, self.ledger, self.pruner, n_slots=self.n_slots, shared={}
         )
@@ -233,7 +237,7 @@ class Desk:
         """
         tune_trial, task, reports = self.running[trial_id]
         report = next(reports)
-        decision = self.pruner.on_trial_result(None, tune_trial, report)
+        decision = self.pruner.on_trial_result(None, tune_trial, flatten_dict(report))  # as Tune hands it over
         may_stop = stop and task.kind == "train" and task.key not in self.pruner.protected
         if decision == "STOP" or (may_stop and not report["done"]):
             report["done"] = True

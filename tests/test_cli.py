@@ -25,6 +25,12 @@ BAD_SETTINGS = {
     "more GPUs than there are": (["--gpus-per-trial", "4"], ["gpus_per_trial", "4", "0 GPUs"]),
     "an unknown device": (["--device", "tpu"], ["device", "tpu"]),
     "an address without a port": (["--address", "somewhere"], ["ADDRESS", "HOST:PORT"]),
+    "money without a price": (["--device", "cuda", "--max-usd", "5"], ["max_usd", "usd_per_gpu_hour"]),
+    "GPU-hours without a GPU": (["--max-gpu-hours", "2"], ["max_gpu_hours", "max_hours"]),
+    "too few trials to be flat": (["--trials", "3", "--stop-when-flat"], ["stop_when_flat", "n_trials is 3"]),
+    "an unknown sampler": (["--sampler", "nsga"], ["sampler", "did you mean 'nsga2'"]),
+    "a grid over a range": (["--sampler", "grid"], ["method grid", "learning_rate"]),
+    "a warm start from nothing": (["--warm-start", "first"], ["no sweep 'first'"]),
     "a folder without a config": (["--base-model", "."], ["BASE_MODEL", "config.json"]),
 }
 BAD_SPACES = {

@@ -127,6 +127,44 @@ class LedgerAndModel(RuleBasedStateMachine):
         self.ledger.close()
         self.ledger = Ledger(after / "ledger.db")
 
+    @rule(
+        key=ANY_KEY,
+        i=st.integers(0, len(KEYS) - 1),
+        what=st.sampled_from(["add", "start", "record", "finish", "requeue"]),
+        n_instructions=st.integers(1, 120),
+    )
+    def break_off(self, key: str, i: int, what: str, n_instructions: int) -> None:
+        """An operation ends in its middle, after so many of SQLite's instructions: it counts whole, or not at all."""
+        changes = {
+            "add": (self.ledger.add, (KEYS[i], CONFIGS[i]), {"params": {"rank": CONFIGS[i].rank}, "origin": "search"}),
+            "start": (self.ledger.start, (key,), {}),
+            "record": (self.ledger.record, (key, measurement(25, 1.0)), {}),
+            "finish": (self.ledger.finish, (key, "pruned"), {"reason": "too hot"}),
+            "requeue": (self.ledger.requeue, (key,), {}),
+        }
+        operation, arguments, named = changes[what]
+        before = self.ledger.entries()
+        answers = iter([1])  # only once: the transaction may still be rolled back
+        self.ledger._db.set_progress_handler(lambda: next(answers, 0), n_instructions)
+        try:
+            operation(*arguments, **named)
+        except (sqlite3.OperationalError, LedgerError):
+            if self.ledger.entries() == before:
+                return  # an interruption after the commit's last write has changed all the same
+        finally:
+            self.ledger._db.set_progress_handler(None, 0)
+        if what == "add":
+            fresh = {"state": "queued", "origin": "search", "history": {}, "number": len(self.trials), "reason": None}
+            params = {"rank": CONFIGS[i].rank}
+            self.trials[KEYS[i]] = fresh | {"params": params, "config": CONFIGS[i], "similarity": None}
+        elif what == "record":
+            self.trials[key]["history"][25] = 1.0
+        elif what == "requeue":
+            self.trials[key] |= {"state": "queued", "reason": None, "history": {}}
+        else:
+            state, reason = ("running", self.trials[key]["reason"]) if what == "start" else ("pruned", "too hot")
+            self.trials[key] |= {"state": state, "reason": reason}
+
     @invariant()
     def rows_agree(self) -> None:
         entries = self.ledger.entries()

@@ -237,7 +237,7 @@ def test_every_headline_figure_says_in_its_own_line_whose_weights_it_is_of(weigh
     ]
     lines = headlines(text_of(trials, workload=workload))
     figures = [line for line in lines if "undetermined" not in line]
-    assert len(figures) == 5
+    assert len(figures) == 6
     if said:
         assert all(said in line for line in figures)
     else:

@@ -22,11 +22,13 @@ from orchestrator import adapter_store
 from orchestrator.ledger import Ledger
 from orchestrator.proposer import Proposer
 from orchestrator.search import SweepSearcher
-from tests.sweeps import ASHA, GRID, TPE, WORKLOAD, Desk, breaks, completes, make, shuffled, similarity, space
+from tests.sweeps import ASHA, GRID, MOASHA, TPE, WORKLOAD, Desk, breaks, completes, make, shuffled, similarity, space
 from trainables.config import FINAL_STATES, TrialConfig
 from trainables.predicted_memory import HUB_SHAPES, predicted_peak_mib
 
 BROKEN = ("oom", "diverged", "failed")
+STOPS = st.sampled_from([ASHA, MOASHA, {"type": "none"}])
+SAMPLERS = ("tpe", "nsga2", "gp", "random", "qmc")
 
 
 def grid(ranks, precisions=("nf4", "16bit"), **changes):
@@ -57,7 +59,7 @@ def by_precision(nf4, full):
     return lambda task: (nf4 if task.config.precision == "nf4" else full)(task)
 
 
-@pytest.mark.parametrize("base", [GRID, TPE, {**TPE, "method": "random"}], ids=lambda base: base["method"])
+@pytest.mark.parametrize("base", [GRID, *({**TPE, "method": m} for m in SAMPLERS)], ids=lambda base: base["method"])
 def test_no_trial_is_handed_out_twice(base, tmp_path):
     desk = Desk(tmp_path, make(base, n_trials=12))
     asked = desk.finish()
@@ -72,7 +74,7 @@ def test_a_grid_ends_by_itself_and_covers_every_point(tmp_path):
     assert desk.searcher.suggest("more") == Searcher.FINISHED
 
 
-@pytest.mark.parametrize("method", ["tpe", "random"])
+@pytest.mark.parametrize("method", SAMPLERS)
 def test_a_finite_space_is_run_whole_and_then_the_sweep_ends(method, tmp_path):
     desk = Desk(tmp_path, make(grid((1, 2, 4, 8), method=method), n_trials=100))
     desk.finish()
@@ -303,8 +305,8 @@ def test_a_completed_trial_is_told_with_all_its_losses_and_its_constraint(tmp_pa
     desk.finish(by_precision(partial(completes, loss=3.0), completes))
     nf4 = last_told(desk, key_of(desk, "nf4", 1))
     assert (nf4.state, nf4.values) == (TrialState.COMPLETE, [1.0, 1.0, 3.0])
-    assert nf4.constraints == {"similarity": pytest.approx(0.9 - 0.99)}
-    assert last_told(desk, key_of(desk, "16bit", 1)).constraints == {"similarity": pytest.approx(-0.1)}
+    assert nf4.constraints == {"similarity": pytest.approx(0.9 - 0.99), "memory": 0.0}
+    assert last_told(desk, key_of(desk, "16bit", 1)).constraints["similarity"] == pytest.approx(-0.1)
 
 
 def test_a_4_bit_trial_unlike_its_twin_violates_the_constraint(tmp_path):
@@ -328,7 +330,7 @@ def test_a_pruned_trial_is_told_as_pruned_and_not_as_complete(tmp_path):
     task = desk.do(stop=True)
     found = last_told(desk, task.key)
     assert found.state == TrialState.PRUNED
-    assert found.constraints == {"similarity": 0.0}
+    assert found.constraints == {"similarity": 0.0, "memory": 0.0}
 
 
 @pytest.mark.parametrize("state", BROKEN)
@@ -486,10 +488,9 @@ def test_where_memory_cannot_be_compared_nothing_is_refused(memory_mib, config, 
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 10**6), st.sampled_from(["grid", "tpe"]), st.integers(1, 3), st.integers(0, 3), st.booleans())
-def test_whatever_happens_the_sweep_ends_with_every_promise_kept(seed, method, n_slots, n_crashes, asha):
+@given(st.integers(0, 10**6), st.sampled_from(["grid", "tpe"]), st.integers(1, 3), st.integers(0, 3), STOPS)
+def test_whatever_happens_the_sweep_ends_with_every_promise_kept(seed, method, n_slots, n_crashes, stop):
     random = Random(seed)
-    stop = ASHA if asha else {"type": "none"}
     asked_for = make(grid((1, 2, 4), method=method, early_terminate=stop), n_trials=random.randint(1, 8), seed=seed)
     handed_out: Counter[str] = Counter()
     excuses: Counter[str] = Counter()

@@ -88,7 +88,9 @@ def mlflow(swept):
 def test_standard_output_is_one_json_object(swept):
     whole = swept[1].json
     front = ("objectives", "epsilon", "reference_point", "hypervolume", "members")
-    assert tuple(whole) == ("name", "mlflow_run", *front, "verdicts")
+    assert tuple(whole) == ("name", "mlflow_run", *front, "verdicts", "search_ended", "empty_because")
+    assert whole["search_ended"]["why"] in ("trials", "space")  # a twin may be a point of the grid
+    assert whole["empty_because"] is None
     assert {verdict["rows"] for verdict in whole["verdicts"]} <= {"search", "report"}
 
 

@@ -1,0 +1,48 @@
+"""The rows of a sweep as a logged input of its MLflow run: source, digest, rows kept and dropped by reason."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainables import demo
+from trainables.config import Workload
+
+CONTEXT = "mlflow.data.context"
+"""Input tag by which MLflow's pages say what a data set was used for."""
+DIGEST_CHARS = 16
+"""As the report shows it; MLflow takes at most 36."""
+
+
+def source_of(data: str) -> tuple[str, dict[str, str]]:
+    """Where rows came from, in MLflow's words: kind of source and how to find it."""
+    path = demo.ROWS_FILE if data == "demo" else Path(data).expanduser()
+    if path.exists():
+        return "local", {"uri": path.resolve().as_uri()}
+    return "hugging_face", {"path": data}
+
+
+def log_data(client: Any, run_id: str, workload: Workload, counts: Mapping[str, int]) -> None:
+    """Log the rows as the run's input, unless it has them already.
+
+    Args:
+        client: an MlflowClient.
+        counts: rows read, dropped by reason, in each split, and longer than the space's limit.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    digest = workload.data_digest[:DIGEST_CHARS]
+    known = client.get_run(run_id).inputs.dataset_inputs
+    if any(one.dataset.digest == digest for one in known):
+        return
+    kind, where = source_of(workload.data)
+    profile = {"num_rows": counts.get("train"), "sha256": workload.data_digest, **counts}
+    dataset = Dataset(
+        name=Path(workload.data).name if kind == "local" else workload.data,
+        digest=digest,
+        source_type=kind,
+        source=json.dumps(where),
+        profile=json.dumps(profile),
+    )
+    tags = [InputTag(CONTEXT, "training"), *(InputTag(f"rows {what}", str(n)) for what, n in counts.items())]
+    client.log_inputs(run_id, [DatasetInput(dataset, tags)])

@@ -1,0 +1,186 @@
+"""What other sweeps have run: taken over where it is the same trial on the same kind of device, learned from else."""
+
+import shutil
+from dataclasses import asdict, replace
+
+import pytest
+
+from orchestrator import settings as settings_file
+from orchestrator import warm_start
+from orchestrator.front import is_reused
+from orchestrator.reuse import REUSED, completed_elsewhere
+from orchestrator.search import SweepSearcher
+from orchestrator.settings import sweep_folder
+from tests.sweeps import GRID, TPE, WORKLOAD, Desk, breaks, completes, cost, make, space
+from trainables.device import device_name
+from trainables.errors import ConfigError
+
+HERE = device_name("cpu")
+
+
+def on_this_cpu(task, *, device=HERE, loss=2.0):
+    for report in completes(task, loss=loss):
+        yield {**report, **({"cost": asdict(cost(device=device))} if "cost" in report else {})}
+
+
+def sweep(root, asked, outcome=on_this_cpu, *, finish=True, workload=WORKLOAD) -> Desk:
+    """A sweep under `root`, run as orchestrator.sweep runs it."""
+    folder = sweep_folder(asked.name, root)
+    settings_file.save(asked, folder)
+    desk = Desk(folder, asked, 1)
+    desk.ledger.set_fact("workload", asdict(workload))
+    desk.searcher = SweepSearcher(
+        asked,
+        workload,
+        desk.ledger,
+        desk.pruner,
+        n_slots=1,
+        shared={},
+        elsewhere=completed_elsewhere(root, asked.name, workload, asked) if asked.reuse else None,
+        learned=warm_start.entries(asked, workload, root),
+    )
+    if finish:
+        desk.finish(outcome)
+    return desk
+
+
+def test_a_sweep_that_another_has_run_whole_runs_no_trial_and_comes_to_the_same(tmp_path):
+    first = sweep(tmp_path, make(GRID, name="first"))
+    second = sweep(tmp_path, make(GRID, name="second"))
+    assert {task.kind for task in second.all_asked} == {"judge"}
+    assert second.states == first.states
+    by_key = {t.key: t for t in first.ledger.trials()}
+    for trial in second.ledger.trials():
+        theirs = by_key[trial.key]
+        assert is_reused(trial)
+        assert trial.reason == "reused: sweep first ran it"
+        assert trial.train_seconds is None
+        assert (trial.history, trial.cost, trial.similarity) == (theirs.history, theirs.cost, theirs.similarity)
+        assert trial.origin == theirs.origin
+    assert second.ledger.fact(REUSED) == dict.fromkeys(by_key, "first")
+    assert all((second.folder / "adapters" / key).is_dir() for key in by_key)
+
+
+def test_without_reuse_all_is_run_again(tmp_path):
+    first = sweep(tmp_path, make(GRID, name="first"))
+    again = sweep(tmp_path, make(GRID, name="again", reuse=False))
+    assert [task.key for task in again.asked] == [task.key for task in first.asked]
+
+
+def test_only_what_is_known_is_taken_over_and_the_rest_is_run(tmp_path):
+    small = GRID | {"parameters": {"rank": {"values": [1]}, "precision": {"values": ["nf4", "16bit"]}}}
+    sweep(tmp_path, make(small, name="small"))
+    whole = sweep(tmp_path, make(GRID, name="whole"))
+    assert {task.config.rank for task in whole.asked} == {2, 4}
+    assert set(whole.states.values()) == {"completed"}
+
+
+def test_a_known_4_bit_trial_whose_twin_is_gone_still_gets_one(tmp_path):
+    nf4 = GRID | {"parameters": {"rank": {"values": [1]}}, "fixed": GRID["fixed"] | {"precision": "nf4"}}
+    first = sweep(tmp_path, make(nf4, name="first"))
+    twin = next(t for t in first.candidates if t.origin == "twin")
+    for file in (first.folder / "adapters" / twin.key).iterdir():
+        file.unlink()
+    second = sweep(tmp_path, make(nf4, name="second"))
+    assert second.asked[0].config.precision == "16bit"
+    assert {(t.origin, t.state, is_reused(t)) for t in second.candidates} == {
+        ("search", "completed", True),
+        ("twin", "completed", False),
+    }
+    assert second.searcher.finished
+
+
+def test_another_device_is_no_known_trial(tmp_path):
+    sweep(tmp_path, make(GRID, name="far"), lambda task: on_this_cpu(task, device="NVIDIA H200"))
+    here = sweep(tmp_path, make(GRID, name="here"))
+    assert not any(is_reused(t) for t in here.ledger.trials())
+
+
+def test_another_base_model_is_no_known_trial(tmp_path):
+    other = replace(WORKLOAD, base_fingerprint="0" * 64)
+    sweep(tmp_path, make(GRID, name="other"), workload=other)
+    assert completed_elsewhere(tmp_path, "here", WORKLOAD, make(GRID)) == {}
+
+
+def test_what_did_not_complete_is_run_again(tmp_path):
+    sweep(tmp_path, make(GRID, name="broken"), breaks)
+    again = sweep(tmp_path, make(GRID, name="again"))
+    assert set(again.states.values()) == {"completed"}
+    assert not any(is_reused(t) for t in again.ledger.trials())
+
+
+def test_a_reused_trial_is_traced_to_the_sweep_that_ran_it(tmp_path):
+    for name in ("a", "b"):
+        sweep(tmp_path, make(GRID, name=name))
+    shutil.rmtree(sweep_folder("a", tmp_path))
+    desk = sweep(tmp_path, make(GRID, name="c"))
+    assert set(desk.ledger.fact(REUSED).values()) == {"a"}
+
+
+def test_a_damaged_ledger_beside_it_stops_nothing(tmp_path):
+    folder = tmp_path / "sweeps" / "bad"
+    folder.mkdir(parents=True)
+    (folder / "ledger.db").write_bytes(b"no ledger" * 99)
+    assert sweep(tmp_path, make(GRID, name="good")).searcher.finished
+
+
+# --- warm start
+
+
+def test_a_warm_started_sampler_knows_the_other_sweeps_trials_and_runs_none_of_them_as_its_own(tmp_path):
+    first = sweep(tmp_path, make(TPE, name="first", n_trials=6))
+    warm = sweep(tmp_path, make(TPE, name="warm", n_trials=3, warm_start="first", seed=7), finish=False)
+    assert len(warm.study.trials) == len(first.candidates)
+    assert {t.user_attrs["key"] for t in warm.study.trials} == {t.key for t in first.candidates}
+    assert warm.ledger.trials() == []
+    warm.finish(on_this_cpu)
+    assert sum(t.origin == "search" for t in warm.ledger.trials()) == 3
+
+
+DIFFERENT = {
+    "a parameter": ({"parameters": TPE["parameters"] | {"rank": {"values": [1, 2]}}}, "parameters.rank"),
+    "one that is not there": ({"parameters": TPE["parameters"] | {"dropout": {"values": [0.0, 0.1]}}},
+                              "parameters.dropout"),
+    "a fixed setting": ({"fixed": {"alpha": 8, "max_steps": 16}}, "max_steps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_a_warm_start_from_another_space_is_refused_by_the_keys_that_differ(case, tmp_path):
+    changes, key = DIFFERENT[case]
+    settings_file.save(make(TPE, name="first"), sweep_folder("first", tmp_path))
+    with pytest.raises(ConfigError, match=f"warm_start: sweep 'first'.*different: {key}$"):
+        warm_start.check(make(TPE | changes, name="b", warm_start="first"), tmp_path)
+
+
+def test_a_warm_start_from_itself_or_from_nothing_is_refused(tmp_path):
+    settings_file.save(make(TPE, name="first"), sweep_folder("first", tmp_path))
+    with pytest.raises(ConfigError, match="cannot start from itself"):
+        warm_start.check(make(TPE, name="first", warm_start="first"), tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'first'"):
+        warm_start.check(make(TPE, name="b", warm_start="fist"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["base_fingerprint", "data_digest", "compute_dtype"])
+def test_a_warm_start_from_another_base_data_or_arithmetic_is_refused_by_its_name(name, tmp_path):
+    sweep(tmp_path, make(TPE, name="first", n_trials=2)).ledger.close()
+    other = replace(WORKLOAD, **{name: "bfloat16" if name == "compute_dtype" else "9" * 64})
+    with pytest.raises(ConfigError, match=f"different: {name}"):
+        warm_start.entries(make(TPE, name="b", warm_start="first"), other, tmp_path)
+
+
+def test_a_warm_start_under_another_protocol_is_refused(tmp_path):
+    desk = sweep(tmp_path, make(TPE, name="first", n_trials=1))
+    trial = desk.ledger.trials()[0]
+    desk.ledger.add("f" * 64, replace(trial.config, rank=64), params=dict(desk.ledger.entry(trial.key).params),
+                    origin="search")  # fmt: skip
+    desk.ledger.finish("f" * 64, "refused", reason="too large")
+    desk.ledger.close()
+    with pytest.raises(ConfigError, match="different: protocol version"):
+        warm_start.entries(make(TPE, name="b", warm_start="first"), WORKLOAD, tmp_path)
+
+
+def test_a_space_of_another_sampler_or_pruning_is_the_same_space(tmp_path):
+    first = make(space(TPE), name="first")
+    other = make(space(TPE, method="random", early_terminate={"type": "asha"}), name="b", seed=9)
+    assert warm_start.differences(first, other) == []

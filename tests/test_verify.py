@@ -1,0 +1,391 @@
+"""`qlora-sweep verify`: a sweep that is whole, each way of breaking it by name, and what a repair brings back."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator import adapter_store, settings, verify
+from orchestrator.ledger import Ledger
+from orchestrator.sweep import owned
+from orchestrator.tracking import open_client, publish, store_uri
+from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
+from trainables.errors import ConfigError
+
+
+def outcome(task):
+    """A loss of its own for each rank, so that the front has several members."""
+    return completes(task, loss=2.0 + 1 / task.config.rank)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A finished sweep "t" over the grid of 6 points, with its files and its MLflow runs."""
+    folder = tmp_path_factory.mktemp("state") / "mlflow_runs"
+    asked = make(GRID, n_trials=6)
+    sweep = settings.sweep_folder("t", folder)
+    settings.save(asked, sweep)
+    desk = Desk(sweep, asked)
+    desk.ledger.set_fact("id", "abc")
+    desk.ledger.set_fact("created_at", 1.0)
+    desk.ledger.set_fact("workload", asdict(WORKLOAD))
+    desk.ledger.set_fact("data_counts", {"read": 3, "train": 1, "search": 1, "report": 1})
+    desk.finish(outcome)
+    desk.ledger.close()
+    publish(asked, folder, print, interrupted=False)
+    return folder
+
+
+def verified(root: Path, *, repair: bool = False) -> verify.Verified:
+    return verify.run("t", root, print, repair=repair)
+
+
+def found(root: Path) -> list[str]:
+    return [str(difference) for difference in verified(root).differences]
+
+
+def client_of(root: Path) -> Any:
+    return open_client(store_uri(root), root)[0]
+
+
+def child(root: Path, number: int) -> Any:
+    """The MLflow run of a trial."""
+    with closing(Ledger(root / "sweeps" / "t" / "ledger.db", read_only=True)) as ledger:
+        key = ledger.trials()[number].key
+    client = client_of(root)
+    (run,) = client.search_runs([open_client(store_uri(root), root)[1]], f"tags.trial_key = '{key}'")
+    return run
+
+
+@contextmanager
+def changed(path: Path, content: bytes) -> Iterator[None]:
+    """A file with other content for a while."""
+    before = path.read_bytes()
+    path.write_bytes(content)
+    yield
+    path.write_bytes(before)
+
+
+def flipped(path: Path) -> bytes:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+# --- ways to break a sweep: each undoes itself, and says what verify must say
+
+
+@contextmanager
+def child_deleted(root: Path) -> Iterator[list[str]]:
+    run_id = child(root, 1).info.run_id
+    client_of(root).delete_run(run_id)
+    yield ["MLflow: trial 1 has no run"]
+    client_of(root).restore_run(run_id)
+
+
+@contextmanager
+def child_doubled(root: Path) -> Iterator[list[str]]:
+    run, client = child(root, 2), client_of(root)
+    double = client.create_run(run.info.experiment_id, tags=dict(run.data.tags)).info.run_id
+    yield [f"MLflow: run {double} is a second one of trial 2"]
+    client.delete_run(double)
+
+
+@contextmanager
+def child_of_nothing(root: Path) -> Iterator[list[str]]:
+    run, client = child(root, 2), client_of(root)
+    stray = client.create_run(run.info.experiment_id, tags=dict(run.data.tags) | {"trial_key": "f" * 64}).info.run_id
+    yield [f"MLflow: run {stray} is of no trial of the ledger"]
+    client.delete_run(stray)
+
+
+@contextmanager
+def parent_doubled(root: Path) -> Iterator[list[str]]:
+    client = client_of(root)
+    double = client.create_run(child(root, 2).info.experiment_id, tags={"sweep_id": "abc"}).info.run_id
+    yield [f"MLflow: run {double} is a second run of this sweep"]
+    client.delete_run(double)
+
+
+@contextmanager
+def child_running(root: Path) -> Iterator[list[str]]:
+    run_id = child(root, 3).info.run_id
+    client_of(root).update_run(run_id, status="RUNNING")
+    yield ["MLflow: trial 3: its run is RUNNING, expected FINISHED"]
+    client_of(root).update_run(run_id, status="FINISHED")
+
+
+@contextmanager
+def child_off_the_front(root: Path) -> Iterator[list[str]]:
+    run = child(root, 4)
+    was = run.data.tags["on_pareto_front"]
+    now = "false" if was == "true" else "true"
+    client_of(root).set_tag(run.info.run_id, "on_pareto_front", now)
+    yield [f"MLflow: trial 4: tag on_pareto_front is '{now}', the ledger has '{was}'"]
+    client_of(root).set_tag(run.info.run_id, "on_pareto_front", was)
+
+
+@contextmanager
+def child_with_another_loss(root: Path) -> Iterator[list[str]]:
+    run = child(root, 5)
+    was = run.data.metrics["eval_loss_nats"]
+    client_of(root).log_metric(run.info.run_id, "eval_loss_nats", 9.0, step=1000)
+    yield [f"MLflow: trial 5: eval_loss_nats is 9.0, the ledger has {was}"]
+    client_of(root).log_metric(run.info.run_id, "eval_loss_nats", was, step=1001)
+
+
+@contextmanager
+def adapter_flipped(root: Path) -> Iterator[list[str]]:
+    path = adapter(root, 0) / adapter_store.WEIGHTS
+    with changed(path, flipped(path)):
+        yield [f"adapters: trial 0: {path.name} is not what was recorded (its SHA-256 differs) in {path.parent}"]
+
+
+@contextmanager
+def adapter_gone(root: Path) -> Iterator[list[str]]:
+    folder = adapter(root, 1)
+    shutil.move(folder, root / "elsewhere")
+    yield [f"adapters: trial 1: {adapter_store.WEIGHTS} is gone in {folder}"]
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.move(root / "elsewhere", folder)
+
+
+@contextmanager
+def table_truncated(root: Path) -> Iterator[list[str]]:
+    path = root / "sweeps" / "t" / "trials.parquet"
+    with changed(path, path.read_bytes()[:-100]):
+        yield ["trials.parquet: cannot be read (ArrowInvalid: ", "MLflow: trials.parquet of the sweep's run is not the"]
+
+
+@contextmanager
+def table_of_other_values(root: Path) -> Iterator[list[str]]:
+    path = root / "sweeps" / "t" / "trials.parquet"
+    rows = pq.read_table(path)
+    losses = rows["eval_loss_nats"].to_pylist()
+    other = rows.drop_columns("eval_loss_nats").append_column("eval_loss_nats", [[9.0, *losses[1:]]])
+    scratch = root / "other.parquet"
+    pq.write_table(other.slice(0, len(rows) - 1), scratch)
+    with changed(path, scratch.read_bytes()):
+        yield [
+            f"trials.parquet: trial {len(rows) - 1} is not in a row",
+            f"trials.parquet: trial 0: eval_loss_nats is 9.0, the ledger has {losses[0]}",
+            "MLflow: trials.parquet of the sweep's run is not the one in",
+        ]
+
+
+@contextmanager
+def front_edited(root: Path) -> Iterator[list[str]]:
+    path = root / "sweeps" / "t" / "front.json"
+    front = json.loads(path.read_text())
+    front["hypervolume"] += 1
+    with changed(path, json.dumps(front, indent=2).encode()):
+        yield ["front.json: hypervolume is not what the ledger gives", "MLflow: front.json of the sweep's run is not"]
+
+
+@contextmanager
+def front_without_a_member(root: Path) -> Iterator[list[str]]:
+    path = root / "sweeps" / "t" / "front.json"
+    front = json.loads(path.read_text())
+    gone = front["members"].pop()["key"]
+    with closing(Ledger(root / "sweeps" / "t" / "ledger.db", read_only=True)) as ledger:
+        number = ledger.entry(gone).result.number
+    with changed(path, json.dumps(front).encode()):
+        yield [f"front.json: trial {number} is not on the front", "MLflow: front.json of the sweep's run is not"]
+
+
+def adapter(root: Path, number: int) -> Path:
+    with closing(Ledger(root / "sweeps" / "t" / "ledger.db", read_only=True)) as ledger:
+        return root / "sweeps" / "t" / "adapters" / ledger.trials()[number].key
+
+
+DAMAGE = (
+    child_deleted,
+    child_doubled,
+    child_of_nothing,
+    parent_doubled,
+    child_running,
+    child_off_the_front,
+    child_with_another_loss,
+    adapter_flipped,
+    adapter_gone,
+    table_truncated,
+    table_of_other_values,
+    front_edited,
+    front_without_a_member,
+)
+
+
+def test_a_finished_sweep_is_whole(root):
+    assert found(root) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_each_damage_is_named_and_nothing_else(root, damage):
+    with damage(root) as expected:
+        lines = found(root)
+    assert len(lines) == len(expected), lines
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True)), lines
+    assert found(root) == []
+
+
+def test_a_repair_brings_back_all_that_can_be_and_says_what_it_found(root):
+    """Damage of every kind at once; an adapter comes back from its copy in MLflow."""
+    undone = {child_doubled, adapter_gone, table_of_other_values, front_without_a_member}
+    with ExitStack() as stack:
+        for damage in DAMAGE:
+            if damage not in undone:
+                damage(root).__enter__()
+        n_before = len(found(root))
+        assert n_before >= len(DAMAGE) - len(undone)
+        after = verified(root, repair=True)
+        assert after.differences == ()
+        assert len(after.repaired) == n_before
+        assert found(root) == []
+        with closing(Ledger(root / "sweeps" / "t" / "ledger.db", read_only=True)) as ledger:
+            entry = ledger.entries()[0]
+        assert adapter_store.fault(adapter(root, 0), entry.adapter_sha256) is None
+        stack.pop_all()
+
+
+def test_an_adapter_without_a_whole_copy_stays_a_difference_after_a_repair(root):
+    weights = adapter(root, 0) / adapter_store.WEIGHTS
+    copy = Path(child(root, 0).info.artifact_uri.removeprefix("file://")) / "adapter" / weights.name
+    before = weights.read_bytes()
+    for path in (weights, copy):
+        path.write_bytes(flipped(path))
+    lines = [str(difference) for difference in verified(root, repair=True).differences]
+    assert [line.split(" is not")[0] for line in lines] == [
+        f"adapters: trial 0: {weights.name}",
+        f"MLflow: trial 0: its copy of the adapter: {weights.name}",
+    ]
+    weights.write_bytes(before)
+    assert verified(root, repair=True).differences == ()
+
+
+# --- the ledger itself
+
+LEDGER_DAMAGE = {
+    "a trial that is running": (
+        "UPDATE trials SET state = 'running', ended_at = NULL WHERE number = 0",
+        "ledger: trial 0 is running; go on with: qlora-sweep resume t",
+    ),
+    "a trial that is gone": ("DELETE FROM trials WHERE number = 1", "ledger: trial 1 is gone"),
+    "measurements of no trial": ("DELETE FROM trials WHERE number = 1", "measurements are of no trial"),
+    "fewer trials than asked for": (
+        "DELETE FROM trials WHERE number = (SELECT max(number) FROM trials)",
+        "ledger: it comes to",
+    ),
+    "a trial more than asked for": (
+        "UPDATE trials SET origin = 'search'",
+        "configs were asked for,",
+    ),
+    "a twin of nothing": (
+        "UPDATE trials SET origin = 'twin' WHERE origin = 'search'",
+        "is the twin of no trial",
+    ),
+    "a config that is not its key's": (
+        "UPDATE trials SET config = replace(config, '\"seed\":0', '\"seed\":7') WHERE number = 0",
+        "is not that of its config",
+    ),
+    "a completed trial without its measurements": (
+        "DELETE FROM measurements WHERE key = (SELECT key FROM trials WHERE number = 0)",
+        "ledger: trial 0 is completed without a measurement at step 8",
+    ),
+    "a pair that was not compared": (
+        "UPDATE trials SET similarity = NULL",
+        "was not compared with its 16-bit twin",
+    ),
+    "a finalist that was not judged": (
+        "UPDATE trials SET judgement = NULL; DELETE FROM sweep WHERE name = 'finished'",
+        "was not judged on the report rows",
+    ),
+    "a reason that is gone": (
+        "UPDATE trials SET state = 'failed' WHERE number = 0",
+        "ledger: trial 0 is failed without a reason",
+    ),
+    "a point outside the space": (
+        "UPDATE trials SET params = '{}' WHERE number = 0",
+        "study: trial 0 stands 0 times, expected once",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", LEDGER_DAMAGE)
+def test_each_fault_of_the_ledger_is_named_and_survives_a_look(root, tmp_path, damage):
+    statements, words = LEDGER_DAMAGE[damage]
+    folder = tmp_path / "mlflow_runs" / "sweeps" / "t"
+    shutil.copytree(root / "sweeps" / "t", folder)
+    with closing(sqlite3.connect(folder / "ledger.db")) as db:
+        db.executescript(statements)
+    kept = verify.read(settings.load(folder), folder)
+    lines = [str(found) for check in (verify.of_ledger, verify.of_study) for found in check(kept)]
+    assert any(words in line for line in lines), lines
+
+
+def test_a_ledger_whose_pages_are_damaged_is_named(root, tmp_path):
+    folder = tmp_path / "mlflow_runs" / "sweeps" / "t"
+    shutil.copytree(root / "sweeps" / "t", folder)
+    with closing(sqlite3.connect(folder / "ledger.db")) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("DELETE FROM sqlite_master WHERE name = 'trials_by_state'")  # its page belongs to nothing now
+        db.commit()
+    kept = verify.read(settings.load(folder), folder)
+    assert any("never used" in str(found) for found in verify.of_ledger(kept))
+
+
+# --- sweeps that are not finished, and stores that are not there
+
+
+def test_a_sweep_that_never_started_is_one_difference(tmp_path):
+    folder = settings.sweep_folder("t", tmp_path)
+    settings.save(make(GRID), folder)
+    Ledger(folder / "ledger.db").close()
+    assert found(tmp_path) == ["ledger: no trial was started; go on with: qlora-sweep resume t"]
+    assert verified(tmp_path, repair=True).differences
+
+
+def test_a_sweep_that_is_being_run_is_left_alone(root):
+    with owned(root / "sweeps" / "t"), pytest.raises(ConfigError, match="is being run by process"):
+        verified(root)
+
+
+def test_without_a_store_that_is_said_and_a_look_makes_none(root, tmp_path):
+    shutil.copytree(root / "sweeps", tmp_path / "sweeps")
+    assert found(tmp_path) == [f"MLflow: there is no store {tmp_path / 'mlflow.db'}"]
+    assert not (tmp_path / "mlflow.db").exists()
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
+    (line,) = found(tmp_path)
+    assert line.startswith("MLflow: cannot be read (")
+
+
+def test_the_command_ends_with_1_and_a_line_for_each_difference(root):
+    with ExitStack() as stack:
+        expected = [*stack.enter_context(front_edited(root)), *stack.enter_context(child_running(root))]
+        finished = command("verify", "t", cwd=root.parent)
+        as_json = command("verify", "t", "--json", cwd=root.parent)
+    assert (finished.code, as_json.code) == (1, 1), finished.err
+    lines = finished.out.splitlines()
+    assert len(lines) == len(expected) == len(as_json.json["differences"])
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
+    assert as_json.json["whole"] is False
+
+
+def test_the_command_ends_with_0_and_one_line_for_a_sweep_that_is_whole(root):
+    finished = command("verify", "t", cwd=root.parent)
+    assert finished.code == 0, finished.out
+    (line,) = finished.out.splitlines()
+    assert line.endswith("ledger, study, adapters, files and MLflow agree")
+
+
+def test_an_unknown_sweep_is_named_with_exit_code_2(root):
+    finished = command("verify", "tt", cwd=root.parent)
+    assert finished.code == 2
+    assert "no sweep 'tt'; did you mean 't'?" in finished.err
+    assert "Traceback" not in finished.err
