@@ -199,7 +199,7 @@ class OneBase:
     def __init__(self, few: Bench, n_rows: int) -> None:
         self.workload = few.workload
         self.rows = few.rows | {name: few.rows[name][:n_rows] for name in ("search", "report")}
-        self.untuned_texts = {}
+        self.untuned = {}
         self.swaps: list[str] = []
         self.held: list[str] = []
         self._base = None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainables.trial import Bench
 
     Model = PreTrainedModel | PeftModel
+    Known = tuple[list[list[int]], torch.Tensor]  # texts and states of a model, see _Reading
 
 Texts = list[list[int]]
 Adapter = Mapping[str, bytes]
@@ -112,12 +113,12 @@ class _Yardsticks:
 def _yardsticks(
     bench: "Bench", rows: Sequence[TokenRow], twin: Adapter, reseeds: Sequence[Adapter] = ()
 ) -> _Yardsticks:
-    base, decoded = bench.base("16bit"), tuple(rows[: evaluation.N_DECODED_ROWS])
+    base, decoded = bench.base("16bit"), rows[: evaluation.N_DECODED_ROWS]
     with attached(base, twin) as model:
         reference = _read(model, rows)
-    if decoded not in bench.untuned_texts:  # the same for every twin
-        bench.untuned_texts[decoded] = evaluation.greedy(base, decoded)
-    untuned, _ = _against(reference, base, rows, bench.untuned_texts[decoded])
+    if tuple(rows) not in bench.untuned:  # the same for every twin
+        bench.untuned[tuple(rows)] = (evaluation.greedy(base, decoded), evaluation.response_states(base, rows))
+    untuned, _ = _against(reference, base, rows, bench.untuned[tuple(rows)])
     reseeded = []
     for files in reseeds:
         with attached(base, files) as model:
@@ -132,23 +133,20 @@ def _twin_gaps(bench: "Bench", twin: Adapter) -> dict[str, NDArray[np.float64]]:
 
 
 def _read(
-    model: "Model", rows: Sequence[TokenRow], reference: _Reading | None = None, texts: Texts | None = None
+    model: "Model", rows: Sequence[TokenRow], reference: _Reading | None = None, known: "Known | None" = None
 ) -> _Reading:
-    """Read the rows with one model; without a reference it is its own, and texts are made unless they are known."""
+    """Read the rows with one model; without a reference it is its own."""
     decoded = rows[: evaluation.N_DECODED_ROWS]
-    texts = texts or evaluation.greedy(model, decoded)
-    return _Reading(
-        texts=texts,
-        pooled=evaluation.pooled_states(model, decoded, reference.texts if reference else texts),
-        states=evaluation.response_states(model, rows),
-    )
+    texts, states = known or (evaluation.greedy(model, decoded), evaluation.response_states(model, rows))
+    pooled = evaluation.pooled_states(model, decoded, reference.texts if reference else texts)
+    return _Reading(texts=texts, pooled=pooled, states=states)
 
 
 def _against(
-    reference: _Reading, model: "Model", rows: Sequence[TokenRow], texts: Texts | None = None
+    reference: _Reading, model: "Model", rows: Sequence[TokenRow], known: "Known | None" = None
 ) -> tuple[RowScores, NDArray[np.float64]]:
     """Scores of a model against the reference, and KL(reference || model) of each response token in nats."""
-    ours = _read(model, rows, reference, texts)
+    ours = _read(model, rows, reference, known)
     token_kl, token_same = evaluation.divergence(model, ours.states, reference.states)
     scores = row_scores(
         texts=ours.texts,

@@ -24,7 +24,8 @@ EVAL_LENGTH_TOKENS = 512
 """Held-out rows keep their last so many tokens, or as many as the base has positions."""
 N_DECODED_ROWS = 64
 MAX_NEW_TOKENS = 64
-BATCH_ROWS = 64
+BATCH_TOKENS = 8192
+"""Of a batch, padding included: rows of about equal length then share one, and little of it is padding."""
 HEAD_TOKENS = 1024
 """Tokens whose logits are made at once."""
 
@@ -36,6 +37,21 @@ def eval_length(model: "PreTrainedModel | PeftModel") -> int:
 
 def _core(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _batches(rows: Sequence[TokenRow], max_length_tokens: int) -> list[list[int]]:
+    """Indices of rows of about equal length together, BATCH_TOKENS of them with their padding; the shortest first."""
+    lengths = [min(len(row.input_ids), max_length_tokens) for row in rows]
+    batches: list[list[int]] = [[]]
+    for i in sorted(range(len(rows)), key=lengths.__getitem__):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[i] > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def _padded(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    return pad(rows, max_length_tokens=eval_length(base), pad_id=base.config.eos_token_id)
 
 
 def _hidden(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor) -> torch.Tensor:
@@ -53,13 +69,9 @@ def response_states(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRo
         their order; `response_tokens` gives the tokens they predict.
     """
     core = _core(model).eval()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
     found: dict[int, torch.Tensor] = {}
-    for start in range(0, len(rows), BATCH_ROWS):
-        batch = order[start : start + BATCH_ROWS]
-        input_ids, labels = pad(
-            [rows[i] for i in batch], max_length_tokens=eval_length(core), pad_id=core.config.eos_token_id
-        )
+    for batch in _batches(rows, eval_length(core)):
+        input_ids, labels = _padded(core, [rows[i] for i in batch])
         positions, _ = supervised(labels)  # on the host: nothing waits for the device
         states = _hidden(model, input_ids.to(core.device)).flatten(0, 1).index_select(0, positions.to(core.device))
         n_tokens = (labels[:, 1:] != IGNORE).sum(dim=1).tolist()
@@ -131,12 +143,9 @@ class HeldOut:
 
 def held_out(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> HeldOut:
     """Batches of rows of about equal length on the base's device."""
-    by_length = sorted(rows, key=lambda row: len(row.input_ids))
     batches = []
-    for start in range(0, len(rows), BATCH_ROWS):
-        input_ids, labels = pad(
-            by_length[start : start + BATCH_ROWS], max_length_tokens=eval_length(base), pad_id=base.config.eos_token_id
-        )
+    for batch in _batches(rows, eval_length(base)):
+        input_ids, labels = _padded(base, [rows[i] for i in batch])
         batches.append(tuple(t.to(base.device) for t in (input_ids, *supervised(labels))))
     return HeldOut(batches=tuple(batches), n_tokens=sum(len(targets) for _, _, targets in batches))
 
@@ -184,14 +193,10 @@ def pooled_states(
         TokenRow(input_ids=tuple(prompt) + tuple(text), n_prompt_tokens=len(prompt))
         for prompt, text in zip(_prompts(model, rows), texts, strict=True)
     ]
-    pooled = []
-    for start in range(0, len(joined), BATCH_ROWS):
-        input_ids, labels = pad(
-            joined[start : start + BATCH_ROWS],
-            max_length_tokens=eval_length(model),
-            pad_id=model.config.eos_token_id,
-        )
+    pooled: dict[int, torch.Tensor] = {}
+    for batch in _batches(joined, eval_length(model)):
+        input_ids, labels = _padded(_core(model), [joined[i] for i in batch])
         weight = (labels != IGNORE).to(model.device).float()[..., None]  # (rows, length, 1)
         hidden = _hidden(model, input_ids.to(model.device)).float()
-        pooled.append((hidden * weight).sum(dim=1) / weight.sum(dim=1))
-    return torch.cat(pooled).cpu().numpy()
+        pooled |= dict(zip(batch, (hidden * weight).sum(dim=1) / weight.sum(dim=1), strict=True))
+    return torch.stack([pooled[i] for i in range(len(rows))]).cpu().numpy()

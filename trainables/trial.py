@@ -55,7 +55,7 @@ class Bench:
     it would do without, see `others_mib`.
 
     Attributes:
-        untuned_texts: greedy text of the 16-bit base by the rows that it continues, where it was needed already.
+        untuned: greedy text and response states of the 16-bit base by the rows that it read, where they were needed.
     """
 
     def __init__(self, workload: Workload, device: str) -> None:
@@ -63,7 +63,7 @@ class Bench:
         self.device = device
         self.rows = data.load(workload.data_folder)
         self.turn = DeviceTurn(device_id(device))
-        self.untuned_texts: dict[tuple[data.TokenRow, ...], list[list[int]]] = {}
+        self.untuned: dict[tuple[data.TokenRow, ...], tuple[list[list[int]], torch.Tensor]] = {}
         self._bases: dict[Precision, PreTrainedModel] = {}
         self._base_mib: dict[Precision, float] = {}
         self._tapes: dict[TapeKind, Tape] = {}
@@ -152,6 +152,7 @@ class Bench:
         self._bases.clear()
         self._base_mib.clear()
         self._tapes.clear()
+        self.untuned.clear()
         self._held = None
         gc.unfreeze()
         gc.collect()  # a 4-bit weight refers to its module and back: only this frees it
