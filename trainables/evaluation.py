@@ -68,15 +68,8 @@ def response_states(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRo
         (n_response_tokens, width) on the model's device, row by row in the order of `rows`, tokens in
         their order; `response_tokens` gives the tokens they predict.
     """
-    core = _core(model).eval()
-    found: dict[int, torch.Tensor] = {}
-    for batch in _batches(rows, eval_length(core)):
-        input_ids, labels = _padded(core, [rows[i] for i in batch])
-        positions, _ = supervised(labels)  # on the host: nothing waits for the device
-        states = _hidden(model, input_ids.to(core.device)).flatten(0, 1).index_select(0, positions.to(core.device))
-        n_tokens = (labels[:, 1:] != IGNORE).sum(dim=1).tolist()
-        found |= dict(zip(batch, states.split(n_tokens), strict=True))
-    return torch.cat([found[i] for i in range(len(rows))])
+    model.eval()
+    return states_of(model, held_out(_core(model), rows))
 
 
 def response_tokens(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
@@ -134,20 +127,36 @@ class HeldOut:
 
     Attributes:
         batches: input_ids (rows, length), and positions and targets (n,) as from trainables.lean.supervised.
-        n_tokens: targets in all.
+        order: (n_tokens,), where each target is among those of all batches: row by row, as the rows were given.
     """
 
     batches: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]
-    n_tokens: int
+    order: torch.Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        """Targets in all."""
+        return len(self.order)
 
 
 def held_out(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> HeldOut:
     """Batches of rows of about equal length on the base's device."""
-    batches = []
+    batches, places, n_before = [], {}, 0
     for batch in _batches(rows, eval_length(base)):
         input_ids, labels = _padded(base, [rows[i] for i in batch])
         batches.append(tuple(t.to(base.device) for t in (input_ids, *supervised(labels))))
-    return HeldOut(batches=tuple(batches), n_tokens=sum(len(targets) for _, _, targets in batches))
+        for i, n_tokens in zip(batch, (labels[:, 1:] != IGNORE).sum(dim=1).tolist(), strict=True):
+            places[i] = torch.arange(n_before, n_before + n_tokens)
+            n_before += n_tokens
+    order = torch.cat([places[i] for i in range(len(rows))])
+    return HeldOut(batches=tuple(batches), order=order.to(base.device))
+
+
+@torch.no_grad()
+def states_of(model: "PreTrainedModel | PeftModel", held: HeldOut) -> torch.Tensor:
+    """The state after the final norm that predicts each target, (n_tokens, width), row by row."""
+    states = [_hidden(model, ids).flatten(0, 1).index_select(0, positions) for ids, positions, _ in held.batches]
+    return torch.cat(states).index_select(0, held.order)
 
 
 @torch.no_grad()
@@ -169,10 +178,11 @@ def eval_loss(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) ->
 
 def greedy(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
     """Greedy continuation of each row's prompt: up to MAX_NEW_TOKENS tokens, end token included."""
-    return greedy_texts(model.eval(), _prompts(model, rows), n_new=MAX_NEW_TOKENS, end=model.config.eos_token_id)
+    return greedy_texts(model.eval(), prompts_of(model, rows), n_new=MAX_NEW_TOKENS, end=model.config.eos_token_id)
 
 
-def _prompts(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
+def prompts_of(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
+    """The last tokens of each row's prompt, so many that its continuation fits the evaluation length."""
     room = eval_length(model) - MAX_NEW_TOKENS
     return [list(row.input_ids[: row.n_prompt_tokens][-room:]) for row in rows]
 
@@ -191,12 +201,19 @@ def pooled_states(
     model.eval()
     joined = [
         TokenRow(input_ids=tuple(prompt) + tuple(text), n_prompt_tokens=len(prompt))
-        for prompt, text in zip(_prompts(model, rows), texts, strict=True)
+        for prompt, text in zip(prompts_of(model, rows), texts, strict=True)
     ]
     pooled: dict[int, torch.Tensor] = {}
     for batch in _batches(joined, eval_length(model)):
         input_ids, labels = _padded(_core(model), [joined[i] for i in batch])
-        weight = (labels != IGNORE).to(model.device).float()[..., None]  # (rows, length, 1)
-        hidden = _hidden(model, input_ids.to(model.device)).float()
-        pooled |= dict(zip(batch, (hidden * weight).sum(dim=1) / weight.sum(dim=1), strict=True))
+        weights = (labels != IGNORE).float()
+        means = mean_states(model, input_ids.to(model.device), weights.to(model.device))
+        pooled |= dict(zip(batch, means, strict=True))
     return torch.stack([pooled[i] for i in range(len(rows))]).cpu().numpy()
+
+
+@torch.no_grad()
+def mean_states(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean over the positions whose weight is 1: input_ids and weights (rows, length) -> (rows, width), float32."""
+    hidden = _hidden(model, input_ids).float()
+    return (hidden * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)

@@ -5,7 +5,7 @@ alpha, learning rate, seed) lies in tensors on the device. A padded row of A and
 both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +28,10 @@ RANKS = (16, 64)
 N_WARM_UP_STEPS = 2
 
 
+class Unrecordable(Exception):
+    """Work could not be recorded; the reason."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TapeKind:
     """What a tape is recorded for; all else that a trial chooses may change between replays."""
@@ -39,6 +43,11 @@ class TapeKind:
     rank: int
 
 
+def padded_rank(rank: int) -> int:
+    """The rank that work is recorded for where an adapter has this one."""
+    return next((padded for padded in RANKS if padded >= rank), rank)
+
+
 def kind_of(config: TrialConfig) -> TapeKind:
     """The kind of tape that can train a config."""
     return TapeKind(
@@ -46,7 +55,7 @@ def kind_of(config: TrialConfig) -> TapeKind:
         targets=config.targets,
         dropout=config.dropout,
         loop=config.loop,
-        rank=next((rank for rank in RANKS if rank >= config.rank), config.rank),
+        rank=padded_rank(config.rank),
     )
 
 
@@ -121,9 +130,7 @@ class Tape:
         self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device="cuda")
         self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
         self._fresh_scale = self._scaler.state_dict()
-        model = adapter.attach(base, self._config, base_name="tape")
-        self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        adapter.detach(model)
+        self._weights = new_weights(base, self._config)
         self._optimizer = torch.optim.AdamW(
             self._weights.values(),
             lr=self._learning_rate,
@@ -139,7 +146,7 @@ class Tape:
         missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
         if not missing:
             return
-        with self._attached() as model:
+        with attached_weights(self._base, self._config, self._weights, self._scaling) as model:
             if self._evaluation is None:
                 self._warm_up(model, missing[0])
                 model.eval()
@@ -155,19 +162,6 @@ class Tape:
             work()
         self._forget_gradients()  # they lie in the pool, which the next recording may use again
         return graph
-
-    @contextmanager
-    def _attached(self) -> "Iterator[PeftModel]":
-        model = adapter.attach(self._base, self._config, base_name="tape")
-        try:
-            for name, weight in self._weights.items():
-                module, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(module), leaf, weight)
-            for layer in adapted_layers(model):
-                layer.scaling = dict.fromkeys(layer.scaling, self._scaling)
-            yield model
-        finally:
-            adapter.detach(model)
 
     def _warm_up(self, model: "PeftModel", shape: StepShape) -> None:
         """Let libraries and the optimizer allocate what they keep, on the stream that records."""
@@ -237,6 +231,31 @@ class Tape:
     def loss_scale(self) -> float:
         """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
         return float(self._scaler.get_scale())
+
+
+def new_weights(base: "PreTrainedModel", config: TrialConfig) -> dict[str, torch.Tensor]:
+    """A fresh adapter's matrices by name, not attached to anything."""
+    model = adapter.attach(base, config, base_name="tape")
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    adapter.detach(model)
+    return weights
+
+
+@contextmanager
+def attached_weights(
+    base: "PreTrainedModel", config: TrialConfig, weights: Mapping[str, torch.Tensor], scaling: torch.Tensor
+) -> "Iterator[PeftModel]":
+    """The base with an adapter of these very tensors, for recording; bare again afterwards."""
+    model = adapter.attach(base, config, base_name="tape")
+    try:
+        for name, weight in weights.items():
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, weight)
+        for layer in adapted_layers(model):
+            layer.scaling = dict.fromkeys(layer.scaling, scaling)
+        yield model
+    finally:
+        adapter.detach(model)
 
 
 def _blank(shape: StepShape) -> torch.Tensor:

@@ -129,7 +129,8 @@ class LoraLinear(torch.autograd.Function):
         dy = upstream.flatten(0, -2)
         with adapter_products(upstream):
             dy32 = dy.float()
-            d_low = dy32.mm(b) * (ctx.scaling * ctx.kept)  # (tokens, rank); dropout's factor is taken here
+            # (tokens, rank); dropout's factor is taken here, and nothing of `low`, which beta leaves out
+            d_low = torch.addmm(low, dy32, b, beta=0, alpha=ctx.kept).mul_(ctx.scaling)
             d_b = dy32.T.mm(low)
             del dy32
             kept32 = torch.empty_like(flat, dtype=torch.float32)  # the inputs that dropout let through
@@ -205,7 +206,8 @@ def aligned_logits(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """
     n_words = len(head)
     n_whole = n_words - n_words % ALIGNMENT
-    logits = states.new_full((len(states), -(-n_words // ALIGNMENT) * ALIGNMENT), -torch.inf)
+    logits = states.new_empty(len(states), -(-n_words // ALIGNMENT) * ALIGNMENT)
+    logits[:, n_words:] = -torch.inf
     torch.mm(states, head[:n_whole].T, out=logits[:, :n_whole])
     if n_whole < n_words:
         logits[:, n_whole:n_words] = states.mm(head[n_whole:].T)
@@ -216,7 +218,7 @@ def _losses_and_gradient(
     states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each token of one chunk, (chunk,), and its gradient to the states, (chunk, width)."""
-    p = aligned_logits(states, head).log_softmax(dim=-1, dtype=torch.float32)
+    p = aligned_logits(states, head).float().log_softmax(dim=-1)  # the narrow logits go before it is made
     losses = -p.gather(1, targets).flatten()
     p = p.exp_().scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype)).to(head.dtype)
     n_words = len(head)

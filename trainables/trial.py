@@ -27,7 +27,18 @@ from trainables.config import TARGETS, Loop, Precision, TrialConfig, Workload, r
 from trainables.device import device_id, device_name
 from trainables.device_turn import DeviceTurn
 from trainables.errors import ConfigError, TrialFailed
-from trainables.graph import GraphEngine, StepShape, Tape, TapeKind, abandon_recording, kind_of, packed
+from trainables.graph import (
+    GraphEngine,
+    StepShape,
+    Tape,
+    TapeKind,
+    Unrecordable,
+    abandon_recording,
+    kind_of,
+    packed,
+    padded_rank,
+)
+from trainables.reading import ReadRows, RecordedReader
 from trainables.results import Cost, Measurement
 from trainables.training import Batch, EagerEngine
 
@@ -42,10 +53,6 @@ LIBRARIES_MIB: dict[str, float] = {}
 MIN_LOSS_SCALE = 1.0
 MULTIPLE_TOKENS = 64
 """But in a stock script's steps, batches are as long as their longest row rounded up to it: recorded steps are few."""
-
-
-class Unrecordable(Exception):
-    """A tape could not be made; the reason."""
 
 
 class Bench:
@@ -67,6 +74,8 @@ class Bench:
         self._bases: dict[Precision, PreTrainedModel] = {}
         self._base_mib: dict[Precision, float] = {}
         self._tapes: dict[TapeKind, Tape] = {}
+        self._readers: dict[tuple[Precision, tuple[str, ...], int], RecordedReader] = {}
+        self._read_rows: ReadRows | None = None
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
         self._unrecordable: str | None = None
@@ -115,15 +124,9 @@ class Bench:
         Raises:
             Unrecordable: these steps cannot be recorded on this device, or it has too little memory for it.
         """
-        if self._unrecordable:
-            raise Unrecordable(self._unrecordable)
         base, kind = self.base(config.precision), kind_of(config)
-        self._stream = self._stream or torch.cuda.Stream()
-        if not self._tapes:  # a pool is gone with its last tape
-            self._pool = torch.cuda.graph_pool_handle()
-        tape = self._tapes.pop(kind, None)
-        try:
-            tape = tape or Tape(
+        with self._recording():
+            tape = self._tapes.pop(kind, None) or Tape(
                 base,
                 config,
                 held=self.held_out(config.precision),
@@ -132,26 +135,72 @@ class Bench:
                 stream=self._stream,
             )
             tape.record(shapes)
-        except RuntimeError as error:
-            traceback.clear_frames(error.__traceback__)
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            if not isinstance(error, torch.cuda.OutOfMemoryError):
-                self._unrecordable = reason
-                self._tapes.clear()  # they draw from the generator that is replaced now
-                abandon_recording()
-                print(f"steps cannot be recorded as CUDA graphs here; going on without: {reason}", file=sys.stderr)
-            raise Unrecordable(reason) from None
         self._tapes[kind] = tape  # the last one used comes last
         if len(self._tapes) > MAX_TAPES:
             del self._tapes[next(iter(self._tapes))]
         return tape
 
+    def reader(self, precision: Precision, weights: adapter.Weights | None) -> RecordedReader:
+        """What reads the search rows with an adapter, or without one as soon as it was recorded for any.
+
+        Raises:
+            Unrecordable: as of `tape`, or there is no GPU.
+        """
+        if self.device != "cuda":
+            raise Unrecordable("there is no GPU")
+        with self._recording():
+            if weights is None:
+                reader = next((one for (own, *_), one in self._readers.items() if own == precision), None)
+            else:
+                reader = self._reader_for(precision, weights)
+            if reader is None:
+                raise Unrecordable("nothing is recorded yet")
+            reader.load(weights)
+        return reader
+
+    def _reader_for(self, precision: Precision, weights: adapter.Weights) -> RecordedReader:
+        base, kind = self.base(precision), (precision, weights.targets, padded_rank(weights.rank))
+        if kind not in self._readers:
+            self._read_rows = self._read_rows or ReadRows(base, self.rows["search"])
+            config = TrialConfig(precision=precision, rank=kind[2], alpha=1, targets=weights.targets, dropout=0.0)
+            self._readers[kind] = RecordedReader(base, config, self._read_rows, pool=self._pool, stream=self._stream)
+        return self._readers[kind]
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Work inside may be recorded: in the pool, on the stream.
+
+        Raises:
+            Unrecordable: it cannot be, on this device or for lack of memory.
+        """
+        if self._unrecordable:
+            raise Unrecordable(self._unrecordable)
+        self._stream = self._stream or torch.cuda.Stream()
+        if not self._tapes and not self._readers:  # a pool is gone with the last that draws from it
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            yield
+        except RuntimeError as error:
+            traceback.clear_frames(error.__traceback__)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if not isinstance(error, torch.cuda.OutOfMemoryError):
+                self._unrecordable = reason
+                self._forget_recordings()  # they draw from the generator that is replaced now
+                abandon_recording()
+                print(f"steps cannot be recorded as CUDA graphs here; going on without: {reason}", file=sys.stderr)
+            raise Unrecordable(reason) from None
+
+    def _forget_recordings(self) -> None:
+        self._tapes.clear()
+        self._readers.clear()
+        self._read_rows = None
+
     def forget(self) -> bool:
         """Free every base and tape; returns whether there was more than one base."""
-        several = len(self._bases) + len(self._tapes) > 1
+        several = len(self._bases) + len(self._tapes) + len(self._readers) > 1
         self._bases.clear()
         self._base_mib.clear()
-        self._tapes.clear()
+        self._forget_recordings()
         self.untuned.clear()
         self._held = None
         gc.unfreeze()
