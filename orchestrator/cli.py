@@ -160,9 +160,9 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
     from rich.console import Console
 
     from orchestrator import sweep
+    from orchestrator.flusher import Follower, publish
     from orchestrator.progress import ProgressDisplay, print_result, why_empty
     from orchestrator.settings import ROOT
-    from orchestrator.tracking import Follower, publish
 
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
     follower = Follower(settings, ROOT)
@@ -337,9 +337,9 @@ def sensitivity(
 @app.command()
 def sync(name: Name) -> None:
     """Bring MLflow up to date with a sweep's ledger."""
+    from orchestrator.flusher import publish
     from orchestrator.settings import ROOT
     from orchestrator.sweep import owned
-    from orchestrator.tracking import publish
 
     settings, _ = _read(name)
     with owned(sweep_folder(name)):  # a running sweep writes MLflow itself; two writers would double its runs

@@ -92,7 +92,7 @@ def _repair(kept: Kept, root: Path, found: tuple[Difference, ...], say: Callable
     """Bring damaged adapters back from MLflow's copies, delete wrong runs, and write everything from the ledger."""
     if not kept.entries or kept.workload is None:
         return
-    from orchestrator.tracking import publish
+    from orchestrator.flusher import publish
     from orchestrator.verify_mlflow import adapter_copies, forget
 
     damaged = {difference.key for difference in found if difference.key}

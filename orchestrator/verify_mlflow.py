@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 from orchestrator import adapter_store
 from orchestrator.ledger_rows import Entry
-from orchestrator.tracking import STATUS, open_client, store_uri
+from orchestrator.tracking import STATUS
+from orchestrator.tracking_store import open_client, store_uri
 from orchestrator.verify_ledger import Difference, Kept
 
 COPIES = ("front.json", "trials.parquet")

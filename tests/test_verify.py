@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator import adapter_store, settings, verify
+from orchestrator.flusher import publish
 from orchestrator.ledger import Ledger
 from orchestrator.sweep import owned
-from orchestrator.tracking import open_client, publish, store_uri
+from orchestrator.tracking_store import open_client, store_uri
 from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
 from trainables.errors import ConfigError
 

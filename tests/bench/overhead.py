@@ -25,7 +25,7 @@ from ray import tune
 import search_spaces
 from orchestrator import ray_cluster, sweep
 from orchestrator import settings as settings_file
-from orchestrator.tracking import Follower, publish
+from orchestrator.flusher import Follower, publish
 from orchestrator.tune_trainable import Report, Task
 from trainables.config import Workload
 from trainables.errors import ConfigError, SweepError
