@@ -31,7 +31,9 @@ LICENCE = {
     "demo": "trained on the embedded demo's rows: MIT",
 }
 BASE_LICENCE = {GPT2_MEDIUM: "MIT (modified)", "demo": "MIT"}
-NO_KEY = frozenset({"name", "base_model", "data", "compute_dtype", "address", "tracking_uri", "gpus_per_trial"})
+NO_KEY = frozenset(
+    {"name", "base_model", "data", "compute_dtype", "address", "tracking_uri", "insecure", "gpus_per_trial"}
+)
 """Settings that decide no result, or that the workload says more exactly."""
 
 
