@@ -376,14 +376,31 @@ def verify(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="on the loopback address")] = UI_PORT) -> None:
+def ui(
+    name: Annotated[str | None, typer.Argument(help="of the sweep for --optuna; default: the newest")] = None,
+    port: Annotated[int | None, typer.Option(help="on the loopback address; default: 5000, of --optuna 8080")] = None,
+    optuna: Annotated[bool, typer.Option("--optuna", help="open optuna-dashboard over one sweep instead")] = False,
+) -> None:
     """Open MLflow over mlflow_runs/mlflow.db, on this machine only."""
+    from orchestrator import tracking_schema
     from orchestrator.settings import ROOT
+    from orchestrator.tracking_store import experiment_page
 
+    if optuna:
+        from orchestrator import dashboard
+        from orchestrator.report import newest
+
+        dashboard.serve(name or newest(ROOT), ROOT, port or dashboard.PORT, say)
+        return
     store = (ROOT / "mlflow.db").resolve()
     if not store.is_file():
         raise ConfigError(f"there is no {ROOT / 'mlflow.db'} yet; run a sweep first")
-    say(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    try:
+        tracking_schema.check(store)
+    except tracking_schema.StoreTooNew as error:
+        raise ConfigError(str(error)) from None
+    port = port or UI_PORT
+    say(f"MLflow: http://127.0.0.1:{port}/{experiment_page(store)}  (Ctrl-C ends it)")
     arguments = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     arguments += [
         "--backend-store-uri",

@@ -1,5 +1,6 @@
-"""The pictures of a sweep, each as PNG and as interactive HTML that needs nothing else."""
+"""The pictures of a sweep: each as PNG, and all on one interactive page that needs nothing else."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,15 +8,18 @@ from orchestrator import (
     figure_hypervolume,
     figure_importance,
     figure_memory,
+    figure_page,
     figure_parallel,
     figure_scatter,
     figure_similarity,
 )
-from orchestrator.figure_style import DOTS_PER_INCH, Draw, Figure, LeftOut, finished_html, finished_png
+from orchestrator.figure_style import DOTS_PER_INCH, Draw, Figure, LeftOut, finished_png
 from orchestrator.sweep import SweepResult
 
-LEFT_OUT = "left_out.txt"
-"""Beside the pictures: which have nothing to show, and why."""
+FOLDER, LEFT_OUT, PAGE = "figures", "left_out.txt", "figures.html"
+"""In a sweep's folder: the pictures; in there, which have nothing to show and why; the interactive page."""
+FRONT = "loss_memory"
+"""The picture of the front, which stands for the sweep where there is room for one."""
 IN_REPORT: Mapping[str, tuple[str, Draw]] = {
     "rank_memory": (figure_scatter.RANK_TITLE, figure_scatter.rank_memory),
     "loss_memory": (figure_scatter.LOSS_TITLE, figure_scatter.loss_memory),
@@ -24,7 +28,6 @@ IN_REPORT: Mapping[str, tuple[str, Draw]] = {
     figure_hypervolume.NAME: (figure_hypervolume.TITLE, figure_hypervolume.draw),
 }
 """Name -> title, and how it is drawn."""
-PAGE = {"displaylogo": False, "responsive": True}
 
 
 def of_report(result: SweepResult) -> list[Figure | LeftOut]:
@@ -39,19 +42,11 @@ def of_sweep(result: SweepResult) -> list[Figure | LeftOut]:
 
 
 def write(result: SweepResult, folder: Path) -> list[Path]:
-    """Draw all in both forms; returns the files."""
+    """Draw all in both forms into a sweep's folder; returns the files."""
     found = of_sweep(result)
-    files = write_png(result, found, folder)
-    for figure in found:
-        path = folder / f"{figure.name}.html"
-        if isinstance(figure, LeftOut):
-            path.unlink(missing_ok=True)
-            continue
-        page = finished_html(figure, result.caption)
-        page.write_html(path, include_plotlyjs=True, full_html=True, config=PAGE, default_width="100%")
-        files.append(path)
+    files = [*write_png(result, found, folder), write_page(result, found, folder)]
     reasons = [f"{figure.name}: {figure.reason}\n" for figure in found if isinstance(figure, LeftOut)]
-    path = folder / LEFT_OUT
+    path = folder / FOLDER / LEFT_OUT
     path.unlink(missing_ok=True)
     if reasons:
         path.write_text("".join(reasons), encoding="utf-8")
@@ -59,12 +54,31 @@ def write(result: SweepResult, folder: Path) -> list[Path]:
     return files
 
 
+def write_live(result: SweepResult, folder: Path) -> list[Path]:
+    """Draw what is kept up to date while a sweep runs, the page and the front's picture; returns the files.
+
+    The other pictures take several times as long to draw as the page, which has them all.
+    """
+    found = of_sweep(result)
+    front = [figure for figure in found if figure.name == FRONT]
+    return [*write_png(result, front, folder), write_page(result, found, folder)]
+
+
+def write_page(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Path) -> Path:
+    """Write the interactive page, whole or not at all."""
+    path = folder / PAGE
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(figure_page.page(found, f"Sweep {result.settings.name}", result.caption), encoding="utf-8")
+    os.replace(scratch, path)
+    return path
+
+
 def write_png(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Path) -> list[Path]:
     """Write the PNG forms, and take away an older picture of what is left out now; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     files = []
     for figure in found:
-        path = folder / f"{figure.name}.png"
+        path = folder / FOLDER / f"{figure.name}.png"
         if isinstance(figure, LeftOut):
             path.unlink(missing_ok=True)
         else:

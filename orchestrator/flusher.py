@@ -40,7 +40,7 @@ class Follower:
             while not self._stop.wait(SYNC_SECONDS):
                 try:
                     tracker = tracker or Tracker(self._settings, ledger, self._root)
-                    tracker.sync()
+                    tracker.sync(live=True)
                     self.fault = None
                 except Exception as error:
                     self.fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from orchestrator import report, report_text
+from orchestrator import report, report_text, tracking_live
+from orchestrator.front import REFERENCE
 from orchestrator.ledger import Ledger
 from orchestrator.ledger_rows import Entry
 from orchestrator.settings import SweepSettings, sweep_folder
@@ -23,6 +24,8 @@ from trainables.config import State, canonical_json
 
 NOTE_CHARS = 5000
 """Of the parent run's description; MLflow takes 8000."""
+MAX_METRICS = 1000
+"""That MLflow takes at once."""
 STATUS: Mapping[State, str] = {
     "completed": "FINISHED",
     "pruned": "KILLED",
@@ -46,17 +49,20 @@ class Tracker:
         self._ended: dict[str, tuple[State, bool]] = {}  # run id -> state, and whether it was judged
         self._runs = Runs(self._client, self.experiment_id, settings, ledger)
         self._data_logged = False
+        self._growth: set[tuple[str, float, int, int]] = set()  # points as written
+        self._live = tracking_live.Live(self._client, self.run_id, self._folder)
 
     @property
     def run_id(self) -> str:
         """Of the sweep's own run."""
         return self._runs.parent_id
 
-    def sync(self, *, final: bool = False) -> None:
+    def sync(self, *, final: bool = False, live: bool = False) -> None:
         """Write what the ledger holds and MLflow does not.
 
         Args:
             final: no similarity will come any more, so trials that wait for theirs end too.
+            live: trials come in, so keep the figures up to date and watch the machine.
         """
         result = result_of(self._settings, self._ledger)
         if not self._data_logged:
@@ -65,8 +71,24 @@ class Tracker:
         for entry in self._ledger.entries():
             if entry.result.state != "queued":
                 self._sync_trial(entry, on_front=entry.result.key in result.front.keys, final=final)
-        note = report_text.description(report.read(self._settings, self._ledger), NOTE_CHARS)
+        self._sync_growth(result, final=final)
+        if live:
+            self._live.update(result)
+        links = tracking_live.links(self.experiment_id, self.run_id)
+        picture = tracking_live.picture(self.run_id, self._folder)
+        note = report_text.description(report.read(self._settings, self._ledger), NOTE_CHARS, links, picture)
         self._set_tags(self.run_id, {"mlflow.note.content": note, **_workload_tags(result)})
+
+    def _sync_growth(self, result: SweepResult, *, final: bool) -> None:
+        from mlflow.entities import Metric
+
+        fixed = self._ledger.fact(REFERENCE) is not None
+        points = set(tracking_live.growth(result, reference_is_fixed=fixed, final=final)) - self._growth
+        if points:
+            metrics = [Metric(*point) for point in sorted(points)]
+            for i in range(0, len(metrics), MAX_METRICS):
+                self._client.log_batch(self.run_id, metrics=metrics[i : i + MAX_METRICS])
+            self._growth |= points
 
     def _sync_trial(self, entry: Entry, *, on_front: bool, final: bool) -> None:
         trial = entry.result
@@ -135,16 +157,16 @@ class Tracker:
         from mlflow.entities import Metric
 
         self.sync(final=not result.interrupted)
-        for path in files:
-            self._client.log_artifact(self.run_id, str(path), "figures" if path.parent.name == "figures" else None)
+        tracking_live.log_files(self._client, self.run_id, files)
         self._client.log_artifact(self.run_id, str(self._folder / "settings.json"))
         facts = {"workload": asdict(result.workload), "data_counts": self._ledger.fact("data_counts")}
         facts["environments"] = sorted({canonical_json(dict(t.environment)) for t in result.trials if t.environment})
         self._client.log_dict(self.run_id, facts, "environment.json")
         end = int(max((t.ended_at or 0 for t in result.trials), default=0) * 1000)
-        values = {"hypervolume": result.front.hypervolume, "front_size": float(len(result.front.members))}
-        for state in STATUS:
-            values[f"n_{state}"] = float(sum(t.state == state for t in result.trials))
+        values = {"front_size": float(len(result.front.members))}
+        if not any(name == "hypervolume" for name, *_ in self._growth):
+            values["hypervolume"] = result.front.hypervolume
+        values |= {f"n_{state}": float(sum(t.state == state for t in result.trials)) for state in STATUS}
         self._client.log_batch(self.run_id, metrics=[Metric(k, v, end, 0) for k, v in values.items()])
         if result.interrupted:
             self._client.update_run(self.run_id, status="RUNNING")

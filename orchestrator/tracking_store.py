@@ -3,13 +3,19 @@
 import fcntl
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from orchestrator import tracking_schema
+
 EXPERIMENT = "qlora-sweep"
 UI_PORT = 5000
+MODEL_TRAINING = "workflowType=machine_learning"
+"""Of MLflow's two kinds of pages, those with runs, metrics and models."""
 
 
 def store_uri(root: Path) -> str:
@@ -18,7 +24,13 @@ def store_uri(root: Path) -> str:
 
 
 def open_client(uri: str, root: Path) -> tuple[Any, str]:
-    """An MlflowClient and the id of our experiment, created once, under a lock."""
+    """An MlflowClient and the id of our experiment, created once, under a lock.
+
+    Raises:
+        StoreTooNew: the store under `root` is of a newer MLflow.
+    """
+    if uri == store_uri(root):
+        tracking_schema.check(root / "mlflow.db")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -38,9 +50,19 @@ def open_client(uri: str, root: Path) -> tuple[Any, str]:
         return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
 
 
+def experiment_page(store: Path) -> str:
+    """Our experiment's runs on any MLflow server over a store, "" where it has none; MLflow is not asked.
+
+    Reached by a link, an experiment opens as GenAI in a browser that comes first, whatever its tag says.
+    """
+    with closing(sqlite3.connect(f"{store.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        row = db.execute("SELECT experiment_id FROM experiments WHERE name = ?", (EXPERIMENT,)).fetchone()
+    return f"#/experiments/{row[0]}/runs?{MODEL_TRAINING}" if row else ""
+
+
 def page_of(experiment_id: str, run_id: str) -> str:
     """A run's page on any MLflow server; without the last part the browser that comes first opens it as GenAI."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    return f"#/experiments/{experiment_id}/runs/{run_id}?{MODEL_TRAINING}"
 
 
 def log_run(

@@ -1,0 +1,109 @@
+"""What a sweep's own run in MLflow shows while trials come in: its figures, and how far the search has come."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from orchestrator import figure_hypervolume, figures
+from orchestrator.front import is_candidate
+from orchestrator.sweep import SweepResult
+from orchestrator.tracking_store import page_of
+
+FIGURES_SECONDS = 15.0
+"""At least so long between two drawings; with the time of a drawing and of a sync this keeps them under 30 s old."""
+MACHINE_SECONDS = 10.0
+"""Between two samples of what the machine does."""
+GROWTH = ("hypervolume", "train_device_seconds")
+"""Metrics of the sweep's run after each trial that ended: the step is the number of trials that had ended."""
+REPORT = "report.html"
+
+
+class Live:
+    """Keeps the figures up to date, drawn when a trial has completed since the last time, and watches the machine.
+
+    Args:
+        client: an MlflowClient.
+        clock: seconds.
+    """
+
+    def __init__(self, client: Any, run_id: str, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._folder = folder
+        self._clock = clock
+        self._next = 0.0
+        self._drawn: frozenset[tuple[str, bool]] = frozenset()
+        self._monitor: Any = None
+
+    def update(self, result: SweepResult) -> list[Path]:
+        """Returns what was logged, which is nothing where nothing is new or the last time is not long ago."""
+        if self._monitor is None:
+            self._monitor = machine_monitor(self._client.tracking_uri, self._run_id)
+        known = frozenset((t.key, t.similarity is not None) for t in result.trials if t.state == "completed")
+        if known == self._drawn or self._clock() < self._next:
+            return []
+        files = figures.write_live(result, self._folder)
+        log_files(self._client, self._run_id, files)
+        self._drawn = known
+        self._next = self._clock() + FIGURES_SECONDS
+        return files
+
+
+def machine_monitor(uri: str, run_id: str) -> Any:
+    """MLflow's own, of CPU, memory, disk, network and GPUs where the driver runs; it ends when the run does."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # a store that is away is said elsewhere
+    monitor = SystemMetricsMonitor(
+        run_id, sampling_interval=MACHINE_SECONDS, resume_logging=True, tracking_uri=uri
+    )
+    monitor.start()
+    return monitor
+
+
+def log_files(client: Any, run_id: str, files: Sequence[Path]) -> None:
+    """Log files of a sweep's folder as artifacts, in the same places."""
+    for path in files:
+        folder = figures.FOLDER if path.parent.name == figures.FOLDER else None
+        client.log_artifact(run_id, str(path), folder)
+
+
+def links(experiment_id: str, run_id: str) -> str:
+    """To the run's interactive figures and to its report, in Markdown."""
+    where = {"All figures, interactive": figures.PAGE, "The whole report": REPORT}
+    run, _, query = page_of(experiment_id, run_id).partition("?")
+    return " · ".join(f"[{what}]({run}/artifacts/{quote(path)}?{query})" for what, path in where.items())
+
+
+def picture(run_id: str, folder: Path) -> str:
+    """The front's picture in Markdown, asked of the server that shows it; nothing where it was not drawn yet."""
+    path = f"{figures.FOLDER}/{figures.FRONT}.png"
+    if not (folder / path).is_file():
+        return ""
+    title, _ = figures.IN_REPORT[figures.FRONT]
+    return f"![{title}](get-artifact?{urlencode({'path': path, 'run_uuid': run_id})})"
+
+
+def growth(result: SweepResult, *, reference_is_fixed: bool, final: bool) -> list[tuple[str, float, int, int]]:
+    """What the search had spent and found by when: name, value, time in ms and step of each point.
+
+    Pure in what the ledger holds, so that writing it again changes nothing. Hypervolumes that can still change are left
+    out: all before the reference point is fixed, and those since a 4-bit trial completed that waits for its similarity.
+
+    Args:
+        final: none will come any more.
+    """
+    ended = sorted(((t.ended_at, t) for t in result.trials if t.ended_at), key=lambda pair: pair[0])
+    waits = [at for at, t in ended if is_candidate(t) and t.config.precision == "nf4" and t.similarity is None]
+    until = float("inf") if final or not waits else min(waits)
+    volumes = {moment.at: moment.volume for moment in figure_hypervolume.curve(result)}  # of one time the last
+    points, seconds = [], 0.0
+    for step, (at, trial) in enumerate(ended, start=1):
+        seconds += (trial.train_seconds or 0.0) * figure_hypervolume.devices_per_trial(result)
+        points.append((GROWTH[1], seconds, int(at * 1000), step))
+        if reference_is_fixed and at < until and at in volumes:
+            points.append((GROWTH[0], volumes[at], int(at * 1000), step))
+    return points
