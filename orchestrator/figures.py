@@ -18,8 +18,9 @@ from orchestrator.sweep import SweepResult
 
 FOLDER, LEFT_OUT, PAGE = "figures", "left_out.txt", "figures.html"
 """In a sweep's folder: the pictures; in there, which have nothing to show and why; the interactive page."""
-FRONT = "loss_memory"
-"""The picture of the front, which stands for the sweep where there is room for one."""
+FRONT, FRONT_OF = "front", "loss_memory"
+"""A smaller form of one picture, for MLflow's description of a run, which cuts off what is wider than its column."""
+FRONT_DOTS_PER_INCH = 88
 IN_REPORT: Mapping[str, tuple[str, Draw]] = {
     "rank_memory": (figure_scatter.RANK_TITLE, figure_scatter.rank_memory),
     "loss_memory": (figure_scatter.LOSS_TITLE, figure_scatter.loss_memory),
@@ -44,7 +45,7 @@ def of_sweep(result: SweepResult) -> list[Figure | LeftOut]:
 def write(result: SweepResult, folder: Path) -> list[Path]:
     """Draw all in both forms into a sweep's folder; returns the files."""
     found = of_sweep(result)
-    files = [*write_png(result, found, folder), write_page(result, found, folder)]
+    files = [*write_png(result, found, folder), *write_front(result, found, folder), write_page(result, found, folder)]
     reasons = [f"{figure.name}: {figure.reason}\n" for figure in found if isinstance(figure, LeftOut)]
     path = folder / FOLDER / LEFT_OUT
     path.unlink(missing_ok=True)
@@ -60,8 +61,7 @@ def write_live(result: SweepResult, folder: Path) -> list[Path]:
     The other pictures take several times as long to draw as the page, which has them all.
     """
     found = of_sweep(result)
-    front = [figure for figure in found if figure.name == FRONT]
-    return [*write_png(result, front, folder), write_page(result, found, folder)]
+    return [*write_front(result, found, folder), write_page(result, found, folder)]
 
 
 def write_page(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Path) -> Path:
@@ -74,14 +74,23 @@ def write_page(result: SweepResult, found: Sequence[Figure | LeftOut], folder: P
 
 
 def write_png(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Path) -> list[Path]:
-    """Write the PNG forms, and take away an older picture of what is left out now; returns the files."""
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    files = []
-    for figure in found:
-        path = folder / FOLDER / f"{figure.name}.png"
-        if isinstance(figure, LeftOut):
-            path.unlink(missing_ok=True)
-        else:
-            finished_png(figure, result.caption).savefig(path, dpi=DOTS_PER_INCH)
-            files.append(path)
-    return files
+    """Write the PNG forms; returns the files."""
+    paths = {folder / FOLDER / f"{figure.name}.png": figure for figure in found}
+    return [path for path, figure in paths.items() if _drawn(result, figure, path, DOTS_PER_INCH)]
+
+
+def write_front(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Path) -> list[Path]:
+    """Write the smaller picture of the front; returns its file."""
+    path = folder / FOLDER / f"{FRONT}.png"
+    (figure,) = [figure for figure in found if figure.name == FRONT_OF]
+    return [path] if _drawn(result, figure, path, FRONT_DOTS_PER_INCH) else []
+
+
+def _drawn(result: SweepResult, figure: Figure | LeftOut, path: Path, dots_per_inch: int) -> bool:
+    """Draw a picture, or take away the older one of what is left out now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(figure, LeftOut):
+        path.unlink(missing_ok=True)
+        return False
+    finished_png(figure, result.caption).savefig(path, dpi=dots_per_inch)
+    return True

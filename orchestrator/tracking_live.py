@@ -83,7 +83,7 @@ def picture(run_id: str, folder: Path) -> str:
     path = f"{figures.FOLDER}/{figures.FRONT}.png"
     if not (folder / path).is_file():
         return ""
-    title, _ = figures.IN_REPORT[figures.FRONT]
+    title, _ = figures.IN_REPORT[figures.FRONT_OF]
     return f"![{title}](get-artifact?{urlencode({'path': path, 'run_uuid': run_id})})"
 
 

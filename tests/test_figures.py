@@ -290,7 +290,7 @@ def test_the_page_has_every_figure_asks_nobody_and_holds_the_script_once(sweep, 
 
 def test_while_a_sweep_runs_the_page_and_the_fronts_picture_are_drawn_and_nothing_else(sweep, tmp_path):
     files = figures.write_live(sweep, tmp_path)
-    assert {str(path.relative_to(tmp_path)) for path in files} == {"figures.html", "figures/loss_memory.png"}
+    assert {str(path.relative_to(tmp_path)) for path in files} == {"figures.html", "figures/front.png"}
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(files)
 
 
@@ -308,7 +308,7 @@ def test_what_has_nothing_to_show_is_left_out_and_said(tmp_path):
     files = figures.write(result_of(only), tmp_path)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(files)
     names = {path.stem for path in files if path.suffix == ".png"}
-    assert names == {"rank_memory", "loss_memory", "time_memory", "loss_time", "hypervolume"}
+    assert names == {"front", "rank_memory", "loss_memory", "time_memory", "loss_time", "hypervolume"}
     reasons = dict(line.split(": ", 1) for line in (old.parent / figures.LEFT_OUT).read_text().splitlines())
     assert reasons.keys() == {"memory_breakdown", "similarity", "parallel_coordinates", "importance"}
     assert reasons["similarity"] == "no 4-bit finalist was compared with a 16-bit twin"
