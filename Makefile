@@ -1,5 +1,6 @@
 # make sweep       run a sweep and print its Pareto front
-# make ui          open MLflow over mlflow_runs/
+# make ui          open MLflow over mlflow_runs/, on this machine only; others: HOST PORT ALLOWED_HOSTS and a password
+# make audit       hold constraints.txt against the known advisories (needs the package index's)
 # make report      say what a sweep came to: NAME, or else the newest
 # make card        fill MODEL_CARD.md from the sweep NAME
 # make test        install the test extras and run the tests
@@ -19,14 +20,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
-.PHONY: sweep ui report card test test-all lint demo clean bench bench-measurement bench-memory bench-rank-rule \
+.PHONY: sweep ui report card test test-all lint audit demo clean bench bench-measurement bench-memory bench-rank-rule \
 	bench-speed bench-overhead stand-in
 
 sweep: $(VENV)/installed
 	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA)
 
 ui: $(VENV)/installed
-	@$(BIN)/qlora-sweep ui
+	@$(BIN)/qlora-sweep ui $(call flags,HOST PORT ALLOWED_HOSTS)
 
 report: $(VENV)/installed
 	@$(BIN)/qlora-sweep report $(NAME)
@@ -39,6 +40,9 @@ test: $(VENV)/installed-test
 
 test-all: $(VENV)/installed-test
 	@$(BIN)/python -m pytest
+
+audit: $(VENV)/installed-audit
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 lint: $(VENV)/installed-test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -78,6 +82,10 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) --constraint constraints.txt --editable '.[test]'
 	@touch $(VENV)/installed $@
+
+$(VENV)/installed-audit: pyproject.toml constraints.txt | $(VENV)/installed
+	@$(PIP) --constraint constraints.txt '.[audit]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

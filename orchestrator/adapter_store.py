@@ -24,6 +24,7 @@ def write(folder: Path, key: str, files: Mapping[str, bytes]) -> str:
     Returns:
         SHA-256 (hex) of its weights.
     """
+    _check(key)
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=".adapter-", dir=folder))
     lines = [f"{_sha256(content)}  {name}\n" for name, content in sorted(files.items())]
@@ -39,6 +40,7 @@ def write(folder: Path, key: str, files: Mapping[str, bytes]) -> str:
 
 def read(folder: Path, key: str) -> dict[str, bytes] | None:
     """The files of a trial's adapter by name, or None where it has none."""
+    _check(key)
     if not (folder / key / WEIGHTS).is_file():
         return None
     return {path.name: path.read_bytes() for path in (folder / key).iterdir() if path.name != CHECKSUMS}
@@ -70,6 +72,12 @@ def restore(folder: Path, key: str, copy: Path, sha256: str | None) -> bool:
         return False
     write(folder, key, {path.name: path.read_bytes() for path in copy.iterdir() if path.name != CHECKSUMS})
     return True
+
+
+def _check(key: str) -> None:
+    """A ledger from elsewhere may hold anything."""
+    if Path(key).name != key or key == "..":
+        raise ValueError(f"no trial has the key {key!r}")
 
 
 def _sha256(content: bytes) -> str:

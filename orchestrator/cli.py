@@ -11,11 +11,12 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainables.errors import ConfigError, SweepError
+from trainables.errors import SweepError
 
 if TYPE_CHECKING:
     from orchestrator.report import Report
@@ -99,6 +100,7 @@ def run(
         str | None, typer.Option(help="name of a sweep over the same space that the sampler learns from")
     ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="of MLflow; default: mlflow_runs/mlflow.db")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="join a Ray cluster that asks for no token")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan; touch neither GPU nor network")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -111,6 +113,7 @@ def run(
     given |= {"objectives": tuple(objective) if objective else None}
     given |= {"max_gpu_hours": max_gpu_hours, "max_hours": max_hours, "max_usd": max_usd}
     given |= {"usd_per_gpu_hour": usd_per_gpu_hour, "warm_start": warm_start}
+    given |= {"insecure": insecure or None}
     given |= {"stop_when_flat": stop_when_flat or None, "reuse": False if no_reuse else None}
     chosen = {"space": space, "trials": trials, "base_model": base_model, "data": data, "sampler": sampler}
     settings = plan.choose(name, device, chosen, {k: v for k, v in given.items() if v is not None}, say)
@@ -160,12 +163,14 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
     from rich.console import Console
 
     from orchestrator import sweep
-    from orchestrator.flusher import Follower, publish
+    from orchestrator.flusher import Flusher
     from orchestrator.progress import ProgressDisplay, print_result, why_empty
+    from orchestrator.publishing import end
     from orchestrator.settings import ROOT
 
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
-    follower = Follower(settings, ROOT)
+    flusher = Flusher(settings.name, ROOT)
+    begin = monotonic()
     say(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
 
     def started(ledger: Any, workload: Any) -> None:
@@ -178,17 +183,18 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
         if workload.weights in ("random", "stand-in"):
             say(f"base: {workload.base_caption}")
         display.start()
-        follower.start()
+        flusher.start()
 
     try:
         result = sweep.run(settings, ROOT, resume=resume, started=started)
+        display.stop()
+        run_page = end(settings, ROOT, flusher, say, monotonic() - begin, result.interrupted)
     except KeyboardInterrupt:
         say(f"interrupted; if it had begun, go on with: qlora-sweep resume {settings.name}")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         display.stop()
-        follower.stop()
-    run_page = publish(settings, ROOT, say, interrupted=result.interrupted)
+        flusher.stop()
     print_result(result, run_page, as_json=as_json)
     if result.interrupted:
         say(f"interrupted; go on with: qlora-sweep resume {settings.name}")
@@ -337,7 +343,7 @@ def sensitivity(
 @app.command()
 def sync(name: Name) -> None:
     """Bring MLflow up to date with a sweep's ledger."""
-    from orchestrator.flusher import publish
+    from orchestrator.publishing import publish
     from orchestrator.settings import ROOT
     from orchestrator.sweep import owned
 
@@ -378,13 +384,17 @@ def verify(
 @app.command()
 def ui(
     name: Annotated[str | None, typer.Argument(help="of the sweep for --optuna; default: the newest")] = None,
-    port: Annotated[int | None, typer.Option(help="on the loopback address; default: 5000, of --optuna 8080")] = None,
-    optuna: Annotated[bool, typer.Option("--optuna", help="open optuna-dashboard over one sweep instead")] = False,
+    optuna: Annotated[bool, typer.Option("--optuna", help="optuna-dashboard over one sweep instead")] = False,
+    port: Annotated[int | None, typer.Option(help="to listen on; default: 5000, of --optuna 8080")] = None,
+    host: Annotated[str, typer.Option(help="another needs --allowed-hosts and a password")] = "127.0.0.1",
+    allowed_hosts: Annotated[
+        str | None, typer.Option(help="under which others may ask, comma-separated: NAME:PORT")
+    ] = None,
 ) -> None:
-    """Open MLflow over mlflow_runs/mlflow.db, on this machine only."""
-    from orchestrator import tracking_schema
+    """Open MLflow over mlflow_runs/mlflow.db, on this machine only unless told otherwise."""
+    from orchestrator import ui as pages
     from orchestrator.settings import ROOT
-    from orchestrator.tracking_store import experiment_page
+    from orchestrator.tracking_store import experiment_page, store_file
 
     if optuna:
         from orchestrator import dashboard
@@ -392,23 +402,10 @@ def ui(
 
         dashboard.serve(name or newest(ROOT), ROOT, port or dashboard.PORT, say)
         return
-    store = (ROOT / "mlflow.db").resolve()
-    if not store.is_file():
-        raise ConfigError(f"there is no {ROOT / 'mlflow.db'} yet; run a sweep first")
-    try:
-        tracking_schema.check(store)
-    except tracking_schema.StoreTooNew as error:
-        raise ConfigError(str(error)) from None
     port = port or UI_PORT
-    say(f"MLflow: http://127.0.0.1:{port}/{experiment_page(store)}  (Ctrl-C ends it)")
-    arguments = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    arguments += [
-        "--backend-store-uri",
-        f"sqlite:///{store}",
-        "--default-artifact-root",
-        str((ROOT / "artifacts").resolve()),
-    ]
-    os.execv(sys.executable, [sys.executable, *arguments])
+    pages.arguments(ROOT, host, port, allowed_hosts)
+    say(f"MLflow: http://{host}:{port}/{experiment_page(store_file(ROOT))}  (Ctrl-C ends it)")
+    pages.serve(ROOT, host, port, allowed_hosts)
 
 
 def _read(name: str) -> "tuple[SweepSettings, list[TrialResult]]":
@@ -431,6 +428,7 @@ def _read_facts(name: str, *facts: str) -> "tuple[SweepSettings, list[TrialResul
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.umask(os.umask(0o022) | 0o022)  # nobody else writes into what this makes
     try:
         app()
     except SystemExit as end:

@@ -30,7 +30,9 @@ def serve(name: str, root: Path, port: int, say: Callable[[str], None]) -> None:
     folder = settings_file.sweep_folder(name, root)
     settings = settings_file.load(folder)
     if find_spec("optuna_dashboard") is None:
-        raise ConfigError(f"optuna-dashboard is not installed here: {sys.executable} -m pip install -c constraints.txt optuna-dashboard")
+        raise ConfigError(
+            f"optuna-dashboard is not installed here: {sys.executable} -m pip install -c constraints.txt optuna-dashboard"
+        )
     from optuna_dashboard import run_server
 
     ledger = Ledger(folder / "ledger.db", read_only=True)

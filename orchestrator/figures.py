@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure as PngFigure
+
 from orchestrator import (
     figure_hypervolume,
     figure_importance,
@@ -18,7 +20,7 @@ from orchestrator.sweep import SweepResult
 
 FOLDER, LEFT_OUT, PAGE = "figures", "left_out.txt", "figures.html"
 """In a sweep's folder: the pictures; in there, which have nothing to show and why; the interactive page."""
-FRONT, FRONT_OF = "front", "loss_memory"
+FRONT, FRONT_OF = "front.png", "loss_memory"
 """A smaller form of one picture, for MLflow's description of a run, which cuts off what is wider than its column."""
 FRONT_DOTS_PER_INCH = 88
 IN_REPORT: Mapping[str, tuple[str, Draw]] = {
@@ -45,7 +47,13 @@ def of_sweep(result: SweepResult) -> list[Figure | LeftOut]:
 def write(result: SweepResult, folder: Path) -> list[Path]:
     """Draw all in both forms into a sweep's folder; returns the files."""
     found = of_sweep(result)
-    files = [*write_png(result, found, folder), *write_front(result, found, folder), write_page(result, found, folder)]
+    files = write_png(result, found, folder)
+    path, drawn = folder / FOLDER / FRONT, front(result, found)
+    path.unlink(missing_ok=True)
+    if drawn:
+        drawn.savefig(path, dpi=FRONT_DOTS_PER_INCH)
+        files.append(path)
+    files.append(_replace(folder / PAGE, page(result, found)))
     reasons = [f"{figure.name}: {figure.reason}\n" for figure in found if isinstance(figure, LeftOut)]
     path = folder / FOLDER / LEFT_OUT
     path.unlink(missing_ok=True)
@@ -55,42 +63,34 @@ def write(result: SweepResult, folder: Path) -> list[Path]:
     return files
 
 
-def write_live(result: SweepResult, folder: Path) -> list[Path]:
-    """Draw what is kept up to date while a sweep runs, the page and the front's picture; returns the files.
-
-    The other pictures take several times as long to draw as the page, which has them all.
-    """
-    found = of_sweep(result)
-    return [*write_front(result, found, folder), write_page(result, found, folder)]
+def page(result: SweepResult, found: Sequence[Figure | LeftOut]) -> str:
+    """The interactive page."""
+    return figure_page.page(found, f"Sweep {result.settings.name}", result.caption)
 
 
-def write_page(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Path) -> Path:
-    """Write the interactive page, whole or not at all."""
-    path = folder / PAGE
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(figure_page.page(found, f"Sweep {result.settings.name}", result.caption), encoding="utf-8")
-    os.replace(scratch, path)
-    return path
+def front(result: SweepResult, found: Sequence[Figure | LeftOut]) -> PngFigure | None:
+    """The picture of the front; None where it has nothing to show yet."""
+    (figure,) = [figure for figure in found if figure.name == FRONT_OF]
+    return finished_png(figure, result.caption) if isinstance(figure, Figure) else None
 
 
 def write_png(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Path) -> list[Path]:
-    """Write the PNG forms; returns the files."""
-    paths = {folder / FOLDER / f"{figure.name}.png": figure for figure in found}
-    return [path for path, figure in paths.items() if _drawn(result, figure, path, DOTS_PER_INCH)]
+    """Write the PNG forms, and take away an older picture of what is left out now; returns the files."""
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    files = []
+    for figure in found:
+        path = folder / FOLDER / f"{figure.name}.png"
+        if isinstance(figure, LeftOut):
+            path.unlink(missing_ok=True)
+        else:
+            finished_png(figure, result.caption).savefig(path, dpi=DOTS_PER_INCH)
+            files.append(path)
+    return files
 
 
-def write_front(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Path) -> list[Path]:
-    """Write the smaller picture of the front; returns its file."""
-    path = folder / FOLDER / f"{FRONT}.png"
-    (figure,) = [figure for figure in found if figure.name == FRONT_OF]
-    return [path] if _drawn(result, figure, path, FRONT_DOTS_PER_INCH) else []
-
-
-def _drawn(result: SweepResult, figure: Figure | LeftOut, path: Path, dots_per_inch: int) -> bool:
-    """Draw a picture, or take away the older one of what is left out now."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(figure, LeftOut):
-        path.unlink(missing_ok=True)
-        return False
-    finished_png(figure, result.caption).savefig(path, dpi=dots_per_inch)
-    return True
+def _replace(path: Path, text: str) -> Path:
+    """Write a file whole or not at all."""
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+    return path

@@ -1,76 +1,95 @@
-"""What keeps MLflow up to date while a sweep runs and at its end; MLflow never stops a sweep."""
+"""The driver's hand on the process that keeps MLflow up to date; MLflow never stops a sweep, nor keeps it.
 
-import threading
-from collections.abc import Callable
+The ledger itself is the outbox. An outbox table would hold every change a second time and deliver each "at least
+once": MLflow's calls carry no key by which a second delivery could be known, so one whose answer was lost would have
+to be looked for in MLflow all the same. The projection (orchestrator.tracking) does just that look, needs no message
+kept, and is the same code for a sweep that runs, `sync`, and `verify --repair`.
+
+It runs in a process of its own (orchestrator.flusher_process) because a call of MLflow's client cannot be cut off from
+outside: it waits 20 s for a locked SQLite store whatever it is told. A process can be killed at any moment: a call
+that was cut off is looked for, and made again, by the next one.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from select import select
+from time import monotonic
 
-from orchestrator import report
-from orchestrator.ledger import Ledger
-from orchestrator.settings import SweepSettings, sweep_folder
-from orchestrator.sweep import result_of
-from orchestrator.tracking import Tracker
-from orchestrator.tracking_store import UI_PORT, page_of
-from trainables.errors import SweepError
-
-SYNC_SECONDS = 5.0
+STUCK_SECONDS = 30.0
+"""After so long without a sign of life the process is taken for dead; it shows one each second."""
 
 
-class Follower:
-    """Keeps MLflow up to date from a thread of its own while a sweep runs; never stops the sweep."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flushed:
+    """What came of the last write.
 
-    def __init__(self, settings: SweepSettings, root: Path) -> None:
-        self._settings = settings
-        self._root = root
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
-        self.fault: str | None = None
+    Attributes:
+        page: of the sweep's run, None where not everything was written.
+        reason: why not.
+        n_whole: trials whose runs are written to the end.
+    """
+
+    page: str | None = None
+    reason: str | None = None
+    n_whole: int = 0
+
+
+class Flusher:
+    """Keeps MLflow up to date while a sweep runs."""
+
+    def __init__(self, name: str, root: Path) -> None:
+        self._command = [sys.executable, "-m", "orchestrator.flusher_process", name, str(root.resolve())]
+        self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,  # its end, the driver's death included, ends the process
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C is the driver's
+        )
 
     def stop(self) -> None:
-        if self._thread.is_alive():
-            self._stop.set()
-            self._thread.join()
+        """At once, wherever it is."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
-    def _follow(self) -> None:
-        ledger = Ledger(sweep_folder(self._settings.name, self._root) / "ledger.db")
+    def finish(self, files: Sequence[Path], seconds: float, *, interrupted: bool) -> Flushed:
+        """Write what is left, and the files; returns soon where MLflow does not answer.
+
+        Args:
+            files: of the sweep's folder, see orchestrator.outputs.
+            seconds: that the sweep took; a twentieth of it, at least two minutes, is all that a slow store is given.
+        """
+        if self._process is None:
+            return Flushed(reason="it was not started")
+        order = {"files": [str(path) for path in files], "seconds": seconds, "interrupted": interrupted}
         try:
-            tracker = None
-            while not self._stop.wait(SYNC_SECONDS):
-                try:
-                    tracker = tracker or Tracker(self._settings, ledger, self._root)
-                    tracker.sync(live=True)
-                    self.fault = None
-                except Exception as error:
-                    self.fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            print(json.dumps(order), file=self._process.stdin, flush=True)
+            return self._answer()
+        except (OSError, ValueError) as error:  # it is dead, or was killed while it spoke
+            return Flushed(reason=f"its writer ended: {type(error).__name__}")
         finally:
-            ledger.close()
+            self.stop()
 
-
-def publish(settings: SweepSettings, root: Path, say: Callable[[str], None], *, interrupted: bool) -> str | None:
-    """Write a sweep's files and its MLflow runs, whole.
-
-    Returns:
-        The page of the parent run under `make ui`, or the run's id on another server; None where MLflow
-        could not be written (said through `say`; `qlora-sweep sync` does it later).
-    """
-    folder = sweep_folder(settings.name, root)
-    ledger = Ledger(folder / "ledger.db")
-    try:
-        result = result_of(settings, ledger, interrupted=interrupted)
-        from orchestrator import outputs
-
-        files = outputs.write(result, report.read(settings, ledger), folder)
-        tracker = Tracker(settings, ledger, root)
-        tracker.finish(result, files)
-    except SweepError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        say(f"MLflow was not written ({type(error).__name__}: {reason}); later: qlora-sweep sync {settings.name}")
-        return None
-    finally:
-        ledger.close()
-    page = page_of(tracker.experiment_id, tracker.run_id)
-    return f"http://127.0.0.1:{UI_PORT}/{page}" if settings.tracking_uri is None else f"run {tracker.run_id}"
+    def _answer(self) -> Flushed:
+        out = self._process.stdout  # type: ignore[union-attr]
+        last = monotonic()
+        while monotonic() - last < STUCK_SECONDS:
+            if not select([out], [], [], 1.0)[0]:  # type: ignore[list-item]
+                continue
+            line = out.readline()  # type: ignore[union-attr]
+            if not line:
+                return Flushed(reason="its writer ended")
+            if line.strip():
+                return Flushed(**json.loads(line))
+            last = monotonic()
+        return Flushed(reason=f"its writer gave no sign of life for {STUCK_SECONDS:.0f} s")

@@ -38,7 +38,7 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
         ConfigError, DataError, Unreachable: before any GPU is used.
     """
     found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
-    ray_cluster.connect(settings.address)
+    ray_cluster.connect(settings.address, insecure=settings.insecure)
     ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
     compute_dtype, memory_mib = ask_device(settings)
     limit = shortest_limit(settings)

@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator import settings as settings_file
 from orchestrator.budgets import ENDED, Ended
+from orchestrator.folder_access import narrow, refuse_shared
 from orchestrator.front import REFERENCE, Front, front_of
 from orchestrator.ledger import Ledger
 from orchestrator.settings import SweepSettings, sweep_folder
@@ -90,6 +91,9 @@ def run(
         SweepError: with the exit code of its kind.
     """
     folder = sweep_folder(settings.name, root)
+    if resume and folder.exists():
+        refuse_shared(folder, root)
+    narrow(root)
     with owned(folder):
         known = (folder / "ledger.db").exists()
         if known and not resume:

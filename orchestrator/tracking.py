@@ -8,8 +8,9 @@ that writing twice changes nothing. MLflow is never read to decide anything.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from orchestrator import report, report_text, tracking_live
+from orchestrator import figures, report, report_text, tracking_live
 from orchestrator.front import REFERENCE
 from orchestrator.ledger import Ledger
 from orchestrator.ledger_rows import Entry
@@ -37,25 +38,41 @@ STATUS: Mapping[State, str] = {
 
 
 class Tracker:
-    """Writes one sweep into MLflow: a parent run, and a child run for each trial."""
+    """Writes one sweep into MLflow: a parent run, and a child run for each trial.
 
-    def __init__(self, settings: SweepSettings, ledger: Ledger, root: Path) -> None:
+    Any call may fail; what it leaves undone, the next one does, after a `look` at what is there by now.
+    """
+
+    def __init__(
+        self, settings: SweepSettings, ledger: Ledger, root: Path, opened: tuple[Any, str] | None = None
+    ) -> None:
+        """Open MLflow, unless it is `opened`: see orchestrator.tracking_store.open_client."""
         self._settings = settings
         self._ledger = ledger
         self._folder = sweep_folder(settings.name, root)
-        self._client, self.experiment_id = open_client(settings.tracking_uri or store_uri(root), root)
+        uri = settings.tracking_uri or store_uri(root)
+        self._client, self.experiment_id = opened or open_client(uri, root)
         self._tags: dict[str, dict[str, str]] = {}  # run id -> tags as last written
         self._n_rungs: dict[str, int] = {}
         self._ended: dict[str, tuple[State, bool]] = {}  # run id -> state, and whether it was judged
         self._runs = Runs(self._client, self.experiment_id, settings, ledger)
         self._data_logged = False
         self._growth: set[tuple[str, float, int, int]] = set()  # points as written
-        self._live = tracking_live.Live(self._client, self.run_id, self._folder)
+        self._live = tracking_live.Live(self._client, self.run_id)
 
     @property
     def run_id(self) -> str:
         """Of the sweep's own run."""
         return self._runs.parent_id
+
+    @property
+    def n_whole(self) -> int:
+        """Trials whose runs are written to the end."""
+        return sum(run_id in self._ended for run_id in tuple(self._runs.children.values()))
+
+    def look(self) -> int:
+        """Look again at the runs that are there, after a call whose answer did not come; see Runs.look."""
+        return self._runs.look()
 
     def sync(self, *, final: bool = False, live: bool = False) -> None:
         """Write what the ledger holds and MLflow does not.
@@ -75,7 +92,8 @@ class Tracker:
         if live:
             self._live.update(result)
         links = tracking_live.links(self.experiment_id, self.run_id)
-        picture = tracking_live.picture(self.run_id, self._folder)
+        has_front = self._live.has_front or (self._folder / figures.FOLDER / figures.FRONT).is_file()
+        picture = tracking_live.picture(self.run_id) if has_front else ""
         note = report_text.description(report.read(self._settings, self._ledger), NOTE_CHARS, links, picture)
         self._set_tags(self.run_id, {"mlflow.note.content": note, **_workload_tags(result)})
 
@@ -157,8 +175,11 @@ class Tracker:
         from mlflow.entities import Metric
 
         self.sync(final=not result.interrupted)
+        if self.look():  # a call that was given up as lost had been heard after all
+            self.sync(final=not result.interrupted)
         tracking_live.log_files(self._client, self.run_id, files)
-        self._client.log_artifact(self.run_id, str(self._folder / "settings.json"))
+        asked = self._settings.model_dump(mode="json", exclude={"address"})
+        self._client.log_dict(self.run_id, asked, "settings.json")
         facts = {"workload": asdict(result.workload), "data_counts": self._ledger.fact("data_counts")}
         facts["environments"] = sorted({canonical_json(dict(t.environment)) for t in result.trials if t.environment})
         self._client.log_dict(self.run_id, facts, "environment.json")

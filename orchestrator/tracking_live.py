@@ -24,32 +24,42 @@ REPORT = "report.html"
 class Live:
     """Keeps the figures up to date, drawn when a trial has completed since the last time, and watches the machine.
 
+    Of the pictures only the front's is drawn anew: all take several times as long as the page, which has them all.
+    Nothing is written into the sweep's folder, which is the driver's.
+
     Args:
         client: an MlflowClient.
         clock: seconds.
+    Attributes:
+        has_front: whether the run has a picture of the front from here.
     """
 
-    def __init__(self, client: Any, run_id: str, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, client: Any, run_id: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
         self._run_id = run_id
-        self._folder = folder
         self._clock = clock
         self._next = 0.0
         self._drawn: frozenset[tuple[str, bool]] = frozenset()
         self._monitor: Any = None
+        self.has_front = False
 
-    def update(self, result: SweepResult) -> list[Path]:
-        """Returns what was logged, which is nothing where nothing is new or the last time is not long ago."""
+    def update(self, result: SweepResult) -> bool:
+        """Returns whether figures were logged: not where nothing is new or the last time is not long ago."""
         if self._monitor is None:
             self._monitor = machine_monitor(self._client.tracking_uri, self._run_id)
         known = frozenset((t.key, t.similarity is not None) for t in result.trials if t.state == "completed")
         if known == self._drawn or self._clock() < self._next:
-            return []
-        files = figures.write_live(result, self._folder)
-        log_files(self._client, self._run_id, files)
+            return False
+        found = figures.of_sweep(result)
+        self._client.log_text(self._run_id, figures.page(result, found), figures.PAGE)
+        front = figures.front(result, found)
+        if front:
+            options = {"dpi": figures.FRONT_DOTS_PER_INCH}
+            self._client.log_figure(self._run_id, front, f"{figures.FOLDER}/{figures.FRONT}", save_kwargs=options)
+            self.has_front = True
         self._drawn = known
         self._next = self._clock() + FIGURES_SECONDS
-        return files
+        return True
 
 
 def machine_monitor(uri: str, run_id: str) -> Any:
@@ -57,9 +67,7 @@ def machine_monitor(uri: str, run_id: str) -> Any:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # a store that is away is said elsewhere
-    monitor = SystemMetricsMonitor(
-        run_id, sampling_interval=MACHINE_SECONDS, resume_logging=True, tracking_uri=uri
-    )
+    monitor = SystemMetricsMonitor(run_id, sampling_interval=MACHINE_SECONDS, resume_logging=True, tracking_uri=uri)
     monitor.start()
     return monitor
 
@@ -78,12 +86,10 @@ def links(experiment_id: str, run_id: str) -> str:
     return " · ".join(f"[{what}]({run}/artifacts/{quote(path)}?{query})" for what, path in where.items())
 
 
-def picture(run_id: str, folder: Path) -> str:
-    """The front's picture in Markdown, asked of the server that shows it; nothing where it was not drawn yet."""
-    path = f"{figures.FOLDER}/{figures.FRONT}.png"
-    if not (folder / path).is_file():
-        return ""
+def picture(run_id: str) -> str:
+    """The front's picture in Markdown, asked of the server that shows it."""
     title, _ = figures.IN_REPORT[figures.FRONT_OF]
+    path = f"{figures.FOLDER}/{figures.FRONT}"
     return f"![{title}](get-artifact?{urlencode({'path': path, 'run_uuid': run_id})})"
 
 

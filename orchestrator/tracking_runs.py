@@ -1,4 +1,8 @@
-"""The runs of one sweep in MLflow: a parent, and a child for each trial; found by their tags, else created."""
+"""The runs of one sweep in MLflow: a parent, and a child for each trial; found by their tags, else created.
+
+MLflow takes no name of the caller's for a run, so a call to create one whose answer was lost may have made it, now or
+a moment later. Nothing is created without looking first, and what came twice all the same is found and deleted.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +12,30 @@ from orchestrator.settings import SweepSettings
 from orchestrator.tracking_store import text_of
 from trainables.results import TrialResult
 
+SWEEP, CHILD_OF, PARENT = "sweep_id", "child_of_sweep", "mlflow.parentRunId"
+"""Tags: of the parent and of each child the sweep's id, and of each child its parent's run id."""
+
+
+def search(client: Any, experiment_id: str, tag: str, value: str) -> list[Any]:
+    """All runs that are not deleted with this tag."""
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def families(client: Any, experiment_id: str, sweep_id: str) -> list[tuple[Any | None, list[Any]]]:
+    """Each run of a sweep with its children, the one with the most first; last None with those of no run of it."""
+    parents = search(client, experiment_id, SWEEP, sweep_id)
+    found = [(run, search(client, experiment_id, PARENT, run.info.run_id)) for run in parents]
+    found.sort(key=lambda family: (-len(family[1]), family[0].info.start_time, family[0].info.run_id))
+    known = {run.info.run_id for _, children in found for run in children}
+    strays = [run for run in search(client, experiment_id, CHILD_OF, sweep_id) if run.info.run_id not in known]
+    return [*found, (None, strays)]
+
 
 class Runs:
     """The runs of one sweep.
@@ -16,7 +44,6 @@ class Runs:
         client: an MlflowClient.
     Attributes:
         parent_id: run id of the sweep's own run.
-        children: run id of each trial by key.
     """
 
     def __init__(self, client: Any, experiment_id: str, settings: SweepSettings, ledger: Ledger) -> None:
@@ -24,12 +51,43 @@ class Runs:
         self._experiment_id = experiment_id
         self._settings = settings
         self._sweep_id = ledger.fact("id")
-        self.parent_id = self._find_parent() or self._create_parent(ledger.fact("created_at"))
-        self._children = self._find_children()
+        self._created_at = ledger.fact("created_at")
+        self._children: dict[str, str] = {}
+        self.parent_id = ""
+        self.look()
 
     @property
     def children(self) -> Mapping[str, str]:
+        """Run id of each trial by key."""
         return self._children
+
+    def look(self) -> int:
+        """Find what is there, create the parent where there is none, and delete what is there twice or belongs nowhere.
+
+        Returns:
+            How many runs were deleted.
+        """
+        first, *others = families(self._client, self._experiment_id, self._sweep_id)
+        parent, children = first
+        if parent is None:
+            children, others = [], [first]
+            parent = self._create_parent()
+        self.parent_id = parent.info.run_id
+        if not parent.data.params:  # a program was killed after it created the run
+            self._write_params()
+        surplus = [run for _, theirs in others for run in theirs] + [run for run, _ in others if run]
+        of_trial: dict[str, list[Any]] = {}
+        for run in children:
+            if "trial_key" in run.data.tags:
+                of_trial.setdefault(run.data.tags["trial_key"], []).append(run)
+        self._children = {}
+        for key, runs in of_trial.items():
+            runs.sort(key=lambda run: (run.info.status == "RUNNING", -len(run.data.metrics), run.info.run_id))
+            self._children[key] = runs[0].info.run_id
+            surplus += runs[1:]
+        for run in surplus:
+            self._client.delete_run(run.info.run_id)
+        return len(surplus)
 
     def child(self, trial: TrialResult) -> str:
         """Run id of a trial, whose run is created where there is none."""
@@ -37,42 +95,23 @@ class Runs:
             self._children[trial.key] = self._create_child(trial)
         return self._children[trial.key]
 
-    def _search(self, tag: str, value: str) -> list[Any]:
-        runs, token = [], None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment_id], f"tags.`{tag}` = '{value}'", max_results=1000, page_token=token
-            )
-            runs += page
-            token = page.token
-            if not token:
-                return runs
+    def _create_parent(self) -> Any:
+        tags = {SWEEP: self._sweep_id, "space": self._settings.space.name}
+        return self._client.create_run(
+            self._experiment_id, start_time=int(self._created_at * 1000), tags=tags, run_name=self._settings.name
+        )
 
-    def _find_parent(self) -> str | None:
-        found = self._search("sweep_id", self._sweep_id)
-        return found[0].info.run_id if found else None
-
-    def _find_children(self) -> dict[str, str]:
-        children = {}
-        for run in self._search("mlflow.parentRunId", self.parent_id):
-            children[run.data.tags["trial_key"]] = run.info.run_id
-        return children
-
-    def _create_parent(self, created: float) -> str:
+    def _write_params(self) -> None:
         from mlflow.entities import Param
 
-        tags = {"sweep_id": self._sweep_id, "space": self._settings.space.name}
-        run = self._client.create_run(
-            self._experiment_id, start_time=int(created * 1000), tags=tags, run_name=self._settings.name
-        )
-        asked = self._settings.model_dump(mode="json", exclude={"space", "name", "tracking_uri", "address"})
-        self._client.log_batch(run.info.run_id, params=[Param(name, text_of(value)) for name, value in asked.items()])
-        return run.info.run_id
+        asked = self._settings.model_dump(mode="json", exclude={"space", "name", "address"})
+        self._client.log_batch(self.parent_id, params=[Param(name, text_of(value)) for name, value in asked.items()])
 
     def _create_child(self, trial: TrialResult) -> str:
         config = trial.config
         tags = {
-            "mlflow.parentRunId": self.parent_id,
+            PARENT: self.parent_id,
+            CHILD_OF: self._sweep_id,
             "trial_key": trial.key,
             "precision": config.precision,
             "rank": str(config.rank),

@@ -10,44 +10,109 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from orchestrator import tracking_schema
+from orchestrator.redaction import reason_of
+from trainables.errors import ConfigError
 
 EXPERIMENT = "qlora-sweep"
 UI_PORT = 5000
 MODEL_TRAINING = "workflowType=machine_learning"
 """Of MLflow's two kinds of pages, those with runs, metrics and models."""
+CLIENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""MLflow's client waits for 120 s and tries 7 times unless told otherwise, and reports its use to its makers."""
+LOOK_SECONDS = 2.0
 
 
 def store_uri(root: Path) -> str:
     """The SQLite store under `root`."""
-    return f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    return f"sqlite:///{store_file(root).resolve()}"
+
+
+def store_file(root: Path) -> Path:
+    return root / "mlflow.db"
 
 
 def open_client(uri: str, root: Path) -> tuple[Any, str]:
-    """An MlflowClient and the id of our experiment, created once, under a lock.
+    """An MlflowClient and the id of our experiment, both created once, under a lock.
 
     Raises:
-        StoreTooNew: the store under `root` is of a newer MLflow.
+        ConfigError: the store is of another MLflow's schema.
+        Exception: whatever MLflow raises where a store cannot be read or a server does not answer.
     """
-    if uri == store_uri(root):
-        tracking_schema.check(root / "mlflow.db")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    for name, value in CLIENT.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import sets it to INFO
+    # its import sets it to INFO; what it warns of is raised too, and then said in one line without addresses
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(EXPERIMENT)
-        if found:
-            return client, found.experiment_id
-        local = uri.startswith("sqlite:")
-        location = (root / "artifacts").resolve().as_uri() if local else None
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # opens as model training, not as GenAI
-        return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
+        if uri == store_uri(root) and not store_file(root).exists():
+            _create_store(root)
+        try:
+            client = MlflowClient(tracking_uri=uri)
+            return client, _experiment(client, root if uri.startswith("sqlite:") else None)
+        except Exception:
+            if uri == store_uri(root):
+                check_schema(store_file(root))
+            raise
+
+
+def _create_store(root: Path) -> None:
+    """Make the SQLite store under another name and rename it: a program killed meanwhile leaves none that is half made.
+
+    MLflow migrates a new store through all its versions, and can neither go on nor begin again where that was cut off.
+    """
+    from mlflow import MlflowClient
+
+    scratch = root / ".mlflow.db.new"
+    for left in root.glob(f"{scratch.name}*"):
+        left.unlink()
+    _experiment(MlflowClient(tracking_uri=f"sqlite:///{scratch.resolve()}"), root)
+    scratch.rename(store_file(root))
+
+
+def _experiment(client: Any, root: Path | None) -> str:
+    """Id of our experiment, which is created where there is none; its artifacts lie under `root`, if that is given."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found:
+        return found.experiment_id
+    location = (root / "artifacts").resolve().as_uri() if root else None
+    kind = {"mlflow.experimentKind": "custom_model_development"}  # opens as model training, not as GenAI
+    return client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
+
+
+def check_schema(path: Path) -> None:
+    """Refuse a store that another MLflow wrote; one that is locked or damaged is let through.
+
+    Raises:
+        ConfigError: says which way round it is, in one sentence.
+    """
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=LOOK_SECONDS)) as db:
+            (version,) = db.execute("SELECT version_num FROM alembic_version").fetchone()
+    except (sqlite3.Error, TypeError):
+        return
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    known = {script.revision for script in scripts.walk_revisions()}
+    if version not in known:
+        raise ConfigError(
+            f"{path} was written by a newer MLflow than {mlflow.__version__} (its schema is {version}); "
+            "install that one, or move the file away"
+        )
+    if version not in scripts.get_heads():
+        raise ConfigError(
+            f"{path} was written by an older MLflow than {mlflow.__version__} (its schema is {version}); "
+            f"take a copy of it, then run: mlflow db upgrade sqlite:///{path}"
+        )
 
 
 def experiment_page(store: Path) -> str:
@@ -94,7 +159,7 @@ def log_run(
             client.log_artifact(run_id, str(path))
         client.set_terminated(run_id, status="FINISHED")
     except Exception as error:
-        say(f"MLflow was not written ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+        say(f"MLflow was not written ({reason_of(error)})")
         return None
     return f"http://127.0.0.1:{UI_PORT}/{page_of(experiment_id, run_id)}"
 

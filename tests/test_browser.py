@@ -18,7 +18,7 @@ import pytest
 
 from orchestrator import figures
 from orchestrator.figure_style import PRECISION_COLOURS
-from orchestrator.flusher import publish
+from orchestrator.publishing import publish
 from orchestrator.settings import save, sweep_folder
 from orchestrator.sweep import SweepResult, result_of
 from tests.sweeps import COMMAND, GRID, REPO, WORKLOAD, Desk, completes, cost, environment, make, space
@@ -30,7 +30,9 @@ SECONDS = 120
 """That a page may take on a busy machine."""
 LEARNS = space(GRID, parameters=GRID["parameters"] | {"learning_rate": {"values": [1e-4, 1e-3]}})
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; on Debian: apt-get install chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="Chromium is not installed; on Debian: apt-get install chromium"
+)
 
 
 def trains(task):

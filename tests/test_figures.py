@@ -279,19 +279,13 @@ def test_a_caption_is_read_neither_as_markup_nor_as_mathematics(sweep):
     assert any("a$b</script><i>$" in text.get_text() for text in png.texts)
 
 
-def test_the_page_has_every_figure_asks_nobody_and_holds_the_script_once(sweep, tmp_path):
-    page = figures.write_page(sweep, figures.of_sweep(sweep), tmp_path).read_text()
+def test_the_page_has_every_figure_asks_nobody_and_holds_the_script_once(sweep):
+    page = figures.page(sweep, figures.of_sweep(sweep))
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)\s*=", page)
     assert page.count("plotly.js v") == 1
     names = [figure.name for figure in figures.of_sweep(sweep)]
     assert re.findall(r'Plotly\.newPlot\(\s*"plot-(\w+)"', page) == names
     assert re.findall(r'href="#(\w+)"', page) == names
-
-
-def test_while_a_sweep_runs_the_page_and_the_fronts_picture_are_drawn_and_nothing_else(sweep, tmp_path):
-    files = figures.write_live(sweep, tmp_path)
-    assert {str(path.relative_to(tmp_path)) for path in files} == {"figures.html", "figures/front.png"}
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(files)
 
 
 def test_a_sweeps_name_is_text_on_the_page():

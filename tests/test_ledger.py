@@ -146,13 +146,15 @@ class LedgerAndModel(RuleBasedStateMachine):
         before = self.ledger.entries()
         answers = iter([1])  # only once: the transaction may still be rolled back
         self.ledger._db.set_progress_handler(lambda: next(answers, 0), n_instructions)
+        broken = False
         try:
             operation(*arguments, **named)
         except (sqlite3.OperationalError, LedgerError):
-            if self.ledger.entries() == before:
-                return  # an interruption after the commit's last write has changed all the same
+            broken = True
         finally:
             self.ledger._db.set_progress_handler(None, 0)
+        if broken and self.ledger.entries() == before:
+            return  # an interruption after the commit's last write has changed all the same
         if what == "add":
             fresh = {"state": "queued", "origin": "search", "history": {}, "number": len(self.trials), "reason": None}
             params = {"rank": CONFIGS[i].rank}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator import adapter_store, report
-from orchestrator.flusher import publish
 from orchestrator.ledger import Ledger
+from orchestrator.publishing import publish
 from orchestrator.settings import SweepSettings, save, sweep_folder
 from orchestrator.sweep import SweepResult, result_of
 from orchestrator.tracking import Tracker

@@ -25,7 +25,8 @@ from ray import tune
 import search_spaces
 from orchestrator import ray_cluster, sweep
 from orchestrator import settings as settings_file
-from orchestrator.flusher import Follower, publish
+from orchestrator.flusher import Flusher
+from orchestrator.publishing import publish
 from orchestrator.tune_trainable import Report, Task
 from trainables.config import Workload
 from trainables.errors import ConfigError, SweepError
@@ -147,17 +148,17 @@ def measured(n_trials: int, root: Path) -> dict[str, Any]:
         data="demo",
         device="cpu",
     )
-    follower = Follower(settings, root)
+    flusher = Flusher(settings.name, root)
     marks = []
 
     def started(*_: Any) -> None:
         marks.append(perf_counter())
-        follower.start()
+        flusher.start()
 
     try:
         result = sweep.run(settings, root, resume=False, started=started, trainable=NoOpTrainable)
     finally:
-        follower.stop()
+        flusher.stop()
     marks.append(perf_counter())
     if publish(settings, root, lambda line: print(line, file=sys.stderr), interrupted=result.interrupted) is None:
         raise SweepError("MLflow was not written")
@@ -178,7 +179,6 @@ def measured(n_trials: int, root: Path) -> dict[str, Any]:
         "ms_per_trial_in_last_tenth": 1000 * (ends[-1] - ends[-1 - last]) / last if n > last else None,
         "publish_seconds": publishing,
         "bare_ms_per_trial": 1000 * bare / n,
-        "mlflow_fault": follower.fault,
     }
 
 
