@@ -11,7 +11,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -210,14 +210,16 @@ def status(name: Name, as_json: AsJson = False) -> None:
     from rich.console import Console
 
     from orchestrator.budgets import ENDED, FINISHED
-    from orchestrator.progress import status_of, status_view
+    from orchestrator.gpu_memory import gpu_memory, text_of
+    from orchestrator.progress import status_view
+    from orchestrator.status import status_of
 
     settings, trials, facts = _read_facts(name, ENDED, FINISHED)
-    found = status_of(trials, settings, ended=facts[ENDED] is not None, finished=bool(facts[FINISHED]))
+    found = status_of(trials, settings, ended=facts[ENDED] is not None, finished=bool(facts[FINISHED]), now=time())
     if as_json:
         print(json.dumps({"name": name, **asdict(found)}))
     else:
-        Console().print(status_view(name, found))
+        Console().print(status_view(name, found, text_of(gpu_memory()) if found.n_done < found.n_expected else ""))
 
 
 @app.command()

@@ -31,7 +31,7 @@ def serve(name: str, root: Path, port: int, say: Callable[[str], None]) -> None:
     settings = settings_file.load(folder)
     if find_spec("optuna_dashboard") is None:
         raise ConfigError(
-            f"optuna-dashboard is not installed here: {sys.executable} -m pip install -c constraints.txt optuna-dashboard"
+            f"it needs optuna-dashboard: {sys.executable} -m pip install -c constraints.txt optuna-dashboard"
         )
     from optuna_dashboard import run_server
 

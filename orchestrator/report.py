@@ -14,10 +14,10 @@ from orchestrator.infeasible import nothing_counts
 from orchestrator.knee import knee
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.plan import predicted_peaks_mib
-from orchestrator.progress import status_of
 from orchestrator.repeats import Figure, Rows, figure, rows_of, smallest_sufficient_rank
 from orchestrator.report_budget import WithinMemory, within_memory
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, SweepSettings
+from orchestrator.status import status_of
 from orchestrator.sufficient_rank import SufficientRank
 from orchestrator.verdict import Verdict, comparison_of, verdict_of
 from trainables.config import PROTOCOL_VERSION, Precision, State, TrialConfig, Workload

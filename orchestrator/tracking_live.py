@@ -62,12 +62,12 @@ class Live:
         return True
 
 
-def machine_monitor(uri: str, run_id: str) -> Any:
+def machine_monitor(uri: str, run_id: str, seconds: float = MACHINE_SECONDS) -> Any:
     """MLflow's own, of CPU, memory, disk, network and GPUs where the driver runs; it ends when the run does."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # a store that is away is said elsewhere
-    monitor = SystemMetricsMonitor(run_id, sampling_interval=MACHINE_SECONDS, resume_logging=True, tracking_uri=uri)
+    monitor = SystemMetricsMonitor(run_id, sampling_interval=seconds, resume_logging=True, tracking_uri=uri)
     monitor.start()
     return monitor
 

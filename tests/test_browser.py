@@ -30,9 +30,7 @@ SECONDS = 120
 """That a page may take on a busy machine."""
 LEARNS = space(GRID, parameters=GRID["parameters"] | {"learning_rate": {"values": [1e-4, 1e-3]}})
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="Chromium is not installed; on Debian: apt-get install chromium"
-)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium; on Debian: apt-get install chromium")
 
 
 def trains(task):
