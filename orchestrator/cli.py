@@ -11,7 +11,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -210,14 +210,16 @@ def status(name: Name, as_json: AsJson = False) -> None:
     from rich.console import Console
 
     from orchestrator.budgets import ENDED, FINISHED
-    from orchestrator.progress import status_of, status_view
+    from orchestrator.gpu_memory import gpu_memory, text_of
+    from orchestrator.progress import status_view
+    from orchestrator.status import status_of
 
     settings, trials, facts = _read_facts(name, ENDED, FINISHED)
-    found = status_of(trials, settings, ended=facts[ENDED] is not None, finished=bool(facts[FINISHED]))
+    found = status_of(trials, settings, ended=facts[ENDED] is not None, finished=bool(facts[FINISHED]), now=time())
     if as_json:
         print(json.dumps({"name": name, **asdict(found)}))
     else:
-        Console().print(status_view(name, found))
+        Console().print(status_view(name, found, text_of(gpu_memory()) if found.n_done < found.n_expected else ""))
 
 
 @app.command()
@@ -383,7 +385,9 @@ def verify(
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="to listen on")] = UI_PORT,
+    name: Annotated[str | None, typer.Argument(help="of the sweep for --optuna; default: the newest")] = None,
+    optuna: Annotated[bool, typer.Option("--optuna", help="optuna-dashboard over one sweep instead")] = False,
+    port: Annotated[int | None, typer.Option(help="to listen on; default: 5000, of --optuna 8080")] = None,
     host: Annotated[str, typer.Option(help="another needs --allowed-hosts and a password")] = "127.0.0.1",
     allowed_hosts: Annotated[
         str | None, typer.Option(help="under which others may ask, comma-separated: NAME:PORT")
@@ -392,9 +396,17 @@ def ui(
     """Open MLflow over mlflow_runs/mlflow.db, on this machine only unless told otherwise."""
     from orchestrator import ui as pages
     from orchestrator.settings import ROOT
+    from orchestrator.tracking_store import experiment_page, store_file
 
+    if optuna:
+        from orchestrator import dashboard
+        from orchestrator.report import newest
+
+        dashboard.serve(name or newest(ROOT), ROOT, port or dashboard.PORT, say)
+        return
+    port = port or UI_PORT
     pages.arguments(ROOT, host, port, allowed_hosts)
-    say(f"MLflow: http://{host}:{port}  (Ctrl-C ends it)")
+    say(f"MLflow: http://{host}:{port}/{experiment_page(store_file(ROOT))}  (Ctrl-C ends it)")
     pages.serve(ROOT, host, port, allowed_hosts)
 
 
