@@ -190,6 +190,8 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
         follower.stop()
     run_page = publish(settings, ROOT, say, interrupted=result.interrupted)
     print_result(result, run_page, as_json=as_json)
+    if result.stopped:
+        raise SweepError(f"stopped: {result.stopped}; once that is mended: qlora-sweep resume {settings.name}")
     if result.interrupted:
         say(f"interrupted; go on with: qlora-sweep resume {settings.name}")
         raise typer.Exit(INTERRUPTED)

@@ -7,10 +7,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from orchestrator import checkpoints
 from orchestrator import settings as settings_file
 from orchestrator.budgets import ENDED, Ended
 from orchestrator.front import REFERENCE, Front, front_of
@@ -20,8 +21,8 @@ from trainables.config import Workload
 from trainables.errors import ConfigError, SweepError
 from trainables.results import TrialResult
 
-MAX_RETRIES = 2
-"""Times a trial whose worker process was lost is started again; its own errors are never retried."""
+if TYPE_CHECKING:
+    from orchestrator.search import SweepSearcher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class SweepResult:
     Attributes:
         interrupted: stopped before its end; `resume` goes on.
         ended: why the search is over; None while it is not, and in ledgers from before that was kept.
+        stopped: why the sweep gave itself up before its end; it is `interrupted` too.
     """
 
     settings: SweepSettings
@@ -39,6 +41,7 @@ class SweepResult:
     front: Front
     interrupted: bool
     ended: Ended | None = None
+    stopped: str | None = None
 
     @property
     def caption(self) -> str:
@@ -107,13 +110,16 @@ def run(
             _note_start(ledger, workload, counts)
             ledger.set_fact("device_memory_mib", memory_mib)
             ledger.requeue_running()
+            _forget_checkpoints(ledger, folder)
             learned = warm_start.entries(settings, workload, root)
             elsewhere = reuse.completed_elsewhere(root, settings.name, workload, settings) if settings.reuse else {}
             started(ledger, workload)
             known = {"learned": learned, "elsewhere": elsewhere}
-            finished = _tune(settings, workload, ledger, folder, slots, trainable, known)
+            searcher = _tune(settings, workload, ledger, folder, slots, trainable, known)
             ledger.requeue_running()
-            return result_of(settings, ledger, interrupted=not finished)
+            _forget_checkpoints(ledger, folder)
+            result = result_of(settings, ledger, interrupted=not searcher.finished)
+            return replace(result, stopped=searcher.stopped)
         finally:
             ledger.close()
 
@@ -138,6 +144,11 @@ def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int]) -> N
     ledger.set_fact("data_counts", counts)
 
 
+def _forget_checkpoints(ledger: Ledger, folder: Path) -> None:
+    """Of trials that have ended: what came in after their end, or before a driver was killed at it."""
+    checkpoints.keep_only(folder / checkpoints.FOLDER, {t.key for t in ledger.trials() if t.state == "queued"})
+
+
 def _tune(
     settings: SweepSettings,
     workload: Workload,
@@ -146,8 +157,8 @@ def _tune(
     slots: int,
     trainable: type | None,
     known: Mapping[str, Any],
-) -> bool:
-    """Let Ray Tune run until the searcher has nothing more to do; False when it was interrupted."""
+) -> "SweepSearcher":
+    """Let Ray Tune run until the searcher has nothing more to do, or it is interrupted."""
     from ray import tune
 
     from orchestrator import adapter_store
@@ -157,7 +168,7 @@ def _tune(
     from orchestrator.tune_trainable import SweepTrainable
 
     adapters = folder / "adapters"
-    store = adapter_store.serve(adapters)
+    store = adapter_store.serve(adapters, folder / checkpoints.FOLDER)
     pruner = Pruner(settings.space.early_terminate, settings.longest_steps, settings.objectives)
     shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
     searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared, **known)
@@ -176,14 +187,14 @@ def _tune(
             storage_path=str(scratch),
             callbacks=[Recorder(ledger, adapters, pruner)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
+            failure_config=tune.FailureConfig(max_failures=0),  # the searcher decides what is tried again
             verbose=0,
         ),
     )
     try:
         tuner.fit()
     except KeyboardInterrupt:
-        return False
+        pass
     except tune.TuneError as error:
         cause = error.__cause__ or error
         if isinstance(cause, SweepError):
@@ -191,7 +202,7 @@ def _tune(
         raise SweepError(f"Ray Tune stopped: {' '.join(str(cause).split())}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state
-    return searcher.finished
+    return searcher
 
 
 def result_of(settings: SweepSettings, ledger: Ledger, *, interrupted: bool = False) -> SweepResult:
