@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -156,7 +157,8 @@ def resume(name: Name, as_json: AsJson = False) -> None:
     _run(settings, resume=True, as_json=as_json)
 
 
-def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
+def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
+    """Run and publish a sweep; `stand_ins` are orchestrator.sweep.run's, for tests of faults."""
     from rich.console import Console
 
     from orchestrator import sweep
@@ -181,7 +183,7 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
         follower.start()
 
     try:
-        result = sweep.run(settings, ROOT, resume=resume, started=started)
+        result = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
     except KeyboardInterrupt:
         say(f"interrupted; if it had begun, go on with: qlora-sweep resume {settings.name}")
         raise typer.Exit(INTERRUPTED) from None
@@ -413,11 +415,11 @@ def _read_facts(name: str, *facts: str) -> "tuple[SweepSettings, list[TrialResul
         ledger.close()
 
 
-def main() -> None:
+def main(work: Callable[[], Any] = app) -> None:
     """Entry point: errors become one line and an exit code."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     try:
-        app()
+        work()
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Ray can crash when it cleans up a half start; its processes die with this one
             sys.stdout.flush()

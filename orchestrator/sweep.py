@@ -16,13 +16,16 @@ from orchestrator import settings as settings_file
 from orchestrator.budgets import ENDED, Ended
 from orchestrator.front import REFERENCE, Front, front_of
 from orchestrator.ledger import Ledger
-from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings import SweepSettings, sweep_folder, write_whole
 from trainables.config import Workload
 from trainables.errors import ConfigError, SweepError
 from trainables.results import TrialResult
 
 if TYPE_CHECKING:
     from orchestrator.search import SweepSearcher
+
+
+Prepare = Callable[[SweepSettings, Path], tuple[Workload, dict[str, int], float | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,7 @@ def run(
     resume: bool,
     started: Callable[[Ledger, Workload], None],
     trainable: type | None = None,
+    prepare: Prepare | None = None,
 ) -> SweepResult:
     """Run a sweep to its end, or until it is interrupted.
 
@@ -89,6 +93,7 @@ def run(
         resume: go on with the sweep of that name; otherwise the name must be new.
         started: called once when everything is ready and trials are about to start.
         trainable: does the tasks in place of SweepTrainable.
+        prepare: connects to Ray and brings the inputs in place of orchestrator.prepare.
     Raises:
         SweepError: with the exit code of its kind.
     """
@@ -100,14 +105,16 @@ def run(
                 f"NAME: sweep {settings.name!r} exists; say resume {settings.name}, or choose another NAME"
             )
         from orchestrator import ray_cluster, reuse, warm_start
-        from orchestrator.prepare import prepare
+
+        if prepare is None:
+            from orchestrator.prepare import prepare
 
         workload, counts, memory_mib = prepare(settings, root)
         slots = ray_cluster.n_slots(settings)
         settings_file.save(settings, folder)
         ledger = Ledger(folder / "ledger.db")
         try:
-            _note_start(ledger, workload, counts)
+            _note_start(ledger, workload, counts, folder / "id")
             ledger.set_fact("device_memory_mib", memory_mib)
             ledger.requeue_running()
             _forget_checkpoints(ledger, folder)
@@ -124,13 +131,18 @@ def run(
             ledger.close()
 
 
-def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int]) -> None:
-    """Keep what the sweep is about.
+def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int], id_file: Path) -> None:
+    """Keep what the sweep is about, and beside the ledger its name, by which a new one is told from an emptied one.
 
     Raises:
-        ConfigError: the ledger holds trials on another base model, data set or arithmetic.
+        ConfigError: the ledger has lost its content, or holds trials on another base model, data set or arithmetic.
     """
     before = ledger.workload()
+    if id_file.exists() and id_file.read_text("utf-8", errors="replace") not in ("", ledger.fact("id")):
+        raise ConfigError(
+            f"{ledger.path} is not the ledger that {id_file} names, or has lost its content; restore it, "
+            "start under a new NAME, or delete the latter if the ledger is right"
+        )
     if before is None:
         ledger.set_fact("id", uuid.uuid4().hex)
         ledger.set_fact("created_at", time.time())
@@ -142,6 +154,7 @@ def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int]) -> N
                 )
     ledger.set_fact("workload", asdict(workload))
     ledger.set_fact("data_counts", counts)
+    write_whole(id_file, ledger.fact("id"))
 
 
 def _forget_checkpoints(ledger: Ledger, folder: Path) -> None:
@@ -161,7 +174,7 @@ def _tune(
     """Let Ray Tune run until the searcher has nothing more to do, or it is interrupted."""
     from ray import tune
 
-    from orchestrator import adapter_store
+    from orchestrator import adapter_store, pulse
     from orchestrator.pruning import Pruner
     from orchestrator.recorder import Recorder
     from orchestrator.search import SweepSearcher
@@ -191,8 +204,10 @@ def _tune(
             verbose=0,
         ),
     )
+    lost = f"the Ray cluster was lost; once it is back: qlora-sweep resume {settings.name}"
     try:
-        tuner.fit()
+        with pulse.watched(lost) as heart:
+            tuner.fit()
     except KeyboardInterrupt:
         pass
     except tune.TuneError as error:
@@ -202,6 +217,8 @@ def _tune(
         raise SweepError(f"Ray Tune stopped: {' '.join(str(cause).split())}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state
+    if heart.lost:
+        raise SweepError(lost)
     return searcher
 
 
