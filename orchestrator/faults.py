@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from ray import cloudpickle
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
@@ -62,6 +64,14 @@ def fault_of(error: BaseException | None, text: str = "") -> Fault:
         return Fault(kind="worker", text="its worker process was lost")
     last = said.strip().splitlines()[-1:] or ["unknown"]
     return Fault(kind="own", text=f"its worker could not go on: {last[0].strip()[:300]}")
+
+
+def fault_of_trial(trial: Any) -> Fault:
+    """Of what kind the error is that Ray Tune has just kept of one of its trials, in files of this process's own."""
+    kept = [Path(path) if path else None for path in (trial.pickled_error_file, trial.error_file)]
+    pickled, text = (path if path and path.is_file() else None for path in kept)
+    said = text.read_text("utf-8", errors="replace") if text else ""
+    return fault_of(cloudpickle.loads(pickled.read_bytes()) if pickled else None, said)
 
 
 def _names_a_node(text: str) -> bool:

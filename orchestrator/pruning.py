@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from orchestrator.faults import Fault, fault_of
+from orchestrator.faults import Fault, fault_of, fault_of_trial
 from orchestrator.moasha import Moasha, first_rung
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective
 from orchestrator.tune_trainable import Task
@@ -59,7 +59,7 @@ class Pruner(FIFOScheduler):
             self._asha.on_trial_add(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self._faults[trial.trial_id] = fault_of(trial.get_pickled_error(), trial.get_error() or "")
+        self._faults[trial.trial_id] = fault_of_trial(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         task = Task.from_dict(trial.config["task"])

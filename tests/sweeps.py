@@ -12,6 +12,7 @@ from time import monotonic, perf_counter
 from types import SimpleNamespace
 from typing import Any
 
+from ray import cloudpickle
 from ray.exceptions import RayActorError
 from ray.tune.utils import flatten_dict
 
@@ -268,9 +269,10 @@ class Desk:
         """Ray gave a task up; unless another error is given, because its worker process was lost."""
         _, task, _ = self.running.pop(trial_id)
         self.lost.append(task.key)
-        raised = error or RayActorError()
-        errors = {"get_pickled_error": lambda: raised, "get_error": lambda: str(raised)}
-        self.pruner.on_trial_error(None, SimpleNamespace(trial_id=trial_id, **errors))
+        pickled = self.folder / f"{trial_id}.pkl"
+        pickled.write_bytes(cloudpickle.dumps(error or RayActorError()))
+        files = {"pickled_error_file": str(pickled), "error_file": None}
+        self.pruner.on_trial_error(None, SimpleNamespace(trial_id=trial_id, **files))
         self.searcher.on_trial_complete(trial_id, error=True)
 
     def take_again(self, trial_id: str, outcome: Outcome = completes) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator import verify
+from orchestrator import checkpoints, verify
 from orchestrator.ledger import Ledger
 from tests.faults.pretend import noted
 from tests.sweeps import Finished, environment
@@ -52,16 +52,22 @@ class Place:
     def log(self) -> Path:
         return self.folder.parent / f"{self.folder.name}.log"
 
+    @property
+    def gate(self) -> Path:
+        """No trial goes beyond its second rung before this file exists."""
+        return self.folder.parent / f"{self.folder.name}.gate"
+
     def start(self, verb: str) -> subprocess.Popen[str]:
         """The driver as a process group of its own."""
         where = [self.address] if self.address else []
+        said = self.folder.parent / f"{self.folder.name}.err{len(self._processes)}"
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.pretend", verb, "s", self.space, *where],
             cwd=self.folder,
-            env=environment(PRETEND_LOG=str(self.log), **self.variables),
+            env=environment(PRETEND_LOG=str(self.log), PRETEND_GATE=str(self.gate), **self.variables),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=(self.folder.parent / f"{self.folder.name}.err").open("w+"),
+            stderr=said.open("w"),
             text=True,
             start_new_session=True,
         )
@@ -75,12 +81,21 @@ class Place:
     def end(self, process: subprocess.Popen[str]) -> Finished:
         """Wait for a driver."""
         code = process.wait(timeout=PATIENCE_SECONDS)
-        return Finished(code, "", self.said, 0.0)
+        return Finished(code, "", self.said_by(process), 0.0)
+
+    def said_by(self, process: subprocess.Popen[str]) -> str:
+        """What a driver wrote to standard error."""
+        n = self._processes.index(process)
+        return (self.folder.parent / f"{self.folder.name}.err{n}").read_text(errors="replace")
 
     @property
     def said(self) -> str:
-        """What the last driver wrote to standard error."""
-        return (self.folder.parent / f"{self.folder.name}.err").read_text(errors="replace")
+        """What the last one did."""
+        return self.said_by(self._processes[-1])
+
+    def at_second_rung(self) -> list[str]:
+        """Keys of trials whose second rung has a checkpoint."""
+        return [path.parent.name for path in self.sweep.glob(f"{checkpoints.FOLDER}/*/*2-*")]
 
     def kill(self, process: subprocess.Popen[str]) -> None:
         """SIGKILL the driver alone, and take down what was finished and what was running."""

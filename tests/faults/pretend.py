@@ -3,7 +3,8 @@
 python -m tests.faults.pretend run|resume NAME SPACE [ADDRESS]     in the folder that holds mlflow_runs/
 
 Reads from the environment: PRETEND_LOG, a file to note each beginning in; PRETEND_SECONDS, of each rung;
-PRETEND_TRIALS, configs to try.
+PRETEND_TRIALS, configs to try; PRETEND_GATE, a file without which no trial goes beyond step 2, so that there is time
+to do something to it there.
 """
 
 import json
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import typer
 from ray import tune
 
 from orchestrator import cli, ray_cluster
@@ -102,6 +104,8 @@ class Pretend(tune.Trainable):
                     report |= pair
                 yield report
                 ray.get(store.keep.remote(snapshot_at(task.key, report["step"])))
+            while report["step"] == 2 and not os.path.exists(os.environ.get("PRETEND_GATE", "/")):
+                time.sleep(0.05)
 
 
 def snapshot_at(key: str, step: int) -> Snapshot:
@@ -113,8 +117,12 @@ def snapshot_at(key: str, step: int) -> Snapshot:
 
 def main() -> None:
     verb, name, space_name, *address = sys.argv[1:]
+    os.environ.pop("LD_PRELOAD", None)  # only this process has another clock
     resume = verb == "resume"
 
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
     def work() -> None:
         if resume:
             settings = settings_file.load(sweep_folder(name, ROOT))
@@ -122,7 +130,7 @@ def main() -> None:
             settings = settings_of(name, space_name, *address)
         cli._run(settings, resume=resume, as_json=False, trainable=Pretend, prepare=connected)
 
-    cli.main(work)
+    cli.main(lambda: app([]))
 
 
 if __name__ == "__main__":
