@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, time
@@ -159,7 +160,8 @@ def resume(name: Name, as_json: AsJson = False) -> None:
     _run(settings, resume=True, as_json=as_json)
 
 
-def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
+def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
+    """Run and publish a sweep; `stand_ins` are orchestrator.sweep.run's, for tests of faults."""
     from rich.console import Console
 
     from orchestrator import sweep
@@ -186,7 +188,7 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
         flusher.start()
 
     try:
-        result = sweep.run(settings, ROOT, resume=resume, started=started)
+        result = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
         display.stop()
         run_page = end(settings, ROOT, flusher, say, monotonic() - begin, result.interrupted)
     except KeyboardInterrupt:
@@ -196,6 +198,8 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
         display.stop()
         flusher.stop()
     print_result(result, run_page, as_json=as_json)
+    if result.stopped:
+        raise SweepError(f"stopped: {result.stopped}; once that is mended: qlora-sweep resume {settings.name}")
     if result.interrupted:
         say(f"interrupted; go on with: qlora-sweep resume {settings.name}")
         raise typer.Exit(INTERRUPTED)
@@ -427,12 +431,12 @@ def _read_facts(name: str, *facts: str) -> "tuple[SweepSettings, list[TrialResul
         ledger.close()
 
 
-def main() -> None:
+def main(work: Callable[[], Any] = app) -> None:
     """Entry point: errors become one line and an exit code."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.umask(os.umask(0o022) | 0o022)  # nobody else writes into what this makes
     try:
-        app()
+        work()
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Ray can crash when it cleans up a half start; its processes die with this one
             sys.stdout.flush()

@@ -1,5 +1,6 @@
 """Everything one sweep was asked to do: frozen, checked, kept beside its ledger for `resume`."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -164,11 +165,21 @@ def sweep_folder(name: str, root: Path = ROOT) -> Path:
 def save(settings: SweepSettings, folder: Path) -> None:
     """Write settings.json, once; a sweep's settings never change."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "settings.json", settings.model_dump_json(indent=2) + "\n")
     if settings.tracking_uri is not None:
         path = folder / ADDRESS_FILE
         path.touch(mode=0o600)
         path.write_text(settings.tracking_uri, encoding="utf-8")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or as it was, whenever the process is killed."""
+    scratch = path.with_name(f".{path.name}.part")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
 
 
 def load(folder: Path) -> SweepSettings:

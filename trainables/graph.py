@@ -17,7 +17,18 @@ from trainables import adapter
 from trainables.config import ComputeDtype, Precision, TrialConfig
 from trainables.evaluation import HeldOut, mean_nats
 from trainables.lean import LOSS_CHUNK_TOKENS, adapted_layers, lean_loss, supervised
-from trainables.training import BETAS, EPSILON, MAX_GRAD_NORM, Batch, standard_loss
+from trainables.snapshot import EngineState
+from trainables.training import (
+    BETAS,
+    EPSILON,
+    MAX_GRAD_NORM,
+    Batch,
+    flattened,
+    pour,
+    scaling_of,
+    set_scaling,
+    standard_loss,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -214,8 +225,35 @@ class Tape:
     @torch.no_grad()
     def store(self, weights: Sequence[torch.Tensor]) -> None:
         """Copy the adapter as it is now into a trial's own, leaving out the padding."""
-        for mine, theirs in zip(self._weights.values(), weights, strict=True):
-            theirs.copy_(mine[: theirs.shape[0], : theirs.shape[1]])
+        for mine, theirs in zip(_unpadded(self._weights.values(), weights), weights, strict=True):
+            theirs.copy_(mine)
+
+    def state(self, weights: Sequence[torch.Tensor]) -> EngineState:
+        """Where the trial whose adapter has weights of these shapes stands, on the host, leaving out the padding."""
+        slots = [self._optimizer.state[mine] for mine in self._weights.values()]
+        return EngineState(
+            weights=flattened(_unpadded(self._weights.values(), weights)),
+            first_moments=flattened(_unpadded([slot["exp_avg"] for slot in slots], weights)),
+            second_moments=flattened(_unpadded([slot["exp_avg_sq"] for slot in slots], weights)),
+            n_updates=int(slots[0]["step"]),
+            n_bad_gradients=int(self.n_bad_gradients),
+            **scaling_of(self._scaler),
+        )
+
+    def restore(self, state: EngineState, weights: Sequence[torch.Tensor]) -> None:
+        """Go on, after `load`, from where `state` was taken.
+
+        Raises:
+            ValueError: it is of an adapter of another size.
+        """
+        slots = [self._optimizer.state[mine] for mine in self._weights.values()]
+        pour(state.weights, _unpadded(self._weights.values(), weights))
+        pour(state.first_moments, _unpadded([slot["exp_avg"] for slot in slots], weights))
+        pour(state.second_moments, _unpadded([slot["exp_avg_sq"] for slot in slots], weights))
+        for slot in slots:
+            slot["step"].fill_(state.n_updates)
+        self.n_bad_gradients.fill_(state.n_bad_gradients)
+        set_scaling(self._scaler, state)
 
     def replay(self, shape: StepShape, inputs: torch.Tensor) -> None:
         """One step; `inputs` as from `packed`, on the device."""
@@ -258,6 +296,11 @@ def attached_weights(
         adapter.detach(model)
 
 
+def _unpadded(padded: Iterable[torch.Tensor], weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The parts of a tape's tensors that a trial's own weights fill; views."""
+    return [mine[: own.shape[0], : own.shape[1]] for mine, own in zip(padded, weights, strict=True)]
+
+
 def _blank(shape: StepShape) -> torch.Tensor:
     """Inputs of a shape: token 0 everywhere, and predicted everywhere."""
     n_labels = 2 * shape.n_targets or shape.n_tokens
@@ -296,6 +339,15 @@ class GraphEngine:
     def loss_scale(self) -> float:
         """See Tape."""
         return self._tape.loss_scale
+
+    def state(self) -> EngineState:
+        """Where training stands, on the host; an EagerEngine can go on from it, and the other way round."""
+        return self._tape.state(self.parameters)
+
+    def restore(self, state: EngineState) -> None:
+        """Go on from it; see Tape."""
+        self._tape.restore(state, self.parameters)
+        self._tape.store(self.parameters)
 
     def eval_loss(self, held: HeldOut) -> float:
         """Mean loss in nats over held-out rows, which must be those of the tape."""

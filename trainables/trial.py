@@ -40,6 +40,7 @@ from trainables.graph import (
 )
 from trainables.reading import ReadRows, RecordedReader
 from trainables.results import Cost, Measurement
+from trainables.snapshot import Snapshot
 from trainables.training import Batch, EagerEngine
 
 if TYPE_CHECKING:
@@ -234,16 +235,20 @@ class Trial:
         fallback: why its engine is eager although a graph was asked for; None where it is what was asked for.
     """
 
-    def __init__(self, config: TrialConfig, bench: Bench, *, cost: Cost | None = None) -> None:
+    def __init__(
+        self, config: TrialConfig, bench: Bench, *, cost: Cost | None = None, snapshot: Snapshot | None = None
+    ) -> None:
         """
         Args:
             cost: of this config's cost cell, where it is known already; measured here otherwise.
+            snapshot: of this config's trial, to go on from; what is measured then is what it would have measured.
         Raises:
             ConfigError: targets match no module, or rows are longer than the base has positions.
             TrialFailed: the device has too little memory (state "oom"), even for this trial alone.
         """
         self.config = config
         self._bench = bench
+        self._snapshot = snapshot
         n_positions = bench.base(config.precision).config.n_positions
         if config.max_length_tokens > n_positions:
             raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, the base has {n_positions} positions")
@@ -350,19 +355,47 @@ class Trial:
         return lambda: self._tape.replay(shape, inputs)
 
     def measurements(self) -> Iterator[Measurement]:
-        """Train to each rung in turn and measure there.
+        """Train to each rung in turn, or to those after the snapshot, and measure there.
 
         Raises:
             TrialFailed: loss or gradient is not finite ("diverged"), or memory ran out ("oom").
+            ValueError: the snapshot is of an adapter of another size.
         """
         torch.manual_seed(self.config.seed)  # dropout, equal for a trial and its twin
-        done = 0
-        for rung in rungs(self.config.max_steps):
+        done = self._go_on() if self._snapshot else 0
+        for rung in [rung for rung in rungs(self.config.max_steps) if rung > done]:
             with self._bench.turn.shared(), oom_as_failure():
                 # no name for the losses: CPython 3.12 keeps a closed generator's locals alive
                 measurement = self._measure(rung, self._engine.run(self._batches[done:rung]))
             done = rung
             yield measurement
+
+    def _go_on(self) -> int:
+        """Take up the snapshot; returns the steps that it has done."""
+        snapshot, self._snapshot = self._snapshot, None
+        self._engine.restore(snapshot.engine)
+        torch.set_rng_state(torch.tensor(snapshot.generators["cpu"]))
+        if "cuda" in snapshot.generators:
+            torch.cuda.set_rng_state(torch.tensor(snapshot.generators["cuda"]))
+        return snapshot.step
+
+    def snapshot(self, step: int, *, seconds: float) -> Snapshot:
+        """Where the trial stands, between two measurements.
+
+        Args:
+            step: of the last one.
+            seconds: of training until then.
+        """
+        generators = {"cpu": torch.get_rng_state().numpy()}
+        if self._bench.device == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state().numpy()
+        return Snapshot(
+            key=self._bench.workload.key(self.config),
+            step=step,
+            seconds=seconds,
+            engine=self._engine.state(),
+            generators=generators,
+        )
 
     def _measure(self, step: int, losses: torch.Tensor) -> Measurement:
         """What is known at a rung, from the training losses since the last one.
