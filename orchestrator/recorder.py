@@ -49,7 +49,7 @@ class Recorder(Callback):
 
     def _record_trial(self, task: Task, report: dict[str, Any], files: dict[str, bytes] | None) -> None:
         if report.get("cost"):
-            self._ledger.keep_cost(task.config.cost_cell, COST.validate_python(report["cost"]))
+            self._ledger.keep_cost(task.config.cost_cell, COST.validate_python(report["cost"]), of=task.key)
         if report.get("measurement"):
             self._ledger.record(task.key, Measurement(**report["measurement"]))
         state, reason = report["state"], report.get("reason")

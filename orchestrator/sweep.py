@@ -100,7 +100,7 @@ def run(
         from orchestrator.prepare import prepare
 
         workload, counts, memory_mib = prepare(settings, root)
-        slots = ray_cluster.n_slots(settings)
+        slots = ray_cluster.Slots(lambda: ray_cluster.n_slots(settings))
         settings_file.save(settings, folder)
         ledger = Ledger(folder / "ledger.db")
         try:
@@ -143,7 +143,7 @@ def _tune(
     workload: Workload,
     ledger: Ledger,
     folder: Path,
-    slots: int,
+    slots: Callable[[], int],
     trainable: type | None,
     known: Mapping[str, Any],
 ) -> bool:

@@ -34,7 +34,7 @@ class Task:
         key, config: the trial; of a comparison the 4-bit one.
         twin_key: of a comparison, and of the judgement of a 4-bit trial whose twin completed.
         reseed_keys: of such a judgement: the twin's config under other seeds.
-        cost: of the config's cost cell, where the ledger knows it.
+        costs: of the config's cost cell, on each kind of device where the ledger knows them.
     """
 
     kind: Literal["train", "compare", "judge"]
@@ -42,7 +42,7 @@ class Task:
     config: TrialConfig
     twin_key: str | None = None
     reseed_keys: tuple[str, ...] = ()
-    cost: Cost | None = None
+    costs: tuple[Cost, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -51,14 +51,14 @@ class Task:
             "config": self.config.to_dict(),
             "twin_key": self.twin_key,
             "reseed_keys": list(self.reseed_keys),
-            "cost": asdict(self.cost) if self.cost else None,
+            "costs": [asdict(cost) for cost in self.costs],
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Task":
-        cost = COST.validate_python(values["cost"]) if values["cost"] else None
+        costs = tuple(COST.validate_python(cost) for cost in values["costs"])
         config = TrialConfig.from_dict(values["config"])
-        return cls(**values | {"config": config, "reseed_keys": tuple(values["reseed_keys"]), "cost": cost})
+        return cls(**values | {"config": config, "reseed_keys": tuple(values["reseed_keys"]), "costs": costs})
 
 
 Report = dict[str, Any]
@@ -134,10 +134,12 @@ def _end(bench: Any, state: State, fallback: str | None = None, **values: Any) -
 
 
 def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
+    from trainables.device import device_name
     from trainables.trial import Trial
 
     start = perf_counter()
-    trial = Trial(task.config, bench, cost=task.cost)
+    here = device_name(bench.device)
+    trial = Trial(task.config, bench, cost=next((cost for cost in task.costs if cost.device == here), None))
     try:
         for measurement in trial.measurements():
             report = {
