@@ -44,6 +44,13 @@ def _versions() -> dict[str, str]:
     return versions(PACKAGES)
 
 
+@ray.remote(num_cpus=0)
+def _storage_fault(where: str, mark: str) -> str | None:
+    from orchestrator import storage
+
+    return storage.fault(where, mark)
+
+
 @ray.remote(num_cpus=0, max_calls=1)
 def _gpu() -> Gpu:
     memory_mib = free_memory_mib("cuda") or 0.0
@@ -55,26 +62,49 @@ def alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def ask_all(question: Any, *arguments: Any, within_seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+    """What a remote function returns on each node, by the node's name.
+
+    Raises:
+        Unreachable: a node does not answer.
+    """
+    asked = {question.options(scheduling_strategy=_on(node)).remote(*arguments): _name(node) for node in alive()}
+    _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=within_seconds)
+    if silent:
+        names = ", ".join(asked[ref] for ref in silent)
+        raise Unreachable(f"ADDRESS: no answer in {within_seconds:g} s from node {names}")
+    return {name: ray.get(ref) for ref, name in asked.items()}
+
+
 def check_versions() -> None:
     """Compare every node's versions with those here.
 
     Raises:
         ConfigError: they differ somewhere; each node and package is named.
-        Unreachable: a node does not answer.
     """
-    nodes = alive()
-    asked = {_versions.options(scheduling_strategy=_on(node)).remote(): node for node in nodes}
-    _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
-    if silent:
-        names = ", ".join(_name(asked[ref]) for ref in silent)
-        raise Unreachable(f"ADDRESS: no answer in {ANSWER_SECONDS:g} s from {names}")
-    found = {_name(node): ray.get(ref) for ref, node in asked.items()}
-    faults = differences(versions(PACKAGES), found)
+    faults = differences(versions(PACKAGES), ask_all(_versions))
     if faults:
         raise ConfigError(
             f"ADDRESS: {'; '.join(faults)}. Trials of one sweep must run the same code: install the same versions "
             "there (constraints.txt), or start nodes from the image of orchestrator/cluster/Dockerfile"
         )
+
+
+def check_storage(where: str) -> None:
+    """Read and write on every node what the driver sees.
+
+    Raises:
+        ConfigError: it cannot be written here or on a node, which is named.
+    """
+    from orchestrator import storage
+
+    mark = storage.put_mark(where)
+    try:
+        faults = {node: fault for node, fault in ask_all(_storage_fault, where, mark).items() if fault}
+    finally:
+        storage.remove_mark(where, mark)
+    if faults:
+        raise ConfigError("storage: " + "; ".join(f"{where} on node {node} {fault}" for node, fault in faults.items()))
 
 
 def differences(here: Mapping[str, str], nodes: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -124,4 +154,4 @@ def _on(node: Mapping[str, Any]) -> NodeAffinitySchedulingStrategy:
 
 
 def _name(node: Mapping[str, Any]) -> str:
-    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"

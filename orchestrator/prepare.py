@@ -43,6 +43,8 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
     if settings.address is not None:
         nodes.check_versions()
+    if settings.storage is not None:
+        nodes.check_storage(settings.storage)
     compute_dtype, memory_mib, _ = ask_device(settings)
     limit = shortest_limit(settings)
     too_long = data.n_longer(data.load(found.tokens.folder)["train"], limit)

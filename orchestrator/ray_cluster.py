@@ -4,8 +4,6 @@ import logging
 import math
 import os
 import socket
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +17,9 @@ OBJECT_STORE_BYTES = 256 * 2**20
 MAX_CPU_WORKERS = 4
 """Trials at once on a machine without a GPU; each worker holds its own PyTorch."""
 KNOCK_SECONDS = 4.0
+HTTP2_SETTINGS = b"\x04"
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + HTTP2_SETTINGS + b"\0\0\0\0\0"
+"""With it a client begins (RFC 9113, section 3.4); Ray, as any gRPC server, answers at once with its own settings."""
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -89,14 +90,13 @@ def _knock(address: str) -> None:
     if not host or not port.isdigit():
         raise ConfigError(f"ADDRESS must be auto or HOST:PORT, got {address!r}")
     try:
-        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
-        check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-        subprocess.run(check, check=True, timeout=KNOCK_SECONDS, capture_output=True)
-    except (OSError, OverflowError, subprocess.SubprocessError) as error:
-        reason = "not Ray" if isinstance(error, subprocess.SubprocessError) else error
-        raise Unreachable(
-            f"ADDRESS: no cluster answers at {address!r} ({reason}); start one, or leave it out"
-        ) from None
+        with socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS) as connection:
+            connection.sendall(HTTP2_GREETING)
+            answer = connection.recv(9)
+    except (OSError, OverflowError) as error:
+        raise Unreachable(f"ADDRESS: no cluster answers at {address!r} ({error}); start one, or leave it out") from None
+    if os.environ.get("RAY_USE_TLS", "0") == "0" and answer[3:4] != HTTP2_SETTINGS:
+        raise Unreachable(f"ADDRESS: what answers at {address!r} is not Ray; give the address that `ray start` printed")
 
 
 def has_gpu() -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from orchestrator import adapter_store
+from orchestrator import adapter_store, storage
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger_rows import COMPARISON, COST, JUDGEMENT
 from orchestrator.pruning import Pruner
@@ -25,6 +25,8 @@ class Recorder(Callback):
         """Record one report. The adapter's bytes are taken out of `result`, so that Tune keeps no copy."""
         task = Task.from_dict(trial.config["task"])
         files = result.pop("adapter", None)
+        if "adapter_at" in result:  # the sweep's folder keeps a copy, for export, MLflow and verify
+            files = storage.read(*result.pop("adapter_at"), task.key)
         if task.kind == "train":
             self._record_trial(task, result, files)
         else:

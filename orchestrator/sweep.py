@@ -150,7 +150,7 @@ def _tune(
     """Let Ray Tune run until the searcher has nothing more to do; False when it was interrupted."""
     from ray import tune
 
-    from orchestrator import adapter_store
+    from orchestrator import adapter_store, node_inputs
     from orchestrator.pruning import Pruner
     from orchestrator.recorder import Recorder
     from orchestrator.search import SweepSearcher
@@ -160,6 +160,8 @@ def _tune(
     store = adapter_store.serve(adapters)
     pruner = Pruner(settings.space.early_terminate, settings.longest_steps, settings.objectives)
     shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
+    shared |= {"inputs": node_inputs.serve(workload) if settings.address else None}
+    shared |= {"storage": (settings.storage, settings.name) if settings.storage else None}
     searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared, **known)
     scratch = (folder / "ray").resolve()
     tuner = tune.Tuner(

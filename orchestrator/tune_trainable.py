@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 from ray import tune
 
+from orchestrator import node_inputs, storage
 from orchestrator.ledger_rows import COST
 from trainables.config import State, TrialConfig, Workload, canonical_json
 from trainables.errors import TrialFailed
@@ -62,8 +63,9 @@ class Task:
 
 
 Report = dict[str, Any]
-"""state, done and, where they apply: step, eval_loss_nats, measurement, cost, adapter, similarity, similarity_of,
-judgement, environment, reason, train_seconds. The state of a comparison or judgement is the task's, not the trial's."""
+"""state, done and, where they apply: step, eval_loss_nats, measurement, cost, adapter, adapter_at, similarity,
+similarity_of, judgement, environment, reason, train_seconds. The state of a comparison or judgement is the task's, not
+the trial's."""
 
 
 class SweepTrainable(tune.Trainable):
@@ -86,10 +88,16 @@ class SweepTrainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._leave()
         self._reports = self._work(new_config)
+        self._key, self._storage = new_config["task"]["key"], new_config.get("storage")
         return True
 
     def step(self) -> Report:
-        return next(self._reports)
+        report = next(self._reports)
+        if self._storage and "adapter" in report:  # it goes there instead of through the driver's hands
+            where, sweep = self._storage
+            storage.write(where, sweep, self._key, report.pop("adapter"))
+            report["adapter_at"] = self._storage
+        return report
 
     def cleanup(self) -> None:
         self._leave()
@@ -111,7 +119,8 @@ class SweepTrainable(tune.Trainable):
             if self._bench is None:
                 from trainables.trial import Bench
 
-                self._bench = Bench(Workload(**config["workload"]), config["device"])
+                workload = node_inputs.here(Workload(**config["workload"]), config.get("inputs"))
+                self._bench = Bench(workload, config["device"])
             yield from {"train": _train, "compare": _compare, "judge": _judge}[task.kind](self._bench, task, store)
         except TrialFailed as error:
             yield _end(self._bench, error.state, reason=str(error))
