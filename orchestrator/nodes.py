@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainables.config import ComputeDtype
@@ -63,7 +64,7 @@ def alive() -> list[dict[str, Any]]:
 
 
 def ask_all(question: Any, *arguments: Any, within_seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
-    """What a remote function returns on each node, by the node's name.
+    """What a remote function returns on each node, by the node's name; one that goes away meanwhile is left out.
 
     Raises:
         Unreachable: a node does not answer.
@@ -73,7 +74,14 @@ def ask_all(question: Any, *arguments: Any, within_seconds: float = ANSWER_SECON
     if silent:
         names = ", ".join(asked[ref] for ref in silent)
         raise Unreachable(f"ADDRESS: no answer in {within_seconds:g} s from node {names}")
-    return {name: ray.get(ref) for ref, name in asked.items()}
+    found = {}
+    for ref, name in asked.items():
+        try:
+            found[name] = ray.get(ref)
+        except (TaskUnschedulableError, WorkerCrashedError, NodeDiedError) as error:
+            if name in {_name(node) for node in alive()}:
+                raise Unreachable(f"ADDRESS: node {name} cannot run a task ({type(error).__name__})") from None
+    return found
 
 
 def check_versions() -> None:

@@ -61,7 +61,7 @@ def connect(address: str | None) -> None:
             **quiet,
         )
         return
-    _knock(address)
+    knock(address)
     shipped = {"py_modules": list(PACKAGES), "excludes": ["**/__pycache__"]}
     try:
         ray.init(address=address, runtime_env=shipped, log_to_driver=False, logging_level=logging.ERROR)
@@ -72,7 +72,7 @@ def connect(address: str | None) -> None:
         raise Unreachable(f"ADDRESS: no Ray cluster answers at {address!r} ({reason[:200]})") from None
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Ask quickly whether a Ray cluster answers at HOST:PORT; `ray.init` itself would wait for minutes.
 
     Raises:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import mkdtemp
 from time import sleep
@@ -15,8 +16,13 @@ from ray.cluster_utils import Cluster
 
 from orchestrator import node_inputs
 from orchestrator.tune_trainable import Report, Task
-from tests.sweeps import breaks, completes
+from tests.sweeps import completes, judgement
 from trainables.config import Workload
+
+
+def judges(task: Task) -> Iterator[Report]:
+    """A worker that judges a trial without a fault."""
+    yield {"state": "completed", "done": True, "judgement": asdict(judgement())}
 
 
 @contextmanager
@@ -53,7 +59,7 @@ class Sleeper(tune.Trainable):
         task = Task.from_dict(new_config["task"])
         workload = node_inputs.here(Workload(**new_config["workload"]), new_config["inputs"])
         self._facts = {"node": ray.get_runtime_context().get_node_id(), "base_folder": workload.base_folder}
-        self._reports = completes(task) if task.kind == "train" else breaks(task, state="failed")
+        self._reports = completes(task) if task.kind == "train" else judges(task)
         return True
 
     def step(self) -> Report:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.experimental.internal_kv import _internal_kv_put
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator import node_inputs, nodes, plan, ray_cluster, sweep
 from orchestrator.ledger import Ledger
@@ -23,17 +23,43 @@ SIXTEEN = {"rank": {"values": [1, 2, 4, 8]}, "precision": {"values": ["16bit"]}}
 
 @pytest.fixture(scope="module")
 def joined():
-    """A cluster that the driver has joined: a head, a node of 2 CPUs, one with a T4 and one with two A100."""
+    """A cluster that the driver has joined: a head that runs no trials, and a node of 2 CPUs."""
     with cluster() as found:
         found.add_node(num_cpus=2)
-        found.add_node(num_cpus=1, num_gpus=1, resources={"accelerator_type:T4": 1})
-        found.add_node(num_cpus=4, num_gpus=2, resources={"accelerator_type:A100": 1})
         ray_cluster.connect(found.address)
         yield found
 
 
+@pytest.fixture(scope="module")
+def with_gpus(joined):
+    """The same, later, with a node that has a T4 and one that has two A100."""
+    joined.add_node(num_cpus=1, num_gpus=1, resources={"accelerator_type:T4": 1})
+    joined.add_node(num_cpus=4, num_gpus=2, resources={"accelerator_type:A100": 1})
+    return joined
+
+
 def on_gpus(**values):
     return make(device="cuda", **values)
+
+
+def test_a_cluster_without_a_gpu_is_named_unless_the_cpu_is_asked_for(joined):
+    chosen = dict.fromkeys(("space", "trials", "base_model", "data"))
+    with pytest.raises(ConfigError, match="has no GPU; to run on its CPUs say --device cpu"):
+        plan.choose("a", None, chosen, {"address": joined.address}, print)
+    assert plan.choose("a", "cpu", chosen, {"address": joined.address}, print).device == "cpu"
+
+
+def test_a_cluster_of_another_python_or_ray_is_named(joined, tmp_path):
+    whole = _internal_kv_get("CLUSTER_METADATA", namespace="cluster")
+    other = json.loads(whole) | {"ray_version": "2.0.1", "python_version": "3.9.0"}
+    _internal_kv_put("CLUSTER_METADATA", json.dumps(other), overwrite=True, namespace="cluster")
+    try:
+        finished = command("run", "--device", "cpu", "--address", joined.address, cwd=tmp_path)
+    finally:
+        _internal_kv_put("CLUSTER_METADATA", whole, overwrite=True, namespace="cluster")
+    assert finished.code == 2, finished.err
+    assert all(word in finished.err for word in ("Python", "2.0.1", "3.9.0")), finished.err
+    assert "Traceback" not in finished.err
 
 
 @ray.remote(num_cpus=1)
@@ -89,16 +115,16 @@ def test_every_difference_is_named_and_builds_of_one_version_are_none():
         ({"device_kind": "A100", "gpus_per_trial": 0.5}, 4),
     ],
 )
-def test_slots_are_counted_by_share_and_kind_of_gpu(joined, values, n_expected):
+def test_slots_are_counted_by_share_and_kind_of_gpu(with_gpus, values, n_expected):
     assert ray_cluster.n_slots(on_gpus(**values)) == n_expected
 
 
-def test_a_kind_of_gpu_that_no_node_has_is_named_with_those_there_are(joined):
+def test_a_kind_of_gpu_that_no_node_has_is_named_with_those_there_are(with_gpus):
     with pytest.raises(ConfigError, match=r"device_kind: no GPU 'A10'.*did you mean 'A100'.*T4"):
         ray_cluster.n_slots(on_gpus(device_kind="A10"))
 
 
-def test_tasks_pinned_to_a_kind_run_on_its_nodes_alone(joined):
+def test_tasks_pinned_to_a_kind_run_on_its_nodes_alone(with_gpus):
     resources = on_gpus(device_kind="T4").resources
     rest = {name: share for name, share in resources.items() if name not in ("cpu", "gpu")}
 
@@ -192,21 +218,6 @@ def test_a_sweep_over_several_nodes_loads_what_was_brought_there_and_keeps_adapt
     assert any(trial.environment["node"] != own for trial in result.trials)
 
 
-def test_a_cluster_without_a_gpu_is_named_unless_the_cpu_is_asked_for():
-    chosen = dict.fromkeys(("space", "trials", "base_model", "data"))
-    with cluster(num_cpus=1) as found:
-        ray_cluster.connect(found.address)
-        with pytest.raises(ConfigError, match="has no GPU; to run on its CPUs say --device cpu"):
-            plan.choose("a", None, chosen, {"address": found.address}, print)
-        assert plan.choose("a", "cpu", chosen, {"address": found.address}, print).device == "cpu"
-        metadata = {"ray_version": "2.0.1", "python_version": "3.9.0"}
-        _internal_kv_put("CLUSTER_METADATA", json.dumps(metadata), overwrite=True, namespace="cluster")
-        finished = command("run", "--device", "cpu", "--address", found.address, cwd=Path("/tmp"))
-        assert finished.code == 2, finished.err
-        assert all(word in finished.err for word in ("Python", "2.0.1", "3.9.0")), finished.err
-        assert "Traceback" not in finished.err
-
-
 @pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
 def test_what_is_not_a_cluster_is_unreachable_at_once(answer):
     """Nothing listens; something listens and says nothing; something that is not Ray answers."""
@@ -218,7 +229,7 @@ def test_what_is_not_a_cluster_is_unreachable_at_once(answer):
             with connection:
                 connection.recv(100)
                 connection.sendall(answer)
-                connection.recv(100)
+                time.sleep(2 * ray_cluster.KNOCK_SECONDS)
 
         if answer is None:
             server.close()
@@ -226,7 +237,7 @@ def test_what_is_not_a_cluster_is_unreachable_at_once(answer):
             threading.Thread(target=reply, daemon=True).start()
         begun = time.monotonic()
         with pytest.raises(Unreachable, match=address):
-            ray_cluster.connect(address)
+            ray_cluster.knock(address)
         assert time.monotonic() - begun < 2 * ray_cluster.KNOCK_SECONDS
 
 
@@ -237,12 +248,6 @@ def test_a_cluster_that_is_not_there_is_said_before_anything_is_fetched(tmp_path
     assert "127.0.0.1:1" in finished.err
     assert "BASE_MODEL" not in finished.err
     assert "Traceback" not in finished.err
-
-
-def test_auto_without_a_cluster_is_unreachable(tmp_path):
-    finished = command("run", "--address", "auto", cwd=tmp_path, RAY_TMPDIR=str(tmp_path), RAY_ADDRESS="")
-    assert finished.code == 5, finished.err
-    assert "auto" in finished.err
 
 
 def test_ray_clients_address_is_refused_with_what_to_do_instead():
