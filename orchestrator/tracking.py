@@ -65,7 +65,13 @@ def open_client(uri: str, root: Path) -> tuple[Any, str]:
         local = uri.startswith("sqlite:")
         location = (root / "artifacts").resolve().as_uri() if local else None
         kind = {"mlflow.experimentKind": "custom_model_development"}  # opens as model training, not as GenAI
-        return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
+        try:
+            return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
+        except Exception:  # on a server another machine's sweep may have been first; the lock is this machine's
+            found = client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise
+            return client, found.experiment_id
 
 
 def page_of(experiment_id: str, run_id: str) -> str:

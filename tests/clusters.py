@@ -72,3 +72,9 @@ class Sleeper(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing."""
+
+
+class Slow(Sleeper):
+    """A trial of four rungs takes 2 s: short beside the time that a node stays, as in a real sweep."""
+
+    seconds_per_rung = 0.5

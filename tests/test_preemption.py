@@ -14,18 +14,10 @@ from orchestrator.budgets import FINISHED
 from orchestrator.ledger import Ledger
 from orchestrator.settings import sweep_folder
 from orchestrator.tracking import publish
-from tests.clusters import Sleeper, cluster
+from tests.clusters import Slow, cluster
 from tests.sweeps import make, space
 
 N_NODES = 4
-SECONDS_PER_RUNG = 0.5
-"""A trial of four rungs takes 2 s: short beside the time that a node stays, as in a real sweep."""
-
-
-class Slow(Sleeper):
-    """Trains nothing for SECONDS_PER_RUNG a rung."""
-
-    seconds_per_rung = SECONDS_PER_RUNG
 
 
 @contextmanager
@@ -82,7 +74,7 @@ def test_no_trial_is_lost_while_nodes_come_and_go(n_trials, every_seconds, tmp_p
     n_changes = (len(up) - 1) // 2
     first = min(trial.started_at for trial in trials)
     last = max(trial.ended_at for trial in trials)
-    worked = len(completed) * 4 * SECONDS_PER_RUNG
+    worked = len(completed) * 4 * Slow.seconds_per_rung
     whole = node_seconds(up, first, last)
     print(
         f"{n_changes} nodes taken away and added in {last - first:.0f} s; {len(completed)} of {n_trials} trials; "
