@@ -71,6 +71,12 @@ def run(
         int | None, typer.Option(help="runs of each finalist, under other seeds; 3 or more decide on ranks")
     ] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="share of a GPU for each trial")] = None,
+    device_kind: Annotated[
+        str | None, typer.Option(help="the one kind of GPU to run on in a mixed cluster: T4, A100, H200 ...")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="s3://, gs:// or a shared folder that workers write adapters to")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what the machine has")] = None,
     compute_dtype: Annotated[
         str | None, typer.Option(help="bfloat16, float16 or float32; default: the protocol's")
@@ -113,6 +119,7 @@ def run(
     given |= {"seed": seed, "tracking_uri": tracking_uri}
     given |= {"objectives": tuple(objective) if objective else None}
     given |= {"max_gpu_hours": max_gpu_hours, "max_hours": max_hours, "max_usd": max_usd}
+    given |= {"device_kind": device_kind, "storage": storage}
     given |= {"usd_per_gpu_hour": usd_per_gpu_hour, "warm_start": warm_start}
     given |= {"insecure": insecure or None}
     given |= {"stop_when_flat": stop_when_flat or None, "reuse": False if no_reuse else None}

@@ -92,7 +92,8 @@ class Pruner(FIFOScheduler):
         return {}  # Tune's own snapshot is not used
 
 
-def _shown(result: dict[str, Any]) -> tuple[Measurement, float]:
-    """The measurement in a result, and the noise of its time; Tune flattens what schedulers are given."""
+def _shown(result: dict[str, Any]) -> tuple[Measurement, float, str]:
+    """The measurement in a result, the noise of its time, its device; Tune flattens what schedulers are given."""
     values = {name: result[f"measurement/{name}"] for name in Measurement.__dataclass_fields__}
-    return Measurement(**values), result["cost/seconds_per_step_p90"] - result["cost/seconds_per_step_p10"]
+    noise = result["cost/seconds_per_step_p90"] - result["cost/seconds_per_step_p10"]
+    return Measurement(**values), noise, result["cost/device"]

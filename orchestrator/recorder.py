@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from orchestrator import adapter_store, checkpoints
+from orchestrator import adapter_store, checkpoints, storage
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger_rows import COMPARISON, COST, JUDGEMENT
 from orchestrator.pruning import Pruner
@@ -26,6 +26,8 @@ class Recorder(Callback):
         """Record one report. The adapter's bytes are taken out of `result`, so that Tune keeps no copy."""
         task = Task.from_dict(trial.config["task"])
         files = result.pop("adapter", None)
+        if "adapter_at" in result:  # the sweep's folder keeps a copy, for export, MLflow and verify
+            files = storage.read(*result.pop("adapter_at"), task.key)
         if task.kind == "train":
             self._record_trial(task, result, files)
         else:
@@ -50,7 +52,7 @@ class Recorder(Callback):
 
     def _record_trial(self, task: Task, report: dict[str, Any], files: dict[str, bytes] | None) -> None:
         if report.get("cost"):
-            self._ledger.keep_cost(task.config.cost_cell, COST.validate_python(report["cost"]))
+            self._ledger.keep_cost(task.config.cost_cell, COST.validate_python(report["cost"]), of=task.key)
         if report.get("measurement"):
             self._ledger.record(task.key, Measurement(**report["measurement"]))
         state, reason = report["state"], report.get("reason")

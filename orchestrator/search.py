@@ -1,7 +1,7 @@
 """What to run next, as a Ray Searcher: the search itself, then the yardsticks of what it found."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class SweepSearcher(Searcher):
         ledger: Ledger,
         pruner: Pruner,
         *,
-        n_slots: int,
+        n_slots: int | Callable[[], int],
         shared: Mapping[str, Any],
         elsewhere: Elsewhere | None = None,
         learned: Sequence[Entry] = (),
@@ -49,7 +49,7 @@ class SweepSearcher(Searcher):
     ) -> None:
         """
         Args:
-            n_slots: tasks at once.
+            n_slots: tasks at once; asked before every task where nodes come and go.
             shared: what every task's Tune config holds beside the task.
             elsewhere: trials of other sweeps by key, whose results are taken over.
             learned: trials of another sweep that the sampler begins with.
@@ -59,7 +59,7 @@ class SweepSearcher(Searcher):
         self._workload = workload
         self._ledger = ledger
         self._pruner = pruner
-        self._n_slots = n_slots
+        self._n_slots = n_slots if callable(n_slots) else lambda: n_slots
         self._shared = dict(shared)
         self._proposer = Proposer(settings)
         self._entries = {entry.result.key: entry for entry in ledger.entries()}
@@ -67,7 +67,7 @@ class SweepSearcher(Searcher):
         self._live: dict[str, Task] = {}
         self._failed: set[tuple[str, str]] = set()  # kind and key of comparisons and judgements that would fail again
         self._elsewhere = elsewhere or {}
-        self._stopping = Stopping(settings, ledger, n_slots, clock)
+        self._stopping = Stopping(settings, ledger, self._n_slots, clock)
         self._limit = DeviceLimit(
             shape=shape_in(Path(workload.base_folder)),
             memory_mib=ledger.fact("device_memory_mib"),
@@ -90,7 +90,7 @@ class SweepSearcher(Searcher):
         """The next task, None while there is none, FINISHED when there will be none."""
         if self.stopped and not self._live:
             return Searcher.FINISHED
-        if self.stopped or len(self._live) >= self._n_slots:
+        if self.stopped or len(self._live) >= self._n_slots():
             return None
         task = self._next_task()
         if task is None:
@@ -280,8 +280,8 @@ class SweepSearcher(Searcher):
     def _train(self, trial: TrialResult) -> Task:
         if trial.origin != "search":
             self._pruner.protected.add(trial.key)
-        cost = self._ledger.cost(trial.config.cost_cell)
-        return Task(kind="train", key=trial.key, config=trial.config, cost=cost)
+        costs = self._ledger.costs(trial.config.cost_cell)
+        return Task(kind="train", key=trial.key, config=trial.config, costs=costs)
 
     def _pair_task(self, entry: Entry) -> Task | None:
         """What brings a completed 4-bit trial nearer to its similarity: its twin, or the comparison."""

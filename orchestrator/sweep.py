@@ -114,7 +114,7 @@ def run(
             from orchestrator.prepare import prepare
 
         workload, counts, memory_mib = prepare(settings, root)
-        slots = ray_cluster.n_slots(settings)
+        slots = ray_cluster.Slots(lambda: ray_cluster.n_slots(settings))
         settings_file.save(settings, folder)
         ledger = Ledger(folder / "ledger.db")
         try:
@@ -171,14 +171,14 @@ def _tune(
     workload: Workload,
     ledger: Ledger,
     folder: Path,
-    slots: int,
+    slots: Callable[[], int],
     trainable: type | None,
     known: Mapping[str, Any],
 ) -> "SweepSearcher":
     """Let Ray Tune run until the searcher has nothing more to do, or it is interrupted."""
     from ray import tune
 
-    from orchestrator import adapter_store, pulse
+    from orchestrator import adapter_store, node_inputs, pulse
     from orchestrator.pruning import Pruner
     from orchestrator.recorder import Recorder
     from orchestrator.search import SweepSearcher
@@ -188,6 +188,8 @@ def _tune(
     store = adapter_store.serve(adapters, folder / checkpoints.FOLDER)
     pruner = Pruner(settings.space.early_terminate, settings.longest_steps, settings.objectives)
     shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
+    shared |= {"inputs": node_inputs.serve(workload) if settings.address else None}
+    shared |= {"storage": (settings.storage, settings.name) if settings.storage else None}
     searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared, **known)
     scratch = (folder / "ray").resolve()
     tuner = tune.Tuner(

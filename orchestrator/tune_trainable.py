@@ -16,6 +16,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 
+from orchestrator import node_inputs, storage
 from orchestrator.ledger_rows import COST
 from trainables.config import State, TrialConfig, Workload, canonical_json
 from trainables.errors import TrialFailed
@@ -35,7 +36,7 @@ class Task:
         key, config: the trial; of a comparison the 4-bit one.
         twin_key: of a comparison, and of the judgement of a 4-bit trial whose twin completed.
         reseed_keys: of such a judgement: the twin's config under other seeds.
-        cost: of the config's cost cell, where the ledger knows it.
+        costs: of the config's cost cell, on each kind of device where the ledger knows them.
     """
 
     kind: Literal["train", "compare", "judge"]
@@ -43,7 +44,7 @@ class Task:
     config: TrialConfig
     twin_key: str | None = None
     reseed_keys: tuple[str, ...] = ()
-    cost: Cost | None = None
+    costs: tuple[Cost, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -52,19 +53,20 @@ class Task:
             "config": self.config.to_dict(),
             "twin_key": self.twin_key,
             "reseed_keys": list(self.reseed_keys),
-            "cost": asdict(self.cost) if self.cost else None,
+            "costs": [asdict(cost) for cost in self.costs],
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Task":
-        cost = COST.validate_python(values["cost"]) if values["cost"] else None
+        costs = tuple(COST.validate_python(cost) for cost in values["costs"])
         config = TrialConfig.from_dict(values["config"])
-        return cls(**values | {"config": config, "reseed_keys": tuple(values["reseed_keys"]), "cost": cost})
+        return cls(**values | {"config": config, "reseed_keys": tuple(values["reseed_keys"]), "costs": costs})
 
 
 Report = dict[str, Any]
-"""state, done and, where they apply: step, eval_loss_nats, measurement, cost, adapter, similarity, similarity_of,
-judgement, environment, reason, train_seconds. The state of a comparison or judgement is the task's, not the trial's."""
+"""state, done and, where they apply: step, eval_loss_nats, measurement, cost, adapter, adapter_at, similarity,
+similarity_of, judgement, environment, reason, train_seconds. The state of a comparison or judgement is the task's, not
+the trial's."""
 
 
 class SweepTrainable(tune.Trainable):
@@ -87,10 +89,16 @@ class SweepTrainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._leave()
         self._reports = self._work(new_config)
+        self._key, self._storage = new_config["task"]["key"], new_config.get("storage")
         return True
 
     def step(self) -> Report:
-        return next(self._reports)
+        report = next(self._reports)
+        if self._storage and "adapter" in report:  # it goes there instead of through the driver's hands
+            where, sweep = self._storage
+            storage.write(where, sweep, self._key, report.pop("adapter"))
+            report["adapter_at"] = self._storage
+        return report
 
     def cleanup(self) -> None:
         self._leave()
@@ -112,7 +120,8 @@ class SweepTrainable(tune.Trainable):
             if self._bench is None:
                 from trainables.trial import Bench
 
-                self._bench = Bench(Workload(**config["workload"]), config["device"])
+                workload = node_inputs.here(Workload(**config["workload"]), config.get("inputs"))
+                self._bench = Bench(workload, config["device"])
             yield from {"train": _train, "compare": _compare, "judge": _judge}[task.kind](self._bench, task, store)
         except TrialFailed as error:
             yield _end(self._bench, error.state, reason=str(error))
@@ -141,11 +150,14 @@ def _end(
 
 
 def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
+    from trainables.device import device_name
     from trainables.trial import Trial
 
     before = ray.get(store.snapshot.remote(task.key))
     start = perf_counter() - (before.seconds if before else 0.0)
-    trial = Trial(task.config, bench, cost=task.cost, snapshot=before)
+    here = device_name(bench.device)
+    cost = next((cost for cost in task.costs if cost.device == here), None)
+    trial = Trial(task.config, bench, cost=cost, snapshot=before)
     kept: list[Any] = []
     try:
         for measurement in trial.measurements():

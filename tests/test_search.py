@@ -204,8 +204,9 @@ def test_known_cost_is_handed_to_the_next_trial_of_its_cell(tmp_path):
     parameters = {"learning_rate": {"values": [1e-3, 1e-4]}}
     desk = Desk(tmp_path, make(space(parameters=parameters, fixed={"rank": 1, "alpha": 1, "precision": "16bit"})))
     first, second = desk.do(), desk.do()
-    assert first.cost is None
-    assert second.cost == desk.ledger.cost(second.config.cost_cell) is not None
+    assert first.costs == ()
+    assert second.costs == (desk.ledger.cost(second.config.cost_cell),)
+    assert second.costs[0] is not None
 
 
 # --- resuming
