@@ -12,8 +12,8 @@ from ray.cluster_utils import Cluster
 from orchestrator import ray_cluster, sweep, verify
 from orchestrator.budgets import FINISHED
 from orchestrator.ledger import Ledger
+from orchestrator.publishing import publish
 from orchestrator.settings import sweep_folder
-from orchestrator.tracking import publish
 from tests.clusters import Slow, cluster
 from tests.sweeps import make, space
 
