@@ -10,11 +10,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.stock_trainer import trainer_losses
 from trainables import adapter, base_model, memory
+from trainables.bench import Bench
 from trainables.config import TARGETS, TrialConfig, Workload
 from trainables.data import IGNORE
 from trainables.errors import TrialFailed
 from trainables.training import EagerEngine
-from trainables.trial import Bench, Trial, _owners
+from trainables.trial import Trial, _owners
 
 pytestmark = [
     pytest.mark.gpu,
