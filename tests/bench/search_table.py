@@ -3,8 +3,8 @@
 python tests/bench/search_table.py OUT.parquet --processes 16 --device cpu [--max-seconds 280]
 
 First the costs of all cost cells, each measured alone; then the trials, each in a process with one thread, seed by
-seed. What OUT.parquet holds already is not run again, and what is known when the time is up is written: run it again until it
-says whole. Needs neither Ray nor network.
+seed. What OUT.parquet holds already is not run again, and what is known when the time is up is written: run it again
+until it says whole. Needs neither Ray nor network.
 """
 
 import argparse
