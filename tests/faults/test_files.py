@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator import checkpoints, settings, verify
 from orchestrator.ledger import Ledger
-from orchestrator.tracking import publish
+from orchestrator.publishing import publish
 from tests import test_cli
 from tests.faults.place import Place
 from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
