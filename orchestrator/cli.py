@@ -9,9 +9,10 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,6 +73,12 @@ def run(
         int | None, typer.Option(help="runs of each finalist, under other seeds; 3 or more decide on ranks")
     ] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="share of a GPU for each trial")] = None,
+    device_kind: Annotated[
+        str | None, typer.Option(help="the one kind of GPU to run on in a mixed cluster: T4, A100, H200 ...")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="s3://, gs:// or a shared folder that workers write adapters to")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what the machine has")] = None,
     compute_dtype: Annotated[
         str | None, typer.Option(help="bfloat16, float16 or float32; default: the protocol's")
@@ -114,6 +121,7 @@ def run(
     given |= {"seed": seed, "tracking_uri": tracking_uri}
     given |= {"objectives": tuple(objective) if objective else None}
     given |= {"max_gpu_hours": max_gpu_hours, "max_hours": max_hours, "max_usd": max_usd}
+    given |= {"device_kind": device_kind, "storage": storage}
     given |= {"usd_per_gpu_hour": usd_per_gpu_hour, "warm_start": warm_start}
     given |= {"insecure": insecure or None}
     given |= {"stop_when_flat": stop_when_flat or None, "reuse": False if no_reuse else None}
@@ -161,7 +169,8 @@ def resume(name: Name, as_json: AsJson = False) -> None:
     _run(settings, resume=True, as_json=as_json)
 
 
-def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
+def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
+    """Run and publish a sweep; `stand_ins` are orchestrator.sweep.run's, for tests of faults."""
     from rich.console import Console
 
     from orchestrator import sweep
@@ -188,7 +197,7 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
         flusher.start()
 
     try:
-        result = sweep.run(settings, ROOT, resume=resume, started=started)
+        result = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
         display.stop()
         run_page = end(settings, ROOT, flusher, say, monotonic() - begin, result.interrupted)
     except KeyboardInterrupt:
@@ -198,6 +207,8 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
         display.stop()
         flusher.stop()
     print_result(result, run_page, as_json=as_json)
+    if result.stopped:
+        raise SweepError(f"stopped: {result.stopped}; once that is mended: qlora-sweep resume {settings.name}")
     if result.interrupted:
         say(f"interrupted; go on with: qlora-sweep resume {settings.name}")
         raise typer.Exit(INTERRUPTED)
@@ -212,14 +223,16 @@ def status(name: Name, as_json: AsJson = False) -> None:
     from rich.console import Console
 
     from orchestrator.budgets import ENDED, FINISHED
-    from orchestrator.progress import status_of, status_view
+    from orchestrator.gpu_memory import gpu_memory, text_of
+    from orchestrator.progress import status_view
+    from orchestrator.status import status_of
 
     settings, trials, facts = _read_facts(name, ENDED, FINISHED)
-    found = status_of(trials, settings, ended=facts[ENDED] is not None, finished=bool(facts[FINISHED]))
+    found = status_of(trials, settings, ended=facts[ENDED] is not None, finished=bool(facts[FINISHED]), now=time())
     if as_json:
         print(json.dumps({"name": name, **asdict(found)}))
     else:
-        Console().print(status_view(name, found))
+        Console().print(status_view(name, found, text_of(gpu_memory()) if found.n_done < found.n_expected else ""))
 
 
 @app.command()
@@ -385,7 +398,9 @@ def verify(
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="to listen on")] = UI_PORT,
+    name: Annotated[str | None, typer.Argument(help="of the sweep for --optuna; default: the newest")] = None,
+    optuna: Annotated[bool, typer.Option("--optuna", help="optuna-dashboard over one sweep instead")] = False,
+    port: Annotated[int | None, typer.Option(help="to listen on; default: 5000, of --optuna 8080")] = None,
     host: Annotated[str, typer.Option(help="another needs --allowed-hosts and a password")] = "127.0.0.1",
     allowed_hosts: Annotated[
         str | None, typer.Option(help="under which others may ask, comma-separated: NAME:PORT")
@@ -394,9 +409,17 @@ def ui(
     """Open MLflow over mlflow_runs/mlflow.db, on this machine only unless told otherwise."""
     from orchestrator import ui as pages
     from orchestrator.settings import ROOT
+    from orchestrator.tracking_store import experiment_page, store_file
 
+    if optuna:
+        from orchestrator import dashboard
+        from orchestrator.report import newest
+
+        dashboard.serve(name or newest(ROOT), ROOT, port or dashboard.PORT, say)
+        return
+    port = port or UI_PORT
     pages.arguments(ROOT, host, port, allowed_hosts)
-    say(f"MLflow: http://{host}:{port}  (Ctrl-C ends it)")
+    say(f"MLflow: http://{host}:{port}/{experiment_page(store_file(ROOT))}  (Ctrl-C ends it)")
     pages.serve(ROOT, host, port, allowed_hosts)
 
 
@@ -417,12 +440,12 @@ def _read_facts(name: str, *facts: str) -> "tuple[SweepSettings, list[TrialResul
         ledger.close()
 
 
-def main() -> None:
+def main(work: Callable[[], Any] = app) -> None:
     """Entry point: errors become one line and an exit code."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.umask(os.umask(0o022) | 0o022)  # nobody else writes into what this makes
     try:
-        app()
+        work()
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Ray can crash when it cleans up a half start; its processes die with this one
             sys.stdout.flush()

@@ -25,6 +25,8 @@ from orchestrator.settings import SweepSettings, sweep_folder
 SYNC_SECONDS = 5.0
 REST_SHARE = 10
 """Times the length of the last write to rest before the next, so that writing takes at most a tenth of a core."""
+MAX_REST_SECONDS = 20.0
+"""With a write that redraws the figures this keeps them under 30 s old."""
 PATIENCE_SECONDS, SHORT_PATIENCE_SECONDS = 10.0, 3.0
 """How long the process may sit idle at the end: over a store that has answered so far,
 and over one that failed last time."""
@@ -57,7 +59,7 @@ class Writer:
         """Write what the ledger holds and MLflow does not, and `finish` it; returns whether that went well."""
         try:
             self._open()
-            (finish or (lambda tracker: tracker.sync()))(self._tracker)
+            (finish or (lambda tracker: tracker.sync(live=True)))(self._tracker)
             self.fault = None
         except Exception as error:
             self.fault = reason_of(error, self._settings.tracking_uri)
@@ -125,6 +127,7 @@ def main(name: str, root: Path) -> None:
             begin = monotonic()
             writer.write()
             rest = max(SYNC_SECONDS, REST_SHARE * (monotonic() - begin) if not writer.fault else 0)
+            rest = min(rest, MAX_REST_SECONDS)
         else:
             answer(writer.finish(order["files"], order["interrupted"]))
 

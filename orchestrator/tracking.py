@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orchestrator import report, report_text
+from orchestrator import figures, report, report_text, tracking_live
+from orchestrator.front import REFERENCE
 from orchestrator.ledger import Ledger
 from orchestrator.ledger_rows import Entry
 from orchestrator.settings import SweepSettings, sweep_folder
@@ -24,6 +25,8 @@ from trainables.config import State, canonical_json
 
 NOTE_CHARS = 5000
 """Of the parent run's description; MLflow takes 8000."""
+MAX_METRICS = 1000
+"""That MLflow takes at once."""
 STATUS: Mapping[State, str] = {
     "completed": "FINISHED",
     "pruned": "KILLED",
@@ -54,6 +57,8 @@ class Tracker:
         self._ended: dict[str, tuple[State, bool]] = {}  # run id -> state, and whether it was judged
         self._runs = Runs(self._client, self.experiment_id, settings, ledger)
         self._data_logged = False
+        self._growth: set[tuple[str, float, int, int]] = set()  # points as written
+        self._live = tracking_live.Live(self._client, self.run_id)
 
     @property
     def run_id(self) -> str:
@@ -69,11 +74,12 @@ class Tracker:
         """Look again at the runs that are there, after a call whose answer did not come; see Runs.look."""
         return self._runs.look()
 
-    def sync(self, *, final: bool = False) -> None:
+    def sync(self, *, final: bool = False, live: bool = False) -> None:
         """Write what the ledger holds and MLflow does not.
 
         Args:
             final: no similarity will come any more, so trials that wait for theirs end too.
+            live: trials come in, so keep the figures up to date and watch the machine.
         """
         result = result_of(self._settings, self._ledger)
         if not self._data_logged:
@@ -82,8 +88,25 @@ class Tracker:
         for entry in self._ledger.entries():
             if entry.result.state != "queued":
                 self._sync_trial(entry, on_front=entry.result.key in result.front.keys, final=final)
-        note = report_text.description(report.read(self._settings, self._ledger), NOTE_CHARS)
+        self._sync_growth(result, final=final)
+        if live:
+            self._live.update(result)
+        links = tracking_live.links(self.experiment_id, self.run_id)
+        has_front = self._live.has_front or (self._folder / figures.FOLDER / figures.FRONT).is_file()
+        picture = tracking_live.picture(self.run_id) if has_front else ""
+        note = report_text.description(report.read(self._settings, self._ledger), NOTE_CHARS, links, picture)
         self._set_tags(self.run_id, {"mlflow.note.content": note, **_workload_tags(result)})
+
+    def _sync_growth(self, result: SweepResult, *, final: bool) -> None:
+        from mlflow.entities import Metric
+
+        fixed = self._ledger.fact(REFERENCE) is not None
+        points = set(tracking_live.growth(result, reference_is_fixed=fixed, final=final)) - self._growth
+        if points:
+            metrics = [Metric(*point) for point in sorted(points)]
+            for i in range(0, len(metrics), MAX_METRICS):
+                self._client.log_batch(self.run_id, metrics=metrics[i : i + MAX_METRICS])
+            self._growth |= points
 
     def _sync_trial(self, entry: Entry, *, on_front: bool, final: bool) -> None:
         trial = entry.result
@@ -154,17 +177,17 @@ class Tracker:
         self.sync(final=not result.interrupted)
         if self.look():  # a call that was given up as lost had been heard after all
             self.sync(final=not result.interrupted)
-        for path in files:
-            self._client.log_artifact(self.run_id, str(path), "figures" if path.parent.name == "figures" else None)
+        tracking_live.log_files(self._client, self.run_id, files)
         asked = self._settings.model_dump(mode="json", exclude={"address"})
         self._client.log_dict(self.run_id, asked, "settings.json")
         facts = {"workload": asdict(result.workload), "data_counts": self._ledger.fact("data_counts")}
         facts["environments"] = sorted({canonical_json(dict(t.environment)) for t in result.trials if t.environment})
         self._client.log_dict(self.run_id, facts, "environment.json")
         end = int(max((t.ended_at or 0 for t in result.trials), default=0) * 1000)
-        values = {"hypervolume": result.front.hypervolume, "front_size": float(len(result.front.members))}
-        for state in STATUS:
-            values[f"n_{state}"] = float(sum(t.state == state for t in result.trials))
+        values = {"front_size": float(len(result.front.members))}
+        if not any(name == "hypervolume" for name, *_ in self._growth):
+            values["hypervolume"] = result.front.hypervolume
+        values |= {f"n_{state}": float(sum(t.state == state for t in result.trials)) for state in STATUS}
         self._client.log_batch(self.run_id, metrics=[Metric(k, v, end, 0) for k, v in values.items()])
         if result.interrupted:
             self._client.update_run(self.run_id, status="RUNNING")

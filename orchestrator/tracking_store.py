@@ -15,6 +15,8 @@ from trainables.errors import ConfigError
 
 EXPERIMENT = "qlora-sweep"
 UI_PORT = 5000
+MODEL_TRAINING = "workflowType=machine_learning"
+"""Of MLflow's two kinds of pages, those with runs, metrics and models."""
 CLIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -57,7 +59,7 @@ def open_client(uri: str, root: Path) -> tuple[Any, str]:
             return client, _experiment(client, root if uri.startswith("sqlite:") else None)
         except Exception:
             if uri == store_uri(root):
-                _check_schema(store_file(root))
+                check_schema(store_file(root))
             raise
 
 
@@ -82,10 +84,16 @@ def _experiment(client: Any, root: Path | None) -> str:
         return found.experiment_id
     location = (root / "artifacts").resolve().as_uri() if root else None
     kind = {"mlflow.experimentKind": "custom_model_development"}  # opens as model training, not as GenAI
-    return client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
+    try:
+        return client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
+    except Exception:  # on a server another machine's sweep may have been first; the lock is this machine's
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            raise
+        return found.experiment_id
 
 
-def _check_schema(path: Path) -> None:
+def check_schema(path: Path) -> None:
     """Refuse a store that another MLflow wrote; one that is locked or damaged is let through.
 
     Raises:
@@ -113,9 +121,19 @@ def _check_schema(path: Path) -> None:
         )
 
 
+def experiment_page(store: Path) -> str:
+    """Our experiment's runs on any MLflow server over a store, "" where it has none; MLflow is not asked.
+
+    Reached by a link, an experiment opens as GenAI in a browser that comes first, whatever its tag says.
+    """
+    with closing(sqlite3.connect(f"{store.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        row = db.execute("SELECT experiment_id FROM experiments WHERE name = ?", (EXPERIMENT,)).fetchone()
+    return f"#/experiments/{row[0]}/runs?{MODEL_TRAINING}" if row else ""
+
+
 def page_of(experiment_id: str, run_id: str) -> str:
     """A run's page on any MLflow server; without the last part the browser that comes first opens it as GenAI."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    return f"#/experiments/{experiment_id}/runs/{run_id}?{MODEL_TRAINING}"
 
 
 def log_run(

@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from orchestrator.tracking_store import CLIENT, UI_PORT, store_file, store_uri
+from orchestrator.tracking_store import CLIENT, UI_PORT, check_schema, store_file, store_uri
 from trainables.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -28,8 +28,9 @@ def serve(root: Path, host: str, port: int, allowed_hosts: str | None) -> None:
     """Become MLflow's server; does not return.
 
     Raises:
-        ConfigError: see `arguments`.
+        ConfigError: see `arguments`; or the store is of another MLflow's schema.
     """
+    check_schema(store_file(root))
     given = arguments(root, host, port, allowed_hosts)
     os.environ |= CLIENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for jobs nobody has here
     if "--app-name" in given:
