@@ -407,7 +407,6 @@ def test_no_module_reads_a_pickle_or_runs_a_repos_code():
         "joblib",
         "trust_remote_code",
         "weights_only=False",
-        "yaml.load(",
         "shell=True",
     )
     folders = [REPO / name for name in ("trainables", "search_spaces", "orchestrator")]
