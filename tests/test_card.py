@@ -40,7 +40,7 @@ from trainables.findings import BiasShift, Comparison, KlShare
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
 TWIN = NF4.counterpart
 SECTIONS = """Model details; Intended uses; Out-of-scope uses; Training data; Training procedure; Evaluation; Results;
-Limitations; Biases; Ethical considerations: misuse and mitigations; Environmental impact; Citation"""
+Limitations; Biases; Ethical considerations: misuse and mitigations; Licences; Environmental impact; Citation"""
 HUB = replace(
     WORKLOAD,
     base_model="openai-community/gpt2-medium",
