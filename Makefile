@@ -4,14 +4,17 @@
 # make report      say what a sweep came to: NAME, or else the newest
 # make card        fill MODEL_CARD.md from the sweep NAME
 # make test        install the test extras and run the tests
+# make faults      the whole fault suite: killed drivers, workers, nodes and heads, damaged files, a full disk, ...
 #
 # make bench       every bench that this machine can run: bench-measurement, bench-memory, bench-rank-rule, bench-speed
-#                  (trials an hour beside Ray Tune with the Hugging Face Trainer), bench-overhead (2,000 no-op trials)
+#                  (trials an hour beside Ray Tune with the Hugging Face Trainer), bench-overhead (2,000 no-op trials),
+#                  bench-load (10,000 recorded ones)
 #
 # Variables of `make sweep`: SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA
 # (each passed to qlora-sweep run as the flag of that name; unset ones are chosen for the machine).
 # Variables of `make bench-measurement`: BASE_MODEL DATA DEVICE; of `make bench-memory`: SEED OUTPUT FROM;
-# of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead`: TRIALS.
+# of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead` and
+# `make bench-load`: TRIALS.
 # `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
 
 PYTHON ?= python3
@@ -20,8 +23,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
-.PHONY: sweep ui report card test test-all lint audit demo clean bench bench-measurement bench-memory bench-rank-rule \
-	bench-speed bench-overhead stand-in
+.PHONY: sweep ui report card test test-all faults lint audit demo clean bench bench-measurement bench-memory \
+	bench-rank-rule bench-speed bench-overhead bench-load stand-in
 
 sweep: $(VENV)/installed
 	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA)
@@ -41,6 +44,9 @@ test: $(VENV)/installed-test
 test-all: $(VENV)/installed-test
 	@$(BIN)/python -m pytest
 
+faults: $(VENV)/installed-test
+	@$(BIN)/python -m pytest tests/faults
+
 audit: $(VENV)/installed-audit
 	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
@@ -50,7 +56,7 @@ lint: $(VENV)/installed-test
 demo: $(VENV)/installed
 	@$(BIN)/python -m trainables.demo.build
 
-bench: bench-measurement bench-memory bench-rank-rule bench-speed bench-overhead
+bench: bench-measurement bench-memory bench-rank-rule bench-speed bench-overhead bench-load
 
 bench-measurement: $(VENV)/installed
 	@$(BIN)/python tests/bench/measurement.py $(call flags,BASE_MODEL DATA DEVICE)
@@ -66,6 +72,9 @@ bench-speed: $(VENV)/installed
 
 bench-overhead: $(VENV)/installed
 	@$(BIN)/python tests/bench/overhead.py $(call flags,TRIALS)
+
+bench-load: $(VENV)/installed
+	@PYTHONPATH=. $(BIN)/python tests/bench/load.py $(call flags,TRIALS)
 
 stand-in: $(VENV)/installed
 	@$(BIN)/python tests/bench/stand_in.py "$(CONFIG)" "$(DATA)" "$(OUT)" $(call flags,SECONDS SEED)

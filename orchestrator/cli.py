@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, time
@@ -70,6 +71,12 @@ def run(
         int | None, typer.Option(help="runs of each finalist, under other seeds; 3 or more decide on ranks")
     ] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="share of a GPU for each trial")] = None,
+    device_kind: Annotated[
+        str | None, typer.Option(help="the one kind of GPU to run on in a mixed cluster: T4, A100, H200 ...")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="s3://, gs:// or a shared folder that workers write adapters to")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what the machine has")] = None,
     compute_dtype: Annotated[
         str | None, typer.Option(help="bfloat16, float16 or float32; default: the protocol's")
@@ -112,6 +119,7 @@ def run(
     given |= {"seed": seed, "tracking_uri": tracking_uri}
     given |= {"objectives": tuple(objective) if objective else None}
     given |= {"max_gpu_hours": max_gpu_hours, "max_hours": max_hours, "max_usd": max_usd}
+    given |= {"device_kind": device_kind, "storage": storage}
     given |= {"usd_per_gpu_hour": usd_per_gpu_hour, "warm_start": warm_start}
     given |= {"insecure": insecure or None}
     given |= {"stop_when_flat": stop_when_flat or None, "reuse": False if no_reuse else None}
@@ -159,7 +167,8 @@ def resume(name: Name, as_json: AsJson = False) -> None:
     _run(settings, resume=True, as_json=as_json)
 
 
-def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
+def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
+    """Run and publish a sweep; `stand_ins` are orchestrator.sweep.run's, for tests of faults."""
     from rich.console import Console
 
     from orchestrator import sweep
@@ -186,7 +195,7 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
         flusher.start()
 
     try:
-        result = sweep.run(settings, ROOT, resume=resume, started=started)
+        result = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
         display.stop()
         run_page = end(settings, ROOT, flusher, say, monotonic() - begin, result.interrupted)
     except KeyboardInterrupt:
@@ -196,6 +205,8 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
         display.stop()
         flusher.stop()
     print_result(result, run_page, as_json=as_json)
+    if result.stopped:
+        raise SweepError(f"stopped: {result.stopped}; once that is mended: qlora-sweep resume {settings.name}")
     if result.interrupted:
         say(f"interrupted; go on with: qlora-sweep resume {settings.name}")
         raise typer.Exit(INTERRUPTED)
@@ -427,12 +438,12 @@ def _read_facts(name: str, *facts: str) -> "tuple[SweepSettings, list[TrialResul
         ledger.close()
 
 
-def main() -> None:
+def main(work: Callable[[], Any] = app) -> None:
     """Entry point: errors become one line and an exit code."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.umask(os.umask(0o022) | 0o022)  # nobody else writes into what this makes
     try:
-        app()
+        work()
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Ray can crash when it cleans up a half start; its processes die with this one
             sys.stdout.flush()

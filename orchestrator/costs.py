@@ -62,18 +62,27 @@ def measured_cells(trials: Iterable[TrialResult]) -> dict[str, tuple[TrialConfig
     return found
 
 
+def _cells_by_device(trials: Iterable[TrialResult]) -> list[dict[str, tuple[TrialConfig, Cost]]]:
+    """`measured_cells` of each kind of device, the one with most cells first."""
+    groups: dict[str, list[TrialResult]] = {}
+    for trial in trials:
+        if trial.cost:
+            groups.setdefault(trial.cost.device, []).append(trial)
+    return sorted(map(measured_cells, groups.values()), key=len, reverse=True)
+
+
 def savings(trials: Iterable[TrialResult]) -> tuple[Saving, ...]:
     """Of each loop over all ranks, then of each of its ranks; loops are never mixed.
 
-    A pair are the two precisions of one cell, measured on one device.
+    A pair are the two precisions of one cell, measured on one kind of device.
     """
-    cells = measured_cells(trials)
     pairs: dict[tuple[Loop, int | None], list[tuple[Cost, Cost]]] = {}
-    for config, cost in cells.values():
-        _, twin = cells.get(config.counterpart.cost_cell, (None, None))
-        if config.precision == "nf4" and twin and twin.device == cost.device:
-            for rank in (None, config.rank):
-                pairs.setdefault((config.loop, rank), []).append((cost, twin))
+    for cells in _cells_by_device(trials):
+        for config, cost in cells.values():
+            _, twin = cells.get(config.counterpart.cost_cell, (None, None))
+            if config.precision == "nf4" and twin:
+                for rank in (None, config.rank):
+                    pairs.setdefault((config.loop, rank), []).append((cost, twin))
     order = sorted(pairs, key=lambda group: (get_args(Loop).index(group[0]), group[1] or 0))
     return tuple(_saving(loop, rank, pairs[loop, rank]) for loop, rank in order)
 
@@ -95,9 +104,9 @@ def _saving(loop: Loop, rank: int | None, pairs: Sequence[tuple[Cost, Cost]]) ->
 def cost_table(trials: Iterable[TrialResult], preferred: TrialConfig | None, predict: Predict) -> CostTable | None:
     """The four cells around the config that has most of them; of equal ones `preferred`, then the earliest.
 
-    None where nothing was measured.
+    All on the kind of device on which most cells were measured. None where nothing was.
     """
-    cells = measured_cells(trials)
+    cells = next(iter(_cells_by_device(trials)), None)
     if not cells:
         return None
     wished = [] if preferred is None or preferred.cost_cell not in cells else [preferred]

@@ -28,9 +28,11 @@ class Front:
 
     Attributes:
         objectives: names, in the order of each member's values.
-        epsilon: of each objective, in its own unit: differences up to it do not decide dominance.
+        epsilon: of each objective, in its own unit: differences up to it do not decide dominance. Where trials ran on
+            several kinds of device, each kind has its own; this is over all.
         reference_point: in the objectives' own units, None without members.
         hypervolume: dominated by the members within the reference point; one beyond it in an objective adds nothing.
+            Summed over the kinds of device.
         members: trials by their first objective.
     """
 
@@ -107,7 +109,7 @@ def noise_of(trials: Sequence[TrialResult], objectives: Sequence[Objective]) -> 
     Of time the median over cost cells of p90 - p10. All else is 0: the same trial again has the same
     peak memory to the byte and the same loss.
     """
-    cells = {t.config.cost_cell: t.cost for t in trials if is_candidate(t) and t.cost}
+    cells = {(t.config.cost_cell, t.cost.device): t.cost for t in trials if is_candidate(t) and t.cost}
     spreads = [cost.seconds_per_step_p90 - cost.seconds_per_step_p10 for cost in cells.values()]
     seconds = float(np.median(spreads)) if spreads else 0.0
     return tuple(seconds if objective == "seconds_per_step" else 0.0 for objective in objectives)
@@ -122,6 +124,29 @@ def counted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[tupl
         if losses is not None and gap is not None and gap <= 0:
             found.append((trial, losses))
     return found
+
+
+Counted = Sequence[tuple[TrialResult, tuple[float, ...]]]
+"""See `counted`."""
+
+
+def device_of(trial: TrialResult) -> str:
+    """Kind of device that a trial's memory and time are of; "" before it was measured."""
+    return trial.cost.device if trial.cost else ""
+
+
+def comparable(found: Counted, settings: SweepSettings) -> list[Counted]:
+    """Counted trials in groups within which every objective may be compared; the kind first met comes first.
+
+    A step's time says nothing beside one on another kind of device: where it is an objective, trials of different
+    kinds neither dominate each other nor share a hypervolume.
+    """
+    if "seconds_per_step" not in settings.objectives:
+        return [found] if found else []
+    groups: dict[str, list[tuple[TrialResult, tuple[float, ...]]]] = {}
+    for trial, losses in found:
+        groups.setdefault(device_of(trial), []).append((trial, losses))
+    return list(groups.values())
 
 
 def _signs(settings: SweepSettings) -> NDArray[np.float64]:
@@ -144,13 +169,18 @@ def fixed_reference(trials: Sequence[TrialResult], settings: SweepSettings) -> t
     return tuple(float(value) for value in reference * _signs(settings))
 
 
-def volume_of(
-    found: Sequence[tuple[TrialResult, tuple[float, ...]]], settings: SweepSettings, reference: Sequence[float]
-) -> float:
-    """Hypervolume of counted trials within a reference point in the objectives' own units."""
-    if not found:
-        return 0.0
-    return hypervolume([losses for _, losses in found], np.multiply(reference, _signs(settings)))
+def volume_of(found: Counted, settings: SweepSettings, reference: Sequence[float]) -> float:
+    """Hypervolume of counted trials within a reference point in the objectives' own units, see Front."""
+    corner = np.multiply(reference, _signs(settings))
+    return sum(hypervolume([losses for _, losses in group], corner) for group in comparable(found, settings))
+
+
+def _undominated(group: Counted, trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
+    """Of trials that may be compared, those that no other dominates by more than the noise on their devices."""
+    devices = {device_of(trial) for trial, _ in group}
+    epsilon = noise_of([trial for trial in trials if device_of(trial) in devices], settings.objectives)
+    mask = pareto_mask([losses for _, losses in group], epsilon)
+    return [trial for (trial, _), on in zip(group, mask, strict=True) if on]
 
 
 def front_of(trials: Sequence[TrialResult], settings: SweepSettings, reference: Sequence[float] | None = None) -> Front:
@@ -168,7 +198,7 @@ def front_of(trials: Sequence[TrialResult], settings: SweepSettings, reference: 
         worst, best = losses.max(axis=0), losses.min(axis=0)
         spread = np.where(worst > best, worst - best, np.maximum(np.abs(worst), 1e-9))
         reference = (worst + REFERENCE_MARGIN * spread) * _signs(settings)
-    members = [trial for (trial, _), on in zip(found, pareto_mask(losses, epsilon), strict=True) if on]
+    members = [trial for group in comparable(found, settings) for trial in _undominated(group, trials, settings)]
     members.sort(key=lambda m: losses_of(m, settings.objectives) or ())
     return Front(
         objectives=settings.objectives,

@@ -19,6 +19,8 @@ from trainables.config import Origin, State, TrialConfig, Workload, canonical_js
 from trainables.findings import Comparison, Judgement
 from trainables.results import Cost, Measurement, TrialResult
 
+ON = " on "
+"""Between a cost cell's own name and the device, of all kinds of device but the first that it was measured on."""
 FAULTS = "faults"
 """Fact: "compare KEY" or "judge KEY" -> why that failed, as long as it has not succeeded."""
 
@@ -137,10 +139,12 @@ class Ledger:
             )
 
     def requeue(self, key: str) -> None:
-        """Take a trial up again: one that was interrupted, or a pruned one that is needed as a twin."""
+        """Take a trial up again: one that was interrupted, or a pruned one that is needed as a twin.
+
+        Its rungs stay: it may go on from a checkpoint, and what it reports again is the same and replaces them.
+        """
         with self._transaction():
             self._move(key, "queued", started_at=None, ended_at=None, reason=None)
-            self._db.execute("DELETE FROM measurements WHERE key = ?", (key,))
 
     def requeue_running(self) -> int:
         """Take up all that was running when the driver stopped; returns how many."""
@@ -166,11 +170,19 @@ class Ledger:
             if changed != 1:
                 raise LedgerError(f"no completed trial {key[:12]} to write a {column} to")
 
-    def keep_cost(self, cell: str, cost: Cost) -> Cost:
-        """Keep a cost cell's measurement unless there is one already; returns the one that counts."""
+    def keep_cost(self, cell: str, cost: Cost, *, of: str | None = None) -> Cost:
+        """Keep a cost cell's measurement on a kind of device unless there is one; returns the one that counts.
+
+        Args:
+            of: key of the trial that ran there; its memory and time are those of this cell on this kind from now on.
+        """
         with self._transaction():
-            self._db.execute("INSERT OR IGNORE INTO cost_cells VALUES (?, ?)", (cell, canonical_json(asdict(cost))))
-        return self.cost(cell)  # type: ignore[return-value]
+            first = self.cost(cell)
+            name = cell if first is None or first.device == cost.device else f"{cell}{ON}{cost.device}"
+            self._db.execute("INSERT OR IGNORE INTO cost_cells VALUES (?, ?)", (name, canonical_json(asdict(cost))))
+            if of is not None:
+                self._db.execute("UPDATE trials SET cost_cell = ? WHERE key = ?", (name, of))
+        return self.cost(name)  # type: ignore[return-value]
 
     # --- reading
 
@@ -184,8 +196,16 @@ class Ledger:
             return [str(error)]
         return [line for line in lines if line != "ok"]
 
+    def costs(self, cell: str) -> tuple[Cost, ...]:
+        """Measured memory and time of a cost cell on each kind of device where they are known."""
+        rows = self._db.execute(
+            "SELECT cost FROM cost_cells WHERE cell = ? OR substr(cell, 1, ?) = ? ORDER BY cell",
+            (cell, len(cell + ON), cell + ON),
+        )
+        return tuple(COST.validate_json(row[0]) for row in rows)
+
     def cost(self, cell: str) -> Cost | None:
-        """Measured memory and time of a cost cell, if it is known."""
+        """Measured memory and time of a cost cell, on the kind of device that was first, if they are known."""
         row = self._db.execute("SELECT cost FROM cost_cells WHERE cell = ?", (cell,)).fetchone()
         return COST.validate_json(row[0]) if row else None
 

@@ -24,11 +24,13 @@ class Mark:
     Attributes:
         losses: of the objectives that a rung measures, minimised.
         noise_seconds: p90 - p10 of its cost cell's timed steps.
+        device: kind of device that it runs on.
     """
 
     losses: tuple[float, ...]
     peak_memory_mib: float
     noise_seconds: float
+    device: str
 
 
 @dataclass(slots=True)
@@ -57,15 +59,16 @@ class Moasha:
         for measurement in trial.history:
             if trial.cost:
                 noise = trial.cost.seconds_per_step_p90 - trial.cost.seconds_per_step_p10
-                self.enter(trial.key, measurement, noise)
+                self.enter(trial.key, measurement, noise, trial.cost.device)
         if trial.state == "pruned" and trial.history and trial.history[-1].step in self._rungs:
             self._rungs[trial.history[-1].step].stopped.add(trial.key)
 
-    def enter(self, key: str, measurement: Measurement, noise_seconds: float) -> None:
+    def enter(self, key: str, measurement: Measurement, noise_seconds: float, device: str = "") -> None:
         """A trial came to a rung; one that was stopped there before and is taken up again is the latest now.
 
         Args:
             noise_seconds: p90 - p10 of its timed steps.
+            device: kind that it runs on; trials are compared within one kind only.
         """
         if measurement.step < self._first:
             return
@@ -76,6 +79,7 @@ class Moasha:
             losses=tuple(getattr(measurement, objective) for objective in self._objectives),
             peak_memory_mib=measurement.peak_memory_mib,
             noise_seconds=noise_seconds,
+            device=device,
         )
 
     def why_stop(self, step: int) -> str | None:
@@ -83,7 +87,9 @@ class Moasha:
         rung = self._rungs.get(step)
         if rung is None:
             return None
-        keys, marks = list(rung.marks), list(rung.marks.values())
+        device = rung.marks[next(reversed(rung.marks))].device
+        keys = [key for key, mark in rung.marks.items() if mark.device == device]
+        marks = [rung.marks[key] for key in keys]
         losses = np.array([mark.losses for mark in marks])
         strata = np.array([stratum(mark.peak_memory_mib, self._rule.stratum_share) for mark in marks])
         noise = float(np.median([mark.noise_seconds for mark in marks]))

@@ -39,7 +39,8 @@ def choose(
             in place of the space's method.
         given: further fields of SweepSettings, only those that were said; engine and loop may be "auto".
     Raises:
-        ConfigError: a value is wrong. Unreachable: the cluster at the given address does not answer.
+        ConfigError: a value is wrong, or the cluster has no GPU and no device was said.
+        Unreachable: the cluster at the given address does not answer.
     """
     if chosen["space"] is not None:
         search_spaces.load(chosen["space"])  # a wrong name is said before anything is looked at
@@ -88,7 +89,9 @@ def _gpu_in_reach(address: str | None) -> bool:
     from orchestrator import ray_cluster
 
     ray_cluster.connect(address)
-    return ray_cluster.has_gpu()
+    if not ray_cluster.has_gpu():
+        raise ConfigError(f"ADDRESS: the cluster at {address!r} has no GPU; to run on its CPUs say --device cpu")
+    return True
 
 
 def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:

@@ -2,45 +2,50 @@
 
 from pathlib import Path
 
-import ray
-
-from orchestrator import ray_cluster
+from orchestrator import nodes, ray_cluster
 from orchestrator.settings import SweepSettings
 from trainables import data, inputs
 from trainables.config import ComputeDtype, Workload
-from trainables.device import free_memory_mib, native_dtype
+from trainables.device import device_name, native_dtype
 
 
-@ray.remote(max_calls=1)
-def _asked(device: str) -> tuple[ComputeDtype, float | None]:
-    """Asked on a worker: the driver must not open the GPU, and may have none."""
-    return native_dtype(device), free_memory_mib(device)
+def ask_device(settings: SweepSettings) -> tuple[ComputeDtype, float | None, frozenset[str]]:
+    """Asked on workers, as the driver must not open the GPU, and may have none; needs a connected Ray.
 
-
-def ask_device(settings: SweepSettings) -> tuple[ComputeDtype, float | None]:
-    """The arithmetic of the sweep, and the MiB that a trial may allocate on a GPU; needs a connected Ray."""
+    Returns:
+        The arithmetic of the sweep, which every kind of GPU in it has; the MiB that a trial may allocate on any of
+        them, None on a CPU; and the names of the devices.
+    """
     if settings.device == "cpu":
-        native, memory_mib = native_dtype("cpu"), None
+        native, memory_mib, names = native_dtype("cpu"), None, {device_name("cpu")}
     else:
-        native, memory_mib = ray.get(_asked.options(num_gpus=settings.gpus_per_trial).remote(settings.device))
-    return (native if settings.compute_dtype == "auto" else settings.compute_dtype), memory_mib
+        found = nodes.gpus(settings.resources)
+        native = "bfloat16" if all(gpu.dtype == "bfloat16" for gpu in found) else "float16"
+        memory_mib, names = min(gpu.memory_mib for gpu in found), {gpu.name for gpu in found}
+    return (native if settings.compute_dtype == "auto" else settings.compute_dtype), memory_mib, frozenset(names)
 
 
 def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, int], float | None]:
-    """Fetch, check, split and tokenize, then connect to Ray.
+    """Join the cluster, if one is given; fetch, check, split and tokenize; ask the nodes.
 
     Args:
         root: caches lie under root/cache.
     Returns:
         The workload; counts of rows read, dropped by reason, in each split, and too long for the space; and
-        the MiB that a trial may allocate on the device, None for a CPU.
+        the MiB that a trial may allocate on any device of the sweep, None for a CPU.
     Raises:
         ConfigError, DataError, Unreachable: before any GPU is used.
     """
+    if settings.address is not None:
+        ray_cluster.connect(settings.address)  # first: an address that does not answer is said at once
     found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
     ray_cluster.connect(settings.address, insecure=settings.insecure)
     ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
-    compute_dtype, memory_mib = ask_device(settings)
+    if settings.address is not None:
+        nodes.check_versions()
+    if settings.storage is not None:
+        nodes.check_storage(settings.storage)
+    compute_dtype, memory_mib, _ = ask_device(settings)
     limit = shortest_limit(settings)
     too_long = data.n_longer(data.load(found.tokens.folder)["train"], limit)
     counts = {**found.tokens.counts, f"longer than {limit} tokens": too_long}

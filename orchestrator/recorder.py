@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from orchestrator import adapter_store
+from orchestrator import adapter_store, checkpoints, storage
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger_rows import COMPARISON, COST, JUDGEMENT
 from orchestrator.pruning import Pruner
@@ -19,12 +19,15 @@ class Recorder(Callback):
     def __init__(self, ledger: Ledger, adapters: Path, pruner: Pruner) -> None:
         self._ledger = ledger
         self._adapters = adapters
+        self._snapshots = adapters.parent / checkpoints.FOLDER
         self._pruner = pruner
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Record one report. The adapter's bytes are taken out of `result`, so that Tune keeps no copy."""
         task = Task.from_dict(trial.config["task"])
         files = result.pop("adapter", None)
+        if "adapter_at" in result:  # the sweep's folder keeps a copy, for export, MLflow and verify
+            files = storage.read(*result.pop("adapter_at"), task.key)
         if task.kind == "train":
             self._record_trial(task, result, files)
         else:
@@ -49,7 +52,7 @@ class Recorder(Callback):
 
     def _record_trial(self, task: Task, report: dict[str, Any], files: dict[str, bytes] | None) -> None:
         if report.get("cost"):
-            self._ledger.keep_cost(task.config.cost_cell, COST.validate_python(report["cost"]))
+            self._ledger.keep_cost(task.config.cost_cell, COST.validate_python(report["cost"]), of=task.key)
         if report.get("measurement"):
             self._ledger.record(task.key, Measurement(**report["measurement"]))
         state, reason = report["state"], report.get("reason")
@@ -66,6 +69,7 @@ class Recorder(Callback):
             adapter_sha256=digest,
             train_seconds=report.get("train_seconds"),
         )
+        checkpoints.discard(self._snapshots, task.key)
 
     def __deepcopy__(self, memo: dict) -> "Recorder":
         return self  # Tune copies its settings; the ledger is one

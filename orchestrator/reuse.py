@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
-
 from orchestrator import adapter_store
 from orchestrator.ledger import Ledger
 from orchestrator.ledger_rows import Entry
+from orchestrator.prepare import ask_device
 from orchestrator.settings import SweepSettings
 from trainables.config import Workload
-from trainables.device import device_name
 from trainables.errors import ConfigError
 
 REUSED = "reused"
@@ -33,10 +31,11 @@ class Known:
 
 
 def completed_elsewhere(root: Path, own: str, workload: Workload, settings: SweepSettings) -> dict[str, Known]:
-    """Completed trials of all other sweeps under `root` on this device, by key; of equal ones the oldest sweep's.
+    """Completed trials of all other sweeps under `root` on devices of this one, by key; of equal ones the
+    oldest sweep's.
 
-    A key stands for everything that decides the outcome (see Workload.key), the device apart. A worker is asked for
-    the device's name only where there is something to reuse; needs a connected Ray.
+    A key stands for everything that decides the outcome (see Workload.key), the device apart. Workers are asked
+    for the devices' names only where there is something to reuse; needs a connected Ray.
     """
     found: dict[str, Known] = {}
     folders = [path.parent for path in (root / "sweeps").glob("*/ledger.db") if path.parent.name != own]
@@ -45,14 +44,8 @@ def completed_elsewhere(root: Path, own: str, workload: Workload, settings: Swee
             found.setdefault(known.entry.result.key, known)
     if not found:
         return {}
-    name = _device(settings)
-    return {key: known for key, known in found.items() if known.entry.result.cost.device == name}  # type: ignore[union-attr]
-
-
-def _device(settings: SweepSettings) -> str:
-    if settings.device == "cpu":
-        return device_name("cpu")
-    return ray.get(ray.remote(max_calls=1)(device_name).options(num_gpus=settings.gpus_per_trial).remote("cuda"))
+    _, _, names = ask_device(settings)
+    return {key: known for key, known in found.items() if known.entry.result.cost.device in names}  # type: ignore[union-attr]
 
 
 def _completed(folder: Path, workload: Workload) -> list[Known]:
@@ -87,7 +80,7 @@ def adopt(ledger: Ledger, adapters: Path, known: Known) -> bool:
     if files is None or result.cost is None:
         return False
     ledger.start(result.key)
-    ledger.keep_cost(result.config.cost_cell, result.cost)
+    ledger.keep_cost(result.config.cost_cell, result.cost, of=result.key)
     for measurement in result.history:
         ledger.record(result.key, measurement)
     digest = adapter_store.write(adapters, result.key, files)

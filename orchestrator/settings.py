@@ -1,5 +1,6 @@
 """Everything one sweep was asked to do: frozen, checked, kept beside its ledger for `resume`."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -20,6 +21,9 @@ ADDRESS_FILE = "tracking-address"
 Objective = Literal["peak_memory_mib", "seconds_per_step", "eval_loss_nats", "embedding_cosine", "token_match_rate"]
 MAXIMISED = frozenset({"embedding_cosine", "token_match_rate"})
 DEFAULT_OBJECTIVES: tuple[Objective, ...] = ("peak_memory_mib", "seconds_per_step", "eval_loss_nats")
+
+KIND_PREFIX = "accelerator_type:"
+"""Of the resource that Ray gives a node for its kind of GPU: T4, A100, H200, ..."""
 
 FLAT_TRIALS = 8
 """Fewest completed trials over which the front's growth is looked at, see stop_when_flat."""
@@ -53,10 +57,12 @@ class SweepSettings(Frozen):
         max_steps: steps of a full trial, in place of the space's own.
         base_model, data: sources as in trainables.base_model.find and trainables.alpaca.read_rows.
         device: where trials run.
-        gpus_per_trial: share of a GPU; 1 by default.
+        gpus_per_trial: share of a GPU, or a whole number of them; 1 by default.
+        device_kind: the one kind of GPU that trials run on, as Ray names it (T4, A100, H200); None takes any.
         compute_dtype: "auto" is the protocol's choice for the device.
         engine, loop: of every trial, unless the space says otherwise.
         address: of a running Ray cluster; None starts Ray on this machine.
+        storage: folder or URI (s3://, gs://, file://) that workers write adapters to; None sends them through Ray.
         objectives: what the front is made of; maximised ones are negated inside.
         min_similarity: 4-bit trials whose embedding_cosine may be lower (by its interval) enter no front.
         seed: of the sampler, and of every trial unless the space says otherwise.
@@ -80,10 +86,12 @@ class SweepSettings(Frozen):
     data: str = Field(min_length=1)
     device: Literal["cuda", "cpu"]
     gpus_per_trial: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    device_kind: str | None = Field(default=None, min_length=1)
     compute_dtype: ComputeDtype | Literal["auto"] = "auto"
     engine: Engine = "eager"
     loop: Loop = "standard"
     address: str | None = None
+    storage: str | None = Field(default=None, min_length=1)
     objectives: tuple[Objective, ...] = Field(default=DEFAULT_OBJECTIVES, min_length=1)
     min_similarity: float = Field(default=0.95, ge=0, le=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -102,7 +110,10 @@ class SweepSettings(Frozen):
     @property
     def resources(self) -> dict[str, float]:
         """What Ray reserves for one trial."""
-        return {"cpu": 1, "gpu": self.gpus_per_trial} if self.device == "cuda" else {"cpu": 1}
+        if self.device == "cpu":
+            return {"cpu": 1}
+        kind = {} if self.device_kind is None else {KIND_PREFIX + self.device_kind: 0.001}
+        return {"cpu": 1, "gpu": self.gpus_per_trial, **kind}
 
     @property
     def longest_steps(self) -> int:
@@ -137,6 +148,10 @@ def make(**values: Any) -> SweepSettings:
     first = {name: parameter.samples[0] for name, parameter in settings.space.parameters.items()}
     if settings.device == "cpu" and settings.config(first).engine == "graph":
         raise ConfigError("engine is graph, which needs a CUDA GPU; here it can be eager")
+    if settings.gpus_per_trial > 1 and not settings.gpus_per_trial.is_integer():
+        raise ConfigError(f"gpus_per_trial over 1 must be a whole number, got {settings.gpus_per_trial:g}")
+    if settings.device_kind is not None and settings.device == "cpu":
+        raise ConfigError(f"device_kind is {settings.device_kind!r}, but trials run on the CPU")
     _check_budgets(settings)
     return settings
 
@@ -164,11 +179,21 @@ def sweep_folder(name: str, root: Path = ROOT) -> Path:
 def save(settings: SweepSettings, folder: Path) -> None:
     """Write settings.json, once; a sweep's settings never change."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "settings.json", settings.model_dump_json(indent=2) + "\n")
     if settings.tracking_uri is not None:
         path = folder / ADDRESS_FILE
         path.touch(mode=0o600)
         path.write_text(settings.tracking_uri, encoding="utf-8")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or as it was, whenever the process is killed."""
+    scratch = path.with_name(f".{path.name}.part")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
 
 
 def load(folder: Path) -> SweepSettings:

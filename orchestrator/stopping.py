@@ -19,7 +19,9 @@ Clock = Callable[[], float]
 class Stopping:
     """Asked before every new trial; told when a task begins and ends."""
 
-    def __init__(self, settings: SweepSettings, ledger: Ledger, n_slots: int, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, settings: SweepSettings, ledger: Ledger, n_slots: Callable[[], int], clock: Clock = time.monotonic
+    ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._n_slots = n_slots
@@ -89,7 +91,7 @@ class Stopping:
             seconds_per_trial=self._seconds_per_trial(trials),
             n_runs=n_runs,
             n_judgements=n_judgements,
-            n_slots=self._n_slots,
+            n_slots=self._n_slots(),
         )
         return exceeded(self._settings, self.spent, needs)
 

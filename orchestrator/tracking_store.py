@@ -84,7 +84,13 @@ def _experiment(client: Any, root: Path | None) -> str:
         return found.experiment_id
     location = (root / "artifacts").resolve().as_uri() if root else None
     kind = {"mlflow.experimentKind": "custom_model_development"}  # opens as model training, not as GenAI
-    return client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
+    try:
+        return client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind)
+    except Exception:  # on a server another machine's sweep may have been first; the lock is this machine's
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            raise
+        return found.experiment_id
 
 
 def check_schema(path: Path) -> None:

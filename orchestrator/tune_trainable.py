@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 
+from orchestrator import node_inputs, storage
 from orchestrator.ledger_rows import COST
 from trainables.config import State, TrialConfig, Workload, canonical_json
 from trainables.errors import TrialFailed
@@ -34,7 +36,7 @@ class Task:
         key, config: the trial; of a comparison the 4-bit one.
         twin_key: of a comparison, and of the judgement of a 4-bit trial whose twin completed.
         reseed_keys: of such a judgement: the twin's config under other seeds.
-        cost: of the config's cost cell, where the ledger knows it.
+        costs: of the config's cost cell, on each kind of device where the ledger knows them.
     """
 
     kind: Literal["train", "compare", "judge"]
@@ -42,7 +44,7 @@ class Task:
     config: TrialConfig
     twin_key: str | None = None
     reseed_keys: tuple[str, ...] = ()
-    cost: Cost | None = None
+    costs: tuple[Cost, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -51,19 +53,20 @@ class Task:
             "config": self.config.to_dict(),
             "twin_key": self.twin_key,
             "reseed_keys": list(self.reseed_keys),
-            "cost": asdict(self.cost) if self.cost else None,
+            "costs": [asdict(cost) for cost in self.costs],
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Task":
-        cost = COST.validate_python(values["cost"]) if values["cost"] else None
+        costs = tuple(COST.validate_python(cost) for cost in values["costs"])
         config = TrialConfig.from_dict(values["config"])
-        return cls(**values | {"config": config, "reseed_keys": tuple(values["reseed_keys"]), "cost": cost})
+        return cls(**values | {"config": config, "reseed_keys": tuple(values["reseed_keys"]), "costs": costs})
 
 
 Report = dict[str, Any]
-"""state, done and, where they apply: step, eval_loss_nats, measurement, cost, adapter, similarity, similarity_of,
-judgement, environment, reason, train_seconds. The state of a comparison or judgement is the task's, not the trial's."""
+"""state, done and, where they apply: step, eval_loss_nats, measurement, cost, adapter, adapter_at, similarity,
+similarity_of, judgement, environment, reason, train_seconds. The state of a comparison or judgement is the task's, not
+the trial's."""
 
 
 class SweepTrainable(tune.Trainable):
@@ -86,10 +89,16 @@ class SweepTrainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._leave()
         self._reports = self._work(new_config)
+        self._key, self._storage = new_config["task"]["key"], new_config.get("storage")
         return True
 
     def step(self) -> Report:
-        return next(self._reports)
+        report = next(self._reports)
+        if self._storage and "adapter" in report:  # it goes there instead of through the driver's hands
+            where, sweep = self._storage
+            storage.write(where, sweep, self._key, report.pop("adapter"))
+            report["adapter_at"] = self._storage
+        return report
 
     def cleanup(self) -> None:
         self._leave()
@@ -98,7 +107,7 @@ class SweepTrainable(tune.Trainable):
         """Nothing: state lives in the ledger. Without this method Tune would not reuse the worker."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: an interrupted trial starts anew."""
+        """Nothing: an interrupted trial goes on from its snapshot in the adapter store."""
 
     def _leave(self) -> None:
         if hasattr(self._reports, "close"):
@@ -111,17 +120,22 @@ class SweepTrainable(tune.Trainable):
             if self._bench is None:
                 from trainables.trial import Bench
 
-                self._bench = Bench(Workload(**config["workload"]), config["device"])
+                workload = node_inputs.here(Workload(**config["workload"]), config.get("inputs"))
+                self._bench = Bench(workload, config["device"])
             yield from {"train": _train, "compare": _compare, "judge": _judge}[task.kind](self._bench, task, store)
         except TrialFailed as error:
             yield _end(self._bench, error.state, reason=str(error))
+        except RayError:  # the cluster's fault, not the trial's: orchestrator.faults decides
+            raise
         except Exception as error:
             traceback.print_exc()
             self._bench = None  # of unknown state now
             yield {"state": "failed", "done": True, "reason": f"{type(error).__name__}: {error}", "environment": {}}
 
 
-def _end(bench: Any, state: State, fallback: str | None = None, **values: Any) -> Report:
+def _end(
+    bench: Any, state: State, fallback: str | None = None, continued_from: int | None = None, **values: Any
+) -> Report:
     from trainables.device import environment
 
     facts = environment(bench.device) | {
@@ -130,14 +144,21 @@ def _end(bench: Any, state: State, fallback: str | None = None, **values: Any) -
     }
     if fallback:
         facts["fallback"] = f"eager engine: {fallback}"
+    if continued_from:
+        facts["continued_from_step"] = str(continued_from)
     return {"state": state, "done": True, "environment": facts, **values}
 
 
 def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
+    from trainables.device import device_name
     from trainables.trial import Trial
 
-    start = perf_counter()
-    trial = Trial(task.config, bench, cost=task.cost)
+    before = ray.get(store.snapshot.remote(task.key))
+    start = perf_counter() - (before.seconds if before else 0.0)
+    here = device_name(bench.device)
+    cost = next((cost for cost in task.costs if cost.device == here), None)
+    trial = Trial(task.config, bench, cost=cost, snapshot=before)
+    kept: list[Any] = []
     try:
         for measurement in trial.measurements():
             report = {
@@ -148,6 +169,9 @@ def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
             }
             if measurement.step < task.config.max_steps:
                 yield {"state": "running", "done": False, **report}
+                if not kept or ray.wait(kept, timeout=0)[0]:  # a disk that is behind gets no more to do
+                    snapshot = trial.snapshot(measurement.step, seconds=perf_counter() - start)
+                    kept = [store.keep.remote(snapshot)]  # not waited for: it may be lost, training goes on
         files = trial.adapter_files()
     finally:
         trial.close()
@@ -163,7 +187,15 @@ def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
             traceback.print_exc()
         else:
             report |= {"similarity": similarity, "similarity_of": task.key if nf4 else bench.workload.key(half)}
-    yield _end(bench, "completed", fallback, adapter=files, train_seconds=seconds, **report)
+    yield _end(
+        bench,
+        "completed",
+        fallback,
+        before.step if before else None,
+        adapter=files,
+        train_seconds=seconds,
+        **report,
+    )
 
 
 def _compare(bench: Any, task: Task, store: Any) -> Iterator[Report]:

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -62,12 +63,17 @@ def device_id(device: str) -> str:
     return str(torch.cuda.get_device_properties(0).uuid)
 
 
-def environment(device: str) -> dict[str, str]:
-    """Device and package versions, as recorded with each trial."""
-    found = {"device": device_name(device), "python": platform.python_version()}
-    for package in PACKAGES:
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Of Python and of packages, as they are installed here; imports none of them."""
+    found = {"python": platform.python_version()}
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def environment(device: str) -> dict[str, str]:
+    """Device and package versions, as recorded with each trial."""
+    return {"device": device_name(device), **versions()}

@@ -1,0 +1,262 @@
+"""Whether one driver keeps up with a cluster: `make bench-cluster`
+
+python -m tests.bench.cluster --at-once 256 --trials 5000 --trial-seconds 60
+
+The real Searcher, scheduler, recorder, ledger and MLflow projection, called in Ray Tune's order by a simulated event
+loop; of Ray there is nothing, and a trial trains nothing. So many trials run at once, each reporting four rungs at even
+intervals; a third of them are twins. Time is simulated but for the driver's own work: what that takes is measured and
+passes on the simulated clock, and reports that arrive meanwhile wait. A decision's lag is what passes from a report's
+arrival until the driver has recorded it, decided on it and, where the trial ended, handed its place to the next one.
+MLflow is brought up to date every so many simulated seconds, as by its thread; how long that takes is said beside,
+since it is not on the driver's way. Prints a table and, as its last line, one JSON object; needs no GPU.
+"""
+
+import argparse
+import heapq
+import json
+import resource
+import sys
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter, time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from ray.tune.utils import flatten_dict
+
+import search_spaces
+from orchestrator import settings as settings_file
+from orchestrator.ledger import Ledger
+from orchestrator.pruning import Pruner
+from orchestrator.recorder import Recorder
+from orchestrator.search import SweepSearcher
+from orchestrator.settings import SweepSettings
+from orchestrator.tracking import SYNC_SECONDS, Tracker
+from orchestrator.tune_trainable import Report, Task
+from tests.bench.overhead import fake_comparison, whole_report
+from trainables.config import Workload, rungs
+from trainables.errors import ConfigError, SweepError
+
+WORKLOAD = Workload(
+    base_model="none",
+    base_folder="/nowhere",
+    base_fingerprint="f" * 64,
+    weights="random",
+    data="none",
+    data_folder="/nowhere",
+    data_digest="d" * 64,
+    compute_dtype="bfloat16",
+)
+N_MARKS = 5
+"""Moments, evenly over the trials, at which memory and the parts' times are looked at."""
+
+
+def reports_of(task: Task) -> Iterator[Report]:
+    """What a worker says of a task: four rungs of a trial, else one report; held-out loss falls to its last value."""
+    last = whole_report(task)
+    if task.kind == "train":
+        for rung in rungs(task.config.max_steps)[:-1]:
+            loss = last["eval_loss_nats"] * (2 - rung / task.config.max_steps)
+            measured = last["measurement"] | {"step": rung, "eval_loss_nats": loss}
+            shown = {"step": rung, "eval_loss_nats": loss, "measurement": measured, "cost": last["cost"]}
+            yield {"state": "running", "done": False, **shown}
+    yield last
+
+
+@dataclass
+class Driver:
+    """The parts of one driver, and how long each call of each took.
+
+    Attributes:
+        seconds: of each call by part.
+    """
+
+    folder: Path
+    settings: SweepSettings
+    at_once: int
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self) -> None:
+        settings_file.save(self.settings, self.folder)
+        self.ledger = Ledger(self.folder / "ledger.db")
+        for name, value in {"id": "5" * 32, "created_at": time(), "workload": asdict(WORKLOAD)}.items():
+            self.ledger.set_fact(name, value)
+        asked = self.settings
+        self.pruner = Pruner(asked.space.early_terminate, asked.longest_steps, asked.objectives)
+        self.searcher = SweepSearcher(
+            asked, WORKLOAD, self.ledger, self.pruner, n_slots=self.at_once, shared={}, clock=lambda: 0.0
+        )
+        self.recorder = Recorder(self.ledger, self.folder / "adapters", self.pruner)
+        self.n_asked = 0
+        self.halves: set[str] = set()
+
+    def timed(self, part: str, call: Callable[[], Any]) -> Any:
+        begin = perf_counter()
+        result = call()
+        self.seconds[part].append(perf_counter() - begin)
+        return result
+
+    def take(self) -> tuple[SimpleNamespace, Task, Iterator[Report]] | None:
+        """The next task, None where there is none now."""
+        trial_id = f"t{self.n_asked}"
+        config = self.timed("search", lambda: self.searcher.suggest(trial_id))
+        if not isinstance(config, dict):
+            return None
+        self.n_asked += 1
+        task = Task.from_dict(config["task"])
+        return SimpleNamespace(trial_id=trial_id, config=config), task, reports_of(task)
+
+    def handle(self, trial: SimpleNamespace, task: Task, report: Report) -> bool:
+        """One report, as Ray Tune would pass it on; returns whether the task ended."""
+        if report["done"] and task.kind == "train":
+            self._compare(task, report)
+        decision = self.timed("scheduler", lambda: self.pruner.on_trial_result(None, trial, flatten_dict(report)))
+        report["done"] = report["done"] or decision == "STOP"
+        self.timed("recorder and ledger", lambda: self.recorder.on_trial_result(0, [], trial, report))
+        if report["done"]:
+            self.timed("search", lambda: self.searcher.on_trial_complete(trial.trial_id, report))
+        return report["done"]
+
+    def _compare(self, task: Task, report: Report) -> None:
+        """As the worker does: the second half of a pair brings its similarity."""
+        half = WORKLOAD.key(task.config.counterpart)
+        if half in self.halves:
+            quantized = task.key if task.config.precision == "nf4" else half
+            report |= {"similarity": asdict(fake_comparison()), "similarity_of": quantized}
+        self.halves.add(task.key)
+
+
+def resident_mib() -> float:
+    """MiB that this process has in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def simulated(driver: Driver, n_trials: int, rung_seconds: float, tracker: Tracker) -> Iterator[dict[str, Any]]:
+    """Run a sweep; yields what was measured since the last mark, at each mark and at the end."""
+    arrivals: list[tuple[float, int, tuple]] = []  # (moment, order, (trial, task, reports))
+    clock, order, n_ended, lags, synced = 0.0, 0, 0, [], 0.0
+    syncs: list[float] = []
+    marks = [round(n_trials * (i + 1) / N_MARKS) for i in range(N_MARKS)]
+
+    def begin(moment: float) -> None:
+        nonlocal order
+        while len(arrivals) < driver.at_once and (taken := driver.take()):
+            order += 1
+            # spread over a rung, as trials of a running sweep are
+            spread = rung_seconds * (order / driver.at_once if order <= driver.at_once else 1.0)
+            heapq.heappush(arrivals, (moment + spread, order, taken))
+
+    def since(before: Mapping[str, int]) -> dict[str, Any]:
+        parts = {part: values[before.get(part, 0) :] for part, values in driver.seconds.items()}
+        return {
+            "n_trials": n_ended,
+            "lag_p50_seconds": float(np.percentile(lags, 50)),
+            "lag_p95_seconds": float(np.percentile(lags, 95)),
+            "ms_per_trial": {part: 1000 * sum(v) / max(1, n_ended - n_before) for part, v in parts.items()},
+            "sync_p95_seconds": float(np.percentile(syncs, 95)) if syncs else 0.0,
+            "resident_mib": resident_mib(),
+            "simulated_seconds": clock,
+        }
+
+    before, n_before = {}, 0
+    begin(clock)
+    while arrivals:
+        arrived, _, (trial, task, reports) = heapq.heappop(arrivals)
+        clock = max(clock, arrived)
+        started = perf_counter()
+        ended = driver.handle(trial, task, next(reports))
+        if ended:
+            n_ended += task.kind == "train"
+        else:
+            order += 1
+            heapq.heappush(arrivals, (arrived + rung_seconds, order, (trial, task, reports)))
+        begin(clock)
+        clock += perf_counter() - started
+        lags.append(clock - arrived)
+        if clock - synced >= SYNC_SECONDS:
+            synced, begun = clock, perf_counter()
+            tracker.sync()
+            syncs.append(perf_counter() - begun)
+        if marks and n_ended >= marks[0]:
+            yield since(before)
+            marks.pop(0)
+            before, n_before, lags, syncs = {part: len(v) for part, v in driver.seconds.items()}, n_ended, [], []
+    if lags:
+        yield since(before)
+
+
+def lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The table, a line at a time."""
+    parts = sorted({part for row in rows for part in row["ms_per_trial"]})
+    yield "lag: from a report's arrival to the driver's decision; the parts: ms a trial; memory: of the whole process"
+    heads = "".join(f"{part:>22}" for part in parts)
+    yield f"{'trials':>8}{'lag p50 ms':>12}{'lag p95 ms':>12}{heads}{'MLflow s a sync':>18}{'MiB':>8}"
+    for row in rows:
+        figures = "".join(f"{row['ms_per_trial'].get(part, 0.0):22.2f}" for part in parts)
+        lags = (1000 * row["lag_p50_seconds"], 1000 * row["lag_p95_seconds"])
+        yield (
+            f"{row['n_trials']:8}{lags[0]:12.1f}{lags[1]:12.1f}{figures}"
+            f"{row['sync_p95_seconds']:18.2f}{row['resident_mib']:8.0f}"
+        )
+
+
+def measured(given: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
+    """One simulated sweep, said line by line while it runs."""
+    space = search_spaces.load("pareto")
+    settings = settings_file.make(
+        name="bench",
+        space=search_spaces.parse(space.model_dump() | {"method": given.sampler}, source="bench"),
+        n_trials=max(1, given.trials * 2 // 3),
+        base_model="none",
+        data="none",
+        device="cpu",
+        tracking_uri=given.tracking_uri,
+    )
+    folder = settings_file.sweep_folder(settings.name, root)
+    driver = Driver(folder, settings, given.at_once)
+    ledger = Ledger(folder / "ledger.db")  # MLflow's thread has a connection of its own
+    rows = []
+    try:
+        tracker = Tracker(settings, ledger, root)
+        for row in simulated(driver, given.trials, given.trial_seconds / 4, tracker):
+            rows.append(row)
+            print(f"{row['n_trials']} trials after {row['simulated_seconds']:.0f} simulated s", file=sys.stderr)
+    finally:
+        ledger.close()
+        driver.ledger.close()
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--at-once", type=int, default=256, help="trials that run at the same time")
+    parser.add_argument("--trials", type=int, default=5000, help="about so many, twins counted")
+    parser.add_argument("--trial-seconds", type=float, default=60.0, help="of a trial that is not pruned")
+    parser.add_argument("--sampler", default="tpe", help="tpe, random, nsga2, qmc")
+    parser.add_argument("--tracking-uri", default=None, help="of MLflow; default: a temporary SQLite file")
+    given = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore")
+    try:
+        if min(given.at_once, given.trials) < 1 or not given.trial_seconds > 0:
+            raise ConfigError("at-once, trials and trial-seconds must be positive")
+        with TemporaryDirectory(prefix="qlora-sweep-") as folder:
+            rows = measured(given, Path(folder))
+    except SweepError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    for line in lines(rows):
+        print(line)
+    worst = max(row["lag_p95_seconds"] for row in rows)
+    print(json.dumps({**vars(given), "lag_p95_seconds": worst, "marks": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

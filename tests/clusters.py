@@ -1,0 +1,80 @@
+"""A Ray cluster of several nodes on this machine, and a worker that trains nothing."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import mkdtemp
+from time import sleep
+from typing import Any
+
+import ray
+from ray import tune
+from ray.cluster_utils import Cluster
+
+from orchestrator import node_inputs
+from orchestrator.tune_trainable import Report, Task
+from tests.sweeps import completes, judgement
+from trainables.config import Workload
+
+
+def judges(task: Task) -> Iterator[Report]:
+    """A worker that judges a trial without a fault."""
+    yield {"state": "completed", "done": True, "judgement": asdict(judgement())}
+
+
+@contextmanager
+def cluster(**head: Any) -> Iterator[Cluster]:
+    """A cluster whose head runs no trials; it says nothing to the Ray of others on this machine."""
+    before = os.environ.get("RAY_TMPDIR")
+    folder = Path(mkdtemp(prefix="r", dir="/tmp"))  # short: sockets lie under it
+    (folder / "ray").mkdir()
+    os.environ["RAY_TMPDIR"] = str(folder)
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **head})
+    try:
+        yield found
+    finally:
+        ray.shutdown()
+        found.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("RAY_TMPDIR")
+        if before is not None:
+            os.environ["RAY_TMPDIR"] = before
+
+
+class Sleeper(tune.Trainable):
+    """Takes tasks as SweepTrainable does, brings the inputs to its node, and sleeps where that trains.
+
+    Its environment says on which node it ran, and from which folder it would have loaded the base.
+    """
+
+    seconds_per_rung = 0.0
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        task = Task.from_dict(new_config["task"])
+        workload = node_inputs.here(Workload(**new_config["workload"]), new_config["inputs"])
+        self._facts = {"node": ray.get_runtime_context().get_node_id(), "base_folder": workload.base_folder}
+        self._reports = completes(task) if task.kind == "train" else judges(task)
+        return True
+
+    def step(self) -> Report:
+        sleep(self.seconds_per_rung)
+        report = next(self._reports)
+        return report | ({"environment": self._facts} if report["done"] else {})
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing; without this method Tune would not reuse the worker."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing."""
+
+
+class Slow(Sleeper):
+    """A trial of four rungs takes 2 s: short beside the time that a node stays, as in a real sweep."""
+
+    seconds_per_rung = 0.5
