@@ -173,7 +173,7 @@ def test_every_figure_says_in_its_own_line_whose_weights_it_is_of(weights, said)
     lines = [line for line in answers(str(card)).values() if "undetermined" not in line and line != "not measured"]
     lines += re.findall(r"This adapter.*|.*gap between groups.*|This sweep took.*", str(card))
     lines += [result.metric_name for result in card.data.eval_results]
-    assert len(lines) == 18 + 3 + 14
+    assert len(lines) == 19 + 3 + 14
     if said:
         assert [line for line in lines if said not in line] == []
     else:
