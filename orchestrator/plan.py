@@ -12,7 +12,7 @@ from orchestrator.settings import SweepSettings
 from trainables.config import ComputeDtype, TrialConfig
 from trainables.device import count_gpus
 from trainables.errors import ConfigError, did_you_mean
-from trainables.predicted_memory import HUB_SHAPES, predicted_peak_mib, shape_in
+from trainables.predicted_memory import HUB_SHAPES, Shape, predicted_peak_mib, shape_in
 
 GPU_DEFAULTS = {
     "space": "pareto",
@@ -94,10 +94,15 @@ def _gpu_in_reach(address: str | None) -> bool:
     return True
 
 
+def shape_named(base_model: str) -> Shape | None:
+    """The shape of a base, as far as its name or folder tells without asking the hub."""
+    name = base_model.removeprefix("random:")
+    return HUB_SHAPES.get(name.rsplit("/", 1)[-1]) or shape_in(Path(name).expanduser())
+
+
 def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:
     """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here."""
-    name = settings.base_model.removeprefix("random:")
-    shape = HUB_SHAPES.get(name.rsplit("/", 1)[-1]) or shape_in(Path(name).expanduser())
+    shape = shape_named(settings.base_model)
     if shape is None or settings.device == "cpu":
         return [None] * len(configs)
     dtype: ComputeDtype = "bfloat16" if settings.compute_dtype == "auto" else settings.compute_dtype
