@@ -7,10 +7,14 @@
 # make bench       every bench that this machine can run: bench-measurement, bench-memory, bench-rank-rule, bench-speed
 #                  (trials an hour beside Ray Tune with the Hugging Face Trainer), bench-overhead (2,000 no-op trials)
 #
-# Variables of `make sweep`: SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA
+# make bench-cluster   whether one driver keeps up with 256 trials at once (simulated; 5,000 trials)
+#
+# Variables of `make sweep`: SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL STORAGE
+# TRACKING_URI BASE_MODEL DATA
 # (each passed to qlora-sweep run as the flag of that name; unset ones are chosen for the machine).
 # Variables of `make bench-measurement`: BASE_MODEL DATA DEVICE; of `make bench-memory`: SEED OUTPUT FROM;
-# of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead`: TRIALS.
+# of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead`: TRIALS;
+# of `make bench-cluster`: AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI.
 # `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
 
 PYTHON ?= python3
@@ -20,10 +24,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
 .PHONY: sweep ui report card test test-all lint demo clean bench bench-measurement bench-memory bench-rank-rule \
-	bench-speed bench-overhead stand-in
+	bench-speed bench-overhead bench-cluster stand-in
 
 sweep: $(VENV)/installed
-	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA)
+	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL \
+		STORAGE TRACKING_URI BASE_MODEL DATA)
 
 ui: $(VENV)/installed
 	@$(BIN)/qlora-sweep ui
@@ -62,6 +67,9 @@ bench-speed: $(VENV)/installed
 
 bench-overhead: $(VENV)/installed
 	@$(BIN)/python tests/bench/overhead.py $(call flags,TRIALS)
+
+bench-cluster: $(VENV)/installed
+	@$(BIN)/python -m tests.bench.cluster $(call flags,AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI)
 
 stand-in: $(VENV)/installed
 	@$(BIN)/python tests/bench/stand_in.py "$(CONFIG)" "$(DATA)" "$(OUT)" $(call flags,SECONDS SEED)
