@@ -1,11 +1,14 @@
 # make sweep       run a sweep and print its Pareto front
-# make ui          open MLflow over mlflow_runs/
+# make ui          open MLflow over mlflow_runs/, on this machine only; others: HOST PORT ALLOWED_HOSTS and a password
+# make audit       hold constraints.txt against the known advisories (needs the package index's)
 # make report      say what a sweep came to: NAME, or else the newest
 # make card        fill MODEL_CARD.md from the sweep NAME
 # make test        install the test extras and run the tests
+# make faults      the whole fault suite: killed drivers, workers, nodes and heads, damaged files, a full disk, ...
 #
 # make bench       every bench that this machine can run: bench-measurement, bench-memory, bench-rank-rule, bench-speed
-#                  (trials an hour beside Ray Tune with the Hugging Face Trainer), bench-overhead (2,000 no-op trials)
+#                  (trials an hour beside Ray Tune with the Hugging Face Trainer), bench-overhead (2,000 no-op trials),
+#                  bench-load (10,000 recorded ones)
 #
 # make bench-cluster   whether one driver keeps up with 256 trials at once (simulated; 5,000 trials)
 #
@@ -13,8 +16,8 @@
 # TRACKING_URI BASE_MODEL DATA
 # (each passed to qlora-sweep run as the flag of that name; unset ones are chosen for the machine).
 # Variables of `make bench-measurement`: BASE_MODEL DATA DEVICE; of `make bench-memory`: SEED OUTPUT FROM;
-# of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead`: TRIALS;
-# of `make bench-cluster`: AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI.
+# of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead` and
+# `make bench-load`: TRIALS; of `make bench-cluster`: AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI.
 # `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
 
 PYTHON ?= python3
@@ -23,15 +26,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
-.PHONY: sweep ui report card test test-all lint demo clean bench bench-measurement bench-memory bench-rank-rule \
-	bench-speed bench-overhead bench-cluster stand-in
+.PHONY: sweep ui report card test test-all faults lint audit demo clean bench bench-measurement bench-memory \
+	bench-rank-rule bench-speed bench-overhead bench-load \
+	bench-cluster stand-in
 
 sweep: $(VENV)/installed
 	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL \
 		STORAGE TRACKING_URI BASE_MODEL DATA)
 
 ui: $(VENV)/installed
-	@$(BIN)/qlora-sweep ui
+	@$(BIN)/qlora-sweep ui $(call flags,HOST PORT ALLOWED_HOSTS)
 
 report: $(VENV)/installed
 	@$(BIN)/qlora-sweep report $(NAME)
@@ -45,13 +49,19 @@ test: $(VENV)/installed-test
 test-all: $(VENV)/installed-test
 	@$(BIN)/python -m pytest
 
+faults: $(VENV)/installed-test
+	@$(BIN)/python -m pytest tests/faults
+
+audit: $(VENV)/installed-audit
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
 lint: $(VENV)/installed-test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 demo: $(VENV)/installed
 	@$(BIN)/python -m trainables.demo.build
 
-bench: bench-measurement bench-memory bench-rank-rule bench-speed bench-overhead
+bench: bench-measurement bench-memory bench-rank-rule bench-speed bench-overhead bench-load
 
 bench-measurement: $(VENV)/installed
 	@$(BIN)/python tests/bench/measurement.py $(call flags,BASE_MODEL DATA DEVICE)
@@ -67,6 +77,9 @@ bench-speed: $(VENV)/installed
 
 bench-overhead: $(VENV)/installed
 	@$(BIN)/python tests/bench/overhead.py $(call flags,TRIALS)
+
+bench-load: $(VENV)/installed
+	@PYTHONPATH=. $(BIN)/python tests/bench/load.py $(call flags,TRIALS)
 
 bench-cluster: $(VENV)/installed
 	@$(BIN)/python -m tests.bench.cluster $(call flags,AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI)
@@ -86,6 +99,10 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) --constraint constraints.txt --editable '.[test]'
 	@touch $(VENV)/installed $@
+
+$(VENV)/installed-audit: pyproject.toml constraints.txt | $(VENV)/installed
+	@$(PIP) --constraint constraints.txt '.[audit]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

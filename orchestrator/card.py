@@ -31,7 +31,9 @@ LICENCE = {
     "demo": "trained on the embedded demo's rows: MIT",
 }
 BASE_LICENCE = {GPT2_MEDIUM: "MIT (modified)", "demo": "MIT"}
-NO_KEY = frozenset({"name", "base_model", "data", "compute_dtype", "address", "tracking_uri", "gpus_per_trial"})
+NO_KEY = frozenset(
+    {"name", "base_model", "data", "compute_dtype", "address", "tracking_uri", "insecure", "gpus_per_trial"}
+)
 """Settings that decide no result, or that the workload says more exactly."""
 
 
@@ -78,11 +80,14 @@ def write(card: ModelCard, path: Path) -> Path:
 
 
 def sweep_key(report: Report) -> str:
-    """SHA-256 (hex) of all that decides a sweep's results: what was asked, of which base and rows, how measured."""
+    """SHA-256 (hex) of all that decides a sweep's results: what was asked, of which base and rows, how measured.
+
+    What was left at its default is left out, so that a setting added later changes no earlier sweep's key.
+    """
     workload = report.workload
     same = ("base_fingerprint", "data_digest", "compute_dtype")
     whole = {
-        "settings": report.settings.model_dump(mode="json", exclude=set(NO_KEY)),
+        "settings": report.settings.model_dump(mode="json", exclude=set(NO_KEY), exclude_defaults=True),
         "workload": {name: getattr(workload, name) for name in same} if workload else None,
         "protocol": report.measured.protocol_version,
     }

@@ -9,13 +9,15 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainables.errors import ConfigError, SweepError
+from trainables.errors import SweepError
 
 if TYPE_CHECKING:
     from orchestrator.report import Report
@@ -105,6 +107,7 @@ def run(
         str | None, typer.Option(help="name of a sweep over the same space that the sampler learns from")
     ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="of MLflow; default: mlflow_runs/mlflow.db")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="join a Ray cluster that asks for no token")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan; touch neither GPU nor network")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -118,6 +121,7 @@ def run(
     given |= {"max_gpu_hours": max_gpu_hours, "max_hours": max_hours, "max_usd": max_usd}
     given |= {"device_kind": device_kind, "storage": storage}
     given |= {"usd_per_gpu_hour": usd_per_gpu_hour, "warm_start": warm_start}
+    given |= {"insecure": insecure or None}
     given |= {"stop_when_flat": stop_when_flat or None, "reuse": False if no_reuse else None}
     chosen = {"space": space, "trials": trials, "base_model": base_model, "data": data, "sampler": sampler}
     settings = plan.choose(name, device, chosen, {k: v for k, v in given.items() if v is not None}, say)
@@ -164,16 +168,19 @@ def resume(name: Name, as_json: AsJson = False) -> None:
     _run(settings, resume=True, as_json=as_json)
 
 
-def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
+def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
+    """Run and publish a sweep; `stand_ins` are orchestrator.sweep.run's, for tests of faults."""
     from rich.console import Console
 
     from orchestrator import duration, ray_cluster, sweep
+    from orchestrator.flusher import Flusher
     from orchestrator.progress import ProgressDisplay, print_result, why_empty
+    from orchestrator.publishing import end
     from orchestrator.settings import ROOT
-    from orchestrator.tracking import Follower, publish
 
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
-    follower = Follower(settings, ROOT)
+    flusher = Flusher(settings.name, ROOT)
+    begin = monotonic()
     say(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
 
     def started(ledger: Any, workload: Any) -> None:
@@ -188,18 +195,21 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool) -> None:
         if line := duration.text(settings, ROOT, ray_cluster.n_slots(settings)):
             say(line)
         display.start()
-        follower.start()
+        flusher.start()
 
     try:
-        result = sweep.run(settings, ROOT, resume=resume, started=started)
+        result = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
+        display.stop()
+        run_page = end(settings, ROOT, flusher, say, monotonic() - begin, result.interrupted)
     except KeyboardInterrupt:
         say(f"interrupted; if it had begun, go on with: qlora-sweep resume {settings.name}")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         display.stop()
-        follower.stop()
-    run_page = publish(settings, ROOT, say, interrupted=result.interrupted)
+        flusher.stop()
     print_result(result, run_page, as_json=as_json)
+    if result.stopped:
+        raise SweepError(f"stopped: {result.stopped}; once that is mended: qlora-sweep resume {settings.name}")
     if result.interrupted:
         say(f"interrupted; go on with: qlora-sweep resume {settings.name}")
         raise typer.Exit(INTERRUPTED)
@@ -214,14 +224,16 @@ def status(name: Name, as_json: AsJson = False) -> None:
     from rich.console import Console
 
     from orchestrator.budgets import ENDED, FINISHED
-    from orchestrator.progress import status_of, status_view
+    from orchestrator.gpu_memory import gpu_memory, text_of
+    from orchestrator.progress import status_view
+    from orchestrator.status import status_of
 
     settings, trials, facts = _read_facts(name, ENDED, FINISHED)
-    found = status_of(trials, settings, ended=facts[ENDED] is not None, finished=bool(facts[FINISHED]))
+    found = status_of(trials, settings, ended=facts[ENDED] is not None, finished=bool(facts[FINISHED]), now=time())
     if as_json:
         print(json.dumps({"name": name, **asdict(found)}))
     else:
-        Console().print(status_view(name, found))
+        Console().print(status_view(name, found, text_of(gpu_memory()) if found.n_done < found.n_expected else ""))
 
 
 @app.command()
@@ -347,9 +359,9 @@ def sensitivity(
 @app.command()
 def sync(name: Name) -> None:
     """Bring MLflow up to date with a sweep's ledger."""
+    from orchestrator.publishing import publish
     from orchestrator.settings import ROOT
     from orchestrator.sweep import owned
-    from orchestrator.tracking import publish
 
     settings, _ = _read(name)
     with owned(sweep_folder(name)):  # a running sweep writes MLflow itself; two writers would double its runs
@@ -386,22 +398,30 @@ def verify(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="on the loopback address")] = UI_PORT) -> None:
-    """Open MLflow over mlflow_runs/mlflow.db, on this machine only."""
+def ui(
+    name: Annotated[str | None, typer.Argument(help="of the sweep for --optuna; default: the newest")] = None,
+    optuna: Annotated[bool, typer.Option("--optuna", help="optuna-dashboard over one sweep instead")] = False,
+    port: Annotated[int | None, typer.Option(help="to listen on; default: 5000, of --optuna 8080")] = None,
+    host: Annotated[str, typer.Option(help="another needs --allowed-hosts and a password")] = "127.0.0.1",
+    allowed_hosts: Annotated[
+        str | None, typer.Option(help="under which others may ask, comma-separated: NAME:PORT")
+    ] = None,
+) -> None:
+    """Open MLflow over mlflow_runs/mlflow.db, on this machine only unless told otherwise."""
+    from orchestrator import ui as pages
     from orchestrator.settings import ROOT
+    from orchestrator.tracking_store import experiment_page, store_file
 
-    store = (ROOT / "mlflow.db").resolve()
-    if not store.is_file():
-        raise ConfigError(f"there is no {ROOT / 'mlflow.db'} yet; run a sweep first")
-    say(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
-    arguments = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    arguments += [
-        "--backend-store-uri",
-        f"sqlite:///{store}",
-        "--default-artifact-root",
-        str((ROOT / "artifacts").resolve()),
-    ]
-    os.execv(sys.executable, [sys.executable, *arguments])
+    if optuna:
+        from orchestrator import dashboard
+        from orchestrator.report import newest
+
+        dashboard.serve(name or newest(ROOT), ROOT, port or dashboard.PORT, say)
+        return
+    port = port or UI_PORT
+    pages.arguments(ROOT, host, port, allowed_hosts)
+    say(f"MLflow: http://{host}:{port}/{experiment_page(store_file(ROOT))}  (Ctrl-C ends it)")
+    pages.serve(ROOT, host, port, allowed_hosts)
 
 
 def _read(name: str) -> "tuple[SweepSettings, list[TrialResult]]":
@@ -421,11 +441,12 @@ def _read_facts(name: str, *facts: str) -> "tuple[SweepSettings, list[TrialResul
         ledger.close()
 
 
-def main() -> None:
+def main(work: Callable[[], Any] = app) -> None:
     """Entry point: errors become one line and an exit code."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.umask(os.umask(0o022) | 0o022)  # nobody else writes into what this makes
     try:
-        app()
+        work()
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Ray can crash when it cleans up a half start; its processes die with this one
             sys.stdout.flush()

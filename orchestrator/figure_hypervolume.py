@@ -1,7 +1,7 @@
 """What the search had found by when: hypervolume of the front against the training time spent."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,15 @@ class Moment:
     Attributes:
         seconds: training time on the device until then, summed over all trials that had ended.
         share: hypervolume by then, of the box between the best value of each objective and the reference point.
+        volume: the same in the product of the objectives' units.
+        at: when that was, seconds since the epoch; None at the start.
         trial: that raised it, else None.
     """
 
     seconds: float
     share: float
+    volume: float = 0.0
+    at: float | None = None
     trial: TrialResult | None = None
 
 
@@ -55,14 +59,15 @@ def curve(result: SweepResult) -> list[Moment]:
     seconds = 0.0
     events = [(t.ended_at, t.number, "ends", t) for t in result.trials if t.ended_at]
     events += [(_counts_from(t, ended), t.number, "counts", t) for t in result.trials if t.key in counted]
-    for _, _, what, trial in sorted(events, key=lambda event: (event[0], event[2] == "counts", event[1])):
+    for at, _, what, trial in sorted(events, key=lambda event: (event[0], event[2] == "counts", event[1])):
         if what == "ends":
-            seconds += (trial.train_seconds or 0.0) * _devices_per_trial(result)
-            moments.append(Moment(seconds=seconds, share=moments[-1].share))
+            seconds += (trial.train_seconds or 0.0) * devices_per_trial(result)
+            moments.append(replace(moments[-1], seconds=seconds, at=at, trial=None))
             continue
         known.append(counted[trial.key])
-        share = max(hypervolume(known, reference) / box, moments[-1].share)  # rounding may lower it
-        moments.append(Moment(seconds=seconds, share=share, trial=trial if share > moments[-1].share else None))
+        volume = max(hypervolume(known, reference), moments[-1].volume)  # rounding may lower it
+        raised = trial if volume > moments[-1].volume else None
+        moments.append(Moment(seconds=seconds, share=volume / box, volume=volume, at=at, trial=raised))
     return moments
 
 
@@ -72,7 +77,8 @@ def _counts_from(trial: TrialResult, ended: Mapping[TrialConfig, float]) -> floa
     return max(own, ended.get(trial.config.counterpart, own)) if trial.config.precision == "nf4" else own
 
 
-def _devices_per_trial(result: SweepResult) -> float:
+def devices_per_trial(result: SweepResult) -> float:
+    """By which a trial's seconds count: its share of a GPU, or one CPU worker."""
     return result.settings.gpus_per_trial if result.settings.device == "cuda" else 1.0
 
 

@@ -1,21 +1,28 @@
-"""The pictures of a sweep, each as PNG and as interactive HTML that needs nothing else."""
+"""The pictures of a sweep: each as PNG, and all on one interactive page that needs nothing else."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure as PngFigure
 
 from orchestrator import (
     figure_hypervolume,
     figure_importance,
     figure_memory,
+    figure_page,
     figure_parallel,
     figure_scatter,
     figure_similarity,
 )
-from orchestrator.figure_style import DOTS_PER_INCH, Draw, Figure, LeftOut, finished_html, finished_png
+from orchestrator.figure_style import DOTS_PER_INCH, Draw, Figure, LeftOut, finished_png
 from orchestrator.sweep import SweepResult
 
-LEFT_OUT = "left_out.txt"
-"""Beside the pictures: which have nothing to show, and why."""
+FOLDER, LEFT_OUT, PAGE = "figures", "left_out.txt", "figures.html"
+"""In a sweep's folder: the pictures; in there, which have nothing to show and why; the interactive page."""
+FRONT, FRONT_OF = "front.png", "loss_memory"
+"""A smaller form of one picture, for MLflow's description of a run, which cuts off what is wider than its column."""
+FRONT_DOTS_PER_INCH = 88
 IN_REPORT: Mapping[str, tuple[str, Draw]] = {
     "rank_memory": (figure_scatter.RANK_TITLE, figure_scatter.rank_memory),
     "loss_memory": (figure_scatter.LOSS_TITLE, figure_scatter.loss_memory),
@@ -24,7 +31,6 @@ IN_REPORT: Mapping[str, tuple[str, Draw]] = {
     figure_hypervolume.NAME: (figure_hypervolume.TITLE, figure_hypervolume.draw),
 }
 """Name -> title, and how it is drawn."""
-PAGE = {"displaylogo": False, "responsive": True}
 
 
 def of_report(result: SweepResult) -> list[Figure | LeftOut]:
@@ -39,19 +45,17 @@ def of_sweep(result: SweepResult) -> list[Figure | LeftOut]:
 
 
 def write(result: SweepResult, folder: Path) -> list[Path]:
-    """Draw all in both forms; returns the files."""
+    """Draw all in both forms into a sweep's folder; returns the files."""
     found = of_sweep(result)
     files = write_png(result, found, folder)
-    for figure in found:
-        path = folder / f"{figure.name}.html"
-        if isinstance(figure, LeftOut):
-            path.unlink(missing_ok=True)
-            continue
-        page = finished_html(figure, result.caption)
-        page.write_html(path, include_plotlyjs=True, full_html=True, config=PAGE, default_width="100%")
+    path, drawn = folder / FOLDER / FRONT, front(result, found)
+    path.unlink(missing_ok=True)
+    if drawn:
+        drawn.savefig(path, dpi=FRONT_DOTS_PER_INCH)
         files.append(path)
+    files.append(_replace(folder / PAGE, page(result, found)))
     reasons = [f"{figure.name}: {figure.reason}\n" for figure in found if isinstance(figure, LeftOut)]
-    path = folder / LEFT_OUT
+    path = folder / FOLDER / LEFT_OUT
     path.unlink(missing_ok=True)
     if reasons:
         path.write_text("".join(reasons), encoding="utf-8")
@@ -59,15 +63,34 @@ def write(result: SweepResult, folder: Path) -> list[Path]:
     return files
 
 
+def page(result: SweepResult, found: Sequence[Figure | LeftOut]) -> str:
+    """The interactive page."""
+    return figure_page.page(found, f"Sweep {result.settings.name}", result.caption)
+
+
+def front(result: SweepResult, found: Sequence[Figure | LeftOut]) -> PngFigure | None:
+    """The picture of the front; None where it has nothing to show yet."""
+    (figure,) = [figure for figure in found if figure.name == FRONT_OF]
+    return finished_png(figure, result.caption) if isinstance(figure, Figure) else None
+
+
 def write_png(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Path) -> list[Path]:
     """Write the PNG forms, and take away an older picture of what is left out now; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     files = []
     for figure in found:
-        path = folder / f"{figure.name}.png"
+        path = folder / FOLDER / f"{figure.name}.png"
         if isinstance(figure, LeftOut):
             path.unlink(missing_ok=True)
         else:
             finished_png(figure, result.caption).savefig(path, dpi=DOTS_PER_INCH)
             files.append(path)
     return files
+
+
+def _replace(path: Path, text: str) -> Path:
+    """Write a file whole or not at all."""
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+    return path

@@ -115,3 +115,15 @@ def best_within(found: Sequence[TrialResult], max_memory_mib: float) -> TrialRes
     return min(
         fits, key=lambda t: (t.history[-1].eval_loss_nats, t.history[-1].peak_memory_mib, t.number), default=None
     )
+
+
+def stairs(found: Sequence[TrialResult]) -> list[TrialResult]:
+    """Of trials that count, those that are the best within some budget of peak memory, from the smallest up.
+
+    For every budget `best_within` is the last of them that fits.
+    """
+    steps: list[TrialResult] = []
+    for trial in sorted(found, key=lambda t: (t.history[-1].peak_memory_mib, t.history[-1].eval_loss_nats, t.number)):
+        if not steps or trial.history[-1].eval_loss_nats < steps[-1].history[-1].eval_loss_nats:
+            steps.append(trial)
+    return steps

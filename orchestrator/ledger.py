@@ -139,10 +139,12 @@ class Ledger:
             )
 
     def requeue(self, key: str) -> None:
-        """Take a trial up again: one that was interrupted, or a pruned one that is needed as a twin."""
+        """Take a trial up again: one that was interrupted, or a pruned one that is needed as a twin.
+
+        Its rungs stay: it may go on from a checkpoint, and what it reports again is the same and replaces them.
+        """
         with self._transaction():
             self._move(key, "queued", started_at=None, ended_at=None, reason=None)
-            self._db.execute("DELETE FROM measurements WHERE key = ?", (key,))
 
     def requeue_running(self) -> int:
         """Take up all that was running when the driver stopped; returns how many."""

@@ -95,8 +95,18 @@ def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
         yield
         db.execute("COMMIT")
     except BaseException as error:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
+        _roll_back(db)
         if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
             raise DiskFull(f"no space left for {path}; free some and resume") from None
         raise
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    """End an open transaction; once more where the rollback itself is broken off, which leaves it open."""
+    for n_left in (1, 0):
+        try:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            if not n_left:
+                raise

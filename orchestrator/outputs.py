@@ -17,7 +17,7 @@ from orchestrator.verdict import figures_of, verdict_of
 from trainables.results import Measurement, MemoryBreakdown, TrialResult
 
 RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
-PICTURES = {f"figures/{name}.png": title for name, (title, _) in figures.IN_REPORT.items()}
+PICTURES = {f"{figures.FOLDER}/{name}.png": title for name, (title, _) in figures.IN_REPORT.items()}
 """Of the report: path in the sweep's folder -> title."""
 
 
@@ -45,13 +45,13 @@ def write(result: SweepResult, report: Report, folder: Path) -> list[Path]:
     table = folder / "trials.parquet"
     pq.write_table(pa.Table.from_pylist(rows), table.with_suffix(".tmp"))
     os.replace(table.with_suffix(".tmp"), table)
-    drawn = figures.write(result, folder / "figures")
+    drawn = figures.write(result, folder)
     return [front, table, *drawn, *write_report(report, folder)]
 
 
 def draw(result: SweepResult, folder: Path) -> None:
     """Draw the report's pictures."""
-    figures.write_png(result, figures.of_report(result), folder / "figures")
+    figures.write_png(result, figures.of_report(result), folder)
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:

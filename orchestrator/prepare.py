@@ -58,7 +58,7 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     if settings.address is not None:
         ray_cluster.connect(settings.address)  # first: an address that does not answer is said at once
     found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
-    ray_cluster.connect(settings.address)
+    ray_cluster.connect(settings.address, insecure=settings.insecure)
     ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
     if settings.address is not None:
         nodes.check_versions()

@@ -2,11 +2,11 @@
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -15,11 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.budgets import ENDED, FINISHED
-from orchestrator.finalists import finalists, wanted
-from orchestrator.front import Front, front_of, is_reused, objective_value
+from orchestrator.finalists import finalists
+from orchestrator.front import Front, is_reused, objective_value
+from orchestrator.gpu_memory import gpu_memory, text_of
 from orchestrator.infeasible import nothing_counts
 from orchestrator.ledger import Ledger
-from orchestrator.settings import MAXIMISED, Objective, SweepSettings
+from orchestrator.settings import Objective, SweepSettings
+from orchestrator.status import Status, status_of
 from orchestrator.sweep import SweepResult
 from orchestrator.verdict import comparison_of, verdict_of
 from trainables.config import FINAL_STATES, TARGETS
@@ -35,89 +37,6 @@ UNITS: dict[Objective, tuple[str, str, float]] = {
     "embedding_cosine": ("cosine", ".4f", 1.0),
     "token_match_rate": ("match", ".3f", 1.0),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """A sweep at one moment.
-
-    Attributes:
-        counts: trials by state.
-        n_done: trials in a final state.
-        n_expected: trials the sweep will come to, as far as is known: twins are added as they are needed.
-        best: best value of each objective among completed trials.
-        front_size: members of the Pareto front.
-        phase: "search"; then "yardsticks": other seeds and judgements of the finalists.
-        seconds_left: from the measured time of completed trials; None before the first.
-        last_fault: reason of the last trial that broke.
-    """
-
-    counts: dict[str, int]
-    n_done: int
-    n_expected: int
-    best: dict[Objective, float | None]
-    front_size: int
-    phase: Literal["search", "yardsticks"]
-    seconds_left: float | None
-    last_fault: str | None
-
-
-def status_of(
-    trials: Sequence[TrialResult], settings: SweepSettings, *, ended: bool = False, finished: bool = False
-) -> Status:
-    """Derive the status from the ledger's trials.
-
-    Args:
-        ended: the search is over, though it may not have taken up all it was allowed.
-        finished: so is all that follows it.
-    """
-    counts = Counter(trial.state for trial in trials)
-    done = [t for t in trials if t.state in FINAL_STATES]
-    n_searched = 0 if ended or finished else _n_to_come(trials, settings)
-    searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.origin in ("search", "twin") for t in trials)
-    expected = len(trials) + n_searched + (0 if searching or finished else _n_yardsticks_to_come(trials, settings))
-    completed = [t for t in trials if t.state == "completed"]
-    faults = [t for t in done if t.state in ("oom", "diverged", "failed", "refused")]
-    return Status(
-        counts=dict(counts),
-        n_done=len(done),
-        n_expected=expected,
-        best={objective: _best(completed, objective) for objective in settings.objectives},
-        front_size=len(front_of(trials, settings).members),
-        phase="search" if searching else "yardsticks",
-        seconds_left=_seconds_left(done, expected, max(1, counts["running"])),
-        last_fault=max(faults, key=lambda t: t.ended_at or 0).reason if faults else None,
-    )
-
-
-def _n_to_come(trials: Sequence[TrialResult], settings: SweepSettings) -> int:
-    """Trials the search will still take up."""
-    n_left = settings.n_trials - sum(trial.origin == "search" for trial in trials)
-    if settings.space.method == "grid":  # a twin may be a point of the grid
-        known = {trial.config for trial in trials}
-        n_left = min(n_left, sum(settings.config(point) not in known for point in settings.space.grid()))
-    return max(0, n_left)
-
-
-def _n_yardsticks_to_come(trials: Sequence[TrialResult], settings: SweepSettings) -> int:
-    """Runs under other seeds that the finalists still need."""
-    known = {trial.config for trial in trials}
-    return sum(run.config not in known for run in wanted(trials, settings))
-
-
-def _best(trials: Sequence[TrialResult], objective: Objective) -> float | None:
-    values = [v for t in trials if (v := objective_value(t, objective)) is not None]
-    if not values:
-        return None
-    return max(values) if objective in MAXIMISED else min(values)
-
-
-def _seconds_left(done: Sequence[TrialResult], n_expected: int, n_at_once: int) -> float | None:
-    own = [t for t in done if t.state != "completed" or t.train_seconds]  # a reused trial took no time
-    spans = [t.ended_at - t.started_at for t in own if t.ended_at and t.started_at]
-    if not spans:
-        return None
-    return sum(spans) / len(spans) * max(0, n_expected - len(done)) / n_at_once
 
 
 def shown(value: float | None, objective: Objective) -> str:
@@ -151,21 +70,37 @@ def front_table(front: Front) -> Table:
     return table
 
 
-def status_view(name: str, status: Status) -> Group:
-    """The live view: a bar, trials by state, the best so far."""
+def counted_line(name: str, status: Status) -> str:
+    """How far a sweep is, and how long it will take from here."""
+    left = f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
+    return f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{left}"
+
+
+def how_to_stop(name: str) -> str:
+    return f"Ctrl-C stops; qlora-sweep resume {name} goes on, and keeps every trial that has ended"
+
+
+def status_view(name: str, status: Status, memory: str = "") -> Group:
+    """The live view: a bar, trials by state, the best so far, what went wrong last.
+
+    Args:
+        memory: in use on GPUs, in one line.
+    """
     states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
     best = "  ".join(f"{UNITS[o][0]} {shown(v, o)}" for o, v in status.best.items())
-    left = f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
     lines = [
-        Text(f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{left}", style="bold"),
+        Text(counted_line(name, status), style="bold"),
         Text(_bar(status.n_done / max(1, status.n_expected)), style="green"),
         Text(f"states  {states}"),
         Text(f"best    {best}   front {status.front_size}"),
     ]
+    if memory:
+        lines.append(Text(f"memory  {memory}"))
     if status.last_fault:
-        lines.append(Text(f"last fault  {status.last_fault}", style="red", overflow="ellipsis", no_wrap=True))
+        fault = " ".join(status.last_fault.split())
+        lines.append(Text(f"last error  {fault}", style="red", overflow="ellipsis", no_wrap=True))
     if status.n_done < status.n_expected:
-        lines.append(Text(f"Ctrl-C stops; qlora-sweep resume {name} goes on", style="dim"))
+        lines.append(Text(how_to_stop(name), style="dim"))
     return Group(*lines)
 
 
@@ -215,11 +150,14 @@ class ProgressDisplay:
         finally:
             ledger.close()
 
+    def _status(self, ledger: Ledger, trials: Sequence[TrialResult]) -> Status:
+        ended, finished = ledger.fact(ENDED) is not None, ledger.fact(FINISHED, False)
+        return status_of(trials, self._settings, ended=ended, finished=finished, now=time.time())
+
     def _show_live(self, ledger: Ledger) -> None:
         def view() -> Group:
-            ended, finished = ledger.fact(ENDED) is not None, ledger.fact(FINISHED, False)
-            found = status_of(ledger.trials(), self._settings, ended=ended, finished=finished)
-            return status_view(self._settings.name, found)
+            found = self._status(ledger, ledger.trials())
+            return status_view(self._settings.name, found, text_of(gpu_memory()))
 
         with Live(view(), console=self._console, refresh_per_second=2) as live:
             while not self._stop.wait(REFRESH_SECONDS):
@@ -228,12 +166,18 @@ class ProgressDisplay:
 
     def _show_lines(self, ledger: Ledger) -> None:
         said = {t.key for t in ledger.trials() if t.state in FINAL_STATES}
+        self._console.print(how_to_stop(self._settings.name), highlight=False, soft_wrap=True)
         stopped = False
         while True:
-            for trial in ledger.trials():
-                if trial.state in FINAL_STATES and trial.key not in said:
-                    said.add(trial.key)
-                    self._console.print(trial_line(trial), highlight=False, soft_wrap=True)
+            trials = ledger.trials()
+            new = [t for t in trials if t.state in FINAL_STATES and t.key not in said]
+            for trial in new:
+                said.add(trial.key)
+                self._console.print(trial_line(trial), highlight=False, soft_wrap=True)
+            if new:
+                memory = text_of(gpu_memory())
+                line = counted_line(self._settings.name, self._status(ledger, trials))
+                self._console.print(line + (f"; {memory}" if memory else ""), highlight=False, soft_wrap=True)
             if stopped:
                 return
             stopped = self._stop.wait(REFRESH_SECONDS)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from orchestrator.faults import Fault, fault_of, fault_of_trial
 from orchestrator.moasha import Moasha, first_rung
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective
 from orchestrator.tune_trainable import Task
@@ -27,6 +28,7 @@ class Pruner(FIFOScheduler):
         self._rule = rule
         self.protected: set[str] = set()
         self._reasons: dict[str, str] = {}
+        self._faults: dict[str, Fault] = {}
         self._moasha = Moasha(rule, max_steps, objectives) if rule.type == "moasha" else None
         self._asha = None
         if rule.type == "asha":
@@ -43,6 +45,10 @@ class Pruner(FIFOScheduler):
         """Why a trial was stopped, for the ledger."""
         return self._reasons.get(key, "stopped by Ray Tune")
 
+    def fault(self, trial_id: str) -> Fault:
+        """Why Ray Tune gave a task up; only a scheduler is told before the searcher is."""
+        return self._faults.pop(trial_id, fault_of(None))
+
     def learn(self, trial: TrialResult) -> None:
         """Take in a candidate of before a resume; Ray's ASHA begins anew."""
         if self._moasha:
@@ -51,6 +57,9 @@ class Pruner(FIFOScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if self._asha:
             self._asha.on_trial_add(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._faults[trial.trial_id] = fault_of_trial(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         task = Task.from_dict(trial.config["task"])

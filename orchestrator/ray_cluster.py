@@ -25,6 +25,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "PYTHONWARNINGS": "ignore",
@@ -35,22 +36,29 @@ SLOTS_SECONDS = 5.0
 """How long a count of slots stands."""
 
 
-def connect(address: str | None) -> None:
+def connect(address: str | None, *, insecure: bool = False) -> None:
     """Start a private Ray on this machine, or join the cluster at `address` and ship our packages to its nodes.
 
+    Args:
+        insecure: join a cluster that asks for no token.
     Raises:
-        ConfigError: the address is not one a driver can join, or the cluster runs another Python or Ray.
+        ConfigError: the address is not one a driver can join; the cluster asks for no token, or this process has none
+            (see orchestrator.ray_guard); or it runs another Python or Ray.
         Unreachable: no cluster answers there.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # the ledger says which trials did not complete
     import ray
+
+    from orchestrator import ray_guard
 
     if ray.is_initialized():
         return
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
+        ray_guard.guard_private()
         n_cpus = len(os.sched_getaffinity(0))
         n_gpus = count_gpus()
         ray.init(
@@ -62,6 +70,7 @@ def connect(address: str | None) -> None:
         )
         return
     knock(address)
+    ray_guard.guard_cluster(address, insecure=insecure)
     shipped = {"py_modules": list(PACKAGES), "excludes": ["**/__pycache__"]}
     try:
         ray.init(address=address, runtime_env=shipped, log_to_driver=False, logging_level=logging.ERROR)

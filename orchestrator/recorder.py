@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from orchestrator import adapter_store, storage
+from orchestrator import adapter_store, checkpoints, storage
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger_rows import COMPARISON, COST, JUDGEMENT
 from orchestrator.pruning import Pruner
@@ -19,6 +19,7 @@ class Recorder(Callback):
     def __init__(self, ledger: Ledger, adapters: Path, pruner: Pruner) -> None:
         self._ledger = ledger
         self._adapters = adapters
+        self._snapshots = adapters.parent / checkpoints.FOLDER
         self._pruner = pruner
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -68,6 +69,7 @@ class Recorder(Callback):
             adapter_sha256=digest,
             train_seconds=report.get("train_seconds"),
         )
+        checkpoints.discard(self._snapshots, task.key)
 
     def __deepcopy__(self, memo: dict) -> "Recorder":
         return self  # Tune copies its settings; the ledger is one

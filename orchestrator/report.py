@@ -14,9 +14,10 @@ from orchestrator.infeasible import nothing_counts
 from orchestrator.knee import knee
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.plan import predicted_peaks_mib
-from orchestrator.progress import status_of
 from orchestrator.repeats import Figure, Rows, figure, rows_of, smallest_sufficient_rank
+from orchestrator.report_budget import WithinMemory, within_memory
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, SweepSettings
+from orchestrator.status import status_of
 from orchestrator.sufficient_rank import SufficientRank
 from orchestrator.verdict import Verdict, comparison_of, verdict_of
 from trainables.config import PROTOCOL_VERSION, Precision, State, TrialConfig, Workload
@@ -112,6 +113,7 @@ class Report:
         best_loss, best_memory: numbers of the front's members with the lowest loss (on the search rows) and peak.
         best_4bit: number of the 4-bit finalist with the lowest such loss, of those judged if any were.
         sufficient_ranks: by precision.
+        within_memory: the best trial for each budget of peak memory.
         knee: number of the front's member that gives up least in every objective, see orchestrator.knee.
         search_ended: why the search is over, in words; None while it is not.
         nothing_counts: why the front is empty, in words; None where it is not.
@@ -136,6 +138,7 @@ class Report:
     outcomes: tuple[Outcome, ...]
     faults: tuple[Fault, ...]
     measured: Measured
+    within_memory: tuple[WithinMemory, ...] = ()
     knee: int | None = None
     search_ended: str | None = None
     nothing_counts: str | None = None
@@ -222,6 +225,7 @@ def report_of(
         outcomes=_outcomes(trials),
         faults=_faults(trials, facts.get(FAULTS) or {}),
         measured=_measured(trials, front, workload, facts),
+        within_memory=within_memory(trials, settings),
         knee=middle.number if middle else None,
         search_ended=ended.text if ended else None,
         nothing_counts=nothing_counts(trials, settings, predict),

@@ -8,6 +8,7 @@ from orchestrator.markdown import safe, table
 from orchestrator.progress import UNITS, shown
 from orchestrator.repeats import Figure
 from orchestrator.report import Felt, Finalist, Outcome
+from orchestrator.report_budget import WithinMemory
 from orchestrator.settings import Objective
 from orchestrator.sufficient_rank import SufficientRank
 from trainables.config import TARGETS, Precision, TrialConfig
@@ -72,6 +73,24 @@ def _finalist_row(finalist: Finalist, objectives: Sequence[Objective]) -> list[s
         *(figure(finalist.figures.get(objective), objective) for objective in objectives),
         finalist.rows,
     ]
+
+
+def of_budgets(found: Sequence[WithinMemory]) -> str:
+    """One line a step: what to take where memory is at least so much."""
+    headings = ["budget from (MiB)", "base", "rank", "targets", "loss (nats)", "ms/step", "trial"]
+    rows = [
+        [
+            shown(step.peak_memory_mib, "peak_memory_mib"),
+            BITS[step.config.precision],
+            str(step.config.rank),
+            targets(step.config),
+            shown(step.eval_loss_nats, "eval_loss_nats"),
+            shown(step.seconds_per_step, "seconds_per_step"),
+            str(step.number),
+        ]
+        for step in found
+    ]
+    return table(headings, rows)
 
 
 def of_verdicts(finalists: Sequence[Finalist]) -> str:

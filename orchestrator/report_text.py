@@ -27,11 +27,18 @@ def markdown(report: Report, pictures: Pictures) -> str:
     return "\n\n".join(sections(report, pictures)) + "\n"
 
 
-def description(report: Report, max_chars: int) -> str:
-    """The answer, as many of the first sections as fit, and where the rest is; without pictures."""
+def description(report: Report, max_chars: int, links: str = "", picture: str = "") -> str:
+    """What to take for which memory, the answer, as many of the first sections as fit, and where the rest is.
+
+    Args:
+        links: first of all, as little is shown of a description before it is opened.
+        picture: of the front, in Markdown.
+    """
     rest = "The whole report: artifacts `report.html` and `report.md`."
+    budgets = _budgets(report)
+    others = [section for section in sections(report, {}) if section not in (answer(report), budgets)]
     text = ""
-    for section in [bullets(report), *(s for s in sections(report, {}) if s != answer(report))]:
+    for section in filter(None, [links, budgets, picture, bullets(report), *others]):
         if len(text) + len(section) + len(rest) + 4 > max_chars:
             break
         text += section + "\n\n"
@@ -43,6 +50,7 @@ def sections(report: Report, pictures: Pictures) -> list[str]:
     found = [
         _head(report),
         answer(report),
+        _budgets(report),
         _front(report),
         _similarity(report),
         _costs(report),
@@ -76,6 +84,18 @@ def _head(report: Report) -> str:
     elif not report.states.get("completed"):
         lines.append("**No trial completed, so there is nothing to compare; the reasons are below.**")
     return "\n\n".join(lines)
+
+
+def _budgets(report: Report) -> str:
+    if not report.within_memory:
+        return ""
+    texts = [
+        "## Which rank for which memory",
+        f"The lowest held-out loss (search rows) of all that need no more peak memory{whose(report, WHOSE)}:",
+        tables.of_budgets(report.within_memory),
+        f"For one budget: `qlora-sweep best {report.name} --max-memory 2GiB`.",
+    ]
+    return "\n\n".join(texts)
 
 
 def _front(report: Report) -> str:

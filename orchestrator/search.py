@@ -9,6 +9,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.budgets import FINISHED, Ended
 from orchestrator.device_limit import DeviceLimit
+from orchestrator.faults import Retries, too_many
 from orchestrator.finalists import to_judge, wanted
 from orchestrator.front import is_candidate
 from orchestrator.ledger import Ledger
@@ -72,7 +73,10 @@ class SweepSearcher(Searcher):
             memory_mib=ledger.fact("device_memory_mib"),
             compute_dtype=workload.compute_dtype,
         )
+        self._retries = Retries(clock)
+        self._n_ended = self._n_failed = 0  # since this driver began: what was wrong before may be mended
         self.finished = False
+        self.stopped: str | None = None
         for entry in learned:
             self._proposer.learn(entry, self._limit.excess(entry.result.config))
         for key, entry in list(self._entries.items()):
@@ -84,17 +88,20 @@ class SweepSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next task, None while there is none, FINISHED when there will be none."""
-        if len(self._live) >= self._n_slots():
+        if self.stopped and not self._live:
+            return Searcher.FINISHED
+        if self.stopped or len(self._live) >= self._n_slots():
             return None
         task = self._next_task()
         if task is None:
-            self.finished = not self._live
+            self.finished = not self._live and not self._retries.waiting
             if self.finished:
                 self._ledger.set_fact(FINISHED, True)
             return Searcher.FINISHED if self.finished else None
         if task.kind == "train":
             self._ledger.start(task.key)
             self._refresh(task.key)
+        self._retries.handed_out((task.kind, task.key))
         self._live[trial_id] = task
         self._stopping.task_began(trial_id)
         return {"task": task.to_dict(), **self._shared}
@@ -104,18 +111,42 @@ class SweepSearcher(Searcher):
         task = self._live.pop(trial_id, None)
         if task is None:
             return
-        if error and task.kind == "train":
-            self._ledger.finish(task.key, "failed", reason="its worker process was lost again and again")
+        if error and self._is_tried_again(trial_id, task):
+            return
         keys = {task.key, self._half(task.config)[0]}
         for key in keys:
             self._refresh(key)
         done = {"train": True, "compare": self._result(task.key).similarity, "judge": self._result(task.key).judgement}
+        if task.kind == "train":
+            self._count(self._result(task.key))
         if not done[task.kind]:
             self._failed.add((task.kind, task.key))
         for key in keys:
             self._settle(key)
         completed = task.kind == "train" and self._result(task.key).state == "completed"
         self._stopping.task_ended(trial_id, lambda: self._trials, completed=completed)
+
+    def _is_tried_again(self, trial_id: str, task: Task) -> bool:
+        """What becomes of a task that Ray gave up: queued once more, or its trial failed."""
+        name, fault = (task.kind, task.key), self._pruner.fault(trial_id)
+        if self._retries.again(name, fault):
+            if task.kind == "train":
+                self._ledger.requeue(task.key)
+                self._refresh(task.key)
+            self._stopping.task_ended(trial_id, lambda: self._trials, completed=False)
+            return True
+        if task.kind == "train":
+            n_lost = self._retries.n_lost(name)
+            times = f", the {n_lost}rd time" if n_lost == 3 else ""
+            self._ledger.finish(task.key, "failed", reason=fault.text + times)
+        return False
+
+    def _count(self, trial: TrialResult) -> None:
+        """Stop the sweep where too many trials fail for no reason of their own."""
+        self._n_ended += 1
+        self._n_failed += trial.state == "failed"
+        if self.stopped is None and too_many(self._n_failed, self._n_ended):
+            self.stopped = f"{self._n_failed} of {self._n_ended} trials failed; the last because {trial.reason}"
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the state."""
@@ -170,6 +201,7 @@ class SweepSearcher(Searcher):
 
     def _task(self) -> Task | None:
         queued = [e.result for e in self._entries.values() if e.result.state == "queued"]
+        queued = [trial for trial in queued if self._retries.is_due(("train", trial.key))]
         if queued:
             return self._train(min(queued, key=lambda trial: trial.number))
         for entry in [e for key, e in self._entries.items() if key not in self._told]:
@@ -236,7 +268,8 @@ class SweepSearcher(Searcher):
             return self._train(min(left, key=lambda trial: trial.number)) if left else None
         busy = {task.key for task in self._live.values()}
         for trial in to_judge(trials, self._settings):
-            if trial.judgement is None and trial.key not in busy and ("judge", trial.key) not in self._failed:
+            open_ = trial.judgement is None and trial.key not in busy and ("judge", trial.key) not in self._failed
+            if open_ and self._retries.is_due(("judge", trial.key)):
                 twin = self._entries.get(self._half(trial.config)[0])
                 return judgement_of(trial, twin.result if twin else None, trials, self._settings.reseeds)
         return None
@@ -267,6 +300,7 @@ class SweepSearcher(Searcher):
             self._pruner.protected.add(twin_key)
             self._refresh(twin_key)
             return self._train(self._result(twin_key))
-        if twin.result.state == "completed" and not any(live.key == trial.key for live in self._live.values()):
+        is_free = not any(live.key == trial.key for live in self._live.values())
+        if twin.result.state == "completed" and is_free and self._retries.is_due(("compare", trial.key)):
             return Task(kind="compare", key=trial.key, config=trial.config, twin_key=twin_key)
         return None

@@ -191,14 +191,14 @@ def write(result: SensitivityResult, root: Path) -> list[Path]:
 
 def publish(result: SensitivityResult, root: Path, files: list[Path], say: Callable[[str], None]) -> str | None:
     """Write the MLflow run; returns its page under `make ui`, None where it could not be written."""
-    from orchestrator import tracking
+    from orchestrator import tracking_store
 
     metrics = [("unquantized_loss_nats", result.unquantized_loss_nats, 0)]
     for s in result.variants:  # blocks are MLflow's steps, so that it draws a line over them
         name = "/".join(filter(None, (s.variant.scope, s.variant.kind)))
         metrics += [(f"{name}/{measure}", getattr(s, measure), s.variant.block or 0) for measure in MEASURES]
     workload = result.workload
-    return tracking.log_run(
+    return tracking_store.log_run(
         root,
         say,
         name=result.settings.name,

@@ -1,8 +1,10 @@
 """Everything one sweep was asked to do: frozen, checked, kept beside its ledger for `resume`."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -12,6 +14,9 @@ from trainables.errors import ConfigError, did_you_mean
 
 ROOT = Path("mlflow_runs")
 """Where all state lives, relative to the working directory."""
+
+ADDRESS_FILE = "tracking-address"
+"""Of MLflow, in the sweep's folder, for its owner alone; kept out of settings.json, which reports and MLflow show."""
 
 Objective = Literal["peak_memory_mib", "seconds_per_step", "eval_loss_nats", "embedding_cosine", "token_match_rate"]
 MAXIMISED = frozenset({"embedding_cosine", "token_match_rate"})
@@ -30,6 +35,16 @@ def _check_name(name: str) -> str:
             f"NAME must be 1 to 64 letters, digits, '.', '_' or '-', starting with one of the first two, got {name!r}"
         )
     return name
+
+
+def _check_tracking(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigError(
+            "tracking_uri must hold no user, password or query: give MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
+        )
+    return uri
 
 
 class SweepSettings(Frozen):
@@ -53,7 +68,8 @@ class SweepSettings(Frozen):
         seed: of the sampler, and of every trial unless the space says otherwise.
         repeats: runs of each finalist, under seeds that follow its own; 1 is the one that made it a finalist.
         reseeds: other seeds of a 4-bit finalist's twin, the yardstick of what a seed moves.
-        tracking_uri: of MLflow; None is the SQLite file under the root.
+        tracking_uri: of MLflow; None is the SQLite file under the root. It stands in no dump of the settings.
+        insecure: join a Ray cluster that asks for no token.
         max_gpu_hours: of all tasks together, other seeds and judgements included; the search ends early enough.
         max_hours: of wall-clock time at work, the same; pauses before a resume do not count.
         max_usd, usd_per_gpu_hour: a budget in money, and what it is counted with.
@@ -81,7 +97,8 @@ class SweepSettings(Frozen):
     seed: int = Field(default=0, ge=0, lt=2**32)
     repeats: int = Field(default=1, ge=1, le=100)
     reseeds: int = Field(default=2, ge=2, le=100)
-    tracking_uri: str | None = None
+    tracking_uri: Annotated[str, AfterValidator(_check_tracking)] | None = Field(default=None, exclude=True, repr=False)
+    insecure: bool = False
     max_gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -162,7 +179,21 @@ def sweep_folder(name: str, root: Path = ROOT) -> Path:
 def save(settings: SweepSettings, folder: Path) -> None:
     """Write settings.json, once; a sweep's settings never change."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "settings.json", settings.model_dump_json(indent=2) + "\n")
+    if settings.tracking_uri is not None:
+        path = folder / ADDRESS_FILE
+        path.touch(mode=0o600)
+        path.write_text(settings.tracking_uri, encoding="utf-8")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or as it was, whenever the process is killed."""
+    scratch = path.with_name(f".{path.name}.part")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
 
 
 def load(folder: Path) -> SweepSettings:
@@ -176,6 +207,10 @@ def load(folder: Path) -> SweepSettings:
         others = [p.parent.name for p in folder.parent.glob("*/settings.json")]
         raise ConfigError(f"NAME: no sweep {folder.name!r}{did_you_mean(folder.name, others)}")
     try:
-        return SweepSettings.model_validate_json(path.read_bytes())
+        settings = SweepSettings.model_validate_json(path.read_bytes())
+        if (folder / ADDRESS_FILE).is_file():
+            address = (folder / ADDRESS_FILE).read_text(encoding="utf-8")
+            settings = settings.model_copy(update={"tracking_uri": _check_tracking(address)})
+        return settings
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_fault(error, SweepSettings)}") from None

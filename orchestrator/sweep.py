@@ -7,21 +7,26 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from orchestrator import checkpoints
 from orchestrator import settings as settings_file
 from orchestrator.budgets import ENDED, Ended
+from orchestrator.folder_access import narrow, refuse_shared
 from orchestrator.front import REFERENCE, Front, front_of
 from orchestrator.ledger import Ledger
-from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings import SweepSettings, sweep_folder, write_whole
 from trainables.config import Workload
 from trainables.errors import ConfigError, SweepError
 from trainables.results import TrialResult
 
-MAX_RETRIES = 2
-"""Times a trial whose worker process was lost is started again; its own errors are never retried."""
+if TYPE_CHECKING:
+    from orchestrator.search import SweepSearcher
+
+
+Prepare = Callable[[SweepSettings, Path], tuple[Workload, dict[str, int], float | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +36,7 @@ class SweepResult:
     Attributes:
         interrupted: stopped before its end; `resume` goes on.
         ended: why the search is over; None while it is not, and in ledgers from before that was kept.
+        stopped: why the sweep gave itself up before its end; it is `interrupted` too.
     """
 
     settings: SweepSettings
@@ -39,6 +45,7 @@ class SweepResult:
     front: Front
     interrupted: bool
     ended: Ended | None = None
+    stopped: str | None = None
 
     @property
     def caption(self) -> str:
@@ -78,6 +85,7 @@ def run(
     resume: bool,
     started: Callable[[Ledger, Workload], None],
     trainable: type | None = None,
+    prepare: Prepare | None = None,
 ) -> SweepResult:
     """Run a sweep to its end, or until it is interrupted.
 
@@ -86,10 +94,14 @@ def run(
         resume: go on with the sweep of that name; otherwise the name must be new.
         started: called once when everything is ready and trials are about to start.
         trainable: does the tasks in place of SweepTrainable.
+        prepare: connects to Ray and brings the inputs in place of orchestrator.prepare.
     Raises:
         SweepError: with the exit code of its kind.
     """
     folder = sweep_folder(settings.name, root)
+    if resume and folder.exists():
+        refuse_shared(folder, root)
+    narrow(root)
     with owned(folder):
         known = (folder / "ledger.db").exists()
         if known and not resume:
@@ -97,34 +109,44 @@ def run(
                 f"NAME: sweep {settings.name!r} exists; say resume {settings.name}, or choose another NAME"
             )
         from orchestrator import ray_cluster, reuse, warm_start
-        from orchestrator.prepare import prepare
+
+        if prepare is None:
+            from orchestrator.prepare import prepare
 
         workload, counts, memory_mib = prepare(settings, root)
         slots = ray_cluster.Slots(lambda: ray_cluster.n_slots(settings))
         settings_file.save(settings, folder)
         ledger = Ledger(folder / "ledger.db")
         try:
-            _note_start(ledger, workload, counts)
+            _note_start(ledger, workload, counts, folder / "id")
             ledger.set_fact("device_memory_mib", memory_mib)
             ledger.requeue_running()
+            _forget_checkpoints(ledger, folder)
             learned = warm_start.entries(settings, workload, root)
             elsewhere = reuse.completed_elsewhere(root, settings.name, workload, settings) if settings.reuse else {}
             started(ledger, workload)
             known = {"learned": learned, "elsewhere": elsewhere}
-            finished = _tune(settings, workload, ledger, folder, slots, trainable, known)
+            searcher = _tune(settings, workload, ledger, folder, slots, trainable, known)
             ledger.requeue_running()
-            return result_of(settings, ledger, interrupted=not finished)
+            _forget_checkpoints(ledger, folder)
+            result = result_of(settings, ledger, interrupted=not searcher.finished)
+            return replace(result, stopped=searcher.stopped)
         finally:
             ledger.close()
 
 
-def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int]) -> None:
-    """Keep what the sweep is about.
+def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int], id_file: Path) -> None:
+    """Keep what the sweep is about, and beside the ledger its name, by which a new one is told from an emptied one.
 
     Raises:
-        ConfigError: the ledger holds trials on another base model, data set or arithmetic.
+        ConfigError: the ledger has lost its content, or holds trials on another base model, data set or arithmetic.
     """
     before = ledger.workload()
+    if id_file.exists() and id_file.read_text("utf-8", errors="replace") not in ("", ledger.fact("id")):
+        raise ConfigError(
+            f"{ledger.path} is not the ledger that {id_file} names, or has lost its content; restore it, "
+            "start under a new NAME, or delete the latter if the ledger is right"
+        )
     if before is None:
         ledger.set_fact("id", uuid.uuid4().hex)
         ledger.set_fact("created_at", time.time())
@@ -136,6 +158,12 @@ def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int]) -> N
                 )
     ledger.set_fact("workload", asdict(workload))
     ledger.set_fact("data_counts", counts)
+    write_whole(id_file, ledger.fact("id"))
+
+
+def _forget_checkpoints(ledger: Ledger, folder: Path) -> None:
+    """Of trials that have ended: what came in after their end, or before a driver was killed at it."""
+    checkpoints.keep_only(folder / checkpoints.FOLDER, {t.key for t in ledger.trials() if t.state == "queued"})
 
 
 def _tune(
@@ -146,18 +174,18 @@ def _tune(
     slots: Callable[[], int],
     trainable: type | None,
     known: Mapping[str, Any],
-) -> bool:
-    """Let Ray Tune run until the searcher has nothing more to do; False when it was interrupted."""
+) -> "SweepSearcher":
+    """Let Ray Tune run until the searcher has nothing more to do, or it is interrupted."""
     from ray import tune
 
-    from orchestrator import adapter_store, node_inputs
+    from orchestrator import adapter_store, node_inputs, pulse
     from orchestrator.pruning import Pruner
     from orchestrator.recorder import Recorder
     from orchestrator.search import SweepSearcher
     from orchestrator.tune_trainable import SweepTrainable
 
     adapters = folder / "adapters"
-    store = adapter_store.serve(adapters)
+    store = adapter_store.serve(adapters, folder / checkpoints.FOLDER)
     pruner = Pruner(settings.space.early_terminate, settings.longest_steps, settings.objectives)
     shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
     shared |= {"inputs": node_inputs.serve(workload) if settings.address else None}
@@ -178,14 +206,16 @@ def _tune(
             storage_path=str(scratch),
             callbacks=[Recorder(ledger, adapters, pruner)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
+            failure_config=tune.FailureConfig(max_failures=0),  # the searcher decides what is tried again
             verbose=0,
         ),
     )
+    lost = f"the Ray cluster was lost; once it is back: qlora-sweep resume {settings.name}"
     try:
-        tuner.fit()
+        with pulse.watched(lost) as heart:
+            tuner.fit()
     except KeyboardInterrupt:
-        return False
+        pass
     except tune.TuneError as error:
         cause = error.__cause__ or error
         if isinstance(cause, SweepError):
@@ -193,7 +223,9 @@ def _tune(
         raise SweepError(f"Ray Tune stopped: {' '.join(str(cause).split())}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state
-    return searcher.finished
+    if heart.lost:
+        raise SweepError(lost)
+    return searcher
 
 
 def result_of(settings: SweepSettings, ledger: Ledger, *, interrupted: bool = False) -> SweepResult:

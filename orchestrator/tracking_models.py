@@ -16,6 +16,17 @@ NEW_STATE_SECONDS = 10
 """How long MLflow may take to make a registered version ready."""
 
 
+def models_of(client: Any, experiment_id: str, sweep_id: str) -> list[Any]:
+    """All logged models of a sweep; each has the tag trial_key."""
+    models, token = [], None
+    while True:
+        page = client.search_logged_models([experiment_id], f"tags.sweep_id = '{sweep_id}'", page_token=token)
+        models += page
+        token = page.token
+        if not token:
+            return models
+
+
 class FrontModels:
     """The logged models of one sweep; writing them again changes nothing.
 
@@ -51,16 +62,15 @@ class FrontModels:
         return written
 
     def _known(self) -> dict[str, Any]:
-        """This sweep's models by trial key."""
-        models, token = {}, None
-        while True:
-            page = self._client.search_logged_models(
-                [self._experiment_id], f"tags.sweep_id = '{self._sweep_id}'", page_token=token
-            )
-            models |= {model.tags["trial_key"]: model for model in page}
-            token = page.token
-            if not token:
-                return models
+        """This sweep's models by trial key; what a call whose answer was lost left twice is deleted."""
+        found = models_of(self._client, self._experiment_id, self._sweep_id)
+        models: dict[str, Any] = {}
+        for model in sorted(found, key=lambda model: (model.status != "READY", model.model_id)):
+            if model.tags["trial_key"] in models:
+                self._client.delete_logged_model(model.model_id)
+            else:
+                models[model.tags["trial_key"]] = model
+        return models
 
     def _log(self, entry: Entry, model: Any) -> str:
         """Whole once its status is READY; one that a killed program left half written is written on."""

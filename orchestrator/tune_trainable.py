@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 
 from orchestrator import node_inputs, storage
 from orchestrator.ledger_rows import COST
@@ -106,7 +107,7 @@ class SweepTrainable(tune.Trainable):
         """Nothing: state lives in the ledger. Without this method Tune would not reuse the worker."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: an interrupted trial starts anew."""
+        """Nothing: an interrupted trial goes on from its snapshot in the adapter store."""
 
     def _leave(self) -> None:
         if hasattr(self._reports, "close"):
@@ -124,13 +125,17 @@ class SweepTrainable(tune.Trainable):
             yield from {"train": _train, "compare": _compare, "judge": _judge}[task.kind](self._bench, task, store)
         except TrialFailed as error:
             yield _end(self._bench, error.state, reason=str(error))
+        except RayError:  # the cluster's fault, not the trial's: orchestrator.faults decides
+            raise
         except Exception as error:
             traceback.print_exc()
             self._bench = None  # of unknown state now
             yield {"state": "failed", "done": True, "reason": f"{type(error).__name__}: {error}", "environment": {}}
 
 
-def _end(bench: Any, state: State, fallback: str | None = None, **values: Any) -> Report:
+def _end(
+    bench: Any, state: State, fallback: str | None = None, continued_from: int | None = None, **values: Any
+) -> Report:
     from trainables.device import environment
 
     facts = environment(bench.device) | {
@@ -139,6 +144,8 @@ def _end(bench: Any, state: State, fallback: str | None = None, **values: Any) -
     }
     if fallback:
         facts["fallback"] = f"eager engine: {fallback}"
+    if continued_from:
+        facts["continued_from_step"] = str(continued_from)
     return {"state": state, "done": True, "environment": facts, **values}
 
 
@@ -146,9 +153,12 @@ def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
     from trainables.device import device_name
     from trainables.trial import Trial
 
-    start = perf_counter()
+    before = ray.get(store.snapshot.remote(task.key))
+    start = perf_counter() - (before.seconds if before else 0.0)
     here = device_name(bench.device)
-    trial = Trial(task.config, bench, cost=next((cost for cost in task.costs if cost.device == here), None))
+    cost = next((cost for cost in task.costs if cost.device == here), None)
+    trial = Trial(task.config, bench, cost=cost, snapshot=before)
+    kept: list[Any] = []
     try:
         for measurement in trial.measurements():
             report = {
@@ -159,6 +169,9 @@ def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
             }
             if measurement.step < task.config.max_steps:
                 yield {"state": "running", "done": False, **report}
+                if not kept or ray.wait(kept, timeout=0)[0]:  # a disk that is behind gets no more to do
+                    snapshot = trial.snapshot(measurement.step, seconds=perf_counter() - start)
+                    kept = [store.keep.remote(snapshot)]  # not waited for: it may be lost, training goes on
         files = trial.adapter_files()
     finally:
         trial.close()
@@ -174,7 +187,15 @@ def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
             traceback.print_exc()
         else:
             report |= {"similarity": similarity, "similarity_of": task.key if nf4 else bench.workload.key(half)}
-    yield _end(bench, "completed", fallback, adapter=files, train_seconds=seconds, **report)
+    yield _end(
+        bench,
+        "completed",
+        fallback,
+        before.step if before else None,
+        adapter=files,
+        train_seconds=seconds,
+        **report,
+    )
 
 
 def _compare(bench: Any, task: Task, store: Any) -> Iterator[Report]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator import adapter_store
 from orchestrator import settings as settings_file
+from orchestrator.redaction import reason_of
 from orchestrator.settings import sweep_folder
 from orchestrator.sweep import owned
 from orchestrator.verify_files import of_adapters, of_front_file, of_table
@@ -92,7 +93,7 @@ def _repair(kept: Kept, root: Path, found: tuple[Difference, ...], say: Callable
     """Bring damaged adapters back from MLflow's copies, delete wrong runs, and write everything from the ledger."""
     if not kept.entries or kept.workload is None:
         return
-    from orchestrator.tracking import publish
+    from orchestrator.publishing import publish
     from orchestrator.verify_mlflow import adapter_copies, forget
 
     damaged = {difference.key for difference in found if difference.key}
@@ -107,6 +108,6 @@ def _repair(kept: Kept, root: Path, found: tuple[Difference, ...], say: Callable
     except SweepError:
         raise
     except Exception as error:
-        say(f"MLflow cannot be written ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+        say(f"MLflow cannot be written ({reason_of(error, kept.settings.tracking_uri)})")
     is_open = any(trial.state in ("queued", "running") for trial in kept.trials)
     publish(kept.settings, root, say, interrupted=is_open)

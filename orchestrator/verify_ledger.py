@@ -12,8 +12,8 @@ from orchestrator.front import REFERENCE, Front, front_of
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger_rows import Entry
 from orchestrator.pairs import is_settled
-from orchestrator.progress import status_of
 from orchestrator.settings import SweepSettings
+from orchestrator.status import status_of
 from trainables.config import FINAL_STATES, Workload
 from trainables.errors import ConfigError
 from trainables.results import TrialResult

@@ -1,5 +1,6 @@
 """A sweep's runs in MLflow against its ledger; MLflow is only read here."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from math import isfinite
@@ -9,7 +10,11 @@ from urllib.parse import unquote, urlsplit
 
 from orchestrator import adapter_store
 from orchestrator.ledger_rows import Entry
-from orchestrator.tracking import STATUS, open_client, store_uri
+from orchestrator.redaction import reason_of
+from orchestrator.tracking import STATUS
+from orchestrator.tracking_models import models_of
+from orchestrator.tracking_runs import families
+from orchestrator.tracking_store import open_client, store_uri
 from orchestrator.verify_ledger import Difference, Kept
 
 COPIES = ("front.json", "trials.parquet")
@@ -32,7 +37,7 @@ def of_mlflow(kept: Kept, root: Path) -> list[Difference]:
         client, experiment_id = open_client(uri, root)
         return list(_of_store(kept, client, experiment_id))
     except Exception as error:
-        return [difference(f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})")]
+        return [difference(f"cannot be read ({reason_of(error, kept.settings.tracking_uri)})")]
 
 
 def forget(kept: Kept, root: Path, run_ids: set[str]) -> None:
@@ -46,8 +51,8 @@ def adapter_copies(kept: Kept, root: Path) -> dict[str, Path]:
     """Folder of each trial's adapter in MLflow by key, where its artifacts lie on this machine."""
     client, experiment_id = open_client(kept.settings.tracking_uri or store_uri(root), root)
     folders = {}
-    for parent in _search(client, experiment_id, "sweep_id", str(kept.facts["id"])):
-        for run in _search(client, experiment_id, "mlflow.parentRunId", parent.info.run_id):
+    for _, children in families(client, experiment_id, str(kept.facts["id"])):
+        for run in children:
             artifacts = _artifacts(run)
             if artifacts:
                 folders[run.data.tags.get("trial_key", "")] = artifacts / "adapter"
@@ -55,16 +60,16 @@ def adapter_copies(kept: Kept, root: Path) -> dict[str, Path]:
 
 
 def _of_store(kept: Kept, client: Any, experiment_id: str) -> Iterator[Difference]:
-    parents = _search(client, experiment_id, "sweep_id", str(kept.facts["id"]))
-    if not parents:
+    (parent, children), *others = families(client, experiment_id, str(kept.facts["id"]))
+    for other, theirs in [(parent, children), *others] if parent is None else others:
+        if other is not None:
+            yield difference(f"run {other.info.run_id} is a second run of this sweep", other)
+        whose = "no run" if other is None else "a second run"
+        for run in theirs:
+            yield difference(f"run {run.info.run_id} is a child of {whose} of this sweep", run)
+    if parent is None:
         yield difference("there is no run of this sweep")
         return
-    families = [(run, _search(client, experiment_id, "mlflow.parentRunId", run.info.run_id)) for run in parents]
-    (parent, children), *others = sorted(families, key=lambda family: -len(family[1]))
-    for other, theirs in others:
-        yield difference(f"run {other.info.run_id} is a second run of this sweep", other)
-        for run in theirs:
-            yield difference(f"run {run.info.run_id} is a child of a second run of this sweep", run)
     if parent.info.status != "FINISHED":
         yield difference(f"the run of this sweep is {parent.info.status}, not FINISHED")
     artifacts = _artifacts(parent)
@@ -72,6 +77,7 @@ def _of_store(kept: Kept, client: Any, experiment_id: str) -> Iterator[Differenc
         if _bytes(artifacts / name) != _bytes(kept.folder / name):
             yield difference(f"{name} of the sweep's run is not the one in {kept.folder}")
     yield from _of_children(kept, children)
+    yield from _of_models(kept, models_of(client, experiment_id, str(kept.facts["id"])))
 
 
 def _of_children(kept: Kept, children: list[Any]) -> Iterator[Difference]:
@@ -93,6 +99,22 @@ def _of_children(kept: Kept, children: list[Any]) -> Iterator[Difference]:
     for key, entry in entries.items():
         if key not in of_trial and entry.result.state != "queued":
             yield difference(f"trial {entry.result.number} has no run")
+
+
+def _of_models(kept: Kept, models: list[Any]) -> Iterator[Difference]:
+    """One model for each member of the front that has an adapter."""
+    there = Counter(model.tags["trial_key"] for model in models if model.status == "READY")
+    half = [model.tags["trial_key"] for model in models if model.status != "READY"]
+    for trial in kept.trials:
+        most = int(trial.key in kept.front.keys)
+        least = most if (kept.folder / "adapters" / trial.key).is_dir() else 0
+        count = there.pop(trial.key, 0)
+        if not least <= count <= most:
+            yield difference(f"trial {trial.number} has {count} models, expected {most}")
+        if trial.key in half:
+            yield difference(f"trial {trial.number} has a model that is half written")
+    if there:
+        yield difference(f"{there.total()} models are of no trial of the ledger")
 
 
 def _of_child(run: Any, entry: Entry, on_front: bool) -> Iterator[str]:
@@ -119,16 +141,6 @@ def _of_child(run: Any, entry: Entry, on_front: bool) -> Iterator[str]:
         fault = adapter_store.fault(artifacts / "adapter", entry.adapter_sha256)
         if fault:
             yield f"its copy of the adapter: {fault}"
-
-
-def _search(client: Any, experiment_id: str, tag: str, value: str) -> list[Any]:
-    runs, token = [], None
-    while True:
-        page = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", max_results=1000, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
 
 
 def _artifacts(run: Any) -> Path | None:

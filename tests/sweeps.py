@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
-from time import perf_counter
+from time import monotonic, perf_counter
 from types import SimpleNamespace
 from typing import Any
 
+from ray import cloudpickle
+from ray.exceptions import RayActorError
 from ray.tune.utils import flatten_dict
 
 import search_spaces
@@ -152,6 +154,8 @@ class Desk:
 
     Attributes:
         all_asked: every task handed out, in order.
+        lost: keys of tasks that Ray gave up, once each time.
+        skipped_seconds: how far its clock is ahead; each question to the searcher takes a second.
         stopped: keys of trials that the pruner, or a test, stopped.
     """
 
@@ -159,6 +163,8 @@ class Desk:
     settings: SweepSettings
     n_slots: int = 2
     all_asked: list[Task] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    skipped_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.folder / "ledger.db")
@@ -166,7 +172,13 @@ class Desk:
         asked = self.settings
         self.pruner = Pruner(asked.space.early_terminate, asked.longest_steps, asked.objectives)
         self.searcher = SweepSearcher(
-            self.settings, WORKLOAD, self.ledger, self.pruner, n_slots=self.n_slots, shared={}
+            self.settings,
+            WORKLOAD,
+            self.ledger,
+            self.pruner,
+            n_slots=self.n_slots,
+            shared={},
+            clock=lambda: monotonic() + self.skipped_seconds,
         )
         self.recorder = Recorder(self.ledger, self.folder / "adapters", self.pruner)
         self.running: dict[str, tuple[Any, Task, Iterator[Report]]] = {}
@@ -202,6 +214,7 @@ class Desk:
 
     def take(self, outcome: Outcome = completes) -> str | None:
         """Ask for one task; returns the Tune trial's id, None where nothing is to be done now."""
+        self.skipped_seconds += 1
         trial_id = f"tune{len(self.all_asked)}"
         config = self.searcher.suggest(trial_id)
         if not isinstance(config, dict):
@@ -252,10 +265,24 @@ class Desk:
         while not self.step(trial_id, stop=stop):
             pass
 
-    def lose(self, trial_id: str) -> None:
-        """Its worker process was lost for the last time."""
-        del self.running[trial_id]
+    def lose(self, trial_id: str, error: Exception | None = None) -> None:
+        """Ray gave a task up; unless another error is given, because its worker process was lost."""
+        _, task, _ = self.running.pop(trial_id)
+        self.lost.append(task.key)
+        pickled = self.folder / f"{trial_id}.pkl"
+        pickled.write_bytes(cloudpickle.dumps(error or RayActorError()))
+        files = {"pickled_error_file": str(pickled), "error_file": None}
+        self.pruner.on_trial_error(None, SimpleNamespace(trial_id=trial_id, **files))
         self.searcher.on_trial_complete(trial_id, error=True)
+
+    def take_again(self, trial_id: str, outcome: Outcome = completes) -> str:
+        """Wait until the task that was just lost is handed out once more."""
+        lost = self.all_asked[int(trial_id.removeprefix("tune"))]
+        self.skipped_seconds += 60
+        again = self.take(outcome)
+        assert again is not None, "nothing was handed out"
+        assert (self.all_asked[-1].kind, self.all_asked[-1].key) == (lost.kind, lost.key)
+        return again
 
     def do(self, outcome: Outcome = completes, *, stop: bool = False) -> Task:
         """One task from its start to its end."""
@@ -273,7 +300,8 @@ class Desk:
             if trial_id:
                 self.end(trial_id)
             else:
-                assert self.searcher.finished, "nothing runs, nothing is handed out, and it is not finished"
+                waits = self.searcher._retries.waiting
+                assert self.searcher.finished or waits, "nothing runs, nothing is handed out, and it is not finished"
         return [task for task in self.all_asked[before:] if self.is_of_search(task)]
 
 

@@ -231,6 +231,23 @@ def test_no_op_trials_go_through_the_whole_sweep_and_bare_tune(tmp_path):
     for size in (small, large):
         assert 0 < size["ms_per_trial_while_sweeping"] < size["ms_per_trial"]
         assert size["bare_ms_per_trial"] > 0
-        assert size["mlflow_fault"] is None
     assert 0 < large["n_nf4"] < large["n_trials"]
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_the_growth_of_memory_is_its_slope_over_trials_once_a_fifth_is_done():
+    ends = [float(n) for n in range(1, 101)]
+    steep = [(n + 0.5, 1000.0 * n if n < 20 else 20_000 + 7.0 * n) for n in range(110)]
+    assert overhead.growth_kib_per_trial(steep, ends) == pytest.approx(7.0)
+    assert overhead.growth_kib_per_trial(steep[:21], ends) is None
+
+
+def test_the_load_bench_writes_a_sweep_that_each_command_reads(tmp_path):
+    from tests.bench import load
+
+    settings, n = load.write(tmp_path / "mlflow_runs", 20)
+    assert (settings.n_trials, n) == (12, 20)
+    found = {command: load.timed(command, tmp_path) for command in ("status", "verify")}
+    assert found["status"]["exit_code"] == 0
+    assert found["verify"]["exit_code"] == 1  # it has no files and no runs in MLflow
+    assert all(each["peak_mib"] > 10 for each in found.values())

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from orchestrator.budgets import ENDED, FINISHED, SPENT, Ended, Spent, exceeded, flat, still_needed, window
 from orchestrator.front import REFERENCE, counted, fixed_reference, front_of, volume_of
 from orchestrator.pareto import hypervolume
-from orchestrator.progress import status_of
 from orchestrator.report import read
 from orchestrator.report_text import markdown
 from orchestrator.search import SweepSearcher
+from orchestrator.status import status_of
 from orchestrator.stopping import Stopping
 from tests.sweeps import GRID, TPE, WORKLOAD, Desk, completes, make, measurement, space, trial
 from trainables.config import TrialConfig

@@ -11,6 +11,7 @@ from tests.test_adapter import assert_untouched, snapshot
 from trainables import base_model, bias, compare, evaluation
 from trainables.config import TrialConfig
 from trainables.findings import Comparison, Judgement
+from trainables.graph import Unrecordable
 from trainables.trial import Bench, Trial
 
 CONFIG = TrialConfig(
@@ -199,10 +200,13 @@ class OneBase:
     def __init__(self, few: Bench, n_rows: int) -> None:
         self.workload = few.workload
         self.rows = few.rows | {name: few.rows[name][:n_rows] for name in ("search", "report")}
-        self.untuned_texts = {}
+        self.untuned = {}
         self.swaps: list[str] = []
         self.held: list[str] = []
         self._base = None
+
+    def reader(self, precision, weights):
+        raise Unrecordable("no GPU")
 
     def base(self, precision):
         if self.swaps[-1:] != [precision]:

@@ -12,6 +12,7 @@ from orchestrator import (
     figure_hypervolume,
     figure_importance,
     figure_memory,
+    figure_page,
     figure_parallel,
     figure_scatter,
     figure_similarity,
@@ -278,31 +279,47 @@ def test_a_caption_is_read_neither_as_markup_nor_as_mathematics(sweep):
     assert any("a$b</script><i>$" in text.get_text() for text in png.texts)
 
 
-def test_the_pages_ask_nobody_and_hold_the_script_once(sweep, tmp_path):
-    files = figures.write(result_of(*sweep.trials[:3]), tmp_path)
-    pages = [path.read_text() for path in files if path.suffix == ".html"]
-    assert pages
-    for page in pages:
-        assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)\s*=", page)
-        assert page.count("plotly.js v") == 1
+def test_the_page_has_every_figure_asks_nobody_and_holds_the_script_once(sweep):
+    page = figures.page(sweep, figures.of_sweep(sweep))
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)\s*=", page)
+    assert page.count("plotly.js v") == 1
+    names = [figure.name for figure in figures.of_sweep(sweep)]
+    assert re.findall(r'Plotly\.newPlot\(\s*"plot-(\w+)"', page) == names
+    assert re.findall(r'href="#(\w+)"', page) == names
+
+
+def test_a_sweeps_name_is_text_on_the_page():
+    page = figure_page.page([LeftOut(name="a", reason="<b> is why")], "<b> is the name", "a caption")
+    assert "<b>" not in page
+    assert "a: &lt;b&gt; is why" in page
 
 
 def test_what_has_nothing_to_show_is_left_out_and_said(tmp_path):
-    (tmp_path / "similarity.png").write_bytes(b"of an earlier time")
+    old = tmp_path / figures.FOLDER / "similarity.png"
+    old.parent.mkdir()
+    old.write_bytes(b"of an earlier time")
     only = trial(0, cost=cost(), ended_at=1.0, train_seconds=1.0)
     files = figures.write(result_of(only), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in files}
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(files)
     names = {path.stem for path in files if path.suffix == ".png"}
-    assert names == {path.stem for path in files if path.suffix == ".html"}
-    assert names == {"rank_memory", "loss_memory", "time_memory", "loss_time", "hypervolume"}
-    reasons = dict(line.split(": ", 1) for line in (tmp_path / figures.LEFT_OUT).read_text().splitlines())
+    assert names == {"front", "rank_memory", "loss_memory", "time_memory", "loss_time", "hypervolume"}
+    reasons = dict(line.split(": ", 1) for line in (old.parent / figures.LEFT_OUT).read_text().splitlines())
     assert reasons.keys() == {"memory_breakdown", "similarity", "parallel_coordinates", "importance"}
     assert reasons["similarity"] == "no 4-bit finalist was compared with a 16-bit twin"
 
 
 def test_a_sweep_without_a_completed_trial_has_no_figure_and_no_fault(tmp_path):
     failed = trial(0, state="failed", history=(), reason="no", ended_at=1.0, train_seconds=1.0)
-    assert [path.name for path in figures.write(result_of(failed), tmp_path)] == [figures.LEFT_OUT]
+    assert [path.name for path in figures.write(result_of(failed), tmp_path)] == [figures.PAGE, figures.LEFT_OUT]
+
+
+def test_one_point_is_drawn_where_a_figure_needs_no_more(sweep):
+    only = next(trial for trial in sweep.trials if trial.config.precision == "nf4")
+    drawn = [figure for figure in figures.of_sweep(result_of(only)) if isinstance(figure, Figure)]
+    assert {"rank_memory", "loss_memory", "memory_breakdown", "hypervolume"} <= {figure.name for figure in drawn}
+    for figure in drawn:
+        finished_png(figure, "c").draw_without_rendering()
+        assert figure.html().data
 
 
 def test_trials_with_equal_figures_are_drawn(sweep):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from orchestrator import settings as settings_file
 from orchestrator.front import front_of
 from orchestrator.infeasible import nothing_counts
-from orchestrator.knee import best_within, choose, knee, mib_of
+from orchestrator.knee import best_within, choose, knee, mib_of, stairs
 from orchestrator.settings import sweep_folder
 from tests.sweeps import GRID, WORKLOAD, Desk, breaks, command, completes, make, measurement, similarity, space, trial
 from trainables.config import TrialConfig
@@ -37,6 +37,13 @@ def test_the_knee_is_the_member_nearest_to_the_ideal_whatever_the_unit(points, f
         return sum(((v - a) / (b - a or 1)) ** 2 for v, a, b in zip(point, least, most, strict=True)) ** 0.5
 
     assert away(points[knee(front).number]) == pytest.approx(min(map(away, on)))
+
+
+@given(POINTS, st.integers(0, 10))
+def test_the_last_stair_that_fits_is_the_best_within_any_budget(points, budget):
+    trials = at(points)
+    steps = [trial for trial in stairs(trials) if trial.history[-1].peak_memory_mib <= budget]
+    assert (steps[-1] if steps else None) == best_within(trials, float(budget))
 
 
 def test_an_empty_front_has_no_knee():

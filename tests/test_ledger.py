@@ -87,7 +87,7 @@ class LedgerAndModel(RuleBasedStateMachine):
     @rule(key=ANY_KEY)
     def requeue(self, key: str) -> None:
         if self.attempt(self.state(key) in ("running", "pruned"), self.ledger.requeue, key):
-            self.trials[key] |= {"state": "queued", "reason": None, "history": {}}
+            self.trials[key] |= {"state": "queued", "reason": None}
 
     @rule(key=ANY_KEY, cosine=st.floats(-1, 1))
     def set_similarity(self, key: str, cosine: float) -> None:
@@ -112,7 +112,7 @@ class LedgerAndModel(RuleBasedStateMachine):
         running = [key for key in self.trials if self.state(key) == "running"]
         assert self.ledger.requeue_running() == len(running)
         for key in running:
-            self.trials[key] |= {"state": "queued", "reason": None, "history": {}}
+            self.trials[key] |= {"state": "queued", "reason": None}
 
     @precondition(lambda self: self.n_crashes < 5)
     @rule()
@@ -146,14 +146,15 @@ class LedgerAndModel(RuleBasedStateMachine):
         before = self.ledger.entries()
         answers = iter([1])  # only once: the transaction may still be rolled back
         self.ledger._db.set_progress_handler(lambda: next(answers, 0), n_instructions)
+        broken = False
         try:
             operation(*arguments, **named)
         except (sqlite3.OperationalError, LedgerError):
-            self.ledger._db.set_progress_handler(None, 0)  # one left over must not meet what the test itself asks
-            if self.ledger.entries() == before:
-                return  # an interruption after the commit's last write has changed all the same
+            broken = True
         finally:
             self.ledger._db.set_progress_handler(None, 0)
+        if broken and self.ledger.entries() == before:
+            return  # an interruption after the commit's last write has changed all the same
         if what == "add":
             fresh = {"state": "queued", "origin": "search", "history": {}, "number": len(self.trials), "reason": None}
             params = {"rank": CONFIGS[i].rank}
@@ -161,7 +162,7 @@ class LedgerAndModel(RuleBasedStateMachine):
         elif what == "record":
             self.trials[key]["history"][25] = 1.0
         elif what == "requeue":
-            self.trials[key] |= {"state": "queued", "reason": None, "history": {}}
+            self.trials[key] |= {"state": "queued", "reason": None}
         else:
             state, reason = ("running", self.trials[key]["reason"]) if what == "start" else ("pruned", "too hot")
             self.trials[key] |= {"state": state, "reason": reason}

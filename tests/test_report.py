@@ -315,11 +315,14 @@ def test_the_description_is_whole_sections_that_fit_with_the_answer_first():
     settings = make(objectives=("eval_loss_nats",))
     report = report_of(settings, trials, FACTS, lambda config: None)
     answered = report_answer.bullets(report)
-    whole = [answered, *(s for s in report_text.sections(report, {}) if answered not in s)]
-    for limit in (1500, 5000):
-        note = report_text.description(report, limit)
+    sections = report_text.sections(report, {})
+    (budgets,) = [s for s in sections if s.startswith("## Which rank for which memory")]
+    rest = [s for s in sections if answered not in s and s != budgets]
+    whole = ["[all](#)", budgets, "![front](x.png)", answered, *rest]
+    for limit in (2000, 5000):
+        note = report_text.description(report, limit, "[all](#)", "![front](x.png)")
         assert len(note) <= limit
-        assert note.startswith("- **Memory")
+        assert answered in note
         kept = note.rsplit("\n\n", 1)[0]
         assert kept in ["\n\n".join(whole[:n]) for n in range(2, len(whole) + 1)]
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, OPTConfig
 
 from orchestrator import sensitivity_figures
 from orchestrator.sensitivity import SensitivityResult, SensitivitySettings
-from orchestrator.tracking import EXPERIMENT, log_run, store_uri
+from orchestrator.tracking_store import EXPERIMENT, log_run, store_uri
 from tests.sweeps import WORKLOAD, command
 from trainables import base_model, demo, evaluation
 from trainables.config import TARGETS

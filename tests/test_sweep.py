@@ -15,7 +15,7 @@ from orchestrator import settings
 from orchestrator.finalists import to_judge
 from orchestrator.front import front_of
 from orchestrator.ledger import Ledger
-from orchestrator.tracking import EXPERIMENT, store_uri
+from orchestrator.tracking_store import EXPERIMENT, store_uri
 from tests.sweeps import Finished, command, start
 from trainables.config import FINAL_STATES
 
@@ -150,21 +150,22 @@ def test_the_parent_run_holds_what_the_sweep_came_to(mlflow):
     figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
     assert {"front.json", "trials.parquet", "settings.json", "environment.json"} <= names
     points = ("rank_memory", "loss_memory", "time_memory", "loss_time", "parallel_coordinates")
-    drawn = (*points, "hypervolume", "memory_breakdown", "similarity")
-    assert figures == {f"figures/{n}.{kind}" for n in drawn for kind in ("png", "html")} | {"figures/left_out.txt"}
+    drawn = (*points, "hypervolume", "memory_breakdown", "similarity", "front")
+    assert figures == {f"figures/{n}.png" for n in drawn} | {"figures/left_out.txt"}
+    assert {"figures.html", "report.html", "report.md"} <= names
     assert parent.info.status == "FINISHED"
     assert "Pareto front" in parent.data.tags["mlflow.note.content"]
     assert parent.data.params["n_trials"] == "4"
 
 
 def test_the_figures_are_self_contained_and_hold_every_completed_trial(swept):
-    folder = swept[0] / "mlflow_runs" / "sweeps" / "a" / "figures"
-    for path in folder.glob("*.html"):
-        text = path.read_text()
-        assert not re.search(r"<(script|link)[^>]+(src|href)=[\"']?https?:", text)
-        if path.stem in ("rank_memory", "loss_memory", "time_memory", "loss_time"):
-            assert text.count("alpha 8") >= 4  # each point says what it is
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
+    folder = swept[0] / "mlflow_runs" / "sweeps" / "a"
+    text = (folder / "figures.html").read_text()
+    assert not re.search(r"<(script|link)[^>]+(src|href)=[\"']?https?:", text)
+    assert text.count("alpha 8") >= 4 * 4  # in 4 figures each point says what it is
+    pictures = list((folder / "figures").glob("*.png"))
+    assert pictures
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 
 
 def test_each_child_run_holds_its_trials_settings_rungs_and_tags(swept, mlflow):

@@ -8,11 +8,13 @@ import pytest
 
 from orchestrator import adapter_store, report
 from orchestrator.ledger import Ledger
+from orchestrator.publishing import publish
 from orchestrator.settings import SweepSettings, save, sweep_folder
 from orchestrator.sweep import SweepResult, result_of
-from orchestrator.tracking import Tracker, publish, store_uri
+from orchestrator.tracking import Tracker
 from orchestrator.tracking_inputs import source_of
 from orchestrator.tracking_models import ALIAS
+from orchestrator.tracking_store import store_uri
 from tests.sweeps import WORKLOAD, Desk, completes, cost, make
 
 COUNTS = {"read": 1500, "dropped: empty output": 7, "dropped: equal instruction": 2, "train": 1000, "search": 128}
@@ -161,7 +163,7 @@ def test_a_model_that_was_left_half_written_is_written_on(tmp_path):
     key = result.front.members[0].key
     tags = {"sweep_id": ledger.fact("id"), "trial_key": key}
     tracker.sync(final=True)
-    child = tracker._children[key]
+    child = tracker._runs.children[key]
     half = tracker._client.create_logged_model(tracker.experiment_id, "half", source_run_id=child, tags=tags)
     ledger.close()
     client, parent = published(settings, tmp_path)

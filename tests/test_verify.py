@@ -14,8 +14,9 @@ import pytest
 
 from orchestrator import adapter_store, settings, verify
 from orchestrator.ledger import Ledger
+from orchestrator.publishing import publish
 from orchestrator.sweep import owned
-from orchestrator.tracking import open_client, publish, store_uri
+from orchestrator.tracking_store import open_client, store_uri
 from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
 from trainables.errors import ConfigError
 
@@ -115,6 +116,18 @@ def parent_doubled(root: Path) -> Iterator[list[str]]:
 
 
 @contextmanager
+def model_doubled(root: Path) -> Iterator[list[str]]:
+    client = client_of(root)
+    model = client.search_logged_models([child(root, 0).info.experiment_id])[0]
+    double = client.create_logged_model(model.experiment_id, "double", model.source_run_id, tags=dict(model.tags))
+    client.finalize_logged_model(double.model_id, "READY")
+    with closing(Ledger(root / "sweeps" / "t" / "ledger.db", read_only=True)) as ledger:
+        number = next(trial.number for trial in ledger.trials() if trial.key == model.tags["trial_key"])
+    yield [f"MLflow: trial {number} has 2 models, expected 1"]
+    client.delete_logged_model(double.model_id)
+
+
+@contextmanager
 def child_running(root: Path) -> Iterator[list[str]]:
     run_id = child(root, 3).info.run_id
     client_of(root).update_run(run_id, status="RUNNING")
@@ -210,6 +223,7 @@ DAMAGE = (
     child_doubled,
     child_of_nothing,
     parent_doubled,
+    model_doubled,
     child_running,
     child_off_the_front,
     child_with_another_loss,

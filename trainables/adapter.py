@@ -1,16 +1,20 @@
 """A LoRA adapter on a frozen base: attach, detach, turn into files and back (peft)."""
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from trainables.config import TrialConfig
+from trainables.config import TARGETS, TrialConfig
 from trainables.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -99,3 +103,33 @@ def from_files(base: "PreTrainedModel", files: Mapping[str, bytes]) -> "PeftMode
         for name in FILES:
             (Path(folder) / name).write_bytes(files[name])
         return PeftModel.from_pretrained(base, folder).eval()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """An adapter outside of any model.
+
+    Attributes:
+        matrices: A (rank, inputs) and B (outputs, rank) of each module, by their names in the file.
+        targets: the kinds of module that have one.
+        scaling: of B A.
+    """
+
+    matrices: "Mapping[str, torch.Tensor]"
+    targets: tuple[str, ...]
+    rank: int
+    scaling: float
+
+
+def read_files(files: Mapping[str, bytes]) -> Weights:
+    """What `to_files` wrote, on the host; a damaged file is an error of safetensors' or json's kind."""
+    from safetensors.torch import load
+
+    lora = json.loads(files["adapter_config.json"])
+    rank = lora["r"]
+    return Weights(
+        matrices=load(files["adapter_model.safetensors"]),
+        targets=tuple(target for target in TARGETS if target in lora["target_modules"]),
+        rank=rank,
+        scaling=lora["lora_alpha"] / (sqrt(rank) if lora["use_rslora"] else rank),
+    )

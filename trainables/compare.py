@@ -3,9 +3,10 @@
 All 16-bit work comes before all 4-bit work: a small GPU may hold one base at a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables import adapter, bias, evaluation, felt
-from trainables.config import TrialConfig
+from trainables.config import Precision, TrialConfig
 from trainables.data import TokenRow
 from trainables.findings import Comparison, Judgement
+from trainables.graph import Unrecordable
+from trainables.reading import EagerReader, Reader, Texts
 from trainables.similarity import RowScores, compare_rows, row_scores
 
 if TYPE_CHECKING:
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
     from trainables.trial import Bench
 
     Model = PreTrainedModel | PeftModel
+    Known = tuple[Texts, torch.Tensor]  # texts and states of a model, see _Reading
 
-Texts = list[list[int]]
 Adapter = Mapping[str, bytes]
 """peft's files by name, see trainables.adapter.to_files."""
+Read = Callable[[Precision, Adapter | None], AbstractContextManager[Reader]]
+"""Some rows before a base with an adapter, or alone."""
 
 
 def compare(bench: "Bench", *, nf4: Adapter, twin: Adapter) -> Comparison:
@@ -40,10 +45,10 @@ def compare(bench: "Bench", *, nf4: Adapter, twin: Adapter) -> Comparison:
     Args:
         nf4, twin: each trained at its own precision.
     """
-    rows = bench.rows["search"]
-    yardsticks = _yardsticks(bench, rows, twin)
-    with attached(bench.base("nf4"), nf4) as model:
-        quantized, _ = _against(yardsticks.reference, model, rows)
+    rows, read = bench.rows["search"], partial(_reader, bench)
+    yardsticks = _yardsticks(bench, rows, read, twin)
+    with read("nf4", nf4) as reader:
+        quantized, _ = _against(yardsticks.reference, reader, bench.base("nf4"), rows)
     return compare_rows(quantized, yardsticks.untuned)
 
 
@@ -64,7 +69,7 @@ def judge(
     """
     rows = bench.rows["report"]
     if twin is not None:
-        yardsticks = _yardsticks(bench, rows, twin, reseeds)
+        yardsticks = _yardsticks(bench, rows, partial(_eager_reader, bench, rows), twin, reseeds)
         twin_gaps = _twin_gaps(bench, twin)
     base = bench.base(config.precision)
     tokens = evaluation.response_tokens(base, rows)
@@ -73,7 +78,7 @@ def judge(
         losses["row_nats"] = _row_nats(model, rows)
         if twin is None:
             return Judgement(**losses)
-        quantized, token_kl = _against(yardsticks.reference, model, rows)
+        quantized, token_kl = _against(yardsticks.reference, EagerReader(model, rows), base, rows)
         gaps = bias.gaps(model, bench.workload.base_folder)
     return Judgement(
         **losses,
@@ -110,18 +115,19 @@ class _Yardsticks:
 
 
 def _yardsticks(
-    bench: "Bench", rows: Sequence[TokenRow], twin: Adapter, reseeds: Sequence[Adapter] = ()
+    bench: "Bench", rows: Sequence[TokenRow], read: Read, twin: Adapter, reseeds: Sequence[Adapter] = ()
 ) -> _Yardsticks:
-    base, decoded = bench.base("16bit"), tuple(rows[: evaluation.N_DECODED_ROWS])
-    with attached(base, twin) as model:
-        reference = _read(model, rows)
-    if decoded not in bench.untuned_texts:  # the same for every twin
-        bench.untuned_texts[decoded] = evaluation.greedy(base, decoded)
-    untuned, _ = _against(reference, base, rows, bench.untuned_texts[decoded])
+    base = bench.base("16bit")
+    with read("16bit", twin) as reader:
+        reference = _read(reader)
+    with read("16bit", None) as reader:
+        if tuple(rows) not in bench.untuned:  # the same for every twin
+            bench.untuned[tuple(rows)] = (reader.texts(), reader.states())
+        untuned, _ = _against(reference, reader, base, rows, bench.untuned[tuple(rows)])
     reseeded = []
     for files in reseeds:
-        with attached(base, files) as model:
-            reseeded.append(_against(reference, model, rows)[0])
+        with read("16bit", files) as reader:
+            reseeded.append(_against(reference, reader, base, rows)[0])
     return _Yardsticks(reference=reference, untuned=untuned, reseeded=tuple(reseeded))
 
 
@@ -131,25 +137,22 @@ def _twin_gaps(bench: "Bench", twin: Adapter) -> dict[str, NDArray[np.float64]]:
         return bias.gaps(model, bench.workload.base_folder)
 
 
-def _read(
-    model: "Model", rows: Sequence[TokenRow], reference: _Reading | None = None, texts: Texts | None = None
-) -> _Reading:
-    """Read the rows with one model; without a reference it is its own, and texts are made unless they are known."""
-    decoded = rows[: evaluation.N_DECODED_ROWS]
-    texts = texts or evaluation.greedy(model, decoded)
-    return _Reading(
-        texts=texts,
-        pooled=evaluation.pooled_states(model, decoded, reference.texts if reference else texts),
-        states=evaluation.response_states(model, rows),
-    )
+def _read(reader: Reader, reference: _Reading | None = None, known: "Known | None" = None) -> _Reading:
+    """Read the rows; without a reference the model is its own."""
+    texts, states = known or (reader.texts(), reader.states())
+    return _Reading(texts=texts, pooled=reader.pooled(reference.texts if reference else texts), states=states)
 
 
 def _against(
-    reference: _Reading, model: "Model", rows: Sequence[TokenRow], texts: Texts | None = None
+    reference: _Reading,
+    reader: Reader,
+    base: "PreTrainedModel",
+    rows: Sequence[TokenRow],
+    known: "Known | None" = None,
 ) -> tuple[RowScores, NDArray[np.float64]]:
     """Scores of a model against the reference, and KL(reference || model) of each response token in nats."""
-    ours = _read(model, rows, reference, texts)
-    token_kl, token_same = evaluation.divergence(model, ours.states, reference.states)
+    ours = _read(reader, reference, known)
+    token_kl, token_same = evaluation.divergence(base, ours.states, reference.states)
     scores = row_scores(
         texts=ours.texts,
         reference_texts=reference.texts,
@@ -157,7 +160,7 @@ def _against(
         reference_states=reference.pooled,
         token_kl=token_kl,
         token_same=token_same,
-        row_of_token=_row_of_token(evaluation.response_tokens(model, rows)),
+        row_of_token=_row_of_token(evaluation.response_tokens(base, rows)),
     )
     return scores, token_kl
 
@@ -172,6 +175,31 @@ def _row_nats(model: "Model", rows: Sequence[TokenRow]) -> tuple[float, ...]:
 
 def _row_of_token(tokens: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(tokens)), [len(row) for row in tokens])
+
+
+@contextmanager
+def _reader(bench: "Bench", precision: Precision, files: Adapter | None) -> Iterator[Reader]:
+    """Reads the search rows: recorded where that can be, else as `_eager_reader`."""
+    try:
+        recorded = bench.reader(precision, adapter.read_files(files) if files is not None else None)
+    except Unrecordable:
+        with _eager_reader(bench, bench.rows["search"], precision, files) as reader:
+            yield reader
+    else:
+        yield recorded
+
+
+@contextmanager
+def _eager_reader(
+    bench: "Bench", rows: Sequence[TokenRow], precision: Precision, files: Adapter | None
+) -> Iterator[Reader]:
+    """Reads with an adapter from files, or with the base alone."""
+    base = bench.base(precision)
+    if files is None:
+        yield EagerReader(base, rows)
+        return
+    with attached(base, files) as model:
+        yield EagerReader(model, rows)
 
 
 @contextmanager

@@ -24,7 +24,8 @@ EVAL_LENGTH_TOKENS = 512
 """Held-out rows keep their last so many tokens, or as many as the base has positions."""
 N_DECODED_ROWS = 64
 MAX_NEW_TOKENS = 64
-BATCH_ROWS = 64
+BATCH_TOKENS = 8192
+"""Of a batch, padding included: rows of about equal length then share one, and little of it is padding."""
 HEAD_TOKENS = 1024
 """Tokens whose logits are made at once."""
 
@@ -36,6 +37,21 @@ def eval_length(model: "PreTrainedModel | PeftModel") -> int:
 
 def _core(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _batches(rows: Sequence[TokenRow], max_length_tokens: int) -> list[list[int]]:
+    """Indices of rows of about equal length together, BATCH_TOKENS of them with their padding; the shortest first."""
+    lengths = [min(len(row.input_ids), max_length_tokens) for row in rows]
+    batches: list[list[int]] = [[]]
+    for i in sorted(range(len(rows)), key=lengths.__getitem__):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[i] > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def _padded(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    return pad(rows, max_length_tokens=eval_length(base), pad_id=base.config.eos_token_id)
 
 
 def _hidden(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor) -> torch.Tensor:
@@ -52,19 +68,8 @@ def response_states(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRo
         (n_response_tokens, width) on the model's device, row by row in the order of `rows`, tokens in
         their order; `response_tokens` gives the tokens they predict.
     """
-    core = _core(model).eval()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
-    found: dict[int, torch.Tensor] = {}
-    for start in range(0, len(rows), BATCH_ROWS):
-        batch = order[start : start + BATCH_ROWS]
-        input_ids, labels = pad(
-            [rows[i] for i in batch], max_length_tokens=eval_length(core), pad_id=core.config.eos_token_id
-        )
-        positions, _ = supervised(labels)  # on the host: nothing waits for the device
-        states = _hidden(model, input_ids.to(core.device)).flatten(0, 1).index_select(0, positions.to(core.device))
-        n_tokens = (labels[:, 1:] != IGNORE).sum(dim=1).tolist()
-        found |= dict(zip(batch, states.split(n_tokens), strict=True))
-    return torch.cat([found[i] for i in range(len(rows))])
+    model.eval()
+    return states_of(model, held_out(_core(model), rows))
 
 
 def response_tokens(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
@@ -122,23 +127,36 @@ class HeldOut:
 
     Attributes:
         batches: input_ids (rows, length), and positions and targets (n,) as from trainables.lean.supervised.
-        n_tokens: targets in all.
+        order: (n_tokens,), where each target is among those of all batches: row by row, as the rows were given.
     """
 
     batches: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]
-    n_tokens: int
+    order: torch.Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        """Targets in all."""
+        return len(self.order)
 
 
 def held_out(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> HeldOut:
     """Batches of rows of about equal length on the base's device."""
-    by_length = sorted(rows, key=lambda row: len(row.input_ids))
-    batches = []
-    for start in range(0, len(rows), BATCH_ROWS):
-        input_ids, labels = pad(
-            by_length[start : start + BATCH_ROWS], max_length_tokens=eval_length(base), pad_id=base.config.eos_token_id
-        )
+    batches, places, n_before = [], {}, 0
+    for batch in _batches(rows, eval_length(base)):
+        input_ids, labels = _padded(base, [rows[i] for i in batch])
         batches.append(tuple(t.to(base.device) for t in (input_ids, *supervised(labels))))
-    return HeldOut(batches=tuple(batches), n_tokens=sum(len(targets) for _, _, targets in batches))
+        for i, n_tokens in zip(batch, (labels[:, 1:] != IGNORE).sum(dim=1).tolist(), strict=True):
+            places[i] = torch.arange(n_before, n_before + n_tokens)
+            n_before += n_tokens
+    order = torch.cat([places[i] for i in range(len(rows))])
+    return HeldOut(batches=tuple(batches), order=order.to(base.device))
+
+
+@torch.no_grad()
+def states_of(model: "PreTrainedModel | PeftModel", held: HeldOut) -> torch.Tensor:
+    """The state after the final norm that predicts each target, (n_tokens, width), row by row."""
+    states = [_hidden(model, ids).flatten(0, 1).index_select(0, positions) for ids, positions, _ in held.batches]
+    return torch.cat(states).index_select(0, held.order)
 
 
 @torch.no_grad()
@@ -160,10 +178,11 @@ def eval_loss(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) ->
 
 def greedy(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
     """Greedy continuation of each row's prompt: up to MAX_NEW_TOKENS tokens, end token included."""
-    return greedy_texts(model.eval(), _prompts(model, rows), n_new=MAX_NEW_TOKENS, end=model.config.eos_token_id)
+    return greedy_texts(model.eval(), prompts_of(model, rows), n_new=MAX_NEW_TOKENS, end=model.config.eos_token_id)
 
 
-def _prompts(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
+def prompts_of(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
+    """The last tokens of each row's prompt, so many that its continuation fits the evaluation length."""
     room = eval_length(model) - MAX_NEW_TOKENS
     return [list(row.input_ids[: row.n_prompt_tokens][-room:]) for row in rows]
 
@@ -182,16 +201,19 @@ def pooled_states(
     model.eval()
     joined = [
         TokenRow(input_ids=tuple(prompt) + tuple(text), n_prompt_tokens=len(prompt))
-        for prompt, text in zip(_prompts(model, rows), texts, strict=True)
+        for prompt, text in zip(prompts_of(model, rows), texts, strict=True)
     ]
-    pooled = []
-    for start in range(0, len(joined), BATCH_ROWS):
-        input_ids, labels = pad(
-            joined[start : start + BATCH_ROWS],
-            max_length_tokens=eval_length(model),
-            pad_id=model.config.eos_token_id,
-        )
-        weight = (labels != IGNORE).to(model.device).float()[..., None]  # (rows, length, 1)
-        hidden = _hidden(model, input_ids.to(model.device)).float()
-        pooled.append((hidden * weight).sum(dim=1) / weight.sum(dim=1))
-    return torch.cat(pooled).cpu().numpy()
+    pooled: dict[int, torch.Tensor] = {}
+    for batch in _batches(joined, eval_length(model)):
+        input_ids, labels = _padded(_core(model), [joined[i] for i in batch])
+        weights = (labels != IGNORE).float()
+        means = mean_states(model, input_ids.to(model.device), weights.to(model.device))
+        pooled |= dict(zip(batch, means, strict=True))
+    return torch.stack([pooled[i] for i in range(len(rows))]).cpu().numpy()
+
+
+@torch.no_grad()
+def mean_states(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean over the positions whose weight is 1: input_ids and weights (rows, length) -> (rows, width), float32."""
+    hidden = _hidden(model, input_ids).float()
+    return (hidden * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)

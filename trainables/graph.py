@@ -5,7 +5,7 @@ alpha, learning rate, seed) lies in tensors on the device. A padded row of A and
 both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,18 @@ from trainables import adapter
 from trainables.config import ComputeDtype, Precision, TrialConfig
 from trainables.evaluation import HeldOut, mean_nats
 from trainables.lean import LOSS_CHUNK_TOKENS, adapted_layers, lean_loss, supervised
-from trainables.training import BETAS, EPSILON, MAX_GRAD_NORM, Batch, standard_loss
+from trainables.snapshot import EngineState
+from trainables.training import (
+    BETAS,
+    EPSILON,
+    MAX_GRAD_NORM,
+    Batch,
+    flattened,
+    pour,
+    scaling_of,
+    set_scaling,
+    standard_loss,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,6 +37,10 @@ if TYPE_CHECKING:
 RANKS = (16, 64)
 """A tape's rank: the first of these that is enough, or else the trial's own."""
 N_WARM_UP_STEPS = 2
+
+
+class Unrecordable(Exception):
+    """Work could not be recorded; the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +54,11 @@ class TapeKind:
     rank: int
 
 
+def padded_rank(rank: int) -> int:
+    """The rank that work is recorded for where an adapter has this one."""
+    return next((padded for padded in RANKS if padded >= rank), rank)
+
+
 def kind_of(config: TrialConfig) -> TapeKind:
     """The kind of tape that can train a config."""
     return TapeKind(
@@ -46,7 +66,7 @@ def kind_of(config: TrialConfig) -> TapeKind:
         targets=config.targets,
         dropout=config.dropout,
         loop=config.loop,
-        rank=next((rank for rank in RANKS if rank >= config.rank), config.rank),
+        rank=padded_rank(config.rank),
     )
 
 
@@ -121,9 +141,7 @@ class Tape:
         self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device="cuda")
         self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
         self._fresh_scale = self._scaler.state_dict()
-        model = adapter.attach(base, self._config, base_name="tape")
-        self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        adapter.detach(model)
+        self._weights = new_weights(base, self._config)
         self._optimizer = torch.optim.AdamW(
             self._weights.values(),
             lr=self._learning_rate,
@@ -139,7 +157,7 @@ class Tape:
         missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
         if not missing:
             return
-        with self._attached() as model:
+        with attached_weights(self._base, self._config, self._weights, self._scaling) as model:
             if self._evaluation is None:
                 self._warm_up(model, missing[0])
                 model.eval()
@@ -155,19 +173,6 @@ class Tape:
             work()
         self._forget_gradients()  # they lie in the pool, which the next recording may use again
         return graph
-
-    @contextmanager
-    def _attached(self) -> "Iterator[PeftModel]":
-        model = adapter.attach(self._base, self._config, base_name="tape")
-        try:
-            for name, weight in self._weights.items():
-                module, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(module), leaf, weight)
-            for layer in adapted_layers(model):
-                layer.scaling = dict.fromkeys(layer.scaling, self._scaling)
-            yield model
-        finally:
-            adapter.detach(model)
 
     def _warm_up(self, model: "PeftModel", shape: StepShape) -> None:
         """Let libraries and the optimizer allocate what they keep, on the stream that records."""
@@ -220,8 +225,35 @@ class Tape:
     @torch.no_grad()
     def store(self, weights: Sequence[torch.Tensor]) -> None:
         """Copy the adapter as it is now into a trial's own, leaving out the padding."""
-        for mine, theirs in zip(self._weights.values(), weights, strict=True):
-            theirs.copy_(mine[: theirs.shape[0], : theirs.shape[1]])
+        for mine, theirs in zip(_unpadded(self._weights.values(), weights), weights, strict=True):
+            theirs.copy_(mine)
+
+    def state(self, weights: Sequence[torch.Tensor]) -> EngineState:
+        """Where the trial whose adapter has weights of these shapes stands, on the host, leaving out the padding."""
+        slots = [self._optimizer.state[mine] for mine in self._weights.values()]
+        return EngineState(
+            weights=flattened(_unpadded(self._weights.values(), weights)),
+            first_moments=flattened(_unpadded([slot["exp_avg"] for slot in slots], weights)),
+            second_moments=flattened(_unpadded([slot["exp_avg_sq"] for slot in slots], weights)),
+            n_updates=int(slots[0]["step"]),
+            n_bad_gradients=int(self.n_bad_gradients),
+            **scaling_of(self._scaler),
+        )
+
+    def restore(self, state: EngineState, weights: Sequence[torch.Tensor]) -> None:
+        """Go on, after `load`, from where `state` was taken.
+
+        Raises:
+            ValueError: it is of an adapter of another size.
+        """
+        slots = [self._optimizer.state[mine] for mine in self._weights.values()]
+        pour(state.weights, _unpadded(self._weights.values(), weights))
+        pour(state.first_moments, _unpadded([slot["exp_avg"] for slot in slots], weights))
+        pour(state.second_moments, _unpadded([slot["exp_avg_sq"] for slot in slots], weights))
+        for slot in slots:
+            slot["step"].fill_(state.n_updates)
+        self.n_bad_gradients.fill_(state.n_bad_gradients)
+        set_scaling(self._scaler, state)
 
     def replay(self, shape: StepShape, inputs: torch.Tensor) -> None:
         """One step; `inputs` as from `packed`, on the device."""
@@ -237,6 +269,36 @@ class Tape:
     def loss_scale(self) -> float:
         """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
         return float(self._scaler.get_scale())
+
+
+def new_weights(base: "PreTrainedModel", config: TrialConfig) -> dict[str, torch.Tensor]:
+    """A fresh adapter's matrices by name, not attached to anything."""
+    model = adapter.attach(base, config, base_name="tape")
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    adapter.detach(model)
+    return weights
+
+
+@contextmanager
+def attached_weights(
+    base: "PreTrainedModel", config: TrialConfig, weights: Mapping[str, torch.Tensor], scaling: torch.Tensor
+) -> "Iterator[PeftModel]":
+    """The base with an adapter of these very tensors, for recording; bare again afterwards."""
+    model = adapter.attach(base, config, base_name="tape")
+    try:
+        for name, weight in weights.items():
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, weight)
+        for layer in adapted_layers(model):
+            layer.scaling = dict.fromkeys(layer.scaling, scaling)
+        yield model
+    finally:
+        adapter.detach(model)
+
+
+def _unpadded(padded: Iterable[torch.Tensor], weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The parts of a tape's tensors that a trial's own weights fill; views."""
+    return [mine[: own.shape[0], : own.shape[1]] for mine, own in zip(padded, weights, strict=True)]
 
 
 def _blank(shape: StepShape) -> torch.Tensor:
@@ -277,6 +339,15 @@ class GraphEngine:
     def loss_scale(self) -> float:
         """See Tape."""
         return self._tape.loss_scale
+
+    def state(self) -> EngineState:
+        """Where training stands, on the host; an EagerEngine can go on from it, and the other way round."""
+        return self._tape.state(self.parameters)
+
+    def restore(self, state: EngineState) -> None:
+        """Go on from it; see Tape."""
+        self._tape.restore(state, self.parameters)
+        self._tape.store(self.parameters)
 
     def eval_loss(self, held: HeldOut) -> float:
         """Mean loss in nats over held-out rows, which must be those of the tape."""

@@ -96,8 +96,8 @@ def adapted_forward(layer: "LoraLayer", x: torch.Tensor) -> torch.Tensor:
 class LoraLinear(torch.autograd.Function):
     """A frozen linear module with a LoRA adapter (Hu et al. 2021, arXiv:2106.09685, section 4.1).
 
-    y = W x + scaling * B A dropout(x); the adapter's products are in float32 whatever W is in. Kept for the backward
-    pass: x as it came, the dropout's mask, and scaling * A dropout(x).
+    y = W x + scaling * B A dropout(x); the adapter's products are in float32 whatever W is in, see `adapter_products`.
+    Kept for the backward pass: x as it came, the dropout's mask, and scaling * A dropout(x).
     """
 
     @staticmethod
@@ -115,9 +115,10 @@ class LoraLinear(torch.autograd.Function):
         dropped, mask = flat.float(), None
         if dropout:
             dropped, mask = torch.native_dropout(dropped, dropout, True)
-        low = dropped.mm(a.T) * scaling  # (tokens, rank)
         y = base(x)
-        y.flatten(0, -2).add_(low.mm(b.T))
+        with adapter_products(x):
+            low = dropped.mm(a.T) * scaling  # (tokens, rank)
+            y.flatten(0, -2).add_(low.mm(b.T))
         ctx.save_for_backward(flat, mask, low, a, b)
         ctx.base, ctx.scaling, ctx.kept = base, scaling, 1 / (1 - dropout)
         return y
@@ -126,19 +127,39 @@ class LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         flat, mask, low, a, b = ctx.saved_tensors
         dy = upstream.flatten(0, -2)
-        dy32 = dy.float()
-        d_low = dy32.mm(b) * (ctx.scaling * ctx.kept)  # (tokens, rank); dropout's factor is taken here
-        d_b = dy32.T.mm(low)
-        del dy32
-        kept32 = torch.empty_like(flat, dtype=torch.float32)  # the inputs that dropout let through
-        d_a = d_low.T.mm(kept32.copy_(flat) if mask is None else torch.mul(flat, mask, out=kept32))
-        del kept32
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x, of_adapter = _input_gradient(ctx.base, dy), d_low.mm(a)
-            d_x = d_x.add_(of_adapter) if mask is None else d_x.addcmul_(of_adapter, mask)
-            d_x = d_x.view(*upstream.shape[:-1], -1)
-        return d_x, d_a, d_b, None, None, None
+        with adapter_products(upstream):
+            dy32 = dy.float()
+            # (tokens, rank); dropout's factor is taken here, and nothing of `low`, which beta leaves out
+            d_low = torch.addmm(low, dy32, b, beta=0, alpha=ctx.kept).mul_(ctx.scaling)
+            d_b = dy32.T.mm(low)
+            del dy32
+            kept32 = torch.empty_like(flat, dtype=torch.float32)  # the inputs that dropout let through
+            d_a = d_low.T.mm(kept32.copy_(flat) if mask is None else torch.mul(flat, mask, out=kept32))
+            del kept32
+        if not ctx.needs_input_grad[0]:
+            return None, d_a, d_b, None, None, None
+        d_x = _input_gradient(ctx.base, dy)
+        with adapter_products(upstream):
+            of_adapter = d_low.mm(a)
+        d_x = d_x.add_(of_adapter) if mask is None else d_x.addcmul_(of_adapter, mask)
+        return d_x.view(*upstream.shape[:-1], -1), d_a, d_b, None, None, None
+
+
+@contextmanager
+def adapter_products(x: torch.Tensor) -> Iterator[None]:
+    """Inside, float32 products on a GPU may use its tensor cores (TF32) where x is bfloat16.
+
+    TF32 has float32's range and 11 bits of mantissa to bfloat16's 8: it rounds an eighth as coarsely as x was rounded
+    already, and sums are in float32. Where x is float32 or float16 nothing changes.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if x.is_cuda and x.dtype == torch.bfloat16:
+        matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _input_gradient(base: torch.nn.Module, dy: torch.Tensor) -> torch.Tensor:
@@ -185,7 +206,8 @@ def aligned_logits(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """
     n_words = len(head)
     n_whole = n_words - n_words % ALIGNMENT
-    logits = states.new_full((len(states), -(-n_words // ALIGNMENT) * ALIGNMENT), -torch.inf)
+    logits = states.new_empty(len(states), -(-n_words // ALIGNMENT) * ALIGNMENT)
+    logits[:, n_words:] = -torch.inf
     torch.mm(states, head[:n_whole].T, out=logits[:, :n_whole])
     if n_whole < n_words:
         logits[:, n_whole:n_words] = states.mm(head[n_whole:].T)

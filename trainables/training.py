@@ -6,14 +6,17 @@ An engine owns the optimizer of one adapter and nothing global; `step` takes one
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from trainables.config import ComputeDtype, TrialConfig
 from trainables.evaluation import HeldOut, mean_nats
 from trainables.lean import lean_loss, supervised
+from trainables.snapshot import EngineState
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -87,6 +90,41 @@ class EagerEngine:
         self._model.eval()
         return float(mean_nats(self._model, held))
 
+    def state(self) -> EngineState:
+        """Where training stands, on the host."""
+        slots = [self.optimizer.state[p] for p in self.parameters]
+        steps, first, second = ([slot[name] for slot in slots if slot] for name in ("step", "exp_avg", "exp_avg_sq"))
+        nothing = [torch.zeros_like(p) for p in self.parameters]  # float16 can have skipped every step so far
+        return EngineState(
+            weights=flattened(self.parameters),
+            first_moments=flattened(first or nothing),
+            second_moments=flattened(second or nothing),
+            n_updates=int(steps[0]) if steps else 0,
+            n_bad_gradients=int(self.n_bad_gradients),
+            **scaling_of(self._accelerator.scaler),
+        )
+
+    @torch.no_grad()
+    def restore(self, state: EngineState) -> None:
+        """Go on from what `state` of an engine of the same config gave.
+
+        Raises:
+            ValueError: it is of an adapter of another size.
+        """
+        pour(state.weights, self.parameters)
+        moments = [[torch.empty_like(p) for p in self.parameters] for _ in range(2)]
+        pour(state.first_moments, moments[0])
+        pour(state.second_moments, moments[1])
+        if state.n_updates:
+            slots = {
+                i: {"step": torch.tensor(float(state.n_updates)), "exp_avg": first, "exp_avg_sq": second}
+                for i, (first, second) in enumerate(zip(*moments, strict=True))
+            }
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.n_bad_gradients.fill_(state.n_bad_gradients)
+        set_scaling(self._accelerator.scaler, state)
+
     def _loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         found = supervised(labels) if self._lean else (labels,)  # on the host: nothing waits for the device
         values = [t.to(self._device, non_blocking=True) for t in (input_ids, *found)]
@@ -97,3 +135,41 @@ def standard_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Ten
     """Mean loss from the logits of every position, as a stock training script takes it; all on the model's device."""
     logits = model(input_ids=input_ids, use_cache=False).logits.float()  # (batch, length, vocabulary)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def flattened(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+    """All of them as one float32 vector on the host; takes no memory on their device."""
+    sizes = [tensor.numel() for tensor in tensors]
+    host = torch.empty(sum(sizes))
+    for part, tensor in zip(host.split(sizes), tensors, strict=True):
+        part.view(tensor.shape).copy_(tensor.detach())
+    return host.numpy()
+
+
+@torch.no_grad()
+def pour(vector: NDArray[np.float32], tensors: Sequence[torch.Tensor]) -> None:
+    """The other way round, into tensors that exist.
+
+    Raises:
+        ValueError: the vector is of another length.
+    """
+    sizes = [tensor.numel() for tensor in tensors]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(f"the snapshot has {vector.size} values, the adapter {sum(sizes)}")
+    for part, tensor in zip(torch.tensor(vector).split(sizes), tensors, strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def scaling_of(scaler: torch.amp.GradScaler | None) -> dict[str, float | int]:
+    """The fields of EngineState that a loss scaler has."""
+    if scaler is None or not scaler.is_enabled():
+        return {}
+    state = scaler.state_dict()
+    return {"loss_scale": float(state["scale"]), "n_good_steps": int(state["_growth_tracker"])}
+
+
+def set_scaling(scaler: torch.amp.GradScaler | None, state: EngineState) -> None:
+    """Give a loss scaler what `scaling_of` read."""
+    if scaler is not None and scaler.is_enabled():
+        own = {"scale": state.loss_scale, "_growth_tracker": state.n_good_steps}
+        scaler.load_state_dict(scaler.state_dict() | own)

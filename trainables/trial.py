@@ -27,8 +27,20 @@ from trainables.config import TARGETS, Loop, Precision, TrialConfig, Workload, r
 from trainables.device import device_id, device_name
 from trainables.device_turn import DeviceTurn
 from trainables.errors import ConfigError, TrialFailed
-from trainables.graph import GraphEngine, StepShape, Tape, TapeKind, abandon_recording, kind_of, packed
+from trainables.graph import (
+    GraphEngine,
+    StepShape,
+    Tape,
+    TapeKind,
+    Unrecordable,
+    abandon_recording,
+    kind_of,
+    packed,
+    padded_rank,
+)
+from trainables.reading import ReadRows, RecordedReader
 from trainables.results import Cost, Measurement
+from trainables.snapshot import Snapshot
 from trainables.training import Batch, EagerEngine
 
 if TYPE_CHECKING:
@@ -44,10 +56,6 @@ MULTIPLE_TOKENS = 64
 """But in a stock script's steps, batches are as long as their longest row rounded up to it: recorded steps are few."""
 
 
-class Unrecordable(Exception):
-    """A tape could not be made; the reason."""
-
-
 class Bench:
     """What a worker keeps between trials: the tokens, the base models and the recorded steps.
 
@@ -55,7 +63,7 @@ class Bench:
     it would do without, see `others_mib`.
 
     Attributes:
-        untuned_texts: greedy text of the 16-bit base by the rows that it continues, where it was needed already.
+        untuned: greedy text and response states of the 16-bit base by the rows that it read, where they were needed.
     """
 
     def __init__(self, workload: Workload, device: str) -> None:
@@ -63,10 +71,12 @@ class Bench:
         self.device = device
         self.rows = data.load(workload.data_folder)
         self.turn = DeviceTurn(device_id(device))
-        self.untuned_texts: dict[tuple[data.TokenRow, ...], list[list[int]]] = {}
+        self.untuned: dict[tuple[data.TokenRow, ...], tuple[list[list[int]], torch.Tensor]] = {}
         self._bases: dict[Precision, PreTrainedModel] = {}
         self._base_mib: dict[Precision, float] = {}
         self._tapes: dict[TapeKind, Tape] = {}
+        self._readers: dict[tuple[Precision, tuple[str, ...], int], RecordedReader] = {}
+        self._read_rows: ReadRows | None = None
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
         self._unrecordable: str | None = None
@@ -115,15 +125,9 @@ class Bench:
         Raises:
             Unrecordable: these steps cannot be recorded on this device, or it has too little memory for it.
         """
-        if self._unrecordable:
-            raise Unrecordable(self._unrecordable)
         base, kind = self.base(config.precision), kind_of(config)
-        self._stream = self._stream or torch.cuda.Stream()
-        if not self._tapes:  # a pool is gone with its last tape
-            self._pool = torch.cuda.graph_pool_handle()
-        tape = self._tapes.pop(kind, None)
-        try:
-            tape = tape or Tape(
+        with self._recording():
+            tape = self._tapes.pop(kind, None) or Tape(
                 base,
                 config,
                 held=self.held_out(config.precision),
@@ -132,26 +136,73 @@ class Bench:
                 stream=self._stream,
             )
             tape.record(shapes)
-        except RuntimeError as error:
-            traceback.clear_frames(error.__traceback__)
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            if not isinstance(error, torch.cuda.OutOfMemoryError):
-                self._unrecordable = reason
-                self._tapes.clear()  # they draw from the generator that is replaced now
-                abandon_recording()
-                print(f"steps cannot be recorded as CUDA graphs here; going on without: {reason}", file=sys.stderr)
-            raise Unrecordable(reason) from None
         self._tapes[kind] = tape  # the last one used comes last
         if len(self._tapes) > MAX_TAPES:
             del self._tapes[next(iter(self._tapes))]
         return tape
 
+    def reader(self, precision: Precision, weights: adapter.Weights | None) -> RecordedReader:
+        """What reads the search rows with an adapter, or without one as soon as it was recorded for any.
+
+        Raises:
+            Unrecordable: as of `tape`, or there is no GPU.
+        """
+        if self.device != "cuda":
+            raise Unrecordable("there is no GPU")
+        with self._recording():
+            if weights is None:
+                reader = next((one for (own, *_), one in self._readers.items() if own == precision), None)
+            else:
+                reader = self._reader_for(precision, weights)
+            if reader is None:
+                raise Unrecordable("nothing is recorded yet")
+            reader.load(weights)
+        return reader
+
+    def _reader_for(self, precision: Precision, weights: adapter.Weights) -> RecordedReader:
+        base, kind = self.base(precision), (precision, weights.targets, padded_rank(weights.rank))
+        if kind not in self._readers:
+            self._read_rows = self._read_rows or ReadRows(base, self.rows["search"])
+            config = TrialConfig(precision=precision, rank=kind[2], alpha=1, targets=weights.targets, dropout=0.0)
+            self._readers[kind] = RecordedReader(base, config, self._read_rows, pool=self._pool, stream=self._stream)
+        return self._readers[kind]
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Work inside may be recorded: in the pool, on the stream.
+
+        Raises:
+            Unrecordable: it cannot be, on this device or for lack of memory.
+        """
+        if self._unrecordable:
+            raise Unrecordable(self._unrecordable)
+        self._stream = self._stream or torch.cuda.Stream()
+        if not self._tapes and not self._readers:  # a pool is gone with the last that draws from it
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            yield
+        except RuntimeError as error:
+            traceback.clear_frames(error.__traceback__)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if not isinstance(error, torch.cuda.OutOfMemoryError):
+                self._unrecordable = reason
+                self._forget_recordings()  # they draw from the generator that is replaced now
+                abandon_recording()
+                print(f"steps cannot be recorded as CUDA graphs here; going on without: {reason}", file=sys.stderr)
+            raise Unrecordable(reason) from None
+
+    def _forget_recordings(self) -> None:
+        self._tapes.clear()
+        self._readers.clear()
+        self._read_rows = None
+
     def forget(self) -> bool:
         """Free every base and tape; returns whether there was more than one base."""
-        several = len(self._bases) + len(self._tapes) > 1
+        several = len(self._bases) + len(self._tapes) + len(self._readers) > 1
         self._bases.clear()
         self._base_mib.clear()
-        self._tapes.clear()
+        self._forget_recordings()
+        self.untuned.clear()
         self._held = None
         gc.unfreeze()
         gc.collect()  # a 4-bit weight refers to its module and back: only this frees it
@@ -184,16 +235,20 @@ class Trial:
         fallback: why its engine is eager although a graph was asked for; None where it is what was asked for.
     """
 
-    def __init__(self, config: TrialConfig, bench: Bench, *, cost: Cost | None = None) -> None:
+    def __init__(
+        self, config: TrialConfig, bench: Bench, *, cost: Cost | None = None, snapshot: Snapshot | None = None
+    ) -> None:
         """
         Args:
             cost: of this config's cost cell, where it is known already; measured here otherwise.
+            snapshot: of this config's trial, to go on from; what is measured then is what it would have measured.
         Raises:
             ConfigError: targets match no module, or rows are longer than the base has positions.
             TrialFailed: the device has too little memory (state "oom"), even for this trial alone.
         """
         self.config = config
         self._bench = bench
+        self._snapshot = snapshot
         n_positions = bench.base(config.precision).config.n_positions
         if config.max_length_tokens > n_positions:
             raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, the base has {n_positions} positions")
@@ -300,19 +355,47 @@ class Trial:
         return lambda: self._tape.replay(shape, inputs)
 
     def measurements(self) -> Iterator[Measurement]:
-        """Train to each rung in turn and measure there.
+        """Train to each rung in turn, or to those after the snapshot, and measure there.
 
         Raises:
             TrialFailed: loss or gradient is not finite ("diverged"), or memory ran out ("oom").
+            ValueError: the snapshot is of an adapter of another size.
         """
         torch.manual_seed(self.config.seed)  # dropout, equal for a trial and its twin
-        done = 0
-        for rung in rungs(self.config.max_steps):
+        done = self._go_on() if self._snapshot else 0
+        for rung in [rung for rung in rungs(self.config.max_steps) if rung > done]:
             with self._bench.turn.shared(), oom_as_failure():
                 # no name for the losses: CPython 3.12 keeps a closed generator's locals alive
                 measurement = self._measure(rung, self._engine.run(self._batches[done:rung]))
             done = rung
             yield measurement
+
+    def _go_on(self) -> int:
+        """Take up the snapshot; returns the steps that it has done."""
+        snapshot, self._snapshot = self._snapshot, None
+        self._engine.restore(snapshot.engine)
+        torch.set_rng_state(torch.tensor(snapshot.generators["cpu"]))
+        if "cuda" in snapshot.generators:
+            torch.cuda.set_rng_state(torch.tensor(snapshot.generators["cuda"]))
+        return snapshot.step
+
+    def snapshot(self, step: int, *, seconds: float) -> Snapshot:
+        """Where the trial stands, between two measurements.
+
+        Args:
+            step: of the last one.
+            seconds: of training until then.
+        """
+        generators = {"cpu": torch.get_rng_state().numpy()}
+        if self._bench.device == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state().numpy()
+        return Snapshot(
+            key=self._bench.workload.key(self.config),
+            step=step,
+            seconds=seconds,
+            engine=self._engine.state(),
+            generators=generators,
+        )
 
     def _measure(self, step: int, losses: torch.Tensor) -> Measurement:
         """What is known at a rung, from the training losses since the last one.

@@ -4,7 +4,8 @@ python tests/bench/overhead.py --trials 2000
 
 Trials that do nothing, through the real Ray Tune, Searcher, ledger and MLflow over the pareto space (a third of them
 twins), beside as many through bare Ray Tune in reused workers under the same settings; and both for a tenth as many.
-Ray's own start is not counted, the workers' is. Prints a table and, as its last line, one JSON object; needs no GPU.
+Ray's own start is not counted, the workers' is. Also by how much the driver's memory grows a trial, once a fifth
+of them is done. Prints a table and, as its last line, one JSON object; needs no GPU.
 """
 
 import argparse
@@ -16,22 +17,30 @@ from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from threading import Event, Thread
+from time import perf_counter, time
 from typing import Any
 
+import numpy as np
+import psutil
 import ray
 from ray import tune
 
 import search_spaces
 from orchestrator import ray_cluster, sweep
 from orchestrator import settings as settings_file
-from orchestrator.tracking import Follower, publish
+from orchestrator.flusher import Flusher
+from orchestrator.publishing import publish
 from orchestrator.tune_trainable import Report, Task
 from trainables.config import Workload
 from trainables.errors import ConfigError, SweepError
 from trainables.findings import Comparison, Estimate, Judgement, Similarity
 from trainables.results import Cost, Measurement
 
+SAMPLE_SECONDS = 0.2
+"""Between two looks at the driver's memory."""
+SETTLED_SHARE = 0.2
+"""Of the trials, until what libraries allocate once is allocated."""
 TWINS_SHARE = 1 / 3
 """Of all trials, where half of those searched are NF4."""
 
@@ -137,6 +146,46 @@ def bare_seconds(n_trials: int, folder: Path) -> float:
     return seconds
 
 
+class Memory:
+    """Resident memory of this process, looked at again and again.
+
+    Attributes:
+        samples: seconds since the epoch, and KiB.
+    """
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[float, float]] = []
+        self._stop = Event()
+        self._thread = Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while not self._stop.wait(SAMPLE_SECONDS):
+            self.samples.append((time(), process.memory_info().rss / 1024))
+
+    def __enter__(self) -> "Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def growth_kib_per_trial(samples: Sequence[tuple[float, float]], ends: Sequence[float]) -> float | None:
+    """Slope of memory over trials ended, by least squares, after the first fifth of them; None with too few samples.
+
+    Args:
+        samples: (seconds since the epoch, KiB). ends: of the trials, seconds since the epoch, ascending.
+    """
+    n_ended = np.searchsorted(ends, [at for at, _ in samples], side="right")
+    settled = (n_ended >= SETTLED_SHARE * len(ends)) & (n_ended < len(ends))
+    kib = np.array([kib for _, kib in samples])
+    if len(set(n_ended[settled].tolist())) < 3:
+        return None
+    return float(np.polyfit(n_ended[settled], kib[settled], 1)[0])
+
+
 def measured(n_trials: int, root: Path) -> dict[str, Any]:
     """One sweep of about so many no-op trials, its files and MLflow runs included, and bare Ray Tune with as many."""
     settings = settings_file.make(
@@ -147,17 +196,18 @@ def measured(n_trials: int, root: Path) -> dict[str, Any]:
         data="demo",
         device="cpu",
     )
-    follower = Follower(settings, root)
+    flusher = Flusher(settings.name, root)
     marks = []
 
     def started(*_: Any) -> None:
         marks.append(perf_counter())
-        follower.start()
+        flusher.start()
 
     try:
-        result = sweep.run(settings, root, resume=False, started=started, trainable=NoOpTrainable)
+        with Memory() as memory:
+            result = sweep.run(settings, root, resume=False, started=started, trainable=NoOpTrainable)
     finally:
-        follower.stop()
+        flusher.stop()
     marks.append(perf_counter())
     if publish(settings, root, lambda line: print(line, file=sys.stderr), interrupted=result.interrupted) is None:
         raise SweepError("MLflow was not written")
@@ -176,9 +226,9 @@ def measured(n_trials: int, root: Path) -> dict[str, Any]:
         "ms_per_trial": 1000 * (sweeping + publishing) / n,
         "ms_per_trial_while_sweeping": 1000 * sweeping / n,
         "ms_per_trial_in_last_tenth": 1000 * (ends[-1] - ends[-1 - last]) / last if n > last else None,
+        "driver_kib_per_trial": growth_kib_per_trial(memory.samples, ends),
         "publish_seconds": publishing,
         "bare_ms_per_trial": 1000 * bare / n,
-        "mlflow_fault": follower.fault,
     }
 
 
@@ -193,6 +243,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{tail if tail is not None else float('nan'):12.1f}{size['bare_ms_per_trial']:11.1f}"
             f"{size['ms_per_trial'] / size['bare_ms_per_trial']:14.1f}"
         )
+    kib = result["sizes"][-1]["driver_kib_per_trial"]
+    yield f"driver's memory: {'unknown' if kib is None else f'{kib:.1f} KiB more'} a trial (at most 20)"
     yield f"growth: ours {result['growth']:.2f} times, bare {result['bare_growth']:.2f} times"
 
 

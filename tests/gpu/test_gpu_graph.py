@@ -1,6 +1,7 @@
 """Recorded steps on a real GPU against the same steps done eagerly: losses, weights, dropout, memory."""
 
 from dataclasses import replace
+from time import perf_counter
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from trainables.config import TARGETS, TrialConfig
 from trainables.decoding import greedy_texts
 from trainables.graph import GraphEngine, packed
 from trainables.memory import MIB
+from trainables.snapshot import Snapshot
 from trainables.training import EagerEngine
 from trainables.trial import Bench, Trial
 
@@ -237,3 +239,53 @@ def test_greedy_text_by_recorded_steps_is_that_of_a_plain_loop(exact_bench):
                     break
             expected.append(ids[len(prompt) :])
     assert greedy_texts(base, prompts, n_new=20, end=0) == expected
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("compute_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["16bit", "nf4"])
+def test_a_recorded_trial_that_goes_on_from_a_snapshot_has_the_losses_and_weights_of_one_that_never_stopped(
+    wide, small_config, precision, compute_dtype, dropout
+):
+    """To the bit, on a worker that has trained another rank in between, and on a new one."""
+    dtyped = replace(wide, compute_dtype=compute_dtype)
+    bench = Bench(dtyped, "cuda")
+    config = small_config(
+        engine="graph", loop="lean", precision=precision, rank=5, dropout=dropout, max_steps=16, learning_rate=3e-3
+    )
+    cost, _ = trained(bench, config)
+    found, files, snapshots = snapshotted(bench, config, cost)
+    trained(bench, replace(config, rank=9, seed=3))
+    for worker in (bench, Bench(dtyped, "cuda")):
+        rest, same, _ = snapshotted(worker, config, cost, start=Snapshot.from_bytes(snapshots[4].to_bytes()))
+        assert rest == found[2:]
+        assert same == files
+
+
+def snapshotted(bench: Bench, config: TrialConfig, cost, start: Snapshot | None = None):
+    """Measurements, the adapter's files, and a snapshot at each rung; prints what a snapshot costs."""
+    run = Trial(config, bench, cost=cost, snapshot=start)
+    try:
+        found, snapshots = [], {}
+        for measurement in run.measurements():
+            found.append(measurement)
+            begun = perf_counter()
+            snapshots[measurement.step] = run.snapshot(measurement.step, seconds=0.0)
+            milliseconds = 1000 * (perf_counter() - begun)
+        size = snapshots[measurement.step].engine.weights.nbytes / MIB
+        print(f"a snapshot of an adapter of {size:.2f} MiB takes {milliseconds:.1f} ms")
+        return found, run.adapter_files(), snapshots
+    finally:
+        run.close()
+
+
+def test_either_engine_goes_on_from_a_snapshot_of_the_other(exact_bench, small_config):
+    """As after a resume on a device that can or cannot record."""
+    recorded = small_config(engine="graph", loop="lean", rank=5, dropout=0.0, max_steps=16)
+    eager = replace(recorded, engine="eager")
+    cost, _ = trained(exact_bench, recorded)
+    expected, _, by_graph = snapshotted(exact_bench, recorded, cost)
+    _, _, by_eager = snapshotted(exact_bench, eager, cost)
+    for config, snapshots in ((recorded, by_eager), (eager, by_graph)):
+        rest, _, _ = snapshotted(exact_bench, config, cost, start=snapshots[8])
+        assert rest[0].eval_loss_nats == pytest.approx(expected[-1].eval_loss_nats, rel=1e-5)

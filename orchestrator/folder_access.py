@@ -1,0 +1,45 @@
+"""Who may write where a sweep keeps its state: whoever can, decides what a resumed sweep takes for its own results."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainables.errors import ConfigError
+
+OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def narrow(root: Path) -> None:
+    """Take from others the right to write into the folder of all state, where it is ours to take."""
+    for folder in (root, root / "sweeps", root / "cache"):
+        folder.mkdir(parents=True, exist_ok=True)
+        mode = folder.stat().st_mode
+        if mode & OTHERS and folder.stat().st_uid == os.geteuid():
+            folder.chmod(stat.S_IMODE(mode) & ~OTHERS)
+
+
+def refuse_shared(folder: Path, root: Path) -> None:
+    """Before a sweep is resumed.
+
+    Raises:
+        ConfigError: the sweep's folder, a folder above it up to `root`, or something in it is a link, of another
+            user's, or can be written by others; the message names it and says how to mend that.
+    """
+    for path in _paths(folder, root):
+        found = path.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            raise ConfigError(f"NAME: {path} is a link, so what is there may be anybody's; put the folder itself there")
+        if found.st_uid not in (os.geteuid(), 0):
+            raise ConfigError(f"NAME: {path} belongs to user {found.st_uid}, who can change what would be resumed")
+        if found.st_mode & OTHERS:
+            raise ConfigError(
+                f"NAME: {path} can be written by others, who can change what would be resumed; "
+                f"look whether it is as you left it, then: chmod -R go-w {root}"
+            )
+
+
+def _paths(folder: Path, root: Path) -> Iterator[Path]:
+    yield from (path for path in (root, root / "sweeps", root / "cache") if path.exists())
+    yield folder
+    yield from folder.rglob("*")

@@ -1,0 +1,90 @@
+"""Whether the cluster under a running sweep still lives: without it, Ray Tune waits for ever or dies without a word."""
+
+import _thread
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+EVERY_SECONDS = 2.0
+PATIENCE_SECONDS = 20.0
+"""Without an answer for so long, the cluster is given up; Ray itself ends the process after a minute."""
+GRACE_SECONDS = 20.0
+"""The main thread's time to come to its end in good order; it may wait for an answer that never comes."""
+
+
+class Pulse:
+    """Asks again and again whether something lives, on a thread of its own; interrupts the main one when it does not.
+
+    Attributes:
+        lost: whether it was given up.
+    """
+
+    def __init__(self, is_alive: Callable[[], bool], last_words: str) -> None:
+        self._is_alive = is_alive
+        self._last_words = last_words
+        self._left = threading.Event()
+        self.lost = False
+
+    def watch(self, *, every: float, patience: float, grace: float) -> None:
+        """Until `leave`, or until the main thread was interrupted; ends the process where that is of no use."""
+        silent = 0.0
+        while silent < patience:
+            if self._left.wait(every):
+                return
+            silent = 0.0 if self._is_alive() else silent + every
+        self.lost = True
+        _thread.interrupt_main()
+        if not self._left.wait(grace):
+            print(f"error: {self._last_words}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def leave(self) -> None:
+        """Stop asking."""
+        self._left.set()
+
+
+@contextmanager
+def watched(
+    last_words: str,
+    *,
+    is_alive: Callable[[], bool] | None = None,
+    every: float = EVERY_SECONDS,
+    patience: float = PATIENCE_SECONDS,
+    grace: float = GRACE_SECONDS,
+) -> Iterator[Pulse]:
+    """Watch the connected Ray cluster, or what else is given, while the block runs on the main thread.
+
+    Args:
+        last_words: printed where the process has to be ended from outside.
+        every, patience, grace: seconds.
+    """
+    pulse = Pulse(is_alive or ray_is_alive(), last_words)
+    pace = {"every": every, "patience": patience, "grace": grace}
+    threading.Thread(target=pulse.watch, kwargs=pace, daemon=True, name="pulse").start()
+    try:
+        yield pulse
+    finally:
+        pulse.leave()
+
+
+def ray_is_alive() -> Callable[[], bool]:
+    """Asks the connected cluster's head whether this driver's own node is alive."""
+    import ray
+
+    if ray.util.client.ray.is_connected():  # such a connection breaks with an error of its own
+        return lambda: True
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    here = context.get_node_id()
+
+    def is_alive() -> bool:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=EVERY_SECONDS).close()
+        except OSError:
+            return False
+        return any(node["Alive"] and node["NodeID"] == here for node in ray.nodes())
+
+    return is_alive

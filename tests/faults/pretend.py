@@ -1,0 +1,137 @@
+"""Trials that only take time, under the real command, Ray Tune, ledger and MLflow: what faults are tried on.
+
+python -m tests.faults.pretend run|resume NAME SPACE [ADDRESS]     in the folder that holds mlflow_runs/
+
+Reads from the environment: PRETEND_LOG, a file to note each beginning in; PRETEND_SECONDS, of each rung;
+PRETEND_TRIALS, configs to try; PRETEND_GATE, a file without which no trial goes beyond step 2, so that there is time
+to do something to it there.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import typer
+from ray import tune
+
+from orchestrator import cli, ray_cluster
+from orchestrator import settings as settings_file
+from orchestrator.settings import ROOT, SweepSettings, sweep_folder
+from orchestrator.tune_trainable import Report, Task
+from tests.sweeps import GRID, WORKLOAD, completes, judgement, make, similarity, space
+from trainables.config import Workload
+from trainables.snapshot import EngineState, Snapshot
+
+SPACES: dict[str, dict[str, Any]] = {
+    "plain": {"parameters": {"rank": {"values": [1, 2, 4, 8]}, "alpha": {"values": [1, 2, 4, 8, 16]}}},
+    "pairs": {"parameters": {"rank": {"values": [1, 2, 4]}, "precision": {"values": ["nf4", "16bit"]}}},
+}
+FIXED: dict[str, dict[str, Any]] = {
+    "plain": {"precision": "16bit", "max_steps": 8},
+    "pairs": {"alpha": 8, "max_steps": 8},
+}
+
+
+def settings_of(name: str, space_name: str, address: str | None = None) -> SweepSettings:
+    """A grid without pruning, so that nothing but a fault makes a trial run twice."""
+    chosen = space(GRID, name=space_name, fixed=FIXED[space_name], **SPACES[space_name])
+    return make(chosen, name=name, n_trials=int(os.environ.get("PRETEND_TRIALS", "6")), address=address)
+
+
+def connected(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, int], float | None]:
+    """Ray, and inputs that are nowhere."""
+    ray_cluster.connect(settings.address)
+    return WORKLOAD, {"read": 0, "train": 0}, None
+
+
+def note(event: str, **values: Any) -> None:
+    """Append one line, whole."""
+    line = json.dumps({"event": event, "at": time.monotonic(), "pid": os.getpid(), **values}) + "\n"
+    with open(os.environ["PRETEND_LOG"], "ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def noted(log: Path) -> list[dict[str, Any]]:
+    """What was noted, in order."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+class Pretend(tune.Trainable):
+    """Takes tasks as SweepTrainable does, snapshots included."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._reports = self._work(Task.from_dict(new_config["task"]), new_config["adapter_store"])
+        return True
+
+    def step(self) -> Report:
+        return next(self._reports)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing; without this method Tune would not reuse the worker."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing."""
+
+    def _work(self, task: Task, store: Any) -> Iterator[Report]:
+        if task.kind == "judge":
+            compared = similarity() if task.twin_key else None
+            yield {"state": "completed", "done": True, "environment": {}, "judgement": asdict(judgement(compared))}
+            return
+        half = WORKLOAD.key(task.config.counterpart)
+        of = task.key if task.config.precision == "nf4" else half
+        pair = {"similarity": asdict(similarity()), "similarity_of": of}
+        if task.kind == "compare":
+            yield {"state": "completed", "done": True, "environment": {}, **pair}
+            return
+        before = ray.get(store.snapshot.remote(task.key))
+        done = before.step if before else 0
+        note("begin", key=task.key, step=done, node=ray.get_runtime_context().get_node_id())
+        for report in completes(task, loss=2 + int(sha256(task.key.encode()).hexdigest()[:6], 16) / 2**24):
+            if report["step"] > done:
+                time.sleep(float(os.environ.get("PRETEND_SECONDS", "0.1")))
+                if report["done"] and ray.get(store.read.remote(half)) is not None:
+                    report |= pair
+                yield report
+                ray.get(store.keep.remote(snapshot_at(task.key, report["step"])))
+            while report["step"] == 2 and not os.path.exists(os.environ.get("PRETEND_GATE", "/")):
+                time.sleep(0.05)
+
+
+def snapshot_at(key: str, step: int) -> Snapshot:
+    """Of an adapter with one weight."""
+    one = np.ones(1, dtype=np.float32)
+    state = EngineState(weights=one, first_moments=one, second_moments=one, n_updates=step, n_bad_gradients=0)
+    return Snapshot(key=key, step=step, seconds=0.0, engine=state, generators={})
+
+
+def main() -> None:
+    verb, name, space_name, *address = sys.argv[1:]
+    os.environ.pop("LD_PRELOAD", None)  # only this process has another clock
+    resume = verb == "resume"
+
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def work() -> None:
+        if resume:
+            settings = settings_file.load(sweep_folder(name, ROOT))
+        else:
+            settings = settings_of(name, space_name, *address)
+        cli._run(settings, resume=resume, as_json=False, trainable=Pretend, prepare=connected)
+
+    cli.main(lambda: app([]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Processes that die or are told to stop: the driver, a worker, a node, the cluster; and a second driver."""
+
+import os
+import signal
+import time
+from random import Random
+
+import psutil
+import pytest
+
+from tests.faults.pretend import noted
+from tests.sweeps import REPO
+
+
+@pytest.mark.parametrize(("n_kills", "n_trials"), [(2, 6), pytest.param(20, 20, marks=pytest.mark.slow)])
+def test_a_driver_killed_at_random_moments_loses_and_repeats_nothing(n_kills, n_trials, place, survived):
+    random = Random(n_kills)
+    place.gate.touch()
+    place.space = "pairs" if n_trials <= 6 else "plain"
+    place.variables = {"PRETEND_TRIALS": str(n_trials), "PRETEND_SECONDS": "0.2"}
+    for _ in range(n_kills):
+        driver = place.begin()
+        n_before, n_more = place.begun.total(), random.randint(0, 3)
+        if not place.until(lambda n=n_before + n_more: place.begun.total() >= n, driver):
+            assert driver.returncode == 0, place.said
+        time.sleep(random.uniform(0, 8 if n_more == 0 else 0.8))
+        place.kill(driver)
+    assert place.end(place.begin()).code == 0, place.said
+    place.check()
+    survived("driver SIGKILLed at random moments", n_kills, lost=0, repeated=place.repeated)
+
+
+def pid_of(place, key: str) -> int:
+    """The process in which a trial began last."""
+    return [event["pid"] for event in noted(place.log) if event["key"] == key][-1]
+
+
+def test_a_killed_worker_costs_its_trial_no_more_than_a_rung(place, survived):
+    place.variables = {"PRETEND_TRIALS": "3"}
+    driver = place.begin()
+    place.until(place.at_second_rung, driver)
+    key = place.at_second_rung()[0]
+    os.kill(pid_of(place, key), signal.SIGKILL)
+    place.n_running = 1
+    place.gate.touch()
+    assert place.end(driver).code == 0, place.said
+    place.check()
+    assert [event["step"] for event in noted(place.log) if event["key"] == key] == [0, 2]
+    assert {t.state for t in place.trials()} == {"completed"}
+    survived("worker SIGKILLed", lost=0, repeated=place.repeated)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_again_and_again_fails_its_trial_and_the_sweep_ends(place, survived):
+    place.variables = {"PRETEND_TRIALS": "1"}
+    driver = place.begin()
+    place.until(place.at_second_rung, driver)
+    (key,) = place.begun
+    for n in range(3):
+        place.until(lambda n=n: place.begun[key] > n, driver)
+        os.kill(pid_of(place, key), signal.SIGKILL)
+    place.n_running = 3
+    ended = place.end(driver)
+    (trial,) = place.trials()
+    assert place.begun[key] == 3
+    assert trial.state == "failed"
+    assert "worker process was lost, the 3rd time" in trial.reason
+    assert ended.code == 1
+    assert trial.reason in ended.err
+    place.check()
+    survived("worker SIGKILLed three times over one trial", lost=0, repeated=place.repeated)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_signals", [1, 2])
+def test_ctrl_c_ends_the_sweep_and_resume_goes_on(n_signals, place, survived):
+    place.variables = {"PRETEND_TRIALS": "3"}
+    driver = place.begin()
+    place.until(place.at_second_rung, driver)
+    place.n_running = sum(t.state == "running" for t in place.trials())
+    for _ in range(n_signals):
+        os.killpg(driver.pid, signal.SIGINT)
+        time.sleep(1)
+    ended = place.end(driver)
+    assert ended.code == 130, ended.err
+    assert "Traceback" not in ended.err
+    assert "resume s" in ended.err
+    assert "running" not in {t.state for t in place.trials()} or n_signals == 2  # it may come before all is tidied up
+    place.gate.touch()
+    assert place.end(place.begin()).code == 0, place.said
+    place.check()
+    survived(f"Ctrl-C {'once' if n_signals == 1 else 'twice'}", lost=0, repeated=place.repeated)
+
+
+@pytest.mark.slow
+def test_of_two_drivers_of_one_name_the_second_is_refused(place, survived):
+    place.variables = {"PRETEND_TRIALS": "2"}
+    driver = place.begin()
+    place.until(place.at_second_rung, driver)
+    for verb in ("run", "resume"):
+        rival = place.end(place.start(verb))
+        assert rival.code == 2
+        assert f"process {driver.pid}" in rival.err
+    place.gate.touch()
+    assert place.end(driver).code == 0
+    place.check()
+    survived("two sweeps, one name", 2, lost=0, repeated=place.repeated)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+def test_a_sweep_whose_ray_head_dies_ends_with_an_error_and_goes_on_after_a_resume(part, place, survived):
+    place.variables = {"PRETEND_TRIALS": "2"}
+    driver = place.begin()
+    place.until(place.at_second_rung, driver)
+    place.n_running = sum(t.state == "running" for t in place.trials())
+    (head,) = (p for p in psutil.Process(driver.pid).children(recursive=True) if p.name() == part)
+    head.kill()
+    died = time.monotonic()
+    ended = place.end(driver)
+    print(f"{part} killed: ended after {time.monotonic() - died:.0f} s")
+    assert ended.code == 1, place.said
+    assert "the Ray cluster was lost" in ended.err
+    assert "resume s" in ended.err
+    place.gate.touch()
+    assert place.end(place.begin()).code == 0, place.said
+    place.check()
+    survived(f"Ray's {part} SIGKILLed", lost=0, repeated=place.repeated)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_removed_in_the_middle_of_a_trial_costs_it_no_more_than_a_rung(place, survived, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    token = "0123456789abcdef" * 4
+    for name, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PYTHONPATH": str(REPO)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PRETEND_LOG", str(place.log))
+    monkeypatch.setenv("PRETEND_GATE", str(place.gate))
+    place.variables = {"PRETEND_TRIALS": "4"}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
+        place.address = cluster.address
+        driver = place.begin()
+        place.until(place.at_second_rung, driver)
+        key = place.at_second_rung()[0]
+        (where,) = {event["node"] for event in noted(place.log) if event["key"] == key}
+        cluster.remove_node(nodes[where], allow_graceful=False)
+        place.n_running = 1
+        place.gate.touch()
+        assert place.end(driver).code == 0, place.said
+        place.check()
+        again = [event for event in noted(place.log) if event["key"] == key]
+        assert [event["node"] == where for event in again] == [True, False]
+        assert again[1]["step"] == 2
+        assert {t.state for t in place.trials()} == {"completed"}
+        survived("a node removed in the middle of a trial", lost=0, repeated=place.repeated)
+    finally:
+        cluster.shutdown()

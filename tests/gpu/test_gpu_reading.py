@@ -1,0 +1,87 @@
+"""Recorded readers on a real GPU: what they read is what the model says with its adapter attached."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from trainables import adapter, evaluation
+from trainables.compare import attached, compare
+from trainables.config import TARGETS, TrialConfig, Workload
+from trainables.reading import EagerReader, Reader, RecordedReader
+from trainables.trial import Bench
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
+]
+
+
+@pytest.fixture
+def exact_bench(wide: Workload) -> Bench:
+    """In float32, with few rows, so that both ways can agree to their last tokens."""
+    bench = Bench(replace(wide, compute_dtype="float32"), "cuda")
+    bench.rows = bench.rows | {"search": bench.rows["search"][:80]}
+    return bench
+
+
+def files_of(bench: Bench, config: TrialConfig) -> dict[str, bytes]:
+    """An adapter that is not without effect."""
+    model = adapter.attach(bench.base(config.precision), config, base_name="wide")
+    generator = torch.Generator(device="cuda").manual_seed(config.seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05, generator=generator)
+    files = adapter.to_files(model)
+    adapter.detach(model)
+    return files
+
+
+def assert_same(recorded: Reader, eager: Reader) -> torch.Tensor:
+    texts = eager.texts()
+    assert recorded.texts() == texts
+    states = recorded.states()
+    torch.testing.assert_close(states, eager.states(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(recorded.pooled(texts), eager.pooled(texts), rtol=1e-4, atol=1e-4)
+    return states
+
+
+@pytest.mark.parametrize("precision", ["16bit", "nf4"])
+def test_one_reader_reads_with_each_adapter_in_turn_as_if_it_were_attached(exact_bench, precision):
+    """Ranks, scales and the base alone take turns; none leaves a trace in the next."""
+    rows, base = exact_bench.rows["search"], exact_bench.base(precision)
+    config = TrialConfig(precision=precision, rank=5, alpha=10, targets=TARGETS)
+    adapters = [
+        files_of(exact_bench, config),
+        files_of(exact_bench, replace(config, rank=16, alpha=8, seed=1, rank_stabilized=True)),
+    ]
+    seen = []
+    for files in (*adapters, None, adapters[0]):
+        reader = exact_bench.reader(precision, adapter.read_files(files) if files else None)
+        assert isinstance(reader, RecordedReader)
+        seen.append(reader)
+        if files is None:
+            assert_same(reader, EagerReader(base, rows))
+            continue
+        with attached(base, files) as model:
+            eager = EagerReader(model, rows)
+            states = assert_same(reader, eager)
+        assert (states - evaluation.response_states(base, rows)).abs().max() > 1e-2, "the adapter does nothing"
+    assert len(set(map(id, seen))) == 1
+
+
+def test_a_comparison_is_the_same_recorded_and_eagerly_and_leaves_the_bases_bare(exact_bench):
+    config = TrialConfig(precision="nf4", rank=4, alpha=8)
+    nf4, twin = (files_of(exact_bench, half) for half in (config, config.counterpart))
+    recorded = compare(exact_bench, nf4=nf4, twin=twin)
+    again = compare(exact_bench, nf4=nf4, twin=twin)
+    assert recorded == again
+    exact_bench.forget()
+    exact_bench._unrecordable = "the test wants it done eagerly"
+    eager = compare(exact_bench, nf4=nf4, twin=twin)
+    for name in ("embedding_cosine", "kl_nats", "top1_agreement", "token_match_rate"):
+        ours, theirs = getattr(recorded.quantized, name), getattr(eager.quantized, name)
+        assert ours.value == pytest.approx(theirs.value, abs=1e-4), name
+    assert not [name for name, _ in exact_bench.base("nf4").named_modules() if "lora" in name]

@@ -1,0 +1,159 @@
+"""What a model says of some rows: greedy text, response states, pooled states; one operation at a time, or recorded.
+
+A RecordedReader is recorded once on the bare base, as a Tape is, and then reads with one adapter after another without
+running Python again or attaching anything.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainables import evaluation
+from trainables.adapter import Weights
+from trainables.data import TokenRow
+from trainables.decoding import GreedyDecoder
+from trainables.graph import attached_weights, new_weights
+from trainables.lean import lean_modules
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from trainables.config import TrialConfig
+
+Texts = list[list[int]]
+
+
+class Reader(Protocol):
+    """One model before some rows; the first N_DECODED_ROWS of them are continued."""
+
+    def texts(self) -> Texts:
+        """Greedy continuations."""
+
+    def states(self) -> torch.Tensor:
+        """(n_response_tokens, width) on the model's device, see evaluation.response_states."""
+
+    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """(n_decoded_rows, width), see evaluation.pooled_states."""
+
+
+@dataclass(frozen=True, slots=True)
+class EagerReader:
+    """One operation at a time."""
+
+    model: "PreTrainedModel | PeftModel"
+    rows: Sequence[TokenRow]
+
+    def texts(self) -> Texts:
+        return evaluation.greedy(self.model, self.rows[: evaluation.N_DECODED_ROWS])
+
+    def states(self) -> torch.Tensor:
+        return evaluation.response_states(self.model, self.rows)
+
+    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        return evaluation.pooled_states(self.model, self.rows[: evaluation.N_DECODED_ROWS], texts)
+
+
+class ReadRows:
+    """Rows on a GPU, and room there for what one model at a time says of them; readers of a bench share it."""
+
+    def __init__(self, base: "PreTrainedModel", rows: Sequence[TokenRow]) -> None:
+        self.held = evaluation.held_out(base, rows)
+        self.prompts = evaluation.prompts_of(base, rows[: evaluation.N_DECODED_ROWS])
+        n_new, self._end = evaluation.MAX_NEW_TOKENS, base.config.eos_token_id
+        self.decoder = GreedyDecoder(base, self.prompts, n_new=n_new, end=self._end)
+        self._shape = (len(self.prompts), max(map(len, self.prompts)) + n_new)
+        width, dtype = base.config.n_embd, base.dtype
+        self.states = torch.zeros(self.held.n_tokens, width, dtype=dtype, device=base.device)
+        self.joined = torch.full(self._shape, self._end, device=base.device)  # prompts and texts
+        self.weights = torch.ones(self._shape, device=base.device)
+        self.pooled = torch.zeros(len(self.prompts), width, device=base.device)
+
+    def place(self, texts: Sequence[Sequence[int]]) -> None:
+        """Set `joined` and `weights`, 1 at the positions of a text."""
+        ids, weights = torch.full(self._shape, self._end), torch.zeros(self._shape)
+        for i, (prompt, text) in enumerate(zip(self.prompts, texts, strict=True)):
+            whole = [*prompt, *text]
+            ids[i, : len(whole)] = torch.tensor(whole)
+            weights[i, len(prompt) : len(whole)] = 1.0
+        self.joined.copy_(ids)
+        self.weights.copy_(weights)
+
+
+class RecordedReader:
+    """A base with the adapter that was loaded last, before the rows of a ReadRows; as CUDA graphs."""
+
+    def __init__(
+        self,
+        base: "PreTrainedModel",
+        config: "TrialConfig",
+        rows: ReadRows,
+        *,
+        pool: tuple[int, int],
+        stream: torch.cuda.Stream,
+    ) -> None:
+        """
+        Args:
+            base: without an adapter.
+            config: whose targets, and whose rank or a lower one, an adapter may have.
+            pool, stream: as of trainables.graph.Tape.
+        """
+        self._rows = rows
+        self._pool, self._stream = pool, stream
+        self._scaling = torch.zeros((), device="cuda")
+        self._weights = new_weights(base, config)
+        with attached_weights(base, config, self._weights, self._scaling) as model, torch.no_grad():
+            model.eval()
+            core = model.get_base_model()
+            with lean_modules(model):
+                self._first = self._recorded(lambda: rows.decoder.first(core))
+                self._next = self._recorded(lambda: rows.decoder.next(core))
+            self._states = self._recorded(lambda: rows.states.copy_(evaluation.states_of(model, rows.held)))
+            self._pooled = self._recorded(lambda: self._pool_states(model))
+
+    def _recorded(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """Done once, so that libraries and the cache allocate what they keep, and then recorded."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            work()
+        return graph
+
+    def _pool_states(self, model: "PeftModel") -> None:
+        rows = self._rows
+        n_rows = max(1, evaluation.BATCH_TOKENS // rows.joined.shape[1])
+        parts = [t.split(n_rows) for t in (rows.joined, rows.weights, rows.pooled)]
+        for ids, weights, means in zip(*parts, strict=True):
+            means.copy_(evaluation.mean_states(model, ids, weights))
+
+    @torch.no_grad()
+    def load(self, weights: Weights | None) -> None:
+        """Read with this adapter from now on; with none, as the base alone."""
+        for name, mine in self._weights.items():
+            mine.zero_()
+            if weights is not None:
+                theirs = weights.matrices[name.replace(".default.", ".")]
+                mine[: theirs.shape[0], : theirs.shape[1]].copy_(theirs)
+        self._scaling.fill_(weights.scaling if weights is not None else 0.0)
+
+    def texts(self) -> Texts:
+        self._first.replay()
+        for _ in range(evaluation.MAX_NEW_TOKENS - 1):
+            self._next.replay()
+        return self._rows.decoder.texts()
+
+    def states(self) -> torch.Tensor:
+        self._states.replay()
+        return self._rows.states.clone()
+
+    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        self._rows.place(texts)
+        self._pooled.replay()
+        return self._rows.pooled.cpu().numpy()

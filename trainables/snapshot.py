@@ -1,0 +1,86 @@
+"""Where a trial stands after a rung, so that it can go on from there exactly; safetensors once it is written.
+
+Imports NumPy only: the process that keeps snapshots has no use for PyTorch.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+VECTORS = ("weights", "first_moments", "second_moments")
+FORMAT = "qlora-sweep snapshot 1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """What an engine carries from one step to the next.
+
+    Attributes:
+        weights: of the adapter, (n,) float32: every parameter flattened, in the order of the model's.
+        first_moments, second_moments: AdamW's m and v (Loshchilov & Hutter 2019, arXiv:1711.05101), the same.
+        n_updates: steps that the optimizer took; float16 skips some.
+        n_bad_gradients: steps whose gradient norm was not finite.
+        loss_scale, n_good_steps: of float16's loss scaling, and steps since it changed; 1 and 0 in other arithmetic.
+    """
+
+    weights: NDArray[np.float32]
+    first_moments: NDArray[np.float32]
+    second_moments: NDArray[np.float32]
+    n_updates: int
+    n_bad_gradients: int
+    loss_scale: float = 1.0
+    n_good_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A trial after a rung.
+
+    Attributes:
+        key: of the trial.
+        step: optimizer steps done.
+        seconds: of training until then.
+        generators: state of PyTorch's random generators by device, (bytes,) uint8: dropout draws from them.
+    """
+
+    key: str
+    step: int
+    seconds: float
+    engine: EngineState
+    generators: Mapping[str, NDArray[np.uint8]]
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        from safetensors.numpy import save
+
+        numbers = {n: getattr(self.engine, n) for n in EngineState.__dataclass_fields__ if n not in VECTORS}
+        facts = {"key": self.key, "step": self.step, "seconds": self.seconds, "engine": numbers}
+        text = json.dumps({"format": FORMAT, **facts})  # one entry: safetensors keeps several in no order
+        tensors = {name: getattr(self.engine, name) for name in VECTORS}
+        tensors |= {f"generator.{device}": state for device, state in self.generators.items()}
+        return save(tensors, metadata={"snapshot": text})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Snapshot":
+        """Read back `to_bytes`.
+
+        Raises:
+            ValueError: it is no such file.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            length = int.from_bytes(content[:8], "little")  # the format: header length, JSON header, data
+            facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["snapshot"])
+            if (found := facts.pop("format")) != FORMAT:
+                raise ValueError(f"its format is {found!r}")
+            tensors = load(content)
+            engine = EngineState(**{name: tensors.pop(name) for name in VECTORS}, **facts.pop("engine"))
+        except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"no snapshot of a trial ({type(error).__name__}: {error})") from None
+        generators = {name.removeprefix("generator."): state for name, state in tensors.items()}
+        return cls(**facts, engine=engine, generators=generators)
