@@ -45,7 +45,7 @@ def choose(
     if chosen["space"] is not None:
         search_spaces.load(chosen["space"])  # a wrong name is said before anything is looked at
     if device is None:
-        device = "cuda" if _gpu_in_reach(given.get("address")) else "cpu"
+        device = "cuda" if _gpu_in_reach(given.get("address"), insecure=bool(given.get("insecure"))) else "cpu"
     if device == "cpu" and "gpus_per_trial" in given:
         raise ConfigError(f"gpus_per_trial is {given['gpus_per_trial']:g}, but there are 0 GPUs in reach")
     defaults = GPU_DEFAULTS if device == "cuda" else DEMO_DEFAULTS
@@ -83,12 +83,12 @@ def _sampled_by(space: search_spaces.Space, sampler: str) -> search_spaces.Space
     return search_spaces.parse(space.model_dump() | {"method": sampler}, source="sampler")
 
 
-def _gpu_in_reach(address: str | None) -> bool:
+def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
     if address is None:
         return count_gpus() > 0
     from orchestrator import ray_cluster
 
-    ray_cluster.connect(address)
+    ray_cluster.connect(address, insecure=insecure)
     if not ray_cluster.has_gpu():
         raise ConfigError(f"ADDRESS: the cluster at {address!r} has no GPU; to run on its CPUs say --device cpu")
     return True

@@ -56,9 +56,10 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
         ConfigError, DataError, Unreachable: before any GPU is used.
     """
     if settings.address is not None:
-        ray_cluster.connect(settings.address)  # first: an address that does not answer is said at once
+        ray_cluster.connect(settings.address, insecure=settings.insecure)  # first: what does not answer is said at once
     found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
-    ray_cluster.connect(settings.address, insecure=settings.insecure)
+    if settings.address is None:
+        ray_cluster.connect(None)
     ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
     if settings.address is not None:
         nodes.check_versions()

@@ -14,10 +14,11 @@ import ray
 from ray import tune
 from ray.cluster_utils import Cluster
 
-from orchestrator import node_inputs
+from orchestrator import node_inputs, ray_cluster
 from orchestrator.adapter_store import WEIGHTS
 from orchestrator.tune_trainable import Report, Task
 from trainables.config import Workload, rungs
+from trainables.errors import Unreachable
 from trainables.findings import Judgement
 from trainables.results import Cost, Measurement
 
@@ -56,6 +57,17 @@ def cluster(**head: Any) -> Iterator[Cluster]:
         os.environ.pop("RAY_TMPDIR")
         if before is not None:
             os.environ["RAY_TMPDIR"] = before
+
+
+def join(found: Cluster) -> None:
+    """Have this process drive a cluster; a machine that is busy may not answer within the seconds that a user waits."""
+    for attempt in range(5):
+        try:
+            ray_cluster.connect(found.address, insecure=True)
+            return
+        except Unreachable:
+            if attempt == 4:
+                raise
 
 
 class Sleeper(tune.Trainable):

@@ -15,8 +15,8 @@ from urllib.request import urlopen
 import pytest
 
 from orchestrator.ledger import Ledger
+from orchestrator.publishing import publish
 from orchestrator.settings import sweep_folder
-from orchestrator.tracking import publish
 from tests.test_tracking import swept
 
 N_SWEEPS = 3

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from orchestrator import ray_cluster, sweep, verify
+from orchestrator import sweep, verify
 from orchestrator.budgets import FINISHED
 from orchestrator.ledger import Ledger
+from orchestrator.publishing import publish
 from orchestrator.settings import sweep_folder
-from orchestrator.tracking import publish
-from tests.clusters import Slow, cluster
+from tests.clusters import Slow, cluster, join
 from tests.sweeps import make, space
 from trainables.results import TrialResult
 
@@ -71,9 +71,9 @@ def check(root: Path, n_nodes: int, n_trials: int, due: Callable[[Path], Due]) -
     with cluster() as found:
         for _ in range(n_nodes):
             found.add_node(num_cpus=1)
-        ray_cluster.connect(found.address)
+        join(found)
         searched = space(method="random", parameters=RATES, fixed={"rank": 2, "alpha": 8, "precision": "16bit"})
-        asked = make(searched, address=found.address, n_trials=n_trials, reuse=False, max_steps=8)
+        asked = make(searched, address=found.address, insecure=True, n_trials=n_trials, reuse=False, max_steps=8)
         folder = sweep_folder(asked.name, root)
         with churn(found, n_nodes, due(folder)) as up:
             result = sweep.run(asked, root, resume=False, started=lambda *_: None, trainable=Slow)
