@@ -138,7 +138,7 @@ def resident_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def simulated(driver: Driver, n_trials: int, rung_seconds: float, tracker: Tracker) -> Iterator[dict[str, Any]]:
+def simulated(driver: Driver, n_trials: int, rung_seconds: float, tracker: Tracker | None) -> Iterator[dict[str, Any]]:
     """Run a sweep; yields what was measured since the last mark, at each mark and at the end."""
     arrivals: list[tuple[float, int, tuple]] = []  # (moment, order, (trial, task, reports))
     clock, order, n_ended, lags, next_sync = 0.0, 0, 0, [], SYNC_SECONDS
@@ -180,7 +180,7 @@ def simulated(driver: Driver, n_trials: int, rung_seconds: float, tracker: Track
         begin(clock)
         clock += perf_counter() - started
         lags.append(clock - arrived)
-        if clock >= next_sync:
+        if tracker and clock >= next_sync:
             begun = perf_counter()
             tracker.sync()
             syncs.append(perf_counter() - begun)
@@ -225,7 +225,7 @@ def measured(given: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
     ledger = Ledger(folder / "ledger.db")  # MLflow's process has a connection of its own
     rows = []
     try:
-        tracker = Tracker(settings, ledger, root)
+        tracker = None if given.without_mlflow else Tracker(settings, ledger, root)
         for row in simulated(driver, given.trials, given.trial_seconds / 4, tracker):
             rows.append(row)
             print(f"{row['n_trials']} trials after {row['simulated_seconds']:.0f} simulated s", file=sys.stderr)
@@ -243,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trial-seconds", type=float, default=60.0, help="of a trial that is not pruned")
     parser.add_argument("--sampler", default="tpe", help="tpe, random, nsga2, qmc")
     parser.add_argument("--tracking-uri", default=None, help="of MLflow; default: a temporary SQLite file")
+    parser.add_argument("--without-mlflow", action="store_true", help="which takes most of the bench's own time")
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     try:
