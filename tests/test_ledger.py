@@ -415,6 +415,20 @@ def test_a_ledger_that_was_taken_over_is_one_of_its_own_version(version_1, tmp_p
     again.close()
 
 
+def test_a_rung_that_is_reported_again_replaces_the_first_and_a_requeued_trial_keeps_its_rungs(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.add(KEYS[0], CONFIGS[0], params={}, origin="search")
+    ledger.keep_cost(CONFIGS[0].cost_cell, cost())
+    ledger.start(KEYS[0])
+    ledger.record(KEYS[0], measurement(25, 3.0))
+    ledger.requeue(KEYS[0])
+    assert [m.eval_loss_nats for m in ledger.entry(KEYS[0]).result.history] == [3.0]
+    ledger.start(KEYS[0])
+    ledger.record(KEYS[0], measurement(25, 2.0))
+    assert [m.eval_loss_nats for m in ledger.entry(KEYS[0]).result.history] == [2.0]
+    ledger.close()
+
+
 def test_reading_leaves_a_ledger_of_any_version_as_it_is(version_1, tmp_path):
     taken_over = tmp_path / "copy" / "ledger.db"
     taken_over.parent.mkdir()
