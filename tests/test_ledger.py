@@ -216,6 +216,7 @@ def test_no_state_leads_out_of_a_final_one_except_pruned_back_into_the_queue():
     for state in FINAL_STATES - {"pruned"}:
         assert state not in TRANSITIONS
     assert TRANSITIONS["pruned"] == {"queued"}
+    assert {state: TRANSITIONS[state] & FINAL_STATES for state in ENDS} == ENDS
 
 
 def test_a_refused_operation_says_which_trial_and_what_it_did(ledger):
