@@ -31,7 +31,7 @@ PATIENCE_SECONDS, SHORT_PATIENCE_SECONDS = 10.0, 3.0
 """How long the process may sit idle at the end: over a store that has answered so far,
 and over one that failed last time."""
 WORK_SECONDS = 0.1
-"""Of the writing thread's processor time; less in so long is idle. The clock says little where trials keep it waiting."""
+"""Of the writing thread's processor time; less in so long is idle. The clock says little on a busy machine."""
 MIN_FINISH_SECONDS, FINISH_SHARE = 120.0, 0.05
 """The most that the end may take of a store that answers each call: so much, or that share of the sweep's time."""
 
