@@ -148,6 +148,7 @@ def test_another_host_needs_names_and_a_password(root, monkeypatch, names, passw
         ui.arguments(root, "0.0.0.0", 5000, names)
 
 
+@pytest.mark.slow
 def test_the_pages_server_listens_on_the_loopback_address_alone_and_refuses_another_hosts_name(tmp_path):
     import http.client
     import socket
