@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainables.config import ComputeDtype
 from trainables.device import device_name, free_memory_mib, native_dtype, versions
 from trainables.errors import ConfigError, Unreachable
+from trainables.predicted_time import Speed, measure
 
 PACKAGES = (
     *("ray", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"),
@@ -33,11 +34,13 @@ class Gpu:
         name: e.g. "NVIDIA H200".
         memory_mib: that a trial may allocate.
         dtype: the protocol's arithmetic there.
+        speed: measured there.
     """
 
     name: str
     memory_mib: float
     dtype: ComputeDtype
+    speed: Speed
 
 
 @ray.remote(num_cpus=0)
@@ -54,8 +57,8 @@ def _storage_fault(where: str, mark: str) -> str | None:
 
 @ray.remote(num_cpus=0, max_calls=1)
 def _gpu() -> Gpu:
-    memory_mib = free_memory_mib("cuda") or 0.0
-    return Gpu(name=device_name("cuda"), memory_mib=memory_mib, dtype=native_dtype("cuda"))
+    memory_mib, dtype = free_memory_mib("cuda") or 0.0, native_dtype("cuda")
+    return Gpu(name=device_name("cuda"), memory_mib=memory_mib, dtype=dtype, speed=measure("cuda", dtype))
 
 
 def alive() -> list[dict[str, Any]]:
