@@ -28,8 +28,8 @@ from orchestrator import adapter_store
 from orchestrator import settings as settings_file
 from orchestrator.budgets import ENDED, FINISHED
 from orchestrator.ledger import Ledger
+from orchestrator.publishing import publish
 from orchestrator.settings import SweepSettings
-from orchestrator.tracking import publish
 from tests.bench.overhead import fake_comparison, fake_loss_nats
 from trainables.config import TrialConfig, Workload, rungs
 from trainables.errors import ConfigError, SweepError
