@@ -53,7 +53,7 @@ faults: $(VENV)/installed-test
 	@$(BIN)/python -m pytest tests/faults
 
 audit: $(VENV)/installed-audit
-	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 lint: $(VENV)/installed-test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

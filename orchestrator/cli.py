@@ -47,7 +47,9 @@ def sweep_folder(name: str) -> Path:
 
 def say(text: str) -> None:
     """A line for people, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    from orchestrator.redaction import redacted
+
+    print(redacted(text), file=sys.stderr, flush=True)
 
 
 @app.command()

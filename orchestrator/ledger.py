@@ -227,7 +227,8 @@ class Ledger:
         try:
             rows = self._db.execute(f"SELECT * FROM trials {where} ORDER BY number", values).fetchall()
             marks = self._db.execute(f"SELECT * FROM measurements {where} ORDER BY key, step", values).fetchall()
-            cells = self._db.execute("SELECT cell, cost FROM cost_cells").fetchall()
+            named = f"SELECT cost_cell FROM trials {where}"
+            cells = self._db.execute(f"SELECT cell, cost FROM cost_cells WHERE cell IN ({named})", values).fetchall()
         finally:
             self._db.execute("COMMIT")
         costs = {row["cell"]: COST.validate_json(row["cost"]) for row in cells}

@@ -6,21 +6,28 @@ asking around it).
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from random import Random
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.front import dissimilarity, losses_of
+from orchestrator.halving import ranking
 from orchestrator.ledger_rows import Entry
 from orchestrator.settings import SweepSettings
 from search_spaces import Parameter
 from trainables.results import TrialResult
 
-MAX_REPEATS = 50
+KeyOf = Callable[[Mapping[str, Any]], str]
+Losses = tuple[float, ...]
+
+MAX_MODELLED = 400
+"""Trials that a sampler is left with when its history has grown to twice as many, see `modelled`."""
+MAX_REPEATS = 10
 """Known points the sampler may propose in a row before an unknown one is drawn for it."""
 BROKEN = 1.0
 """Constraint value of a trial that ended without usable figures."""
@@ -32,7 +39,7 @@ def sampler(method: str, seed: int) -> optuna.samplers.BaseSampler:
     """Optuna's sampler of that name; a grid has none, and is walked through in order."""
     samplers = optuna.samplers
     if method == "tpe":
-        return samplers.TPESampler(seed=seed, constant_liar=True)
+        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
     if method == "nsga2":
         return samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
     if method == "gp":
@@ -55,6 +62,16 @@ def distribution(parameter: Parameter) -> BaseDistribution:
     )
 
 
+def ordered(parameter: Parameter) -> tuple[Any, ...] | None:
+    """Its values from least to greatest where they are at least three numbers, else None.
+
+    A sampler is asked for the place of such a value: to it, neighbours are alike, as choices never are.
+    """
+    choices = parameter.choices or ()
+    numbers = [value for value in choices if isinstance(value, int | float) and not isinstance(value, bool)]
+    return tuple(sorted(numbers)) if len(numbers) == len(choices) > 2 else None
+
+
 def is_within(dist: BaseDistribution, value: Any) -> bool:
     """Whether a value could have been drawn from a distribution."""
     if isinstance(dist, CategoricalDistribution):
@@ -62,34 +79,71 @@ def is_within(dist: BaseDistribution, value: Any) -> bool:
     return dist._contains(dist.to_internal_repr(value))
 
 
-class Proposer:
-    """Optuna behind two calls: `propose` a point that is not known, `tell` what became of a trial."""
+def modelled(trials: Sequence[FrozenTrial], n: int) -> list[FrozenTrial]:
+    """What a sampler needs of a long history, in its order: the best completed trials, and the latest of all others.
 
-    def __init__(self, settings: SweepSettings) -> None:
+    The best by non-dominated depth are a fifth, twice what TPE takes for good ones (a tenth of all).
+    """
+    if len(trials) <= n:
+        return list(trials)
+    sound = [t for t in trials if t.state == TrialState.COMPLETE and all(v <= 0 for v in t.constraints.values())]
+    order = ranking([t.values for t in sound]) if sound else []
+    best = {sound[i].number for i in order[: n // 5]}
+    latest = [t.number for t in trials if t.number not in best][len(best) - n :]
+    kept = best.union(latest)
+    return [trial for trial in trials if trial.number in kept]
+
+
+class Proposer:
+    """Optuna behind two calls: `propose` a point that is not known, `tell` what became of a trial.
+
+    Attributes:
+        study: of at most twice MAX_MODELLED trials; when it is full it is begun anew with those that matter.
+    """
+
+    def __init__(self, settings: SweepSettings, max_modelled: int = MAX_MODELLED) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._settings = settings
         self._space = settings.space
-        self._distributions = {name: distribution(p) for name, p in settings.space.parameters.items()}
-        self.study = optuna.create_study(
-            directions=["minimize"] * len(settings.objectives), sampler=sampler(self._space.method, settings.seed)
-        )
+        self._max_modelled = max_modelled
+        parameters = settings.space.parameters.items()
+        self._ordered = {name: values for name, p in parameters if (values := ordered(p))}
+        self._distributions = {
+            name: IntDistribution(0, len(self._ordered[name]) - 1) if name in self._ordered else distribution(p)
+            for name, p in parameters
+        }
+        self._sampler = sampler(self._space.method, settings.seed)
+        self._random = Random(settings.seed)
+        self._grid: dict[str, dict[str, Any]] | None = None  # by key, once it is needed: a key takes a millisecond
         self._asked: dict[str, optuna.Trial] = {}
+        self.study = self._new_study()
 
-    def propose(
-        self, key_of: Callable[[Mapping[str, Any]], str], known: Callable[[str], bool]
-    ) -> dict[str, Any] | None:
+    def _new_study(self) -> optuna.Study:
+        directions = ["minimize"] * len(self._settings.objectives)
+        return optuna.create_study(directions=directions, sampler=self._sampler)
+
+    def propose(self, key_of: KeyOf, known: Callable[[str], bool]) -> dict[str, Any] | None:
         """A point of the space whose trial is not known yet, or None when there is none left."""
         if self._space.method == "grid":
-            return next((point for point in self._space.grid() if not known(key_of(point))), None)
+            return next(self._left(key_of, known), None)
         for _ in range(MAX_REPEATS):
             trial = self.study.ask(self._distributions)
-            if not known(key_of(trial.params)):
-                self._asked[key_of(trial.params)] = trial
-                return trial.params
+            params = {n: self._ordered[n][v] if n in self._ordered else v for n, v in trial.params.items()}
+            key = key_of(params)
+            if not known(key):
+                self._asked[key] = trial
+                return params
             self.study.tell(trial, state=TrialState.FAIL)
         if self._space.n_points is None:
             return None
-        return next((point for point in self._space.grid() if not known(key_of(point))), None)
+        left = list(self._left(key_of, known))
+        return self._random.choice(left) if left else None
+
+    def _left(self, key_of: KeyOf, known: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+        """Points of a finite space whose trials are not known yet, in the grid's order."""
+        if self._grid is None:
+            self._grid = {key_of(point): point for point in self._space.grid()}
+        return (point for key, point in self._grid.items() if not known(key))
 
     def tell(self, entry: Entry, excess: float | None = None) -> None:
         """Tell the study about a settled trial, whether it asked for it or not (a twin, a resumed sweep).
@@ -98,37 +152,73 @@ class Proposer:
             excess: predicted peak beyond the device's memory, as a share of it; None where not known.
         """
         trial = self._asked.pop(entry.result.key, None)
+        if trial is None and not self._stands_for(entry):
+            return  # a twin at a precision that is not searched
+        self.learn(entry, excess, trial)
+
+    def learn(self, entry: Entry, excess: float | None = None, trial: optuna.Trial | None = None) -> None:
+        """Tell the study about a trial, of this sweep or of another one over the same space, under whatever seed.
+
+        Args:
+            excess: as of `tell`.
+            trial: of the study, where it asked for this one.
+        """
+        if trial is None and self._coded(entry.params) is None:
+            return
+        state, losses, constraints = self._end(entry.result, excess)
         if trial is None:
-            if not self._is_within(entry) or self._settings.config(dict(entry.params)) != entry.result.config:
-                return  # a twin at a precision that is not searched
-            trial = self._asked_for(entry)
-        self._end(trial, entry, excess)
+            self.study.add_trial(
+                create_trial(
+                    state=state,
+                    values=losses,
+                    params=self._coded(entry.params),
+                    distributions=self._distributions,
+                    user_attrs={"key": entry.result.key},
+                    constraints=constraints,
+                )
+            )
+        else:
+            trial.set_user_attr("key", entry.result.key)
+            for name, violation in constraints.items():
+                trial.set_constraint(name, violation)
+            self.study.tell(trial, losses, state=state)
+        self._shorten()
 
-    def learn(self, entry: Entry, excess: float | None = None) -> None:
-        """Tell the study about a trial of another sweep over the same space, under whatever seed."""
-        if self._is_within(entry):
-            self._end(self._asked_for(entry), entry, excess)
+    def _stands_for(self, entry: Entry) -> bool:
+        """Whether a trial is what its point of this space asks for."""
+        params = dict(entry.params)
+        return self._coded(params) is not None and self._settings.config(params) == entry.result.config
 
-    def _is_within(self, entry: Entry) -> bool:
-        names = self._distributions.items()
-        return all(name in entry.params and is_within(dist, entry.params[name]) for name, dist in names)
+    def _coded(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A point as the study knows it; None where it is not of this space."""
+        found: dict[str, Any] = {}
+        for name, dist in self._distributions.items():
+            values = self._ordered.get(name)
+            if name not in params or not (params[name] in values if values else is_within(dist, params[name])):
+                return None
+            found[name] = values.index(params[name]) if values else params[name]
+        return found
 
-    def _asked_for(self, entry: Entry) -> optuna.Trial:
-        self.study.enqueue_trial(dict(entry.params))
-        return self.study.ask(self._distributions)
-
-    def _end(self, trial: optuna.Trial, entry: Entry, excess: float | None) -> None:
-        result = entry.result
-        trial.set_user_attr("key", result.key)
-        trial.set_constraint("memory", _memory_violation(result, excess))
+    def _end(self, result: TrialResult, excess: float | None) -> tuple[TrialState, Losses | None, dict[str, float]]:
+        """What the study is told of a settled trial: its state, its losses and by how much it violates constraints."""
+        constraints = {"memory": _memory_violation(result, excess)}
         losses = losses_of(result, self._settings.objectives)
         gap = dissimilarity(result, self._settings.min_similarity)
         if result.state == "completed" and losses is not None and gap is not None:
-            trial.set_constraint("similarity", gap)
-            self.study.tell(trial, losses)
-        else:
-            trial.set_constraint("similarity", 0.0 if result.state == "pruned" else BROKEN)
-            self.study.tell(trial, state=TrialState.PRUNED)
+            return TrialState.COMPLETE, losses, constraints | {"similarity": gap}
+        return TrialState.PRUNED, None, constraints | {"similarity": 0.0 if result.state == "pruned" else BROKEN}
+
+    def _shorten(self) -> None:
+        """Begin a full study anew: asking takes a time that grows with its trials."""
+        trials = self.study.get_trials(deepcopy=False)
+        if len(trials) <= 2 * self._max_modelled:
+            return
+        ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        self.study = self._new_study()
+        self.study.add_trials(modelled(ended, self._max_modelled))
+        for key, trial in self._asked.items():  # at work: the sampler keeps away from them
+            self.study.enqueue_trial(trial.params)
+            self._asked[key] = self.study.ask(self._distributions)
 
 
 def _memory_violation(result: TrialResult, excess: float | None) -> float:

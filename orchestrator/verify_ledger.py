@@ -159,7 +159,7 @@ def of_study(kept: Kept) -> Iterator[Difference]:
     """The Optuna study that a resumed sweep would begin with knows every trial of the search once."""
     from orchestrator.proposer import Proposer
 
-    proposer = Proposer(kept.settings)
+    proposer = Proposer(kept.settings, max_modelled=len(kept.entries))
     candidates = [e for e in kept.entries if e.result.origin in ("search", "twin") and e.result.state in FINAL_STATES]
     for entry in candidates:
         try:

@@ -1,13 +1,17 @@
 """Trials on several kinds of device: each has its own memory and time, and speeds are compared within one kind only."""
 
+import io
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from orchestrator.costs import cost_table, savings
 from orchestrator.front import front_of
+from orchestrator.knee import knee
 from orchestrator.ledger import Ledger
+from orchestrator.progress import front_table
 from tests.sweeps import Desk, completes, cost, make, measurement, space, trial
 from trainables.config import TrialConfig
 
@@ -125,3 +129,24 @@ def test_savings_and_the_cost_table_never_mix_kinds():
     assert {(saving.saved_mib, saving.time_ratio) for saving in savings(trials)} == {(20.0, 2.0)}
     shown = {cell.cost.device for cell in cost_table(trials, None, lambda _: None).cells if cell.cost}
     assert shown == {A100}
+
+
+def test_the_knee_is_held_against_its_own_kind():
+    """Beside the A100's, all times on the T4 are alike, and trial 2 would be it."""
+    rows = [(A100, 100, 0.02, 3.0), (A100, 300, 0.01, 1.0), (A100, 200, 0.015, 2.0)]
+    rows += [(T4, 100, 18.0, 3.0), (T4, 300, 20.0, 1.0), (T4, 120, 18.2, 1.2)]
+    front = front_of([on(d, i, mib=m, seconds=s, loss=n) for i, (d, m, s, n) in enumerate(rows)], make())
+    assert numbers(front) == set(range(6))
+    assert knee(front).number == 5
+
+
+def test_the_printed_front_names_the_devices_where_there_are_several():
+    def shown(trials) -> str:
+        console = Console(width=160, record=True, file=io.StringIO())
+        console.print(front_table(front_of(trials, make())))
+        return console.export_text()
+
+    mixed = [on(A100, 0, mib=100, seconds=0.01, loss=1.0), on(T4, 1, mib=100, seconds=0.1, loss=1.0)]
+    assert A100 in shown(mixed)
+    assert T4 in shown(mixed)
+    assert "device" not in shown(mixed[:1])

@@ -12,12 +12,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import search_spaces
 from tests.stock_trainer import trainer_losses
 from trainables import adapter, base_model, memory, predicted_time
+from trainables.bench import Bench
 from trainables.config import TARGETS, TrialConfig, Workload
 from trainables.data import IGNORE
 from trainables.errors import TrialFailed
 from trainables.predicted_memory import HUB_SHAPES
 from trainables.training import EagerEngine
-from trainables.trial import Bench, Trial, _owners
+from trainables.trial import Trial, _owners
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,0 +1,138 @@
+"""How many GPU-seconds a search needs, beside others: `make bench-search`
+
+python tests/bench/search.py [--seeds 20] [--processes 2]
+
+Replays a recorded table (tests/bench/search_table.py) under simulated time, a seed after the other: GPU-seconds until the
+completed trials dominate 95 % of the hypervolume of the whole table. Searchers and schedulers are each library's own
+objects. Then the time of ask, tell and ledger behind 10,000 trials. The last line is one JSON object; needs no GPU.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib.util import find_spec
+from math import inf
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import optuna
+
+import search_spaces
+from tests.bench import ask_tell, replay
+from tests.bench.search_methods import LABELS, made
+from tests.bench.search_table import SPACE_FILE
+
+TABLE = Path("mlflow_runs/recorded/search-table.parquet")
+WANTED_SHARE = 0.95
+N_WORKERS = 4
+FIRST_SEED = 1000
+"""Settings were chosen on seeds below this one."""
+MAX_OF_RANDOM, MAX_OF_PEER = 1 / 3, 0.8
+"""Targets: of random's median, and of the best peer's."""
+PEERS = ("ray", "syne")
+
+
+def outcome(table: Path, name: str, seed: int) -> replay.Outcome:
+    """One method under one seed, on the table's seeds in turn."""
+    warnings.filterwarnings("ignore")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = search_spaces.load(str(SPACE_FILE))
+    tables = list(replay.read(table, space).values())
+    recorded = tables[seed % len(tables)]
+    with TemporaryDirectory(prefix="qlora-sweep-") as folder:
+        method = made(name, space, recorded, N_WORKERS, seed, Path(folder))
+        return replay.replay(
+            recorded, method, wanted_share=WANTED_SHARE, n_workers=N_WORKERS, max_seconds=recorded.seconds
+        )
+
+
+def summary(outcomes: Sequence[replay.Outcome]) -> dict[str, Any]:
+    """Quartiles over seeds; where the share was not reached the time counts as endless (null)."""
+    seconds = [inf if one.gpu_seconds is None else one.gpu_seconds for one in outcomes]
+    quartiles = np.quantile(seconds, [0.25, 0.5, 0.75], method="higher").tolist()
+    return {
+        "gpu_seconds_quartiles": [value if value < inf else None for value in quartiles],
+        "n_reached": sum(value < inf for value in seconds),
+        "n_seeds": len(outcomes),
+        "median_trials": float(np.median([one.n_trials for one in outcomes])),
+        "median_completed": float(np.median([one.n_completed for one in outcomes])),
+        "median_share_at_the_end": float(np.median([one.share for one in outcomes])),
+    }
+
+
+def ratio(ours: float | None, other: float | None) -> float | None:
+    """Of two medians; 0 beside one that is endless."""
+    if ours is None:
+        return None
+    return 0.0 if other is None else ours / other
+
+
+def verdict(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Ours beside random and beside the best peer."""
+    medians = {name: result["gpu_seconds_quartiles"][1] for name, result in results.items()}
+    peers = [medians[name] for name in PEERS if medians.get(name) is not None]
+    return {
+        "of_random": ratio(medians["ours"], medians["random"]) if "random" in medians else None,
+        "of_best_peer": ratio(medians["ours"], min(peers, default=None)) if medians.keys() & set(PEERS) else None,
+    }
+
+
+def lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The table, a line at a time."""
+    yield f"GPU-seconds to {WANTED_SHARE:.0%} of the table's hypervolume, {N_WORKERS} workers (- : never in a whole table's)"
+    yield f"{'':44}{'first q.':>10}{'median':>10}{'third q.':>10}{'reached':>10}{'trials':>8}{'full':>6}"
+    for name, result in results.items():
+        quartiles = "".join(f"{'-' if v is None else f'{v:.0f}':>10}" for v in result["gpu_seconds_quartiles"])
+        reached = f"{result['n_reached']} of {result['n_seeds']}"
+        yield f"{LABELS[name]:44}{quartiles}{reached:>10}{result['median_trials']:8.0f}{result['median_completed']:6.0f}"
+
+
+def measured(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every method under every seed."""
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    results = {}
+    with ProcessPoolExecutor(given.processes) as pool:
+        running = {n: [pool.submit(partial(outcome, given.table, n), seed) for seed in seeds] for n in given.methods}
+        for name, futures in running.items():
+            results[name] = summary([future.result() for future in futures])
+            print(f"{name}: {json.dumps(results[name])}", file=sys.stderr, flush=True)
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", choices=LABELS, default=list(LABELS))
+    parser.add_argument("--trials", type=int, default=10_000, help="behind which ask and tell are timed; 0: not at all")
+    given = parser.parse_args(arguments)
+    if "syne" in given.methods and not find_spec("syne_tune"):
+        print("syne-tune is not installed: `make bench-search` installs it", file=sys.stderr)
+        return 2
+    results = measured(given) if given.seeds else {}
+    for line in lines(results):
+        print(line)
+    result: dict[str, Any] = {"methods": results, "table": str(given.table)}
+    if "ours" in results:
+        result |= verdict(results)
+        for name, target in (("of_random", MAX_OF_RANDOM), ("of_best_peer", MAX_OF_PEER)):
+            if result[name] is not None:
+                print(f"ours {name.replace('_', ' ')}: {result[name]:.2f} (target: at most {target:.2f})")
+    if given.trials:
+        result["ask_tell"] = ask_tell.measured(given.trials)
+        print(ask_tell.line(result["ask_tell"]))
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

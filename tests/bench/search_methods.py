@@ -1,0 +1,242 @@
+"""The searches that bench-search compares: the libraries' own objects, told what Ray Tune would tell them."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.utils import flatten_dict
+
+from orchestrator import settings as settings_file
+from orchestrator.ledger import Ledger
+from orchestrator.proposer import distribution
+from orchestrator.pruning import Pruner
+from orchestrator.recorder import Recorder
+from orchestrator.search import SweepSearcher
+from orchestrator.settings import DEFAULT_OBJECTIVES
+from orchestrator.tune_trainable import Task
+from search_spaces import Space
+from tests.bench.overhead import fake_comparison
+from tests.bench.replay import Job, Method, Recorded, Row, Values
+from trainables.config import Workload
+from trainables.results import Cost, Measurement
+
+WORKLOAD = Workload(
+    base_model="demo",
+    base_folder="/nowhere",
+    base_fingerprint="recorded",
+    weights="demo",
+    data="demo",
+    data_folder="/nowhere",
+    data_digest="recorded",
+    compute_dtype="float32",
+)
+ETA = 2
+"""Of every scheduler: the table's rungs are an eighth, a quarter, a half and all of the steps."""
+
+
+class Listed:
+    """Points in a given order, all at full budget."""
+
+    def __init__(self, points: Iterator[Values]) -> None:
+        self._points = points
+
+    def ask(self, now: float) -> Job | None:
+        values = next(self._points, None)
+        return None if values is None else Job(values, None)
+
+    def report(self, job: Job, row: Row | None, *, last: bool) -> bool:
+        return True
+
+
+class Ours:
+    """SweepSearcher, Pruner, Recorder and ledger, called in Ray Tune's order; twins included.
+
+    Similarity is not recorded: every pair is told as similar enough.
+    """
+
+    def __init__(self, space: Space, n_workers: int, seed: int, folder: Path, **changes: Any) -> None:
+        ours = space.model_copy(update={"method": "tpe"} | changes)
+        self._names = tuple(space.parameters)
+        self._settings = settings_file.make(
+            name="replay",
+            space=ours,
+            n_trials=space.n_points,
+            base_model="demo",
+            data="demo",
+            device="cpu",
+            seed=seed,
+        )
+        self._now = 0.0
+        self._ledger = Ledger(folder / "ledger.db")
+        self._pruner = Pruner(ours.early_terminate, self._settings.longest_steps, DEFAULT_OBJECTIVES)
+        self._searcher = SweepSearcher(
+            self._settings,
+            WORKLOAD,
+            self._ledger,
+            self._pruner,
+            n_slots=n_workers,
+            shared={},
+            clock=lambda: self._now,
+        )
+        self._recorder = Recorder(self._ledger, folder / "adapters", self._pruner)
+        self._values = {self._key(dict(zip(self._names, v, strict=True))): v for v in map(_values, space.grid())}
+        self._n_asked = 0
+
+    def _key(self, params: Mapping[str, Any]) -> str:
+        return WORKLOAD.key(self._settings.config(dict(params)))
+
+    def ask(self, now: float) -> Job | None:
+        self._now = now
+        trial_id = f"t{self._n_asked}"
+        config = self._searcher.suggest(trial_id)
+        if not isinstance(config, dict):
+            return None
+        self._n_asked += 1
+        task = Task.from_dict(config["task"])
+        trial = SimpleNamespace(trial_id=trial_id, config=config)
+        self._pruner.on_trial_add(None, trial)
+        return Job(self._values.get(task.key) if task.kind == "train" else None, (trial, task))
+
+    def report(self, job: Job, row: Row | None, *, last: bool) -> bool:
+        trial, task = job.own
+        report = self._report(task, row, last)
+        decision = self._pruner.on_trial_result(None, trial, flatten_dict(report))
+        if decision == TrialScheduler.STOP:
+            report["done"] = True
+        self._recorder.on_trial_result(0, [], trial, report)
+        if report["done"]:
+            self._searcher.on_trial_complete(trial.trial_id, report)
+        return not report["done"]
+
+    def _report(self, task: Task, row: Row | None, last: bool) -> dict[str, Any]:
+        report = {"state": "completed" if last else "running", "done": last, "environment": {}}
+        if task.kind == "train" and row is not None:
+            if row["reason"]:
+                return report | {"state": "diverged", "reason": row["reason"]}
+            measurement = Measurement(**{name: row[name] for name in Measurement.__dataclass_fields__})
+            cost = Cost(**{name: row[name] for name in Cost.__dataclass_fields__ if name != "breakdown"})
+            report |= {"step": row["step"], "eval_loss_nats": row["eval_loss_nats"]}
+            report |= {"measurement": asdict(measurement), "cost": asdict(cost)}
+            half = self._ledger.entry(WORKLOAD.key(task.config.counterpart))
+            if not last or half is None or half.result.state != "completed":
+                return report
+        nf4 = task.config if task.config.precision == "nf4" else task.config.counterpart
+        return report | {"similarity": asdict(fake_comparison()), "similarity_of": WORKLOAD.key(nf4)}
+
+
+class RayStock:
+    """Ray Tune's OptunaSearch over all objectives and its ASHAScheduler on held-out loss."""
+
+    def __init__(self, space: Space, seed: int, max_steps: int, eta: float = ETA) -> None:
+        objectives = list(DEFAULT_OBJECTIVES)
+        space_of = {name: distribution(parameter) for name, parameter in space.parameters.items()}
+        self._searcher = OptunaSearch(space_of, metric=objectives, mode=["min"] * len(objectives), seed=seed)
+        self._asha = ASHAScheduler(
+            time_attr="step",
+            metric="eval_loss_nats",
+            mode="min",
+            grace_period=-(-max_steps // 8),
+            max_t=max_steps,
+            reduction_factor=eta,
+        )
+        self._n_asked = 0
+
+    def ask(self, now: float) -> Job | None:
+        trial_id = f"t{self._n_asked}"
+        self._n_asked += 1
+        params = self._searcher.suggest(trial_id)
+        trial = SimpleNamespace(trial_id=trial_id)
+        self._asha.on_trial_add(None, trial)
+        return Job(tuple(params.values()), trial)
+
+    def report(self, job: Job, row: Row | None, *, last: bool) -> bool:
+        trial, result = job.own, dict(row or {})
+        if result["reason"]:
+            self._searcher.on_trial_complete(trial.trial_id, None, error=True)
+            return False
+        self._searcher.on_trial_result(trial.trial_id, result)
+        stop = last or self._asha.on_trial_result(None, trial, result) == TrialScheduler.STOP
+        if stop:
+            self._asha.on_trial_complete(None, trial, result)
+            self._searcher.on_trial_complete(trial.trial_id, result)
+        return not stop
+
+
+class SyneTune:
+    """Syne Tune's MOASHA (Schmucker et al. 2021), which draws points at random."""
+
+    def __init__(self, space: Space, seed: int, max_steps: int, eta: float = ETA) -> None:
+        from syne_tune.backend.trial_status import Trial
+        from syne_tune.config_space import choice
+        from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
+
+        np.random.seed(seed)  # it draws from NumPy's global generator
+        self._trial, self._n_asked = Trial, 0
+        self._moasha = MOASHA(
+            {name: choice(list(parameter.choices or ())) for name, parameter in space.parameters.items()},
+            metrics=list(DEFAULT_OBJECTIVES),
+            time_attr="step",
+            max_t=max_steps,
+            grace_period=-(-max_steps // 8),
+            reduction_factor=eta,
+        )
+
+    def ask(self, now: float) -> Job | None:
+        params = self._moasha.suggest().config
+        trial = self._trial(self._n_asked, params, datetime.now())
+        self._n_asked += 1
+        self._moasha.on_trial_add(trial)
+        return Job(tuple(params.values()), trial)
+
+    def report(self, job: Job, row: Row | None, *, last: bool) -> bool:
+        result = dict(row or {})
+        if result["reason"]:
+            self._moasha.on_trial_error(job.own)
+            return False
+        if last:
+            self._moasha.on_trial_complete(job.own, result)
+            return True
+        return self._moasha.on_trial_result(job.own, result) == "CONTINUE"
+
+
+def _values(params: Mapping[str, Any]) -> Values:
+    return tuple(params.values())
+
+
+def _shuffled(space: Space, seed: int) -> Iterator[Values]:
+    points = list(map(_values, space.grid()))
+    Random(seed).shuffle(points)
+    return iter(points)
+
+
+Make = Callable[[Space, Recorded, int, int, Path], Method]
+"""Space, table, workers, seed and an empty folder -> a method at its beginning."""
+
+METHODS: Mapping[str, Make] = {
+    "ours": lambda space, table, n_workers, seed, folder: Ours(space, n_workers, seed, folder),
+    "random": lambda space, table, n_workers, seed, folder: Listed(_shuffled(space, seed)),
+    "grid": lambda space, table, n_workers, seed, folder: Listed(map(_values, space.grid())),
+    "ray": lambda space, table, n_workers, seed, folder: RayStock(space, seed, table.max_steps),
+    "syne": lambda space, table, n_workers, seed, folder: SyneTune(space, seed, table.max_steps),
+}
+LABELS = {
+    "ours": "qlora-sweep: TPE, MOASHA in strata, twins",
+    "random": "random without repeats, full budget",
+    "grid": "grid, full budget",
+    "ray": "Ray Tune: OptunaSearch + ASHAScheduler",
+    "syne": "Syne Tune: MOASHA",
+}
+
+
+def made(name: str, space: Space, table: Recorded, n_workers: int, seed: int, folder: Path) -> Method:
+    """A method by name."""
+    with warnings.catch_warnings(action="ignore"):
+        return METHODS[name](space, table, n_workers, seed, folder)
