@@ -253,7 +253,7 @@ def test_a_cluster_that_is_not_there_is_said_before_anything_is_fetched(tmp_path
 
 def test_ray_clients_address_is_refused_with_what_to_do_instead():
     with pytest.raises(ConfigError, match="head node with ADDRESS=auto"):
-        ray_cluster.connect("ray://127.0.0.1:10001")
+        ray_cluster.knock("ray://127.0.0.1:10001")
 
 
 def test_a_node_that_does_not_answer_is_named(joined):
