@@ -46,6 +46,7 @@ class SweepSearcher(Searcher):
         elsewhere: Elsewhere | None = None,
         learned: Sequence[Entry] = (),
         clock: Clock = time.monotonic,
+        proposer: Proposer | None = None,
     ) -> None:
         """
         Args:
@@ -53,6 +54,7 @@ class SweepSearcher(Searcher):
             shared: what every task's Tune config holds beside the task.
             elsewhere: trials of other sweeps by key, whose results are taken over.
             learned: trials of another sweep that the sampler begins with.
+            proposer: a new one with another history than usual; by default the usual one.
         """
         super().__init__()  # with a metric, Tune would end the sweep at the first report without it: a broken trial's
         self._settings = settings
@@ -61,7 +63,7 @@ class SweepSearcher(Searcher):
         self._pruner = pruner
         self._n_slots = n_slots if callable(n_slots) else lambda: n_slots
         self._shared = dict(shared)
-        self._proposer = Proposer(settings)
+        self._proposer = proposer or Proposer(settings)
         self._entries = {entry.result.key: entry for entry in ledger.entries()}
         self._open = dict.fromkeys(self._entries)  # keys of trials that are not settled yet
         self._live: dict[str, Task] = {}

@@ -3,7 +3,8 @@
 python tests/bench/search.py [--seeds 20] [--processes 2]
 
 Replays a recorded table (tests/bench/search_table.py) under simulated time: GPU-seconds until the completed trials
-dominate 95 % of the hypervolume of the whole table. Searchers and schedulers are each library's own objects. Then the time of ask, tell and ledger behind 10,000 trials. The last line is one JSON object; needs no GPU.
+dominate 95 % of the hypervolume of the whole table. Searchers and schedulers are each library's own objects. Then the
+time of ask, tell and ledger behind 10,000 trials. The last line is one JSON object; needs no GPU.
 """
 
 import argparse
@@ -84,7 +85,7 @@ def verdict(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]
 
 def lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """The table, a line at a time."""
-    yield f"GPU-seconds to {WANTED_SHARE:.0%} of the table's hypervolume, {N_WORKERS} workers; - : not in the whole table's"
+    yield f"GPU-seconds to {WANTED_SHARE:.0%} of the table's hypervolume, {N_WORKERS} workers; - : never"
     yield f"{'':44}{'first q.':>10}{'median':>10}{'third q.':>10}{'reached':>10}{'trials':>8}{'full':>6}"
     for name, result in results.items():
         quartiles = "".join(f"{'-' if v is None else f'{v:.0f}':>10}" for v in result["gpu_seconds_quartiles"])
