@@ -18,11 +18,8 @@
 # (each passed to qlora-sweep run as the flag of that name; unset ones are chosen for the machine).
 # Variables of `make bench-measurement`: BASE_MODEL DATA DEVICE; of `make bench-memory`: SEED OUTPUT FROM;
 # of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead` and
-<<<<<<< HEAD
-# `make bench-load`: TRIALS; of `make bench-cluster`: AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI.
-=======
-# `make bench-load`: TRIALS; of `make bench-search`: TABLE SEEDS PROCESSES.
->>>>>>> search
+# `make bench-load`: TRIALS; of `make bench-cluster`: AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI; of
+# `make bench-search`: TABLE SEEDS PROCESSES.
 # `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
 
 PYTHON ?= python3
@@ -32,12 +29,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
 .PHONY: sweep ui report card test test-all faults lint audit demo clean bench bench-measurement bench-memory \
-<<<<<<< HEAD
-	bench-rank-rule bench-speed bench-overhead bench-load \
-	bench-cluster stand-in
-=======
-	bench-rank-rule bench-speed bench-overhead bench-load bench-search stand-in
->>>>>>> search
+	bench-rank-rule bench-speed bench-overhead bench-load bench-search bench-cluster stand-in
 
 sweep: $(VENV)/installed
 	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL \
@@ -90,13 +82,11 @@ bench-overhead: $(VENV)/installed
 bench-load: $(VENV)/installed
 	@PYTHONPATH=. $(BIN)/python tests/bench/load.py $(call flags,TRIALS)
 
-<<<<<<< HEAD
 bench-cluster: $(VENV)/installed
 	@$(BIN)/python -m tests.bench.cluster $(call flags,AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI)
-=======
+
 bench-search: $(VENV)/installed-bench
 	@PYTHONPATH=. $(BIN)/python tests/bench/search.py $(call flags,TABLE SEEDS PROCESSES)
->>>>>>> search
 
 stand-in: $(VENV)/installed
 	@$(BIN)/python tests/bench/stand_in.py "$(CONFIG)" "$(DATA)" "$(OUT)" $(call flags,SECONDS SEED)
