@@ -11,11 +11,15 @@
 #                  bench-load (10,000 recorded ones)
 # make bench-search  GPU-seconds to 95 % of a recorded front, beside other searches; ask + tell behind 10,000 trials
 #
-# Variables of `make sweep`: SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA
+# make bench-cluster   whether one driver keeps up with 256 trials at once (simulated; 5,000 trials)
+#
+# Variables of `make sweep`: SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL STORAGE
+# TRACKING_URI BASE_MODEL DATA
 # (each passed to qlora-sweep run as the flag of that name; unset ones are chosen for the machine).
 # Variables of `make bench-measurement`: BASE_MODEL DATA DEVICE; of `make bench-memory`: SEED OUTPUT FROM;
 # of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead` and
-# `make bench-load`: TRIALS; of `make bench-search`: TABLE SEEDS PROCESSES.
+# `make bench-load`: TRIALS; of `make bench-search`: TABLE SEEDS PROCESSES; of `make bench-cluster`: AT_ONCE TRIALS
+# TRIAL_SECONDS SAMPLER TRACKING_URI.
 # `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
 
 PYTHON ?= python3
@@ -25,10 +29,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
 .PHONY: sweep ui report card test test-all faults lint audit demo clean bench bench-measurement bench-memory \
-	bench-rank-rule bench-speed bench-overhead bench-load bench-search stand-in
+	bench-rank-rule bench-speed bench-overhead bench-load bench-search \
+	bench-cluster stand-in
 
 sweep: $(VENV)/installed
-	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS BASE_MODEL DATA)
+	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL \
+		STORAGE TRACKING_URI BASE_MODEL DATA)
 
 ui: $(VENV)/installed
 	@$(BIN)/qlora-sweep ui $(call flags,HOST PORT ALLOWED_HOSTS)
@@ -49,7 +55,7 @@ faults: $(VENV)/installed-test
 	@$(BIN)/python -m pytest tests/faults
 
 audit: $(VENV)/installed-audit
-	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 lint: $(VENV)/installed-test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -79,6 +85,9 @@ bench-load: $(VENV)/installed
 
 bench-search: $(VENV)/installed-bench
 	@PYTHONPATH=. $(BIN)/python tests/bench/search.py $(call flags,TABLE SEEDS PROCESSES)
+
+bench-cluster: $(VENV)/installed
+	@$(BIN)/python -m tests.bench.cluster $(call flags,AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI)
 
 stand-in: $(VENV)/installed
 	@$(BIN)/python tests/bench/stand_in.py "$(CONFIG)" "$(DATA)" "$(OUT)" $(call flags,SECONDS SEED)

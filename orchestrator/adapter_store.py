@@ -100,9 +100,11 @@ class AdapterStore:
 
     @ray.method(concurrency_group="writing")  # nobody who reads an adapter waits for a disk to sync
     def keep(self, snapshot: Snapshot) -> None:
+        _check(snapshot.key)
         checkpoints.write(self._snapshots, snapshot)
 
     def snapshot(self, key: str) -> Snapshot | None:
+        _check(key)
         return checkpoints.read(self._snapshots, key)
 
 

@@ -64,6 +64,7 @@ def card_of(report: Report, layers: Layers | None = None, trial: TrialResult | N
         results=table(["Question", "Answer"], [[what, said] for what, said in results.lines(shown, layers)], n_words=2),
         repeats=counted(settings.repeats, "run"),
         bias=results.bias(shown),
+        licences=f"Here: {_licences(shown.workload)}.",
         impact=_impact(shown),
     )
     card.text = card.text.rstrip("\n") + "\n"
@@ -141,8 +142,7 @@ def _metadata(report: Report, shown: Report) -> ModelCardData:
 
 def _details(report: Report, trial: TrialResult | None, protocol: str) -> str:
     workload = report.workload
-    base, data = (workload.base_model, workload.data) if workload else ("", "")
-    licence = LICENCE.get(data, "that of the rows they were trained on, which this program does not know")
+    base = workload.base_model if workload else ""
     devices = ", ".join(map(safe, report.measured.environment.get("device", ()))) or NOT_MEASURED
     rows = {"Base model": "not known: nothing was measured"}
     if workload:
@@ -156,12 +156,18 @@ def _details(report: Report, trial: TrialResult | None, protocol: str) -> str:
         rows["This adapter"] = _adapter(report, trial)
     rows |= {
         "Language": "English",
-        "Licence": f"code: MIT; base model: {BASE_LICENCE.get(base, 'its own')}; adapters: {licence}",
+        "Licence": f"code: MIT; {_licences(workload)}",
         "Hardware": f"{devices}; {workload.compute_dtype} arithmetic" if workload else devices,
         "Protocol": protocol,
         "Sweep": f"`{report.name}`, key `{sweep_key(report)}`",
     }
     return table(["", ""], [[what, said] for what, said in rows.items()], n_words=2)
+
+
+def _licences(workload: Workload | None) -> str:
+    base, data = (workload.base_model, workload.data) if workload else ("", "")
+    adapters = LICENCE.get(data, "that of the rows they were trained on, which this program does not know")
+    return f"base model: {BASE_LICENCE.get(base, 'its own')}; adapters: {adapters}"
 
 
 def _adapter(report: Report, trial: TrialResult) -> str:

@@ -49,11 +49,21 @@ def lines(report: Report, layers: Layers | None) -> list[tuple[str, str]]:
         (f"Which rank is best (smallest sufficient), {tables.BITS[precision]}?", said[_rank(tables.BITS[precision])])
         for precision in report.sufficient_ranks
     ]
+    found.append(("Which rank is best within a memory budget (lowest held-out loss, search rows)?", _budgets(report)))
     found += [(what, said[what]) for what in said if what.startswith(("Lowest loss", "Least memory", "Best config"))]
     found += _steps(report)
     found.append(("Where is quantization felt, by layer?", _layers(layers)))
     found.append(("Where is quantization felt, by token and task?", _felt(report)))
     return found
+
+
+def _budgets(report: Report) -> str:
+    steps = [
+        f"from {step.peak_memory_mib:.1f} MiB rank {step.config.rank} at {tables.BITS[step.config.precision]} on "
+        f"{tables.targets(step.config)} ({step.eval_loss_nats:.4f} nats, trial {step.number})"
+        for step in report.within_memory
+    ]
+    return f"{'; '.join(steps)}{whose(report, WHOSE)}." if steps else NOT_MEASURED
 
 
 def _rank(bits: str) -> str:

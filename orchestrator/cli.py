@@ -47,7 +47,9 @@ def sweep_folder(name: str) -> Path:
 
 def say(text: str) -> None:
     """A line for people, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    from orchestrator.redaction import redacted
+
+    print(redacted(text), file=sys.stderr, flush=True)
 
 
 @app.command()
@@ -132,17 +134,16 @@ def run(
 
 
 def _print_plan(settings: "SweepSettings", as_json: bool) -> None:
+    from orchestrator import duration
     from orchestrator.plan import first_configs, predicted_peaks_mib
+    from orchestrator.settings import ROOT
 
     firsts = first_configs(settings, 5)
     configs = [config.to_dict() for config in firsts]
     peaks = predicted_peaks_mib(settings, firsts)
     if as_json:
-        print(
-            json.dumps(
-                {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}
-            )
-        )
+        plan = {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}
+        print(json.dumps(plan | {"predicted_seconds": duration.predicted_seconds(settings, ROOT)}))
         return
     space = settings.space
     limits = {name: getattr(settings, name) for name in ("max_gpu_hours", "max_hours", "max_usd", "warm_start")}
@@ -153,6 +154,8 @@ def _print_plan(settings: "SweepSettings", as_json: bool) -> None:
     print(f"objectives {', '.join(settings.objectives)}; similarity at least {settings.min_similarity:g}")
     if said:
         print("; ".join(said))
+    if line := duration.text(settings, ROOT):
+        print(f"{line} (one at a time, on the device of the last sweep here)")
     for config, peak in zip(configs, peaks, strict=True):
         needs = f"  predicted peak {peak:.0f} MiB" if peak else ""
         print("  " + " ".join(f"{k}={'+'.join(v) if isinstance(v, list) else v}" for k, v in config.items()) + needs)
@@ -171,7 +174,7 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
     """Run and publish a sweep; `stand_ins` are orchestrator.sweep.run's, for tests of faults."""
     from rich.console import Console
 
-    from orchestrator import sweep
+    from orchestrator import duration, ray_cluster, sweep
     from orchestrator.flusher import Flusher
     from orchestrator.progress import ProgressDisplay, print_result, why_empty
     from orchestrator.publishing import end
@@ -191,6 +194,8 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
         )
         if workload.weights in ("random", "stand-in"):
             say(f"base: {workload.base_caption}")
+        if line := duration.text(settings, ROOT, ray_cluster.n_slots(settings)):
+            say(line)
         display.start()
         flusher.start()
 

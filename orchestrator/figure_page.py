@@ -8,8 +8,8 @@ from orchestrator.figure_style import Figure, LeftOut, finished_html
 CONFIG = {"displaylogo": False, "responsive": True}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; margin: 1rem; }
-nav { position: sticky; top: 0; z-index: 1; background: white; padding: .4rem 0; border-bottom: 1px solid #ddd; }
-nav a { margin-right: 1.2em; } h1 { font-size: 1.2rem; margin: 0; } section { padding-top: 3rem; }
+nav { padding: .4rem 0; border-bottom: 1px solid #ddd; }
+nav a { margin-right: 1.2em; } h1 { font-size: 1.2rem; margin: 0; } section { padding-top: 2rem; }
 """
 
 
@@ -21,7 +21,6 @@ def page(found: Sequence[Figure | LeftOut], title: str, caption: str) -> str:
     """
     figures = [figure for figure in found if isinstance(figure, Figure)]
     links = "".join(f'<a href="#{figure.name}">{html.escape(figure.title)}</a>' for figure in figures)
-    # the division itself must not have the section's id: a link would hide its title under the navigation
     sections = [
         f'<section id="{figure.name}">{_division(figure, caption, with_script=figure is figures[0])}</section>'
         for figure in figures

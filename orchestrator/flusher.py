@@ -19,8 +19,8 @@ from pathlib import Path
 from select import select
 from time import monotonic
 
-STUCK_SECONDS = 30.0
-"""After so long without a sign of life the process is taken for dead; it shows one each second."""
+STUCK_SECONDS = 60.0
+"""After so long without a sign of life the process is taken for dead: many times what it needs to start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from orchestrator.settings import SweepSettings
 from trainables.config import ComputeDtype, TrialConfig
 from trainables.device import count_gpus
 from trainables.errors import ConfigError, did_you_mean
-from trainables.predicted_memory import HUB_SHAPES, predicted_peak_mib, shape_in
+from trainables.predicted_memory import HUB_SHAPES, Shape, predicted_peak_mib, shape_in
 
 GPU_DEFAULTS = {
     "space": "pareto",
@@ -45,7 +45,7 @@ def choose(
     if chosen["space"] is not None:
         search_spaces.load(chosen["space"])  # a wrong name is said before anything is looked at
     if device is None:
-        device = "cuda" if _gpu_in_reach(given.get("address")) else "cpu"
+        device = "cuda" if _gpu_in_reach(given.get("address"), insecure=bool(given.get("insecure"))) else "cpu"
     if device == "cpu" and "gpus_per_trial" in given:
         raise ConfigError(f"gpus_per_trial is {given['gpus_per_trial']:g}, but there are 0 GPUs in reach")
     defaults = GPU_DEFAULTS if device == "cuda" else DEMO_DEFAULTS
@@ -83,21 +83,26 @@ def _sampled_by(space: search_spaces.Space, sampler: str) -> search_spaces.Space
     return search_spaces.parse(space.model_dump() | {"method": sampler}, source="sampler")
 
 
-def _gpu_in_reach(address: str | None) -> bool:
+def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
     if address is None:
         return count_gpus() > 0
     from orchestrator import ray_cluster
 
-    ray_cluster.connect(address)
+    ray_cluster.connect(address, insecure=insecure)
     if not ray_cluster.has_gpu():
         raise ConfigError(f"ADDRESS: the cluster at {address!r} has no GPU; to run on its CPUs say --device cpu")
     return True
 
 
+def shape_named(base_model: str) -> Shape | None:
+    """The shape of a base, as far as its name or folder tells without asking the hub."""
+    name = base_model.removeprefix("random:")
+    return HUB_SHAPES.get(name.rsplit("/", 1)[-1]) or shape_in(Path(name).expanduser())
+
+
 def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:
     """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here."""
-    name = settings.base_model.removeprefix("random:")
-    shape = HUB_SHAPES.get(name.rsplit("/", 1)[-1]) or shape_in(Path(name).expanduser())
+    shape = shape_named(settings.base_model)
     if shape is None or settings.device == "cpu":
         return [None] * len(configs)
     dtype: ComputeDtype = "bfloat16" if settings.compute_dtype == "auto" else settings.compute_dtype

@@ -1,28 +1,47 @@
 """Settings -> Workload: bring the base model and the rows onto the driver, once, before any trial."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import nodes, ray_cluster
+from orchestrator import duration, nodes, ray_cluster
 from orchestrator.settings import SweepSettings
 from trainables import data, inputs
 from trainables.config import ComputeDtype, Workload
 from trainables.device import device_name, native_dtype
+from trainables.predicted_time import Speed
 
 
-def ask_device(settings: SweepSettings) -> tuple[ComputeDtype, float | None, frozenset[str]]:
-    """Asked on workers, as the driver must not open the GPU, and may have none; needs a connected Ray.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What a sweep's trials run on; of several kinds, what all of them can do.
 
-    Returns:
-        The arithmetic of the sweep, which every kind of GPU in it has; the MiB that a trial may allocate on any of
-        them, None on a CPU; and the names of the devices.
+    Attributes:
+        names: of the kinds.
+        compute_dtype: the sweep's arithmetic.
+        memory_mib: that a trial may allocate on any of them; None on a CPU.
+        speed: of the slowest; None on a CPU.
     """
+
+    names: frozenset[str]
+    compute_dtype: ComputeDtype
+    memory_mib: float | None = None
+    speed: Speed | None = None
+
+
+def ask_device(settings: SweepSettings) -> Device:
+    """Asked on workers, as the driver must not open the GPU, and may have none; needs a connected Ray."""
+    asked = settings.compute_dtype
     if settings.device == "cpu":
-        native, memory_mib, names = native_dtype("cpu"), None, {device_name("cpu")}
-    else:
-        found = nodes.gpus(settings.resources)
-        native = "bfloat16" if all(gpu.dtype == "bfloat16" for gpu in found) else "float16"
-        memory_mib, names = min(gpu.memory_mib for gpu in found), {gpu.name for gpu in found}
-    return (native if settings.compute_dtype == "auto" else settings.compute_dtype), memory_mib, frozenset(names)
+        native = native_dtype("cpu")
+        return Device(names=frozenset({device_name("cpu")}), compute_dtype=native if asked == "auto" else asked)
+    found = nodes.gpus(settings.resources)
+    native = "bfloat16" if all(gpu.dtype == "bfloat16" for gpu in found) else "float16"
+    return Device(
+        names=frozenset(gpu.name for gpu in found),
+        compute_dtype=native if asked == "auto" else asked,
+        memory_mib=min(gpu.memory_mib for gpu in found),
+        speed=min((gpu.speed for gpu in found), key=lambda speed: speed.products_flops),
+    )
 
 
 def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, int], float | None]:
@@ -37,19 +56,22 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
         ConfigError, DataError, Unreachable: before any GPU is used.
     """
     if settings.address is not None:
-        ray_cluster.connect(settings.address)  # first: an address that does not answer is said at once
+        ray_cluster.connect(settings.address, insecure=settings.insecure)  # first: what does not answer is said at once
     found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
-    ray_cluster.connect(settings.address, insecure=settings.insecure)
+    if settings.address is None:
+        ray_cluster.connect(None)
     ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
     if settings.address is not None:
         nodes.check_versions()
     if settings.storage is not None:
         nodes.check_storage(settings.storage)
-    compute_dtype, memory_mib, _ = ask_device(settings)
+    device = ask_device(settings)
+    if device.speed is not None:
+        duration.keep(device, root)
     limit = shortest_limit(settings)
     too_long = data.n_longer(data.load(found.tokens.folder)["train"], limit)
     counts = {**found.tokens.counts, f"longer than {limit} tokens": too_long}
-    return found.workload(compute_dtype), counts, memory_mib
+    return found.workload(device.compute_dtype), counts, device.memory_mib
 
 
 def shortest_limit(settings: SweepSettings) -> int:

@@ -1,7 +1,7 @@
 """Whether the cluster under a running sweep still lives: without it, Ray Tune waits for ever or dies without a word."""
 
-import _thread
 import os
+import signal
 import socket
 import sys
 import threading
@@ -36,7 +36,7 @@ class Pulse:
                 return
             silent = 0.0 if self._is_alive() else silent + every
         self.lost = True
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # also where it sleeps
         if not self._left.wait(grace):
             print(f"error: {self._last_words}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -8,6 +8,8 @@ import secrets
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Literal
@@ -18,6 +20,7 @@ MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PAT
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Off, Ray takes the loopback address for this node's and binds every port to it, as it does on macOS and Windows; on
 Linux it would bind them to all addresses, and `_node_ip_address` is turned back into the outer one."""
+CLOUD_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 KNOCK_SECONDS = 8.0
 """For a Python process to start and ask once; the answer itself takes milliseconds."""
 Guard = Literal["open", "token"]
@@ -71,6 +74,20 @@ def guard_of(address: str) -> Guard:
     if answer not in ("open", "token"):
         raise Unreachable(f"ADDRESS: no cluster answers at {address!r} (not Ray); start one, or leave it out")
     return answer  # type: ignore[return-value]
+
+
+@contextmanager
+def keep_cloud_secrets() -> Iterator[None]:
+    """Have no cloud credentials in the environment for a while.
+
+    Ray Tune copies them into the description of every trial's process, and Ray writes that into its logs. Trials read
+    no cloud; MLflow's writer has been started with them before.
+    """
+    kept = {name: os.environ.pop(name) for name in CLOUD_SECRETS if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= kept
 
 
 def token_file() -> Path:

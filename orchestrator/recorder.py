@@ -9,6 +9,7 @@ from orchestrator import adapter_store, checkpoints, storage
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger_rows import COMPARISON, COST, JUDGEMENT
 from orchestrator.pruning import Pruner
+from orchestrator.redaction import redacted
 from orchestrator.tune_trainable import Task
 from trainables.results import Measurement
 
@@ -25,6 +26,8 @@ class Recorder(Callback):
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Record one report. The adapter's bytes are taken out of `result`, so that Tune keeps no copy."""
         task = Task.from_dict(trial.config["task"])
+        if result.get("reason"):
+            result["reason"] = redacted(result["reason"])
         files = result.pop("adapter", None)
         if "adapter_at" in result:  # the sweep's folder keeps a copy, for export, MLflow and verify
             files = storage.read(*result.pop("adapter_at"), task.key)

@@ -44,7 +44,7 @@ def completed_elsewhere(root: Path, own: str, workload: Workload, settings: Swee
             found.setdefault(known.entry.result.key, known)
     if not found:
         return {}
-    _, _, names = ask_device(settings)
+    names = ask_device(settings).names
     return {key: known for key, known in found.items() if known.entry.result.cost.device in names}  # type: ignore[union-attr]
 
 

@@ -178,7 +178,7 @@ def _tune(
     """Let Ray Tune run until the searcher has nothing more to do, or it is interrupted."""
     from ray import tune
 
-    from orchestrator import adapter_store, node_inputs, pulse
+    from orchestrator import adapter_store, node_inputs, pulse, ray_guard
     from orchestrator.pruning import Pruner
     from orchestrator.recorder import Recorder
     from orchestrator.search import SweepSearcher
@@ -212,7 +212,7 @@ def _tune(
     )
     lost = f"the Ray cluster was lost; once it is back: qlora-sweep resume {settings.name}"
     try:
-        with pulse.watched(lost) as heart:
+        with pulse.watched(lost) as heart, ray_guard.keep_cloud_secrets():
             tuner.fit()
     except KeyboardInterrupt:
         pass

@@ -118,7 +118,7 @@ class SweepTrainable(tune.Trainable):
         store = config["adapter_store"]
         try:
             if self._bench is None:
-                from trainables.trial import Bench
+                from trainables.bench import Bench
 
                 workload = node_inputs.here(Workload(**config["workload"]), config.get("inputs"))
                 self._bench = Bench(workload, config["device"])

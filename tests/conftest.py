@@ -10,9 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from trainables import alpaca, data, demo
 from trainables.base_model import BaseModel
+from trainables.bench import Bench
 from trainables.config import TrialConfig, Workload
 from trainables.inputs import Inputs
-from trainables.trial import Bench
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -40,7 +40,7 @@ from trainables.findings import BiasShift, Comparison, KlShare
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
 TWIN = NF4.counterpart
 SECTIONS = """Model details; Intended uses; Out-of-scope uses; Training data; Training procedure; Evaluation; Results;
-Limitations; Biases; Ethical considerations: misuse and mitigations; Environmental impact; Citation"""
+Limitations; Biases; Ethical considerations: misuse and mitigations; Licences; Environmental impact; Citation"""
 HUB = replace(
     WORKLOAD,
     base_model="openai-community/gpt2-medium",
@@ -173,7 +173,7 @@ def test_every_figure_says_in_its_own_line_whose_weights_it_is_of(weights, said)
     lines = [line for line in answers(str(card)).values() if "undetermined" not in line and line != "not measured"]
     lines += re.findall(r"This adapter.*|.*gap between groups.*|This sweep took.*", str(card))
     lines += [result.metric_name for result in card.data.eval_results]
-    assert len(lines) == 18 + 3 + 14
+    assert len(lines) == 19 + 3 + 14
     if said:
         assert [line for line in lines if said not in line] == []
     else:

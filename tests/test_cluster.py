@@ -13,7 +13,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator import node_inputs, nodes, plan, ray_cluster, sweep
 from orchestrator.ledger import Ledger
-from tests.clusters import Sleeper, cluster
+from tests.clusters import Sleeper, cluster, join
 from tests.sweeps import command, make, space
 from trainables.config import Workload
 from trainables.errors import ConfigError, Unreachable
@@ -26,7 +26,7 @@ def joined():
     """A cluster that the driver has joined: a head that runs no trials, and a node of 2 CPUs."""
     with cluster() as found:
         found.add_node(num_cpus=2)
-        ray_cluster.connect(found.address)
+        join(found)
         yield found
 
 
@@ -45,8 +45,8 @@ def on_gpus(**values):
 def test_a_cluster_without_a_gpu_is_named_unless_the_cpu_is_asked_for(joined):
     chosen = dict.fromkeys(("space", "trials", "base_model", "data"))
     with pytest.raises(ConfigError, match="has no GPU; to run on its CPUs say --device cpu"):
-        plan.choose("a", None, chosen, {"address": joined.address}, print)
-    assert plan.choose("a", "cpu", chosen, {"address": joined.address}, print).device == "cpu"
+        plan.choose("a", None, chosen, {"address": joined.address, "insecure": True}, print)
+    assert plan.choose("a", "cpu", chosen, {"address": joined.address, "insecure": True}, print).device == "cpu"
 
 
 def test_a_cluster_of_another_python_or_ray_is_named(joined, tmp_path):
@@ -54,7 +54,7 @@ def test_a_cluster_of_another_python_or_ray_is_named(joined, tmp_path):
     other = json.loads(whole) | {"ray_version": "2.0.1", "python_version": "3.9.0"}
     _internal_kv_put("CLUSTER_METADATA", json.dumps(other), overwrite=True, namespace="cluster")
     try:
-        finished = command("run", "--device", "cpu", "--address", joined.address, cwd=tmp_path)
+        finished = command("run", "--device", "cpu", "--insecure", "--address", joined.address, cwd=tmp_path)
     finally:
         _internal_kv_put("CLUSTER_METADATA", whole, overwrite=True, namespace="cluster")
     assert finished.code == 2, finished.err
@@ -122,6 +122,16 @@ def test_slots_are_counted_by_share_and_kind_of_gpu(with_gpus, values, n_expecte
 def test_a_kind_of_gpu_that_no_node_has_is_named_with_those_there_are(with_gpus):
     with pytest.raises(ConfigError, match=r"device_kind: no GPU 'A10'.*did you mean 'A100'.*T4"):
         ray_cluster.n_slots(on_gpus(device_kind="A10"))
+
+
+@pytest.mark.parametrize(("values", "n_nodes"), [({}, 2), ({"device_kind": "T4"}, 1), ({"gpus_per_trial": 2.0}, 1)])
+def test_each_node_with_a_gpu_that_a_trial_may_have_is_asked_for_it_once(with_gpus, values, n_nodes):
+    @ray.remote(num_cpus=0, max_calls=1)
+    def where() -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    found = nodes.gpus(on_gpus(**values).resources, where)
+    assert len(found) == len(set(found)) == n_nodes
 
 
 def test_tasks_pinned_to_a_kind_run_on_its_nodes_alone(with_gpus):
@@ -201,6 +211,7 @@ def test_a_sweep_over_several_nodes_loads_what_was_brought_there_and_keeps_adapt
     asked = make(
         space(parameters=SIXTEEN, method="grid"),
         address=joined.address,
+        insecure=True,
         storage=(tmp_path / "storage").as_uri(),
         reuse=False,
     )

@@ -9,10 +9,11 @@ import pytest
 
 from tests.test_adapter import assert_untouched, snapshot
 from trainables import base_model, bias, compare, evaluation
+from trainables.bench import Bench
 from trainables.config import TrialConfig
 from trainables.findings import Comparison, Judgement
 from trainables.graph import Unrecordable
-from trainables.trial import Bench, Trial
+from trainables.trial import Trial
 
 CONFIG = TrialConfig(
     precision="nf4", rank=4, alpha=8, learning_rate=3e-3, batch_size=2, max_length_tokens=64, max_steps=6

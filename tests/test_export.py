@@ -23,9 +23,10 @@ from tests.hub_server import Answer, as_error, as_json, handler_of, hub_server
 from tests.sweeps import command, environment, make
 from trainables import base_model, data, evaluation, inputs
 from trainables.alpaca import Row
+from trainables.bench import Bench
 from trainables.config import TrialConfig
 from trainables.errors import ConfigError, SweepError
-from trainables.trial import Bench, Trial
+from trainables.trial import Trial
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8, learning_rate=1e-2, batch_size=4, max_length_tokens=64, max_steps=4)
 CONFIGS = (NF4, NF4.counterpart)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -67,21 +68,22 @@ def database() -> Iterator[str]:
 def tracking_uri(database, tmp_path_factory) -> Iterator[str]:
     """An MLflow server in front of it."""
     port = free_port()
-    arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", database]
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    arguments += ["--backend-store-uri", database.replace("postgresql://", "postgresql+psycopg2://")]
     artifacts = tmp_path_factory.mktemp("artifacts")
-    arguments += ["--artifacts-destination", str(artifacts), "--serve-artifacts"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), server)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(timeout=30)
+    arguments += ["--artifacts-destination", str(artifacts / "store"), "--serve-artifacts"]
+    with (artifacts / "log").open("w+") as log:
+        command = [sys.executable, "-m", "mlflow", "server", *arguments]
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), server)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
+            server.wait(timeout=60)
+            log.seek(0)
+            print(log.read()[-3000:])
 
 
 def answers(address: str) -> bool:

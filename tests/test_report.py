@@ -9,9 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
+from typer.testing import CliRunner
 
 from orchestrator import outputs, report_answer, report_text
 from orchestrator import settings as settings_file
+from orchestrator.cli import app
 from orchestrator.costs import cost_table, savings
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.markdown import MAX_CHARS, safe, table
@@ -24,6 +26,7 @@ from tests.sweeps import (
     GRID,
     WORKLOAD,
     Desk,
+    breaks,
     command,
     completes,
     cost,
@@ -37,6 +40,7 @@ from tests.sweeps import (
     trial,
 )
 from trainables.config import TrialConfig
+from trainables.errors import ConfigError
 from trainables.findings import BiasShift, Comparison, KlShare
 from trainables.results import MemoryBreakdown
 
@@ -430,3 +434,56 @@ def test_two_sweeps_side_by_side_say_where_they_cannot_be_compared():
     assert "differ in data_digest:" in text
     assert re.search(r"\| Memory, standard loop \| 4 bits save 10.0 MiB.* \| - \|", text)
     assert "These sweeps differ" not in beside(one, one)
+
+
+def empty(desk):
+    """A sweep that was interrupted before its first trial."""
+
+
+def begun(desk):
+    desk.ledger.set_fact("workload", asdict(WORKLOAD))
+    desk.do(completes)
+    desk.take()
+
+
+def failed(desk):
+    desk.ledger.set_fact("workload", asdict(WORKLOAD))
+    desk.finish(breaks)
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "n_pictures"),
+    [
+        (
+            empty,
+            ["Nothing was measured yet", "not finished: 0 of", "qlora-sweep resume s", "none: the front is empty"],
+            0,
+        ),
+        (begun, ["still running: 1 of", "Every figure below can still change"], 2),
+        (failed, ["No trial completed", "diverged here", "none: the front is empty"], 0),
+    ],
+    ids=["empty", "running", "all failed"],
+)
+def test_a_sweep_in_any_state_has_a_report_that_says_so(state, said, n_pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = settings_file.sweep_folder("s")
+    asked = make(name="s")
+    settings_file.save(asked, folder)
+    desk = Desk(folder, asked)
+    state(desk)
+    desk.ledger.close()
+    finished = CliRunner().invoke(app, ["report", "s"])
+    assert finished.exit_code == 0, finished.exception
+    page = unescape((folder / "report.html").read_text())
+    for words in said:
+        assert words in finished.stdout
+        assert words in page.replace("<code>", "").replace("</code>", "")
+    assert page.count('src="data:image/png') == n_pictures
+
+
+def test_a_sweep_without_its_ledger_is_an_error_that_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings_file.save(make(name="s"), settings_file.sweep_folder("s"))
+    finished = CliRunner().invoke(app, ["report", "s"])
+    assert isinstance(finished.exception, ConfigError)
+    assert "ledger.db" in str(finished.exception)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from orchestrator import checkpoints
 from tests.sweeps import cost
+from trainables.bench import Bench
 from trainables.snapshot import EngineState, Snapshot
-from trainables.trial import Bench, Trial
+from trainables.trial import Trial
 
 STEPS = 8
 

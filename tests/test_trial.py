@@ -14,12 +14,13 @@ import torch
 
 from tests.test_adapter import assert_untouched, snapshot
 from trainables import adapter, alpaca, data, demo, evaluation, trial
+from trainables.bench import Bench
 from trainables.config import TrialConfig, rungs
 from trainables.device import count_gpus, environment, native_dtype
 from trainables.errors import ConfigError, TrialFailed
 from trainables.memory import MIB
 from trainables.results import Cost
-from trainables.trial import Bench, Trial
+from trainables.trial import Trial
 
 COST = Cost(
     peak_memory_mib=1.0,
@@ -235,7 +236,7 @@ def test_the_adapters_files_hold_what_the_last_rung_measured(bench, small_config
 
 def test_a_base_is_freed_when_a_trial_ran_out_of_memory_even_while_the_failure_is_handled(workload, small_config):
     """Else the next trial would be measured with the last base still there."""
-    bench = trial.Bench(workload, "cpu")
+    bench = Bench(workload, "cpu")
     base = bench.base("16bit")
     gone = weakref.ref(base)
 

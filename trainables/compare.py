@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from trainables.trial import Bench
+    from trainables.bench import Bench
 
     Model = PreTrainedModel | PeftModel
     Known = tuple[Texts, torch.Tensor]  # texts and states of a model, see _Reading

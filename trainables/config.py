@@ -6,7 +6,7 @@ One name is used here, in Ray Tune's results, in the ledger, as MLflow key, as P
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from math import sqrt
 from typing import Any, Literal, get_args
 
@@ -135,7 +135,8 @@ class TrialConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back. Equal configs give equal JSON: 16 and 16.0 are one."""
         real = {name: float(getattr(self, name)) for name in ("alpha", "dropout", "learning_rate")}
-        return asdict(self) | real | {"targets": list(self.targets)}
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict takes several times as long
+        return plain | real | {"targets": list(self.targets)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":

@@ -7,8 +7,8 @@ loop; of Ray there is nothing, and a trial trains nothing. So many trials run at
 intervals; a third of them are twins. Time is simulated but for the driver's own work: what that takes is measured and
 passes on the simulated clock, and reports that arrive meanwhile wait. A decision's lag is what passes from a report's
 arrival until the driver has recorded it, decided on it and, where the trial ended, handed its place to the next one.
-MLflow is brought up to date every so many simulated seconds, as by its thread; how long that takes is said beside,
-since it is not on the driver's way. Prints a table and, as its last line, one JSON object; needs no GPU.
+MLflow is brought up to date as often as by its own process, which is not on the driver's way; how long each time takes
+is said beside. Prints a table and, as its last line, one JSON object; needs no GPU.
 """
 
 import argparse
@@ -31,12 +31,13 @@ from ray.tune.utils import flatten_dict
 
 import search_spaces
 from orchestrator import settings as settings_file
+from orchestrator.flusher_process import REST_SHARE, SYNC_SECONDS
 from orchestrator.ledger import Ledger
 from orchestrator.pruning import Pruner
 from orchestrator.recorder import Recorder
 from orchestrator.search import SweepSearcher
 from orchestrator.settings import SweepSettings
-from orchestrator.tracking import SYNC_SECONDS, Tracker
+from orchestrator.tracking import Tracker
 from orchestrator.tune_trainable import Report, Task
 from tests.bench.overhead import fake_comparison, whole_report
 from trainables.config import Workload, rungs
@@ -137,10 +138,10 @@ def resident_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def simulated(driver: Driver, n_trials: int, rung_seconds: float, tracker: Tracker) -> Iterator[dict[str, Any]]:
+def simulated(driver: Driver, n_trials: int, rung_seconds: float, tracker: Tracker | None) -> Iterator[dict[str, Any]]:
     """Run a sweep; yields what was measured since the last mark, at each mark and at the end."""
     arrivals: list[tuple[float, int, tuple]] = []  # (moment, order, (trial, task, reports))
-    clock, order, n_ended, lags, synced = 0.0, 0, 0, [], 0.0
+    clock, order, n_ended, lags, next_sync = 0.0, 0, 0, [], SYNC_SECONDS
     syncs: list[float] = []
     marks = [round(n_trials * (i + 1) / N_MARKS) for i in range(N_MARKS)]
 
@@ -179,10 +180,11 @@ def simulated(driver: Driver, n_trials: int, rung_seconds: float, tracker: Track
         begin(clock)
         clock += perf_counter() - started
         lags.append(clock - arrived)
-        if clock - synced >= SYNC_SECONDS:
-            synced, begun = clock, perf_counter()
+        if tracker and clock >= next_sync:
+            begun = perf_counter()
             tracker.sync()
             syncs.append(perf_counter() - begun)
+            next_sync = clock + syncs[-1] + max(SYNC_SECONDS, REST_SHARE * syncs[-1])
         if marks and n_ended >= marks[0]:
             yield since(before)
             marks.pop(0)
@@ -220,10 +222,10 @@ def measured(given: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
     )
     folder = settings_file.sweep_folder(settings.name, root)
     driver = Driver(folder, settings, given.at_once)
-    ledger = Ledger(folder / "ledger.db")  # MLflow's thread has a connection of its own
+    ledger = Ledger(folder / "ledger.db")  # MLflow's process has a connection of its own
     rows = []
     try:
-        tracker = Tracker(settings, ledger, root)
+        tracker = None if given.without_mlflow else Tracker(settings, ledger, root)
         for row in simulated(driver, given.trials, given.trial_seconds / 4, tracker):
             rows.append(row)
             print(f"{row['n_trials']} trials after {row['simulated_seconds']:.0f} simulated s", file=sys.stderr)
@@ -241,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trial-seconds", type=float, default=60.0, help="of a trial that is not pruned")
     parser.add_argument("--sampler", default="tpe", help="tpe, random, nsga2, qmc")
     parser.add_argument("--tracking-uri", default=None, help="of MLflow; default: a temporary SQLite file")
+    parser.add_argument("--without-mlflow", action="store_true", help="which takes most of the bench's own time")
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     try:

@@ -23,6 +23,7 @@ import numpy as np
 from transformers.utils import logging
 
 from trainables import inputs
+from trainables.bench import Bench
 from trainables.compare import compare
 from trainables.config import TARGETS, Engine, Loop, Precision, TrialConfig
 from trainables.device import count_gpus, native_dtype
@@ -30,7 +31,7 @@ from trainables.errors import SweepError, TrialFailed
 from trainables.findings import flat
 from trainables.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib, shape_in
 from trainables.results import Cost, Measurement
-from trainables.trial import Bench, Trial
+from trainables.trial import Trial
 
 SHAPES: tuple[Mapping[str, Any], ...] = (
     {"rank": 1, "targets": ("mlp.c_fc",), "max_length_tokens": 128, "batch_size": 1},

@@ -68,7 +68,7 @@ def begin(workload: Workload, device: str) -> None:
     """Load what every trial of this process needs, on one thread."""
     import torch
 
-    from trainables.trial import Bench
+    from trainables.bench import Bench
 
     torch.set_num_threads(1)
     BENCHES["bench"] = Bench(workload, device)

@@ -29,13 +29,14 @@ import yaml
 from transformers.utils import logging
 
 from trainables import demo, inputs
+from trainables.bench import Bench
 from trainables.compare import compare
 from trainables.config import Loop, Precision, TrialConfig
 from trainables.device import count_gpus, device_name, native_dtype
 from trainables.errors import ConfigError, SweepError
 from trainables.predicted_memory import Shape, shape_in
 from trainables.results import Cost
-from trainables.trial import Bench, Trial
+from trainables.trial import Trial
 
 PEER = Path(__file__).with_name("peer.py")
 REPO = Path(__file__).resolve().parents[2]

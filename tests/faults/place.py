@@ -137,9 +137,14 @@ class Place:
         raise AssertionError(f"the sweep did not come so far: {self.said[-3000:]}")
 
     def check(self) -> None:
-        """The sweep is whole, no finished trial began again, and no more began again than were at work."""
-        found = verify.run("s", self.root, print)
+        """The sweep is whole, no finished trial began again, and no more began again than were at work.
+
+        MLflow may lag behind a sweep that has ended: it is no part of the truth, and is written from the ledger first.
+        """
+        found = verify.run("s", self.root, print, repair=True)
         assert not found.differences, "\n".join(map(str, found.differences))
+        wrong = [str(difference) for difference in found.repaired or () if difference.part != "MLflow"]
+        assert not wrong, "\n".join(wrong)
         again = {key[:12]: n for key, n in self.finished.items() if self.begun[key] > n}
         assert not again, f"finished trials began again: {again}"
         gone = self.finished.keys() - {t.key for t in self.trials() if t.state in FINAL_STATES}

@@ -4,7 +4,7 @@ python -m tests.faults.pretend run|resume NAME SPACE [ADDRESS]     in the folder
 
 Reads from the environment: PRETEND_LOG, a file to note each beginning in; PRETEND_SECONDS, of each rung;
 PRETEND_TRIALS, configs to try; PRETEND_GATE, a file without which no trial goes beyond step 2, so that there is time
-to do something to it there.
+to do something to it there; PRETEND_BROKEN, a file with which every trial raises.
 """
 
 import json
@@ -94,6 +94,8 @@ class Pretend(tune.Trainable):
         if task.kind == "compare":
             yield {"state": "completed", "done": True, "environment": {}, **pair}
             return
+        if os.path.exists(os.environ.get("PRETEND_BROKEN", "")):
+            raise RuntimeError("no driver for this GPU")
         before = ray.get(store.snapshot.remote(task.key))
         done = before.step if before else 0
         note("begin", key=task.key, step=done, node=ray.get_runtime_context().get_node_id())

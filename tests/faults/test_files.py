@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator import checkpoints, settings, verify
 from orchestrator.ledger import Ledger
-from orchestrator.tracking import publish
+from orchestrator.publishing import publish
 from tests import test_cli
 from tests.faults.place import Place
 from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
@@ -289,7 +289,8 @@ def test_a_real_trial_whose_worker_is_killed_over_a_damaged_checkpoint_has_the_l
     import torch
 
     from tests.sweeps import start
-    from trainables.trial import Bench, Trial
+    from trainables.bench import Bench
+    from trainables.trial import Trial
 
     (tmp_path / "real.yaml").write_text(REAL)
     driver = start("run", "--space", "real.yaml", "--name", "a", cwd=tmp_path)

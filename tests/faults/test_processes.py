@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections import Counter
 from random import Random
 
 import psutil
@@ -12,11 +13,11 @@ from tests.faults.pretend import noted
 from tests.sweeps import REPO
 
 
-@pytest.mark.parametrize(("n_kills", "n_trials"), [(2, 6), pytest.param(20, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("n_kills", "n_trials"), [(2, 4), pytest.param(20, 20, marks=pytest.mark.slow)])
 def test_a_driver_killed_at_random_moments_loses_and_repeats_nothing(n_kills, n_trials, place, survived):
     random = Random(n_kills)
     place.gate.touch()
-    place.space = "pairs" if n_trials <= 6 else "plain"
+    place.space = "plain" if n_trials <= 4 else "pairs"
     place.variables = {"PRETEND_TRIALS": str(n_trials), "PRETEND_SECONDS": "0.2"}
     for _ in range(n_kills):
         driver = place.begin()
@@ -69,6 +70,37 @@ def test_a_worker_that_dies_again_and_again_fails_its_trial_and_the_sweep_ends(p
     assert trial.reason in ended.err
     place.check()
     survived("worker SIGKILLed three times over one trial", lost=0, repeated=place.repeated)
+
+
+@pytest.mark.slow
+def test_a_host_out_of_memory_is_not_taken_for_a_gpus(place, survived):
+    """Ray kills every worker here: it is told that 1 % of the host's memory is all there is."""
+    place.variables = {"PRETEND_TRIALS": "1", "RAY_memory_usage_threshold": "0.01"}
+    ended = place.end(place.begin())
+    (trial,) = place.trials()
+    assert (trial.state, ended.code) == ("failed", 1), ended.err
+    assert "the host (not the GPU) ran out of memory, the 3rd time" in trial.reason
+    survived("host out of memory, worker killed by Ray", lost=0, repeated=place.repeated)
+
+
+@pytest.mark.slow
+def test_a_sweep_on_which_every_trial_fails_stops_and_goes_on_when_that_is_mended(place, survived):
+    broken = place.folder / "broken"
+    broken.touch()
+    place.gate.touch()
+    place.variables = {"PRETEND_TRIALS": "9", "PRETEND_BROKEN": str(broken)}
+    ended = place.end(place.begin())
+    assert ended.code == 1
+    assert "trials failed; the last because" in ended.err
+    assert "no driver for this GPU" in ended.err
+    assert "resume s" in ended.err
+    n_failed = Counter(t.state for t in place.trials())["failed"]
+    assert 5 <= n_failed <= 6, "one more may have been at work"
+    broken.unlink()
+    assert place.end(place.begin()).code == 0, place.said
+    assert Counter(t.state for t in place.trials()) == {"failed": n_failed, "completed": 9 - n_failed}
+    place.check()
+    survived("every trial fails, until that is mended", lost=0, repeated=place.repeated)
 
 
 @pytest.mark.slow

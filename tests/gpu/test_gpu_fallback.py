@@ -9,9 +9,10 @@ from multiprocessing import get_context
 import pytest
 import torch
 
+from trainables.bench import Bench
 from trainables.config import TrialConfig, Workload
 from trainables.memory import MIB
-from trainables.trial import Bench, Trial
+from trainables.trial import Trial
 
 pytestmark = [
     pytest.mark.gpu,

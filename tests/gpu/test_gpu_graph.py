@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from trainables import adapter
+from trainables.bench import Bench
 from trainables.config import TARGETS, TrialConfig
 from trainables.decoding import greedy_texts
 from trainables.graph import GraphEngine, packed
 from trainables.memory import MIB
 from trainables.snapshot import Snapshot
 from trainables.training import EagerEngine
-from trainables.trial import Bench, Trial
+from trainables.trial import Trial
 
 pytestmark = [
     pytest.mark.gpu,

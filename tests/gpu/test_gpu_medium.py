@@ -2,19 +2,23 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import search_spaces
 from tests.stock_trainer import trainer_losses
-from trainables import adapter, base_model, memory
+from trainables import adapter, base_model, memory, predicted_time
+from trainables.bench import Bench
 from trainables.config import TARGETS, TrialConfig, Workload
 from trainables.data import IGNORE
 from trainables.errors import TrialFailed
+from trainables.predicted_memory import HUB_SHAPES
 from trainables.training import EagerEngine
-from trainables.trial import Bench, Trial, _owners
+from trainables.trial import Trial, _owners
 
 pytestmark = [
     pytest.mark.gpu,
@@ -148,3 +152,27 @@ def test_float16_as_on_a_t4_has_the_losses_of_float32(medium, precision, shape, 
     print(f"{precision} {shape}: peak {peak:.2f} GiB, largest difference {float((half / exact - 1).abs().max()):.2e}")
     assert torch.isfinite(half).all()
     assert half.tolist() == pytest.approx(exact.tolist(), rel=0.02)
+
+
+def test_every_corner_of_the_default_space_runs_in_15_gib_and_takes_about_the_predicted_time(medium, as_a_new_process):
+    """On one worker, as a sweep does: both bases and the tapes of earlier trials stay as long as there is room."""
+    as_a_new_process()
+    workload, space = replace(medium, compute_dtype="float16"), search_spaces.load("pareto")
+    speed, shape = predicted_time.measure("cuda", "float16"), HUB_SHAPES["gpt2-medium"]
+    names = {"precision": None, "rank": (1, 64), "targets": None, "dropout": None}
+    choices = [space.parameters[name].choices if only is None else only for name, only in names.items()]
+    off = []
+    with limited(T4_GIB):
+        bench = Bench(workload, "cuda")
+        for values in product(*choices):
+            params = {"alpha_ratio": 1, "learning_rate": 1e-4} | dict(zip(names, values, strict=True))
+            config = space.config(params, max_steps=8, engine="graph", loop="lean")
+            trial = Trial(config, bench)  # raises TrialFailed where memory runs out
+            list(trial.measurements())
+            predicted = predicted_time.step_seconds(shape, config, "float16", speed)
+            off.append(predicted / trial.cost.seconds_per_step)
+            trial.close()
+    peak = torch.cuda.max_memory_reserved() / 2**30
+    print(f"{len(off)} trials, {peak:.2f} GiB reserved at most; {speed}; predicted / measured {min(off)} to {max(off)}")
+    assert peak <= T4_GIB
+    assert all(1 / 3 < ratio < 3 for ratio in off), off

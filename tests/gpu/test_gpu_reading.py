@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from trainables import adapter, evaluation
+from trainables.bench import Bench
 from trainables.compare import attached, compare
 from trainables.config import TARGETS, TrialConfig, Workload
 from trainables.reading import EagerReader, Reader, RecordedReader
-from trainables.trial import Bench
 
 pytestmark = [
     pytest.mark.gpu,

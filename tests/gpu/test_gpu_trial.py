@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from trainables import adapter, evaluation
+from trainables.bench import Bench
 from trainables.compare import compare
 from trainables.config import TrialConfig
 from trainables.device import count_gpus, native_dtype
 from trainables.errors import TrialFailed
 from trainables.memory import MIB
 from trainables.training import EagerEngine
-from trainables.trial import Bench, Trial
+from trainables.trial import Trial
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,0 +1,64 @@
+"""How long a sweep will take, predicted before it starts: from shapes and from what its device was measured at."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.plan import first_configs, shape_named
+from orchestrator.settings import SweepSettings
+from trainables.config import ComputeDtype
+from trainables.predicted_time import Speed, trial_seconds
+
+if TYPE_CHECKING:
+    from orchestrator.prepare import Device
+
+N_CONFIGS = 32
+"""First configs over which a trial's time is averaged: a space mixes cheap and dear ones."""
+TWINS_SHARE = 0.5
+"""Twins for each config searched, where every 4-bit trial completes."""
+
+
+def _file(root: Path) -> Path:
+    return root / "cache" / "device_speed.json"
+
+
+def keep(device: "Device", root: Path) -> None:
+    """Remember a device's speed, for a dry run, which must not touch it."""
+    _file(root).parent.mkdir(parents=True, exist_ok=True)
+    known = {"speed": asdict(device.speed), "compute_dtype": device.compute_dtype, "names": sorted(device.names)}
+    _file(root).write_text(json.dumps(known) + "\n", encoding="utf-8")
+
+
+def known(root: Path) -> tuple[Speed, ComputeDtype] | None:
+    """Speed and arithmetic of the device that the last sweep here ran on; None before the first on a GPU."""
+    try:
+        found = json.loads(_file(root).read_text(encoding="utf-8"))
+        return Speed(**found["speed"]), found["compute_dtype"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def predicted_seconds(settings: SweepSettings, root: Path, n_slots: int = 1) -> float | None:
+    """Of a whole sweep of which nothing is pruned: so at most about that. None where it is not known.
+
+    Args:
+        n_slots: trials at once.
+    """
+    shape, device = shape_named(settings.base_model), known(root)
+    if settings.device == "cpu" or shape is None or device is None:
+        return None
+    speed, dtype = device
+    configs = first_configs(settings, N_CONFIGS)
+    each = [trial_seconds(shape, config, dtype, speed) for config in configs]
+    return settings.n_trials * (1 + TWINS_SHARE) * sum(each) / len(each) / n_slots
+
+
+def text(settings: SweepSettings, root: Path, n_slots: int = 1) -> str | None:
+    """One line about it, None where nothing is known."""
+    seconds = predicted_seconds(settings, root, n_slots)
+    if seconds is None:
+        return None
+    size = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} minutes"
+    at_once = f" with {n_slots} at once" if n_slots > 1 else ""
+    return f"predicted time: at most about {size}{at_once}; what is pruned takes off that"
