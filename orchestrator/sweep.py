@@ -19,7 +19,7 @@ from orchestrator.front import REFERENCE, Front, front_of
 from orchestrator.ledger import Ledger
 from orchestrator.settings import SweepSettings, sweep_folder, write_whole
 from trainables.config import Workload
-from trainables.errors import ConfigError, SweepError
+from trainables.errors import ConfigError, DiskFull, SweepError
 from trainables.results import TrialResult
 
 if TYPE_CHECKING:
@@ -220,6 +220,8 @@ def _tune(
         cause = error.__cause__ or error
         if isinstance(cause, SweepError):
             raise cause from None
+        if "no space left" in str(cause).lower():  # Tune hands on no more than the text of what its callbacks raise
+            raise DiskFull(f"no space left for {folder}; free some and resume") from None
         raise SweepError(f"Ray Tune stopped: {' '.join(str(cause).split())}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state

@@ -1,4 +1,4 @@
-"""Files and what is around them: damaged state, a full disk, a clock that goes back, bad rows, bad command lines."""
+"""Files and what is around them: damaged state, a full disk, bad rows, bad command lines."""
 
 import json
 import math
@@ -24,8 +24,6 @@ from tests.test_data import BAD
 from trainables import alpaca, demo
 from trainables.config import FINAL_STATES
 from trainables.errors import SweepError, TrialFailed
-
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 @pytest.fixture(scope="module")
@@ -144,30 +142,6 @@ def test_a_full_disk_ends_the_sweep_with_its_own_code_and_resume_goes_on_once_th
             survived("a small tmpfs filled and freed", lost=0, repeated=place.repeated)
         finally:
             place.clear()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime is not installed")
-def test_a_clock_set_back_an_hour_disturbs_nothing(place, tmp_path_factory, survived):
-    clock = tmp_path_factory.mktemp("clock") / "offset"
-    clock.write_text("+0")
-    place.variables = {
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "PRETEND_SECONDS": "0.3",
-    }
-    driver = place.begin()
-    place.until(place.at_second_rung, driver)
-    clock.write_text("-3600")
-    place.gate.touch()
-    assert place.end(driver).code == 0, place.said
-    place.check()
-    assert min(t.ended_at - t.started_at for t in place.trials()) < -3000, "the clock was not set back"
-    for verb in ("status", "report"):
-        assert command(verb, "s", cwd=place.folder).code == 0
-    survived("the clock set back an hour", lost=0, repeated=place.repeated)
 
 
 def test_nan_at_a_chosen_step_ends_its_trial_there_and_the_next_is_as_on_a_new_worker(bench, small_config, survived):
