@@ -27,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
 .PHONY: sweep ui report card test test-all faults lint audit demo clean bench bench-measurement bench-memory \
-	bench-rank-rule bench-speed bench-overhead bench-load \
+	bench-rank-rule bench-speed bench-overhead bench-mlflow-faults bench-load \
 	bench-cluster stand-in
 
 sweep: $(VENV)/installed
@@ -83,6 +83,9 @@ bench-load: $(VENV)/installed
 
 bench-cluster: $(VENV)/installed
 	@$(BIN)/python -m tests.bench.cluster $(call flags,AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI)
+
+bench-mlflow-faults: $(VENV)/installed
+	@$(BIN)/python tests/bench/mlflow_faults.py $(call flags,TRIALS STEPS ONLY)
 
 stand-in: $(VENV)/installed
 	@$(BIN)/python tests/bench/stand_in.py "$(CONFIG)" "$(DATA)" "$(OUT)" $(call flags,SECONDS SEED)
