@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.front import REFERENCE, Front, counted, front_of, losses_of, objective_value
+from orchestrator.front import REFERENCE, Front, counted, device_of, front_of, losses_of, objective_value
 from orchestrator.ledger import Ledger
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, load, sweep_folder
 from trainables.errors import ConfigError
@@ -79,15 +79,21 @@ def knee(front: Front) -> TrialResult | None:
 
     The ideal point has the best value of each objective (Zeleny 1973, compromise programming); distances are
     Euclidean, each objective over its range on the front, so that its unit does not matter. Of equal ones the first
-    trial.
+    trial. Where members ran on several kinds of device, each is held against its own kind.
     """
-    if not front.members:
-        return None
-    losses = np.array([losses_of(member, front.objectives) for member in front.members], dtype=np.float64)
+    kinds: dict[str, list[TrialResult]] = {}
+    for member in front.members:
+        kinds.setdefault(device_of(member), []).append(member)
+    given_up = [pair for members in kinds.values() for pair in zip(_distances(members, front), members, strict=True)]
+    return min(given_up, key=lambda pair: (pair[0], pair[1].number))[1] if given_up else None
+
+
+def _distances(members: Sequence[TrialResult], front: Front) -> list[float]:
+    """Of members that may be compared, from the best of every objective among them."""
+    losses = np.array([losses_of(member, front.objectives) for member in members], dtype=np.float64)
     best, worst = losses.min(axis=0), losses.max(axis=0)
     given_up = (losses - best) / np.where(worst > best, worst - best, 1.0)
-    distances = np.sqrt((given_up**2).sum(axis=1))
-    return min(zip(distances.tolist(), front.members, strict=True), key=lambda pair: (pair[0], pair[1].number))[1]
+    return np.sqrt((given_up**2).sum(axis=1)).tolist()
 
 
 def mib_of(text: str) -> float:

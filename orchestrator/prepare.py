@@ -5,6 +5,7 @@ from pathlib import Path
 
 from orchestrator import duration, nodes, ray_cluster
 from orchestrator.settings import SweepSettings
+from orchestrator.tracking_store import check_server
 from trainables import data, inputs
 from trainables.config import ComputeDtype, Workload
 from trainables.device import device_name, native_dtype
@@ -55,6 +56,8 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     Raises:
         ConfigError, DataError, Unreachable: before any GPU is used.
     """
+    if settings.tracking_uri is not None:
+        check_server(settings.tracking_uri)
     if settings.address is not None:
         ray_cluster.connect(settings.address, insecure=settings.insecure)  # first: what does not answer is said at once
     found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())

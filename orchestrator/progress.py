@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orchestrator.budgets import ENDED, FINISHED
 from orchestrator.finalists import finalists
-from orchestrator.front import Front, is_reused, objective_value
+from orchestrator.front import Front, device_of, is_reused, objective_value
 from orchestrator.gpu_memory import gpu_memory, text_of
 from orchestrator.infeasible import nothing_counts
 from orchestrator.ledger import Ledger
@@ -55,6 +55,9 @@ def front_table(front: Front) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for objective in shown_objectives:
         table.add_column(UNITS[objective][0], justify="right", no_wrap=True)
+    devices = {device_of(trial) for trial in front.members}
+    if len(devices) > 1:  # their times must not be read beside each other
+        table.add_column("device", overflow="fold")
     table.add_column("targets", overflow="fold")
     for trial in front.members:
         config = trial.config
@@ -66,6 +69,7 @@ def front_table(front: Front) -> Table:
             f"{config.learning_rate:.0e}",
         ]
         cells += [shown(objective_value(trial, objective), objective) for objective in shown_objectives]
+        cells += [device_of(trial)] if len(devices) > 1 else []
         table.add_row(*cells, "all" if config.targets == TARGETS else " ".join(config.targets))
     return table
 

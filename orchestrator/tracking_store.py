@@ -7,8 +7,10 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from orchestrator.redaction import reason_of
 from trainables.errors import ConfigError
@@ -61,6 +63,29 @@ def open_client(uri: str, root: Path) -> tuple[Any, str]:
             if uri == store_uri(root):
                 check_schema(store_file(root))
             raise
+
+
+def check_server(uri: str) -> None:
+    """Whether the MLflow server at an http address is one that this client can speak to; one that is away may come.
+
+    Raises:
+        ConfigError: it is of another major version.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return
+    import requests
+
+    try:
+        answer = requests.get(uri.rstrip("/") + "/version", timeout=LOOK_SECONDS)
+    except requests.RequestException:
+        return
+    ours, theirs = version("mlflow"), answer.text.strip()
+    if answer.ok and theirs[:1].isdigit() and theirs.partition(".")[0] != ours.partition(".")[0]:
+        where = urlsplit(uri)
+        raise ConfigError(
+            f"tracking_uri: the MLflow server at {where.hostname}:{where.port or ''} is version {theirs[:20]}, here is "
+            f"{ours}; give a server of the same major version, or leave it out and run `qlora-sweep sync` later"
+        )
 
 
 def _create_store(root: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from orchestrator import node_inputs, ray_cluster
@@ -47,8 +48,9 @@ def cluster(**head: Any) -> Iterator[Cluster]:
     folder = Path(mkdtemp(prefix="r", dir="/tmp"))  # short: sockets lie under it
     (folder / "ray").mkdir()
     os.environ["RAY_TMPDIR"] = str(folder)
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **head})
+    found = Cluster()
     try:
+        add_node(found, num_cpus=0, include_dashboard=False, **head)
         yield found
     finally:
         ray.shutdown()
@@ -57,6 +59,17 @@ def cluster(**head: Any) -> Iterator[Cluster]:
         os.environ.pop("RAY_TMPDIR")
         if before is not None:
             os.environ["RAY_TMPDIR"] = before
+
+
+def add_node(found: Cluster, **resources: Any) -> Node:
+    """One more node; Ray gives a node 30 s to start, which a machine that is busy may need more than once."""
+    for attempt in range(3):
+        try:
+            return found.add_node(**{"num_cpus": 1, **resources})
+        except Exception:  # Ray raises no kind of its own here
+            if attempt == 2:
+                raise
+    raise AssertionError
 
 
 def join(found: Cluster) -> None:

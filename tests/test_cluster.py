@@ -13,7 +13,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator import node_inputs, nodes, plan, ray_cluster, sweep
 from orchestrator.ledger import Ledger
-from tests.clusters import Sleeper, cluster, join
+from tests.clusters import Sleeper, add_node, cluster, join
 from tests.sweeps import command, make, space
 from trainables.config import Workload
 from trainables.errors import ConfigError, Unreachable
@@ -25,7 +25,7 @@ SIXTEEN = {"rank": {"values": [1, 2, 4, 8]}, "precision": {"values": ["16bit"]}}
 def joined():
     """A cluster that the driver has joined: a head that runs no trials, and a node of 2 CPUs."""
     with cluster() as found:
-        found.add_node(num_cpus=2)
+        add_node(found, num_cpus=2)
         join(found)
         yield found
 
@@ -33,8 +33,8 @@ def joined():
 @pytest.fixture(scope="module")
 def with_gpus(joined):
     """The same, later, with a node that has a T4 and one that has two A100."""
-    joined.add_node(num_cpus=1, num_gpus=1, resources={"accelerator_type:T4": 1})
-    joined.add_node(num_cpus=4, num_gpus=2, resources={"accelerator_type:A100": 1})
+    add_node(joined, num_cpus=1, num_gpus=1, resources={"accelerator_type:T4": 1})
+    add_node(joined, num_cpus=4, num_gpus=2, resources={"accelerator_type:A100": 1})
     return joined
 
 
@@ -81,7 +81,7 @@ def test_a_node_with_another_torch_is_named_with_both_versions(joined, tmp_path)
     for package in ("torch", "ray"):
         (tmp_path / f"{package}-1.2.3.dist-info").mkdir()
         (tmp_path / f"{package}-1.2.3.dist-info" / "METADATA").write_text(f"Name: {package}\nVersion: 1.2.3\n")
-    odd = joined.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+    odd = add_node(joined, num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
     try:
         with pytest.raises(ConfigError) as error:
             nodes.check_versions()
@@ -122,6 +122,16 @@ def test_slots_are_counted_by_share_and_kind_of_gpu(with_gpus, values, n_expecte
 def test_a_kind_of_gpu_that_no_node_has_is_named_with_those_there_are(with_gpus):
     with pytest.raises(ConfigError, match=r"device_kind: no GPU 'A10'.*did you mean 'A100'.*T4"):
         ray_cluster.n_slots(on_gpus(device_kind="A10"))
+
+
+@pytest.mark.parametrize(("values", "n_nodes"), [({}, 2), ({"device_kind": "T4"}, 1), ({"gpus_per_trial": 2.0}, 1)])
+def test_each_node_with_a_gpu_that_a_trial_may_have_is_asked_for_it_once(with_gpus, values, n_nodes):
+    @ray.remote(num_cpus=0, max_calls=1)
+    def where() -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    found = nodes.gpus(on_gpus(**values).resources, where)
+    assert len(found) == len(set(found)) == n_nodes
 
 
 def test_tasks_pinned_to_a_kind_run_on_its_nodes_alone(with_gpus):
@@ -253,7 +263,7 @@ def test_a_cluster_that_is_not_there_is_said_before_anything_is_fetched(tmp_path
 
 def test_ray_clients_address_is_refused_with_what_to_do_instead():
     with pytest.raises(ConfigError, match="head node with ADDRESS=auto"):
-        ray_cluster.connect("ray://127.0.0.1:10001")
+        ray_cluster.knock("ray://127.0.0.1:10001")
 
 
 def test_a_node_that_does_not_answer_is_named(joined):

@@ -6,9 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
 from urllib.request import urlopen
@@ -16,9 +20,13 @@ from urllib.request import urlopen
 import pytest
 
 from orchestrator.ledger import Ledger
+from orchestrator.prepare import prepare
 from orchestrator.publishing import publish
 from orchestrator.settings import sweep_folder
+from orchestrator.tracking_store import check_server
+from tests.sweeps import make
 from tests.test_tracking import swept
+from trainables.errors import ConfigError
 
 N_SWEEPS = 3
 BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
@@ -26,9 +34,7 @@ INITDB = shutil.which("initdb", path=f"{BINARIES}:{os.environ['PATH']}")
 USER = "nobody"
 """PostgreSQL refuses to run as root."""
 
-pytestmark = [
-    pytest.mark.skipif(INITDB is None, reason="no PostgreSQL: apt-get install postgresql"),
-]
+needs_postgresql = pytest.mark.skipif(INITDB is None, reason="no PostgreSQL: apt-get install postgresql")
 
 
 def free_port() -> int:
@@ -74,7 +80,8 @@ def tracking_uri(database, tmp_path_factory) -> Iterator[str]:
     arguments += ["--artifacts-destination", str(artifacts / "store"), "--serve-artifacts"]
     with (artifacts / "log").open("w+") as log:
         command = [sys.executable, "-m", "mlflow", "server", *arguments]
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # more processes, of which we use none
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
             wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), server)
             yield f"http://127.0.0.1:{port}"
@@ -94,7 +101,7 @@ def answers(address: str) -> bool:
         return False
 
 
-def wait_until(condition, server: subprocess.Popen, seconds: float = 120) -> None:
+def wait_until(condition, server: subprocess.Popen, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert server.poll() is None, "the server ended"
@@ -104,10 +111,47 @@ def wait_until(condition, server: subprocess.Popen, seconds: float = 120) -> Non
     raise AssertionError("the server did not get ready")
 
 
+@contextmanager
+def server_of(answer: bytes) -> Iterator[str]:
+    """A server that gives one answer to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_server_of_another_major_version_is_named_before_the_first_trial_and_an_absent_one_is_none(tmp_path):
+    with (
+        server_of(b"2.9.1") as uri,
+        pytest.raises(ConfigError, match=r"server at 127.*is version 2\.9\.1, here is 3\."),
+    ):
+        prepare(make(tracking_uri=uri), tmp_path)
+    with server_of(version("mlflow").encode()) as uri:
+        check_server(uri)
+    with server_of(b"<html>a login page</html>") as uri:
+        check_server(uri)
+    check_server(f"http://127.0.0.1:{free_port()}")
+
+
+@needs_postgresql
 def test_several_sweeps_at_once_are_whole_in_postgresql(tracking_uri, database, tmp_path):
     """Each driver has a folder of its own, as on machines of their own; the server creates one experiment."""
     roots = [tmp_path / f"driver{i}" / "mlflow_runs" for i in range(N_SWEEPS)]
     asked = [swept(root, name=f"team{i}", tracking_uri=tracking_uri)[0] for i, root in enumerate(roots)]
+    for i, (settings, root) in enumerate(zip(asked, roots, strict=True)):
+        ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
+        ledger.set_fact("id", f"{i}" * 32)  # by which MLflow tells them apart
+        ledger.close()
     said: list[str] = []
     with ThreadPoolExecutor(N_SWEEPS) as pool:
         pages = list(

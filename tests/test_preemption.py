@@ -15,7 +15,7 @@ from orchestrator.budgets import FINISHED
 from orchestrator.ledger import Ledger
 from orchestrator.publishing import publish
 from orchestrator.settings import sweep_folder
-from tests.clusters import Slow, cluster, join
+from tests.clusters import Slow, add_node, cluster, join
 from tests.sweeps import make, space
 from trainables.results import TrialResult
 
@@ -38,7 +38,7 @@ def churn(found: Cluster, n_nodes: int, due: Due) -> Iterator[list[tuple[float, 
                 n_gone += 1
                 found.remove_node(order.pop(0), allow_graceful=False)
                 up.append((time.time(), n_nodes - 1))
-                order.append(found.add_node(num_cpus=1))
+                order.append(add_node(found))
                 up.append((time.time(), n_nodes))
 
     thread = threading.Thread(target=change, daemon=True)
@@ -70,7 +70,7 @@ def check(root: Path, n_nodes: int, n_trials: int, due: Callable[[Path], Due]) -
     """Run a sweep while nodes come and go; nothing may be lost. Returns the busy share of the nodes that were up."""
     with cluster() as found:
         for _ in range(n_nodes):
-            found.add_node(num_cpus=1)
+            add_node(found)
         join(found)
         searched = space(method="random", parameters=RATES, fixed={"rank": 2, "alpha": 8, "precision": "16bit"})
         asked = make(searched, address=found.address, insecure=True, n_trials=n_trials, reuse=False, max_steps=8)
