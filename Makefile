@@ -29,7 +29,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
 .PHONY: sweep ui report card test test-all faults lint audit demo clean bench bench-measurement bench-memory \
-	bench-rank-rule bench-speed bench-overhead bench-load bench-search bench-cluster stand-in
+	bench-rank-rule bench-speed bench-overhead bench-mlflow-faults bench-load bench-search bench-cluster stand-in
 
 sweep: $(VENV)/installed
 	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL \
@@ -84,6 +84,9 @@ bench-load: $(VENV)/installed
 
 bench-cluster: $(VENV)/installed
 	@$(BIN)/python -m tests.bench.cluster $(call flags,AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI)
+
+bench-mlflow-faults: $(VENV)/installed
+	@$(BIN)/python tests/bench/mlflow_faults.py $(call flags,TRIALS STEPS ONLY)
 
 bench-search: $(VENV)/installed-bench
 	@PYTHONPATH=. $(BIN)/python tests/bench/search.py $(call flags,TABLE SEEDS PROCESSES)
