@@ -9,6 +9,7 @@
 # make bench       every bench that this machine can run: bench-measurement, bench-memory, bench-rank-rule, bench-speed
 #                  (trials an hour beside Ray Tune with the Hugging Face Trainer), bench-overhead (2,000 no-op trials),
 #                  bench-load (10,000 recorded ones)
+# make bench-search  GPU-seconds to 95 % of a recorded front, beside other searches; ask + tell behind 10,000 trials
 #
 # make bench-cluster   whether one driver keeps up with 256 trials at once (simulated; 5,000 trials)
 #
@@ -17,7 +18,8 @@
 # (each passed to qlora-sweep run as the flag of that name; unset ones are chosen for the machine).
 # Variables of `make bench-measurement`: BASE_MODEL DATA DEVICE; of `make bench-memory`: SEED OUTPUT FROM;
 # of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead` and
-# `make bench-load`: TRIALS; of `make bench-cluster`: AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI.
+# `make bench-load`: TRIALS; of `make bench-cluster`: AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI; of
+# `make bench-search`: TABLE SEEDS PROCESSES.
 # `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
 
 PYTHON ?= python3
@@ -27,8 +29,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
 
 .PHONY: sweep ui report card test test-all faults lint audit demo clean bench bench-measurement bench-memory \
-	bench-rank-rule bench-speed bench-overhead bench-load \
-	bench-cluster stand-in
+	bench-rank-rule bench-speed bench-overhead bench-load bench-search bench-cluster stand-in
 
 sweep: $(VENV)/installed
 	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL \
@@ -84,6 +85,9 @@ bench-load: $(VENV)/installed
 bench-cluster: $(VENV)/installed
 	@$(BIN)/python -m tests.bench.cluster $(call flags,AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI)
 
+bench-search: $(VENV)/installed-bench
+	@PYTHONPATH=. $(BIN)/python tests/bench/search.py $(call flags,TABLE SEEDS PROCESSES)
+
 stand-in: $(VENV)/installed
 	@$(BIN)/python tests/bench/stand_in.py "$(CONFIG)" "$(DATA)" "$(OUT)" $(call flags,SECONDS SEED)
 
@@ -102,6 +106,12 @@ $(VENV)/installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/installed-audit: pyproject.toml constraints.txt | $(VENV)/installed
 	@$(PIP) --constraint constraints.txt '.[audit]'
+	@touch $@
+
+# Alone: of what it depends on, xgboost brings a CUDA 12 NCCL that would lie where PyTorch's own lies; MOASHA needs none.
+$(VENV)/installed-bench: constraints.txt | $(VENV)/installed
+	@$(PIP) --constraint constraints.txt --no-deps syne-tune
+	@$(PIP) --constraint constraints.txt sortedcontainers dill
 	@touch $@
 
 clean:

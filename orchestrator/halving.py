@@ -80,6 +80,20 @@ def n_kept(n_rows: int, eta: float) -> int:
     return ceil(n_rows / eta - 1e-9)
 
 
+def is_among_first(losses: ArrayLike, row: int, n: int, epsilon: ArrayLike | None = None) -> bool:
+    """Whether a row is one of the first n of `ranking`, without ranking those behind."""
+    array = np.asarray(losses, dtype=np.float64)
+    left = np.arange(len(array))
+    while len(left) and n > 0:
+        on = pareto_mask(array[left], epsilon)
+        level = left[on] if on.any() else left  # a ring, see `depths`
+        if row in level:
+            order = np.lexsort((level, -crowding(array[level])))
+            return row in level[order[:n]]
+        n, left = n - len(level), left[~on]
+    return False
+
+
 def goes_on(
     losses: ArrayLike,
     strata: ArrayLike,
@@ -109,4 +123,4 @@ def goes_on(
     own = int(np.searchsorted(peers, row))
     if pareto_mask(array[peers], epsilon)[own]:
         return True
-    return own in ranking(array[peers], epsilon)[: n_kept(len(peers), eta)]
+    return is_among_first(array[peers], own, n_kept(len(peers), eta), epsilon)

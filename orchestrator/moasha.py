@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from orchestrator.halving import depths, goes_on, n_kept, stratum
+from orchestrator.halving import goes_on, n_kept, stratum
 from orchestrator.settings import Objective
 from search_spaces import EarlyTerminate
 from trainables.config import rungs
@@ -23,12 +23,13 @@ class Mark:
 
     Attributes:
         losses: of the objectives that a rung measures, minimised.
+        stratum: of its peak memory.
         noise_seconds: p90 - p10 of its cost cell's timed steps.
         device: kind of device that it runs on.
     """
 
     losses: tuple[float, ...]
-    peak_memory_mib: float
+    stratum: int
     noise_seconds: float
     device: str
 
@@ -77,7 +78,7 @@ class Moasha:
         rung.marks.pop(key, None)
         rung.marks[key] = Mark(
             losses=tuple(getattr(measurement, objective) for objective in self._objectives),
-            peak_memory_mib=measurement.peak_memory_mib,
+            stratum=stratum(measurement.peak_memory_mib, self._rule.stratum_share),
             noise_seconds=noise_seconds,
             device=device,
         )
@@ -91,7 +92,7 @@ class Moasha:
         keys = [key for key, mark in rung.marks.items() if mark.device == device]
         marks = [rung.marks[key] for key in keys]
         losses = np.array([mark.losses for mark in marks])
-        strata = np.array([stratum(mark.peak_memory_mib, self._rule.stratum_share) for mark in marks])
+        strata = np.array([mark.stratum for mark in marks])
         noise = float(np.median([mark.noise_seconds for mark in marks]))
         epsilon = [noise if objective == "seconds_per_step" else 0.0 for objective in self._objectives]
         alive = np.array([key not in rung.stopped for key in keys])
@@ -99,10 +100,9 @@ class Moasha:
         if goes_on(losses, strata, latest, eta=self._rule.eta, epsilon=epsilon, alive=alive):
             return None
         rung.stopped.add(keys[latest])
-        peers = strata == strata[latest]
-        n, depth = int(peers.sum()), depths(losses[peers], epsilon)[-1]
+        n = int((strata == strata[latest]).sum())
         shown = ", ".join(f"{o} {value:.4g}" for o, value in zip(self._objectives, losses[latest], strict=True))
         return (
-            f"MOASHA: at step {step} on non-dominated depth {depth} of the {n} trials in its stratum of peak memory, "
-            f"not among the first {n_kept(n, self._rule.eta)} ({shown})"
+            f"MOASHA: at step {step} not among the first {n_kept(n, self._rule.eta)} by non-dominated depth of the {n} "
+            f"trials in its stratum of peak memory ({shown})"
         )

@@ -136,22 +136,23 @@ def differences(here: Mapping[str, str], nodes: Mapping[str, Mapping[str, str]])
     return faults
 
 
-def gpus(resources: Mapping[str, float]) -> list[Gpu]:
+def gpus(resources: Mapping[str, float], question: Any = _gpu) -> list[Gpu]:
     """What trials will find, from one GPU of each node that has a free one; waits for the first.
 
     Where there is none yet an autoscaler is to bring one, which may take minutes; that is said.
 
     Args:
         resources: of a trial, see SweepSettings.resources.
+        question: a remote function that looks at its GPU.
     """
     wanted = {name: share for name, share in resources.items() if name not in ("cpu", "gpu")}
-    ask = _gpu.options(num_gpus=resources["gpu"], resources=wanted)
+    reserved = {"num_gpus": resources["gpu"], "resources": wanted}
     needs = {"GPU": resources["gpu"], **wanted}
     nodes = [n for n in alive() if all(n["Resources"].get(name, 0) >= share for name, share in needs.items())]
     if not nodes:
         print("waiting for the cluster's autoscaler to bring the first node with a GPU", file=sys.stderr, flush=True)
-        return [ray.get(ask.remote())]
-    asked = [ask.options(scheduling_strategy=_on(node)).remote() for node in nodes]
+        return [ray.get(question.options(**reserved).remote())]
+    asked = [question.options(**reserved, scheduling_strategy=_on(node)).remote() for node in nodes]
     free, busy = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
     if not free:
         free, busy = ray.wait(asked, num_returns=1)

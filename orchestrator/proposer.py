@@ -25,7 +25,7 @@ from trainables.results import TrialResult
 KeyOf = Callable[[Mapping[str, Any]], str]
 Losses = tuple[float, ...]
 
-MAX_MODELLED = 400
+MAX_MODELLED = 150
 """Trials that a sampler is left with when its history has grown to twice as many, see `modelled`."""
 MAX_REPEATS = 10
 """Known points the sampler may propose in a row before an unknown one is drawn for it."""

@@ -66,6 +66,7 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
             num_cpus=max(n_cpus, n_gpus) if n_gpus else min(n_cpus, MAX_CPU_WORKERS),
             num_gpus=n_gpus,
             object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=None if os.environ.get("RAY_TMPDIR") else str(ray_guard.private_folder()),
             **quiet,
         )
         return

@@ -33,6 +33,22 @@ def guard_private() -> None:
     _read_environment_again(is_private=True)
 
 
+def private_folder() -> Path:
+    """Where our own Ray keeps its sessions: below a folder of this user alone.
+
+    Ray lets everybody write into its sessions' folders, and Tune reads a failed trial's error back from there, pickled.
+
+    Raises:
+        ConfigError: somebody else was there first.
+    """
+    folder = Path("/tmp") / f"qlora-{os.geteuid()}"  # short: the paths of Ray's sockets may have 107 characters
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise ConfigError(f"{folder} is not a folder of your own, closed to others: remove it, or set RAY_TMPDIR")
+    return folder / "ray"
+
+
 def guard_cluster(address: str, *, insecure: bool) -> None:
     """Before joining a cluster: it must ask for a token, and this process must have one.
 
@@ -80,8 +96,8 @@ def guard_of(address: str) -> Guard:
 def keep_cloud_secrets() -> Iterator[None]:
     """Have no cloud credentials in the environment for a while.
 
-    Ray Tune copies them into the description of every trial's process, and Ray writes that into its logs. Trials read
-    no cloud; MLflow's writer has been started with them before.
+    Ray Tune copies them into the description of every trial's process, and Ray writes that into its logs. Nodes that
+    write to a cloud's storage have their own; MLflow's writer has been started with them before.
     """
     kept = {name: os.environ.pop(name) for name in CLOUD_SECRETS if name in os.environ}
     try:

@@ -46,6 +46,7 @@ class SweepSearcher(Searcher):
         elsewhere: Elsewhere | None = None,
         learned: Sequence[Entry] = (),
         clock: Clock = time.monotonic,
+        proposer: Proposer | None = None,
     ) -> None:
         """
         Args:
@@ -53,6 +54,7 @@ class SweepSearcher(Searcher):
             shared: what every task's Tune config holds beside the task.
             elsewhere: trials of other sweeps by key, whose results are taken over.
             learned: trials of another sweep that the sampler begins with.
+            proposer: a new one with another history than usual; by default the usual one.
         """
         super().__init__()  # with a metric, Tune would end the sweep at the first report without it: a broken trial's
         self._settings = settings
@@ -61,9 +63,9 @@ class SweepSearcher(Searcher):
         self._pruner = pruner
         self._n_slots = n_slots if callable(n_slots) else lambda: n_slots
         self._shared = dict(shared)
-        self._proposer = Proposer(settings)
+        self._proposer = proposer or Proposer(settings)
         self._entries = {entry.result.key: entry for entry in ledger.entries()}
-        self._told: set[str] = set()
+        self._open = dict.fromkeys(self._entries)  # keys of trials that are not settled yet
         self._live: dict[str, Task] = {}
         self._failed: set[tuple[str, str]] = set()  # kind and key of comparisons and judgements that would fail again
         self._elsewhere = elsewhere or {}
@@ -181,11 +183,11 @@ class SweepSearcher(Searcher):
 
     def _settle(self, key: str) -> None:
         entry = self._entries.get(key)
-        if entry is None or key in self._told:
+        if entry is None or key not in self._open:
             return
         twin = self._entries.get(self._half(entry.result.config)[0])
         if ("compare", key) in self._failed or is_settled(entry.result, twin.result if twin else None):
-            self._told.add(key)
+            del self._open[key]
             if entry.result.origin in ("search", "twin"):
                 self._proposer.tell(entry, self._limit.excess(entry.result.config))
         elif entry.result.state == "completed" and twin:
@@ -200,17 +202,18 @@ class SweepSearcher(Searcher):
                 return task
 
     def _task(self) -> Task | None:
-        queued = [e.result for e in self._entries.values() if e.result.state == "queued"]
+        unsettled = [self._entries[key] for key in self._open]
+        queued = [entry.result for entry in unsettled if entry.result.state == "queued"]
         queued = [trial for trial in queued if self._retries.is_due(("train", trial.key))]
         if queued:
             return self._train(min(queued, key=lambda trial: trial.number))
-        for entry in [e for key, e in self._entries.items() if key not in self._told]:
+        for entry in unsettled:
             task = self._pair_task(entry)
             if task:
                 return task
         if self._stopping.ended is None:
             return self._search_task()
-        return None if self._entries.keys() - self._told else self._yardstick_task()
+        return None if self._open else self._yardstick_task()
 
     def _search_task(self) -> Task | None:
         trials = self._trials
@@ -252,6 +255,7 @@ class SweepSearcher(Searcher):
     def _add(self, config: TrialConfig, params: Mapping[str, Any], origin: Origin) -> TrialResult:
         key = self._workload.key(config)
         self._ledger.add(key, config, params=params, origin=origin)
+        self._open[key] = None
         self._refresh(key)
         return self._result(key)
 
@@ -296,7 +300,7 @@ class SweepSearcher(Searcher):
             return self._first_run(self._add(twin_config, {}, "reseed"))
         if twin.result.state == "pruned":
             self._ledger.requeue(twin_key)
-            self._told.discard(twin_key)
+            self._open[twin_key] = None
             self._pruner.protected.add(twin_key)
             self._refresh(twin_key)
             return self._train(self._result(twin_key))

@@ -185,7 +185,7 @@ class Tracker:
         self._client.log_dict(self.run_id, facts, "environment.json")
         end = int(max((t.ended_at or 0 for t in result.trials), default=0) * 1000)
         values = {"front_size": float(len(result.front.members))}
-        if not any(name == "hypervolume" for name, *_ in self._growth):
+        if not result.interrupted and not any(name == "hypervolume" for name, *_ in self._growth):
             values["hypervolume"] = result.front.hypervolume
         values |= {f"n_{state}": float(sum(t.state == state for t in result.trials)) for state in STATUS}
         self._client.log_batch(self.run_id, metrics=[Metric(k, v, end, 0) for k, v in values.items()])

@@ -97,7 +97,7 @@ def shown(tmp_path_factory) -> Iterator[Shown]:
         address = printed_address(said, f"http://127.0.0.1:{port}/")
         yield Shown(root, result, address, printed.replace(":5000/", f":{port}/"))
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        os.killpg(server.pid, signal.SIGKILL)  # it would wait for the browser
         server.wait(timeout=60)
 
 

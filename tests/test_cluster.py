@@ -124,6 +124,16 @@ def test_a_kind_of_gpu_that_no_node_has_is_named_with_those_there_are(with_gpus)
         ray_cluster.n_slots(on_gpus(device_kind="A10"))
 
 
+@pytest.mark.parametrize(("values", "n_nodes"), [({}, 2), ({"device_kind": "T4"}, 1), ({"gpus_per_trial": 2.0}, 1)])
+def test_each_node_with_a_gpu_that_a_trial_may_have_is_asked_for_it_once(with_gpus, values, n_nodes):
+    @ray.remote(num_cpus=0, max_calls=1)
+    def where() -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    found = nodes.gpus(on_gpus(**values).resources, where)
+    assert len(found) == len(set(found)) == n_nodes
+
+
 def test_tasks_pinned_to_a_kind_run_on_its_nodes_alone(with_gpus):
     resources = on_gpus(device_kind="T4").resources
     rest = {name: share for name, share in resources.items() if name not in ("cpu", "gpu")}

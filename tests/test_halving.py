@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.halving import crowding, depths, goes_on, holds_extreme, n_kept, ranking, stratum
+from orchestrator.halving import crowding, depths, goes_on, holds_extreme, is_among_first, n_kept, ranking, stratum
 
 ETAS = st.sampled_from([1.5, 2.0, 3.0, 4.0])
 
@@ -186,3 +186,11 @@ def test_peaks_of_one_stratum_differ_by_less_than_its_share(mib, share):
 @pytest.mark.parametrize(("n", "eta", "kept"), [(1, 4, 1), (2, 2, 1), (3, 2, 2), (3, 1.5, 2), (9, 3, 3), (10, 3, 4)])
 def test_one_part_in_eta_goes_on_rounded_up(n, eta, kept):
     assert n_kept(n, eta) == kept
+
+
+@given(rungs())
+def test_being_among_the_first_is_being_there_in_the_ranking(rung):
+    losses, _ = rung
+    order = ranking(losses).tolist()
+    for n, row in itertools.product(range(len(order) + 1), order):
+        assert is_among_first(losses, row, n) == (row in order[:n])

@@ -28,6 +28,8 @@ from trainables.results import Cost
 CONFIGS = [TrialConfig(precision=p, rank=r, alpha=8) for r in (1, 2) for p in ("nf4", "16bit")]
 KEYS = [f"{i}" * 64 for i in range(len(CONFIGS))]
 UNKNOWN = "f" * 64
+ENDS = {"queued": {"refused"}, "running": FINAL_STATES - {"refused"}}
+"""How a trial may end, said again here: a model that took the ledger's own table would agree with any."""
 ANY_KEY = st.sampled_from([*KEYS, UNKNOWN])
 STEPS = st.sampled_from([25, 50, 100, 200])
 LOSSES = st.floats(0, 20)
@@ -80,7 +82,7 @@ class LedgerAndModel(RuleBasedStateMachine):
 
     @rule(key=ANY_KEY, new=st.sampled_from(sorted(FINAL_STATES)), reason=st.sampled_from([None, "", "too hot"]))
     def finish(self, key: str, new: State, reason: str | None) -> None:
-        allowed = new in TRANSITIONS.get(self.state(key), ()) and (new == "completed" or bool(reason))
+        allowed = new in ENDS.get(self.state(key), ()) and (new == "completed" or bool(reason))
         if self.attempt(allowed, self.ledger.finish, key, new, reason=reason, adapter_sha256="a", train_seconds=1.5):
             self.trials[key] |= {"state": new, "reason": reason}
 
@@ -214,6 +216,7 @@ def test_no_state_leads_out_of_a_final_one_except_pruned_back_into_the_queue():
     for state in FINAL_STATES - {"pruned"}:
         assert state not in TRANSITIONS
     assert TRANSITIONS["pruned"] == {"queued"}
+    assert {state: TRANSITIONS[state] & FINAL_STATES for state in ENDS} == ENDS
 
 
 def test_a_refused_operation_says_which_trial_and_what_it_did(ledger):
@@ -411,6 +414,20 @@ def test_a_ledger_that_was_taken_over_is_one_of_its_own_version(version_1, tmp_p
     assert again.entry(KEYS[0]).result.judgement == judgement(similarity())
     assert again.entry(KEYS[2]).result.state == "queued"
     again.close()
+
+
+def test_a_rung_that_is_reported_again_replaces_the_first_and_a_requeued_trial_keeps_its_rungs(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.add(KEYS[0], CONFIGS[0], params={}, origin="search")
+    ledger.keep_cost(CONFIGS[0].cost_cell, cost())
+    ledger.start(KEYS[0])
+    ledger.record(KEYS[0], measurement(25, 3.0))
+    ledger.requeue(KEYS[0])
+    assert [m.eval_loss_nats for m in ledger.entry(KEYS[0]).result.history] == [3.0]
+    ledger.start(KEYS[0])
+    ledger.record(KEYS[0], measurement(25, 2.0))
+    assert [m.eval_loss_nats for m in ledger.entry(KEYS[0]).result.history] == [2.0]
+    ledger.close()
 
 
 def test_reading_leaves_a_ledger_of_any_version_as_it_is(version_1, tmp_path):

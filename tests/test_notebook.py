@@ -50,8 +50,8 @@ def test_the_notebook_clones_sweeps_and_shows_the_answer_and_every_figure(tmp_pa
         "REPOSITORY": str(repository(tmp_path / "source")),
         "MAKEFLAGS": f"VENV={installed(tmp_path / 'venv')}",
         "PYTHONPATH": str(tmp_path / "qlora-sweep"),
-        "TRIALS": "2",
-        "STEPS": "4",
+        "TRIALS": "1",
+        "STEPS": "2",
     }
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)

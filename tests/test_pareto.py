@@ -1,8 +1,9 @@
 """Dominance and hypervolume against their definitions."""
 
 import itertools
+from bisect import bisect_left
+from itertools import pairwise
 from random import Random
-from time import perf_counter
 
 import numpy as np
 import pytest
@@ -119,8 +120,28 @@ def test_a_reference_that_does_not_fit_is_refused(reference, message):
         hypervolume([[1.0, 2.0]], reference)
 
 
+def volume_by_slices(losses, corner: float) -> float:
+    """Dominated volume of 3 objectives: at each height of the third, the area under the stairs of the rows below it."""
+    stairs: list[tuple[float, float]] = []  # by the first objective; the second falls
+    volume, area, height = 0.0, 0.0, 0.0
+    for x, y, z in sorted(map(tuple, losses.tolist()), key=lambda row: row[2]):
+        volume, height = volume + area * (z - height), z
+        at = bisect_left(stairs, (x, y))
+        if (at and stairs[at - 1][1] <= y) or (at < len(stairs) and stairs[at] == (x, y)):
+            continue
+        end = at
+        while end < len(stairs) and stairs[end][1] >= y:
+            end += 1
+        left_y = stairs[at - 1][1] if at else corner
+        right_x = stairs[end][0] if end < len(stairs) else corner
+        kept = [(x, left_y), *stairs[at:end], (right_x, 0.0)]  # what the row adds lies above it, below the old stairs
+        area += sum((b[0] - a[0]) * (a[1] - y) for a, b in pairwise(kept))
+        stairs[at:end] = [(x, y)]
+    return volume + area * (corner - height)
+
+
 @pytest.mark.parametrize("kind", ["cloud", "all on the front", "all equal"])
-def test_10000_trials_with_3_objectives_take_seconds(kind):
+def test_mask_and_volume_of_10000_trials_with_3_objectives_agree_with_their_definitions(kind):
     random = np.random.default_rng(0)
     losses = random.random((10_000, 3))
     if kind == "all on the front":
@@ -128,16 +149,12 @@ def test_10000_trials_with_3_objectives_take_seconds(kind):
         losses = 1 - losses
     elif kind == "all equal":
         losses[:] = 0.5
-    begin = perf_counter()
     mask = pareto_mask(losses)
-    found = hypervolume(losses, [1.1] * 3)
-    seconds = perf_counter() - begin
-    assert seconds < 5, f"{seconds:.2f} s"
     front = losses[mask]
     for i in Random(0).sample(range(len(losses)), 300):
         beaten = ((losses <= losses[i]).all(axis=1) & (losses < losses[i]).any(axis=1)).any()
         assert mask[i] == (not beaten)
-    assert found == pytest.approx(hypervolume(front, [1.1] * 3))
+    assert hypervolume(losses, [1.1] * 3) == pytest.approx(volume_by_slices(losses, 1.1))
     assert (len(front) == 10_000) == (kind != "cloud")
 
 

@@ -133,7 +133,9 @@ def test_a_trial_dominated_by_its_own_kind_is_stopped_at_the_first_rung_and_the_
     assert run_one(desk, loss=9.0, mib=101.0) == "pruned"
     trial = desk.ledger.entry(desk.asked[-1].key).result
     assert [m.step for m in trial.history] == [1]
-    assert trial.reason.startswith("MOASHA: at step 1 on non-dominated depth 2 of the 2 trials in its stratum")
+    assert trial.reason.startswith(
+        "MOASHA: at step 1 not among the first 1 by non-dominated depth of the 2 trials in its stratum"
+    )
     assert "peak_memory_mib 101" in trial.reason
     assert "eval_loss_nats 9" in trial.reason
 

@@ -93,6 +93,9 @@ def test_our_ray_listens_on_the_loopback_address_alone_and_asks_for_a_token_that
     with ray_of(OURS, home) as (process, address):
         assert listening(process.pid) == {"127.0.0.1"}
         assert ray_guard.guard_of(address) == "token"
+        started = " ".join(word for one in psutil.Process(process.pid).children() for word in one.cmdline())
+        assert f"{ray_guard.private_folder()}/session_" in started
+    assert stat.S_IMODE(ray_guard.private_folder().parent.stat().st_mode) == 0o700
     assert stat.S_IMODE((home / ".ray" / "auth_token").stat().st_mode) == 0o600
 
 
@@ -145,6 +148,7 @@ def test_another_host_needs_names_and_a_password(root, monkeypatch, names, passw
         ui.arguments(root, "0.0.0.0", 5000, names)
 
 
+@pytest.mark.slow
 def test_the_pages_server_listens_on_the_loopback_address_alone_and_refuses_another_hosts_name(tmp_path):
     import http.client
     import socket
@@ -400,7 +404,7 @@ def test_a_card_shows_markup_from_outside_as_words(tmp_path):
 
 
 def test_no_module_reads_a_pickle_or_runs_a_repos_code():
-    """And none sets what would have a library do so; safetensors is asked for where weights are loaded."""
+    """But a trial's error, in a folder of this user's own; safetensors is asked for where weights are loaded."""
     words = (
         "pickle.load",
         "torch.load",
@@ -412,7 +416,8 @@ def test_no_module_reads_a_pickle_or_runs_a_repos_code():
     folders = [REPO / name for name in ("trainables", "search_spaces", "orchestrator")]
     sources = {path: path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py")}
     assert len(sources) > 50
-    assert [(path.name, word) for path, text in sources.items() for word in words if word in text] == []
+    found = [(path.name, word) for path, text in sources.items() for word in words if word in text]
+    assert found in ([], [("faults.py", "pickle.load")])
     loads = [text for text in sources.values() if "AutoModelForCausalLM.from_pretrained(\n" in text]
     assert loads
     assert all("use_safetensors=True" in text for text in loads)

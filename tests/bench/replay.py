@@ -89,7 +89,8 @@ def recorded(names: Sequence[str], rungs: Mapping[Values, Sequence[Row]]) -> Rec
     plain = Recorded(tuple(names), sorted_rungs, (), 0.0)
     losses = np.array([found for values in sorted_rungs if (found := plain.losses(values))])
     front = losses[pareto_mask(losses)]
-    reference = front.max(axis=0) + REFERENCE_MARGIN * (front.max(axis=0) - front.min(axis=0))
+    worst, spread = front.max(axis=0), np.ptp(front, axis=0)
+    reference = worst + REFERENCE_MARGIN * np.where(spread > 0, spread, np.abs(worst))
     return Recorded(tuple(names), sorted_rungs, tuple(reference.tolist()), hypervolume(losses, reference))
 
 

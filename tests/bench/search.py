@@ -2,9 +2,9 @@
 
 python tests/bench/search.py [--seeds 20] [--processes 2]
 
-Replays a recorded table (tests/bench/search_table.py) under simulated time, a seed after the other: GPU-seconds until the
-completed trials dominate 95 % of the hypervolume of the whole table. Searchers and schedulers are each library's own
-objects. Then the time of ask, tell and ledger behind 10,000 trials. The last line is one JSON object; needs no GPU.
+Replays a recorded table (tests/bench/search_table.py) under simulated time: GPU-seconds until the completed trials
+dominate 95 % of the hypervolume of the whole table. Searchers and schedulers are each library's own objects. Then the
+time of ask, tell and ledger behind 10,000 trials. The last line is one JSON object; needs no GPU.
 """
 
 import argparse
@@ -85,12 +85,13 @@ def verdict(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]
 
 def lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """The table, a line at a time."""
-    yield f"GPU-seconds to {WANTED_SHARE:.0%} of the table's hypervolume, {N_WORKERS} workers (- : never in a whole table's)"
+    yield f"GPU-seconds to {WANTED_SHARE:.0%} of the table's hypervolume, {N_WORKERS} workers; - : never"
     yield f"{'':44}{'first q.':>10}{'median':>10}{'third q.':>10}{'reached':>10}{'trials':>8}{'full':>6}"
     for name, result in results.items():
         quartiles = "".join(f"{'-' if v is None else f'{v:.0f}':>10}" for v in result["gpu_seconds_quartiles"])
         reached = f"{result['n_reached']} of {result['n_seeds']}"
-        yield f"{LABELS[name]:44}{quartiles}{reached:>10}{result['median_trials']:8.0f}{result['median_completed']:6.0f}"
+        counts = f"{result['median_trials']:8.0f}{result['median_completed']:6.0f}"
+        yield f"{LABELS[name]:44}{quartiles}{reached:>10}{counts}"
 
 
 def measured(given: argparse.Namespace) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from ray.tune.utils import flatten_dict
 
 from orchestrator import settings as settings_file
 from orchestrator.ledger import Ledger
-from orchestrator.proposer import distribution
+from orchestrator.proposer import MAX_MODELLED, Proposer, distribution
 from orchestrator.pruning import Pruner
 from orchestrator.recorder import Recorder
 from orchestrator.search import SweepSearcher
@@ -38,6 +38,8 @@ WORKLOAD = Workload(
     data_digest="recorded",
     compute_dtype="float32",
 )
+SHORT = 30
+"""Trials that a sampler may be left with, where that is tried: as few as make a difference on the table."""
 ETA = 2
 """Of every scheduler: the table's rungs are an eighth, a quarter, a half and all of the steps."""
 
@@ -62,7 +64,15 @@ class Ours:
     Similarity is not recorded: every pair is told as similar enough.
     """
 
-    def __init__(self, space: Space, n_workers: int, seed: int, folder: Path, **changes: Any) -> None:
+    def __init__(
+        self,
+        space: Space,
+        n_workers: int,
+        seed: int,
+        folder: Path,
+        max_modelled: int = MAX_MODELLED,
+        **changes: Any,
+    ) -> None:
         ours = space.model_copy(update={"method": "tpe"} | changes)
         self._names = tuple(space.parameters)
         self._settings = settings_file.make(
@@ -85,6 +95,7 @@ class Ours:
             n_slots=n_workers,
             shared={},
             clock=lambda: self._now,
+            proposer=Proposer(self._settings, max_modelled),
         )
         self._recorder = Recorder(self._ledger, folder / "adapters", self._pruner)
         self._values = {self._key(dict(zip(self._names, v, strict=True))): v for v in map(_values, space.grid())}
@@ -222,6 +233,7 @@ Make = Callable[[Space, Recorded, int, int, Path], Method]
 
 METHODS: Mapping[str, Make] = {
     "ours": lambda space, table, n_workers, seed, folder: Ours(space, n_workers, seed, folder),
+    "short": lambda space, table, n_workers, seed, folder: Ours(space, n_workers, seed, folder, SHORT),
     "random": lambda space, table, n_workers, seed, folder: Listed(_shuffled(space, seed)),
     "grid": lambda space, table, n_workers, seed, folder: Listed(map(_values, space.grid())),
     "ray": lambda space, table, n_workers, seed, folder: RayStock(space, seed, table.max_steps),
@@ -229,6 +241,7 @@ METHODS: Mapping[str, Make] = {
 }
 LABELS = {
     "ours": "qlora-sweep: TPE, MOASHA in strata, twins",
+    "short": f"the same, modelling {SHORT} to {2 * SHORT} trials",
     "random": "random without repeats, full budget",
     "grid": "grid, full budget",
     "ray": "Ray Tune: OptunaSearch + ASHAScheduler",

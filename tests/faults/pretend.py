@@ -42,13 +42,14 @@ FIXED: dict[str, dict[str, Any]] = {
 
 def settings_of(name: str, space_name: str, address: str | None = None) -> SweepSettings:
     """A grid without pruning, so that nothing but a fault makes a trial run twice."""
+    n_trials = int(os.environ.get("PRETEND_TRIALS", "6"))
     chosen = space(GRID, name=space_name, fixed=FIXED[space_name], **SPACES[space_name])
-    return make(chosen, name=name, n_trials=int(os.environ.get("PRETEND_TRIALS", "6")), address=address)
+    return make(chosen, name=name, n_trials=n_trials, address=address, insecure=address is not None)
 
 
 def connected(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, int], float | None]:
     """Ray, and inputs that are nowhere."""
-    ray_cluster.connect(settings.address)
+    ray_cluster.connect(settings.address, insecure=settings.insecure)
     return WORKLOAD, {"read": 0, "train": 0}, None
 
 

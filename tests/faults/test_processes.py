@@ -162,31 +162,25 @@ def test_a_sweep_whose_ray_head_dies_ends_with_an_error_and_goes_on_after_a_resu
 
 @pytest.mark.slow
 def test_a_node_that_is_removed_in_the_middle_of_a_trial_costs_it_no_more_than_a_rung(place, survived, monkeypatch):
-    from ray.cluster_utils import Cluster
+    from tests.clusters import cluster
 
-    token = "0123456789abcdef" * 4
-    for name, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PYTHONPATH": str(REPO)}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PRETEND_LOG", str(place.log))
-    monkeypatch.setenv("PRETEND_GATE", str(place.gate))
+    for name, value in {"PYTHONPATH": REPO, "PRETEND_LOG": place.log, "PRETEND_GATE": place.gate}.items():
+        monkeypatch.setenv(name, str(value))  # what the nodes are started with, their workers have
     place.variables = {"PRETEND_TRIALS": "4"}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
-        place.address = cluster.address
+    with cluster() as nodes:
+        by_id = {node.node_id: node for node in (nodes.add_node(num_cpus=1) for _ in range(2))}
+        place.address = nodes.address
         driver = place.begin()
         place.until(place.at_second_rung, driver)
         key = place.at_second_rung()[0]
         (where,) = {event["node"] for event in noted(place.log) if event["key"] == key}
-        cluster.remove_node(nodes[where], allow_graceful=False)
+        nodes.remove_node(by_id[where], allow_graceful=False)
         place.n_running = 1
         place.gate.touch()
         assert place.end(driver).code == 0, place.said
-        place.check()
-        again = [event for event in noted(place.log) if event["key"] == key]
-        assert [event["node"] == where for event in again] == [True, False]
-        assert again[1]["step"] == 2
-        assert {t.state for t in place.trials()} == {"completed"}
-        survived("a node removed in the middle of a trial", lost=0, repeated=place.repeated)
-    finally:
-        cluster.shutdown()
+    place.check()
+    again = [event for event in noted(place.log) if event["key"] == key]
+    assert [event["node"] == where for event in again] == [True, False]
+    assert [event["step"] for event in again] == [0, 2]
+    assert {t.state for t in place.trials()} == {"completed"}
+    survived("a node removed in the middle of a trial", lost=0, repeated=place.repeated)

@@ -93,7 +93,9 @@ def load_tokenizer(folder: Path = FOLDER) -> PreTrainedTokenizerBase:
 def load_base(precision: Precision, folder: Path = FOLDER) -> PreTrainedModel:
     """The shipped model, in float32 or with its blocks in NF4 (block 64, double quantization, float32 compute)."""
     if precision == "16bit":
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
     import bitsandbytes as bnb
     from transformers import BitsAndBytesConfig
 
@@ -104,7 +106,12 @@ def load_base(precision: Precision, folder: Path = FOLDER) -> PreTrainedModel:
         bnb_4bit_compute_dtype=torch.float32,
     )
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, quantization_config=quantization, device_map={"": "cpu"}, local_files_only=True
+        folder,
+        dtype=torch.float32,
+        quantization_config=quantization,
+        device_map={"": "cpu"},
+        local_files_only=True,
+        use_safetensors=True,
     )
     for module in model.modules():  # else the first eval() forward repacks weights and the next step raises
         if isinstance(module, bnb.nn.Linear4bit):
