@@ -30,6 +30,7 @@ def log_data(client: Any, run_id: str, workload: Workload, counts: Mapping[str, 
         counts: rows read, dropped by reason, in each split, and longer than the space's limit.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
 
     digest = workload.data_digest[:DIGEST_CHARS]
     known = client.get_run(run_id).inputs.dataset_inputs
@@ -45,4 +46,9 @@ def log_data(client: Any, run_id: str, workload: Workload, counts: Mapping[str, 
         profile=json.dumps(profile),
     )
     tags = [InputTag(CONTEXT, "training"), *(InputTag(f"rows {what}", str(n)) for what, n in counts.items())]
-    client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+    try:
+        client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+    except MlflowException as error:  # another sweep wrote the same rows between MLflow's look and its writing
+        if "unique" not in str(error).lower():
+            raise
+        client.log_inputs(run_id, [DatasetInput(dataset, tags)])
