@@ -45,7 +45,7 @@ card: $(VENV)/installed
 	@$(BIN)/qlora-sweep card $(NAME)
 
 test: $(VENV)/installed-test
-	@$(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/installed-test
 	@$(BIN)/python -m pytest

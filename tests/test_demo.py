@@ -46,6 +46,7 @@ def test_the_script_gives_exactly_the_shipped_tokenizer(tmp_path):
     assert made["model"]["merges"] == shipped["model"]["merges"]
 
 
+@pytest.mark.slow
 def test_the_first_pretraining_steps_give_the_recorded_losses(tokenizer, record):
     recorded = record["first_losses_nats"]
     losses = list(islice(build.pretraining_losses(build.untrained_model(tokenizer), tokenizer), len(recorded)))

@@ -241,6 +241,7 @@ def test_a_name_that_is_taken_is_refused(swept):
     assert "resume a" in finished.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_within_15_seconds_and_resume_loses_and_repeats_nothing(tmp_path):
     process = begin(tmp_path, "--steps", "40")
     wait_for(tmp_path, lambda found: any(t.state == "completed" for t in found))
@@ -279,6 +280,7 @@ def test_a_killed_driver_is_resumed_and_loses_and_repeats_nothing(tmp_path):
     assert all(after[key].ended_at == trial.ended_at for key, trial in before.items())
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_on_a_model_and_rows_from_the_hub(tmp_path):
     import pandas
 

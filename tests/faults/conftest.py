@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 HEADER = ("fault", "survived", "lost", "repeated")
-ROWS = pytest.StashKey[list["Row"]]()
+FAULT = "fault"
+"""Property of a test's report: a row's cells, which also come from other processes to the one that prints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +31,6 @@ class Row:
         return (self.fault, *("-" if number is None else str(number) for number in numbers))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
-
-
 def line(cells: tuple[str, ...]) -> str:
     return f"{cells[0]:<64}" + "".join(f"{cell:>10}" for cell in cells[1:])
 
@@ -44,17 +41,19 @@ def survived(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str])
 
     def say(fault: str, times: int = 1, **counts: int) -> None:
         row = Row(fault=fault, survived=times, **counts)
-        request.config.stash[ROWS].append(row)
+        request.node.user_properties.append((FAULT, row.cells()))
         with capsys.disabled():
             print(f"\n{line(row.cells())}")
 
     return say
 
 
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    if config.stash[ROWS]:
+def pytest_terminal_summary(terminalreporter) -> None:
+    reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome) if r.when == "call"]
+    rows = [cells for report in reports for name, cells in report.user_properties if name == FAULT]
+    if rows:
         terminalreporter.section("faults")
-        for cells in (HEADER, *(row.cells() for row in config.stash[ROWS])):
+        for cells in (HEADER, *rows):
             terminalreporter.line(line(cells))
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import psutil
@@ -103,8 +104,7 @@ def test_a_sweep_on_which_every_trial_fails_stops_and_goes_on_when_that_is_mende
     survived("every trial fails, until that is mended", lost=0, repeated=place.repeated)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("n_signals", [1, 2])
+@pytest.mark.parametrize("n_signals", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_the_sweep_and_resume_goes_on(n_signals, place, survived):
     place.variables = {"PRETEND_TRIALS": "3"}
     driver = place.begin()
@@ -184,3 +184,31 @@ def test_a_node_that_is_removed_in_the_middle_of_a_trial_costs_it_no_more_than_a
     assert [event["step"] for event in again] == [0, 2]
     assert {t.state for t in place.trials()} == {"completed"}
     survived("a node removed in the middle of a trial", lost=0, repeated=place.repeated)
+
+
+@pytest.mark.slow
+def test_a_clock_set_back_an_hour_in_the_middle_of_a_trial_changes_nothing_else(place, survived, tmp_path):
+    """Of every process of the sweep; time left and durations may be wrong, trials and their number may not."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        pytest.skip("there is no libfaketime (Debian's package libfaketime)")
+    clock = tmp_path.parent / f"{tmp_path.name}.clock"
+    clock.write_text("+0\n")
+    place.variables = {
+        "PRETEND_TRIALS": "3",
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # a clock that is set back is never the monotonic one
+    }
+    driver = place.begin()
+    assert place.until(place.at_second_rung, driver), place.said
+    clock.write_text("-1h\n")
+    place.gate.touch()
+    assert place.end(driver).code == 0, place.said
+    place.variables = {}
+    place.check()
+    trials = place.trials()
+    assert {t.state for t in trials} == {"completed"}
+    assert any(t.ended_at < t.started_at for t in trials), "no trial saw the clock go back"
+    survived("clock set back an hour", lost=0, repeated=place.repeated)
