@@ -1,5 +1,6 @@
 """The watch over a cluster: silence interrupts the main thread, or ends a process that does not listen."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,15 @@ with pulse.watched("it was lost", is_alive=lambda: False, every=0.05, patience=0
 """
 
 
+@pytest.fixture
+def pythons_own_interrupt():
+    """Ray Tune leaves a handler of its own behind, in a process that has run a sweep."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_own_interrupt")
 def test_a_silent_cluster_interrupts_a_main_thread_that_sleeps():
     watched = pulse.watched("", is_alive=lambda: False, every=0.05, patience=0.2, grace=60)
     with pytest.raises(KeyboardInterrupt), watched as heart:
