@@ -87,3 +87,15 @@ def small_config():
         return TrialConfig(**{**small, **values})
 
     return make
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The faults that were survived; here, as this process may have run none of the tests itself."""
+    from tests.faults.conftest import FAULT, HEADER, line
+
+    reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome) if r.when == "call"]
+    rows = [cells for report in reports for name, cells in report.user_properties if name == FAULT]
+    if rows:
+        terminalreporter.section("faults")
+        for cells in (HEADER, *rows):
+            terminalreporter.line(line(cells))

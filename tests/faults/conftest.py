@@ -1,4 +1,4 @@
-"""A line for each fault as it is survived, and a table of them at the end."""
+"""A line for each fault as it is survived; the table of them at the end is tests/conftest.py's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,15 +46,6 @@ def survived(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str])
             print(f"\n{line(row.cells())}")
 
     return say
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome) if r.when == "call"]
-    rows = [cells for report in reports for name, cells in report.user_properties if name == FAULT]
-    if rows:
-        terminalreporter.section("faults")
-        for cells in (HEADER, *rows):
-            terminalreporter.line(line(cells))
 
 
 @pytest.fixture
