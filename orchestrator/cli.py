@@ -20,7 +20,7 @@ import typer
 from trainables.errors import SweepError
 
 if TYPE_CHECKING:
-    from orchestrator.report import Report
+    from orchestrator.report.content import Report
     from orchestrator.settings import SweepSettings
     from orchestrator.sweep import SweepResult
     from trainables.results import TrialResult
@@ -47,7 +47,7 @@ def sweep_folder(name: str) -> Path:
 
 def say(text: str) -> None:
     """A line for people, on standard error."""
-    from orchestrator.redaction import redacted
+    from orchestrator.security.redaction import redacted
 
     print(redacted(text), file=sys.stderr, flush=True)
 
@@ -174,11 +174,12 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
     """Run and publish a sweep; `stand_ins` are orchestrator.sweep.run's, for tests of faults."""
     from rich.console import Console
 
-    from orchestrator import duration, ray_cluster, sweep
-    from orchestrator.flusher import Flusher
+    from orchestrator import duration, sweep
+    from orchestrator.cluster import ray_cluster
     from orchestrator.progress import ProgressDisplay, print_result, why_empty
-    from orchestrator.publishing import end
     from orchestrator.settings import ROOT
+    from orchestrator.tracking.flusher import Flusher
+    from orchestrator.tracking.publishing import end
 
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
     flusher = Flusher(settings.name, ROOT)
@@ -225,9 +226,9 @@ def status(name: Name, as_json: AsJson = False) -> None:
     """Show how far a sweep is."""
     from rich.console import Console
 
-    from orchestrator.budgets import ENDED, FINISHED
-    from orchestrator.gpu_memory import gpu_memory, text_of
+    from orchestrator.cluster.gpu_memory import gpu_memory, text_of
     from orchestrator.progress import status_view
+    from orchestrator.search.budgets import ENDED, FINISHED
     from orchestrator.status import status_of
 
     settings, trials, facts = _read_facts(name, ENDED, FINISHED)
@@ -245,8 +246,8 @@ def best(
     as_json: AsJson = False,
 ) -> None:
     """Name one config: the lowest loss within a memory budget, or without one the front's knee."""
-    from orchestrator import knee
-    from orchestrator.report import newest
+    from orchestrator.analysis import knee
+    from orchestrator.report.content import newest
     from orchestrator.settings import ROOT
 
     limit = None if max_memory is None else knee.mib_of(max_memory)
@@ -264,7 +265,7 @@ def report(
     if other is None:
         _report_one(name, as_json)
         return
-    from orchestrator.report_beside import beside
+    from orchestrator.report.beside import beside
 
     pair = [_report_of(sweep)[0] for sweep in (str(name), other)]
     print(json.dumps({"sweeps": [one.to_dict() for one in pair]}) if as_json else beside(*pair))
@@ -272,8 +273,8 @@ def report(
 
 def _report_of(name: str) -> "tuple[Report, SweepResult | None]":
     """With the sweep as its figures need it, once a trial has completed."""
-    from orchestrator import report
     from orchestrator.ledger import Ledger
+    from orchestrator.report import content as report
     from orchestrator.settings import load as load_settings
     from orchestrator.sweep import result_of
 
@@ -288,8 +289,8 @@ def _report_of(name: str) -> "tuple[Report, SweepResult | None]":
 
 
 def _report_one(name: str | None, as_json: bool) -> None:
-    from orchestrator import outputs
-    from orchestrator import report as report_of
+    from orchestrator.report import content as report_of
+    from orchestrator.report import outputs
     from orchestrator.settings import ROOT
 
     chosen = name or report_of.newest(ROOT)
@@ -307,8 +308,8 @@ def card(
     output: Annotated[Path, typer.Option(help="file to write")] = Path("MODEL_CARD.md"),
 ) -> None:
     """Fill the model card from a sweep's ledger, whatever the sweep has measured so far."""
-    from orchestrator import card as cards
-    from orchestrator.card_results import layers_of
+    from orchestrator.report import card as cards
+    from orchestrator.report.card_results import layers_of
     from orchestrator.settings import ROOT
 
     found, _ = _report_of(name)
@@ -326,7 +327,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a trial's adapter with tokenizer, card and a script that generates; nothing leaves without --push."""
-    from orchestrator import export as exports
+    from orchestrator.report import export as exports
     from orchestrator.settings import ROOT
 
     exported = exports.run(name, dest, trial, ROOT, merge=merge, check=check, push=push)
@@ -361,9 +362,9 @@ def sensitivity(
 @app.command()
 def sync(name: Name) -> None:
     """Bring MLflow up to date with a sweep's ledger."""
-    from orchestrator.publishing import publish
     from orchestrator.settings import ROOT
     from orchestrator.sweep import owned
+    from orchestrator.tracking.publishing import publish
 
     settings, _ = _read(name)
     with owned(sweep_folder(name)):  # a running sweep writes MLflow itself; two writers would double its runs
@@ -384,8 +385,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check that a sweep lost and doubled nothing; exit code 1, and each difference on a line, where it did."""
-    from orchestrator import verify as verifying
     from orchestrator.settings import ROOT
+    from orchestrator.verify import checks as verifying
 
     found = verifying.run(name, ROOT, say, repair=repair)
     if as_json:
@@ -410,13 +411,13 @@ def ui(
     ] = None,
 ) -> None:
     """Open MLflow over mlflow_runs/mlflow.db, on this machine only unless told otherwise."""
-    from orchestrator import ui as pages
     from orchestrator.settings import ROOT
-    from orchestrator.tracking_store import experiment_page, store_file
+    from orchestrator.tracking import ui as pages
+    from orchestrator.tracking.store import experiment_page, store_file
 
     if optuna:
-        from orchestrator import dashboard
-        from orchestrator.report import newest
+        from orchestrator.report.content import newest
+        from orchestrator.tracking import dashboard
 
         dashboard.serve(name or newest(ROOT), ROOT, port or dashboard.PORT, say)
         return

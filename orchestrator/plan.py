@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import search_spaces
 from orchestrator import settings as settings_file
-from orchestrator import warm_start
+from orchestrator.search import warm_start
 from orchestrator.settings import SweepSettings
 from trainables.config import ComputeDtype, TrialConfig
 from trainables.device import count_gpus
@@ -86,7 +86,7 @@ def _sampled_by(space: search_spaces.Space, sampler: str) -> search_spaces.Space
 def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
     if address is None:
         return count_gpus() > 0
-    from orchestrator import ray_cluster
+    from orchestrator.cluster import ray_cluster
 
     ray_cluster.connect(address, insecure=insecure)
     if not ray_cluster.has_gpu():
@@ -111,7 +111,7 @@ def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig])
 
 def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:
     """The configs that the sweep would start with, as far as they do not depend on results."""
-    from orchestrator.proposer import Proposer
+    from orchestrator.search.proposer import Proposer
 
     proposer = Proposer(settings)
     seen: dict[str, TrialConfig] = {}

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import duration, nodes, ray_cluster
+from orchestrator import duration
+from orchestrator.cluster import nodes, ray_cluster
 from orchestrator.settings import SweepSettings
-from orchestrator.tracking_store import check_server
+from orchestrator.tracking.store import check_server
 from trainables import data, inputs
 from trainables.config import ComputeDtype, Workload
 from trainables.device import device_name, native_dtype

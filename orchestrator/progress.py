@@ -14,16 +14,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.budgets import ENDED, FINISHED
-from orchestrator.finalists import finalists
-from orchestrator.front import Front, device_of, is_reused, objective_value
-from orchestrator.gpu_memory import gpu_memory, text_of
-from orchestrator.infeasible import nothing_counts
+from orchestrator.analysis.finalists import finalists
+from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
+from orchestrator.analysis.verdict import comparison_of, verdict_of
+from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.ledger import Ledger
+from orchestrator.search.budgets import ENDED, FINISHED
+from orchestrator.search.infeasible import nothing_counts
 from orchestrator.settings import Objective, SweepSettings
 from orchestrator.status import Status, status_of
 from orchestrator.sweep import SweepResult
-from orchestrator.verdict import comparison_of, verdict_of
 from trainables.config import FINAL_STATES, TARGETS
 from trainables.predicted_memory import predicted_peak_mib, shape_in
 from trainables.results import TrialResult

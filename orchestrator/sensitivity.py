@@ -178,7 +178,7 @@ def _measure(settings: SensitivitySettings, workload: Workload) -> SensitivityRe
 
 def write(result: SensitivityResult, root: Path) -> list[Path]:
     """Write the figures, the table and, last, the whole as JSON; returns the files."""
-    from orchestrator import sensitivity_figures
+    from orchestrator.figures import sensitivity as sensitivity_figures
 
     folder = result.settings.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def write(result: SensitivityResult, root: Path) -> list[Path]:
 
 def publish(result: SensitivityResult, root: Path, files: list[Path], say: Callable[[str], None]) -> str | None:
     """Write the MLflow run; returns its page under `make ui`, None where it could not be written."""
-    from orchestrator import tracking_store
+    from orchestrator.tracking import store as tracking_store
 
     metrics = [("unquantized_loss_nats", result.unquantized_loss_nats, 0)]
     for s in result.variants:  # blocks are MLflow's steps, so that it draws a line over them

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.finalists import wanted
-from orchestrator.front import front_of, objective_value
+from orchestrator.analysis.finalists import wanted
+from orchestrator.analysis.front import front_of, objective_value
 from orchestrator.settings import MAXIMISED, Objective, SweepSettings
 from trainables.config import FINAL_STATES
 from trainables.results import TrialResult

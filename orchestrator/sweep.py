@@ -11,19 +11,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import checkpoints
 from orchestrator import settings as settings_file
-from orchestrator.budgets import ENDED, Ended
-from orchestrator.folder_access import narrow, refuse_shared
-from orchestrator.front import REFERENCE, Front, front_of
+from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.ledger import Ledger
+from orchestrator.search.budgets import ENDED, Ended
+from orchestrator.security.folder_access import narrow, refuse_shared
 from orchestrator.settings import SweepSettings, sweep_folder, write_whole
+from orchestrator.workers import checkpoints
 from trainables.config import Workload
 from trainables.errors import ConfigError, DiskFull, SweepError
 from trainables.results import TrialResult
 
 if TYPE_CHECKING:
-    from orchestrator.search import SweepSearcher
+    from orchestrator.search.searcher import SweepSearcher
 
 
 Prepare = Callable[[SweepSettings, Path], tuple[Workload, dict[str, int], float | None]]
@@ -108,7 +108,8 @@ def run(
             raise ConfigError(
                 f"NAME: sweep {settings.name!r} exists; say resume {settings.name}, or choose another NAME"
             )
-        from orchestrator import ray_cluster, reuse, warm_start
+        from orchestrator.cluster import ray_cluster
+        from orchestrator.search import reuse, warm_start
 
         if prepare is None:
             from orchestrator.prepare import prepare
@@ -178,11 +179,13 @@ def _tune(
     """Let Ray Tune run until the searcher has nothing more to do, or it is interrupted."""
     from ray import tune
 
-    from orchestrator import adapter_store, node_inputs, pulse, ray_guard
-    from orchestrator.pruning import Pruner
-    from orchestrator.recorder import Recorder
-    from orchestrator.search import SweepSearcher
-    from orchestrator.tune_trainable import SweepTrainable
+    from orchestrator.cluster import pulse
+    from orchestrator.pruning.scheduler import Pruner
+    from orchestrator.search.searcher import SweepSearcher
+    from orchestrator.security import ray_guard
+    from orchestrator.workers import adapter_store, node_inputs
+    from orchestrator.workers.recorder import Recorder
+    from orchestrator.workers.tune_trainable import SweepTrainable
 
     adapters = folder / "adapters"
     store = adapter_store.serve(adapters, folder / checkpoints.FOLDER)

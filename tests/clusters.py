@@ -15,9 +15,10 @@ from ray import tune
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from orchestrator import node_inputs, ray_cluster
-from orchestrator.adapter_store import WEIGHTS
-from orchestrator.tune_trainable import Report, Task
+from orchestrator.cluster import ray_cluster
+from orchestrator.workers import node_inputs
+from orchestrator.workers.adapter_store import WEIGHTS
+from orchestrator.workers.tune_trainable import Report, Task
 from trainables.config import Workload, rungs
 from trainables.errors import Unreachable
 from trainables.findings import Judgement

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from orchestrator.tracking_store import EXPERIMENT, open_client, store_uri
+from orchestrator.tracking.store import EXPERIMENT, open_client, store_uri
 
 N_AT_ONCE = 6
 

@@ -17,13 +17,14 @@ from ray.exceptions import RayActorError
 from ray.tune.utils import flatten_dict
 
 import search_spaces
-from orchestrator import adapter_store, settings
+from orchestrator import settings
 from orchestrator.ledger import Ledger
-from orchestrator.pruning import Pruner
-from orchestrator.recorder import Recorder
-from orchestrator.search import SweepSearcher
+from orchestrator.pruning.scheduler import Pruner
+from orchestrator.search.searcher import SweepSearcher
 from orchestrator.settings import SweepSettings
-from orchestrator.tune_trainable import Report, Task
+from orchestrator.workers import adapter_store
+from orchestrator.workers.recorder import Recorder
+from orchestrator.workers.tune_trainable import Report, Task
 from search_spaces import Space
 from trainables.config import TrialConfig, Workload, rungs
 from trainables.findings import Comparison, Estimate, Judgement, Similarity

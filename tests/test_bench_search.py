@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import search_spaces
-from orchestrator.pareto import hypervolume
+from orchestrator.analysis.pareto import hypervolume
 from tests.bench import ask_tell, search
 from tests.bench.replay import Job, Outcome, read, recorded, replay
 from tests.bench.search_methods import Listed, Ours, RayStock, SyneTune

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.ledger_rows import COMPARISON, COST, JUDGEMENT
-from orchestrator.tune_trainable import Task
+from orchestrator.ledger.rows import COMPARISON, COST, JUDGEMENT
+from orchestrator.workers.tune_trainable import Task
 from tests.bench import overhead, speed
 from tests.sweeps import REPO
 from trainables import adapter, base_model

@@ -16,11 +16,11 @@ from subprocess import Popen
 
 import pytest
 
-from orchestrator import figures
-from orchestrator.figure_style import PRECISION_COLOURS
-from orchestrator.publishing import publish
+from orchestrator.figures import gallery as figures
+from orchestrator.figures.style import PRECISION_COLOURS
 from orchestrator.settings import save, sweep_folder
 from orchestrator.sweep import SweepResult, result_of
+from orchestrator.tracking.publishing import publish
 from tests.sweeps import COMMAND, GRID, REPO, WORKLOAD, Desk, completes, cost, environment, make, space
 from trainables.results import MemoryBreakdown
 

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.budgets import ENDED, FINISHED, SPENT, Ended, Spent, exceeded, flat, still_needed, window
-from orchestrator.front import REFERENCE, counted, fixed_reference, front_of, volume_of
-from orchestrator.pareto import hypervolume
-from orchestrator.report import read
-from orchestrator.report_text import markdown
-from orchestrator.search import SweepSearcher
+from orchestrator.analysis.front import REFERENCE, counted, fixed_reference, front_of, volume_of
+from orchestrator.analysis.pareto import hypervolume
+from orchestrator.report.content import read
+from orchestrator.report.text import markdown
+from orchestrator.search.budgets import ENDED, FINISHED, SPENT, Ended, Spent, exceeded, flat, still_needed, window
+from orchestrator.search.searcher import SweepSearcher
+from orchestrator.search.stopping import Stopping
 from orchestrator.status import status_of
-from orchestrator.stopping import Stopping
 from tests.sweeps import GRID, TPE, WORKLOAD, Desk, completes, make, measurement, space, trial
 from trainables.config import TrialConfig
 from trainables.errors import ConfigError

@@ -15,10 +15,10 @@ from hypothesis import example, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from orchestrator import card as cards
 from orchestrator import settings as settings_file
-from orchestrator.card_results import layers_of
-from orchestrator.report import report_of
+from orchestrator.report import card as cards
+from orchestrator.report.card_results import layers_of
+from orchestrator.report.content import report_of
 from tests.sweeps import (
     REPO,
     WORKLOAD,

@@ -11,8 +11,10 @@ import pytest
 import ray
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator import node_inputs, nodes, plan, ray_cluster, sweep
+from orchestrator import plan, sweep
+from orchestrator.cluster import nodes, ray_cluster
 from orchestrator.ledger import Ledger
+from orchestrator.workers import node_inputs
 from tests.clusters import Sleeper, add_node, cluster, join
 from tests.sweeps import command, make, space
 from trainables.config import Workload

@@ -13,10 +13,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator import dashboard
-from orchestrator.front import front_of, objective_value
+from orchestrator.analysis.front import front_of, objective_value
 from orchestrator.ledger import Ledger
 from orchestrator.settings import DEFAULT_OBJECTIVES, save, sweep_folder
+from orchestrator.tracking import dashboard
 from tests.sweeps import COMMAND, TPE, WORKLOAD, Desk, breaks, completes, environment, make, space
 
 

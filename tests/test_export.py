@@ -16,9 +16,10 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orchestrator import adapter_store, export
 from orchestrator import settings as settings_file
 from orchestrator.ledger import Ledger
+from orchestrator.report import export
+from orchestrator.workers import adapter_store
 from tests.hub_server import Answer, as_error, as_json, handler_of, hub_server
 from tests.sweeps import command, environment, make
 from trainables import base_model, data, evaluation, inputs

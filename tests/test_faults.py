@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
-from orchestrator.faults import BACK_OFF_SECONDS, MIN_FAILED, Retries, fault_of, too_many
+from orchestrator.workers.faults import BACK_OFF_SECONDS, MIN_FAILED, Retries, fault_of, too_many
 from tests.sweeps import GRID, TPE, Desk, breaks, completes, make, space
 
 

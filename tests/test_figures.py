@@ -8,21 +8,19 @@ from random import Random
 import numpy as np
 import pytest
 
-from orchestrator import (
-    figure_hypervolume,
-    figure_importance,
-    figure_memory,
-    figure_page,
-    figure_parallel,
-    figure_scatter,
-    figure_similarity,
-    figures,
-    outputs,
-)
-from orchestrator.figure_style import PRECISION_COLOURS, Figure, LeftOut, finished_html, finished_png
-from orchestrator.front import front_of, objective_value
-from orchestrator.pareto import hypervolume
-from orchestrator.report_tables import PARTS
+from orchestrator.analysis.front import front_of, objective_value
+from orchestrator.analysis.pareto import hypervolume
+from orchestrator.figures import gallery as figures
+from orchestrator.figures import hypervolume as figure_hypervolume
+from orchestrator.figures import importance as figure_importance
+from orchestrator.figures import memory as figure_memory
+from orchestrator.figures import page as figure_page
+from orchestrator.figures import parallel as figure_parallel
+from orchestrator.figures import scatter as figure_scatter
+from orchestrator.figures import similarity as figure_similarity
+from orchestrator.figures.style import PRECISION_COLOURS, Figure, LeftOut, finished_html, finished_png
+from orchestrator.report import outputs
+from orchestrator.report.tables import PARTS
 from orchestrator.settings import DEFAULT_OBJECTIVES
 from orchestrator.sweep import SweepResult
 from tests.sweeps import GRID, TPE, WORKLOAD, cost, likeness, make, measurement, similarity, trial

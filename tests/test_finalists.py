@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import replace
 
-from orchestrator.finalists import finalists, other_seeds, runs_of, to_judge, under_seeds, wanted
-from orchestrator.front import front_of
+from orchestrator.analysis.finalists import finalists, other_seeds, runs_of, to_judge, under_seeds, wanted
+from orchestrator.analysis.front import front_of
 from tests.sweeps import GRID, Desk, breaks, completes, make, measurement, similarity, trial
 from trainables.config import TrialConfig
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.front import dissimilarity, front_of, losses_of, noise_of, objective_value
+from orchestrator.analysis.front import dissimilarity, front_of, losses_of, noise_of, objective_value
 from orchestrator.settings import DEFAULT_OBJECTIVES, MAXIMISED, Objective
 from tests.sweeps import cost, make, measurement, similarity, trial
 from trainables.config import State, TrialConfig

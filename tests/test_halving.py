@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.halving import crowding, depths, goes_on, holds_extreme, is_among_first, n_kept, ranking, stratum
+from orchestrator.pruning.halving import (
+    crowding,
+    depths,
+    goes_on,
+    holds_extreme,
+    is_among_first,
+    n_kept,
+    ranking,
+    stratum,
+)
 
 ETAS = st.sampled_from([1.5, 2.0, 3.0, 4.0])
 

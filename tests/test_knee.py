@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import settings as settings_file
-from orchestrator.front import front_of
-from orchestrator.infeasible import nothing_counts
-from orchestrator.knee import best_within, choose, knee, mib_of, stairs
+from orchestrator.analysis.front import front_of
+from orchestrator.analysis.knee import best_within, choose, knee, mib_of, stairs
+from orchestrator.search.infeasible import nothing_counts
 from orchestrator.settings import sweep_folder
 from tests.sweeps import GRID, WORKLOAD, Desk, breaks, command, completes, make, measurement, similarity, space, trial
 from trainables.config import TrialConfig

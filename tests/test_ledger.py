@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orchestrator.ledger import TRANSITIONS, Ledger, LedgerError
-from orchestrator.ledger_schema import SCHEMA_VERSION
+from orchestrator.ledger.schema import SCHEMA_VERSION
 from tests.sweeps import REPO, WORKLOAD, cost, judgement, measurement, similarity
 from trainables.config import FINAL_STATES, State, TrialConfig, canonical_json
 from trainables.errors import ConfigError

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.pareto import hypervolume, pareto_mask
+from orchestrator.analysis.pareto import hypervolume, pareto_mask
 
 REFERENCE = 4
 

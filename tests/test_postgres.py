@@ -21,9 +21,9 @@ import pytest
 
 from orchestrator.ledger import Ledger
 from orchestrator.prepare import prepare
-from orchestrator.publishing import publish
 from orchestrator.settings import sweep_folder
-from orchestrator.tracking_store import check_server
+from orchestrator.tracking.publishing import publish
+from orchestrator.tracking.store import check_server
 from tests.sweeps import make
 from tests.test_tracking import swept
 from trainables.errors import ConfigError

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from orchestrator import sweep, verify
-from orchestrator.budgets import FINISHED
+from orchestrator import sweep
 from orchestrator.ledger import Ledger
-from orchestrator.publishing import publish
+from orchestrator.search.budgets import FINISHED
 from orchestrator.settings import sweep_folder
+from orchestrator.tracking.publishing import publish
+from orchestrator.verify import checks as verify
 from tests.clusters import Slow, add_node, cluster, join
 from tests.sweeps import make, space
 from trainables.results import TrialResult

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
+from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
 from orchestrator.progress import ProgressDisplay, counted_line, status_view
 from orchestrator.status import status_of

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
-from orchestrator.halving import depths
-from orchestrator.ledger_rows import Entry
-from orchestrator.proposer import Proposer, modelled, ordered
+from orchestrator.ledger.rows import Entry
+from orchestrator.pruning.halving import depths
+from orchestrator.search.proposer import Proposer, modelled, ordered
 from search_spaces import Parameter
 from tests.sweeps import GRID, TPE, WORKLOAD, make, measurement, space, trial
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.pruning import Pruner
-from orchestrator.tune_trainable import Task
+from orchestrator.pruning.scheduler import Pruner
+from orchestrator.workers.tune_trainable import Task
 from search_spaces import EarlyTerminate
 from tests.sweeps import ASHA, GRID, MOASHA, Desk, completes, cost, make, space
 from trainables.config import TrialConfig

@@ -8,12 +8,12 @@ from itertools import count
 
 import pytest
 
-from orchestrator import pulse
+from orchestrator.cluster import pulse
 from tests.sweeps import REPO
 
 STUCK = """
 import signal, time
-from orchestrator import pulse
+from orchestrator.cluster import pulse
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a thread that waits in native code
 with pulse.watched("it was lost", is_alive=lambda: False, every=0.05, patience=0.1, grace=0.2):

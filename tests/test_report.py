@@ -11,17 +11,19 @@ from hypothesis import strategies as st
 from scipy import stats
 from typer.testing import CliRunner
 
-from orchestrator import outputs, report_answer, report_text
 from orchestrator import settings as settings_file
+from orchestrator.analysis.costs import cost_table, savings
+from orchestrator.analysis.repeats import figure, over_seeds, smallest_sufficient_rank
+from orchestrator.analysis.sufficient_rank import sufficient_rank
 from orchestrator.cli import app
-from orchestrator.costs import cost_table, savings
 from orchestrator.ledger import FAULTS, Ledger
-from orchestrator.markdown import MAX_CHARS, safe, table
-from orchestrator.repeats import figure, over_seeds, smallest_sufficient_rank
-from orchestrator.report import report_of
-from orchestrator.report_beside import beside
-from orchestrator.report_page import page
-from orchestrator.sufficient_rank import sufficient_rank
+from orchestrator.report import answer as report_answer
+from orchestrator.report import outputs
+from orchestrator.report import text as report_text
+from orchestrator.report.beside import beside
+from orchestrator.report.content import report_of
+from orchestrator.report.markdown import MAX_CHARS, safe, table
+from orchestrator.report.page import page
 from tests.sweeps import (
     GRID,
     WORKLOAD,

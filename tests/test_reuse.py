@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 import pytest
 
 from orchestrator import settings as settings_file
-from orchestrator import warm_start
-from orchestrator.front import is_reused
-from orchestrator.reuse import REUSED, completed_elsewhere
-from orchestrator.search import SweepSearcher
+from orchestrator.analysis.front import is_reused
+from orchestrator.search import warm_start
+from orchestrator.search.reuse import REUSED, completed_elsewhere
+from orchestrator.search.searcher import SweepSearcher
 from orchestrator.settings import sweep_folder
 from tests.sweeps import GRID, TPE, WORKLOAD, Desk, breaks, completes, cost, make, space
 from trainables.device import device_name

@@ -17,12 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import adapter_store, outputs, ray_guard, report, ui
-from orchestrator.folder_access import refuse_shared
 from orchestrator.ledger import Ledger
-from orchestrator.redaction import HIDDEN, redacted
+from orchestrator.report import content as report
+from orchestrator.report import outputs
+from orchestrator.security import ray_guard
+from orchestrator.security.folder_access import refuse_shared
+from orchestrator.security.redaction import HIDDEN, redacted
 from orchestrator.settings import make as make_settings
 from orchestrator.settings import save, sweep_folder
+from orchestrator.tracking import ui
+from orchestrator.workers import adapter_store
 from tests.sweeps import GRID, REPO, WORKLOAD, Finished, command, environment, make, space, start, trial
 from trainables.errors import ConfigError, Unreachable
 
@@ -48,7 +52,7 @@ def end(process: subprocess.Popen) -> None:
     process.communicate()
 
 
-OURS = "from orchestrator import ray_cluster; ray_cluster.connect(None); import ray"
+OURS = "from orchestrator.cluster import ray_cluster; ray_cluster.connect(None); import ray"
 OPEN = (
     "import os; os.environ |= {'RAY_AUTH_MODE': 'disabled', 'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER': '0'}\n"
     "import ray; ray.init(address='local', num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)"
@@ -153,7 +157,7 @@ def test_the_pages_server_listens_on_the_loopback_address_alone_and_refuses_anot
     import http.client
     import socket
 
-    from orchestrator.tracking_store import open_client, store_uri
+    from orchestrator.tracking.store import open_client, store_uri
 
     state = tmp_path / "mlflow_runs"
     open_client(store_uri(state), state)
@@ -390,7 +394,7 @@ def test_markup_in_data_rows_does_not_run_in_the_report(tmp_path):
 
 
 def test_a_card_shows_markup_from_outside_as_words(tmp_path):
-    from orchestrator.card import card_of
+    from orchestrator.report.card import card_of
 
     workload = asdict(WORKLOAD) | {"data": EVIL, "base_model": EVIL}
     trials = [trial(0, state="failed", reason=EVIL)]

@@ -16,9 +16,9 @@ from matplotlib.image import imread
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, OPTConfig
 
-from orchestrator import sensitivity_figures
+from orchestrator.figures import sensitivity as sensitivity_figures
 from orchestrator.sensitivity import SensitivityResult, SensitivitySettings
-from orchestrator.tracking_store import EXPERIMENT, log_run, store_uri
+from orchestrator.tracking.store import EXPERIMENT, log_run, store_uri
 from tests.sweeps import WORKLOAD, command
 from trainables import base_model, demo, evaluation
 from trainables.config import TARGETS

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import checkpoints
+from orchestrator.workers import checkpoints
 from tests.sweeps import cost
 from trainables.bench import Bench
 from trainables.snapshot import EngineState, Snapshot

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator import adapter_store, storage
+from orchestrator.workers import adapter_store, storage
 from tests.sweeps import Desk, completes, make
 from trainables.errors import ConfigError
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator.sufficient_rank import sufficient_rank, upper_bound
+from orchestrator.analysis.sufficient_rank import sufficient_rank, upper_bound
 from tests.bench.rank_rule import BEST_NATS, CASES, MARGIN_NATS, UNTUNED_NATS, Case, draw, shares
 
 BY_NAME = {case.name: case for case in CASES}

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator import settings
-from orchestrator.finalists import to_judge
-from orchestrator.front import front_of
+from orchestrator.analysis.finalists import to_judge
+from orchestrator.analysis.front import front_of
 from orchestrator.ledger import Ledger
-from orchestrator.tracking_store import EXPERIMENT, store_uri
+from orchestrator.tracking.store import EXPERIMENT, store_uri
 from tests.sweeps import Finished, command, start
 from trainables.config import FINAL_STATES
 

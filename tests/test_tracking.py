@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import adapter_store, report
 from orchestrator.ledger import Ledger
-from orchestrator.publishing import publish
+from orchestrator.report import content as report
 from orchestrator.settings import SweepSettings, save, sweep_folder
 from orchestrator.sweep import SweepResult, result_of
-from orchestrator.tracking import Tracker
-from orchestrator.tracking_inputs import source_of
-from orchestrator.tracking_models import ALIAS
-from orchestrator.tracking_store import store_uri
+from orchestrator.tracking.inputs import source_of
+from orchestrator.tracking.models import ALIAS
+from orchestrator.tracking.projection import Tracker
+from orchestrator.tracking.publishing import publish
+from orchestrator.tracking.store import store_uri
+from orchestrator.workers import adapter_store
 from tests.sweeps import WORKLOAD, Desk, completes, cost, make
 
 COUNTS = {"read": 1500, "dropped: empty output": 7, "dropped: equal instruction": 2, "train": 1000, "search": 128}

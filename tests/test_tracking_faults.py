@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator import verify
-from orchestrator.flusher import Flushed, Flusher
 from orchestrator.ledger import Ledger
 from orchestrator.settings import save, sweep_folder
 from orchestrator.sweep import result_of
-from orchestrator.tracking import Tracker
-from orchestrator.tracking_runs import families
-from orchestrator.tracking_store import open_client, store_file, store_uri
+from orchestrator.tracking.flusher import Flushed, Flusher
+from orchestrator.tracking.projection import Tracker
+from orchestrator.tracking.runs import families
+from orchestrator.tracking.store import open_client, store_file, store_uri
+from orchestrator.verify import checks as verify
 from tests.sweeps import REPO, environment
 from tests.test_tracking import swept
 from trainables.errors import ConfigError
@@ -197,7 +197,7 @@ def test_answers_that_are_lost_or_late_leave_no_run_and_no_model_twice(tmp_path,
     faulty: Any = kind(client)
     with closing(Ledger(sweep_folder("t", tmp_path) / "ledger.db")) as ledger:
         tracker, n_failed = None, 0
-        for _ in range(1000):  # as orchestrator.flusher_process.Writer does
+        for _ in range(1000):  # as orchestrator.tracking.flusher_process.Writer does
             try:
                 if tracker is None:
                     tracker = Tracker(settings, ledger, tmp_path, (faulty, experiment_id))

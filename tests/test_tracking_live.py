@@ -6,12 +6,13 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from orchestrator import figures, tracking_live
+from orchestrator.figures import gallery as figures
 from orchestrator.settings import sweep_folder
 from orchestrator.sweep import result_of
-from orchestrator.tracking import Tracker
-from orchestrator.tracking_live import Live, growth
-from orchestrator.tracking_store import open_client, store_uri
+from orchestrator.tracking import live as tracking_live
+from orchestrator.tracking.live import Live, growth
+from orchestrator.tracking.projection import Tracker
+from orchestrator.tracking.store import open_client, store_uri
 from tests.sweeps import WORKLOAD, Desk, completes, make
 from tests.test_tracking import published, swept
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.verdict import figures_of, judged, verdict_of
+from orchestrator.analysis.verdict import figures_of, judged, verdict_of
 from tests.sweeps import estimate, judgement, likeness, similarity, trial
 from trainables.config import TrialConfig
 from trainables.findings import Comparison

@@ -12,11 +12,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator import adapter_store, settings, verify
+from orchestrator import settings
 from orchestrator.ledger import Ledger
-from orchestrator.publishing import publish
 from orchestrator.sweep import owned
-from orchestrator.tracking_store import open_client, store_uri
+from orchestrator.tracking.publishing import publish
+from orchestrator.tracking.store import open_client, store_uri
+from orchestrator.verify import checks as verify
+from orchestrator.workers import adapter_store
 from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
 from trainables.errors import ConfigError
 

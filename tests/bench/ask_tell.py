@@ -17,10 +17,10 @@ from ray.tune.utils import flatten_dict
 import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.ledger import Ledger
-from orchestrator.pruning import Pruner
-from orchestrator.recorder import Recorder
-from orchestrator.search import SweepSearcher
-from orchestrator.tune_trainable import Report, Task
+from orchestrator.pruning.scheduler import Pruner
+from orchestrator.search.searcher import SweepSearcher
+from orchestrator.workers.recorder import Recorder
+from orchestrator.workers.tune_trainable import Report, Task
 from tests.bench.overhead import fake_loss_nats
 from tests.bench.search_methods import WORKLOAD
 from trainables.config import TrialConfig, rungs

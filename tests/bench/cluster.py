@@ -31,14 +31,14 @@ from ray.tune.utils import flatten_dict
 
 import search_spaces
 from orchestrator import settings as settings_file
-from orchestrator.flusher_process import REST_SHARE, SYNC_SECONDS
 from orchestrator.ledger import Ledger
-from orchestrator.pruning import Pruner
-from orchestrator.recorder import Recorder
-from orchestrator.search import SweepSearcher
+from orchestrator.pruning.scheduler import Pruner
+from orchestrator.search.searcher import SweepSearcher
 from orchestrator.settings import SweepSettings
-from orchestrator.tracking import Tracker
-from orchestrator.tune_trainable import Report, Task
+from orchestrator.tracking.flusher_process import REST_SHARE, SYNC_SECONDS
+from orchestrator.tracking.projection import Tracker
+from orchestrator.workers.recorder import Recorder
+from orchestrator.workers.tune_trainable import Report, Task
 from tests.bench.overhead import fake_comparison, whole_report
 from trainables.config import Workload, rungs
 from trainables.errors import ConfigError, SweepError

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 import search_spaces
-from orchestrator import adapter_store
 from orchestrator import settings as settings_file
-from orchestrator.budgets import ENDED, FINISHED
 from orchestrator.ledger import Ledger
-from orchestrator.publishing import publish
+from orchestrator.search.budgets import ENDED, FINISHED
 from orchestrator.settings import SweepSettings
+from orchestrator.tracking.publishing import publish
+from orchestrator.workers import adapter_store
 from tests.bench.overhead import fake_comparison, fake_loss_nats
 from trainables.config import TrialConfig, Workload, rungs
 from trainables.errors import ConfigError, SweepError

@@ -27,11 +27,12 @@ import ray
 from ray import tune
 
 import search_spaces
-from orchestrator import ray_cluster, sweep
 from orchestrator import settings as settings_file
-from orchestrator.flusher import Flusher
-from orchestrator.publishing import publish
-from orchestrator.tune_trainable import Report, Task
+from orchestrator import sweep
+from orchestrator.cluster import ray_cluster
+from orchestrator.tracking.flusher import Flusher
+from orchestrator.tracking.publishing import publish
+from orchestrator.workers.tune_trainable import Report, Task
 from trainables.config import Workload
 from trainables.errors import ConfigError, SweepError
 from trainables.findings import Comparison, Estimate, Judgement, Similarity
@@ -87,7 +88,7 @@ def whole_report(task: Task) -> Report:
 
 
 class NoOpTrainable(tune.Trainable):
-    """Takes tasks as orchestrator.tune_trainable.SweepTrainable does, and says at once that they are done."""
+    """Takes tasks as orchestrator.workers.tune_trainable.SweepTrainable does, and says at once that they are done."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self.reset_config(config)

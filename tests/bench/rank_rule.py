@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from orchestrator.sufficient_rank import MARGIN_SHARE, sufficient_rank
+from orchestrator.analysis.sufficient_rank import MARGIN_SHARE, sufficient_rank
 
 N_SWEEPS = 1000
 UNTUNED_NATS, BEST_NATS = 3.4, 2.0

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
-from orchestrator.pareto import hypervolume, pareto_mask
+from orchestrator.analysis.pareto import hypervolume, pareto_mask
 from orchestrator.settings import DEFAULT_OBJECTIVES
 from search_spaces import Scalar, Space
 

@@ -16,12 +16,12 @@ from ray.tune.utils import flatten_dict
 
 from orchestrator import settings as settings_file
 from orchestrator.ledger import Ledger
-from orchestrator.proposer import MAX_MODELLED, Proposer, distribution
-from orchestrator.pruning import Pruner
-from orchestrator.recorder import Recorder
-from orchestrator.search import SweepSearcher
+from orchestrator.pruning.scheduler import Pruner
+from orchestrator.search.proposer import MAX_MODELLED, Proposer, distribution
+from orchestrator.search.searcher import SweepSearcher
 from orchestrator.settings import DEFAULT_OBJECTIVES
-from orchestrator.tune_trainable import Task
+from orchestrator.workers.recorder import Recorder
+from orchestrator.workers.tune_trainable import Task
 from search_spaces import Space
 from tests.bench.overhead import fake_comparison
 from tests.bench.replay import Job, Method, Recorded, Row, Values

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator import checkpoints, verify
 from orchestrator.ledger import Ledger
+from orchestrator.verify import checks as verify
+from orchestrator.workers import checkpoints
 from tests.faults.pretend import noted
 from tests.sweeps import Finished, environment
 from trainables.config import FINAL_STATES

@@ -22,10 +22,11 @@ import ray
 import typer
 from ray import tune
 
-from orchestrator import cli, ray_cluster
+from orchestrator import cli
 from orchestrator import settings as settings_file
+from orchestrator.cluster import ray_cluster
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
-from orchestrator.tune_trainable import Report, Task
+from orchestrator.workers.tune_trainable import Report, Task
 from tests.sweeps import GRID, WORKLOAD, completes, judgement, make, similarity, space
 from trainables.config import Workload
 from trainables.snapshot import EngineState, Snapshot

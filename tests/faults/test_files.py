@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import checkpoints, settings, verify
+from orchestrator import settings
 from orchestrator.ledger import Ledger
-from orchestrator.publishing import publish
+from orchestrator.tracking.publishing import publish
+from orchestrator.verify import checks as verify
+from orchestrator.workers import checkpoints
 from tests import test_cli
 from tests.faults.place import Place
 from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make

@@ -1,0 +1,115 @@
+"""Which trials a report will be about, and what they are measured against: after the search, from its trials.
+
+Pure, and of candidates only (see orchestrator.analysis.front): what is run because of a finalist makes no new one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.analysis.front import Front, front_of, is_candidate
+from orchestrator.settings import SweepSettings
+from trainables.config import Origin, TrialConfig
+from trainables.results import TrialResult
+
+N_SEEDS = 2**32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A run that a finalist needs.
+
+    Attributes:
+        config: of the run.
+        origin: "repeat" of a finalist, or "reseed" of its twin.
+        like: the finalist's config at the seed that the search used.
+    """
+
+    config: TrialConfig
+    origin: Origin
+    like: TrialConfig
+
+
+def under_seeds(config: TrialConfig, n_seeds: int) -> list[TrialConfig]:
+    """A config under the seeds that follow its own; after 2**32 - 1 comes 0."""
+    return [replace(config, seed=(config.seed + i) % N_SEEDS) for i in range(1, n_seeds + 1)]
+
+
+def finalists(trials: Sequence[TrialResult], settings: SweepSettings, front: Front | None = None) -> list[TrialResult]:
+    """Trials that get judged, by number.
+
+    The front's members; with repeats also the best trial of each precision and rank, for the smallest sufficient
+    rank; and the best 4-bit trial where none is on the front, so that 4 bits never go without yardsticks.
+    """
+    members = (front or front_of(trials, settings)).members
+    found = {trial.key: trial for trial in members} | {t.key: t for t in _best_4bit(trials, members)}
+    if settings.repeats > 1:
+        found |= {trial.key: trial for trial in _best_of_each_rank(trials)}
+    return sorted(found.values(), key=lambda trial: trial.number)
+
+
+def _loss(trial: TrialResult) -> tuple[float, int]:
+    """Order of preference; of equal losses the earlier trial's goes first."""
+    return trial.history[-1].eval_loss_nats, trial.number
+
+
+def _measured(trials: Sequence[TrialResult]) -> Iterator[TrialResult]:
+    return (trial for trial in trials if is_candidate(trial) and trial.history)
+
+
+def _best_4bit(trials: Sequence[TrialResult], members: Sequence[TrialResult]) -> list[TrialResult]:
+    """The 4-bit members of the front, or else the best 4-bit trial that was compared, if there is one."""
+    on_front = [trial for trial in members if trial.config.precision == "nf4"]
+    compared = [trial for trial in _measured(trials) if trial.similarity]
+    return on_front or sorted(compared, key=_loss)[:1]
+
+
+def _best_of_each_rank(trials: Sequence[TrialResult]) -> list[TrialResult]:
+    best: dict[tuple[str, int], TrialResult] = {}
+    for trial in sorted(_measured(trials), key=_loss):
+        best.setdefault((trial.config.precision, trial.config.rank), trial)
+    return list(best.values())
+
+
+def wanted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Wanted]:
+    """Runs under other seeds, each once, whether they exist or not.
+
+    Repeats of all finalists, then reseeds of the twins of 4-bit ones on the front (or of the best). A 4-bit
+    repeat's own twin is not among them: it is brought like every completed 4-bit trial's.
+    """
+    front = front_of(trials, settings)
+    runs = [
+        Wanted(config=config, origin="repeat", like=finalist.config)
+        for finalist in finalists(trials, settings, front)
+        for config in under_seeds(finalist.config, settings.repeats - 1)
+    ]
+    for trial in _best_4bit(trials, front.members):
+        twin = trial.config.counterpart
+        runs += [Wanted(config=c, origin="reseed", like=trial.config) for c in under_seeds(twin, settings.reseeds)]
+    first: dict[TrialConfig, Wanted] = {}
+    for run in runs:
+        first.setdefault(run.config, run)
+    return list(first.values())
+
+
+def runs_of(finalist: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
+    """The finalist and its completed repeats, the search's own seed first."""
+    by_config = {trial.config: trial for trial in trials if trial.state == "completed"}
+    others = under_seeds(finalist.config, settings.repeats - 1)
+    return [finalist, *(by_config[config] for config in others if config in by_config)]
+
+
+def to_judge(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
+    """Finalists and their repeats, by number, judged already or not."""
+    found = {run.key: run for f in finalists(trials, settings) for run in runs_of(f, trials, settings)}
+    return sorted(found.values(), key=lambda trial: trial.number)
+
+
+def other_seeds(trial: TrialResult, trials: Sequence[TrialResult], n_seeds: int) -> list[TrialResult]:
+    """Completed 16-bit runs of a 4-bit trial's config, at most the first `n_seeds` that follow its own."""
+    twin = trial.config.counterpart
+    by_distance = {
+        (t.config.seed - twin.seed) % N_SEEDS: t
+        for t in trials
+        if t.state == "completed" and t.config != twin and replace(t.config, seed=twin.seed) == twin
+    }
+    return [by_distance[distance] for distance in sorted(by_distance)[:n_seeds]]

@@ -1,0 +1,135 @@
+"""One config of a sweep: the front's knee, or the best under a memory budget."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.analysis.front import REFERENCE, Front, counted, device_of, front_of, losses_of, objective_value
+from orchestrator.ledger import Ledger
+from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, load, sweep_folder
+from trainables.errors import ConfigError
+from trainables.results import TrialResult
+
+MIB = {"b": 2.0**-20, "kib": 2.0**-10, "mib": 1.0, "gib": 2.0**10, "tib": 2.0**20}
+MIB |= {"kb": 1e3 / 2**20, "mb": 1e6 / 2**20, "gb": 1e9 / 2**20, "tb": 1e12 / 2**20}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One config, and in words why it is the one."""
+
+    sweep: str
+    trial: TrialResult
+    values: Mapping[Objective, float | None]
+    why: str
+
+    @property
+    def text(self) -> str:
+        settings = self.trial.config.to_dict() | {"targets": "+".join(self.trial.config.targets)}
+        config = " ".join(f"{name}={value}" for name, value in settings.items())
+        values = ", ".join(f"{name} {value:.6g}" for name, value in self.values.items() if value is not None)
+        export = f"its adapter: qlora-sweep export {self.sweep} DEST --trial {self.trial.number}"
+        return f"trial {self.trial.number}: {self.why}\n{config}\n{values}\n{export}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        own = {"number": self.trial.number, "key": self.trial.key, "config": self.trial.config.to_dict()}
+        return {"name": self.sweep, **own, "values": dict(self.values), "why": self.why}
+
+
+def choose(name: str, max_memory_mib: float | None, root: Path) -> Choice:
+    """The knee of a sweep's front, or the best config within a budget of peak memory.
+
+    Raises:
+        ConfigError: there is no such sweep, no trial counts, or none fits; the message names the nearest.
+    """
+    folder = sweep_folder(name, root)
+    settings = load(folder)
+    ledger = Ledger(folder / "ledger.db", read_only=True)
+    try:
+        trials, reference = ledger.trials(), ledger.fact(REFERENCE)
+    finally:
+        ledger.close()
+    found = [trial for trial, _ in counted(trials, settings)]
+    if not found:
+        raise ConfigError(f"NAME: no trial of sweep {name!r} counts for its front; see qlora-sweep report {name}")
+    if max_memory_mib is None:
+        chosen = knee(front_of(trials, settings, reference))
+        why = "the knee of the front, nearest to the best of every objective at once"
+    else:
+        chosen = best_within(found, max_memory_mib)
+        why = f"the lowest held-out loss of those that need at most {max_memory_mib:.1f} MiB"
+    if chosen is None:
+        least = min(found, key=lambda t: (t.history[-1].peak_memory_mib, t.number))
+        raise ConfigError(
+            f"max_memory is {max_memory_mib:.1f} MiB; the least that a trial of {name!r} needs is "
+            f"{least.history[-1].peak_memory_mib:.1f} MiB (trial {least.number}, {least.config.precision}, "
+            f"rank {least.config.rank})"
+        )
+    objectives = dict.fromkeys((*DEFAULT_OBJECTIVES, *settings.objectives, "embedding_cosine"))
+    return Choice(sweep=name, trial=chosen, values={o: objective_value(chosen, o) for o in objectives}, why=why)
+
+
+def knee(front: Front) -> TrialResult | None:
+    """The member that gives up least: nearest to the ideal point; None without members.
+
+    The ideal point has the best value of each objective (Zeleny 1973, compromise programming); distances are
+    Euclidean, each objective over its range on the front, so that its unit does not matter. Of equal ones the first
+    trial. Where members ran on several kinds of device, each is held against its own kind.
+    """
+    kinds: dict[str, list[TrialResult]] = {}
+    for member in front.members:
+        kinds.setdefault(device_of(member), []).append(member)
+    given_up = [pair for members in kinds.values() for pair in zip(_distances(members, front), members, strict=True)]
+    return min(given_up, key=lambda pair: (pair[0], pair[1].number))[1] if given_up else None
+
+
+def _distances(members: Sequence[TrialResult], front: Front) -> list[float]:
+    """Of members that may be compared, from the best of every objective among them."""
+    losses = np.array([losses_of(member, front.objectives) for member in members], dtype=np.float64)
+    best, worst = losses.min(axis=0), losses.max(axis=0)
+    given_up = (losses - best) / np.where(worst > best, worst - best, 1.0)
+    return np.sqrt((given_up**2).sum(axis=1)).tolist()
+
+
+def mib_of(text: str) -> float:
+    """MiB that a size stands for.
+
+    >>> mib_of("2GiB"), mib_of("1536 MiB")
+    (2048.0, 1536.0)
+
+    Raises:
+        ConfigError: no positive number with a unit.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = found[2].lower() if found else "?"
+    if not found or unit not in MIB or not float(found[1]) > 0:
+        raise ConfigError(f"max_memory must be a size such as 2GiB or 1500MiB, got {text!r}")
+    return float(found[1]) * MIB[unit]
+
+
+def best_within(found: Sequence[TrialResult], max_memory_mib: float) -> TrialResult | None:
+    """Of trials that count, the lowest held-out loss at a peak of at most so many MiB; None where none fits.
+
+    Equal losses: the smaller peak, then the earlier trial.
+    """
+    fits = [trial for trial in found if trial.history[-1].peak_memory_mib <= max_memory_mib]
+    return min(
+        fits, key=lambda t: (t.history[-1].eval_loss_nats, t.history[-1].peak_memory_mib, t.number), default=None
+    )
+
+
+def stairs(found: Sequence[TrialResult]) -> list[TrialResult]:
+    """Of trials that count, those that are the best within some budget of peak memory, from the smallest up.
+
+    For every budget `best_within` is the last of them that fits.
+    """
+    steps: list[TrialResult] = []
+    for trial in sorted(found, key=lambda t: (t.history[-1].peak_memory_mib, t.history[-1].eval_loss_nats, t.number)):
+        if not steps or trial.history[-1].eval_loss_nats < steps[-1].history[-1].eval_loss_nats:
+            steps.append(trial)
+    return steps

@@ -1,0 +1,113 @@
+"""What a finalist's runs under several seeds come to: means with intervals, and the smallest sufficient rank. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import mean, stdev
+from typing import Literal
+
+from scipy.special import stdtrit
+
+from orchestrator.analysis.finalists import N_SEEDS, runs_of
+from orchestrator.analysis.front import objective_value
+from orchestrator.analysis.sufficient_rank import MIN_SEEDS, SufficientRank, sufficient_rank
+from orchestrator.settings import MAXIMISED, Objective, SweepSettings
+from trainables.config import Precision
+from trainables.intervals import CONFIDENCE
+from trainables.results import TrialResult
+
+Rows = Literal["report", "search"]
+COSTS: frozenset[Objective] = frozenset({"peak_memory_mib", "seconds_per_step"})
+"""Of a cost cell: measured once, whatever the seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One objective of one finalist.
+
+    Attributes:
+        low, high: 95 % t-interval of the mean over seeds, or p10 and p90 of a step's time; None where there is none.
+        n_seeds: runs behind it; 0 for what is the same for all seeds.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n_seeds: int = 1
+
+
+def over_seeds(values: Sequence[float]) -> Figure:
+    """Mean and 95 % interval mean +- t(n - 1) s / sqrt(n); of a single value no interval.
+
+    >>> over_seeds([1.0])
+    Figure(value=1.0, low=None, high=None, n_seeds=1)
+    """
+    n, middle = len(values), mean(values)
+    if n < 2:
+        return Figure(value=middle)
+    reach = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / sqrt(n)
+    return Figure(value=middle, low=middle - reach, high=middle + reach, n_seeds=n)
+
+
+def rows_of(runs: Sequence[TrialResult]) -> Rows:
+    """The rows on which all runs of a finalist can be put side by side: the report's where all were judged."""
+    return "report" if all(run.judgement for run in runs) else "search"
+
+
+def figure(runs: Sequence[TrialResult], objective: Objective) -> Figure | None:
+    """An objective over a finalist's runs, its own first; quality on `rows_of` them. None where a run has no value."""
+    cost = runs[0].cost
+    if objective in COSTS:
+        if objective == "seconds_per_step" and cost:
+            low, high = cost.seconds_per_step_p10, cost.seconds_per_step_p90
+            return Figure(value=cost.seconds_per_step, low=low, high=high, n_seeds=0)
+        value = objective_value(runs[0], objective)
+        return None if value is None else Figure(value=value, n_seeds=0)
+    if objective in MAXIMISED and runs[0].config.precision == "16bit":
+        return Figure(value=1.0, n_seeds=0)  # its own twin
+    values = [_quality(run, objective, rows_of(runs)) for run in runs]
+    known = [value for value in values if value is not None]
+    return over_seeds(known) if known else None
+
+
+def _quality(run: TrialResult, objective: Objective, rows: Rows) -> float | None:
+    if rows == "search" or run.judgement is None:
+        return objective_value(run, objective)
+    if objective == "eval_loss_nats":
+        return run.judgement.eval_loss_nats
+    comparison = run.judgement.comparison
+    return getattr(comparison.quantized, objective).value if comparison else None
+
+
+def smallest_sufficient_rank(
+    precision: Precision, finalists: Sequence[TrialResult], trials: Sequence[TrialResult], settings: SweepSettings
+) -> SufficientRank:
+    """The rule of orchestrator.analysis.sufficient_rank, on the report rows, for the best config of each rank."""
+    if settings.repeats < MIN_SEEDS:
+        return _undetermined(f"it takes {MIN_SEEDS} runs of each rank, and the sweep asked for {settings.repeats}")
+    judged = [t for t in finalists if t.config.precision == precision and t.judgement and t.history]
+    best: dict[int, TrialResult] = {}
+    for trial in sorted(judged, key=lambda t: (t.history[-1].eval_loss_nats, t.number)):
+        best.setdefault(trial.config.rank, trial)
+    if not best:
+        return _undetermined("no finalist at this precision was judged on the report rows")
+    losses = {rank: _by_seed(trial, trials, settings) for rank, trial in best.items()}
+    shared = sorted(set.intersection(*(set(by_seed) for by_seed in losses.values())))
+    judgement = next(iter(best.values())).judgement
+    return sufficient_rank(
+        {rank: [by_seed[seed] for seed in shared] for rank, by_seed in losses.items()},
+        row_tokens=judgement.row_tokens,
+        untuned_row_nats=judgement.untuned_row_nats,
+    )
+
+
+def _undetermined(why: str) -> SufficientRank:
+    return SufficientRank(rank=None, reason=f"undetermined: {why}", ranks=())
+
+
+def _by_seed(
+    finalist: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings
+) -> Mapping[int, tuple[float, ...]]:
+    """Row losses of its judged runs, by how far their seed is after the finalist's own."""
+    runs = runs_of(finalist, trials, settings)
+    return {(r.config.seed - finalist.config.seed) % N_SEEDS: r.judgement.row_nats for r in runs if r.judgement}

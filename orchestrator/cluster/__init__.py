@@ -1,0 +1,1 @@
+"""Where trials run: Ray, the nodes and their GPUs, and ready files for clusters."""

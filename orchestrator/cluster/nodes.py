@@ -1,0 +1,169 @@
+"""The nodes of a cluster, asked before the first trial: versions on every node, and what its GPUs are.
+
+A node imports this module from what Ray ships, before anything else of ours: so it imports nothing that may be missing.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trainables.config import ComputeDtype
+from trainables.device import device_name, free_memory_mib, native_dtype, versions
+from trainables.errors import ConfigError, Unreachable
+from trainables.predicted_time import Speed, measure
+
+PACKAGES = (
+    *("ray", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"),
+    *("safetensors", "numpy", "pydantic", "pyarrow"),
+)
+"""What a worker imports."""
+ANSWER_SECONDS = 60.0
+"""A node starts a Python process to answer; one that has not done so by then is not fit for trials."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One node's GPU, as a trial would have it.
+
+    Attributes:
+        name: e.g. "NVIDIA H200".
+        memory_mib: that a trial may allocate.
+        dtype: the protocol's arithmetic there.
+        speed: measured there.
+    """
+
+    name: str
+    memory_mib: float
+    dtype: ComputeDtype
+    speed: Speed
+
+
+@ray.remote(num_cpus=0)
+def _versions() -> dict[str, str]:
+    return versions(PACKAGES)
+
+
+@ray.remote(num_cpus=0)
+def _storage_fault(where: str, mark: str) -> str | None:
+    from orchestrator.workers import storage
+
+    return storage.fault(where, mark)
+
+
+@ray.remote(num_cpus=0, max_calls=1)
+def _gpu() -> Gpu:
+    memory_mib, dtype = free_memory_mib("cuda") or 0.0, native_dtype("cuda")
+    return Gpu(name=device_name("cuda"), memory_mib=memory_mib, dtype=dtype, speed=measure("cuda", dtype))
+
+
+def alive() -> list[dict[str, Any]]:
+    """Ray's own description of each node that is up; needs a connected Ray."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def ask_all(question: Any, *arguments: Any, within_seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+    """What a remote function returns on each node, by the node's name; one that goes away meanwhile is left out.
+
+    Raises:
+        Unreachable: a node does not answer.
+    """
+    asked = {question.options(scheduling_strategy=_on(node)).remote(*arguments): _name(node) for node in alive()}
+    _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=within_seconds)
+    if silent:
+        names = ", ".join(asked[ref] for ref in silent)
+        raise Unreachable(f"ADDRESS: no answer in {within_seconds:g} s from node {names}")
+    found = {}
+    for ref, name in asked.items():
+        try:
+            found[name] = ray.get(ref)
+        except (TaskUnschedulableError, WorkerCrashedError, NodeDiedError) as error:
+            if name in {_name(node) for node in alive()}:
+                raise Unreachable(f"ADDRESS: node {name} cannot run a task ({type(error).__name__})") from None
+    return found
+
+
+def check_versions() -> None:
+    """Compare every node's versions with those here.
+
+    Raises:
+        ConfigError: they differ somewhere; each node and package is named.
+    """
+    faults = differences(versions(PACKAGES), ask_all(_versions))
+    if faults:
+        raise ConfigError(
+            f"ADDRESS: {'; '.join(faults)}. Trials of one sweep must run the same code: install the same versions "
+            "there (constraints.txt), or start nodes from the image of orchestrator/cluster/Dockerfile"
+        )
+
+
+def check_storage(where: str) -> None:
+    """Read and write on every node what the driver sees.
+
+    Raises:
+        ConfigError: it cannot be written here or on a node, which is named.
+    """
+    from orchestrator.workers import storage
+
+    mark = storage.put_mark(where)
+    try:
+        faults = {node: fault for node, fault in ask_all(_storage_fault, where, mark).items() if fault}
+    finally:
+        storage.remove_mark(where, mark)
+    if faults:
+        raise ConfigError("storage: " + "; ".join(f"{where} on node {node} {fault}" for node, fault in faults.items()))
+
+
+def differences(here: Mapping[str, str], nodes: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """What is not as it is here, a phrase for each node and package, by node.
+
+    The build behind a "+" does not count: the driver may have PyTorch for the CPU.
+
+    >>> differences({"torch": "2.13.0+cpu"}, {"a": {"torch": "2.13.0+cu130"}, "b": {"torch": "2.12.1"}})
+    ['node b has torch 2.12.1, the driver has 2.13.0']
+    """
+    faults = []
+    for node, there in nodes.items():
+        for package, version in here.items():
+            theirs, ours = there.get(package, "absent").partition("+")[0], version.partition("+")[0]
+            if theirs != ours:
+                what = f"no {package}" if theirs == "absent" else f"{package} {theirs}"
+                faults.append(f"node {node} has {what}, the driver has {ours}")
+    return faults
+
+
+def gpus(resources: Mapping[str, float], question: Any = _gpu) -> list[Gpu]:
+    """What trials will find, from one GPU of each node that has a free one; waits for the first.
+
+    Where there is none yet an autoscaler is to bring one, which may take minutes; that is said.
+
+    Args:
+        resources: of a trial, see SweepSettings.resources.
+        question: a remote function that looks at its GPU.
+    """
+    wanted = {name: share for name, share in resources.items() if name not in ("cpu", "gpu")}
+    reserved = {"num_gpus": resources["gpu"], "resources": wanted}
+    needs = {"GPU": resources["gpu"], **wanted}
+    nodes = [n for n in alive() if all(n["Resources"].get(name, 0) >= share for name, share in needs.items())]
+    if not nodes:
+        print("waiting for the cluster's autoscaler to bring the first node with a GPU", file=sys.stderr, flush=True)
+        return [ray.get(question.options(**reserved).remote())]
+    asked = [question.options(**reserved, scheduling_strategy=_on(node)).remote() for node in nodes]
+    free, busy = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
+    if not free:
+        free, busy = ray.wait(asked, num_returns=1)
+    for ref in busy:
+        ray.cancel(ref, force=True)
+    return ray.get(free)
+
+
+def _on(node: Mapping[str, Any]) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"

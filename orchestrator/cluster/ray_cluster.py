@@ -1,0 +1,191 @@
+"""Connecting to Ray: a private one on this machine, or a running cluster; and how many trials it takes at once."""
+
+import logging
+import math
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.settings import KIND_PREFIX, SweepSettings
+from trainables.device import count_gpus
+from trainables.errors import ConfigError, Unreachable, did_you_mean
+
+OBJECT_STORE_BYTES = 256 * 2**20
+MAX_CPU_WORKERS = 4
+"""Trials at once on a machine without a GPU; each worker holds its own PyTorch."""
+KNOCK_SECONDS = 4.0
+HTTP2_SETTINGS = b"\x04"
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + HTTP2_SETTINGS + b"\0\0\0\0\0"
+"""With it a client begins (RFC 9113, section 3.4); Ray, as any gRPC server, answers at once with its own settings."""
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "PYTHONWARNINGS": "ignore",
+}
+PACKAGES = tuple(str(Path(__file__).parents[2] / name) for name in ("trainables", "search_spaces", "orchestrator"))
+"""Ours: Ray ships them to every node of a cluster, where they go before what may be installed there."""
+SLOTS_SECONDS = 5.0
+"""How long a count of slots stands."""
+
+
+def connect(address: str | None, *, insecure: bool = False) -> None:
+    """Start a private Ray on this machine, or join the cluster at `address` and ship our packages to its nodes.
+
+    Args:
+        insecure: join a cluster that asks for no token.
+    Raises:
+        ConfigError: the address is not one a driver can join; the cluster asks for no token, or this process has none
+            (see orchestrator.security.ray_guard); or it runs another Python or Ray.
+        Unreachable: no cluster answers there.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # the ledger says which trials did not complete
+    import ray
+
+    from orchestrator.security import ray_guard
+
+    if ray.is_initialized():
+        return
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        ray_guard.guard_private()
+        n_cpus = len(os.sched_getaffinity(0))
+        n_gpus = count_gpus()
+        ray.init(
+            address="local",
+            num_cpus=max(n_cpus, n_gpus) if n_gpus else min(n_cpus, MAX_CPU_WORKERS),
+            num_gpus=n_gpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=None if os.environ.get("RAY_TMPDIR") else str(ray_guard.private_folder()),
+            **quiet,
+        )
+        return
+    knock(address)
+    ray_guard.guard_cluster(address, insecure=insecure)
+    shipped = {"py_modules": list(PACKAGES), "excludes": ["**/__pycache__"]}
+    try:
+        ray.init(address=address, runtime_env=shipped, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if "ersion mismatch" in reason:
+            raise ConfigError(f"ADDRESS: the cluster at {address!r} runs another Python or Ray. {reason}") from None
+        raise Unreachable(f"ADDRESS: no Ray cluster answers at {address!r} ({reason[:200]})") from None
+
+
+def knock(address: str) -> None:
+    """Ask quickly whether a Ray cluster answers at HOST:PORT; `ray.init` itself would wait for minutes.
+
+    Raises:
+        ConfigError: not of the form auto or HOST:PORT.
+        Unreachable: nothing listens there, or it is not Ray.
+    """
+    if address == "auto":
+        return
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"ADDRESS: {address} is Ray Client's, through which Ray Tune's driver cannot run here; run this command on "
+            "the cluster's head node with ADDRESS=auto (ray exec, ray job submit: see orchestrator/cluster/README.md)"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"ADDRESS must be auto or HOST:PORT, got {address!r}")
+    try:
+        with socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS) as connection:
+            connection.sendall(HTTP2_GREETING)
+            answer = connection.recv(9)
+    except (OSError, OverflowError) as error:
+        raise Unreachable(f"ADDRESS: no cluster answers at {address!r} ({error}); start one, or leave it out") from None
+    if os.environ.get("RAY_USE_TLS", "0") == "0" and answer[3:4] != HTTP2_SETTINGS:
+        raise Unreachable(f"ADDRESS: what answers at {address!r} is not Ray; give the address that `ray start` printed")
+
+
+def has_gpu() -> bool:
+    """Whether any node of the connected cluster has a GPU, or one that its autoscaler may add."""
+    return any(resources.get("GPU", 0) > 0 for resources in [*_there(), *_to_come()])
+
+
+def _there() -> list[dict[str, float]]:
+    """Resources of each node that is up."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _to_come() -> list[dict[str, float]]:
+    """Resources of each node that the cluster would have at its autoscaler's limit; empty without an autoscaler."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config else ()
+    most = 1000  # a group without a limit has one of the largest integers
+    return [dict(group.resources) for group in groups for _ in range(min(group.max_count, most))]
+
+
+def _fits(settings: SweepSettings, node: Mapping[str, float]) -> int:
+    """Trials at once on one node."""
+    return min(
+        int(node.get(name.upper() if name in ("cpu", "gpu") else name, 0) / share + 1e-9)
+        for name, share in settings.resources.items()
+    )
+
+
+def n_slots(settings: SweepSettings) -> int:
+    """Trials that the connected cluster can run at once, at its autoscaler's limit where it has one.
+
+    Raises:
+        ConfigError: one trial asks for more than any node has, or will have.
+    """
+    there, to_come = _there(), _to_come()
+    slots = max(sum(_fits(settings, node) for node in nodes) for nodes in (there, to_come))
+    if not slots:
+        raise ConfigError(_why_none(settings, [*there, *to_come]))
+    return slots
+
+
+def _why_none(settings: SweepSettings, nodes: Sequence[Mapping[str, float]]) -> str:
+    """What a trial asks for that no node has."""
+    n_gpus = [node.get("GPU", 0) for node in nodes]
+    if settings.device == "cpu":
+        return "the cluster has no CPU to run trials on"
+    if settings.gpus_per_trial > max(n_gpus, default=0):
+        return (
+            f"gpus_per_trial is {settings.gpus_per_trial:g}, the largest node of the cluster has "
+            f"{max(n_gpus, default=0):g} (the whole cluster: {sum(n_gpus):g})"
+        )
+    kinds = {name.removeprefix(KIND_PREFIX) for node in nodes for name in node if name.startswith(KIND_PREFIX)}
+    if settings.device_kind is not None and settings.device_kind not in kinds:
+        return f"device_kind: no GPU {settings.device_kind!r} in the cluster{did_you_mean(settings.device_kind, kinds)}"
+    return "no node of the cluster has both the GPU and the CPU that a trial needs"
+
+
+class Slots:
+    """Trials that the cluster can run at once now, counted again every few seconds: nodes come and go."""
+
+    def __init__(self, count: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            count: of this moment; a ConfigError of its own, as all nodes are gone, leaves one task waiting for a node.
+        """
+        self._count = count
+        self._clock = clock
+        self._counted_at = -math.inf
+        self._n = 1
+
+    def __call__(self) -> int:
+        if self._clock() - self._counted_at >= SLOTS_SECONDS:
+            self._counted_at = self._clock()
+            try:
+                self._n = self._count()
+            except ConfigError:
+                self._n = 1
+        return self._n

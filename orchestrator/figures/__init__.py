@@ -1,0 +1,1 @@
+"""Pictures of a sweep, as PNG and on one interactive page."""

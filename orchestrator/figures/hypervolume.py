@@ -1,0 +1,146 @@
+"""What the search had found by when: hypervolume of the front against the training time spent."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure as PngFigure
+
+from orchestrator.analysis import front
+from orchestrator.analysis.pareto import hypervolume
+from orchestrator.figures.style import PRECISION_COLOURS, PRECISION_NAMES, Figure, LeftOut, canvas, hover
+from orchestrator.settings import MAXIMISED
+from orchestrator.sweep import SweepResult
+from trainables.config import TrialConfig
+from trainables.results import TrialResult
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+NAME, TITLE = "hypervolume", "What the search had found by when"
+Y_AXIS = "hypervolume (share of the box)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """The search after one more trial ended.
+
+    Attributes:
+        seconds: training time on the device until then, summed over all trials that had ended.
+        share: hypervolume by then, of the box between the best value of each objective and the reference point.
+        volume: the same in the product of the objectives' units.
+        at: when that was, seconds since the epoch; None at the start.
+        trial: that raised it, else None.
+    """
+
+    seconds: float
+    share: float
+    volume: float = 0.0
+    at: float | None = None
+    trial: TrialResult | None = None
+
+
+def curve(result: SweepResult) -> list[Moment]:
+    """From nothing to the sweep's end; empty where no trial counts for the front.
+
+    The reference point is that of the front as it is now, for all moments.
+    """
+    counted = {trial.key: losses for trial, losses in front.counted(result.trials, result.settings)}
+    if result.front.reference_point is None or not counted:
+        return []
+    signs = [-1.0 if objective in MAXIMISED else 1.0 for objective in result.settings.objectives]
+    reference = np.multiply(result.front.reference_point, signs)
+    box = float(np.prod(reference - np.min(list(counted.values()), axis=0)))
+    ended = {trial.config: trial.ended_at for trial in result.trials if trial.ended_at}
+    moments = [Moment(seconds=0.0, share=0.0)]
+    known: list[tuple[float, ...]] = []
+    seconds = 0.0
+    events = [(t.ended_at, t.number, "ends", t) for t in result.trials if t.ended_at]
+    events += [(_counts_from(t, ended), t.number, "counts", t) for t in result.trials if t.key in counted]
+    for at, _, what, trial in sorted(events, key=lambda event: (event[0], event[2] == "counts", event[1])):
+        if what == "ends":
+            seconds += (trial.train_seconds or 0.0) * devices_per_trial(result)
+            moments.append(replace(moments[-1], seconds=seconds, at=at, trial=None))
+            continue
+        known.append(counted[trial.key])
+        volume = max(hypervolume(known, reference), moments[-1].volume)  # rounding may lower it
+        raised = trial if volume > moments[-1].volume else None
+        moments.append(Moment(seconds=seconds, share=volume / box, volume=volume, at=at, trial=raised))
+    return moments
+
+
+def _counts_from(trial: TrialResult, ended: Mapping[TrialConfig, float]) -> float:
+    """A 4-bit trial counts once its 16-bit twin has ended too: before, its similarity was not known."""
+    own = trial.ended_at or 0.0
+    return max(own, ended.get(trial.config.counterpart, own)) if trial.config.precision == "nf4" else own
+
+
+def devices_per_trial(result: SweepResult) -> float:
+    """By which a trial's seconds count: its share of a GPU, or one CPU worker."""
+    return result.settings.gpus_per_trial if result.settings.device == "cuda" else 1.0
+
+
+def draw(result: SweepResult) -> Figure | LeftOut:
+    """The curve as steps, with a point where a trial raised it."""
+    moments = curve(result)
+    if not moments:
+        return LeftOut(name=NAME, reason="no trial counts for the front yet")
+    unit = "GPU-seconds" if result.settings.device == "cuda" else "CPU-worker seconds"
+    notes = (
+        f"Over {', '.join(result.settings.objectives)}. The box goes from the best value of each to the reference "
+        "point, the worst value and a tenth of the range beyond it, both over all trials of this sweep: "
+        "curves of two sweeps cannot be compared. "
+        "1 would be one trial that is the best in everything.",
+    )
+    x_axis = f"training time of all trials ended by then, pruned and failed ones too ({unit})"
+    return Figure(
+        name=NAME, title=TITLE, notes=notes, png=partial(_png, moments, x_axis), html=partial(_html, moments, x_axis)
+    )
+
+
+def _top(moments: Sequence[Moment]) -> float:
+    return 1.15 * moments[-1].share or 1.0
+
+
+def _png(moments: Sequence[Moment], x_axis: str) -> PngFigure:
+    figure = canvas(4.2)
+    axes = figure.subplots()
+    axes.step([m.seconds for m in moments], [m.share for m in moments], where="post", color="#444444", zorder=1)
+    for precision, colour in PRECISION_COLOURS.items():
+        raised = [m for m in moments if m.trial and m.trial.config.precision == precision]
+        if raised:
+            label = f"raised by a trial at {PRECISION_NAMES[precision]}"
+            axes.scatter([m.seconds for m in raised], [m.share for m in raised], color=colour, label=label)
+    axes.set_ylim(bottom=0, top=_top(moments))
+    axes.set_xlabel(x_axis)
+    axes.set_ylabel(Y_AXIS)
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False)
+    return figure
+
+
+def _html(moments: Sequence[Moment], x_axis: str) -> "go.Figure":
+    import plotly.graph_objects as go
+
+    xs, ys = [m.seconds for m in moments], [m.share for m in moments]
+    line = {"shape": "hv", "color": "#444444"}
+    figure = go.Figure(go.Scatter(x=xs, y=ys, mode="lines", line=line, name="hypervolume"))
+    for precision, colour in PRECISION_COLOURS.items():
+        raised = [m for m in moments if m.trial and m.trial.config.precision == precision]
+        if not raised:
+            continue
+        points = go.Scatter(
+            x=[m.seconds for m in raised],
+            y=[m.share for m in raised],
+            mode="markers",
+            marker={"color": colour, "size": 10},
+            name=f"raised by a trial at {PRECISION_NAMES[precision]}",
+            text=[hover(m.trial) for m in raised if m.trial],
+            hoverinfo="text",
+        )
+        figure.add_trace(points)
+    figure.update_xaxes(title=x_axis)
+    figure.update_yaxes(title=Y_AXIS, range=[0, _top(moments)])
+    return figure

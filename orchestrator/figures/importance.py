@@ -1,0 +1,172 @@
+"""Which searched setting moves which objective: functional ANOVA over the completed trials."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure as PngFigure
+
+from orchestrator.analysis.front import is_candidate, losses_of
+from orchestrator.figures.style import OBJECTIVE_NAMES, OTHER_COLOURS, Figure, LeftOut, canvas
+from orchestrator.settings import Objective
+from orchestrator.sweep import SweepResult
+from search_spaces import Parameter
+from trainables.config import TrialConfig
+from trainables.results import TrialResult
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from optuna.trial import FrozenTrial
+
+NAME, TITLE = "importance", "Which setting moves which objective"
+MIN_TRIALS = 10
+"""A forest fitted to fewer says more about its seed than about the settings."""
+ROUNDING = 1e-9
+"""alpha_ratio is alpha / rank again, not always to the last bit."""
+BAR_COLOURS: Mapping[Objective, str] = dict(
+    zip(
+        OBJECTIVE_NAMES,
+        (OTHER_COLOURS[4], OTHER_COLOURS[6], OTHER_COLOURS[2], OTHER_COLOURS[5], OTHER_COLOURS[0]),
+        strict=True,
+    )
+)
+Shares = Mapping[Objective, Mapping[str, float]]
+Point = tuple[dict[str, Any], tuple[float, ...]]
+
+
+def draw(result: SweepResult) -> Figure | LeftOut:
+    """A bar for each setting and objective; objectives that do not differ have none."""
+    objectives = result.settings.objectives
+    points = known_points(result)
+    if len(points) < MIN_TRIALS:
+        reason = f"{len(points)} completed trials with all objectives, at least {MIN_TRIALS} are needed"
+        return LeftOut(name=NAME, reason=reason)
+    varied = [name for name in points[0][0] if len({params[name] for params, _ in points}) > 1]
+    differing = [i for i in range(len(objectives)) if len({losses[i] for _, losses in points}) > 1]
+    if len(varied) < 2 or not differing:
+        reason = f"{len(varied)} settings and {len(differing)} objectives differ between trials, 2 and 1 are needed"
+        return LeftOut(name=NAME, reason=reason)
+    found = importance(result, points, varied, differing)
+    notes = [
+        f"Functional ANOVA (Hutter et al. 2014): Optuna's FanovaImportanceEvaluator, seed {result.settings.seed}, over "
+        f"{len(points)} completed trials, without pruned ones. Shares of each objective's main effects add up to 1.",
+    ]
+    same = [OBJECTIVE_NAMES[o] for i, o in enumerate(objectives) if i not in differing]
+    if same:
+        notes.append(f"The same for all trials: {', '.join(same)}.")
+    return Figure(name=NAME, title=TITLE, notes=tuple(notes), png=partial(_png, found), html=partial(_html, found))
+
+
+def known_points(result: SweepResult) -> list[Point]:
+    """Points of the space whose trials completed as candidates, with their losses."""
+    found: list[Point] = []
+    for trial in result.trials:
+        losses = losses_of(trial, result.settings.objectives) if is_candidate(trial) else None
+        params = _params(trial, result)
+        if losses is not None and params is not None:
+            found.append((params, losses))
+    return found
+
+
+def _params(trial: TrialResult, result: SweepResult) -> dict[str, Any] | None:
+    """The point that a trial stands for; None where it is none of the space (a twin at an unsearched precision)."""
+    params = {}
+    for name, parameter in result.settings.space.parameters.items():
+        params[name] = _param(parameter, _asked(trial.config, name))
+    return None if None in params.values() else params
+
+
+def _asked(config: TrialConfig, name: str) -> Any:
+    if name == "alpha_ratio":
+        return config.alpha / config.rank
+    value = getattr(config, name)
+    return "+".join(value) if name == "targets" else value
+
+
+def _param(parameter: Parameter, value: Any) -> Any:
+    """The choice that a value is, or the value within its range; None where it is neither."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if parameter.choices is None:
+        low, high = parameter.min or 0.0, parameter.max or 0.0
+        return min(max(value, low), high) if low * (1 - ROUNDING) <= value <= high * (1 + ROUNDING) else None
+    same = (c for c in parameter.choices if c == value or (number and math.isclose(float(c), value, rel_tol=ROUNDING)))
+    return next(same, None)
+
+
+def importance(
+    result: SweepResult, points: Sequence[Point], varied: Sequence[str], objectives: Sequence[int]
+) -> Shares:
+    """Share of each varied setting in each objective (by its index).
+
+    A study of its own is made for it, which holds nothing but these settings and losses.
+    """
+    import optuna
+
+    from orchestrator.search.proposer import distribution
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    parameters = result.settings.space.parameters
+    distributions = {name: distribution(parameters[name]) for name in varied}
+    study = optuna.create_study(directions=["minimize"] * len(result.settings.objectives))
+    for params, losses in points:
+        inside = {name: params[name] for name in varied}
+        study.add_trial(optuna.trial.create_trial(params=inside, distributions=distributions, values=losses))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=result.settings.seed)
+    shares = {}
+    for i in objectives:
+        target = partial(_nth, i)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
+        shares[result.settings.objectives[i]] = found
+    return shares
+
+
+def _nth(i: int, trial: "FrozenTrial") -> float:
+    return trial.values[i]
+
+
+def _png(shares: Shares) -> PngFigure:
+    names = _names(shares)
+    figure = canvas(1.3 + 0.22 * (len(shares) + 1) * len(names))
+    axes = figure.subplots()
+    height = 0.8 / len(shares)
+    for i, (objective, found) in enumerate(shares.items()):
+        rows = [row + (i - (len(shares) - 1) / 2) * height for row in range(len(names))]
+        widths = [found[name] for name in names]
+        axes.barh(rows, widths, height=height * 0.92, color=BAR_COLOURS[objective], label=OBJECTIVE_NAMES[objective])
+        for row, width in zip(rows, widths, strict=True):
+            axes.text(width, row, f" {width:.2f}", va="center", fontsize=7)
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.05)
+    axes.set_xlabel("importance (share of the objective's main effects)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower left", ncols=5, frameon=False)
+    return figure
+
+
+def _names(shares: Shares) -> list[str]:
+    """Settings, the one that moves most first."""
+    names = list(next(iter(shares.values())))
+    return sorted(names, key=lambda name: -max(found[name] for found in shares.values()))
+
+
+def _html(shares: Shares) -> "go.Figure":
+    import plotly.graph_objects as go
+
+    names = _names(shares)
+    figure = go.Figure()
+    for objective, found in shares.items():
+        bar = go.Bar(
+            x=[found[name] for name in names],
+            y=[name.replace("_", " ") for name in names],
+            orientation="h",
+            name=OBJECTIVE_NAMES[objective],
+            marker_color=BAR_COLOURS[objective],
+            hovertemplate="%{y}: %{x:.3f}",
+        )
+        figure.add_trace(bar)
+    figure.update_layout(barmode="group", height=140 + 26 * (len(shares) + 1) * len(names))
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title="importance (share of the objective's main effects)", range=[0, 1.05])
+    return figure

@@ -1,0 +1,209 @@
+"""How like their 16-bit twins the 4-bit finalists are, beside what another seed and no training at all come to."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure as PngFigure
+
+from orchestrator.analysis.finalists import finalists
+from orchestrator.analysis.verdict import comparison_of, verdict_of
+from orchestrator.figures.style import OTHER_COLOURS, PRECISION_COLOURS, Figure, LeftOut, canvas
+from orchestrator.sweep import SweepResult
+from trainables.findings import Comparison, Estimate, Similarity
+from trainables.results import TrialResult
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+NAME, TITLE = "similarity", "How like its 16-bit twin a 4-bit trial is"
+MAX_TRIALS = 8
+NEAREST = 1e-5
+"""Stands for a distance of nothing on a logarithmic axis."""
+COSINE_TICKS = {0.0: "0", 0.5: "0.5", 0.8: "0.8", 0.95: "0.95", 0.99: "0.99", 0.999: "0.999", 0.9999: "0.9999"}
+PANELS = {
+    "embedding_cosine": "embedding cosine",
+    "centered_cosine": "centred cosine",
+    "kl_nats": "KL to the twin (nats per token)",
+    "recovered_cosine": "recovered cosine",
+    "top1_agreement": "top-1 agreement (share)",
+    "token_match_rate": "greedy tokens equal (share)",
+}
+COSINES = frozenset({"embedding_cosine", "centered_cosine", "recovered_cosine"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """What is held against a twin."""
+
+    name: str
+    colour: str
+    symbol: str
+    marker: str
+    shift: float
+
+
+SERIES = (
+    Series(name="4 bits", colour=PRECISION_COLOURS["nf4"], symbol="circle", marker="o", shift=-0.22),
+    Series(name="another seed, 16 bits", colour=PRECISION_COLOURS["16bit"], symbol="diamond", marker="D", shift=0.0),
+    Series(name="not trained, 16 bits", colour=OTHER_COLOURS[0], symbol="square", marker="s", shift=0.22),
+)
+
+
+def compared(result: SweepResult) -> list[tuple[TrialResult, Comparison]]:
+    """4-bit finalists with their comparison, by number."""
+    found = finalists(result.trials, result.settings, result.front)
+    pairs = [(trial, comparison_of(trial)) for trial in found if trial.config.precision == "nf4"]
+    return [(trial, comparison) for trial, comparison in pairs if comparison]
+
+
+def of_series(comparison: Comparison) -> Iterator[tuple[Series, Similarity]]:
+    """Every similarity of a comparison under its name; each other seed is one."""
+    quantized, reseeded, untuned = SERIES
+    yield quantized, comparison.quantized
+    yield from ((reseeded, similarity) for similarity in comparison.reseeded)
+    yield untuned, comparison.untuned
+
+
+def draw(result: SweepResult) -> Figure | LeftOut:
+    """A panel for each metric; cosines and KL on logarithmic axes, better to the right everywhere."""
+    whole = compared(result)
+    found = whole[:MAX_TRIALS]
+    if not found:
+        return LeftOut(name=NAME, reason="no 4-bit finalist was compared with a 16-bit twin")
+    notes: tuple[str, ...] = (
+        "Bars: 95 % over rows, given the seed. Cosines and KL on logarithmic axes of the distance to an equal model; "
+        f"right is nearer. Dashed: the cosine's threshold, {result.settings.min_similarity:g}.",
+        f"{'; '.join(_verdicts(result, found))}.".capitalize(),
+    )
+    if len(found) < len(whole):
+        notes = (*notes, f"The first {len(found)} of {len(whole)} 4-bit finalists.")
+    return Figure(
+        name=NAME,
+        title=TITLE,
+        notes=notes,
+        png=partial(_png, found, result.settings.min_similarity),
+        html=partial(_html, found, result.settings.min_similarity),
+    )
+
+
+def _verdicts(result: SweepResult, found: Sequence[tuple[TrialResult, Comparison]]) -> Iterator[str]:
+    for trial, comparison in found:
+        verdict = verdict_of(trial, result.settings.min_similarity)
+        rows = f"{comparison.quantized.n_rows} {verdict.rows} rows" if verdict else ""
+        yield f"trial {trial.number} on {rows}: {verdict.answer if verdict else 'undecided'}"
+
+
+def _x(metric: str, value: float) -> float:
+    """Place on the panel's axis: a distance where it is logarithmic."""
+    return max(1 - value, NEAREST) if metric in COSINES else max(value, NEAREST) if metric == "kl_nats" else value
+
+
+def _place(metric: str, estimate: Estimate) -> tuple[float, float, float]:
+    """Where the point is, and how far its bar goes to lower and to higher places."""
+    x = _x(metric, estimate.value)
+    ends = sorted((_x(metric, estimate.low), _x(metric, estimate.high)))
+    return x, max(x - ends[0], 0.0), max(ends[1] - x, 0.0)
+
+
+def _points(
+    metric: str, series: Series, found: Sequence[tuple[TrialResult, Comparison]]
+) -> list[tuple[float, float, float, float]]:
+    """x, y and both arms of each point of a series."""
+    return [
+        (x, row + series.shift, low, high)
+        for row, (_, comparison) in enumerate(found)
+        for of, similarity in of_series(comparison)
+        if of is series
+        for x, low, high in [_place(metric, getattr(similarity, metric))]
+    ]
+
+
+def _row_labels(found: Sequence[tuple[TrialResult, Comparison]]) -> list[str]:
+    return [f"trial {trial.number}, rank {trial.config.rank}" for trial, _ in found]
+
+
+def _ticks(metric: str, found: Sequence[tuple[TrialResult, Comparison]], threshold: float) -> dict[float, str]:
+    """Of a cosine's panel: distance -> cosine, those that lie among the points."""
+    places = [p[0] + end for series in SERIES for p in _points(metric, series, found) for end in (-p[2], p[3])]
+    low, high = min([*places, 1 - threshold]), max([*places, 1 - threshold])
+    return {1 - cosine: text for cosine, text in COSINE_TICKS.items() if 0.3 * low <= 1 - cosine <= 2 * high}
+
+
+def _png(found: Sequence[tuple[TrialResult, Comparison]], threshold: float) -> PngFigure:
+    figure = canvas(2.8 + 0.9 * len(found))
+    panels = figure.subplots(2, 3, sharey=True)
+    for axes, (metric, title) in zip(panels.flat, PANELS.items(), strict=True):
+        for series in SERIES:
+            points = _points(metric, series, found)
+            if points:
+                xs, ys, lows, highs = zip(*points, strict=True)
+                style = {"fmt": series.marker, "color": series.colour, "capsize": 3, "markersize": 6}
+                axes.errorbar(xs, ys, xerr=(lows, highs), label=series.name, **style)
+        axes.set_xlabel(title, fontsize=9)
+        if metric in COSINES or metric == "kl_nats":
+            axes.set_xscale("log")
+            axes.invert_xaxis()
+        if metric in COSINES:
+            ticks = _ticks(metric, found, threshold)
+            axes.set_xticks(list(ticks), list(ticks.values()))
+            axes.minorticks_off()
+        if metric == "embedding_cosine":
+            axes.axvline(max(1 - threshold, NEAREST), color="black", linestyle="--", linewidth=1.2)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25, axis="x")
+    axes.set_yticks(range(len(found)), _row_labels(found), fontsize=8)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
+    return figure
+
+
+def _text(trial: TrialResult, series: Series, title: str, estimate: Estimate) -> str:
+    interval = f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
+    return f"trial {trial.number}, rank {trial.config.rank}<br>{series.name}<br>{title}: {interval}"
+
+
+def _html(found: Sequence[tuple[TrialResult, Comparison]], threshold: float) -> "go.Figure":
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=2, cols=3, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=0.22)
+    for i, (metric, title) in enumerate(PANELS.items()):
+        at = {"row": i // 3 + 1, "col": i % 3 + 1}
+        for series in SERIES:
+            points = _points(metric, series, found)
+            if not points:
+                continue
+            xs, ys, lows, highs = (list(column) for column in zip(*points, strict=True))
+            figure.add_trace(
+                go.Scatter(
+                    x=xs,
+                    y=ys,
+                    error_x={"array": highs, "arrayminus": lows, "thickness": 1.5},
+                    mode="markers",
+                    marker={"color": series.colour, "symbol": series.symbol, "size": 10},
+                    name=series.name,
+                    legendgroup=series.name,
+                    showlegend=i == 0,
+                    text=[
+                        _text(t, s, title, getattr(m, metric)) for t, c in found for s, m in of_series(c) if s is series
+                    ],
+                    hoverinfo="text",
+                ),
+                **at,
+            )
+        figure.update_xaxes(title=title, **at)
+        if metric in COSINES or metric == "kl_nats":
+            figure.update_xaxes(type="log", autorange="reversed", **at)
+        if metric == "kl_nats":
+            figure.update_xaxes(dtick=1, **at)
+        if metric in COSINES:
+            ticks = _ticks(metric, found, threshold)
+            figure.update_xaxes(tickvals=list(ticks), ticktext=list(ticks.values()), **at)
+        if metric == "embedding_cosine":
+            figure.add_vline(x=max(1 - threshold, NEAREST), line={"color": "black", "dash": "dash"}, **at)
+    rows = list(range(len(found)))
+    figure.update_yaxes(tickvals=rows, ticktext=_row_labels(found), range=[len(found) - 0.5, -0.5])
+    figure.update_layout(height=380 + 130 * len(found))
+    return figure

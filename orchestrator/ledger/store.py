@@ -1,0 +1,238 @@
+"""The one truth about a sweep: a small transactional SQLite store, written by the driver only.
+
+One row a trial key. Every state change is one transaction and must be one of TRANSITIONS; all else
+(Optuna's study, MLflow's runs, figures, fronts) is a projection that can be rebuilt from here.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.ledger.rows import COST, Entry, entry_of
+from orchestrator.ledger.schema import connect, transaction
+from trainables.config import Origin, State, TrialConfig, Workload, canonical_json
+from trainables.findings import Comparison, Judgement
+from trainables.results import Cost, Measurement, TrialResult
+
+ON = " on "
+"""Between a cost cell's own name and the device, of all kinds of device but the first that it was measured on."""
+FAULTS = "faults"
+"""Fact: "compare KEY" or "judge KEY" -> why that failed, as long as it has not succeeded."""
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    "queued": frozenset({"running", "refused"}),
+    "running": frozenset({"queued", "completed", "pruned", "oom", "diverged", "failed"}),
+    "pruned": frozenset({"queued"}),  # taken up again as the twin of a 4-bit trial
+}
+
+
+class LedgerError(RuntimeError):
+    """An operation that would break the ledger's rules; a fault of this program, not of its user."""
+
+
+class Ledger:
+    """An open ledger. One connection; open another for another thread or process."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """See orchestrator.ledger.schema.connect."""
+        self.path = path
+        self._db = connect(path, read_only=read_only)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _transaction(self) -> AbstractContextManager[None]:
+        return transaction(self._db, self.path)
+
+    # --- what the sweep is about
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """Keep one JSON value about the whole sweep."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO sweep VALUES (?, ?)", (name, canonical_json(value)))
+
+    def fact(self, name: str, default: Any = None) -> Any:
+        """Read back `set_fact`."""
+        row = self._db.execute("SELECT value FROM sweep WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else default
+
+    def workload(self) -> Workload | None:
+        """What all trials of this sweep share; None before the first run."""
+        values = self.fact("workload")
+        return Workload(**values) if values else None
+
+    # --- changes, one transaction each
+
+    def add(self, key: str, config: TrialConfig, *, params: Mapping[str, Any], origin: Origin) -> None:
+        """Queue a new trial.
+
+        Raises:
+            LedgerError: the key is known.
+        """
+        with self._transaction():
+            if self._db.execute("SELECT 1 FROM trials WHERE key = ?", (key,)).fetchone():
+                raise LedgerError(f"trial {key[:12]} is in the ledger already")
+            self._db.execute(
+                "INSERT INTO trials (key, number, state, origin, config, params, cost_cell) "
+                "VALUES (?, (SELECT coalesce(max(number) + 1, 0) FROM trials), 'queued', ?, ?, ?, ?)",
+                (key, origin, canonical_json(config.to_dict()), canonical_json(dict(params)), config.cost_cell),
+            )
+
+    def _move(self, key: str, new: State, **columns: Any) -> None:
+        """Change state inside the caller's transaction, if TRANSITIONS allow it."""
+        row = self._db.execute("SELECT state FROM trials WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise LedgerError(f"no trial {key[:12]} in the ledger")
+        if new not in TRANSITIONS.get(row["state"], ()):
+            raise LedgerError(f"trial {key[:12]} cannot go from {row['state']} to {new}")
+        values = {"state": new, **columns}
+        assignments = ", ".join(f"{name} = ?" for name in values)
+        self._db.execute(f"UPDATE trials SET {assignments} WHERE key = ?", (*values.values(), key))
+
+    def start(self, key: str) -> None:
+        """queued -> running."""
+        with self._transaction():
+            self._move(key, "running", started_at=time.time())
+
+    def record(self, key: str, measurement: Measurement) -> None:
+        """Keep a rung of a running trial; a rung reported again (after a retry) replaces the first."""
+        with self._transaction():
+            state = self._db.execute("SELECT state FROM trials WHERE key = ?", (key,)).fetchone()
+            if state is None or state["state"] != "running":
+                raise LedgerError(f"trial {key[:12]} reports step {measurement.step} but does not run")
+            self._db.execute(
+                "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?)",
+                (key, measurement.step, time.time(), measurement.train_loss_nats, measurement.eval_loss_nats),
+            )
+
+    def finish(
+        self,
+        key: str,
+        state: State,
+        *,
+        reason: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        adapter_sha256: str | None = None,
+        train_seconds: float | None = None,
+    ) -> None:
+        """running -> a final state.
+
+        Raises:
+            LedgerError: a stop without a reason, or a trial that does not run.
+        """
+        if state != "completed" and not reason:
+            raise LedgerError(f"trial {key[:12]} ends as {state} without a reason")
+        with self._transaction():
+            self._move(
+                key,
+                state,
+                reason=reason,
+                environment=canonical_json(dict(environment or {})),
+                adapter_sha256=adapter_sha256,
+                train_seconds=train_seconds,
+                ended_at=time.time(),
+            )
+
+    def requeue(self, key: str) -> None:
+        """Take a trial up again: one that was interrupted, or a pruned one that is needed as a twin.
+
+        Its rungs stay: it may go on from a checkpoint, and what it reports again is the same and replaces them.
+        """
+        with self._transaction():
+            self._move(key, "queued", started_at=None, ended_at=None, reason=None)
+
+    def requeue_running(self) -> int:
+        """Take up all that was running when the driver stopped; returns how many."""
+        keys = [row["key"] for row in self._db.execute("SELECT key FROM trials WHERE state = 'running'")]
+        for key in keys:
+            self.requeue(key)
+        return len(keys)
+
+    def set_similarity(self, key: str, similarity: Comparison) -> None:
+        """Write a completed 4-bit trial's similarity to its twin."""
+        self._set(key, "similarity", similarity)
+
+    def set_judgement(self, key: str, judgement: Judgement) -> None:
+        """Write what a completed trial came to on the report rows."""
+        self._set(key, "judgement", judgement)
+
+    def _set(self, key: str, column: str, value: Comparison | Judgement) -> None:
+        with self._transaction():
+            changed = self._db.execute(
+                f"UPDATE trials SET {column} = ? WHERE key = ? AND state = 'completed'",
+                (canonical_json(asdict(value)), key),
+            ).rowcount
+            if changed != 1:
+                raise LedgerError(f"no completed trial {key[:12]} to write a {column} to")
+
+    def keep_cost(self, cell: str, cost: Cost, *, of: str | None = None) -> Cost:
+        """Keep a cost cell's measurement on a kind of device unless there is one; returns the one that counts.
+
+        Args:
+            of: key of the trial that ran there; its memory and time are those of this cell on this kind from now on.
+        """
+        with self._transaction():
+            first = self.cost(cell)
+            name = cell if first is None or first.device == cost.device else f"{cell}{ON}{cost.device}"
+            self._db.execute("INSERT OR IGNORE INTO cost_cells VALUES (?, ?)", (name, canonical_json(asdict(cost))))
+            if of is not None:
+                self._db.execute("UPDATE trials SET cost_cell = ? WHERE key = ?", (name, of))
+        return self.cost(name)  # type: ignore[return-value]
+
+    # --- reading
+
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong with the file's pages and tables, a line each; empty where nothing is."""
+        try:
+            lines = [row[0] for row in self._db.execute("PRAGMA integrity_check(20)")]
+            n_orphans = len(self._db.execute("PRAGMA foreign_key_check").fetchall())
+            lines += [f"{n_orphans} measurements are of no trial"] if n_orphans else []
+        except sqlite3.DatabaseError as error:
+            return [str(error)]
+        return [line for line in lines if line != "ok"]
+
+    def costs(self, cell: str) -> tuple[Cost, ...]:
+        """Measured memory and time of a cost cell on each kind of device where they are known."""
+        rows = self._db.execute(
+            "SELECT cost FROM cost_cells WHERE cell = ? OR substr(cell, 1, ?) = ? ORDER BY cell",
+            (cell, len(cell + ON), cell + ON),
+        )
+        return tuple(COST.validate_json(row[0]) for row in rows)
+
+    def cost(self, cell: str) -> Cost | None:
+        """Measured memory and time of a cost cell, on the kind of device that was first, if they are known."""
+        row = self._db.execute("SELECT cost FROM cost_cells WHERE cell = ?", (cell,)).fetchone()
+        return COST.validate_json(row[0]) if row else None
+
+    def entry(self, key: str) -> Entry | None:
+        """One trial, or None."""
+        found = self._entries("WHERE key = ?", key)
+        return found[0] if found else None
+
+    def entries(self) -> list[Entry]:
+        """All trials by number."""
+        return self._entries("")
+
+    def trials(self) -> list[TrialResult]:
+        """All trials by number, as others know them."""
+        return [entry.result for entry in self.entries()]
+
+    def _entries(self, where: str, *values: Any) -> list[Entry]:
+        self._db.execute("BEGIN")  # one snapshot for the three reads
+        try:
+            rows = self._db.execute(f"SELECT * FROM trials {where} ORDER BY number", values).fetchall()
+            marks = self._db.execute(f"SELECT * FROM measurements {where} ORDER BY key, step", values).fetchall()
+            named = f"SELECT cost_cell FROM trials {where}"
+            cells = self._db.execute(f"SELECT cell, cost FROM cost_cells WHERE cell IN ({named})", values).fetchall()
+        finally:
+            self._db.execute("COMMIT")
+        costs = {row["cell"]: COST.validate_json(row["cost"]) for row in cells}
+        history: dict[str, list[sqlite3.Row]] = {}
+        for mark in marks:
+            history.setdefault(mark["key"], []).append(mark)
+        return [entry_of(row, history.get(row["key"], []), costs.get(row["cost_cell"])) for row in rows]

@@ -1,0 +1,1 @@
+"""Which running trial is stopped early."""

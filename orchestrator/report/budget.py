@@ -1,0 +1,40 @@
+"""Which config is the best within a budget of peak memory: the part of a report that answers it for every budget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.analysis.front import counted
+from orchestrator.analysis.knee import stairs
+from orchestrator.settings import SweepSettings
+from trainables.config import TrialConfig
+from trainables.results import TrialResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithinMemory:
+    """A trial with the lowest held-out loss of all that need no more peak memory, from its own peak on to the next's.
+
+    Attributes:
+        eval_loss_nats: on the search rows, by which it was chosen.
+    """
+
+    number: int
+    config: TrialConfig
+    peak_memory_mib: float
+    seconds_per_step: float
+    eval_loss_nats: float
+
+
+def within_memory(trials: Sequence[TrialResult], settings: SweepSettings) -> tuple[WithinMemory, ...]:
+    """From the smallest budget up; empty where no trial counts for the front."""
+    chosen = [trial for trial, _ in counted(trials, settings) if trial.history]
+    return tuple(
+        WithinMemory(
+            number=trial.number,
+            config=trial.config,
+            peak_memory_mib=trial.history[-1].peak_memory_mib,
+            seconds_per_step=trial.history[-1].seconds_per_step,
+            eval_loss_nats=trial.history[-1].eval_loss_nats,
+        )
+        for trial in stairs(chosen)
+    )

@@ -1,0 +1,294 @@
+"""What a sweep came to, as one value made from its ledger alone; report_text and report_page show it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from orchestrator.analysis.costs import CostTable, Predict, Saving, cost_table, savings
+from orchestrator.analysis.finalists import finalists, runs_of
+from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.analysis.knee import knee
+from orchestrator.analysis.repeats import Figure, Rows, figure, rows_of, smallest_sufficient_rank
+from orchestrator.analysis.sufficient_rank import SufficientRank
+from orchestrator.analysis.verdict import Verdict, comparison_of, verdict_of
+from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.plan import predicted_peaks_mib
+from orchestrator.report.budget import WithinMemory, within_memory
+from orchestrator.search.budgets import ENDED, FINISHED, SPENT, Ended, Spent
+from orchestrator.search.infeasible import nothing_counts
+from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, SweepSettings
+from orchestrator.status import status_of
+from trainables.config import PROTOCOL_VERSION, Precision, State, TrialConfig, Workload
+from trainables.errors import ConfigError
+from trainables.findings import BiasShift, Comparison, KlShare
+from trainables.results import TrialResult
+
+FACTS = ("workload", "data_counts", "created_at", FAULTS, REFERENCE, ENDED, SPENT, FINISHED)
+"""What a report needs of a ledger beside its trials."""
+FIGURE = re.compile(r"\d[\d.]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finalist:
+    """A trial that the report is about.
+
+    Attributes:
+        rows: those that its loss and similarity objectives are of.
+        figures: the default objectives and the sweep's own.
+        verdict, comparison: of a 4-bit trial; the rows of both are the verdict's.
+    """
+
+    number: int
+    key: str
+    config: TrialConfig
+    on_front: bool
+    rows: Rows
+    figures: Mapping[Objective, Figure]
+    verdict: Verdict | None
+    comparison: Comparison | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Trials that ended alike.
+
+    Attributes:
+        reason: of the first of them; the others' differ in their figures only.
+    """
+
+    state: State
+    n_trials: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A comparison or judgement that failed; the trial itself stays completed."""
+
+    what: str
+    trial: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Felt:
+    """Where 4 bits are felt, of the best 4-bit finalist."""
+
+    shares: tuple[KlShare, ...]
+    bias: tuple[BiasShift, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """How the figures were taken.
+
+    Attributes:
+        protocol_version: None where trials were measured by another than this program's.
+        data_counts: rows read, dropped by reason and in each split.
+        environment: name -> values, several where trials ran under different ones.
+        epsilon: differences of each objective that decide no dominance, in its own unit.
+        wall_seconds: from the sweep's start to its last trial's end, pauses included; None before the first.
+        train_seconds: summed over trials.
+    """
+
+    protocol_version: int | None
+    data_counts: Mapping[str, int]
+    environment: Mapping[str, tuple[str, ...]]
+    epsilon: Mapping[Objective, float]
+    wall_seconds: float | None
+    train_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that a report says.
+
+    Attributes:
+        workload: None before the sweep's first trial.
+        n_done, n_expected: trials in a final state, and those that the sweep will come to as far as is known.
+        n_running: trials at work, as the ledger has it.
+        states: trials by state.
+        best_loss, best_memory: numbers of the front's members with the lowest loss (on the search rows) and peak.
+        best_4bit: number of the 4-bit finalist with the lowest such loss, of those judged if any were.
+        sufficient_ranks: by precision.
+        within_memory: the best trial for each budget of peak memory.
+        knee: number of the front's member that gives up least in every objective, see orchestrator.analysis.knee.
+        search_ended: why the search is over, in words; None while it is not.
+        nothing_counts: why the front is empty, in words; None where it is not.
+        spent: by the whole sweep; None in ledgers from before that was kept.
+    """
+
+    name: str
+    settings: SweepSettings
+    workload: Workload | None
+    n_done: int
+    n_expected: int
+    n_running: int
+    states: Mapping[State, int]
+    savings: tuple[Saving, ...]
+    best_loss: int | None
+    best_memory: int | None
+    best_4bit: int | None
+    sufficient_ranks: Mapping[Precision, SufficientRank]
+    finalists: tuple[Finalist, ...]
+    costs: CostTable | None
+    felt: Felt | None
+    outcomes: tuple[Outcome, ...]
+    faults: tuple[Fault, ...]
+    measured: Measured
+    within_memory: tuple[WithinMemory, ...] = ()
+    knee: int | None = None
+    search_ended: str | None = None
+    nothing_counts: str | None = None
+    spent: Spent | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.n_done >= self.n_expected
+
+    def finalist(self, number: int | None) -> Finalist | None:
+        """The finalist of that number."""
+        return next((found for found in self.finalists if found.number == number), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "settings"}
+        return {"settings": self.settings.model_dump(mode="json")} | {k: _plain(v) for k, v in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+
+
+def newest(root: Path) -> str:
+    """Name of the sweep whose settings were written last.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = sorted((root / "sweeps").glob("*/settings.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ConfigError(f"there is no sweep under {root / 'sweeps'} yet; run one first: qlora-sweep run")
+    return found[-1].parent.name
+
+
+def read(settings: SweepSettings, ledger: Ledger) -> Report:
+    """The report of a sweep as its ledger has it now."""
+    facts = {name: ledger.fact(name) for name in FACTS}
+    workload = ledger.workload()
+    known = settings.model_copy(update={"compute_dtype": workload.compute_dtype} if workload else {})
+    return report_of(settings, ledger.trials(), facts, lambda config: predicted_peaks_mib(known, [config])[0])
+
+
+def report_of(
+    settings: SweepSettings, trials: Sequence[TrialResult], facts: Mapping[str, Any], predict: Predict
+) -> Report:
+    """Make the report.
+
+    Args:
+        facts: FACTS of the ledger, each may be None.
+        predict: peak memory of what was not measured.
+    """
+    ended = Ended.from_fact(facts.get(ENDED))
+    status = status_of(trials, settings, ended=ended is not None, finished=bool(facts.get(FINISHED)))
+    front = front_of(trials, settings, facts.get(REFERENCE))
+    middle = knee(front)
+    chosen = finalists(trials, settings, front)
+    members = [member for member in front.members if member.history]
+    best = min(members, key=_loss, default=None)
+    least = min(members, key=lambda t: (t.history[-1].peak_memory_mib, t.number), default=None)
+    compared = [trial for trial in chosen if trial.config.precision == "nf4" and trial.history and comparison_of(trial)]
+    best_4bit = min(compared, key=lambda t: (t.judgement is None, *_loss(t)), default=None)
+    workload = Workload(**facts["workload"]) if facts.get("workload") else None
+    return Report(
+        name=settings.name,
+        settings=settings,
+        workload=workload,
+        n_done=status.n_done,
+        n_expected=status.n_expected,
+        n_running=status.counts.get("running", 0),
+        states=status.counts,
+        savings=savings(trials),
+        best_loss=best.number if best else None,
+        best_memory=least.number if least else None,
+        best_4bit=best_4bit.number if best_4bit else None,
+        sufficient_ranks={p: smallest_sufficient_rank(p, chosen, trials, settings) for p in get_args(Precision)},
+        finalists=tuple(_finalist(trial, trials, front, settings) for trial in chosen),
+        costs=cost_table(trials, best.config if best else None, predict),
+        felt=_felt(best_4bit),
+        outcomes=_outcomes(trials),
+        faults=_faults(trials, facts.get(FAULTS) or {}),
+        measured=_measured(trials, front, workload, facts),
+        within_memory=within_memory(trials, settings),
+        knee=middle.number if middle else None,
+        search_ended=ended.text if ended else None,
+        nothing_counts=nothing_counts(trials, settings, predict),
+        spent=Spent(**facts[SPENT]) if facts.get(SPENT) else None,
+    )
+
+
+def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, settings: SweepSettings) -> Finalist:
+    runs = runs_of(trial, trials, settings)
+    objectives = dict.fromkeys((*DEFAULT_OBJECTIVES, *settings.objectives))
+    found = {objective: figure(runs, objective) for objective in objectives}
+    return Finalist(
+        number=trial.number,
+        key=trial.key,
+        config=trial.config,
+        on_front=trial.key in front.keys,
+        rows=rows_of(runs),
+        figures={objective: value for objective, value in found.items() if value},
+        verdict=verdict_of(trial, settings.min_similarity),
+        comparison=comparison_of(trial) if trial.config.precision == "nf4" else None,
+    )
+
+
+def _loss(trial: TrialResult) -> tuple[float, int]:
+    """On the search rows; of equal ones the earlier trial's goes first."""
+    return trial.history[-1].eval_loss_nats, trial.number
+
+
+def _felt(best: TrialResult | None) -> Felt | None:
+    found = best.judgement if best else None
+    return Felt(shares=found.felt, bias=found.bias) if found and (found.felt or found.bias) else None
+
+
+def _outcomes(trials: Sequence[TrialResult]) -> tuple[Outcome, ...]:
+    """Trials with a reason, alike where state and reason are but for figures; the most frequent first."""
+    groups: dict[tuple[State, str], list[TrialResult]] = {}
+    for trial in trials:
+        if trial.reason:
+            groups.setdefault((trial.state, FIGURE.sub("N", trial.reason)), []).append(trial)
+    found = [Outcome(state=g[0].state, n_trials=len(g), reason=g[0].reason or "") for g in groups.values()]
+    return tuple(sorted(found, key=lambda outcome: (get_args(State).index(outcome.state), -outcome.n_trials)))
+
+
+def _faults(trials: Sequence[TrialResult], faults: Mapping[str, str]) -> tuple[Fault, ...]:
+    numbers = {trial.key: trial.number for trial in trials}
+    parts = [(*what.partition(" ")[::2], why) for what, why in faults.items()]
+    return tuple(Fault(what=kind, trial=numbers.get(key), reason=why) for kind, key, why in parts)
+
+
+def _measured(
+    trials: Sequence[TrialResult], front: Front, workload: Workload | None, facts: Mapping[str, Any]
+) -> Measured:
+    values: dict[str, dict[str, None]] = {}
+    for trial in trials:
+        for name, value in trial.environment.items():
+            values.setdefault(name, {})[value] = None
+    began, ends = facts.get("created_at"), [trial.ended_at for trial in trials if trial.ended_at]
+    ours = workload is None or all(workload.key(trial.config) == trial.key for trial in trials)
+    return Measured(
+        protocol_version=PROTOCOL_VERSION if ours else None,
+        data_counts=facts.get("data_counts") or {},
+        environment={name: tuple(found) for name, found in values.items()},
+        epsilon=dict(zip(front.objectives, front.epsilon, strict=True)),
+        wall_seconds=max(ends) - began if began and ends else None,
+        train_seconds=sum(trial.train_seconds or 0.0 for trial in trials),
+    )

@@ -1,0 +1,1 @@
+"""What to run next, what need not run again, and when to stop."""

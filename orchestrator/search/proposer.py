@@ -1,0 +1,228 @@
+"""What the search tries next: an in-memory Optuna study, a projection of the ledger.
+
+Every candidate that is settled is told once: completed with all its objectives, anything else as pruned;
+a trial that broke, or whose similarity is too low, violates a constraint (told as failed, TPE would go on
+asking around it).
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from random import Random
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from orchestrator.analysis.front import dissimilarity, losses_of
+from orchestrator.ledger.rows import Entry
+from orchestrator.pruning.halving import ranking
+from orchestrator.settings import SweepSettings
+from search_spaces import Parameter
+from trainables.results import TrialResult
+
+KeyOf = Callable[[Mapping[str, Any]], str]
+Losses = tuple[float, ...]
+
+MAX_MODELLED = 150
+"""Trials that a sampler is left with when its history has grown to twice as many, see `modelled`."""
+MAX_REPEATS = 10
+"""Known points the sampler may propose in a row before an unknown one is drawn for it."""
+BROKEN = 1.0
+"""Constraint value of a trial that ended without usable figures."""
+POPULATION = 16
+"""Trials of one generation of NSGA-II: a sweep has tens of trials, so that Optuna's 50 would be one generation."""
+
+
+def sampler(method: str, seed: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler of that name; a grid has none, and is walked through in order."""
+    samplers = optuna.samplers
+    if method == "tpe":
+        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+    if method == "nsga2":
+        return samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
+    if method == "gp":
+        return samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+    if method == "qmc":
+        quiet = {"warn_independent_sampling": False, "warn_asynchronous_seeding": False}
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            return samplers.QMCSampler(seed=seed, scramble=True, **quiet)
+    return samplers.RandomSampler(seed=seed)
+
+
+def distribution(parameter: Parameter) -> BaseDistribution:
+    """Optuna's form of a searched setting."""
+    if parameter.choices is not None:
+        return CategoricalDistribution(parameter.choices)
+    if parameter.distribution == "int_uniform":
+        return IntDistribution(int(parameter.min or 0), int(parameter.max or 0))
+    return FloatDistribution(
+        parameter.min or 0.0, parameter.max or 0.0, log=parameter.distribution == "log_uniform_values"
+    )
+
+
+def ordered(parameter: Parameter) -> tuple[Any, ...] | None:
+    """Its values from least to greatest where they are at least three numbers, else None.
+
+    A sampler is asked for the place of such a value: to it, neighbours are alike, as choices never are.
+    """
+    choices = parameter.choices or ()
+    numbers = [value for value in choices if isinstance(value, int | float) and not isinstance(value, bool)]
+    return tuple(sorted(numbers)) if len(numbers) == len(choices) > 2 else None
+
+
+def is_within(dist: BaseDistribution, value: Any) -> bool:
+    """Whether a value could have been drawn from a distribution."""
+    if isinstance(dist, CategoricalDistribution):
+        return value in dist.choices
+    return dist._contains(dist.to_internal_repr(value))
+
+
+def modelled(trials: Sequence[FrozenTrial], n: int) -> list[FrozenTrial]:
+    """What a sampler needs of a long history, in its order: the best completed trials, and the latest of all others.
+
+    The best by non-dominated depth are a fifth, twice what TPE takes for good ones (a tenth of all).
+    """
+    if len(trials) <= n:
+        return list(trials)
+    sound = [t for t in trials if t.state == TrialState.COMPLETE and all(v <= 0 for v in t.constraints.values())]
+    order = ranking([t.values for t in sound]) if sound else []
+    best = {sound[i].number for i in order[: n // 5]}
+    latest = [t.number for t in trials if t.number not in best][len(best) - n :]
+    kept = best.union(latest)
+    return [trial for trial in trials if trial.number in kept]
+
+
+class Proposer:
+    """Optuna behind two calls: `propose` a point that is not known, `tell` what became of a trial.
+
+    Attributes:
+        study: of at most twice MAX_MODELLED trials; when it is full it is begun anew with those that matter.
+    """
+
+    def __init__(self, settings: SweepSettings, max_modelled: int = MAX_MODELLED) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._settings = settings
+        self._space = settings.space
+        self._max_modelled = max_modelled
+        parameters = settings.space.parameters.items()
+        self._ordered = {name: values for name, p in parameters if (values := ordered(p))}
+        self._distributions = {
+            name: IntDistribution(0, len(self._ordered[name]) - 1) if name in self._ordered else distribution(p)
+            for name, p in parameters
+        }
+        self._sampler = sampler(self._space.method, settings.seed)
+        self._random = Random(settings.seed)
+        self._grid: dict[str, dict[str, Any]] | None = None  # by key, once it is needed: a key takes a millisecond
+        self._asked: dict[str, optuna.Trial] = {}
+        self.study = self._new_study()
+
+    def _new_study(self) -> optuna.Study:
+        directions = ["minimize"] * len(self._settings.objectives)
+        return optuna.create_study(directions=directions, sampler=self._sampler)
+
+    def propose(self, key_of: KeyOf, known: Callable[[str], bool]) -> dict[str, Any] | None:
+        """A point of the space whose trial is not known yet, or None when there is none left."""
+        if self._space.method == "grid":
+            return next(self._left(key_of, known), None)
+        for _ in range(MAX_REPEATS):
+            trial = self.study.ask(self._distributions)
+            params = {n: self._ordered[n][v] if n in self._ordered else v for n, v in trial.params.items()}
+            key = key_of(params)
+            if not known(key):
+                self._asked[key] = trial
+                return params
+            self.study.tell(trial, state=TrialState.FAIL)
+        if self._space.n_points is None:
+            return None
+        left = list(self._left(key_of, known))
+        return self._random.choice(left) if left else None
+
+    def _left(self, key_of: KeyOf, known: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+        """Points of a finite space whose trials are not known yet, in the grid's order."""
+        if self._grid is None:
+            self._grid = {key_of(point): point for point in self._space.grid()}
+        return (point for key, point in self._grid.items() if not known(key))
+
+    def tell(self, entry: Entry, excess: float | None = None) -> None:
+        """Tell the study about a settled trial, whether it asked for it or not (a twin, a resumed sweep).
+
+        Args:
+            excess: predicted peak beyond the device's memory, as a share of it; None where not known.
+        """
+        trial = self._asked.pop(entry.result.key, None)
+        if trial is None and not self._stands_for(entry):
+            return  # a twin at a precision that is not searched
+        self.learn(entry, excess, trial)
+
+    def learn(self, entry: Entry, excess: float | None = None, trial: optuna.Trial | None = None) -> None:
+        """Tell the study about a trial, of this sweep or of another one over the same space, under whatever seed.
+
+        Args:
+            excess: as of `tell`.
+            trial: of the study, where it asked for this one.
+        """
+        if trial is None and self._coded(entry.params) is None:
+            return
+        state, losses, constraints = self._end(entry.result, excess)
+        if trial is None:
+            self.study.add_trial(
+                create_trial(
+                    state=state,
+                    values=losses,
+                    params=self._coded(entry.params),
+                    distributions=self._distributions,
+                    user_attrs={"key": entry.result.key},
+                    constraints=constraints,
+                )
+            )
+        else:
+            trial.set_user_attr("key", entry.result.key)
+            for name, violation in constraints.items():
+                trial.set_constraint(name, violation)
+            self.study.tell(trial, losses, state=state)
+        self._shorten()
+
+    def _stands_for(self, entry: Entry) -> bool:
+        """Whether a trial is what its point of this space asks for."""
+        params = dict(entry.params)
+        return self._coded(params) is not None and self._settings.config(params) == entry.result.config
+
+    def _coded(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A point as the study knows it; None where it is not of this space."""
+        found: dict[str, Any] = {}
+        for name, dist in self._distributions.items():
+            values = self._ordered.get(name)
+            if name not in params or not (params[name] in values if values else is_within(dist, params[name])):
+                return None
+            found[name] = values.index(params[name]) if values else params[name]
+        return found
+
+    def _end(self, result: TrialResult, excess: float | None) -> tuple[TrialState, Losses | None, dict[str, float]]:
+        """What the study is told of a settled trial: its state, its losses and by how much it violates constraints."""
+        constraints = {"memory": _memory_violation(result, excess)}
+        losses = losses_of(result, self._settings.objectives)
+        gap = dissimilarity(result, self._settings.min_similarity)
+        if result.state == "completed" and losses is not None and gap is not None:
+            return TrialState.COMPLETE, losses, constraints | {"similarity": gap}
+        return TrialState.PRUNED, None, constraints | {"similarity": 0.0 if result.state == "pruned" else BROKEN}
+
+    def _shorten(self) -> None:
+        """Begin a full study anew: asking takes a time that grows with its trials."""
+        trials = self.study.get_trials(deepcopy=False)
+        if len(trials) <= 2 * self._max_modelled:
+            return
+        ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        self.study = self._new_study()
+        self.study.add_trials(modelled(ended, self._max_modelled))
+        for key, trial in self._asked.items():  # at work: the sampler keeps away from them
+            self.study.enqueue_trial(trial.params)
+            self._asked[key] = self.study.ask(self._distributions)
+
+
+def _memory_violation(result: TrialResult, excess: float | None) -> float:
+    """At most 0 where a trial fitted the device; of one that did not, the more the further its prediction is off."""
+    if result.state not in ("refused", "oom"):
+        return 0.0
+    return max(excess or 0.0, BROKEN if result.state == "oom" else 1e-6)

@@ -1,0 +1,98 @@
+"""Results of other sweeps' ledgers: a trial known there, on the same kind of device, is not run again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.ledger import Ledger
+from orchestrator.ledger.rows import Entry
+from orchestrator.prepare import ask_device
+from orchestrator.settings import SweepSettings
+from orchestrator.workers import adapter_store
+from trainables.config import Workload
+from trainables.errors import ConfigError
+
+REUSED = "reused"
+"""Fact: key of each reused trial -> the sweep that ran it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A completed trial of another sweep.
+
+    Attributes:
+        sweep: that ran it.
+        adapters: folder that holds its adapter.
+    """
+
+    entry: Entry
+    sweep: str
+    adapters: Path
+
+
+def completed_elsewhere(root: Path, own: str, workload: Workload, settings: SweepSettings) -> dict[str, Known]:
+    """Completed trials of all other sweeps under `root` on devices of this one, by key; of equal ones the
+    oldest sweep's.
+
+    A key stands for everything that decides the outcome (see Workload.key), the device apart. Workers are asked
+    for the devices' names only where there is something to reuse; needs a connected Ray.
+    """
+    found: dict[str, Known] = {}
+    folders = [path.parent for path in (root / "sweeps").glob("*/ledger.db") if path.parent.name != own]
+    for folder in sorted(folders, key=lambda path: (path / "ledger.db").stat().st_ctime):
+        for known in _completed(folder, workload):
+            found.setdefault(known.entry.result.key, known)
+    if not found:
+        return {}
+    names = ask_device(settings).names
+    return {key: known for key, known in found.items() if known.entry.result.cost.device in names}  # type: ignore[union-attr]
+
+
+def _completed(folder: Path, workload: Workload) -> list[Known]:
+    try:
+        ledger = Ledger(folder / "ledger.db", read_only=True)
+    except ConfigError:
+        return []  # of another program's version, or damaged: nothing to be had there
+    try:
+        theirs = ledger.workload()
+        if theirs is None or (theirs.base_fingerprint, theirs.data_digest) != (
+            workload.base_fingerprint,
+            workload.data_digest,
+        ):
+            return []
+        ran_by = ledger.fact(REUSED, {})
+        return [
+            Known(entry=e, sweep=ran_by.get(e.result.key, folder.name), adapters=folder / "adapters")
+            for e in ledger.entries()
+            if e.result.state == "completed" and e.result.cost and e.result.history
+        ]
+    finally:
+        ledger.close()
+
+
+def adopt(ledger: Ledger, adapters: Path, known: Known) -> bool:
+    """Complete a queued trial of `ledger` with what is known of it; False where its adapter is gone.
+
+    Its training time stays unknown: this sweep spent none.
+    """
+    result = known.entry.result
+    files = adapter_store.read(known.adapters, result.key)
+    if files is None or result.cost is None:
+        return False
+    ledger.start(result.key)
+    ledger.keep_cost(result.config.cost_cell, result.cost, of=result.key)
+    for measurement in result.history:
+        ledger.record(result.key, measurement)
+    digest = adapter_store.write(adapters, result.key, files)
+    ledger.finish(
+        result.key,
+        "completed",
+        reason=f"reused: sweep {known.sweep} ran it",
+        environment=result.environment,
+        adapter_sha256=digest,
+    )
+    ledger.set_fact(REUSED, ledger.fact(REUSED, {}) | {result.key: known.sweep})
+    return True
+
+
+Elsewhere = Mapping[str, Known]

@@ -1,0 +1,95 @@
+"""The driver's hand on the process that keeps MLflow up to date; MLflow never stops a sweep, nor keeps it.
+
+The ledger itself is the outbox. An outbox table would hold every change a second time and deliver each "at least
+once": MLflow's calls carry no key by which a second delivery could be known, so one whose answer was lost would have
+to be looked for in MLflow all the same. The projection (projection.py) does just that look, needs no message kept, and
+is the same code for a sweep that runs, `sync`, and `verify --repair`.
+
+It runs in a process of its own (flusher_process.py) because a call of MLflow's client cannot be cut off from outside:
+it waits 20 s for a locked SQLite store whatever it is told. A process can be killed at any moment: a call that was cut
+off is looked for, and made again, by the next one.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from select import select
+from time import monotonic
+
+STUCK_SECONDS = 60.0
+"""After so long without a sign of life the process is taken for dead: many times what it needs to start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flushed:
+    """What came of the last write.
+
+    Attributes:
+        page: of the sweep's run, None where not everything was written.
+        reason: why not.
+        n_whole: trials whose runs are written to the end.
+    """
+
+    page: str | None = None
+    reason: str | None = None
+    n_whole: int = 0
+
+
+class Flusher:
+    """Keeps MLflow up to date while a sweep runs."""
+
+    def __init__(self, name: str, root: Path) -> None:
+        self._command = [sys.executable, "-m", "orchestrator.tracking.flusher_process", name, str(root.resolve())]
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,  # its end, the driver's death included, ends the process
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C is the driver's
+        )
+
+    def stop(self) -> None:
+        """At once, wherever it is."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def finish(self, files: Sequence[Path], seconds: float, *, interrupted: bool) -> Flushed:
+        """Write what is left, and the files; returns soon where MLflow does not answer.
+
+        Args:
+            files: of the sweep's folder, see orchestrator.report.outputs.
+            seconds: that the sweep took; a twentieth of it, at least two minutes, is all that a slow store is given.
+        """
+        if self._process is None:
+            return Flushed(reason="it was not started")
+        order = {"files": [str(path) for path in files], "seconds": seconds, "interrupted": interrupted}
+        try:
+            print(json.dumps(order), file=self._process.stdin, flush=True)
+            return self._answer()
+        except (OSError, ValueError) as error:  # it is dead, or was killed while it spoke
+            return Flushed(reason=f"its writer ended: {type(error).__name__}")
+        finally:
+            self.stop()
+
+    def _answer(self) -> Flushed:
+        out = self._process.stdout  # type: ignore[union-attr]
+        last = monotonic()
+        while monotonic() - last < STUCK_SECONDS:
+            if not select([out], [], [], 1.0)[0]:  # type: ignore[list-item]
+                continue
+            line = out.readline()  # type: ignore[union-attr]
+            if not line:
+                return Flushed(reason="its writer ended")
+            if line.strip():
+                return Flushed(**json.loads(line))
+            last = monotonic()
+        return Flushed(reason=f"its writer gave no sign of life for {STUCK_SECONDS:.0f} s")

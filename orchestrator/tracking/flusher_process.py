@@ -1,0 +1,141 @@
+"""The process that writes MLflow while a sweep runs: `python -m orchestrator.tracking.flusher_process NAME ROOT`
+
+It brings MLflow up to date every few seconds, until a line on its standard input (see flusher.py) has it
+write what is left and answer with one JSON object; the end of its standard input ends it at once. While it writes
+what is left a second thread watches: where a call keeps the process idle for a while, that ends it, with an answer.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from time import clock_gettime, monotonic, pthread_getcpuclockid, sleep
+from typing import Any
+
+from orchestrator import settings as settings_file
+from orchestrator.ledger import Ledger
+from orchestrator.security.redaction import reason_of
+from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.tracking.flusher import Flushed
+
+SYNC_SECONDS = 5.0
+REST_SHARE = 10
+"""Times the length of the last write to rest before the next, so that writing takes at most a tenth of a core."""
+MAX_REST_SECONDS = 20.0
+"""With a write that redraws the figures this keeps them under 30 s old."""
+PATIENCE_SECONDS, SHORT_PATIENCE_SECONDS = 10.0, 3.0
+"""How long the process may sit idle at the end: over a store that has answered so far,
+and over one that failed last time."""
+WORK_SECONDS = 0.1
+"""Of the writing thread's processor time; less in so long is idle. The clock says little on a busy machine."""
+MIN_FINISH_SECONDS, FINISH_SHARE = 120.0, 0.05
+"""The most that the end may take of a store that answers each call: so much, or that share of the sweep's time."""
+
+
+class Writer:
+    """Writes one sweep's ledger into MLflow, again and again.
+
+    Attributes:
+        fault: why the last write failed; None where it did not.
+    """
+
+    def __init__(self, settings: SweepSettings, root: Path) -> None:
+        self._settings = settings
+        self._root = root
+        self._ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
+        self._tracker: Any = None
+        self.fault: str | None = None
+
+    @property
+    def n_whole(self) -> int:
+        """Trials whose runs are written to the end."""
+        return self._tracker.n_whole if self._tracker else 0
+
+    def write(self, finish: Callable[[Any], None] | None = None) -> bool:
+        """Write what the ledger holds and MLflow does not, and `finish` it; returns whether that went well."""
+        try:
+            self._open()
+            (finish or (lambda tracker: tracker.sync(live=True)))(self._tracker)
+            self.fault = None
+        except Exception as error:
+            self.fault = reason_of(error, self._settings.tracking_uri)
+        return self.fault is None
+
+    def _open(self) -> None:
+        from orchestrator.tracking.projection import Tracker
+
+        if self._tracker is None:
+            self._tracker = Tracker(self._settings, self._ledger, self._root)
+        elif self.fault:
+            self._tracker.look()
+
+    def finish(self, files: list[str], interrupted: bool) -> Flushed:
+        """Write everything, to the end."""
+        from orchestrator.sweep import result_of
+        from orchestrator.tracking.publishing import page_text
+
+        result = result_of(self._settings, self._ledger, interrupted=interrupted)
+        done = self.write(lambda tracker: tracker.finish(result, [Path(file) for file in files]))
+        page = page_text(self._settings, self._tracker) if done else None
+        return Flushed(page=page, reason=self.fault, n_whole=self.n_whole)
+
+
+def worked_seconds() -> float:
+    """Processor time of the thread that writes; others, as MLflow's own monitor, may work over a store that is away."""
+    return clock_gettime(pthread_getcpuclockid(threading.main_thread().ident or 0))
+
+
+def answer(flushed: Flushed) -> None:
+    """Say how it went, and end, whatever other threads do."""
+    print(json.dumps(asdict(flushed)), flush=True)
+    os._exit(0)
+
+
+def listen(orders: "queue.Queue[dict[str, Any]]", writer: Writer) -> None:
+    """Hand on the order to finish, then watch that it comes to an end; ends the process with the driver."""
+    line = sys.stdin.readline()
+    if not line:
+        os._exit(0)
+    order = json.loads(line)
+    patience = SHORT_PATIENCE_SECONDS if writer.fault else PATIENCE_SECONDS
+    orders.put(order)
+    threading.Thread(target=lambda: (sys.stdin.readline(), os._exit(0)), daemon=True).start()
+    begin, limit = monotonic(), max(MIN_FINISH_SECONDS, FINISH_SHARE * order["seconds"])
+    quiet_since, worked = begin, worked_seconds()
+    while True:
+        sleep(0.1)
+        print(flush=True)
+        if worked_seconds() - worked > WORK_SECONDS:
+            quiet_since, worked = monotonic(), worked_seconds()
+        if monotonic() - quiet_since > patience:
+            fault = writer.fault or f"it has not answered for {patience:.0f} s"
+            answer(Flushed(reason=fault, n_whole=writer.n_whole))
+        if monotonic() - begin > limit:
+            answer(Flushed(reason=f"writing took longer than {limit:.0f} s", n_whole=writer.n_whole))
+
+
+def main(name: str, root: Path) -> None:
+    os.nice(10)  # trials come first
+    settings = settings_file.load(sweep_folder(name, root))
+    writer = Writer(settings, root)
+    orders: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=listen, args=(orders, writer), daemon=True).start()
+    rest = SYNC_SECONDS
+    while True:
+        try:
+            order = orders.get(timeout=rest)
+        except queue.Empty:
+            begin = monotonic()
+            writer.write()
+            rest = max(SYNC_SECONDS, REST_SHARE * (monotonic() - begin) if not writer.fault else 0)
+            rest = min(rest, MAX_REST_SECONDS)
+        else:
+            answer(writer.finish(order["files"], order["interrupted"]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

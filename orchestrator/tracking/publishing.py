@@ -1,0 +1,74 @@
+"""A sweep's files and its MLflow runs, written whole: at its end, by `sync`, and by a repair."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.ledger import Ledger
+from orchestrator.report import content as report
+from orchestrator.security.redaction import reason_of
+from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.sweep import SweepResult, result_of
+from orchestrator.tracking.flusher import Flusher
+from orchestrator.tracking.projection import Tracker
+from orchestrator.tracking.store import UI_PORT, page_of
+from trainables.errors import SweepError
+
+
+def write_files(settings: SweepSettings, ledger: Ledger, result: SweepResult, root: Path) -> list[Path]:
+    """Write front.json, trials.parquet, figures and report into the sweep's folder; returns them."""
+    from orchestrator.report import outputs
+
+    return outputs.write(result, report.read(settings, ledger), sweep_folder(settings.name, root))
+
+
+def end(
+    settings: SweepSettings, root: Path, flusher: Flusher, say: Callable[[str], None], seconds: float, interrupted: bool
+) -> str | None:
+    """What a sweep does at its end: write its files, then what MLflow lacks, for as long as that answers.
+
+    Args:
+        seconds: that the sweep took.
+    Returns:
+        See `publish`.
+    """
+    ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
+    try:
+        result = result_of(settings, ledger, interrupted=interrupted)
+        files = write_files(settings, ledger, result, root)
+    finally:
+        ledger.close()
+    flushed = flusher.finish(files, seconds, interrupted=interrupted)
+    if flushed.page is None:
+        pending = f"{len(result.trials) - flushed.n_whole} of {len(result.trials)} trials and the sweep's own run"
+        say(f"MLflow lacks {pending} ({flushed.reason}); complete it with: qlora-sweep sync {settings.name}")
+    return flushed.page
+
+
+def publish(settings: SweepSettings, root: Path, say: Callable[[str], None], *, interrupted: bool) -> str | None:
+    """Write a sweep's files and its MLflow runs, whole.
+
+    Returns:
+        The page of the parent run under `make ui`, or the run's id on another server; None where MLflow
+        could not be written (said through `say`; `qlora-sweep sync` does it later).
+    """
+    ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
+    try:
+        result = result_of(settings, ledger, interrupted=interrupted)
+        files = write_files(settings, ledger, result, root)
+        tracker = Tracker(settings, ledger, root)
+        tracker.finish(result, files)
+    except SweepError:
+        raise
+    except Exception as error:
+        reason = reason_of(error, settings.tracking_uri)
+        say(f"MLflow was not written ({reason}); later: qlora-sweep sync {settings.name}")
+        return None
+    finally:
+        ledger.close()
+    return page_text(settings, tracker)
+
+
+def page_text(settings: SweepSettings, tracker: Tracker) -> str:
+    """Where to look at the sweep's run."""
+    page = page_of(tracker.experiment_id, tracker.run_id)
+    return f"http://127.0.0.1:{UI_PORT}/{page}" if settings.tracking_uri is None else f"run {tracker.run_id}"

@@ -1,0 +1,83 @@
+"""MLflow's pages over a sweep's store: on the loopback address; elsewhere only for named hosts, behind a password."""
+
+import os
+import secrets
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from orchestrator.tracking.store import CLIENT, UI_PORT, check_schema, store_file, store_uri
+from trainables.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PASSWORD, AUTH_CONFIG, SESSION_KEY = (
+    "MLFLOW_AUTH_ADMIN_PASSWORD",
+    "MLFLOW_AUTH_CONFIG_PATH",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY",
+)
+MIN_PASSWORD_CHARS = 12
+AUTH = """[mlflow]
+default_permission = READ
+database_uri = sqlite:///{database}
+admin_username = admin
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
+
+
+def serve(root: Path, host: str, port: int, allowed_hosts: str | None) -> None:
+    """Become MLflow's server; does not return.
+
+    Raises:
+        ConfigError: see `arguments`; or the store is of another MLflow's schema.
+    """
+    check_schema(store_file(root))
+    given = arguments(root, host, port, allowed_hosts)
+    os.environ |= CLIENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for jobs nobody has here
+    if "--app-name" in given:
+        os.environ.setdefault(AUTH_CONFIG, str(_auth_config(root)))
+        os.environ.setdefault(SESSION_KEY, secrets.token_hex(32))
+    os.execv(sys.executable, [sys.executable, *given])
+
+
+def arguments(root: Path, host: str, port: int, allowed_hosts: str | None) -> list[str]:
+    """What Python is started with to serve the store under `root`.
+
+    Args:
+        allowed_hosts: comma-separated names under which browsers may ask for another host than this machine.
+    Raises:
+        ConfigError: there is no store, or another host than this machine without names and a password.
+    """
+    if not store_file(root).is_file():
+        raise ConfigError(f"there is no {store_file(root)} yet; run a sweep first")
+    names = f"localhost,localhost:*,127.0.0.1,127.0.0.1:*,[[]::1]:{port}"
+    given = ["-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    if host not in LOOPBACK:
+        names = _checked(host, allowed_hosts)
+        given += ["--app-name", "basic-auth"]
+    given += ["--allowed-hosts", names, "--backend-store-uri", store_uri(root)]
+    return [*given, "--default-artifact-root", str((root / "artifacts").resolve())]
+
+
+def _checked(host: str, allowed_hosts: str | None) -> str:
+    """The names, if a server on `host` may be started at all."""
+    names = [name.strip() for name in (allowed_hosts or "").split(",") if name.strip()]
+    if not names or any("*" in name for name in names):
+        raise ConfigError(
+            f"HOST is {host}, which others reach: name with ALLOWED_HOSTS (--allowed-hosts, commas between them, no *) "
+            f"under which addresses they may, e.g. {host}:{UI_PORT}"
+        )
+    if not os.environ.get(AUTH_CONFIG) and len(os.environ.get(PASSWORD, "")) < MIN_PASSWORD_CHARS:
+        raise ConfigError(
+            f"HOST is {host}, which others reach: put a password of {MIN_PASSWORD_CHARS} or more characters for the "
+            f"user admin into {PASSWORD}, or the path of MLflow's own settings into {AUTH_CONFIG}"
+        )
+    if find_spec("flask_wtf") is None:
+        raise ConfigError(f"HOST is {host}: its password needs Flask-WTF; pip install -c constraints.txt '.[auth]'")
+    return ",".join(names)
+
+
+def _auth_config(root: Path) -> Path:
+    """MLflow's settings for users and passwords, which lie beside the store."""
+    path = root / "mlflow_auth.ini"
+    path.write_text(AUTH.format(database=(root / "mlflow_auth.db").resolve()), encoding="utf-8")
+    return path

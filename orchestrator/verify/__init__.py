@@ -1,0 +1,1 @@
+"""Whether a sweep is whole: its ledger against what was asked for and all that is written from it."""

@@ -1,0 +1,113 @@
+"""Whether a sweep is whole: its ledger against what was asked for, and against all that is written from the ledger.
+
+The ledger is the truth. Optuna's study, front.json, trials.parquet and MLflow's runs are projections of it, which a
+repair writes again; what is wrong with the ledger itself, or with an adapter that has no whole copy, stays.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import settings as settings_file
+from orchestrator.security.redaction import reason_of
+from orchestrator.settings import sweep_folder
+from orchestrator.sweep import owned
+from orchestrator.verify.files import of_adapters, of_front_file, of_table
+from orchestrator.verify.ledger import Difference, Kept, of_ledger, of_study, read
+from orchestrator.workers import adapter_store
+from trainables.errors import ConfigError, SweepError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What a look at one sweep came to.
+
+    Attributes:
+        repaired: the differences that were there before the repair, None where none was asked for.
+        differences: those that are there now.
+    """
+
+    name: str
+    n_trials: int
+    differences: tuple[Difference, ...]
+    repaired: tuple[Difference, ...] | None = None
+
+    @property
+    def summary(self) -> str:
+        """One line about a sweep that is whole."""
+        done = f", {len(self.repaired)} differences repaired" if self.repaired else ""
+        return f"sweep {self.name}: {self.n_trials} trials; ledger, study, adapters, files and MLflow agree{done}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+
+        def plain(found: tuple[Difference, ...]) -> list[dict[str, str]]:
+            return [{"part": difference.part, "text": difference.text} for difference in found]
+
+        before = None if self.repaired is None else plain(self.repaired)
+        return {
+            "name": self.name,
+            "trials": self.n_trials,
+            "whole": not self.differences,
+            "differences": plain(self.differences),
+            "before_repair": before,
+        }
+
+
+def differences_of(kept: Kept, root: Path) -> tuple[Difference, ...]:
+    """All differences, the ledger's own first; of a sweep that never started only that."""
+    found = list(of_ledger(kept))
+    if not kept.entries or kept.workload is None:
+        return tuple(found)
+    from orchestrator.verify.mlflow_runs import of_mlflow
+
+    for check in (of_study, of_adapters, of_front_file, of_table):
+        found += check(kept)
+    return (*found, *of_mlflow(kept, root))
+
+
+def run(name: str, root: Path, say: Callable[[str], None], *, repair: bool = False) -> Verified:
+    """Verify a sweep that no process runs; with `repair` write its projections again, and verify them.
+
+    Raises:
+        ConfigError: there is no such sweep, it is being run, or its ledger cannot be read.
+    """
+    folder = sweep_folder(name, root)
+    settings = settings_file.load(folder)
+    try:
+        with owned(folder):  # a running sweep is ahead of its projections, and a repair beside it would double them
+            kept = read(settings, folder)
+            found = differences_of(kept, root)
+            if not (repair and found):
+                return Verified(name=name, n_trials=len(kept.entries), differences=found)
+            _repair(kept, root, found, say)
+            after = read(settings, folder)
+            left = differences_of(after, root)
+            return Verified(name=name, n_trials=len(after.entries), differences=left, repaired=found)
+    except PermissionError as error:
+        raise ConfigError(f"NAME: {error.filename} cannot be written, so sweep {name!r} cannot be held") from None
+
+
+def _repair(kept: Kept, root: Path, found: tuple[Difference, ...], say: Callable[[str], None]) -> None:
+    """Bring damaged adapters back from MLflow's copies, delete wrong runs, and write everything from the ledger."""
+    if not kept.entries or kept.workload is None:
+        return
+    from orchestrator.tracking.publishing import publish
+    from orchestrator.verify.mlflow_runs import adapter_copies, forget
+
+    damaged = {difference.key for difference in found if difference.key}
+    wrong = {difference.run_id for difference in found if difference.run_id}
+    try:
+        copies = adapter_copies(kept, root) if damaged else {}
+        for entry in kept.entries:
+            copy = copies.get(entry.result.key) if entry.result.key in damaged else None
+            if copy:
+                adapter_store.restore(kept.folder / "adapters", entry.result.key, copy, entry.adapter_sha256)
+        forget(kept, root, wrong)
+    except SweepError:
+        raise
+    except Exception as error:
+        say(f"MLflow cannot be written ({reason_of(error, kept.settings.tracking_uri)})")
+    is_open = any(trial.state in ("queued", "running") for trial in kept.trials)
+    publish(kept.settings, root, say, interrupted=is_open)

@@ -1,0 +1,90 @@
+"""What lies in a sweep's folder beside its ledger, against the ledger: adapters, front.json, trials.parquet."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from orchestrator.verify.ledger import Difference, Kept, Part
+from orchestrator.workers import adapter_store
+
+FILE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a damaged file raises; Arrow's errors are among them."""
+
+
+def of_adapters(kept: Kept) -> Iterator[Difference]:
+    """Every completed trial's adapter is there, with the checksums that were recorded."""
+    for entry in kept.entries:
+        if entry.result.state != "completed":
+            continue
+        adapter = kept.folder / "adapters" / entry.result.key
+        fault = adapter_store.fault(adapter, entry.adapter_sha256)
+        if fault:
+            text = f"trial {entry.result.number}: {fault} in {adapter}"
+            yield Difference(part="adapters", text=text, key=entry.result.key)
+
+
+def of_front_file(kept: Kept) -> Iterator[Difference]:
+    """front.json is the ledger's front."""
+    expected = json.loads(json.dumps(kept.front.to_dict()))
+    try:
+        found = json.loads((kept.folder / "front.json").read_text(encoding="utf-8"))
+        theirs = [member["key"] for member in found["members"]]
+    except FILE_ERRORS as error:
+        yield Difference(part="front.json", text=f"cannot be read ({_short(error)})")
+        return
+    yield from _of_keys("front.json", "on the front", theirs, kept.front.keys, kept)
+    for name in sorted({*expected, *found}):
+        if found.get(name) != expected.get(name) and (name != "members" or set(theirs) == kept.front.keys):
+            yield Difference(part="front.json", text=f"{name} is not what the ledger gives")
+
+
+def of_table(kept: Kept) -> Iterator[Difference]:
+    """trials.parquet has one row a trial, each value as the ledger gives it; so has its front."""
+    import pyarrow.parquet as pq
+
+    from orchestrator.report.outputs import trial_row
+
+    try:
+        rows = pq.read_table(kept.folder / "trials.parquet").to_pylist()
+        theirs = [row["key"] for row in rows]
+        on_front = [row["key"] for row in rows if row["on_pareto_front"]]
+    except FILE_ERRORS as error:
+        yield Difference(part="trials.parquet", text=f"cannot be read ({_short(error)})")
+        return
+    yield from _of_keys("trials.parquet", "in a row", theirs, {trial.key for trial in kept.trials}, kept)
+    yield from _of_keys("trials.parquet", "on the front", on_front, kept.front.keys, kept)
+    by_key = {row["key"]: row for row in rows}
+    for trial in kept.trials:
+        found = by_key.get(trial.key)
+        if found is None:
+            continue
+        expected = trial_row(trial, trial.key in kept.front.keys, kept.settings.min_similarity)
+        wrong = [n for n in expected if n != "on_pareto_front" and not _same(found.get(n), expected[n])]
+        if wrong:
+            was, now = found.get(wrong[0]), expected[wrong[0]]
+            text = f"trial {trial.number}: {wrong[0]} is {was!r}, the ledger has {now!r}"
+            more = f" (and {len(wrong) - 1} columns more)" if len(wrong) > 1 else ""
+            yield Difference(part="trials.parquet", text=text + more)
+
+
+def _of_keys(
+    part: Part, what: str, found: Sequence[str], expected: set[str] | frozenset[str], kept: Kept
+) -> Iterator[Difference]:
+    numbers = {trial.key: f"trial {trial.number}" for trial in kept.trials}
+    for key, count in Counter(found).items():
+        name = numbers.get(key, f"{str(key)[:12]}, which is no trial of the ledger,")
+        if key not in expected:
+            yield Difference(part=part, text=f"{name} is {what} there only")
+        elif count > 1:
+            yield Difference(part=part, text=f"{name} stands {count} times as {what}")
+    for key in sorted(expected - set(found), key=lambda key: numbers[key]):
+        yield Difference(part=part, text=f"{numbers[key]} is not {what}")
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a == b or (a != a and b != b)  # NaN is NaN
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,176 @@
+"""A sweep's ledger against what was asked for, and the Optuna study that is rebuilt from it. Pure but for `read`."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.analysis.finalists import to_judge
+from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.ledger.rows import Entry
+from orchestrator.search.budgets import ENDED, FINISHED, Ended
+from orchestrator.search.pairs import is_settled
+from orchestrator.settings import SweepSettings
+from orchestrator.status import status_of
+from trainables.config import FINAL_STATES, Workload
+from trainables.errors import ConfigError
+from trainables.results import TrialResult
+
+Part = Literal["ledger", "study", "adapters", "front.json", "trials.parquet", "MLflow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One thing that is not as the ledger, or as the sweep's settings, have it.
+
+    Attributes:
+        key: of the trial whose adapter is damaged or gone.
+        run_id: of the MLflow run that has to go before MLflow is written again.
+    """
+
+    part: Part
+    text: str
+    key: str | None = None
+    run_id: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What a sweep's ledger holds, read at one moment.
+
+    Attributes:
+        facts: those that say how far the sweep is.
+        damage: what SQLite finds wrong with the file.
+    """
+
+    settings: SweepSettings
+    folder: Path
+    workload: Workload | None
+    entries: tuple[Entry, ...]
+    front: Front
+    facts: Mapping[str, Any]
+    damage: tuple[str, ...]
+
+    @property
+    def trials(self) -> list[TrialResult]:
+        return [entry.result for entry in self.entries]
+
+
+def read(settings: SweepSettings, folder: Path) -> Kept:
+    """Read a copy of the ledger.
+
+    Raises:
+        ConfigError: there is none, or its rows cannot be read.
+    """
+    ledger = Ledger(folder / "ledger.db", read_only=True)
+    try:
+        entries = tuple(ledger.entries())
+        facts = {name: ledger.fact(name) for name in ("id", ENDED, FINISHED, FAULTS, REFERENCE)}
+        trials = [entry.result for entry in entries]
+        return Kept(
+            settings=settings,
+            folder=folder,
+            workload=ledger.workload(),
+            entries=entries,
+            front=front_of(trials, settings, facts[REFERENCE]),
+            facts=facts,
+            damage=tuple(ledger.damage()),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{ledger.path} holds rows that cannot be read ({type(error).__name__}: {reason})") from None
+    finally:
+        ledger.close()
+
+
+def of_ledger(kept: Kept) -> Iterator[Difference]:
+    """Exactly the asked-for trials, each key once, each in a final state, each with what a finished one has."""
+    for text in _of_ledger(kept):
+        yield Difference(part="ledger", text=text)
+
+
+def _of_ledger(kept: Kept) -> Iterator[str]:
+    resume = f"go on with: qlora-sweep resume {kept.settings.name}"
+    yield from kept.damage
+    if not kept.entries or kept.workload is None:
+        yield f"no trial was started; {resume}"
+        return
+    for what, count in Counter(trial.key for trial in kept.trials).items():
+        if count > 1:
+            yield f"key {what[:12]} stands {count} times"
+    numbers = {trial.number for trial in kept.trials}
+    for number in sorted(set(range(max(numbers) + 1)) - numbers):
+        yield f"trial {number} is gone"
+    for entry in kept.entries:
+        yield from _of_trial(entry, kept, resume)
+    yield from _of_counts(kept, resume)
+
+
+def _of_trial(entry: Entry, kept: Kept, resume: str) -> Iterator[str]:
+    trial = entry.result
+    if kept.workload and kept.workload.key(trial.config) != trial.key:
+        yield f"trial {trial.number}: its key {trial.key[:12]} is not that of its config"
+    if trial.state not in FINAL_STATES:
+        yield f"trial {trial.number} is {trial.state}; {resume}"
+    if trial.state == "completed" and (not trial.history or trial.history[-1].step != trial.config.max_steps):
+        yield f"trial {trial.number} is completed without a measurement at step {trial.config.max_steps}"
+    if trial.state in FINAL_STATES - {"completed"} and not trial.reason:
+        yield f"trial {trial.number} is {trial.state} without a reason"
+
+
+def _of_counts(kept: Kept, resume: str) -> Iterator[str]:
+    """More or fewer trials than the settings, the space, the twins and the finalists come to."""
+    settings, trials = kept.settings, kept.trials
+    ended = Ended.from_fact(kept.facts[ENDED])
+    whole = ("trials", "space") if settings.space.method == "grid" else ("trials",)
+    early = ended is not None and ended.why not in whole
+    n_searched = sum(trial.origin == "search" for trial in trials)
+    if n_searched > settings.n_trials:
+        yield f"{settings.n_trials} configs were asked for, {n_searched} were taken up"
+    over_budget = early and ended.why.startswith("max_")
+    status = status_of(trials, settings, ended=early, finished=over_budget)
+    if status.n_expected > len(trials):
+        yield f"it comes to {status.n_expected} trials, {len(trials)} are there; {resume}"
+    by_config = {trial.config: trial for trial in trials}
+    faults = kept.facts[FAULTS] or {}
+    for trial in trials:
+        if f"compare {trial.key}" not in faults and not is_settled(trial, by_config.get(trial.config.counterpart)):
+            yield f"trial {trial.number} was not compared with its 16-bit twin; {resume}"
+    if not kept.facts[FINISHED] and not over_budget:
+        for trial in to_judge(trials, settings):
+            if trial.judgement is None and f"judge {trial.key}" not in faults:
+                yield f"finalist {trial.number} was not judged on the report rows; {resume}"
+    candidates = {replace(t.config, seed=0) for t in trials if t.origin in ("search", "twin")}
+    candidates |= {config.counterpart for config in candidates}
+    searched = {trial.config for trial in trials if trial.origin == "search"}
+    for trial in trials:
+        if trial.origin == "twin" and trial.config.counterpart not in searched:
+            yield f"trial {trial.number} is the twin of no trial"
+        if trial.origin in ("repeat", "reseed") and replace(trial.config, seed=0) not in candidates:
+            yield f"trial {trial.number} is no other seed of any trial"
+
+
+def of_study(kept: Kept) -> Iterator[Difference]:
+    """The Optuna study that a resumed sweep would begin with knows every trial of the search once."""
+    from orchestrator.search.proposer import Proposer
+
+    proposer = Proposer(kept.settings, max_modelled=len(kept.entries))
+    candidates = [e for e in kept.entries if e.result.origin in ("search", "twin") and e.result.state in FINAL_STATES]
+    for entry in candidates:
+        try:
+            proposer.tell(entry)
+        except (ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            yield Difference(part="study", text=f"trial {entry.result.number} cannot be told ({reason})")
+    told = Counter(trial.user_attrs.get("key") for trial in proposer.study.trials)
+    for entry in candidates:
+        trial, count = entry.result, told.pop(entry.result.key, 0)
+        if count > 1 or (count == 0 and trial.origin == "search"):
+            yield Difference(part="study", text=f"trial {trial.number} stands {count} times, expected once")
+    if told:
+        yield Difference(part="study", text=f"{told.total()} trials are not in the ledger")

@@ -1,0 +1,1 @@
+"""Between the driver and its workers: tasks, inputs, adapters, checkpoints, faults; all through Ray."""

@@ -1,0 +1,81 @@
+"""Writes what workers report into the ledger: the one way from a worker to the truth."""
+
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+
+from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.ledger.rows import COMPARISON, COST, JUDGEMENT
+from orchestrator.pruning.scheduler import Pruner
+from orchestrator.security.redaction import redacted
+from orchestrator.workers import adapter_store, checkpoints, storage
+from orchestrator.workers.tune_trainable import Task
+from trainables.results import Measurement
+
+
+class Recorder(Callback):
+    """Called by Tune with every result, before the Searcher hears that a trial ended."""
+
+    def __init__(self, ledger: Ledger, adapters: Path, pruner: Pruner) -> None:
+        self._ledger = ledger
+        self._adapters = adapters
+        self._snapshots = adapters.parent / checkpoints.FOLDER
+        self._pruner = pruner
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """Record one report. The adapter's bytes are taken out of `result`, so that Tune keeps no copy."""
+        task = Task.from_dict(trial.config["task"])
+        if result.get("reason"):
+            result["reason"] = redacted(result["reason"])
+        files = result.pop("adapter", None)
+        if "adapter_at" in result:  # the sweep's folder keeps a copy, for export, MLflow and verify
+            files = storage.read(*result.pop("adapter_at"), task.key)
+        if task.kind == "train":
+            self._record_trial(task, result, files)
+        else:
+            self._record_fault(task, result.get("reason"))
+        if result.get("similarity") and self._completed(result["similarity_of"]):
+            self._ledger.set_similarity(result["similarity_of"], COMPARISON.validate_python(result["similarity"]))
+        if result.get("judgement"):
+            self._ledger.set_judgement(task.key, JUDGEMENT.validate_python(result["judgement"]))
+
+    def _completed(self, key: str) -> bool:
+        """False where a trial's adapter is all that a killed driver left of it."""
+        entry = self._ledger.entry(key)
+        return entry is not None and entry.result.state == "completed"
+
+    def _record_fault(self, task: Task, reason: str | None) -> None:
+        """Keep why a comparison or judgement failed until it succeeds; the trial itself stays completed."""
+        before = self._ledger.fact(FAULTS, {})
+        others = {what: why for what, why in before.items() if what != f"{task.kind} {task.key}"}
+        after = others | ({f"{task.kind} {task.key}": reason} if reason else {})
+        if after != before:
+            self._ledger.set_fact(FAULTS, after)
+
+    def _record_trial(self, task: Task, report: dict[str, Any], files: dict[str, bytes] | None) -> None:
+        if report.get("cost"):
+            self._ledger.keep_cost(task.config.cost_cell, COST.validate_python(report["cost"]), of=task.key)
+        if report.get("measurement"):
+            self._ledger.record(task.key, Measurement(**report["measurement"]))
+        state, reason = report["state"], report.get("reason")
+        if not report["done"]:
+            return
+        if state == "running":
+            state, reason = "pruned", self._pruner.reason(task.key)
+        digest = adapter_store.write(self._adapters, task.key, files) if files else None
+        self._ledger.finish(
+            task.key,
+            state,
+            reason=reason,
+            environment=report.get("environment"),
+            adapter_sha256=digest,
+            train_seconds=report.get("train_seconds"),
+        )
+        checkpoints.discard(self._snapshots, task.key)
+
+    def __deepcopy__(self, memo: dict) -> "Recorder":
+        return self  # Tune copies its settings; the ledger is one
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune's own snapshot is not used

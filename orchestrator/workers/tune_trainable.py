@@ -1,0 +1,235 @@
+"""The only Trainable: a warm worker that takes one task after the other.
+
+A task is a trial to train, a finished pair of trials to compare, or a finished trial to judge. Each step of the
+Trainable is one rung; what it returns is a Report, read by orchestrator.workers.recorder on the driver.
+"""
+
+import json
+import os
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+import ray
+from ray import tune
+from ray.exceptions import RayError
+
+from orchestrator.ledger.rows import COST
+from orchestrator.workers import node_inputs, storage
+from trainables.config import State, TrialConfig, Workload, canonical_json
+from trainables.errors import TrialFailed
+from trainables.results import Cost
+
+if TYPE_CHECKING:
+    from trainables.findings import Comparison, Judgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What one Tune trial does.
+
+    Attributes:
+        kind: "train" a trial, "compare" a completed 4-bit trial with its completed twin on the search rows, or
+            "judge" a completed trial on the report rows.
+        key, config: the trial; of a comparison the 4-bit one.
+        twin_key: of a comparison, and of the judgement of a 4-bit trial whose twin completed.
+        reseed_keys: of such a judgement: the twin's config under other seeds.
+        costs: of the config's cost cell, on each kind of device where the ledger knows them.
+    """
+
+    kind: Literal["train", "compare", "judge"]
+    key: str
+    config: TrialConfig
+    twin_key: str | None = None
+    reseed_keys: tuple[str, ...] = ()
+    costs: tuple[Cost, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "key": self.key,
+            "config": self.config.to_dict(),
+            "twin_key": self.twin_key,
+            "reseed_keys": list(self.reseed_keys),
+            "costs": [asdict(cost) for cost in self.costs],
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Task":
+        costs = tuple(COST.validate_python(cost) for cost in values["costs"])
+        config = TrialConfig.from_dict(values["config"])
+        return cls(**values | {"config": config, "reseed_keys": tuple(values["reseed_keys"]), "costs": costs})
+
+
+Report = dict[str, Any]
+"""state, done and, where they apply: step, eval_loss_nats, measurement, cost, adapter, adapter_at, similarity,
+similarity_of, judgement, environment, reason, train_seconds. The state of a comparison or judgement is the task's, not
+the trial's."""
+
+
+class SweepTrainable(tune.Trainable):
+    """Runs tasks on one device; the base model and the tokens stay between them."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # all inputs are on this node already
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        if config["device"] == "cpu":
+            torch.set_num_threads(1)  # one core a trial
+        self._bench = None
+        self._reports: Iterator[Report] = iter(())
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._leave()
+        self._reports = self._work(new_config)
+        self._key, self._storage = new_config["task"]["key"], new_config.get("storage")
+        return True
+
+    def step(self) -> Report:
+        report = next(self._reports)
+        if self._storage and "adapter" in report:  # it goes there instead of through the driver's hands
+            where, sweep = self._storage
+            storage.write(where, sweep, self._key, report.pop("adapter"))
+            report["adapter_at"] = self._storage
+        return report
+
+    def cleanup(self) -> None:
+        self._leave()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: state lives in the ledger. Without this method Tune would not reuse the worker."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: an interrupted trial goes on from its snapshot in the adapter store."""
+
+    def _leave(self) -> None:
+        if hasattr(self._reports, "close"):
+            self._reports.close()  # a pruned trial's adapter comes off the base
+
+    def _work(self, config: dict[str, Any]) -> Iterator[Report]:
+        task = Task.from_dict(config["task"])
+        store = config["adapter_store"]
+        try:
+            if self._bench is None:
+                from trainables.bench import Bench
+
+                workload = node_inputs.here(Workload(**config["workload"]), config.get("inputs"))
+                self._bench = Bench(workload, config["device"])
+            yield from {"train": _train, "compare": _compare, "judge": _judge}[task.kind](self._bench, task, store)
+        except TrialFailed as error:
+            yield _end(self._bench, error.state, reason=str(error))
+        except RayError:  # the cluster's fault, not the trial's: orchestrator.workers.faults decides
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            self._bench = None  # of unknown state now
+            yield {"state": "failed", "done": True, "reason": f"{type(error).__name__}: {error}", "environment": {}}
+
+
+def _end(
+    bench: Any, state: State, fallback: str | None = None, continued_from: int | None = None, **values: Any
+) -> Report:
+    from trainables.device import environment
+
+    facts = environment(bench.device) | {
+        "compute_dtype": bench.workload.compute_dtype,
+        "weights": bench.workload.weights,
+    }
+    if fallback:
+        facts["fallback"] = f"eager engine: {fallback}"
+    if continued_from:
+        facts["continued_from_step"] = str(continued_from)
+    return {"state": state, "done": True, "environment": facts, **values}
+
+
+def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
+    from trainables.device import device_name
+    from trainables.trial import Trial
+
+    before = ray.get(store.snapshot.remote(task.key))
+    start = perf_counter() - (before.seconds if before else 0.0)
+    here = device_name(bench.device)
+    cost = next((cost for cost in task.costs if cost.device == here), None)
+    trial = Trial(task.config, bench, cost=cost, snapshot=before)
+    kept: list[Any] = []
+    try:
+        for measurement in trial.measurements():
+            report = {
+                "step": measurement.step,
+                "eval_loss_nats": measurement.eval_loss_nats,
+                "measurement": asdict(measurement),
+                "cost": asdict(trial.cost),
+            }
+            if measurement.step < task.config.max_steps:
+                yield {"state": "running", "done": False, **report}
+                if not kept or ray.wait(kept, timeout=0)[0]:  # a disk that is behind gets no more to do
+                    snapshot = trial.snapshot(measurement.step, seconds=perf_counter() - start)
+                    kept = [store.keep.remote(snapshot)]  # not waited for: it may be lost, training goes on
+        files = trial.adapter_files()
+    finally:
+        trial.close()
+    seconds = perf_counter() - start
+    fallback = trial.fallback
+    half = task.config.counterpart
+    other_files = ray.get(store.read.remote(bench.workload.key(half)))
+    if other_files is not None:  # the second half of a pair measures it
+        nf4 = task.config.precision == "nf4"
+        try:
+            similarity = _compared(bench, nf4=files if nf4 else other_files, twin=other_files if nf4 else files)
+        except Exception:  # the training was sound; the searcher asks for the comparison once more
+            traceback.print_exc()
+        else:
+            report |= {"similarity": similarity, "similarity_of": task.key if nf4 else bench.workload.key(half)}
+    yield _end(
+        bench,
+        "completed",
+        fallback,
+        before.step if before else None,
+        adapter=files,
+        train_seconds=seconds,
+        **report,
+    )
+
+
+def _compare(bench: Any, task: Task, store: Any) -> Iterator[Report]:
+    nf4, twin = _adapters(store, task.key, task.twin_key)
+    yield _end(bench, "completed", similarity=_compared(bench, nf4=nf4, twin=twin), similarity_of=task.key)
+
+
+def _judge(bench: Any, task: Task, store: Any) -> Iterator[Report]:
+    from trainables.compare import judge
+    from trainables.trial import oom_as_failure
+
+    files, *reseeds = _adapters(store, task.key, *task.reseed_keys)
+    twin = _adapters(store, task.twin_key)[0] if task.twin_key else None
+    with oom_as_failure():
+        judgement = judge(bench, task.config, files=files, twin=twin, reseeds=reseeds)
+    yield _end(bench, "completed", judgement=_plain(judgement))
+
+
+def _compared(bench: Any, *, nf4: dict[str, bytes], twin: dict[str, bytes]) -> dict[str, Any]:
+    from trainables.compare import compare
+    from trainables.trial import oom_as_failure
+
+    with oom_as_failure():
+        return _plain(compare(bench, nf4=nf4, twin=twin))
+
+
+def _plain(value: "Comparison | Judgement") -> dict[str, Any]:
+    """As the ledger will keep it; a figure that is not finite fails here and not on the driver."""
+    return json.loads(canonical_json(asdict(value)))
+
+
+def _adapters(store: Any, *keys: str | None) -> list[dict[str, bytes]]:
+    found = ray.get([store.read.remote(key) for key in keys])
+    for key, files in zip(keys, found, strict=True):
+        if files is None:
+            raise FileNotFoundError(f"the adapter of trial {str(key)[:12]} is gone from the sweep's folder")
+    return found
