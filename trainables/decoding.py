@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trainables.lean import lean_modules
+from trainables.lean import aligned_logits, lean_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -63,7 +63,7 @@ class GreedyDecoder:
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
-        return base.lm_head(states[:, -1:]).argmax(dim=-1)
+        return aligned_logits(states[:, -1], base.lm_head.weight).argmax(dim=-1, keepdim=True)
 
     def texts(self) -> list[list[int]]:
         """The continuations, each up to its first end token, that included."""

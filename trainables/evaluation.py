@@ -39,15 +39,18 @@ def _core(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _batches(rows: Sequence[TokenRow], max_length_tokens: int) -> list[list[int]]:
+def batches_of(lengths: Sequence[int]) -> list[list[int]]:
     """Indices of rows of about equal length together, BATCH_TOKENS of them with their padding; the shortest first."""
-    lengths = [min(len(row.input_ids), max_length_tokens) for row in rows]
     batches: list[list[int]] = [[]]
-    for i in sorted(range(len(rows)), key=lengths.__getitem__):
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batches[-1] and (len(batches[-1]) + 1) * lengths[i] > BATCH_TOKENS:
             batches.append([])
         batches[-1].append(i)
     return batches
+
+
+def _batches(rows: Sequence[TokenRow], max_length_tokens: int) -> list[list[int]]:
+    return batches_of([min(len(row.input_ids), max_length_tokens) for row in rows])
 
 
 def _padded(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:

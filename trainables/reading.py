@@ -64,23 +64,46 @@ class ReadRows:
     def __init__(self, base: "PreTrainedModel", rows: Sequence[TokenRow]) -> None:
         self.held = evaluation.held_out(base, rows)
         self.prompts = evaluation.prompts_of(base, rows[: evaluation.N_DECODED_ROWS])
-        n_new, self._end = evaluation.MAX_NEW_TOKENS, base.config.eos_token_id
-        self.decoder = GreedyDecoder(base, self.prompts, n_new=n_new, end=self._end)
-        self._shape = (len(self.prompts), max(map(len, self.prompts)) + n_new)
+        n_new, end = evaluation.MAX_NEW_TOKENS, base.config.eos_token_id
+        self.decoder = GreedyDecoder(base, self.prompts, n_new=n_new, end=end)
         width, dtype = base.config.n_embd, base.dtype
         self.states = torch.zeros(self.held.n_tokens, width, dtype=dtype, device=base.device)
-        self.joined = torch.full(self._shape, self._end, device=base.device)  # prompts and texts
-        self.weights = torch.ones(self._shape, device=base.device)
         self.pooled = torch.zeros(len(self.prompts), width, device=base.device)
+        lengths = [len(prompt) + n_new for prompt in self.prompts]  # the most that a prompt and a text can come to
+        self.joined = tuple(
+            Joined(rows=rows, length=max(lengths[i] for i in rows), end=end, device=base.device)
+            for rows in evaluation.batches_of(lengths)
+        )
 
     def place(self, texts: Sequence[Sequence[int]]) -> None:
-        """Set `joined` and `weights`, 1 at the positions of a text."""
-        ids, weights = torch.full(self._shape, self._end), torch.zeros(self._shape)
-        for i, (prompt, text) in enumerate(zip(self.prompts, texts, strict=True)):
-            whole = [*prompt, *text]
-            ids[i, : len(whole)] = torch.tensor(whole)
-            weights[i, len(prompt) : len(whole)] = 1.0
-        self.joined.copy_(ids)
+        """Set what is read by `pooled`: every prompt with its text."""
+        for batch in self.joined:
+            batch.place(self.prompts, texts)
+
+
+class Joined:
+    """Prompts of about equal length with their texts, on a GPU.
+
+    Attributes:
+        rows: (n_rows,), numbers of the prompts.
+        ids: (n_rows, length).
+        weights: (n_rows, length), 1 at the positions of a text.
+    """
+
+    def __init__(self, *, rows: Sequence[int], length: int, end: int, device: torch.device) -> None:
+        self._numbers, self._end = tuple(rows), end
+        self.rows = torch.tensor(rows, device=device)
+        self.ids = torch.full((len(rows), length), end, device=device)
+        self.weights = torch.ones((len(rows), length), device=device)
+
+    def place(self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> None:
+        """Set `ids` and `weights`."""
+        ids, weights = torch.full(self.ids.shape, self._end), torch.zeros(self.weights.shape)
+        for row, number in enumerate(self._numbers):
+            prompt, whole = prompts[number], [*prompts[number], *texts[number]]
+            ids[row, : len(whole)] = torch.tensor(whole)
+            weights[row, len(prompt) : len(whole)] = 1.0
+        self.ids.copy_(ids)
         self.weights.copy_(weights)
 
 
@@ -127,11 +150,8 @@ class RecordedReader:
         return graph
 
     def _pool_states(self, model: "PeftModel") -> None:
-        rows = self._rows
-        n_rows = max(1, evaluation.BATCH_TOKENS // rows.joined.shape[1])
-        parts = [t.split(n_rows) for t in (rows.joined, rows.weights, rows.pooled)]
-        for ids, weights, means in zip(*parts, strict=True):
-            means.copy_(evaluation.mean_states(model, ids, weights))
+        for batch in self._rows.joined:
+            self._rows.pooled.index_copy_(0, batch.rows, evaluation.mean_states(model, batch.ids, batch.weights))
 
     @torch.no_grad()
     def load(self, weights: Weights | None) -> None:

@@ -45,6 +45,8 @@ LEARNING_RATES = {"distribution": "log_uniform_values", "min": 5e-5, "max": 2e-3
 PEAK_LENGTH_TOKENS = 512
 PRODUCT_WIDTH = {"cuda": 8192, "cpu": 512}
 N_PRODUCTS = 20
+FEW_STEPS = 8
+"""The fewest that have all four rungs at different steps."""
 
 Files = Mapping[str, bytes]
 
@@ -251,6 +253,31 @@ def trial_figures(times: Sequence[TrialSeconds], wall_seconds: float) -> dict[st
     }
 
 
+def held_out_seconds(bench: Bench, configs: Sequence[TrialConfig], costs: dict[str, Cost], n_repetitions: int) -> float:
+    """What held-out loss at all rungs adds to a trial: what training would take if it had no steps.
+
+    Trials of few steps and of many are measured at equally many rungs; a line through both times gives that of none.
+    The median over configs and repetitions.
+    """
+    found = []
+    for config in configs:
+        few, many = replace(config, max_steps=FEW_STEPS), config
+        for _ in range(n_repetitions):
+            a, b = (run_trial(bench, one, costs)[0].train_seconds for one in (few, many))
+            found.append(a - few.max_steps * (b - a) / (many.max_steps - few.max_steps))
+    return median(found)
+
+
+def evaluation_figures(ours: Mapping[str, Any], held_out: float) -> dict[str, float]:
+    """A trial's evaluation: held-out loss at every rung, and half of its pair's comparison."""
+    comparison = sum(ours[precision]["median_compare_seconds"] for precision in get_args(Precision))
+    return {
+        "held_out_seconds": held_out,
+        "comparison_seconds_a_pair": comparison,
+        "seconds_per_trial": held_out + comparison / 2,
+    }
+
+
 def kernels(events: Iterable[Any]) -> Iterator[tuple[int, int]]:
     """Start and end in ns of each kernel among a profiler's events; copies and fills are none."""
     for event in events:
@@ -426,7 +453,10 @@ def measured(given: argparse.Namespace, base: str, rows: str) -> dict[str, Any]:
         keep("peer", peer)
         known = peer is not None and peer["seconds_per_trial"] is not None
         keep("ratio", peer["seconds_per_trial"] / ours["seconds_per_trial"] if known else None)
-        profiled = configs[: given.profiled_trials // 2]
+        if given.steps > FEW_STEPS:
+            both = (configs[0], configs[0].counterpart)
+            keep("evaluation", evaluation_figures(ours, held_out_seconds(bench, both, costs, given.repetitions)))
+        profiled = drawn_configs(like, given.profiled_trials // 2)
         keep("busy", busy_share(bench, profiled, costs) if profiled else None)
         if given.sweep:
             bench.forget()
@@ -472,6 +502,11 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         parts = {k.split("_")[1]: v for k, v in ours[precision].items() if k.count("_") == 2}
         shown = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
         yield f"  {precision:6} median {ours[precision]['median_seconds']:.2f} s: {shown}"
+    if found := result.get("evaluation"):
+        yield (
+            f"  evaluation {found['seconds_per_trial']:.2f} s a trial: held-out loss at every rung "
+            f"{found['held_out_seconds']:.2f}, half of a comparison of {found['comparison_seconds_a_pair']:.2f}"
+        )
     if peer and peer["seconds_per_trial"]:
         how = "Ray Tune + Trainer + peft" if peer["with_tune"] else "Trainer + peft, without Ray Tune"
         note = f", extrapolated from {peer['n_steps']} steps" if peer["extrapolated"] else ""
