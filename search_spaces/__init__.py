@@ -81,16 +81,19 @@ class EarlyTerminate(Frozen):
     """How weak trials are stopped.
 
     Attributes:
-        type: at each rung "moasha" keeps the first 1 / eta by non-dominated depth over the objectives, among trials of
-            about the same memory; "asha" the best 1 / eta by held-out loss; "none" keeps all.
+        type: at each rung "hypervolume" stops what can no longer add to the front; "moasha" keeps the first 1 / eta by
+            non-dominated depth over the objectives, among trials of about the same memory; "asha" the best 1 / eta by
+            held-out loss; "none" keeps all.
         min_share: share of its steps that every trial is given before it may be stopped.
         stratum_share: of moasha: peak memories of one stratum differ by less than this share.
+        min_gain: of hypervolume: what a trial must have the hope to add, as a share of what the front dominates.
     """
 
-    type: Literal["moasha", "asha", "none"] = "moasha"
+    type: Literal["hypervolume", "moasha", "asha", "none"] = "moasha"
     eta: float = Field(default=2, gt=1, le=8)
     min_share: float = Field(default=0.125, gt=0, le=1)
     stratum_share: float = Field(default=0.1, gt=0, le=10)
+    min_gain: float = Field(default=0.002, ge=0, lt=1)
 
 
 class Space(Frozen):

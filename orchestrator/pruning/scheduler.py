@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from orchestrator.pruning.hypervolume import HypervolumeStop
 from orchestrator.pruning.moasha import Moasha, first_rung
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective
 from orchestrator.workers.faults import Fault, fault_of, fault_of_trial
@@ -14,7 +15,7 @@ from trainables.results import Measurement, TrialResult
 
 
 class Pruner(FIFOScheduler):
-    """Multi-objective halving (orchestrator.pruning.moasha), or ASHA on held-out loss; spares what a pair needs.
+    """One of the rules of early_terminate (see search_spaces.EarlyTerminate); spares what a pair needs.
 
     ASHA is Ray's own (Li et al. 2018, arXiv:1810.05934): at each rung a trial goes on when its loss is in the best
     1 / eta of those seen there so far.
@@ -29,7 +30,8 @@ class Pruner(FIFOScheduler):
         self.protected: set[str] = set()
         self._reasons: dict[str, str] = {}
         self._faults: dict[str, Fault] = {}
-        self._moasha = Moasha(rule, max_steps, objectives) if rule.type == "moasha" else None
+        rules = {"moasha": Moasha, "hypervolume": HypervolumeStop}
+        self._own = rules[rule.type](rule, max_steps, objectives) if rule.type in rules else None
         self._asha = None
         if rule.type == "asha":
             self._asha = AsyncHyperBandScheduler(
@@ -51,8 +53,8 @@ class Pruner(FIFOScheduler):
 
     def learn(self, trial: TrialResult) -> None:
         """Take in a candidate of before a resume; Ray's ASHA begins anew."""
-        if self._moasha:
-            self._moasha.learn(trial)
+        if self._own:
+            self._own.learn(trial)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if self._asha:
@@ -63,18 +65,27 @@ class Pruner(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         task = Task.from_dict(trial.config["task"])
-        if task.kind != "train" or result.get("done") or "step" not in result:
+        if task.kind != "train" or "step" not in result:
+            return TrialScheduler.CONTINUE
+        if result.get("done"):
+            self._complete(task.key, result)
             return TrialScheduler.CONTINUE
         spared = task.key in self.protected
-        if self._moasha:
-            self._moasha.enter(task.key, *_shown(result))
-            why = None if spared else self._moasha.why_stop(result["step"])
+        if self._own:
+            self._own.enter(task.key, *_shown(result))
+            why = None if spared else self._own.why_stop(result["step"])
         else:
             why = self._beaten(tune_controller, trial, result)
         if why is None or spared:
             return TrialScheduler.CONTINUE
         self._reasons[task.key] = why
         return TrialScheduler.STOP
+
+    def _complete(self, key: str, result: dict[str, Any]) -> None:
+        """Let a rule that looks at whole trials know of one."""
+        if isinstance(self._own, HypervolumeStop) and result.get("state") == "completed":
+            self._own.enter(key, *_shown(result))
+            self._own.complete(key)
 
     def _beaten(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str | None:
         """Why ASHA stops a trial."""

@@ -1,8 +1,8 @@
 """What the search tries next: an in-memory Optuna study, a projection of the ledger.
 
-Every candidate that is settled is told once: completed with all its objectives, anything else as pruned;
-a trial that broke, or whose similarity is too low, violates a constraint (told as failed, TPE would go on
-asking around it).
+Every candidate that is settled is told once: completed with all its objectives; one that was stopped with the end that
+others of its loss came to, where that can be said; anything else as pruned. A trial that broke, or whose similarity is
+too low, violates a constraint (told as failed, TPE would go on asking around it).
 """
 
 import warnings
@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from orchestrator.analysis.front import dissimilarity, losses_of
 from orchestrator.ledger.rows import Entry
 from orchestrator.pruning.halving import ranking
+from orchestrator.pruning.learning_curves import LearningCurves, measured
 from orchestrator.settings import SweepSettings
 from search_spaces import Parameter
 from trainables.results import TrialResult
@@ -31,6 +32,8 @@ MAX_REPEATS = 10
 """Known points the sampler may propose in a row before an unknown one is drawn for it."""
 BROKEN = 1.0
 """Constraint value of a trial that ended without usable figures."""
+N_RANDOM = 6
+"""Trials drawn at random before TPE has a say: a sweep has tens of trials, so that Optuna's 10 are many of them."""
 POPULATION = 16
 """Trials of one generation of NSGA-II: a sweep has tens of trials, so that Optuna's 50 would be one generation."""
 
@@ -39,7 +42,7 @@ def sampler(method: str, seed: int) -> optuna.samplers.BaseSampler:
     """Optuna's sampler of that name; a grid has none, and is walked through in order."""
     samplers = optuna.samplers
     if method == "tpe":
-        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=N_RANDOM)
     if method == "nsga2":
         return samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
     if method == "gp":
@@ -113,6 +116,7 @@ class Proposer:
             for name, p in parameters
         }
         self._sampler = sampler(self._space.method, settings.seed)
+        self._curves = LearningCurves(measured(settings.objectives))
         self._random = Random(settings.seed)
         self._grid: dict[str, dict[str, Any]] | None = None  # by key, once it is needed: a key takes a millisecond
         self._asked: dict[str, optuna.Trial] = {}
@@ -166,6 +170,8 @@ class Proposer:
         if trial is None and self._coded(entry.params) is None:
             return
         state, losses, constraints = self._end(entry.result, excess)
+        if entry.result.state == "completed":
+            self._curves.learn(entry.result.history)
         if trial is None:
             self.study.add_trial(
                 create_trial(
@@ -206,7 +212,18 @@ class Proposer:
         gap = dissimilarity(result, self._settings.min_similarity)
         if result.state == "completed" and losses is not None and gap is not None:
             return TrialState.COMPLETE, losses, constraints | {"similarity": gap}
+        expected = self._expected(result)
+        if expected is not None:
+            return TrialState.COMPLETE, expected, constraints | {"similarity": 0.0}
         return TrialState.PRUNED, None, constraints | {"similarity": 0.0 if result.state == "pruned" else BROKEN}
+
+    def _expected(self, result: TrialResult) -> Losses | None:
+        """Where a stopped trial would have come to, for the sampler alone; None where that cannot be said."""
+        objectives = self._settings.objectives
+        if result.state != "pruned" or not result.history or measured(objectives) != objectives:
+            return None
+        end = self._curves.typical(result.history[-1])
+        return None if end is None else tuple(end.tolist())
 
     def _shorten(self) -> None:
         """Begin a full study anew: asking takes a time that grows with its trials."""

@@ -22,7 +22,7 @@ from orchestrator.search.searcher import SweepSearcher
 from orchestrator.settings import DEFAULT_OBJECTIVES
 from orchestrator.workers.recorder import Recorder
 from orchestrator.workers.tune_trainable import Task
-from search_spaces import Space
+from search_spaces import EarlyTerminate, Space
 from tests.bench.overhead import fake_comparison
 from tests.bench.replay import Job, Method, Recorded, Row, Values
 from trainables.config import Workload
@@ -40,6 +40,7 @@ WORKLOAD = Workload(
 )
 SHORT = 30
 """Trials that a sampler may be left with, where that is tried: as few as make a difference on the table."""
+MOASHA = EarlyTerminate(type="moasha", eta=2)
 ETA = 2
 """Of every scheduler: the table's rungs are an eighth, a quarter, a half and all of the steps."""
 
@@ -233,6 +234,9 @@ Make = Callable[[Space, Recorded, int, int, Path], Method]
 
 METHODS: Mapping[str, Make] = {
     "ours": lambda space, table, n_workers, seed, folder: Ours(space, n_workers, seed, folder),
+    "moasha": lambda space, table, n_workers, seed, folder: Ours(
+        space, n_workers, seed, folder, early_terminate=MOASHA
+    ),
     "short": lambda space, table, n_workers, seed, folder: Ours(space, n_workers, seed, folder, SHORT),
     "random": lambda space, table, n_workers, seed, folder: Listed(_shuffled(space, seed)),
     "grid": lambda space, table, n_workers, seed, folder: Listed(map(_values, space.grid())),
@@ -240,8 +244,9 @@ METHODS: Mapping[str, Make] = {
     "syne": lambda space, table, n_workers, seed, folder: SyneTune(space, seed, table.max_steps),
 }
 LABELS = {
-    "ours": "qlora-sweep: TPE, MOASHA in strata, twins",
-    "short": f"the same, modelling {SHORT} to {2 * SHORT} trials",
+    "ours": "qlora-sweep: TPE, hypervolume stop, twins",
+    "moasha": "the same with MOASHA in strata",
+    "short": f"qlora-sweep, modelling {SHORT} to {2 * SHORT} trials",
     "random": "random without repeats, full budget",
     "grid": "grid, full budget",
     "ray": "Ray Tune: OptunaSearch + ASHAScheduler",

@@ -1,0 +1,123 @@
+"""Whether a running trial can still add to the front: the state behind early_terminate's "hypervolume".
+
+The predictive termination of Domhan et al. 2015 (IJCAI, section 4) with a front in place of one best value: a trial
+ends where even the best end that it can hope for would add next to nothing to the hypervolume of what completed. What
+alone has the least value of an objective at its rung is never stopped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.analysis.pareto import hypervolume, pareto_mask
+from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
+from orchestrator.pruning.moasha import first_rung
+from orchestrator.settings import Objective
+from search_spaces import EarlyTerminate
+from trainables.results import Measurement, TrialResult
+
+MARGIN = 0.1
+"""The reference point lies so far beyond the worst values that it is to hold, as a share of their range."""
+COSTS = frozenset({"peak_memory_mib", "seconds_per_step"})
+"""Known from the first rung on, and at their end there."""
+
+
+@dataclass(slots=True)
+class Device:
+    """What came to the rungs on one kind of device.
+
+    Attributes:
+        front: (n_members, n_objectives), of the trials that completed.
+        dearest: (n_objectives,), the worst cost of all trials that came to a rung; -inf for what is no cost.
+        least: at each rung, of every objective among the trials that were not stopped there.
+    """
+
+    front: NDArray[np.float64]
+    dearest: NDArray[np.float64]
+    least: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+
+    def complete(self, losses: NDArray[np.float64]) -> None:
+        """A trial completed."""
+        rows = np.vstack([self.front, losses])
+        self.front = np.unique(rows[pareto_mask(rows)], axis=0)
+
+    def passed(self, step: int, losses: NDArray[np.float64]) -> None:
+        """A trial goes on from a rung."""
+        self.least[step] = np.minimum(self.least.get(step, losses), losses)
+
+    def gain(self, losses: NDArray[np.float64]) -> float:
+        """What a trial of these values would add to the front's hypervolume, as a share of it.
+
+        The reference point is beyond the front's worst loss, and beyond every cost that was seen: a trial that costs
+        more than the front's members can still be the one of the least loss.
+        """
+        worst = np.maximum(self.front.max(axis=0), self.dearest)
+        spread = worst - self.front.min(axis=0)
+        reference = worst + MARGIN * np.where(spread > 0, spread, np.abs(worst))
+        volume = hypervolume(self.front, reference)
+        return hypervolume(np.vstack([self.front, losses]), reference) / volume - 1 if volume > 0 else float("inf")
+
+
+class HypervolumeStop:
+    """Same calls as orchestrator.pruning.moasha.Moasha, and `complete`."""
+
+    def __init__(self, rule: EarlyTerminate, max_steps: int, objectives: Sequence[Objective]) -> None:
+        self._rule = rule
+        self._first = first_rung(rule, max_steps)
+        self._names = measured(objectives)
+        self._is_cost = np.array([name in COSTS for name in self._names])
+        self._curves = LearningCurves(self._names)
+        self._devices: dict[str, Device] = {}  # by kind
+        self._running: dict[str, list[Measurement]] = {}
+        self._latest: tuple[str, str] = ("", "")
+
+    def learn(self, trial: TrialResult) -> None:
+        """Take in a trial of the ledger."""
+        if not trial.cost:
+            return
+        device, n_passed = trial.cost.device, len(trial.history) - (trial.state == "pruned")
+        for measurement in trial.history[:n_passed]:
+            self._of(device).passed(measurement.step, losses_at(measurement, self._names))
+            self.enter(trial.key, measurement, 0.0, device)
+        if trial.state == "completed":
+            self.complete(trial.key)
+        elif trial.state == "pruned":
+            self._running.pop(trial.key, None)
+
+    def enter(self, key: str, measurement: Measurement, noise_seconds: float, device: str = "") -> None:
+        """A trial came to a rung; what noise there is in its time can add nothing that is looked for."""
+        before = [m for m in self._running.get(key, ()) if m.step < measurement.step]
+        self._running[key] = [*before, measurement]
+        self._latest = (key, device)
+        seen, losses = self._of(device), losses_at(measurement, self._names)
+        seen.dearest = np.where(self._is_cost, np.maximum(seen.dearest, losses), seen.dearest)
+
+    def complete(self, key: str) -> None:
+        """The trial completed at the rung that it entered last."""
+        history = self._running.pop(key)
+        self._curves.learn(history)
+        self._of(self._latest[1]).complete(losses_at(history[-1], self._names))
+
+    def why_stop(self, step: int) -> str | None:
+        """Why the latest trial to come to a rung ends there, None where it goes on."""
+        key, device = self._latest
+        here, hopeful = self._running[key][-1], self._curves.hopeful(self._running[key][-1])
+        seen, losses = self._of(device), losses_at(here, self._names)
+        least = seen.least.get(step)
+        is_extreme = least is None or bool((losses < least).any())
+        gain = None if hopeful is None or not len(seen.front) else seen.gain(hopeful)
+        if step < self._first or is_extreme or gain is None or gain > self._rule.min_gain:
+            seen.passed(step, losses)
+            return None
+        del self._running[key]
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(self._names, hopeful, strict=True))
+        return (
+            f"hypervolume: at step {step} its most hopeful end ({shown}) would add {gain:.2%} to what the front "
+            f"dominates, at most {self._rule.min_gain:.2%} is too little"
+        )
+
+    def _of(self, device: str) -> Device:
+        n = len(self._names)
+        return self._devices.setdefault(device, Device(front=np.zeros((0, n)), dearest=np.full(n, -np.inf)))

@@ -1,0 +1,61 @@
+"""How far objectives fall from a rung to a trial's end, learned from the trials that completed. Pure.
+
+Domhan et al. 2015 (IJCAI, "Speeding up automatic hyperparameter optimization of deep neural networks by extrapolation
+of learning curves", section 3) fit a function to the points of the trial itself. A trial here shows three points
+before its end at most: what the others came down by from the same rung says more.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.settings import Objective
+from trainables.results import Measurement
+
+MIN_CURVES = 4
+"""Completed trials before anything is expected of another."""
+
+
+def measured(objectives: Sequence[Objective]) -> tuple[str, ...]:
+    """What a rung shows of the objectives: similarities are not known there, held-out loss stands in for them."""
+    return tuple(dict.fromkeys(o if o in Measurement.__dataclass_fields__ else "eval_loss_nats" for o in objectives))
+
+
+def losses_at(measurement: Measurement, names: Sequence[str]) -> NDArray[np.float64]:
+    """(n_names,), all minimised."""
+    return np.array([getattr(measurement, name) for name in names], dtype=np.float64)
+
+
+class LearningCurves:
+    """Value at the end over value at a rung, of every completed trial and objective."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._ratios: dict[int, list[NDArray[np.float64]]] = {}
+        self._least: dict[int, NDArray[np.float64]] = {}
+
+    def learn(self, history: Sequence[Measurement]) -> None:
+        """Take in a completed trial."""
+        if not history:
+            return
+        *rungs, last = history
+        end = losses_at(last, self._names)
+        for measurement in rungs:
+            here = losses_at(measurement, self._names)
+            ratio = np.divide(end, here, out=np.ones_like(end), where=here > 0)
+            self._ratios.setdefault(measurement.step, []).append(ratio)
+            self._least[measurement.step] = np.minimum(self._least.get(measurement.step, ratio), ratio)
+
+    def hopeful(self, measurement: Measurement) -> NDArray[np.float64] | None:
+        """The best end that a trial can hope for: no completed one fell by more; None while too few completed."""
+        if len(self._ratios.get(measurement.step, ())) < MIN_CURVES:
+            return None
+        return losses_at(measurement, self._names) * self._least[measurement.step]
+
+    def typical(self, measurement: Measurement) -> NDArray[np.float64] | None:
+        """The end to be expected, by the median fall; None while too few completed."""
+        ratios = self._ratios.get(measurement.step, ())
+        if len(ratios) < MIN_CURVES:
+            return None
+        return losses_at(measurement, self._names) * np.median(ratios, axis=0)
