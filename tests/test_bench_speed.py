@@ -136,7 +136,7 @@ def test_trials_an_hour_are_of_the_whole_wall_time_and_parts_are_medians():
 @pytest.fixture(scope="module")
 def tiny_speed(tiny_folder):
     """The speed bench's command on a CPU without the peer: its whole output."""
-    small = ["--peer", "none", "--trials", "2", "--steps", "2", "--repetitions", "1", "--batch-size", "1"]
+    small = ["--peer", "none", "--trials", "2", "--steps", "24", "--repetitions", "1", "--batch-size", "1"]
     place = ["--device", "cpu", "--base-model", str(tiny_folder), "--data", "demo", "--max-length-tokens", "32"]
     with redirect_stdout(StringIO()) as out:
         assert speed.main([*place, *small]) == 0
@@ -172,6 +172,17 @@ def test_the_speed_bench_runs_whole_pairs_and_the_lean_loop_needs_less_memory(ti
     assert ours["16bit"]["median_compare_seconds"] > 0 == ours["nf4"]["median_compare_seconds"]
     assert ours["trials_an_hour"] == pytest.approx(3600 / ours["seconds_per_trial"])
     assert 0 < result["peak"]["lean_over_standard"] < 1
+
+
+def test_the_time_of_no_steps_is_on_the_line_through_two_trials():
+    assert speed.without_steps((8, 0.4 + 8 * 0.01), (200, 0.4 + 200 * 0.01)) == pytest.approx(0.4)
+
+
+def test_evaluation_is_held_out_loss_at_every_rung_and_half_of_a_comparison(tiny_speed):
+    found = json.loads(tiny_speed.splitlines()[-1])
+    whole, pair = found["evaluation"], found["ours"]["16bit"]["median_compare_seconds"]
+    assert whole["comparison_seconds_a_pair"] == pair
+    assert whole["seconds_per_trial"] == pytest.approx(whole["held_out_seconds"] + pair / 2)
 
 
 def test_no_trials_are_refused_with_the_exit_code_of_a_setting(capsys):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.analysis.front import REFERENCE_MARGIN
 from orchestrator.analysis.pareto import hypervolume, pareto_mask
 from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
 from orchestrator.pruning.moasha import first_rung
@@ -18,8 +19,6 @@ from orchestrator.settings import Objective
 from search_spaces import EarlyTerminate
 from trainables.results import Measurement, TrialResult
 
-MARGIN = 0.1
-"""The reference point lies so far beyond the worst values that it is to hold, as a share of their range."""
 COSTS = frozenset({"peak_memory_mib", "seconds_per_step"})
 """Known from the first rung on, and at their end there."""
 
@@ -55,7 +54,7 @@ class Device:
         """
         worst = np.maximum(self.front.max(axis=0), self.dearest)
         spread = worst - self.front.min(axis=0)
-        reference = worst + MARGIN * np.where(spread > 0, spread, np.abs(worst))
+        reference = worst + REFERENCE_MARGIN * np.where(spread > 0, spread, np.abs(worst))
         volume = hypervolume(self.front, reference)
         return hypervolume(np.vstack([self.front, losses]), reference) / volume - 1 if volume > 0 else float("inf")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from orchestrator.pruning.halving import goes_on, n_kept, stratum
+from orchestrator.pruning.learning_curves import measured
 from orchestrator.settings import Objective
 from search_spaces import EarlyTerminate
 from trainables.config import rungs
@@ -43,16 +44,12 @@ class Rung:
 
 
 class Moasha:
-    """Multi-objective asynchronous successive halving (Schmucker et al. 2021, arXiv:2106.12639).
-
-    Similarities are not known at a rung; where the sweep has one for an objective, held-out loss stands in.
-    """
+    """Multi-objective asynchronous successive halving (Schmucker et al. 2021, arXiv:2106.12639)."""
 
     def __init__(self, rule: EarlyTerminate, max_steps: int, objectives: Sequence[Objective]) -> None:
         self._rule = rule
         self._first = first_rung(rule, max_steps)
-        measured = [o if o in Measurement.__dataclass_fields__ else "eval_loss_nats" for o in objectives]
-        self._objectives = tuple(dict.fromkeys(measured))
+        self._objectives = measured(objectives)
         self._rungs: dict[int, Rung] = {}
 
     def learn(self, trial: TrialResult) -> None:

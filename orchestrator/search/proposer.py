@@ -1,8 +1,8 @@
 """What the search tries next: an in-memory Optuna study, a projection of the ledger.
 
 Every candidate that is settled is told once: completed with all its objectives; one that was stopped with the end that
-others of its loss came to, where that can be said; anything else as pruned. A trial that broke, or whose similarity is
-too low, violates a constraint (told as failed, TPE would go on asking around it).
+the completed trials' falls let expect, once there are some; anything else as pruned. A trial that broke, or whose
+similarity is too low, violates a constraint (told as failed, TPE would go on asking around it).
 """
 
 import warnings

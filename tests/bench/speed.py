@@ -103,6 +103,12 @@ def at_full_length(found: Mapping[str, Any], steps: int) -> float:
     return found["seconds"] + found["train_seconds"] * (steps / found["steps"] - 1)
 
 
+def without_steps(few: tuple[int, float], many: tuple[int, float]) -> float:
+    """Seconds of a trial of no steps, by a line through those of two trials, (steps, seconds) each."""
+    (n, seconds), (n_many, seconds_many) = few, many
+    return seconds - n * (seconds_many - seconds) / (n_many - n)
+
+
 # --- measuring
 
 
@@ -256,15 +262,14 @@ def trial_figures(times: Sequence[TrialSeconds], wall_seconds: float) -> dict[st
 def held_out_seconds(bench: Bench, configs: Sequence[TrialConfig], costs: dict[str, Cost], n_repetitions: int) -> float:
     """What held-out loss at all rungs adds to a trial: what training would take if it had no steps.
 
-    Trials of few steps and of many are measured at equally many rungs; a line through both times gives that of none.
-    The median over configs and repetitions.
+    Trials of few steps and of many are measured at equally many rungs. The median over configs and repetitions.
     """
     found = []
     for config in configs:
         few, many = replace(config, max_steps=FEW_STEPS), config
         for _ in range(n_repetitions):
             a, b = (run_trial(bench, one, costs)[0].train_seconds for one in (few, many))
-            found.append(a - few.max_steps * (b - a) / (many.max_steps - few.max_steps))
+            found.append(without_steps((few.max_steps, a), (many.max_steps, b)))
     return median(found)
 
 
