@@ -93,26 +93,19 @@ class SlowRung:
         return not goes
 
 
-ARRIVALS = st.lists(
-    st.tuples(
-        st.integers(0, 30),  # of 31 trials, so that some come again
-        st.tuples(st.sampled_from([10, 11, 12, 40]), st.integers(0, 4), st.integers(0, 4)),
-        st.sampled_from([0.0, 0.0, 0.0, 1.0]),
-        st.sampled_from("aaab"),
-        st.booleans(),
-    ),
-    min_size=1,
-    max_size=60,
-)
-
-
-@given(ARRIVALS)
-def test_a_rung_stops_exactly_whom_its_definition_stops(arrivals):
+@pytest.mark.parametrize("seed", range(6))
+def test_a_rung_stops_exactly_whom_its_definition_stops(seed):
+    """Trials that come again, that are not asked about, of two kinds of device, under a noise that moves."""
+    draw = np.random.default_rng(seed)
     fast, slow = Moasha(RULE, 8, DEFAULT_OBJECTIVES), SlowRung()
-    for number, (mib, seconds, loss), noise, device, asked in arrivals:
+    for n in range(150):
+        number = n if draw.random() < 0.8 else int(draw.integers(0, n + 1))
+        mib, loss = 10 + 3 * float(draw.random()), round(float(draw.random()), 2)
+        seconds, noise = float(draw.integers(0, 20)), float(draw.choice([1.0, 1.0, 3.0, 8.0]))
+        device = "a" if draw.random() < 0.9 else "b"
         cost = {"peak_memory_mib": mib, "reserved_memory_mib": mib, "seconds_per_step": seconds}
         losses = {"train_loss_nats": loss, "eval_loss_nats": loss}
         fast.enter(str(number), Measurement(step=1, **losses, **cost, tokens_per_second=1.0), noise, device)
         slow.enter(str(number), (mib, seconds, loss), noise, device)
-        if asked:  # a protected trial comes to the rung and is not asked about
-            assert (fast.why_stop(1) is not None) == slow.latest_stops()
+        if draw.random() < 0.8:
+            assert (fast.why_stop(1) is not None) == slow.latest_stops(), n

@@ -156,18 +156,24 @@ def _of_counts(kept: Kept, resume: str) -> Iterator[str]:
 
 
 def of_study(kept: Kept) -> Iterator[Difference]:
-    """The Optuna study that a resumed sweep would begin with knows every trial of the search once."""
+    """The Optuna study that a resumed sweep would begin with knows every trial of the search once.
+
+    What it would be told is held against the ledger; the study itself, which copies each trial some times over and
+    forgets most of a long sweep's, is not made.
+    """
     from orchestrator.search.proposer import Proposer
 
-    proposer = Proposer(kept.settings, max_modelled=len(kept.entries))
+    proposer = Proposer(kept.settings)
     candidates = [e for e in kept.entries if e.result.origin in ("search", "twin") and e.result.state in FINAL_STATES]
+    told: Counter[str] = Counter()
     for entry in candidates:
         try:
-            proposer.tell(entry)
+            known = proposer.as_told(entry)
         except (ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             yield Difference(part="study", text=f"trial {entry.result.number} cannot be told ({reason})")
-    told = Counter(trial.user_attrs.get("key") for trial in proposer.study.trials)
+        else:
+            told.update([known.user_attrs["key"]] if known else [])
     for entry in candidates:
         trial, count = entry.result, told.pop(entry.result.key, 0)
         if count > 1 or (count == 0 and trial.origin == "search"):
