@@ -3,36 +3,19 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.analysis.verdict import figures_of, verdict_of
 from orchestrator.figures import gallery
 from orchestrator.report import page as report_page
 from orchestrator.report import text as report_text
 from orchestrator.report.content import Report
+from orchestrator.report.rows import trial_row
 from orchestrator.sweep import SweepResult
-from trainables.results import Measurement, MemoryBreakdown, TrialResult
 
-RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
 PICTURES = {f"{gallery.FOLDER}/{name}.png": title for name, (title, _) in gallery.IN_REPORT.items()}
 """Of the report: path in the sweep's folder -> title."""
-
-
-def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict[str, Any]:
-    """One trial as a flat row: what it was asked, its last measurement, what its bytes are, its similarity."""
-    row = {name: getattr(trial, name) for name in RESULT_COLUMNS}
-    row |= trial.config.to_dict() | {"targets": "+".join(trial.config.targets), "alpha": float(trial.config.alpha)}
-    last = trial.history[-1] if trial.history else None
-    row |= {name: getattr(last, name) if last else None for name in Measurement.__dataclass_fields__}
-    parts = trial.cost.breakdown if trial.cost else None
-    row |= {f"memory_{name}": getattr(parts, name) if parts else None for name in MemoryBreakdown.__dataclass_fields__}
-    row |= figures_of(trial)
-    verdict = verdict_of(trial, min_similarity)
-    row |= {"verdict": verdict.answer if verdict else None}
-    return row | {"on_pareto_front": on_front, "device": trial.environment.get("device")}
 
 
 def write(result: SweepResult, report: Report, folder: Path) -> list[Path]:

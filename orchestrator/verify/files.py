@@ -43,7 +43,7 @@ def of_table(kept: Kept) -> Iterator[Difference]:
     """trials.parquet has one row a trial, each value as the ledger gives it; so has its front."""
     import pyarrow.parquet as pq
 
-    from orchestrator.report.outputs import trial_row
+    from orchestrator.report.rows import trial_row
 
     try:
         rows = pq.read_table(kept.folder / "trials.parquet").to_pylist()
