@@ -40,6 +40,13 @@ def test_rows_that_come_one_by_one_have_the_depths_of_all_at_once(rows, objectiv
         assert levels.depths.tolist() == depths(rows[:n], epsilon).tolist()
 
 
+def test_with_noise_a_row_pushes_down_what_is_less_deep_than_itself():
+    """The second dominates the third and the third the first, but the second not the first: it is not transitive."""
+    levels = Levels([[0.0, 2.0], [2.0, 0.0]], [1.0, 0.0])
+    levels.add([1.0, 1.0])
+    assert levels.depths.tolist() == [3, 1, 2]
+
+
 @given(ROWS, st.integers(0, 2), NOISES)
 def test_the_latest_is_among_the_first_where_the_ranking_has_it(rows, objective, noise):
     epsilon = noise_in(objective, noise, rows)
@@ -49,6 +56,22 @@ def test_the_latest_is_among_the_first_where_the_ranking_has_it(rows, objective,
     order = ranking(rows, epsilon).tolist()
     for n in range(len(rows) + 1):
         assert levels.is_latest_among_first(n) == (len(rows) - 1 in order[:n])
+
+
+@given(ROWS, st.integers(0, 2), NOISES, NOISES)
+def test_depths_are_kept_under_another_noise_only_where_they_are_the_same(rows, objective, noise, other):
+    levels = Levels(rows, noise_in(objective, noise, rows))
+    after = noise_in(objective, other, rows)
+    if levels.takes(after):
+        assert levels.depths.tolist() == depths(rows, after).tolist()
+        assert levels.epsilon.tolist() == after
+
+
+def test_depths_are_kept_where_no_two_rows_differ_by_what_lies_between_the_noises():
+    levels = Levels([[0.0, 5.0], [2.0, 3.0], [4.0, 4.0]], [0.5, 0.0])
+    assert levels.takes([1.9, 0.0])
+    assert not levels.takes([2.0, 0.0])
+    assert levels.epsilon.tolist() == [1.9, 0.0]
 
 
 def test_noise_in_two_objectives_is_refused():

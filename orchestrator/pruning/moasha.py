@@ -84,9 +84,9 @@ class Arrivals:
         return goes, len(peers)
 
     def _known_levels(self, band: int, peers: NDArray[np.float64], epsilon: Sequence[float]) -> Levels:
-        """Depths in a stratum: of those known from before and who came since, or anew where the noise has changed."""
+        """Depths in a stratum: of those known from before and who came since, or anew where the noise changed them."""
         found = self._levels.get(band)
-        if found is None or found.epsilon.tolist() != list(epsilon):
+        if found is None or not found.takes(epsilon):
             found = self._levels[band] = Levels(peers, epsilon)
         for losses in peers[len(found) :]:
             found.add(losses)
