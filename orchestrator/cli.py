@@ -282,8 +282,9 @@ def _report_of(name: str) -> "tuple[Report, SweepResult | None]":
     settings = load_settings(folder)
     ledger = Ledger(folder / "ledger.db", read_only=True)
     try:
-        found = report.read(settings, ledger)
-        return found, result_of(settings, ledger) if found.states.get("completed") else None
+        trials = ledger.trials()
+        found = report.read(settings, ledger, trials)
+        return found, result_of(settings, ledger, trials=trials) if found.states.get("completed") else None
     finally:
         ledger.close()
 

@@ -5,7 +5,6 @@ W&B sweep file also uses. Beside the fields of `TrialConfig`, a space may search
 alpha / rank: at a fixed alpha every change of the rank is also a change of the scale.
 """
 
-import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -144,11 +143,11 @@ class Space(Frozen):
         Raises:
             ConfigError: a value is out of range.
         """
-        values = copy.deepcopy({**self.fixed, **params, **overrides})
+        values = {**self.fixed, **params, **overrides}
         if isinstance(values.get("targets"), str):
             values["targets"] = values["targets"].split("+")
         if isinstance(values.get("targets"), list) and all(target in TARGETS for target in values["targets"]):
-            values["targets"].sort(key=TARGETS.index)
+            values["targets"] = sorted(values["targets"], key=TARGETS.index)
         ratio = values.pop("alpha_ratio", None)
         if ratio is not None:
             if isinstance(ratio, bool) or not isinstance(ratio, int | float):

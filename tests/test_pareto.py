@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.pareto import hypervolume, pareto_mask
+from orchestrator.analysis.pareto import growing_hypervolume, hypervolume, pareto_mask
 
 REFERENCE = 4
 
@@ -82,6 +82,20 @@ def test_only_the_front_adds_to_the_hypervolume(rows):
 @given(rows_of(3, low=-1, high=5), st.tuples(*[st.integers(-1, 5)] * 3))
 def test_one_more_row_never_lowers_the_hypervolume(rows, one_more):
     assert volume([*rows, one_more]) >= volume(rows) - 1e-9
+
+
+@given(BOXED)
+def test_the_growing_hypervolume_is_that_of_each_beginning(rows):
+    grown = growing_hypervolume(rows, [REFERENCE] * len(rows[0]))
+    assert grown == pytest.approx([volume_by_cells(rows[: n + 1]) for n in range(len(rows))], abs=1e-9)
+
+
+@given(BOXED)
+def test_the_growing_hypervolume_moves_only_where_a_row_is_beaten_by_none_before_it(rows):
+    grown = growing_hypervolume(rows, [REFERENCE] * len(rows[0]))
+    for n in range(1, len(rows)):
+        beaten = any(all(x <= y for x, y in zip(row, rows[n], strict=True)) for row in rows[:n])
+        assert not beaten or grown[n] == grown[n - 1]
 
 
 def test_a_row_on_the_border_of_the_reference_adds_nothing():

@@ -295,6 +295,19 @@ def test_the_study_of_a_fresh_searcher_holds_every_settled_trial_once(base, tmp_
         )
 
 
+@pytest.mark.parametrize("base", [TPE, GRID], ids=lambda base: base["method"])
+def test_what_verify_is_shown_of_a_trial_is_what_a_resumed_study_holds(base, tmp_path):
+    desk = Desk(tmp_path, make(base, n_trials=6))
+    outcomes = iter([completes, breaks, completes, completes] * 9)
+    desk.finish(lambda task: next(outcomes)(task))
+    resumed = Desk(tmp_path, desk.settings)
+    for key in desk.states:
+        shown, held = Proposer(desk.settings).as_told(desk.ledger.entry(key)), last_told(resumed, key)
+        assert shown is not None
+        for name in ("state", "params", "values", "constraints", "user_attrs"):
+            assert getattr(shown, name) == getattr(held, name), name
+
+
 # --- what the study is told
 
 

@@ -6,7 +6,8 @@ One name is used here, in Ray Tune's results, in the ledger, as MLflow key, as P
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import sqrt
 from typing import Any, Literal, get_args
 
@@ -25,6 +26,9 @@ State = Literal["queued", "running", "completed", "pruned", "refused", "oom", "d
 Origin = Literal["search", "twin", "reseed", "repeat"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 Weights = Literal["pretrained", "random", "stand-in", "demo"]
+
+CHOICES = (("precision", get_args(Precision)), ("engine", get_args(Engine)), ("loop", get_args(Loop)))
+"""Settings that are one of a few words."""
 
 MAX_WHOLE = 2**31 - 1
 """Largest rank, batch size, length or number of steps that a config may ask for."""
@@ -85,10 +89,10 @@ class TrialConfig:
     loop: Loop = "standard"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("precision", Precision), ("engine", Engine), ("loop", Loop)):
+        for name, allowed in CHOICES:
             value = getattr(self, name)
-            if value not in get_args(allowed):
-                raise ConfigError(f"no {name} {value!r}{did_you_mean(str(value), get_args(allowed))}")
+            if value not in allowed:
+                raise ConfigError(f"no {name} {value!r}{did_you_mean(str(value), allowed)}")
         for name in ("rank", "batch_size", "max_length_tokens", "max_steps"):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= MAX_WHOLE:
@@ -124,8 +128,7 @@ class TrialConfig:
     @property
     def cost_cell(self) -> str:
         """Name of what memory and time depend on; trials that share it share one measurement."""
-        names = ("precision", "rank", "targets", "batch_size", "max_length_tokens", "engine", "loop")
-        return canonical_json({name: getattr(self, name) for name in names} | {"dropout": self.dropout > 0})
+        return _cost_cell(*(getattr(self, name) for name in COST_FIELDS), self.dropout > 0)
 
     @property
     def counterpart(self) -> "TrialConfig":
@@ -145,7 +148,7 @@ class TrialConfig:
         Raises:
             ConfigError: an unknown field (nearest name offered), or a value out of range.
         """
-        known = [f.name for f in fields(cls)]
+        known = cls.__dataclass_fields__
         for name in values:
             if name not in known:
                 raise ConfigError(f"no trial setting {name!r}{did_you_mean(name, known)}")
@@ -208,6 +211,15 @@ class Workload:
                 }
             ).encode()
         ).hexdigest()
+
+
+COST_FIELDS = ("precision", "rank", "targets", "batch_size", "max_length_tokens", "engine", "loop")
+"""On which memory and time depend, beside whether there is dropout."""
+
+
+@lru_cache(maxsize=4096)  # a report asks ten times for each of its trials, which have far fewer cells
+def _cost_cell(*values: Any) -> str:
+    return canonical_json(dict(zip((*COST_FIELDS, "dropout"), values, strict=True)))
 
 
 def canonical_json(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Front:
         hypervolume: dominated by the members within the reference point; one beyond it in an objective adds nothing.
             Summed over the kinds of device.
         members: trials by their first objective.
+        keys: theirs, made once: many a caller asks for each of its trials whether it is on the front.
     """
 
     objectives: tuple[Objective, ...]
@@ -41,10 +42,10 @@ class Front:
     reference_point: tuple[float, ...] | None
     hypervolume: float
     members: tuple[TrialResult, ...]
+    keys: frozenset[str] = field(init=False, repr=False, compare=False)
 
-    @property
-    def keys(self) -> frozenset[str]:
-        return frozenset(member.key for member in self.members)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", frozenset(member.key for member in self.members))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of front.json."""

@@ -52,18 +52,26 @@ def pareto_mask(losses: ArrayLike, epsilon: ArrayLike | None = None) -> NDArray[
     for start in range(0, len(front), CHUNK_ROWS):
         chunk = front[start : start + CHUNK_ROWS]
         left = np.flatnonzero(~dominated)
-        dominated[left] = _dominates(chunk, array[left], noise).any(axis=0)
+        dominated[left] = dominates(chunk, array[left], noise).any(axis=0)
     return ~dominated
 
 
-def _dominates(a: NDArray[np.float64], b: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(n_a, n_b), whether each row of a dominates each row of b by more than the noise."""
+def dominates(a: NDArray[np.float64], b: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n_a, n_b), whether each row of a dominates each row of b by more than the noise, as in `pareto_mask`."""
     nowhere_worse = np.ones((len(a), len(b)), dtype=bool)
     somewhere_better = np.zeros_like(nowhere_worse)
     for ours, theirs, margin in zip(a.T, b.T, noise, strict=True):
         nowhere_worse &= ours[:, None] <= theirs + margin
         somewhere_better |= ours[:, None] < theirs - margin
     return nowhere_worse & somewhere_better
+
+
+def _within(losses: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Losses and the reference point as checked arrays."""
+    array, corner = _losses(losses), _losses([np.asarray(reference)])[0]
+    if array.shape[1] != len(corner) and len(array):
+        raise ValueError(f"reference has {len(corner)} objectives, losses have {array.shape[1]}")
+    return array, corner
 
 
 def hypervolume(losses: ArrayLike, reference: ArrayLike) -> float:
@@ -80,9 +88,28 @@ def hypervolume(losses: ArrayLike, reference: ArrayLike) -> float:
     Raises:
         ValueError: shapes do not fit, or a value is not finite.
     """
-    array = _losses(losses)
-    corner = _losses([np.asarray(reference)])[0]
-    if array.shape[1] != len(corner) and len(array):
-        raise ValueError(f"reference has {len(corner)} objectives, losses have {array.shape[1]}")
+    array, corner = _within(losses, reference)
     inside = array[(array < corner).all(axis=1)] if len(array) else array
     return float(moocore.hypervolume(inside, ref=corner)) if len(inside) else 0.0
+
+
+def growing_hypervolume(losses: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
+    """Hypervolume of the first row, of the first two, ... of all; it never falls.
+
+    Args:
+        losses, reference: as of `hypervolume`.
+    Returns:
+        (n_trials,), each as of `hypervolume` up to rounding, and equal to the one before where a row adds nothing.
+    Raises:
+        ValueError: as `hypervolume`.
+    Cost: O(n_trials * n_front * n_objectives), and one `hypervolume` of the front for each row that enters it.
+    """
+    array, corner = _within(losses, reference)
+    front, volume = np.empty((0, len(corner))), 0.0
+    found = np.zeros(len(array))
+    for i, row in enumerate(array):
+        if (row < corner).all() and not (front <= row).all(axis=1).any():
+            front = np.vstack([front[~(row <= front).all(axis=1)], row])
+            volume = max(hypervolume(front, corner), volume)  # rounding may lower it
+        found[i] = volume
+    return found

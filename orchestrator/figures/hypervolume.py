@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis import front
-from orchestrator.analysis.pareto import hypervolume
+from orchestrator.analysis.pareto import growing_hypervolume
 from orchestrator.figures.style import PRECISION_COLOURS, PRECISION_NAMES, Figure, LeftOut, canvas, hover
 from orchestrator.settings import MAXIMISED
 from orchestrator.sweep import SweepResult
@@ -55,17 +55,17 @@ def curve(result: SweepResult) -> list[Moment]:
     box = float(np.prod(reference - np.min(list(counted.values()), axis=0)))
     ended = {trial.config: trial.ended_at for trial in result.trials if trial.ended_at}
     moments = [Moment(seconds=0.0, share=0.0)]
-    known: list[tuple[float, ...]] = []
     seconds = 0.0
     events = [(t.ended_at, t.number, "ends", t) for t in result.trials if t.ended_at]
     events += [(_counts_from(t, ended), t.number, "counts", t) for t in result.trials if t.key in counted]
-    for at, _, what, trial in sorted(events, key=lambda event: (event[0], event[2] == "counts", event[1])):
+    events.sort(key=lambda event: (event[0], event[2] == "counts", event[1]))
+    volumes = iter(growing_hypervolume([counted[t.key] for _, _, what, t in events if what == "counts"], reference))
+    for at, _, what, trial in events:
         if what == "ends":
             seconds += (trial.train_seconds or 0.0) * devices_per_trial(result)
             moments.append(replace(moments[-1], seconds=seconds, at=at, trial=None))
             continue
-        known.append(counted[trial.key])
-        volume = max(hypervolume(known, reference), moments[-1].volume)  # rounding may lower it
+        volume = float(next(volumes))
         raised = trial if volume > moments[-1].volume else None
         moments.append(Moment(seconds=seconds, share=volume / box, volume=volume, at=at, trial=raised))
     return moments

@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -16,6 +17,12 @@ COST: TypeAdapter[Cost] = TypeAdapter(Cost)
 COMPARISON: TypeAdapter[Comparison] = TypeAdapter(Comparison)
 JUDGEMENT: TypeAdapter[Judgement] = TypeAdapter(Judgement)
 """Values with values inside, read back from plain ones."""
+
+
+@lru_cache(maxsize=4096)
+def cost_of(text: str) -> Cost:
+    """A cost cell's value from its JSON: one for all trials of the cell, which a driver keeps by the thousand."""
+    return COST.validate_json(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger.rows import COST, Entry, entry_of
+from orchestrator.ledger.rows import Entry, cost_of, entry_of
 from orchestrator.ledger.schema import connect, transaction
 from trainables.config import Origin, State, TrialConfig, Workload, canonical_json
 from trainables.findings import Comparison, Judgement
@@ -202,12 +202,12 @@ class Ledger:
             "SELECT cost FROM cost_cells WHERE cell = ? OR substr(cell, 1, ?) = ? ORDER BY cell",
             (cell, len(cell + ON), cell + ON),
         )
-        return tuple(COST.validate_json(row[0]) for row in rows)
+        return tuple(cost_of(row[0]) for row in rows)
 
     def cost(self, cell: str) -> Cost | None:
         """Measured memory and time of a cost cell, on the kind of device that was first, if they are known."""
         row = self._db.execute("SELECT cost FROM cost_cells WHERE cell = ?", (cell,)).fetchone()
-        return COST.validate_json(row[0]) if row else None
+        return cost_of(row[0]) if row else None
 
     def entry(self, key: str) -> Entry | None:
         """One trial, or None."""
@@ -231,7 +231,7 @@ class Ledger:
             cells = self._db.execute(f"SELECT cell, cost FROM cost_cells WHERE cell IN ({named})", values).fetchall()
         finally:
             self._db.execute("COMMIT")
-        costs = {row["cell"]: COST.validate_json(row["cost"]) for row in cells}
+        costs = {row["cell"]: cost_of(row["cost"]) for row in cells}
         history: dict[str, list[sqlite3.Row]] = {}
         for mark in marks:
             history.setdefault(mark["key"], []).append(mark)

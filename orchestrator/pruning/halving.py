@@ -7,12 +7,13 @@ only: else cheap trials, which are always early on the front, spare each other f
 chance. And what a front cannot do without is never stopped.
 """
 
+from collections.abc import Callable
 from math import ceil, floor, log
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from orchestrator.analysis.pareto import pareto_mask
+from orchestrator.analysis.pareto import dominates, pareto_mask
 
 
 def stratum(peak_memory_mib: float, share: float) -> int:
@@ -75,6 +76,13 @@ def holds_extreme(losses: ArrayLike, row: int) -> bool:
     return bool((array[row] < others.min(axis=0)).any()) if len(others) else True
 
 
+def is_undominated(losses: ArrayLike, row: int, epsilon: ArrayLike | None = None) -> bool:
+    """Whether `pareto_mask` marks a row, found without comparing the others with each other."""
+    array = np.asarray(losses, dtype=np.float64)
+    noise = np.zeros(array.shape[1]) if epsilon is None else np.asarray(epsilon, dtype=np.float64)
+    return not dominates(array, array[row : row + 1], noise).any()
+
+
 def n_kept(n_rows: int, eta: float) -> int:
     """How many of a stratum go on by their rank: 1 / eta of them, rounded up."""
     return ceil(n_rows / eta - 1e-9)
@@ -102,6 +110,7 @@ def goes_on(
     eta: float,
     epsilon: ArrayLike | None = None,
     alive: ArrayLike | None = None,
+    among_first: Callable[[int], bool] | None = None,
 ) -> bool:
     """Whether the trial of a row goes on from its rung.
 
@@ -113,6 +122,8 @@ def goes_on(
         strata: (n_trials,), which of them are compared.
         epsilon: (n_objectives,), differences that decide nothing.
         alive: (n_trials,), False for the trials stopped at this rung; all alive where not given.
+        among_first: whether the row is one of the first so many of its stratum, by who knows its depths already; by
+            default `is_among_first`.
     """
     array = np.asarray(losses, dtype=np.float64)
     lives = np.ones(len(array), dtype=bool) if alive is None else np.asarray(alive, dtype=bool)
@@ -121,6 +132,7 @@ def goes_on(
         return True
     peers = np.flatnonzero(np.asarray(strata) == np.asarray(strata)[row])
     own = int(np.searchsorted(peers, row))
-    if pareto_mask(array[peers], epsilon)[own]:
+    if is_undominated(array[peers], own, epsilon):
         return True
-    return is_among_first(array[peers], own, n_kept(len(peers), eta), epsilon)
+    n = n_kept(len(peers), eta)
+    return among_first(n) if among_first else is_among_first(array[peers], own, n, epsilon)

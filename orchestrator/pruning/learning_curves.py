@@ -5,6 +5,7 @@ of learning curves", section 3) fit a function to the points of the trial itself
 before its end at most: what the others came down by from the same rung says more.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from trainables.results import Measurement
 
 MIN_CURVES = 4
 """Completed trials before anything is expected of another."""
+MAX_CURVES = 200
+"""Completed trials, the latest, whose median is taken: a longer history would cost more and say no more."""
 
 
 def measured(objectives: Sequence[Objective]) -> tuple[str, ...]:
@@ -32,7 +35,7 @@ class LearningCurves:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
-        self._ratios: dict[int, list[NDArray[np.float64]]] = {}
+        self._ratios: dict[int, deque[NDArray[np.float64]]] = {}
         self._least: dict[int, NDArray[np.float64]] = {}
 
     def learn(self, history: Sequence[Measurement]) -> None:
@@ -44,7 +47,7 @@ class LearningCurves:
         for measurement in rungs:
             here = losses_at(measurement, self._names)
             ratio = np.divide(end, here, out=np.ones_like(end), where=here > 0)
-            self._ratios.setdefault(measurement.step, []).append(ratio)
+            self._ratios.setdefault(measurement.step, deque(maxlen=MAX_CURVES)).append(ratio)
             self._least[measurement.step] = np.minimum(self._least.get(measurement.step, ratio), ratio)
 
     def hopeful(self, measurement: Measurement) -> NDArray[np.float64] | None:

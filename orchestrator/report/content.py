@@ -178,12 +178,21 @@ def newest(root: Path) -> str:
     return found[-1].parent.name
 
 
-def read(settings: SweepSettings, ledger: Ledger) -> Report:
-    """The report of a sweep as its ledger has it now."""
+def read(settings: SweepSettings, ledger: Ledger, trials: Sequence[TrialResult] | None = None) -> Report:
+    """The report of a sweep as its ledger has it now.
+
+    Args:
+        trials: of the ledger, where they were read already.
+    """
     facts = {name: ledger.fact(name) for name in FACTS}
     workload = ledger.workload()
     known = settings.model_copy(update={"compute_dtype": workload.compute_dtype} if workload else {})
-    return report_of(settings, ledger.trials(), facts, lambda config: predicted_peaks_mib(known, [config])[0])
+    return report_of(
+        settings,
+        ledger.trials() if trials is None else trials,
+        facts,
+        lambda config: predicted_peaks_mib(known, [config])[0],
+    )
 
 
 def report_of(

@@ -2,43 +2,29 @@
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.analysis.verdict import figures_of, verdict_of
 from orchestrator.figures import gallery
 from orchestrator.report import page as report_page
 from orchestrator.report import text as report_text
 from orchestrator.report.content import Report
+from orchestrator.report.rows import trial_row
 from orchestrator.sweep import SweepResult
-from trainables.results import Measurement, MemoryBreakdown, TrialResult
 
-RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
 PICTURES = {f"{gallery.FOLDER}/{name}.png": title for name, (title, _) in gallery.IN_REPORT.items()}
 """Of the report: path in the sweep's folder -> title."""
 
 
-def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict[str, Any]:
-    """One trial as a flat row: what it was asked, its last measurement, what its bytes are, its similarity."""
-    row = {name: getattr(trial, name) for name in RESULT_COLUMNS}
-    row |= trial.config.to_dict() | {"targets": "+".join(trial.config.targets), "alpha": float(trial.config.alpha)}
-    last: Mapping[str, Any] = asdict(trial.history[-1]) if trial.history else {}
-    row |= {name: last.get(name) for name in Measurement.__dataclass_fields__}
-    parts = trial.cost.breakdown if trial.cost else None
-    row |= {f"memory_{name}": getattr(parts, name) if parts else None for name in MemoryBreakdown.__dataclass_fields__}
-    row |= figures_of(trial)
-    verdict = verdict_of(trial, min_similarity)
-    row |= {"verdict": verdict.answer if verdict else None}
-    return row | {"on_pareto_front": on_front, "device": trial.environment.get("device")}
-
-
 def write(result: SweepResult, report: Report, folder: Path) -> list[Path]:
     """Write everything; returns the files."""
+    return [*write_data(result, folder), *gallery.write(result, folder), *write_report(report, folder)]
+
+
+def write_data(result: SweepResult, folder: Path) -> list[Path]:
+    """Write what programs read, front.json and trials.parquet; returns the files."""
     front = _replace(folder / "front.json", json.dumps(result.front.to_dict(), indent=2) + "\n")
     threshold = result.settings.min_similarity
     rows = [trial_row(trial, trial.key in result.front.keys, threshold) for trial in result.trials]
@@ -47,8 +33,7 @@ def write(result: SweepResult, report: Report, folder: Path) -> list[Path]:
     table = folder / "trials.parquet"
     pq.write_table(pa.Table.from_pylist(rows), table.with_suffix(".tmp"))
     os.replace(table.with_suffix(".tmp"), table)
-    drawn = gallery.write(result, folder)
-    return [front, table, *drawn, *write_report(report, folder)]
+    return [front, table]
 
 
 def draw(result: SweepResult, folder: Path) -> None:

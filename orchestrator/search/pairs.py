@@ -1,12 +1,14 @@
 """The two halves of a pair, a 4-bit trial and its 16-bit twin: when both are known, and what they are asked."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.finalists import other_seeds
 from orchestrator.ledger.rows import Entry
-from orchestrator.workers.tune_trainable import Task
 from trainables.results import TrialResult
+
+if TYPE_CHECKING:
+    from orchestrator.workers.tune_trainable import Task  # brings Ray Tune: two seconds that verify has no use for
 
 
 def is_settled(trial: TrialResult, twin: TrialResult | None) -> bool:
@@ -26,8 +28,10 @@ def twin_params(entry: Entry) -> dict[str, Any]:
     return {**entry.params, **({"precision": "16bit"} if "precision" in entry.params else {})}
 
 
-def judgement_of(trial: TrialResult, twin: TrialResult | None, trials: Sequence[TrialResult], n_reseeds: int) -> Task:
+def judgement_of(trial: TrialResult, twin: TrialResult | None, trials: Sequence[TrialResult], n_reseeds: int) -> "Task":
     """The judgement of a trial; of a 4-bit one beside its twin and the twin's config under other seeds."""
+    from orchestrator.workers.tune_trainable import Task
+
     if trial.config.precision == "16bit" or twin is None or twin.state != "completed":
         return Task(kind="judge", key=trial.key, config=trial.config)
     others = other_seeds(trial, trials, n_reseeds)

@@ -156,9 +156,10 @@ class Proposer:
             excess: predicted peak beyond the device's memory, as a share of it; None where not known.
         """
         trial = self._asked.pop(entry.result.key, None)
-        if trial is None and not self._stands_for(entry):
-            return  # a twin at a precision that is not searched
-        self.learn(entry, excess, trial)
+        if trial is not None:
+            self.learn(entry, excess, trial)
+        elif known := self.as_told(entry, excess):
+            self._know(known)
 
     def learn(self, entry: Entry, excess: float | None = None, trial: optuna.Trial | None = None) -> None:
         """Tell the study about a trial, of this sweep or of another one over the same space, under whatever seed.
@@ -167,33 +168,43 @@ class Proposer:
             excess: as of `tell`.
             trial: of the study, where it asked for this one.
         """
-        if trial is None and self._coded(entry.params) is None:
+        if trial is None:
+            if known := self._frozen(entry, excess):
+                self._know(known)
             return
         state, losses, constraints = self._end(entry.result, excess)
-        if entry.result.state == "completed":
-            self._curves.learn(entry.result.history)
-        if trial is None:
-            self.study.add_trial(
-                create_trial(
-                    state=state,
-                    values=losses,
-                    params=self._coded(entry.params),
-                    distributions=self._distributions,
-                    user_attrs={"key": entry.result.key},
-                    constraints=constraints,
-                )
-            )
-        else:
-            trial.set_user_attr("key", entry.result.key)
-            for name, violation in constraints.items():
-                trial.set_constraint(name, violation)
-            self.study.tell(trial, losses, state=state)
+        trial.set_user_attr("key", entry.result.key)
+        for name, violation in constraints.items():
+            trial.set_constraint(name, violation)
+        self.study.tell(trial, losses, state=state)
         self._shorten()
 
-    def _stands_for(self, entry: Entry) -> bool:
-        """Whether a trial is what its point of this space asks for."""
-        params = dict(entry.params)
-        return self._coded(params) is not None and self._settings.config(params) == entry.result.config
+    def as_told(self, entry: Entry, excess: float | None = None) -> FrozenTrial | None:
+        """What the study is told of a settled trial that it did not ask for, as after a resume.
+
+        None of a trial that is not what its point of this space asks for: a twin at a precision that is not searched.
+        """
+        found = self._frozen(entry, excess)
+        return found if found and self._settings.config(dict(entry.params)) == entry.result.config else None
+
+    def _frozen(self, entry: Entry, excess: float | None) -> FrozenTrial | None:
+        """A settled trial as the study knows it; None where its point is not of this space."""
+        params = self._coded(entry.params)
+        if params is None:
+            return None
+        state, losses, constraints = self._end(entry.result, excess)
+        return create_trial(
+            state=state,
+            values=losses,
+            params=params,
+            distributions=self._distributions,
+            user_attrs={"key": entry.result.key},
+            constraints=constraints,
+        )
+
+    def _know(self, trial: FrozenTrial) -> None:
+        self.study.add_trial(trial)
+        self._shorten()
 
     def _coded(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
         """A point as the study knows it; None where it is not of this space."""
@@ -206,7 +217,9 @@ class Proposer:
         return found
 
     def _end(self, result: TrialResult, excess: float | None) -> tuple[TrialState, Losses | None, dict[str, float]]:
-        """What the study is told of a settled trial: its state, its losses and by how much it violates constraints."""
+        """Learn how a settled trial ended: its state, its losses and by how much it violates constraints."""
+        if result.state == "completed":
+            self._curves.learn(result.history)
         constraints = {"memory": _memory_violation(result, excess)}
         losses = losses_of(result, self._settings.objectives)
         gap = dissimilarity(result, self._settings.min_similarity)

@@ -22,7 +22,7 @@ from orchestrator.sweep import SweepResult, result_of
 from orchestrator.tracking import live as tracking_live
 from orchestrator.tracking.inputs import log_data
 from orchestrator.tracking.models import FrontModels
-from orchestrator.tracking.runs import Runs
+from orchestrator.tracking.runs import STATUS, Runs
 from orchestrator.tracking.store import open_client, store_uri, text_of
 from trainables.config import State, canonical_json
 
@@ -30,14 +30,6 @@ NOTE_CHARS = 5000
 """Of the parent run's description; MLflow takes 8000."""
 MAX_METRICS = 1000
 """That MLflow takes at once."""
-STATUS: Mapping[State, str] = {
-    "completed": "FINISHED",
-    "pruned": "KILLED",
-    "refused": "KILLED",
-    "oom": "FAILED",
-    "diverged": "FAILED",
-    "failed": "FAILED",
-}
 
 
 class Tracker:

@@ -10,10 +10,20 @@ from typing import Any
 from orchestrator.ledger import Ledger
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.store import text_of
+from trainables.config import State
 from trainables.results import TrialResult
 
 SWEEP, CHILD_OF, PARENT = "sweep_id", "child_of_sweep", "mlflow.parentRunId"
 """Tags: of the parent and of each child the sweep's id, and of each child its parent's run id."""
+STATUS: Mapping[State, str] = {
+    "completed": "FINISHED",
+    "pruned": "KILLED",
+    "refused": "KILLED",
+    "oom": "FAILED",
+    "diverged": "FAILED",
+    "failed": "FAILED",
+}
+"""Of a run, by the state in which its trial ended."""
 
 
 def search(client: Any, experiment_id: str, tag: str, value: str) -> list[Any]:

@@ -43,7 +43,7 @@ def of_table(kept: Kept) -> Iterator[Difference]:
     """trials.parquet has one row a trial, each value as the ledger gives it; so has its front."""
     import pyarrow.parquet as pq
 
-    from orchestrator.report.outputs import trial_row
+    from orchestrator.report.rows import trial_row
 
     try:
         rows = pq.read_table(kept.folder / "trials.parquet").to_pylist()
@@ -60,6 +60,8 @@ def of_table(kept: Kept) -> Iterator[Difference]:
         if found is None:
             continue
         expected = trial_row(trial, trial.key in kept.front.keys, kept.settings.min_similarity)
+        if expected.items() <= found.items():
+            continue
         wrong = [n for n in expected if n != "on_pareto_front" and not _same(found.get(n), expected[n])]
         if wrong:
             was, now = found.get(wrong[0]), expected[wrong[0]]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from orchestrator.search.budgets import ENDED, FINISHED, Ended
 from orchestrator.search.pairs import is_settled
 from orchestrator.settings import SweepSettings
 from orchestrator.status import status_of
-from trainables.config import FINAL_STATES, Workload
+from trainables.config import FINAL_STATES, TrialConfig, Workload
 from trainables.errors import ConfigError
 from trainables.results import TrialResult
 
@@ -139,35 +139,47 @@ def _of_counts(kept: Kept, resume: str) -> Iterator[str]:
     by_config = {trial.config: trial for trial in trials}
     faults = kept.facts[FAULTS] or {}
     for trial in trials:
-        if f"compare {trial.key}" not in faults and not is_settled(trial, by_config.get(trial.config.counterpart)):
+        if f"compare {trial.key}" in faults or is_settled(trial, None):
+            continue
+        if not is_settled(trial, by_config.get(trial.config.counterpart)):
             yield f"trial {trial.number} was not compared with its 16-bit twin; {resume}"
     if not kept.facts[FINISHED] and not over_budget:
         for trial in to_judge(trials, settings):
             if trial.judgement is None and f"judge {trial.key}" not in faults:
                 yield f"finalist {trial.number} was not judged on the report rows; {resume}"
-    candidates = {replace(t.config, seed=0) for t in trials if t.origin in ("search", "twin")}
-    candidates |= {config.counterpart for config in candidates}
+    candidates = {_but_precision_and_seed(t.config) for t in trials if t.origin in ("search", "twin")}
     searched = {trial.config for trial in trials if trial.origin == "search"}
     for trial in trials:
         if trial.origin == "twin" and trial.config.counterpart not in searched:
             yield f"trial {trial.number} is the twin of no trial"
-        if trial.origin in ("repeat", "reseed") and replace(trial.config, seed=0) not in candidates:
+        if trial.origin in ("repeat", "reseed") and _but_precision_and_seed(trial.config) not in candidates:
             yield f"trial {trial.number} is no other seed of any trial"
 
 
+def _but_precision_and_seed(config: TrialConfig) -> tuple[Any, ...]:
+    """What a trial has in common with its twin, and both with their runs under other seeds."""
+    return tuple(getattr(config, name) for name in config.__dataclass_fields__ if name not in ("precision", "seed"))
+
+
 def of_study(kept: Kept) -> Iterator[Difference]:
-    """The Optuna study that a resumed sweep would begin with knows every trial of the search once."""
+    """The Optuna study that a resumed sweep would begin with knows every trial of the search once.
+
+    What it would be told is held against the ledger; the study itself, which copies each trial some times over and
+    forgets most of a long sweep's, is not made.
+    """
     from orchestrator.search.proposer import Proposer
 
-    proposer = Proposer(kept.settings, max_modelled=len(kept.entries))
+    proposer = Proposer(kept.settings)
     candidates = [e for e in kept.entries if e.result.origin in ("search", "twin") and e.result.state in FINAL_STATES]
+    told: Counter[str] = Counter()
     for entry in candidates:
         try:
-            proposer.tell(entry)
+            known = proposer.as_told(entry)
         except (ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             yield Difference(part="study", text=f"trial {entry.result.number} cannot be told ({reason})")
-    told = Counter(trial.user_attrs.get("key") for trial in proposer.study.trials)
+        else:
+            told.update([known.user_attrs["key"]] if known else [])
     for entry in candidates:
         trial, count = entry.result, told.pop(entry.result.key, 0)
         if count > 1 or (count == 0 and trial.origin == "search"):

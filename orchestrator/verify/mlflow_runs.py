@@ -11,8 +11,7 @@ from urllib.parse import unquote, urlsplit
 from orchestrator.ledger.rows import Entry
 from orchestrator.security.redaction import reason_of
 from orchestrator.tracking.models import models_of
-from orchestrator.tracking.projection import STATUS
-from orchestrator.tracking.runs import families
+from orchestrator.tracking.runs import STATUS, families
 from orchestrator.tracking.store import open_client, store_uri
 from orchestrator.verify.ledger import Difference, Kept
 from orchestrator.workers import adapter_store

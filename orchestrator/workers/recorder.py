@@ -13,6 +13,9 @@ from orchestrator.workers import adapter_store, checkpoints, storage
 from orchestrator.workers.tune_trainable import Task
 from trainables.results import Measurement
 
+TUNES_OWN = frozenset({"done", "training_iteration", "trial_id", "node_ip", "hostname", "pid"})
+"""Of a result: what Ray Tune itself still reads once it is recorded."""
+
 
 class Recorder(Callback):
     """Called by Tune with every result, before the Searcher hears that a trial ended."""
@@ -24,8 +27,18 @@ class Recorder(Callback):
         self._pruner = pruner
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """Record one report. The adapter's bytes are taken out of `result`, so that Tune keeps no copy."""
-        task = Task.from_dict(trial.config["task"])
+        """Record one report, and leave Tune, which keeps the last result of every trial, nothing but its own of it."""
+        self._record(Task.from_dict(trial.config["task"]), result)
+        for name in result.keys() - TUNES_OWN:
+            del result[name]
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Take from a trial that ended what Tune would keep of it to the end of the sweep and needs no more."""
+        for kept in (trial.config, trial.evaluated_params, trial.metric_analysis, trial.metric_n_steps):
+            kept.clear()
+        trial.last_result.pop("experiment_tag", None)  # the config again, as text
+
+    def _record(self, task: Task, result: dict[str, Any]) -> None:
         if result.get("reason"):
             result["reason"] = redacted(result["reason"])
         files = result.pop("adapter", None)

@@ -2,10 +2,11 @@
 
 python tests/bench/load.py --trials 10000 [--mlflow]
 
-Writes a finished sweep over the pareto space (of five trials two are completed pairs, one was pruned), its adapters and
-files, then runs `status`, `report` and `verify` over it as processes of their own and takes their wall time and the
-peak of their memory. MLflow's runs are written only when asked for: that takes about half an hour for 10,000, and
-without them `verify` says that they are missing. Prints a table and, as its last line, one JSON object; needs no GPU.
+Writes a finished sweep over the pareto space (of five trials two are completed pairs, one was pruned), its adapters,
+front.json and trials.parquet, then runs `status`, `report` and `verify` over it as processes of their own and takes
+their wall time and the peak of their memory. MLflow's runs are written only when asked for: that takes about half an
+hour for 10,000, and without them `verify` says that they are missing. Prints a table and, as its last line, one JSON
+object; needs no GPU.
 """
 
 import argparse
@@ -26,8 +27,10 @@ import numpy as np
 import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.ledger import Ledger
+from orchestrator.report import outputs
 from orchestrator.search.budgets import ENDED, FINISHED
 from orchestrator.settings import SweepSettings
+from orchestrator.sweep import result_of
 from orchestrator.tracking.publishing import publish
 from orchestrator.workers import adapter_store
 from tests.bench.overhead import fake_comparison, fake_loss_nats
@@ -130,6 +133,7 @@ def write(root: Path, n_trials: int) -> tuple[SweepSettings, int]:
             quantized = replace(comparison.quantized, n_rows=128)
             ledger.set_similarity(key, replace(comparison, quantized=quantized))
             n += 1
+    outputs.write_data(result_of(settings, ledger), folder)
     ledger.close()
     return settings, n
 

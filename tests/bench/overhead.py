@@ -4,12 +4,13 @@ python tests/bench/overhead.py --trials 2000
 
 Trials that do nothing, through the real Ray Tune, Searcher, ledger and MLflow over the pareto space (some of them
 twins), beside as many through bare Ray Tune in reused workers under the same settings; and both for a tenth as many.
-Ray's own start is not counted, the workers' is. Also by how much the driver's memory grows a trial, once a fifth
-of them is done. Prints a table and, as its last line, one JSON object; needs no GPU.
+Ray's own start is not counted, the workers' is. Also by how much the memory of the driver, and of bare Ray Tune's,
+grows a trial once a fifth of them is done. Prints a table and, as its last line, one JSON object; needs no GPU.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,20 +132,45 @@ class BareTrainable(tune.Trainable):
         """Nothing."""
 
 
-def bare_seconds(n_trials: int, folder: Path) -> float:
-    """Ray Tune alone, random search over one number."""
+class Ends(tune.Callback):
+    """When trials ended, in seconds since the epoch."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.at.append(time())
+
+    def __deepcopy__(self, memo: dict) -> "Ends":
+        return self  # Tune copies its settings
+
+
+def bare(n_trials: int, folder: Path) -> tuple[float, float | None]:
+    """Ray Tune alone, random search over one number: seconds, and by how many KiB a trial this process grew."""
+    ends = Ends()
     tuner = tune.Tuner(
         tune.with_resources(BareTrainable, {"cpu": 1}),
         param_space={"x": tune.uniform(0, 1)},
         tune_config=tune.TuneConfig(num_samples=n_trials, reuse_actors=True),
-        run_config=tune.RunConfig(name="bare", storage_path=str(folder), verbose=0),
+        run_config=tune.RunConfig(name="bare", storage_path=str(folder), verbose=0, callbacks=[ends]),
     )
     start = perf_counter()
-    results = tuner.fit()
+    with Memory() as memory:
+        results = tuner.fit()
     seconds = perf_counter() - start
     if len(results) != n_trials or results.errors:
         raise SweepError(f"bare Ray Tune did {len(results)} of {n_trials} trials, {len(results.errors)} with an error")
-    return seconds
+    return seconds, growth_kib_per_trial(memory.samples, ends.at)
+
+
+def bare_apart(n_trials: int) -> tuple[float, float | None]:
+    """`bare` in a process and a Ray of its own, which finds no memory to use again that a sweep has left."""
+    command = [sys.executable, __file__, "--trials", str(n_trials), "--bare"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SweepError("bare Ray Tune failed, see above")
+    seconds, kib = json.loads(done.stdout.splitlines()[-1])
+    return seconds, kib
 
 
 class Memory:
@@ -220,7 +246,7 @@ def measured(n_trials: int, root: Path) -> dict[str, Any]:
     ends = sorted(trial.ended_at for trial in result.trials)
     last = max(1, n // 10)
     sweeping, publishing = marks[1] - marks[0], marks[2] - marks[1]
-    bare = bare_seconds(n, root / "bare")
+    bare_seconds, bare_kib = bare_apart(n)
     return {
         "n_trials": n,
         "n_nf4": sum(trial.config.precision == "nf4" for trial in result.trials),
@@ -229,7 +255,8 @@ def measured(n_trials: int, root: Path) -> dict[str, Any]:
         "ms_per_trial_in_last_tenth": 1000 * (ends[-1] - ends[-1 - last]) / last if n > last else None,
         "driver_kib_per_trial": growth_kib_per_trial(memory.samples, ends),
         "publish_seconds": publishing,
-        "bare_ms_per_trial": 1000 * bare / n,
+        "bare_ms_per_trial": 1000 * bare_seconds / n,
+        "bare_kib_per_trial": bare_kib,
     }
 
 
@@ -244,15 +271,20 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{tail if tail is not None else float('nan'):12.1f}{size['bare_ms_per_trial']:11.1f}"
             f"{size['ms_per_trial'] / size['bare_ms_per_trial']:14.1f}"
         )
-    kib = result["sizes"][-1]["driver_kib_per_trial"]
-    yield f"driver's memory: {'unknown' if kib is None else f'{kib:.1f} KiB more'} a trial (at most 20)"
+    ours, theirs = (result["sizes"][-1][f"{whose}_kib_per_trial"] for whose in ("driver", "bare"))
+    yield f"driver's memory: {_more(ours)} a trial (at most 20), bare {_more(theirs)}"
     yield f"growth: ours {result['growth']:.2f} times, bare {result['bare_growth']:.2f} times"
+
+
+def _more(kib: float | None) -> str:
+    return "unknown" if kib is None else f"{kib:.1f} KiB more"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=2000, help="about so many, twins counted; and a tenth of them")
+    parser.add_argument("--bare", action="store_true", help="bare Ray Tune alone; prints its seconds and its growth")
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     try:
@@ -260,6 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"trials must be at least 10, got {given.trials}")
         with TemporaryDirectory(prefix="qlora-sweep-") as folder:
             ray_cluster.connect(None)
+            if given.bare:
+                print(json.dumps(bare(given.trials, Path(folder))))
+                return 0
             sizes = [measured(n, Path(folder)) for n in (given.trials // 10, given.trials)]
     except SweepError as error:
         print(error, file=sys.stderr)

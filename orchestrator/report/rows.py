@@ -1,0 +1,22 @@
+"""A trial as one row of trials.parquet. Draws nothing, so that `verify` needs no figures to compare rows."""
+
+from typing import Any
+
+from orchestrator.analysis.verdict import figures_of, verdict_of
+from trainables.results import Measurement, MemoryBreakdown, TrialResult
+
+RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
+
+
+def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict[str, Any]:
+    """One trial as a flat row: what it was asked, its last measurement, what its bytes are, its similarity."""
+    row = {name: getattr(trial, name) for name in RESULT_COLUMNS}
+    row |= trial.config.to_dict() | {"targets": "+".join(trial.config.targets), "alpha": float(trial.config.alpha)}
+    last = trial.history[-1] if trial.history else None
+    row |= {name: getattr(last, name) if last else None for name in Measurement.__dataclass_fields__}
+    parts = trial.cost.breakdown if trial.cost else None
+    row |= {f"memory_{name}": getattr(parts, name) if parts else None for name in MemoryBreakdown.__dataclass_fields__}
+    row |= figures_of(trial)
+    verdict = verdict_of(trial, min_similarity)
+    row |= {"verdict": verdict.answer if verdict else None}
+    return row | {"on_pareto_front": on_front, "device": trial.environment.get("device")}
