@@ -101,7 +101,7 @@ def absent_server() -> Iterator[int]:
     yield port
 
 
-@pytest.mark.parametrize("server", [silent_server, absent_server])
+@pytest.mark.parametrize("server", [silent_server, pytest.param(absent_server, marks=pytest.mark.slow)])
 def test_a_server_that_does_not_answer_keeps_the_end_for_seconds_and_its_address_is_not_said(tmp_path, server):
     with server() as port:
         address = f"http://127.0.0.1:{port}"
