@@ -16,8 +16,8 @@ from orchestrator import plan, sweep
 from orchestrator.cluster import newcomers, nodes, ray_cluster
 from orchestrator.ledger import Ledger
 from orchestrator.workers import faults, node_inputs
-from tests.clusters import Sleeper, Slow, add_node, cluster, join
-from tests.sweeps import REPO, command, make, space
+from tests.clusters import Sleeper, add_node, cluster, join
+from tests.sweeps import command, make, space
 from trainables.config import Workload
 from trainables.errors import ConfigError, Unreachable
 
@@ -279,39 +279,6 @@ def test_a_node_that_does_not_answer_is_named(joined):
 
 
 # --- nodes that join while a sweep runs
-
-
-def with_another_torch(folder: Path) -> dict[str, str]:
-    """Variables of a node on which PyTorch says that it is 1.2.3."""
-    (folder / "torch-1.2.3.dist-info").mkdir()
-    (folder / "torch-1.2.3.dist-info" / "METADATA").write_text("Name: torch\nVersion: 1.2.3\n")
-    return {"PYTHONPATH": f"{folder}:{REPO}"}
-
-
-def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no_trial(tmp_path, capsys):
-    """One node trains; the other, which joins at the first trial, would train half of the rest."""
-    root, odd = tmp_path / "mlflow_runs", []
-    with cluster() as found:
-        add_node(found)
-        join(found)
-        found._shutdown_at_exit = False  # only the main thread may set signal handlers
-
-        def join_later() -> None:
-            while not (root / "sweeps" / "t" / "ledger.db").exists():
-                time.sleep(0.2)
-            odd.append(add_node(found, num_cpus=4, env_vars=with_another_torch(tmp_path)))
-
-        thread = threading.Thread(target=join_later, daemon=True)
-        thread.start()
-        asked = make(space(parameters=SIXTEEN), address=found.address, insecure=True, reuse=False)
-        result = sweep.run(asked, root, resume=False, started=lambda *_: None, trainable=Slow)
-        thread.join()
-    assert [trial.state for trial in result.trials] == ["completed"] * 4, [trial.reason for trial in result.trials]
-    assert odd[0].node_id not in {trial.environment["node"] for trial in result.trials}
-    said = capsys.readouterr().err
-    assert said.count(odd[0].node_id[:8]) == 1, said
-    assert f"{odd[0].node_id[:8]}) has torch 1.2.3, the driver has 2." in said
-    assert "no trial goes there. Trials of one sweep must run the same code" in said
 
 
 def test_a_worker_of_other_versions_gives_its_task_back_as_a_fault_of_its_node(joined):

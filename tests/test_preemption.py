@@ -18,11 +18,12 @@ from orchestrator.tracking.publishing import publish
 from orchestrator.verify import checks as verify
 from tests.clusters import Slow, add_node, cluster, join
 from tests.stores import place_store
-from tests.sweeps import make, space
+from tests.sweeps import REPO, make, space
 from trainables.results import TrialResult
 
 Due = Callable[[int], bool]
 """Whether the next node is to go, after so many have gone."""
+RANKS = {"rank": {"values": [1, 2, 4, 8]}, "precision": {"values": ["16bit"]}}
 RATES = {"learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2}}
 
 
@@ -131,3 +132,36 @@ def test_nodes_that_are_up_are_busy_while_one_goes_and_one_comes_every_20_second
 
     busy = check(tmp_path / "mlflow_runs", n_nodes=4, n_trials=340, due=every_20_seconds)
     assert busy >= 0.8
+
+
+def with_another_torch(folder: Path) -> dict[str, str]:
+    """Variables of a node on which PyTorch says that it is 1.2.3."""
+    (folder / "torch-1.2.3.dist-info").mkdir()
+    (folder / "torch-1.2.3.dist-info" / "METADATA").write_text("Name: torch\nVersion: 1.2.3\n")
+    return {"PYTHONPATH": f"{folder}:{REPO}"}
+
+
+def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no_trial(tmp_path, capsys):
+    """One node trains; the other, which joins at the first trial, would train half of the rest."""
+    root, odd = tmp_path / "mlflow_runs", []
+    with cluster() as found:
+        add_node(found)
+        join(found)
+        found._shutdown_at_exit = False  # only the main thread may set signal handlers
+
+        def join_later() -> None:
+            while not (root / "sweeps" / "t" / "ledger.db").exists():
+                time.sleep(0.2)
+            odd.append(add_node(found, num_cpus=4, env_vars=with_another_torch(tmp_path)))
+
+        thread = threading.Thread(target=join_later, daemon=True)
+        thread.start()
+        asked = make(space(parameters=RANKS), address=found.address, insecure=True, reuse=False)
+        result = sweep.run(asked, root, resume=False, started=lambda *_: None, trainable=Slow)
+        thread.join()
+    assert [trial.state for trial in result.trials] == ["completed"] * 4, [trial.reason for trial in result.trials]
+    assert odd[0].node_id not in {trial.environment["node"] for trial in result.trials}
+    said = capsys.readouterr().err
+    assert said.count(odd[0].node_id[:8]) == 1, said
+    assert f"{odd[0].node_id[:8]}) has torch 1.2.3, the driver has 2." in said
+    assert "no trial goes there. Trials of one sweep must run the same code" in said

@@ -41,7 +41,7 @@ def resources_of(config: Mapping[str, Any]) -> PlacementGroupFactory:
     """What Ray is asked for a task's worker: a share of a node that is not avoided. See `Newcomers.shared`."""
     resources, avoided = config["resources"], config["avoided"]
     bundle = {name.upper() if name in ("cpu", "gpu") else name: share for name, share in resources.items()}
-    selector = [{NODE_ID: f"!in({', '.join(avoided)})"}] if avoided else None
+    selector = [{NODE_ID: f"!in({','.join(avoided)})"}] if avoided else None
     return PlacementGroupFactory([bundle], bundle_label_selector=selector)
 
 
