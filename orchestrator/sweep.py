@@ -108,14 +108,12 @@ def run(
             raise ConfigError(
                 f"NAME: sweep {settings.name!r} exists; say resume {settings.name}, or choose another NAME"
             )
-        from orchestrator.cluster import ray_cluster
         from orchestrator.search import reuse, warm_start
 
         if prepare is None:
             from orchestrator.prepare import prepare
 
         workload, counts, memory_mib = prepare(settings, root)
-        slots = ray_cluster.Slots(lambda: ray_cluster.n_slots(settings))
         settings_file.save(settings, folder)
         ledger = Ledger(folder / "ledger.db")
         try:
@@ -127,7 +125,7 @@ def run(
             elsewhere = reuse.completed_elsewhere(root, settings.name, workload, settings) if settings.reuse else {}
             started(ledger, workload)
             known = {"learned": learned, "elsewhere": elsewhere}
-            searcher = _tune(settings, workload, ledger, folder, slots, trainable, known)
+            searcher = _tune(settings, workload, ledger, folder, trainable, known)
             ledger.requeue_running()
             _forget_checkpoints(ledger, folder)
             result = result_of(settings, ledger, interrupted=not searcher.finished)
@@ -172,14 +170,14 @@ def _tune(
     workload: Workload,
     ledger: Ledger,
     folder: Path,
-    slots: Callable[[], int],
     trainable: type | None,
     known: Mapping[str, Any],
 ) -> "SweepSearcher":
     """Let Ray Tune run until the searcher has nothing more to do, or it is interrupted."""
     from ray import tune
 
-    from orchestrator.cluster import pulse
+    from orchestrator.cluster import pulse, ray_cluster
+    from orchestrator.cluster.newcomers import Newcomers, resources_of
     from orchestrator.pruning.scheduler import Pruner
     from orchestrator.search.searcher import SweepSearcher
     from orchestrator.security import ray_guard
@@ -191,12 +189,15 @@ def _tune(
     store = adapter_store.serve(adapters, folder / checkpoints.FOLDER)
     pruner = Pruner(settings.space.early_terminate, settings.longest_steps, settings.objectives)
     shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
+    joined = Newcomers() if settings.address else None
+    shared |= joined.shared(settings.resources) if joined else {}
     shared |= {"inputs": node_inputs.serve(workload) if settings.address else None}
     shared |= {"storage": (settings.storage, settings.name) if settings.storage else None}
+    slots = ray_cluster.Slots(lambda: ray_cluster.n_slots(settings, joined.looked() if joined else ()))
     searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared, **known)
     scratch = (folder / "ray").resolve()
     tuner = tune.Tuner(
-        tune.with_resources(trainable or SweepTrainable, settings.resources),
+        tune.with_resources(trainable or SweepTrainable, resources_of if joined else settings.resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=pruner,

@@ -15,7 +15,7 @@ from ray import tune
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from orchestrator.cluster import ray_cluster
+from orchestrator.cluster import newcomers, ray_cluster
 from orchestrator.workers import node_inputs
 from orchestrator.workers.adapter_store import WEIGHTS
 from orchestrator.workers.tune_trainable import Report, Task
@@ -93,6 +93,7 @@ class Sleeper(tune.Trainable):
     seconds_per_rung = 0.0
 
     def setup(self, config: dict[str, Any]) -> None:
+        newcomers.refuse_here(config.get("versions"))
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -115,6 +116,14 @@ class Sleeper(tune.Trainable):
 
 
 class Slow(Sleeper):
-    """A trial of four rungs takes 2 s: short beside the time that a node stays, as in a real sweep."""
+    """A trial of four rungs takes 2 s: short beside the time that a node stays, as in a real sweep.
+
+    Where a node's variable HOLD names a file that exists, no rung ends there.
+    """
 
     seconds_per_rung = 0.5
+
+    def step(self) -> Report:
+        while os.path.exists(os.environ.get("HOLD", "")):
+            sleep(0.1)
+        return super().step()

@@ -89,6 +89,21 @@ def small_config():
     return make
 
 
+LONGEST = (
+    *("test_sweep", "faults/test_processes", "test_tracking_faults", "test_cluster", "test_browser", "test_preemption"),
+    *("test_security", "test_verify", "test_trial", "test_compare", "test_sensitivity", "test_tracking", "test_export"),
+    *("test_notebook", "test_bench_speed", "test_postgres", "test_bench", "test_tracking_live", "test_search"),
+    *("faults/test_files", "test_hub", "test_snapshot", "test_figures", "test_report"),
+)
+"""Files that take longest, the longest first; all others take seconds."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: `make test` gives whole files to two processes, and both should end at once."""
+    rank = {f"tests/{name}.py": n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """The faults that were survived; here, as this process may have run none of the tests itself."""
     from tests.faults.conftest import FAULT, HEADER, line

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -32,6 +32,8 @@ from trainables.results import Cost, Measurement, TrialResult
 
 REPO = Path(__file__).resolve().parents[1]
 COMMAND = (sys.executable, "-m", "orchestrator.cli")
+PRETEND = (sys.executable, "-m", "tests.faults.pretend")
+"""The same over trials that only take time; its arguments are others."""
 WORKLOAD = Workload(
     base_model="demo",
     base_folder="/nowhere",
@@ -345,15 +347,26 @@ class Finished:
         return value
 
 
+CANARY = "canary5e1fb0c7d2a94"
+CANARIES = {
+    "HF_TOKEN": f"hf_{CANARY}hub",
+    "MLFLOW_TRACKING_TOKEN": f"{CANARY}token",
+    "MLFLOW_TRACKING_USERNAME": f"{CANARY}user",
+    "MLFLOW_TRACKING_PASSWORD": f"{CANARY}password",
+    "AWS_SECRET_ACCESS_KEY": f"{CANARY}aws",
+}
+"""Secrets of an environment that nothing may repeat."""
+
+
 def environment(**changes: str) -> dict[str, str]:
     """Of the command: no GPU, this checkout's code, and some variables of a test."""
     return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPO), "COLUMNS": "200", **changes}
 
 
-def start(*arguments: str, cwd: Path, **variables: str) -> subprocess.Popen[str]:
+def start(*arguments: str, cwd: Path, program: Sequence[str] = COMMAND, **variables: str) -> subprocess.Popen[str]:
     """Start the command as a process group of its own, as a terminal does."""
     return subprocess.Popen(
-        [*COMMAND, *arguments],
+        [*program, *arguments],
         cwd=cwd,
         env=environment(**variables),
         stdin=subprocess.DEVNULL,
@@ -364,10 +377,12 @@ def start(*arguments: str, cwd: Path, **variables: str) -> subprocess.Popen[str]
     )
 
 
-def command(*arguments: str, cwd: Path, timeout: float = 300, **variables: str) -> Finished:
+def command(
+    *arguments: str, cwd: Path, timeout: float = 300, program: Sequence[str] = COMMAND, **variables: str
+) -> Finished:
     """Run the command to its end."""
     begin = perf_counter()
-    process = start(*arguments, cwd=cwd, **variables)
+    process = start(*arguments, cwd=cwd, program=program, **variables)
     try:
         out, err = process.communicate(timeout=timeout)
     except BaseException:

@@ -21,6 +21,7 @@ from orchestrator.figures.style import PRECISION_COLOURS
 from orchestrator.settings import save, sweep_folder
 from orchestrator.sweep import SweepResult, result_of
 from orchestrator.tracking.publishing import publish
+from tests.stores import place_store
 from tests.sweeps import COMMAND, GRID, REPO, WORKLOAD, Desk, completes, cost, environment, make, space
 from trainables.results import MemoryBreakdown
 
@@ -84,6 +85,7 @@ def shown(tmp_path_factory) -> Iterator[Shown]:
     desk.finish(trains)
     result = result_of(settings, desk.ledger)
     desk.ledger.close()
+    place_store(root)
     printed = publish(settings, root, print, interrupted=False)
     assert printed is not None
     with socket.socket() as free:

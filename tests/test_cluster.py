@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator import plan, sweep
-from orchestrator.cluster import nodes, ray_cluster
+from orchestrator.cluster import newcomers, nodes, ray_cluster
 from orchestrator.ledger import Ledger
-from orchestrator.workers import node_inputs
+from orchestrator.workers import faults, node_inputs
 from tests.clusters import Sleeper, add_node, cluster, join
 from tests.sweeps import command, make, space
 from trainables.config import Workload
@@ -275,3 +276,50 @@ def test_a_node_that_does_not_answer_is_named(joined):
 
     with pytest.raises(Unreachable, match=joined.head_node.node_id[:8]):
         nodes.ask_all(sleeps, within_seconds=0.5)
+
+
+# --- nodes that join while a sweep runs
+
+
+def test_a_worker_of_other_versions_gives_its_task_back_as_a_fault_of_its_node(joined):
+    @ray.remote(num_cpus=1)
+    class Worker:
+        def __init__(self) -> None:
+            newcomers.refuse_here({"torch": "1.2.3"})
+
+        def __ray_ready__(self) -> None:
+            pass
+
+    with pytest.raises(RayActorError) as error:
+        ray.get(Worker.remote().__ray_ready__.remote())
+    fault = faults.fault_of(error.value)
+    assert (fault.kind, fault.is_own) == ("unfit node", False)
+    assert fault.text.startswith("its node was unfit: node ")
+    assert fault.text.endswith(", the driver has 1.2.3")
+
+
+def test_a_task_that_a_node_was_unfit_for_is_tried_again_however_often():
+    now = [0.0]
+    retries = faults.Retries(lambda: now[0])
+    for _ in range(5):
+        assert retries.again(("train", "k"), faults.Fault(kind="unfit node", text=""))
+        assert not retries.is_due(("train", "k"))
+        now[0] += faults.BACK_OFF_SECONDS[0]
+        assert retries.is_due(("train", "k"))
+    assert retries.n_lost(("train", "k")) == 0
+
+
+def test_what_a_worker_needs_is_never_given_nor_counted_on_a_node_that_is_avoided(with_gpus):
+    from ray.util import placement_group_table, remove_placement_group
+
+    asked = make()
+    trained_on = [node["NodeID"] for node in nodes.alive() if node["Resources"].get("CPU")]
+    assert len(trained_on) == 3
+    for alone in trained_on:
+        avoided = [node for node in trained_on if node != alone]
+        group = newcomers.resources_of({"resources": asked.resources, "avoided": avoided}).to_placement_group()
+        ray.get(group.ready())
+        assert set(placement_group_table(group)["bundles_to_node_id"].values()) == {alone}
+        remove_placement_group(group)
+        (cpus,) = [node["Resources"]["CPU"] for node in nodes.alive() if node["NodeID"] == alone]
+        assert ray_cluster.n_slots(asked, avoided) == cpus

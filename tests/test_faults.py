@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
+from orchestrator.cluster.newcomers import NodeUnfit
 from orchestrator.workers.faults import BACK_OFF_SECONDS, MIN_FAILED, Retries, fault_of, too_many
 from tests.sweeps import GRID, TPE, Desk, breaks, completes, make, space
 
@@ -20,6 +21,8 @@ def raised(error: Exception) -> RayTaskError:
 
 
 WORKER_OOM = "Task was killed due to the node running low on memory. Memory on the node was 15 GB / 16 GB (0.95)."
+NOT_IMPORTED = "The actor with name SweepTrainable failed to import on the worker. This may be because needed library\n"
+"""As Ray begins, whatever follows; the reason is the last line."""
 KINDS = {
     "a worker process that died": (RayActorError(), "worker", "worker process was lost"),
     "a lost node": (RayActorError(error_msg="The actor died because its node has died."), "node", "node was lost"),
@@ -32,6 +35,16 @@ KINDS = {
         ActorDiedError.from_task_error(raised(ImportError("no module"))),
         "own",
         "ImportError: no module",
+    ),
+    "a worker that refused its node": (
+        ActorDiedError.from_task_error(raised(NodeUnfit("node a has torch 1.2.3, the driver has 2.13.0"))),
+        "unfit node",
+        "its node was unfit: node a has torch 1.2.3, the driver has 2.13.0",
+    ),
+    "a worker that a node lacks a package for": (
+        ActorDiedError.from_task_error(raised(RuntimeError(f"{NOT_IMPORTED}ImportError: no peft"))),
+        "node",
+        "its node lacks what a worker needs: ImportError: no peft",
     ),
     "a CUDA error": (raised(RuntimeError("CUDA out of memory")), "own", "CUDA out of memory"),
 }

@@ -156,6 +156,7 @@ def test_rows_arrive_as_they_are_and_in_order_with_a_card_or_without(warm):
     assert warm[2].each[2] == {"value": ROWS}
 
 
+@pytest.mark.slow
 def test_the_libraries_themselves_work_against_the_server(repos, tmp_path):
     with hub_server(*repos) as endpoint:
         run_python(LIBRARIES_ALONE, str(repos[0]["tiny/gpt2"]), endpoint=endpoint, home=tmp_path)

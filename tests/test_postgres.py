@@ -28,7 +28,7 @@ from tests.sweeps import make
 from tests.test_tracking import swept
 from trainables.errors import ConfigError
 
-N_SWEEPS = 3
+N_SWEEPS = 2
 BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 INITDB = shutil.which("initdb", path=f"{BINARIES}:{os.environ['PATH']}")
 USER = "nobody"

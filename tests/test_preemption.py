@@ -17,17 +17,23 @@ from orchestrator.settings import sweep_folder
 from orchestrator.tracking.publishing import publish
 from orchestrator.verify import checks as verify
 from tests.clusters import Slow, add_node, cluster, join
-from tests.sweeps import make, space
+from tests.stores import place_store
+from tests.sweeps import REPO, make, space
 from trainables.results import TrialResult
 
 Due = Callable[[int], bool]
 """Whether the next node is to go, after so many have gone."""
+RANKS = {"rank": {"values": [1, 2, 4, 8]}, "precision": {"values": ["16bit"]}}
 RATES = {"learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2}}
 
 
 @contextmanager
-def churn(found: Cluster, n_nodes: int, due: Due) -> Iterator[list[tuple[float, int]]]:
-    """Take the oldest node away without a word and add a new one, again and again; yields (moment, nodes up)."""
+def churn(found: Cluster, n_nodes: int, due: Due, hold: Path) -> Iterator[list[tuple[float, int]]]:
+    """Take the oldest node away without a word and add a new one, again and again; yields (moment, nodes up).
+
+    Args:
+        hold: a file that is there from when a node goes until the new one has come.
+    """
     stop, up = threading.Event(), [(time.time(), n_nodes)]
     order = list(found.worker_nodes)
     found._shutdown_at_exit = False  # only the main thread may set signal handlers; the cluster's end ends these too
@@ -37,10 +43,12 @@ def churn(found: Cluster, n_nodes: int, due: Due) -> Iterator[list[tuple[float, 
         while not stop.wait(0.2):
             if due(n_gone):
                 n_gone += 1
+                hold.touch()
                 found.remove_node(order.pop(0), allow_graceful=False)
                 up.append((time.time(), n_nodes - 1))
                 order.append(add_node(found))
                 up.append((time.time(), n_nodes))
+                hold.unlink()
 
     thread = threading.Thread(target=change, daemon=True)
     thread.start()
@@ -76,7 +84,9 @@ def check(root: Path, n_nodes: int, n_trials: int, due: Callable[[Path], Due]) -
         searched = space(method="random", parameters=RATES, fixed={"rank": 2, "alpha": 8, "precision": "16bit"})
         asked = make(searched, address=found.address, insecure=True, n_trials=n_trials, reuse=False, max_steps=8)
         folder = sweep_folder(asked.name, root)
-        with churn(found, n_nodes, due(folder)) as up:
+        place_store(root)
+        first_nodes = {node.node_id for node in found.worker_nodes}
+        with churn(found, n_nodes, due(folder), root.with_name("hold")) as up:
             result = sweep.run(asked, root, resume=False, started=lambda *_: None, trainable=Slow)
     trials, n_gone = trials_in(folder), len(up) // 2
     assert not result.interrupted
@@ -86,7 +96,7 @@ def check(root: Path, n_nodes: int, n_trials: int, due: Callable[[Path], Due]) -
     assert ledger.fact(FINISHED)
     ledger.close()
     assert n_gone >= 2, "no node went away while the sweep ran: nothing was tried"
-    assert len({trial.environment["node"] for trial in trials}) > n_nodes, "new nodes took trials too"
+    assert {trial.environment["node"] for trial in trials} - first_nodes, "no new node took a trial"
     assert publish(asked, root, print, interrupted=False)
     assert not verify.run(asked.name, root, print, repair=False).differences
     first, last = min(t.started_at for t in trials), max(t.ended_at for t in trials)
@@ -98,13 +108,14 @@ def check(root: Path, n_nodes: int, n_trials: int, due: Callable[[Path], Due]) -
     return worked / whole
 
 
-def test_no_trial_is_lost_while_nodes_come_and_go(tmp_path):
-    """A node goes each time that so many more trials have ended: on however busy a machine, one that does work."""
+def test_no_trial_is_lost_while_nodes_come_and_go(tmp_path, monkeypatch):
+    """A node goes each time that so many more trials have ended, and none ends until another has come in its place."""
+    monkeypatch.setenv("HOLD", str(tmp_path / "hold"))
 
-    def after_every_fourth(folder: Path) -> Due:
-        return lambda n_gone: sum(t.state == "completed" for t in trials_in(folder)) >= 4 * (n_gone + 1)
+    def after_every_third(folder: Path) -> Due:
+        return lambda n_gone: sum(t.state == "completed" for t in trials_in(folder)) >= 3 * (n_gone + 1)
 
-    check(tmp_path / "mlflow_runs", n_nodes=2, n_trials=16, due=after_every_fourth)
+    check(tmp_path / "mlflow_runs", n_nodes=2, n_trials=9, due=after_every_third)
 
 
 @pytest.mark.slow
@@ -121,3 +132,36 @@ def test_nodes_that_are_up_are_busy_while_one_goes_and_one_comes_every_20_second
 
     busy = check(tmp_path / "mlflow_runs", n_nodes=4, n_trials=340, due=every_20_seconds)
     assert busy >= 0.8
+
+
+def with_another_torch(folder: Path) -> dict[str, str]:
+    """Variables of a node on which PyTorch says that it is 1.2.3."""
+    (folder / "torch-1.2.3.dist-info").mkdir()
+    (folder / "torch-1.2.3.dist-info" / "METADATA").write_text("Name: torch\nVersion: 1.2.3\n")
+    return {"PYTHONPATH": f"{folder}:{REPO}"}
+
+
+def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no_trial(tmp_path, capsys):
+    """One node trains; the other, which joins at the first trial, would train half of the rest."""
+    root, odd = tmp_path / "mlflow_runs", []
+    with cluster() as found:
+        add_node(found)
+        join(found)
+        found._shutdown_at_exit = False  # only the main thread may set signal handlers
+
+        def join_later() -> None:
+            while not (root / "sweeps" / "t" / "ledger.db").exists():
+                time.sleep(0.2)
+            odd.append(add_node(found, num_cpus=4, env_vars=with_another_torch(tmp_path)))
+
+        thread = threading.Thread(target=join_later, daemon=True)
+        thread.start()
+        asked = make(space(parameters=RANKS), address=found.address, insecure=True, reuse=False)
+        result = sweep.run(asked, root, resume=False, started=lambda *_: None, trainable=Slow)
+        thread.join()
+    assert [trial.state for trial in result.trials] == ["completed"] * 4, [trial.reason for trial in result.trials]
+    assert odd[0].node_id not in {trial.environment["node"] for trial in result.trials}
+    said = capsys.readouterr().err
+    assert said.count(odd[0].node_id[:8]) == 1, said
+    assert f"{odd[0].node_id[:8]}) has torch 1.2.3, the driver has 2." in said
+    assert "no trial goes there. Trials of one sweep must run the same code" in said

@@ -27,7 +27,21 @@ from orchestrator.settings import make as make_settings
 from orchestrator.settings import save, sweep_folder
 from orchestrator.tracking import ui
 from orchestrator.workers import adapter_store
-from tests.sweeps import GRID, REPO, WORKLOAD, Finished, command, environment, make, space, start, trial
+from tests.sweeps import (
+    CANARIES,
+    CANARY,
+    GRID,
+    PRETEND,
+    REPO,
+    WORKLOAD,
+    Finished,
+    command,
+    environment,
+    make,
+    space,
+    start,
+    trial,
+)
 from trainables.errors import ConfigError, Unreachable
 
 EVIL = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><svg onload='window.ran = 3'>"
@@ -291,34 +305,21 @@ def test_an_address_is_cut_out_with_its_host():
     assert told == f"HTTPConnectionPool({HIDDEN}, {HIDDEN})"
 
 
-SMALL = """
-method: grid
-parameters: {rank: {values: [1]}}
-fixed: {precision: 16bit, alpha: 8, learning_rate: 1.0e-3, batch_size: 2, max_length_tokens: 32, max_steps: 2}
-early_terminate: {type: none}
-"""
-CANARY = "canary5e1fb0c7d2a94"
-CANARIES = {
-    "HF_TOKEN": f"hf_{CANARY}hub",
-    "MLFLOW_TRACKING_TOKEN": f"{CANARY}token",
-    "MLFLOW_TRACKING_USERNAME": f"{CANARY}user",
-    "MLFLOW_TRACKING_PASSWORD": f"{CANARY}password",
-    "AWS_SECRET_ACCESS_KEY": f"{CANARY}aws",
-}
+NOWHERE = f"http://{CANARY}.invalid:5000"
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory) -> Iterator[tuple[Path, Path, list[Finished]]]:
-    """A whole sweep whose MLflow is never there, then two syncs, one to that and one to a store that is: the working
-    directory, Ray's logs, and what was printed. All under an umask that lets everybody write."""
+    """A sweep of pretended trials whose MLflow is never there, then two syncs, one to that and one to a store that is:
+    the working directory, Ray's logs, and what was printed. All under an umask that lets everybody write."""
     cwd = tmp_path_factory.mktemp("secrets")
-    (cwd / "small.yaml").write_text(SMALL)
     logs = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # Ray's sockets want a short path
     variables = {**CANARIES, "RAY_TMPDIR": str(logs), "HOME": str(cwd), "HF_HUB_OFFLINE": "1"}
-    asked = ("run", "--space", "small.yaml", "--name", "a", "--tracking-uri", f"http://{CANARY}.invalid:5000")
+    pretended = {"PRETEND_LOG": str(logs / "begun"), "PRETEND_TRIALS": "1", "PRETEND_TRACKING_URI": NOWHERE}
     umask = os.umask(0)
     try:
-        done = [command(*asked, cwd=cwd, **variables), command("sync", "a", cwd=cwd, **variables)]
+        done = [command("run", "a", "pairs", cwd=cwd, program=PRETEND, **variables, **pretended)]
+        done.append(command("sync", "a", cwd=cwd, **variables))
         address = cwd / "mlflow_runs" / "sweeps" / "a" / "tracking-address"
         assert stat.S_IMODE(address.stat().st_mode) == 0o600
         address.unlink()

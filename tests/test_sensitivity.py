@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, OPTConfig
 
 from orchestrator.figures import sensitivity as sensitivity_figures
-from orchestrator.sensitivity import SensitivityResult, SensitivitySettings
+from orchestrator.sensitivity import SensitivityResult, SensitivitySettings, choose
 from orchestrator.tracking.store import EXPERIMENT, log_run, store_uri
 from tests.sweeps import WORKLOAD, command
 from trainables import base_model, demo, evaluation
@@ -209,21 +209,30 @@ def test_a_heat_map_of_equal_values_can_be_drawn(kl, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, tiny_folder):
+    """The command over a base of two blocks with random weights and the demo's rows."""
     folder = tmp_path_factory.mktemp("command")
-    return folder, command("sensitivity", "--name", "felt", "--json", cwd=folder)
+    base = ("--base-model", f"random:{tiny_folder}", "--data", "demo")
+    return folder, command("sensitivity", *base, "--name", "felt", "--json", cwd=folder)
 
 
-def test_the_command_measures_every_variant_of_the_demo(finished):
+def test_without_a_base_and_a_gpu_the_command_reads_the_demo_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    said = []
+    chosen = choose("felt", None, None, None, tmp_path, said.append)
+    assert (chosen.base_model, chosen.data, chosen.device) == ("demo", "demo", "cpu")
+    assert "No GPU" in said[0]
+
+
+def test_the_command_measures_every_variant_of_its_base(finished):
     _, done = finished
     assert done.code == 0, done.err
-    assert "No GPU" in done.err
     found = done.json
-    assert len(found["variants"]) == 6 * 4 + 10
+    assert len(found["variants"]) == 6 * 2 + 10
     by_label = {v["label"]: v for v in found["variants"]}
     assert by_label["none"]["kl_nats"] == 0
     assert 0 < by_label["mlp.c_fc of block 1"]["kl_nats"] < by_label["all"]["kl_nats"]
-    assert "not GPT-2 Medium" in found["caption"]
+    assert "random weights" in found["caption"]
 
 
 def test_the_command_leaves_a_table_and_pictures(finished):

@@ -52,7 +52,13 @@ def losses(measurements):
 
 @pytest.mark.parametrize(
     ("dropout", "precision", "loop"),
-    [(0.0, "16bit", "standard"), (0.0, "nf4", "lean"), (0.3, "nf4", "standard"), (0.3, "16bit", "lean")],
+    [
+        (0.0, "16bit", "standard"),
+        (0.3, "nf4", "lean"),
+        pytest.param(0.0, "nf4", "lean", marks=pytest.mark.slow),
+        pytest.param(0.3, "nf4", "standard", marks=pytest.mark.slow),
+        pytest.param(0.3, "16bit", "lean", marks=pytest.mark.slow),
+    ],
 )
 def test_a_trial_that_goes_on_has_the_losses_and_weights_of_one_that_never_stopped(
     bench, small_config, dropout, precision, loop

@@ -13,9 +13,9 @@ from orchestrator.sweep import SweepResult, result_of
 from orchestrator.tracking.inputs import source_of
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.projection import Tracker
-from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import store_uri
 from orchestrator.workers import adapter_store
+from tests.stores import place_store
 from tests.sweeps import WORKLOAD, Desk, completes, cost, make
 
 COUNTS = {"read": 1500, "dropped: empty output": 7, "dropped: equal instruction": 2, "train": 1000, "search": 128}
@@ -45,26 +45,26 @@ def swept(root: Path, *, n_tasks: int | None = None, **values) -> tuple[SweepSet
     return settings, result
 
 
-def published(settings: SweepSettings, root: Path, *, interrupted: bool = False):
-    """MLflow after a whole publish: the client and the parent run."""
-    said: list[str] = []
-    assert publish(settings, root, said.append, interrupted=interrupted), said
-    ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
-    run_id = Tracker(settings, ledger, root).run_id
-    ledger.close()
+def tracked(settings: SweepSettings, root: Path, *, interrupted: bool = False):
+    """MLflow after a whole publish but for the sweep's files, which take longest: the client and the parent run."""
     from mlflow import MlflowClient
 
+    ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
+    tracker = Tracker(settings, ledger, root)
+    tracker.finish(result_of(settings, ledger, interrupted=interrupted), [])
+    ledger.close()
     client = MlflowClient(store_uri(root))
-    return client, client.get_run(run_id)
+    return client, client.get_run(tracker.run_id)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished sweep, published twice: root, result, client, parent run."""
+    """A finished sweep, written twice: root, result, client, parent run."""
     root = tmp_path_factory.mktemp("tracking") / "mlflow_runs"
+    place_store(root)
     settings, result = swept(root)
-    published(settings, root)
-    return root, result, *published(settings, root)
+    tracked(settings, root)
+    return root, result, *tracked(settings, root)
 
 
 def models_of(client, parent):
@@ -142,12 +142,13 @@ def test_only_the_best_of_the_report_is_registered_and_only_once(finished):
 
 
 def test_an_interrupted_sweep_has_no_model_yet_and_a_model_goes_when_its_trial_leaves_the_front(tmp_path):
+    place_store(tmp_path)
     settings, _ = swept(tmp_path, n_tasks=3)
-    client, parent = published(settings, tmp_path, interrupted=True)
+    client, parent = tracked(settings, tmp_path, interrupted=True)
     assert models_of(client, parent) == []
     assert client.search_registered_models() == []
     settings, result = swept(tmp_path)
-    client, parent = published(settings, tmp_path)
+    client, parent = tracked(settings, tmp_path)
     before = {model.tags["trial_key"] for model in models_of(client, parent)}
     assert before == result.front.keys
     smaller = replace(result, front=replace(result.front, members=result.front.members[:1]))
@@ -158,6 +159,7 @@ def test_an_interrupted_sweep_has_no_model_yet_and_a_model_goes_when_its_trial_l
 
 
 def test_a_model_that_was_left_half_written_is_written_on(tmp_path):
+    place_store(tmp_path)
     settings, result = swept(tmp_path)
     ledger = Ledger(sweep_folder("t", tmp_path) / "ledger.db")
     tracker = Tracker(settings, ledger, tmp_path)
@@ -167,7 +169,7 @@ def test_a_model_that_was_left_half_written_is_written_on(tmp_path):
     child = tracker._runs.children[key]
     half = tracker._client.create_logged_model(tracker.experiment_id, "half", source_run_id=child, tags=tags)
     ledger.close()
-    client, parent = published(settings, tmp_path)
+    client, parent = tracked(settings, tmp_path)
     (model,) = [model for model in models_of(client, parent) if model.tags["trial_key"] == key]
     assert (model.model_id, model.status) == (half.model_id, "READY")
     names = {file.path for file in client.list_logged_model_artifacts(model.model_id)}

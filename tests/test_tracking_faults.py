@@ -1,7 +1,6 @@
 """MLflow locked, absent, silent, newer or too late: the sweep ends, and sync completes it."""
 
 import re
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -22,6 +21,7 @@ from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.runs import families
 from orchestrator.tracking.store import open_client, store_file, store_uri
 from orchestrator.verify import checks as verify
+from tests.stores import place_store
 from tests.sweeps import REPO, environment
 from tests.test_tracking import swept
 from trainables.errors import ConfigError
@@ -69,7 +69,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def test_a_locked_store_keeps_the_end_for_seconds_and_sync_completes_it(tmp_path):
     settings, _ = swept(tmp_path, n_trials=1)
-    open_client(store_uri(tmp_path), tmp_path)
+    place_store(tmp_path)
     with locked(store_file(tmp_path)):
         flushed, seconds = finished(settings, tmp_path)
     assert (flushed.page, flushed.n_whole) == (None, 0)
@@ -101,7 +101,7 @@ def absent_server() -> Iterator[int]:
     yield port
 
 
-@pytest.mark.parametrize("server", [silent_server, absent_server])
+@pytest.mark.parametrize("server", [silent_server, pytest.param(absent_server, marks=pytest.mark.slow)])
 def test_a_server_that_does_not_answer_keeps_the_end_for_seconds_and_its_address_is_not_said(tmp_path, server):
     with server() as port:
         address = f"http://127.0.0.1:{port}"
@@ -111,14 +111,14 @@ def test_a_server_that_does_not_answer_keeps_the_end_for_seconds_and_its_address
     assert seconds < SLACK_SECONDS
     assert str(port) not in str(flushed.reason)
     at_home = settings.model_copy(update={"tracking_uri": None})
+    place_store(tmp_path)
     (sweep_folder("t", tmp_path) / "tracking-address").unlink()
     synced(at_home, tmp_path)
 
 
 def test_a_store_of_a_newer_mlflow_is_said_in_one_sentence(tmp_path):
     settings, _ = swept(tmp_path, n_trials=1)
-    open_client(store_uri(tmp_path / "made"), tmp_path / "made")
-    shutil.copy(store_file(tmp_path / "made"), store_file(tmp_path))
+    place_store(tmp_path)
     with closing(sqlite3.connect(store_file(tmp_path))) as db:
         db.execute("UPDATE alembic_version SET version_num = 'f00df00df00d'")
         db.commit()
@@ -192,7 +192,8 @@ class LateCreations:
 
 @pytest.mark.parametrize("kind", [LostAnswers, LateCreations])
 def test_answers_that_are_lost_or_late_leave_no_run_and_no_model_twice(tmp_path, kind):
-    settings, result = swept(tmp_path, n_trials=2)
+    settings, result = swept(tmp_path, n_trials=1)
+    place_store(tmp_path)
     client, experiment_id = open_client(store_uri(tmp_path), tmp_path)
     faulty: Any = kind(client)
     with closing(Ledger(sweep_folder("t", tmp_path) / "ledger.db")) as ledger:
@@ -220,6 +221,7 @@ def test_answers_that_are_lost_or_late_leave_no_run_and_no_model_twice(tmp_path,
 
 def test_runs_that_are_there_twice_or_under_another_parent_go_with_the_next_sync(tmp_path):
     settings, result = swept(tmp_path, n_trials=2)
+    place_store(tmp_path)
     synced(settings, tmp_path)
     client, experiment_id = open_client(store_uri(tmp_path), tmp_path)
     (parent, children), _ = families(client, experiment_id, "5" * 32)

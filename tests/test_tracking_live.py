@@ -1,25 +1,30 @@
 """What a sweep's run in MLflow shows while trials come in; a sweep without Ray, real MLflow on a temporary SQLite."""
 
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from orchestrator.figures import gallery as figures
+from orchestrator.ledger import Ledger
 from orchestrator.settings import sweep_folder
 from orchestrator.sweep import result_of
 from orchestrator.tracking import live as tracking_live
+from orchestrator.tracking import publishing
 from orchestrator.tracking.live import Live, growth
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import open_client, store_uri
+from tests.stores import place_store
 from tests.sweeps import WORKLOAD, Desk, completes, make
-from tests.test_tracking import published, swept
+from tests.test_tracking import swept
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("live") / "mlflow_runs"
+    place_store(root)
     settings, result = swept(root)
     return root, settings, result
 
@@ -53,6 +58,7 @@ def test_a_hypervolume_that_can_still_change_is_not_written_yet(finished):
 
 def test_points_written_while_trials_come_in_are_those_of_the_finished_sweep(tmp_path):
     settings = make()
+    place_store(tmp_path)
     folder = sweep_folder(settings.name, tmp_path)
     desk = Desk(folder, settings)
     for name, value in {"id": "5" * 32, "created_at": 1e9, "workload": asdict(WORKLOAD)}.items():
@@ -116,8 +122,12 @@ def test_the_machine_is_watched_while_the_run_runs(finished):
 
 
 def test_the_description_begins_with_links_then_the_budgets_and_the_picture(finished):
-    root, settings, _ = finished
-    client, parent = published(settings, root)
+    root, settings, result = finished
+    with closing(Ledger(sweep_folder("t", root) / "ledger.db")) as ledger:
+        tracker = Tracker(settings, ledger, root)
+        tracker.finish(result, publishing.write_files(settings, ledger, result, root))
+    client, _ = open_client(store_uri(root), root)
+    parent = client.get_run(tracker.run_id)
     note = parent.data.tags["mlflow.note.content"]
     run_id, experiment_id = parent.info.run_id, parent.info.experiment_id
     links, budgets, *rest = note.split("\n\n")

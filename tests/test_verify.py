@@ -19,6 +19,7 @@ from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import open_client, store_uri
 from orchestrator.verify import checks as verify
 from orchestrator.workers import adapter_store
+from tests.stores import place_store
 from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
 from trainables.errors import ConfigError
 
@@ -42,6 +43,7 @@ def root(tmp_path_factory) -> Path:
     desk.ledger.set_fact("data_counts", {"read": 3, "train": 1, "search": 1, "report": 1})
     desk.finish(outcome)
     desk.ledger.close()
+    place_store(folder)
     publish(asked, folder, print, interrupted=False)
     return folder
 

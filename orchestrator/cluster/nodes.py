@@ -1,4 +1,4 @@
-"""The nodes of a cluster, asked before the first trial: versions on every node, and what its GPUs are.
+"""The nodes of a cluster, asked before a trial runs there: versions on every node, and what its GPUs are.
 
 A node imports this module from what Ray ships, before anything else of ours: so it imports nothing that may be missing.
 """
@@ -22,6 +22,10 @@ PACKAGES = (
     *("safetensors", "numpy", "pydantic", "pyarrow"),
 )
 """What a worker imports."""
+SAME_CODE = (
+    "Trials of one sweep must run the same code: install the same versions there (constraints.txt), or start nodes "
+    "from the image of orchestrator/cluster/Dockerfile"
+)
 ANSWER_SECONDS = 60.0
 """A node starts a Python process to answer; one that has not done so by then is not fit for trials."""
 
@@ -72,19 +76,24 @@ def ask_all(question: Any, *arguments: Any, within_seconds: float = ANSWER_SECON
     Raises:
         Unreachable: a node does not answer.
     """
-    asked = {question.options(scheduling_strategy=_on(node)).remote(*arguments): _name(node) for node in alive()}
+    asked = {question.options(scheduling_strategy=_on(node)).remote(*arguments): name(node) for node in alive()}
     _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=within_seconds)
     if silent:
         names = ", ".join(asked[ref] for ref in silent)
         raise Unreachable(f"ADDRESS: no answer in {within_seconds:g} s from node {names}")
     found = {}
-    for ref, name in asked.items():
+    for ref, where in asked.items():
         try:
-            found[name] = ray.get(ref)
+            found[where] = ray.get(ref)
         except (TaskUnschedulableError, WorkerCrashedError, NodeDiedError) as error:
-            if name in {_name(node) for node in alive()}:
-                raise Unreachable(f"ADDRESS: node {name} cannot run a task ({type(error).__name__})") from None
+            if where in {name(node) for node in alive()}:
+                raise Unreachable(f"ADDRESS: node {where} cannot run a task ({type(error).__name__})") from None
     return found
+
+
+def ask_versions(node: Mapping[str, Any]) -> ray.ObjectRef:
+    """A node's versions, once it answers."""
+    return _versions.options(scheduling_strategy=_on(node)).remote()
 
 
 def check_versions() -> None:
@@ -95,10 +104,7 @@ def check_versions() -> None:
     """
     faults = differences(versions(PACKAGES), ask_all(_versions))
     if faults:
-        raise ConfigError(
-            f"ADDRESS: {'; '.join(faults)}. Trials of one sweep must run the same code: install the same versions "
-            "there (constraints.txt), or start nodes from the image of orchestrator/cluster/Dockerfile"
-        )
+        raise ConfigError(f"ADDRESS: {'; '.join(faults)}. {SAME_CODE}")
 
 
 def check_storage(where: str) -> None:
@@ -145,10 +151,10 @@ def gpus(resources: Mapping[str, float], question: Any = _gpu) -> list[Gpu]:
         resources: of a trial, see SweepSettings.resources.
         question: a remote function that looks at its GPU.
     """
-    wanted = {name: share for name, share in resources.items() if name not in ("cpu", "gpu")}
+    wanted = {kind: share for kind, share in resources.items() if kind not in ("cpu", "gpu")}
     reserved = {"num_gpus": resources["gpu"], "resources": wanted}
     needs = {"GPU": resources["gpu"], **wanted}
-    nodes = [n for n in alive() if all(n["Resources"].get(name, 0) >= share for name, share in needs.items())]
+    nodes = [n for n in alive() if all(n["Resources"].get(kind, 0) >= share for kind, share in needs.items())]
     if not nodes:
         print("waiting for the cluster's autoscaler to bring the first node with a GPU", file=sys.stderr, flush=True)
         return [ray.get(question.options(**reserved).remote())]
@@ -165,5 +171,12 @@ def _on(node: Mapping[str, Any]) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
 
 
-def _name(node: Mapping[str, Any]) -> str:
+def own_name() -> str:
+    """What the node of this process is called."""
+    here = ray.get_runtime_context().get_node_id()
+    return next((name(node) for node in alive() if node["NodeID"] == here), here[:8])
+
+
+def name(node: Mapping[str, Any]) -> str:
+    """What a node is called wherever it is spoken of."""
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.settings import KIND_PREFIX, SweepSettings
@@ -114,11 +114,11 @@ def has_gpu() -> bool:
     return any(resources.get("GPU", 0) > 0 for resources in [*_there(), *_to_come()])
 
 
-def _there() -> list[dict[str, float]]:
+def _there(without: Collection[str] = ()) -> list[dict[str, float]]:
     """Resources of each node that is up."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without]
 
 
 def _to_come() -> list[dict[str, float]]:
@@ -139,13 +139,15 @@ def _fits(settings: SweepSettings, node: Mapping[str, float]) -> int:
     )
 
 
-def n_slots(settings: SweepSettings) -> int:
+def n_slots(settings: SweepSettings, without: Collection[str] = ()) -> int:
     """Trials that the connected cluster can run at once, at its autoscaler's limit where it has one.
 
+    Args:
+        without: ids of nodes where none may run.
     Raises:
         ConfigError: one trial asks for more than any node has, or will have.
     """
-    there, to_come = _there(), _to_come()
+    there, to_come = _there(without), _to_come()
     slots = max(sum(_fits(settings, node) for node in nodes) for nodes in (there, to_come))
     if not slots:
         raise ConfigError(_why_none(settings, [*there, *to_come]))

@@ -1,5 +1,6 @@
 """Faults by kind: what is not a trial's own doing is tried again, a few times and not at once."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from ray.exceptions import (
 
 BACK_OFF_SECONDS = (2.0, 10.0)
 """Pause before a task is tried again, for the first time, for the second; it is not tried more often."""
+REFUSED = re.compile(r"NodeUnfit: (.+)")
+"""The last line that Ray keeps of a worker which found its node unfit, see orchestrator.cluster.newcomers."""
 MAX_FAILED_SHARE = 0.3
 MIN_FAILED = 5
 """A sweep stops when more than this share of its trials failed, and at least so many."""
 
-Kind = Literal["worker", "node", "host memory", "own"]
+Kind = Literal["worker", "node", "unfit node", "host memory", "own"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +32,9 @@ class Fault:
     """Why Ray gave a task up.
 
     Attributes:
-        kind: the worker process was lost, or its whole node; Ray killed it because the host (never the GPU) was out
-            of memory; or the task's own code raised. Only the last is never tried again.
+        kind: the worker process was lost, or its whole node; it found its node unfit before it began; Ray killed it
+            because the host (never the GPU) was out of memory; or the task's own code raised. Only the last is never
+            tried again.
         text: in words.
     """
 
@@ -63,6 +67,10 @@ def fault_of(error: BaseException | None, text: str = "") -> Fault:
     if isinstance(error, WorkerCrashedError | ObjectLostError):
         return Fault(kind="worker", text="its worker process was lost")
     last = said.strip().splitlines()[-1:] or ["unknown"]
+    if isinstance(error, RayActorError) and (refused := REFUSED.search(last[0])):
+        return Fault(kind="unfit node", text=f"its node was unfit: {refused[1][:300]}")
+    if isinstance(error, RayActorError) and "failed to import on the worker" in short:
+        return Fault(kind="node", text=f"its node lacks what a worker needs: {last[0].strip()[:300]}")
     return Fault(kind="own", text=f"its worker could not go on: {last[0].strip()[:300]}")
 
 
@@ -90,6 +98,9 @@ class Retries:
 
     def again(self, task: tuple[str, str], fault: Fault) -> bool:
         """A task was given up; returns whether it is to be tried again, once `is_due`."""
+        if fault.kind == "unfit node":  # it never began; the driver soon knows the node, and places nothing there
+            self._due_at[task] = self._clock() + BACK_OFF_SECONDS[0]
+            return True
         n_lost = self._n_lost[task] = self._n_lost.get(task, 0) + 1
         if fault.is_own or n_lost > len(BACK_OFF_SECONDS):
             return False

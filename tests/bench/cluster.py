@@ -8,7 +8,8 @@ intervals; a third of them are twins. Time is simulated but for the driver's own
 passes on the simulated clock, and reports that arrive meanwhile wait. A decision's lag is what passes from a report's
 arrival until the driver has recorded it, decided on it and, where the trial ended, handed its place to the next one.
 MLflow is brought up to date as often as by its own process, which is not on the driver's way; how long each time takes
-is said beside. Prints a table and, as its last line, one JSON object; needs no GPU.
+is said beside. On a machine that others use, --processor-time counts the driver's processor time alone: neither what
+others take nor the disk's. Prints a table and, as its last line, one JSON object; needs no GPU.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter, time
+from time import perf_counter, process_time, time
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,12 +75,14 @@ class Driver:
     """The parts of one driver, and how long each call of each took.
 
     Attributes:
+        now: the clock that its work is measured with.
         seconds: of each call by part.
     """
 
     folder: Path
     settings: SweepSettings
     at_once: int
+    now: Callable[[], float] = perf_counter
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
@@ -97,9 +100,9 @@ class Driver:
         self.halves: set[str] = set()
 
     def timed(self, part: str, call: Callable[[], Any]) -> Any:
-        begin = perf_counter()
+        begin = self.now()
         result = call()
-        self.seconds[part].append(perf_counter() - begin)
+        self.seconds[part].append(self.now() - begin)
         return result
 
     def take(self) -> tuple[SimpleNamespace, Task, Iterator[Report]] | None:
@@ -170,7 +173,7 @@ def simulated(driver: Driver, n_trials: int, rung_seconds: float, tracker: Track
     while arrivals:
         arrived, _, (trial, task, reports) = heapq.heappop(arrivals)
         clock = max(clock, arrived)
-        started = perf_counter()
+        started = driver.now()
         ended = driver.handle(trial, task, next(reports))
         if ended:
             n_ended += task.kind == "train"
@@ -178,7 +181,7 @@ def simulated(driver: Driver, n_trials: int, rung_seconds: float, tracker: Track
             order += 1
             heapq.heappush(arrivals, (arrived + rung_seconds, order, (trial, task, reports)))
         begin(clock)
-        clock += perf_counter() - started
+        clock += driver.now() - started
         lags.append(clock - arrived)
         if tracker and clock >= next_sync:
             begun = perf_counter()
@@ -221,7 +224,7 @@ def measured(given: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
         tracking_uri=given.tracking_uri,
     )
     folder = settings_file.sweep_folder(settings.name, root)
-    driver = Driver(folder, settings, given.at_once)
+    driver = Driver(folder, settings, given.at_once, process_time if given.processor_time else perf_counter)
     ledger = Ledger(folder / "ledger.db")  # MLflow's process has a connection of its own
     rows = []
     try:
@@ -244,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sampler", default="tpe", help="tpe, random, nsga2, qmc")
     parser.add_argument("--tracking-uri", default=None, help="of MLflow; default: a temporary SQLite file")
     parser.add_argument("--without-mlflow", action="store_true", help="which takes most of the bench's own time")
+    parser.add_argument("--processor-time", action="store_true", help="on a machine that others use")
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     try:

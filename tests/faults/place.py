@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.verify import checks as verify
 from orchestrator.workers import checkpoints
 from tests.faults.pretend import noted
-from tests.sweeps import Finished, environment
+from tests.sweeps import PRETEND, Finished, environment
 from trainables.config import FINAL_STATES
 from trainables.errors import SweepError
 from trainables.results import TrialResult
@@ -63,7 +62,7 @@ class Place:
         where = [self.address] if self.address else []
         said = self.folder.parent / f"{self.folder.name}.err{len(self._processes)}"
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.pretend", verb, "s", self.space, *where],
+            [*PRETEND, verb, "s", self.space, *where],
             cwd=self.folder,
             env=environment(PRETEND_LOG=str(self.log), PRETEND_GATE=str(self.gate), **self.variables),
             stdin=subprocess.DEVNULL,

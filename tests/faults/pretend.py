@@ -4,7 +4,7 @@ python -m tests.faults.pretend run|resume NAME SPACE [ADDRESS]     in the folder
 
 Reads from the environment: PRETEND_LOG, a file to note each beginning in; PRETEND_SECONDS, of each rung;
 PRETEND_TRIALS, configs to try; PRETEND_GATE, a file without which no trial goes beyond step 2, so that there is time
-to do something to it there; PRETEND_BROKEN, a file with which every trial raises.
+to do something to it there; PRETEND_BROKEN, a file with which every trial raises; PRETEND_TRACKING_URI, of MLflow.
 """
 
 import json
@@ -45,7 +45,8 @@ def settings_of(name: str, space_name: str, address: str | None = None) -> Sweep
     """A grid without pruning, so that nothing but a fault makes a trial run twice."""
     n_trials = int(os.environ.get("PRETEND_TRIALS", "6"))
     chosen = space(GRID, name=space_name, fixed=FIXED[space_name], **SPACES[space_name])
-    return make(chosen, name=name, n_trials=n_trials, address=address, insecure=address is not None)
+    uri = os.environ.get("PRETEND_TRACKING_URI")
+    return make(chosen, name=name, n_trials=n_trials, address=address, insecure=address is not None, tracking_uri=uri)
 
 
 def connected(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, int], float | None]:

@@ -21,6 +21,7 @@ from orchestrator.verify import checks as verify
 from orchestrator.workers import checkpoints
 from tests import test_cli
 from tests.faults.place import Place
+from tests.stores import place_store
 from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
 from tests.test_data import BAD
 from trainables import alpaca, demo
@@ -40,6 +41,7 @@ def whole(tmp_path_factory) -> Path:
         desk.ledger.set_fact(name, value)
     desk.finish(lambda task: completes(task, loss=2.0 + 1 / task.config.rank))
     desk.ledger.close()
+    place_store(root)
     publish(asked, root, print, interrupted=False)
     assert not verify.run("t", root, print).differences
     return root

@@ -1,0 +1,88 @@
+"""Nodes that join a cluster after a sweep began: asked for their versions too, and kept away from where those differ.
+
+Ray offers no way to have a node approved before anything runs on it. So each worker holds its own node's versions
+against the driver's before it imports what trials need, and gives its task back where they differ (a fault of the
+node, see orchestrator.workers.faults: the task is tried again elsewhere); and the driver, which looks for new nodes
+every few seconds, has Ray place no more workers on such a node.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.tune import PlacementGroupFactory
+
+from orchestrator.cluster import nodes
+from trainables.device import versions
+
+NODE_ID = "ray.io/node-id"
+"""Ray's own label of each node."""
+
+
+class NodeUnfit(RuntimeError):
+    """Raised by a worker on a node of other versions than the driver's."""
+
+
+def refuse_here(driver: Mapping[str, str] | None) -> None:
+    """Hold this node's versions against the driver's.
+
+    Args:
+        driver: versions of `nodes.PACKAGES`; None where everything runs on one node.
+    Raises:
+        NodeUnfit: they differ; node and packages are named.
+    """
+    if driver is not None and (faults := nodes.differences(driver, {nodes.own_name(): versions(nodes.PACKAGES)})):
+        raise NodeUnfit("; ".join(faults))
+
+
+def resources_of(config: Mapping[str, Any]) -> PlacementGroupFactory:
+    """What Ray is asked for a task's worker: a share of a node that is not avoided. See `Newcomers.shared`."""
+    resources, avoided = config["resources"], config["avoided"]
+    bundle = {name.upper() if name in ("cpu", "gpu") else name: share for name, share in resources.items()}
+    selector = [{NODE_ID: f"!in({','.join(avoided)})"}] if avoided else None
+    return PlacementGroupFactory([bundle], bundle_label_selector=selector)
+
+
+class Newcomers:
+    """Asks each node of the connected cluster once, when it is first seen; never waits for an answer."""
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        """
+        Args:
+            say: told once of each node where no trial goes; by default standard error is.
+        """
+        self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._here = versions(nodes.PACKAGES)
+        self._avoided: list[str] = []
+        self._seen: set[str] = set()
+        self._asked: dict[ray.ObjectRef, dict[str, Any]] = {}
+
+    def shared(self, resources: Mapping[str, float]) -> dict[str, Any]:
+        """What every task's Tune config holds for `refuse_here` and `resources_of`; follows what is found later.
+
+        Args:
+            resources: of a trial, see SweepSettings.resources.
+        """
+        return {"versions": self._here, "resources": dict(resources), "avoided": self._avoided}
+
+    def looked(self) -> list[str]:
+        """Ask nodes that are new, take in the answers that have come; ids of the nodes where no trial goes."""
+        for node in nodes.alive():
+            if node["NodeID"] not in self._seen:
+                self._seen.add(node["NodeID"])
+                self._asked[nodes.ask_versions(node)] = node
+        asked = list(self._asked)
+        for ref in ray.wait(asked, num_returns=len(asked), timeout=0)[0] if asked else ():
+            self._take_in(ref, self._asked.pop(ref))
+        return self._avoided
+
+    def _take_in(self, answer: ray.ObjectRef, node: Mapping[str, Any]) -> None:
+        try:
+            there = ray.get(answer)
+        except RayError:  # it has gone away again, or can start no process: then no worker either
+            return
+        if faults := nodes.differences(self._here, {nodes.name(node): there}):
+            self._avoided.append(node["NodeID"])
+            self._say(f"{'; '.join(faults)}: no trial goes there. {nodes.SAME_CODE}")
