@@ -17,6 +17,7 @@ from trainables.lean import (
     aligned_logits,
     lean_loss,
     lean_modules,
+    read_through,
     supervised,
 )
 from trainables.training import standard_loss
@@ -110,6 +111,22 @@ def test_the_lean_loops_loss_and_gradients_are_those_of_pefts_layers_and_full_lo
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert all(gradient.any() for gradient in expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scaling", [1.0, 2.0, torch.tensor(0.25)])
+def test_what_is_only_read_is_as_near_the_formula_as_what_is_trained(dtype, scaling):
+    generator = torch.Generator().manual_seed(0)
+    base = torch.nn.Linear(96, 64).to(dtype)
+    x = torch.randn(3, 50, 96, generator=generator).to(dtype)
+    a, b = torch.randn(8, 96, generator=generator) / 10, torch.randn(64, 8, generator=generator) / 10
+    exact = base.double()(x.double()) + scaling * x.double() @ a.double().T @ b.double().T
+    base.to(dtype)
+    found = read_through(x, a, b, base, scaling), LoraLinear.apply(x, a, b, base, scaling, 0.0)
+    assert [y.dtype for y in found] == [dtype, dtype]
+    error, of_training = ((y.double() - exact).square().mean().sqrt() for y in found)
+    assert 0 < error < 1.5 * of_training
 
 
 def test_inside_lean_modules_a_disabled_adapter_stays_disabled(adapted):

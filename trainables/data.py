@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trainables.alpaca import SPLIT_ROWS, CheckedRows, Row, split_rows
 from trainables.config import PROTOCOL_VERSION, canonical_json
 from trainables.task_kind import task_kind
@@ -154,10 +156,10 @@ def pad(
     rows = [row.last(max_length_tokens) for row in rows]
     longest = max(len(row.input_ids) for row in rows)
     longest = min(-(-longest // multiple) * multiple, max_length_tokens)
-    input_ids = torch.full((len(rows), longest), pad_id)
-    labels = torch.full((len(rows), longest), IGNORE)
+    input_ids = np.full((len(rows), longest), pad_id)
+    labels = np.full((len(rows), longest), IGNORE)
     for i, row in enumerate(rows):
-        ids = torch.tensor(row.input_ids)
-        input_ids[i, : len(ids)] = ids
-        labels[i, row.n_prompt_tokens : len(ids)] = ids[row.n_prompt_tokens :]
-    return input_ids, labels
+        n_tokens, answer = len(row.input_ids), slice(row.n_prompt_tokens, len(row.input_ids))
+        input_ids[i, :n_tokens] = row.input_ids
+        labels[i, answer] = input_ids[i, answer]
+    return torch.from_numpy(input_ids), torch.from_numpy(labels)

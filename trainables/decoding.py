@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+ALIGNMENT = 16
+"""Attention reads an added mask of a multiple of so many columns as it is; of any other each layer makes one anew."""
+
 
 class GreedyDecoder:
     """Room on a device for the most likely continuations of some prompts, by one base at a time.
@@ -32,8 +35,9 @@ class GreedyDecoder:
             row[self._width - len(prompt) :] = torch.tensor(prompt)
         self._input_ids = input_ids.to(base.device)  # (prompts, width)
         self._n_padding = torch.tensor([[self._width - len(prompt)] for prompt in prompts]).to(base.device)
-        self._columns = torch.arange(self._width + n_new, device=base.device)
-        self._cache = StaticCache(config=base.config, max_cache_len=self._width + n_new)
+        n_columns = -(-(self._width + n_new) // ALIGNMENT) * ALIGNMENT
+        self._columns = torch.arange(n_columns, device=base.device)
+        self._cache = StaticCache(config=base.config, max_cache_len=n_columns)
         self._at = self._columns[self._width : self._width + 1].clone()
         self._tokens = self._input_ids.new_zeros(len(prompts), n_new)
 
@@ -56,9 +60,10 @@ class GreedyDecoder:
         """Read ids (prompts, n) at the columns `at` (n,); returns what follows them, (prompts, 1)."""
         seen = (self._columns >= self._n_padding)[:, None] & (self._columns <= at[:, None])  # (prompts, n, columns)
         seen = seen | (self._columns == at[:, None])  # padding sees itself: a row of nothing would be NaN
+        mask = torch.zeros_like(seen, dtype=base.dtype).masked_fill_(~seen, -torch.inf)
         states = base.transformer(
             input_ids=ids,
-            attention_mask=seen[:, None],
+            attention_mask=mask[:, None],
             position_ids=(at - self._n_padding).clamp(min=0),
             past_key_values=self._cache,
             use_cache=True,

@@ -15,6 +15,7 @@ import torch
 
 from trainables import adapter
 from trainables.config import ComputeDtype, Precision, TrialConfig
+from trainables.data import IGNORE
 from trainables.evaluation import HeldOut, mean_nats
 from trainables.lean import LOSS_CHUNK_TOKENS, adapted_layers, lean_loss, supervised
 from trainables.snapshot import EngineState
@@ -83,6 +84,14 @@ class StepShape:
         return self.n_rows * self.length
 
 
+def shape_of(batch: Batch, loop: str) -> StepShape:
+    """Of the step that takes a batch; places for supervised tokens are rounded up to whole chunks."""
+    input_ids, labels = batch
+    n_targets = int((labels[:, 1:] != IGNORE).sum()) if loop == "lean" else 0
+    n_places = -(-n_targets // LOSS_CHUNK_TOKENS) * LOSS_CHUNK_TOKENS
+    return StepShape(n_rows=len(input_ids), length=input_ids.shape[1], n_targets=n_places)
+
+
 def packed(batch: Batch, loop: str) -> tuple[StepShape, torch.Tensor]:
     """A batch as the one vector that its step reads: its tokens, then labels or positions and targets.
 
@@ -91,10 +100,7 @@ def packed(batch: Batch, loop: str) -> tuple[StepShape, torch.Tensor]:
     """
     input_ids, labels = batch
     found = supervised(labels, multiple=LOSS_CHUNK_TOKENS) if loop == "lean" else (labels.flatten(),)
-    shape = StepShape(
-        n_rows=len(input_ids), length=input_ids.shape[1], n_targets=len(found[0]) if loop == "lean" else 0
-    )
-    return shape, torch.cat([input_ids.flatten(), *found])
+    return shape_of(batch, loop), torch.cat([input_ids.flatten(), *found])
 
 
 class Tape:
@@ -281,7 +287,7 @@ def new_weights(base: "PreTrainedModel", config: TrialConfig) -> dict[str, torch
 
 @contextmanager
 def attached_weights(
-    base: "PreTrainedModel", config: TrialConfig, weights: Mapping[str, torch.Tensor], scaling: torch.Tensor
+    base: "PreTrainedModel", config: TrialConfig, weights: Mapping[str, torch.Tensor], scaling: torch.Tensor | float
 ) -> "Iterator[PeftModel]":
     """The base with an adapter of these very tensors, for recording; bare again afterwards."""
     model = adapter.attach(base, config, base_name="tape")

@@ -87,10 +87,28 @@ def adapted_layers(model: "PreTrainedModel | PeftModel") -> "list[LoraLayer]":
 def adapted_forward(layer: "LoraLayer", x: torch.Tensor) -> torch.Tensor:
     """What peft's layer of a plain LoRA adapter computes: base(x) + scaling * B A dropout(x)."""
     (name,) = layer.active_adapters
+    if not (layer.training or torch.is_grad_enabled()):
+        weights = layer.lora_A[name].weight, layer.lora_B[name].weight
+        return read_through(x, *weights, layer.get_base_layer(), layer.scaling[name])
     dropout = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0
     return LoraLinear.apply(
         x, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.get_base_layer(), layer.scaling[name], dropout
     )
+
+
+def read_through(
+    x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, base: torch.nn.Module, scaling: float | torch.Tensor
+) -> torch.Tensor:
+    """LoraLinear's forward where nothing is learned: the adapter is rounded to x's dtype, as W and x are already.
+
+    Two products, with sums in float32, and no copies of x or y in float32.
+    """
+    if torch.is_tensor(scaling) or scaling != 1:
+        b = b * scaling
+    y = base(x)
+    low = x.flatten(0, -2).mm(a.to(x.dtype).T)  # (tokens, rank)
+    y.flatten(0, -2).addmm_(low, b.to(x.dtype).T)
+    return y
 
 
 class LoraLinear(torch.autograd.Function):

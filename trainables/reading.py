@@ -127,9 +127,9 @@ class RecordedReader:
         """
         self._rows = rows
         self._pool, self._stream = pool, stream
-        self._scaling = torch.zeros((), device="cuda")
-        self._weights = new_weights(base, config)
-        with attached_weights(base, config, self._weights, self._scaling) as model, torch.no_grad():
+        fresh = new_weights(base, config)
+        self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in fresh.items()}
+        with attached_weights(base, config, self._weights, scaling=1.0) as model, torch.no_grad():
             model.eval()
             core = model.get_base_model()
             with lean_modules(model):
@@ -160,8 +160,9 @@ class RecordedReader:
             mine.zero_()
             if weights is not None:
                 theirs = weights.matrices[name.replace(".default.", ".")]
+                if ".lora_B." in name:
+                    theirs = theirs * weights.scaling
                 mine[: theirs.shape[0], : theirs.shape[1]].copy_(theirs)
-        self._scaling.fill_(weights.scaling if weights is not None else 0.0)
 
     def texts(self) -> Texts:
         self._first.replay()

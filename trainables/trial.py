@@ -26,7 +26,7 @@ from trainables.bench import MULTIPLE_TOKENS, Bench
 from trainables.config import TrialConfig, rungs
 from trainables.device import device_name
 from trainables.errors import ConfigError, TrialFailed
-from trainables.graph import GraphEngine, Tape, Unrecordable, packed
+from trainables.graph import GraphEngine, Tape, Unrecordable, packed, shape_of
 from trainables.results import Cost, Measurement
 from trainables.snapshot import Snapshot
 from trainables.training import Batch, EagerEngine
@@ -105,7 +105,7 @@ class Trial:
             return None, None
         if self._bench.device != "cuda":
             raise ConfigError("engine is graph, which needs a CUDA GPU; on a CPU it is eager")
-        shapes = [packed(batch, self.config.loop)[0] for batch in (self._full_batch(), *self._batches)]
+        shapes = [shape_of(batch, self.config.loop) for batch in (self._full_batch(), *self._batches)]
         try:
             return self._bench.tape(self.config, shapes), None
         except Unrecordable as error:
