@@ -15,8 +15,10 @@ from trainables.lean import (
     LoraLinear,
     adapted_layers,
     aligned_logits,
+    full_weights,
     lean_loss,
     lean_modules,
+    multiplied_by,
     read_through,
     supervised,
 )
@@ -196,3 +198,18 @@ def test_dropout_is_drawn_anew_in_training_and_never_in_evaluation(bench, small_
     finally:
         adapter.detach(model)
     assert (len(losses[True]), len(losses[False])) == (3, 1)
+
+
+@torch.no_grad()
+def test_4_bit_modules_multiply_by_full_weights_as_by_their_own_and_then_have_their_own_again(bench):
+    base = bench.base("nf4")
+    ids = torch.arange(40)[None]
+    own = base(input_ids=ids, use_cache=False).logits
+    weights = full_weights(base)
+    assert len(weights) == 4 * base.config.n_layer
+    with multiplied_by(weights):
+        torch.testing.assert_close(base(input_ids=ids, use_cache=False).logits, own, rtol=1e-5, atol=1e-5)
+    with multiplied_by({module: torch.zeros_like(weight) for module, weight in weights.items()}):
+        assert not torch.allclose(base(input_ids=ids, use_cache=False).logits, own)
+    assert torch.equal(base(input_ids=ids, use_cache=False).logits, own)
+    assert not full_weights(bench.base("16bit"))

@@ -118,9 +118,11 @@ def divergence(
     head = _core(model).lm_head.weight
     kl, same = [], []
     for a, b in zip(ours.split(HEAD_TOKENS), reference.split(HEAD_TOKENS), strict=True):
-        log_a, log_b = (_log_probabilities(s.to(head.dtype), head)[:, : len(head)] for s in (a, b))
-        kl.append(F.kl_div(log_a, log_b, reduction="none", log_target=True).sum(dim=-1).clamp(min=0))
+        log_a, log_b = (_log_probabilities(s.to(head.dtype), head) for s in (a, b))
         same.append(log_a.argmax(dim=-1) == log_b.argmax(dim=-1))
+        for beyond in (log_a[:, len(head) :], log_b[:, len(head) :]):
+            beyond.zero_()  # equal, so that whole rows can be taken
+        kl.append(F.kl_div(log_a, log_b, reduction="none", log_target=True).sum(dim=-1).clamp(min=0))
     return torch.cat(kl).double().cpu().numpy(), torch.cat(same).cpu().numpy()
 
 

@@ -5,7 +5,7 @@ the head is frozen. GPT-2's gelu is one kernel that keeps its input; an adapter 
 compute dtype, not in float32. Same mathematics as transformers' and peft's own modules, in fewer kernels and bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -182,12 +182,36 @@ def adapter_products(x: torch.Tensor) -> Iterator[None]:
 
 def _input_gradient(base: torch.nn.Module, dy: torch.Tensor) -> torch.Tensor:
     """dy (tokens, outputs) through a frozen Conv1D (weight: inputs x outputs) or a 4-bit linear module."""
-    state = getattr(base.weight, "quant_state", None)
+    weight = full_weight(base)
+    return dy.mm(base.weight.T) if weight is None else dy.mm(weight.to(dy.dtype))
+
+
+def full_weight(module: torch.nn.Module) -> torch.Tensor | None:
+    """(outputs, inputs), what a 4-bit linear module multiplies by; None of any other module."""
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
     if state is None:
-        return dy.mm(base.weight.T)
+        return None
     import bitsandbytes
 
-    return dy.mm(bitsandbytes.functional.dequantize_4bit(base.weight.data, state).to(dy.dtype))
+    return bitsandbytes.functional.dequantize_4bit(module.weight.data, state)
+
+
+def full_weights(base: "PreTrainedModel") -> dict[torch.nn.Module, torch.Tensor]:
+    """Of each 4-bit module; as much memory as they would take at 16 bits."""
+    found = ((module, full_weight(module)) for module in base.modules())
+    return {module: weight for module, weight in found if weight is not None}
+
+
+@contextmanager
+def multiplied_by(weights: Mapping[torch.nn.Module, torch.Tensor]) -> Iterator[None]:
+    """Inside, 4-bit modules multiply by weights from `full_weights` instead of making their own for each product."""
+    try:
+        for module, weight in weights.items():
+            module.forward = partial(F.linear, weight=weight, bias=module.bias)
+        yield
+    finally:
+        for module in weights:
+            module.__dict__.pop("forward", None)
 
 
 class ChunkedLoss(torch.autograd.Function):

@@ -17,13 +17,13 @@ from trainables.adapter import Weights
 from trainables.data import TokenRow
 from trainables.decoding import GreedyDecoder
 from trainables.graph import attached_weights, new_weights
-from trainables.lean import lean_modules
+from trainables.lean import full_weights, lean_modules, multiplied_by
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from trainables.config import TrialConfig
+    from trainables.config import Precision, TrialConfig
 
 Texts = list[list[int]]
 
@@ -62,6 +62,7 @@ class ReadRows:
     """Rows on a GPU, and room there for what one model at a time says of them; readers of a bench share it."""
 
     def __init__(self, base: "PreTrainedModel", rows: Sequence[TokenRow]) -> None:
+        self._full_weights: dict[Precision, dict[torch.nn.Module, torch.Tensor]] = {}
         self.held = evaluation.held_out(base, rows)
         self.prompts = evaluation.prompts_of(base, rows[: evaluation.N_DECODED_ROWS])
         n_new, end = evaluation.MAX_NEW_TOKENS, base.config.eos_token_id
@@ -74,6 +75,12 @@ class ReadRows:
             Joined(rows=rows, length=max(lengths[i] for i in rows), end=end, device=base.device)
             for rows in evaluation.batches_of(lengths)
         )
+
+    def full_weights(self, base: "PreTrainedModel", precision: "Precision") -> dict[torch.nn.Module, torch.Tensor]:
+        """Of the 4-bit modules, made once: for a token at a time, dequantizing takes longer than the products."""
+        if precision not in self._full_weights:
+            self._full_weights[precision] = full_weights(base)
+        return self._full_weights[precision]
 
     def place(self, texts: Sequence[Sequence[int]]) -> None:
         """Set what is read by `pooled`: every prompt with its text."""
@@ -129,7 +136,8 @@ class RecordedReader:
         self._pool, self._stream = pool, stream
         fresh = new_weights(base, config)
         self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in fresh.items()}
-        with attached_weights(base, config, self._weights, scaling=1.0) as model, torch.no_grad():
+        full = rows.full_weights(base, config.precision)
+        with attached_weights(base, config, self._weights, scaling=1.0) as model, multiplied_by(full), torch.no_grad():
             model.eval()
             core = model.get_base_model()
             with lean_modules(model):
