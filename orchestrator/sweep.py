@@ -181,12 +181,12 @@ def _tune(
     from orchestrator.pruning.scheduler import Pruner
     from orchestrator.search.searcher import SweepSearcher
     from orchestrator.security import ray_guard
-    from orchestrator.workers import adapter_store, node_inputs
+    from orchestrator.workers import adapter_server, node_inputs
     from orchestrator.workers.recorder import Recorder
     from orchestrator.workers.tune_trainable import SweepTrainable
 
     adapters = folder / "adapters"
-    store = adapter_store.serve(adapters, folder / checkpoints.FOLDER)
+    store = adapter_server.serve(adapters, folder / checkpoints.FOLDER)
     pruner = Pruner(settings.space.early_terminate, settings.longest_steps, settings.objectives)
     shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
     joined = Newcomers() if settings.address else None

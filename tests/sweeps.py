@@ -253,7 +253,8 @@ class Desk:
         """
         tune_trial, task, reports = self.running[trial_id]
         report = next(reports)
-        decision = self.pruner.on_trial_result(None, tune_trial, flatten_dict(report))  # as Tune hands it over
+        # as Tune hands it over, which asks nothing about a result that is the last
+        decision = "" if report["done"] else self.pruner.on_trial_result(None, tune_trial, flatten_dict(report))
         may_stop = stop and task.kind == "train" and task.key not in self.pruner.protected
         if decision == "STOP" or (may_stop and not report["done"]):
             report["done"] = True

@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator import sweep
 from orchestrator.pruning.hypervolume import HypervolumeStop
 from orchestrator.pruning.learning_curves import MIN_CURVES, LearningCurves, measured
 from orchestrator.settings import DEFAULT_OBJECTIVES
 from search_spaces import EarlyTerminate
-from tests.sweeps import Desk, cost, make, measurement, space, trial
+from tests.faults.pretend import Worse, connected
+from tests.sweeps import REPO, Desk, cost, make, measurement, space, trial
 from tests.test_pruning import WIDE, shows
 
 RULE = EarlyTerminate(type="hypervolume")
@@ -122,6 +125,46 @@ def test_a_history_of_nothing_teaches_nothing_and_an_unknown_rung_has_no_end():
     assert known.hopeful(measurement(1, 1.0)) is known.typical(measurement(1, 1.0)) is None
 
 
+@pytest.fixture
+def pairs(tmp_path) -> Desk:
+    """Two completed 4-bit trials, each with its twin; a quarter of the first rung's loss is left at the end."""
+    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME | {"fixed": WIDE["fixed"] | {"precision": "nf4"}})))
+    for loss, mib in ((2.0, 100.0), (1.0, 120.0)):
+        for precision in ("nf4", "16bit"):
+            assert falls(desk, (4 * loss, 3 * loss, 2 * loss, loss), mib + 50 * (precision == "16bit")) == "completed"
+            assert desk.asked[-1].config.precision == precision
+    return desk
+
+
+def test_a_4_bit_trial_whose_end_adds_nothing_counts_as_stopped_there_and_gets_no_twin(pairs):
+    assert falls(pairs, (3.6, 2.7, 1.7, 1.5), 125.0) == "pruned"
+    stopped = pairs.ledger.entry(pairs.asked[-1].key)
+    assert [m.step for m in stopped.result.history] == [1, 2, 4, 8]
+    assert "hypervolume: its end (peak_memory_mib 125, seconds_per_step 1, eval_loss_nats 1.5)" in stopped.result.reason
+    assert "for a 16-bit twin" in stopped.result.reason
+    assert stopped.adapter_sha256 is None
+    assert pairs.study.trials[-1].values == [125.0, 1.0, 1.5], "the sampler is told what it came to"
+    assert falls(pairs, (2.0, 1.5, 1.0, 0.5), 130.0) == "completed"
+    assert [task.config.precision for task in pairs.asked[-2:]] == ["nf4", "nf4"]
+    assert falls(pairs, (2.0, 1.5, 1.0, 0.5), 180.0) == "completed"
+    assert pairs.asked[-1].config == pairs.asked[-2].config.counterpart
+
+
+def test_a_16_bit_trial_completes_whatever_its_end_adds_as_nothing_more_is_spent_on_it(desk):
+    assert falls(desk, (1.9, 1.5, 1.15, 1.35), 135.0) == "completed"
+
+
+def test_a_resumed_sweep_knows_of_ends_that_added_nothing_what_the_first_one_knew(pairs):
+    for n in range(4):
+        assert falls(pairs, (3.6, 2.7, 1.7, 1.5 + n / 10), 125.0) == "pruned"
+    curves, folder, asked = pairs.pruner._own._curves, pairs.folder, pairs.settings
+    pairs.crash()
+    again = Desk(folder, asked).pruner._own._curves
+    assert {step: sorted(ratios) for step, ratios in again._ratios.items()} == {
+        step: sorted(ratios) for step, ratios in curves._ratios.items()
+    }
+
+
 def test_the_sampler_is_told_where_a_stopped_trial_would_have_come_to(desk):
     falls(desk, (9.0, 2.0, 1.0, 0.1), 125.0)
     last = desk.study.trials[-1]
@@ -145,5 +188,25 @@ def test_a_trial_that_came_back_to_a_rung_after_a_fault_counts_once():
     for _ in range(2):
         rule.enter("a", measurement(1, 2.0), 0.0)
     rule.enter("a", replace(measurement(8, 1.0)), 0.0)
-    rule.complete("a")
+    rule.end(may_stop=False)
     assert [len(r) for r in rule._curves._ratios.values()] == [1]
+
+
+def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPO))  # of the workers
+    ranks = {
+        "parameters": {"rank": {"values": list(range(1, 13))}},
+        "fixed": {"alpha": 8, "max_steps": 8, "precision": "nf4"},
+    }
+    asked = make(space(WIDE | HYPERVOLUME | ranks, method="grid"))
+    try:
+        result = sweep.run(asked, tmp_path, resume=False, started=lambda *_: None, trainable=Worse, prepare=connected)
+    finally:
+        ray.shutdown()
+    ended = {trial.config.rank: trial for trial in result.trials if trial.origin == "search"}
+    assert ended[1].state == "completed", ended[1].reason
+    assert len(ended) == 12
+    stopped = [(len(trial.history), trial.reason) for _, trial in sorted(ended.items()) if trial.state == "pruned"]
+    assert any(n == 4 and "its end" in reason for n, reason in stopped)
+    assert stopped[-1][0] == 1
+    assert "at step 1 its most hopeful end" in stopped[-1][1]

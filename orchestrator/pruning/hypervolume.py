@@ -2,7 +2,8 @@
 
 The predictive termination of Domhan et al. 2015 (IJCAI, section 4) with a front in place of one best value: a trial
 ends where even the best end that it can hope for would add next to nothing to the hypervolume of what completed. What
-alone has the least value of an objective at its rung is never stopped.
+alone has the least value of an objective at its rung is never stopped. A 4-bit trial that trained to its end without
+adding anything counts as stopped there: its 16-bit twin would cost as much again, and could not bring it to the front.
 """
 
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ class Device:
 
 
 class HypervolumeStop:
-    """Same calls as orchestrator.pruning.moasha.Moasha, and `complete`."""
+    """Same calls as orchestrator.pruning.moasha.Moasha, and `end`."""
 
     def __init__(self, rule: EarlyTerminate, max_steps: int, objectives: Sequence[Objective]) -> None:
         self._rule = rule
@@ -81,9 +82,11 @@ class HypervolumeStop:
             self._of(device).passed(measurement.step, losses_at(measurement, self._names))
             self.enter(trial.key, measurement, 0.0, device)
         if trial.state == "completed":
-            self.complete(trial.key)
+            self.end(may_stop=False)
         elif trial.state == "pruned":
             self._running.pop(trial.key, None)
+            if trial.history and trial.history[-1].step == trial.config.max_steps:
+                self._curves.learn(trial.history)
 
     def enter(self, key: str, measurement: Measurement, noise_seconds: float, device: str = "") -> None:
         """A trial came to a rung; what noise there is in its time can add nothing that is looked for."""
@@ -93,29 +96,50 @@ class HypervolumeStop:
         seen, losses = self._of(device), losses_at(measurement, self._names)
         seen.dearest = np.where(self._is_cost, np.maximum(seen.dearest, losses), seen.dearest)
 
-    def complete(self, key: str) -> None:
-        """The trial completed at the rung that it entered last."""
+    def end(self, *, may_stop: bool) -> str | None:
+        """The latest trial to come to a rung came to its last: why it counts as stopped, None where it completed.
+
+        Args:
+            may_stop: whether more would have to be spent on it.
+        """
+        key, device = self._latest
         history = self._running.pop(key)
         self._curves.learn(history)
-        self._of(self._latest[1]).complete(losses_at(history[-1], self._names))
+        losses = losses_at(history[-1], self._names)
+        gain = self._too_little(history[-1].step, losses, losses) if may_stop else None
+        if gain is None:
+            self._of(device).passed(history[-1].step, losses)
+            self._of(device).complete(losses)
+            return None
+        return f"hypervolume: its end ({self._shown(losses)}) {self._adds(gain)} for a 16-bit twin"
 
     def why_stop(self, step: int) -> str | None:
         """Why the latest trial to come to a rung ends there, None where it goes on."""
         key, device = self._latest
-        here, hopeful = self._running[key][-1], self._curves.hopeful(self._running[key][-1])
-        seen, losses = self._of(device), losses_at(here, self._names)
-        least = seen.least.get(step)
-        is_extreme = least is None or bool((losses < least).any())
-        gain = None if hopeful is None or not len(seen.front) else seen.gain(hopeful)
-        if step < self._first or is_extreme or gain is None or gain > self._rule.min_gain:
-            seen.passed(step, losses)
+        here = self._running[key][-1]
+        hopeful, losses = self._curves.hopeful(here), losses_at(here, self._names)
+        gain = None if hopeful is None or step < self._first else self._too_little(step, losses, hopeful)
+        if gain is None:
+            self._of(device).passed(step, losses)
             return None
         del self._running[key]
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(self._names, hopeful, strict=True))
-        return (
-            f"hypervolume: at step {step} its most hopeful end ({shown}) would add {gain:.2%} to what the front "
-            f"dominates, at most {self._rule.min_gain:.2%} is too little"
-        )
+        return f"hypervolume: at step {step} its most hopeful end ({self._shown(hopeful)}) {self._adds(gain)}"
+
+    def _too_little(self, step: int, losses: NDArray[np.float64], end: NDArray[np.float64]) -> float | None:
+        """What the latest trial's end would add, as a share, where that is too little to go on for; else None."""
+        seen = self._of(self._latest[1])
+        least = seen.least.get(step)
+        is_extreme = least is None or bool((losses < least).any())
+        if is_extreme or not len(seen.front):
+            return None
+        gain = seen.gain(end)
+        return gain if gain <= self._rule.min_gain else None
+
+    def _shown(self, losses: NDArray[np.float64]) -> str:
+        return ", ".join(f"{name} {value:.4g}" for name, value in zip(self._names, losses, strict=True))
+
+    def _adds(self, gain: float) -> str:
+        return f"would add {gain:.2%} to what the front dominates, at most {self._rule.min_gain:.2%} is too little"
 
     def _of(self, device: str) -> Device:
         n = len(self._names)

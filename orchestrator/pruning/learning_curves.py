@@ -27,7 +27,11 @@ def measured(objectives: Sequence[Objective]) -> tuple[str, ...]:
 
 def losses_at(measurement: Measurement, names: Sequence[str]) -> NDArray[np.float64]:
     """(n_names,), all minimised."""
-    return np.array([getattr(measurement, name) for name in names], dtype=np.float64)
+    return np.array(_values(measurement, names), dtype=np.float64)
+
+
+def _values(measurement: Measurement, names: Sequence[str]) -> tuple[float, ...]:
+    return tuple(getattr(measurement, name) for name in names)
 
 
 class LearningCurves:
@@ -35,20 +39,20 @@ class LearningCurves:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
-        self._ratios: dict[int, deque[NDArray[np.float64]]] = {}
-        self._least: dict[int, NDArray[np.float64]] = {}
+        self._ratios: dict[int, deque[tuple[float, ...]]] = {}
+        self._least: dict[int, tuple[float, ...]] = {}
 
     def learn(self, history: Sequence[Measurement]) -> None:
         """Take in a completed trial."""
         if not history:
             return
         *rungs, last = history
-        end = losses_at(last, self._names)
+        end = _values(last, self._names)
         for measurement in rungs:
-            here = losses_at(measurement, self._names)
-            ratio = np.divide(end, here, out=np.ones_like(end), where=here > 0)
+            here = _values(measurement, self._names)
+            ratio = tuple(e / h if h > 0 else 1.0 for e, h in zip(end, here, strict=True))
             self._ratios.setdefault(measurement.step, deque(maxlen=MAX_CURVES)).append(ratio)
-            self._least[measurement.step] = np.minimum(self._least.get(measurement.step, ratio), ratio)
+            self._least[measurement.step] = tuple(map(min, self._least.get(measurement.step, ratio), ratio))
 
     def hopeful(self, measurement: Measurement) -> NDArray[np.float64] | None:
         """The best end that a trial can hope for: no completed one fell by more; None while too few completed."""

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.utils import flatten_dict
 
 from orchestrator.pruning.hypervolume import HypervolumeStop
 from orchestrator.pruning.moasha import Moasha, first_rung
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective
 from orchestrator.workers.faults import Fault, fault_of, fault_of_trial
-from orchestrator.workers.tune_trainable import Task
+from orchestrator.workers.tune_trainable import Report, Task
 from search_spaces import EarlyTerminate
 from trainables.results import Measurement, TrialResult
 
@@ -67,9 +68,6 @@ class Pruner(FIFOScheduler):
         task = Task.from_dict(trial.config["task"])
         if task.kind != "train" or "step" not in result:
             return TrialScheduler.CONTINUE
-        if result.get("done"):
-            self._complete(task.key, result)
-            return TrialScheduler.CONTINUE
         spared = task.key in self.protected
         if self._own:
             self._own.enter(task.key, *_shown(result))
@@ -81,11 +79,17 @@ class Pruner(FIFOScheduler):
         self._reasons[task.key] = why
         return TrialScheduler.STOP
 
-    def _complete(self, key: str, result: dict[str, Any]) -> None:
-        """Let a rule that looks at whole trials know of one."""
-        if isinstance(self._own, HypervolumeStop) and result.get("state") == "completed":
-            self._own.enter(key, *_shown(result))
-            self._own.complete(key)
+    def completed(self, task: Task, report: Report) -> str | None:
+        """A trial trained to its end; the recorder tells, as Tune asks no scheduler about a result that is the last.
+
+        Returns:
+            Why it counts as stopped there all the same, None where it completed.
+        """
+        if not isinstance(self._own, HypervolumeStop):
+            return None
+        self._own.enter(task.key, *_shown(flatten_dict(report)))
+        needs_twin = task.config.precision == "nf4" and "similarity" not in report
+        return self._own.end(may_stop=needs_twin and task.key not in self.protected)
 
     def _beaten(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str | None:
         """Why ASHA stops a trial."""

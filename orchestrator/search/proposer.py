@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from orchestrator.analysis.front import dissimilarity, losses_of
 from orchestrator.ledger.rows import Entry
 from orchestrator.pruning.halving import ranking
-from orchestrator.pruning.learning_curves import LearningCurves, measured
+from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
 from orchestrator.settings import SweepSettings
 from search_spaces import Parameter
 from trainables.results import TrialResult
@@ -218,7 +218,7 @@ class Proposer:
 
     def _end(self, result: TrialResult, excess: float | None) -> tuple[TrialState, Losses | None, dict[str, float]]:
         """Learn how a settled trial ended: its state, its losses and by how much it violates constraints."""
-        if result.state == "completed":
+        if _is_whole(result):
             self._curves.learn(result.history)
         constraints = {"memory": _memory_violation(result, excess)}
         losses = losses_of(result, self._settings.objectives)
@@ -235,7 +235,8 @@ class Proposer:
         objectives = self._settings.objectives
         if result.state != "pruned" or not result.history or measured(objectives) != objectives:
             return None
-        end = self._curves.typical(result.history[-1])
+        last = result.history[-1]
+        end = losses_at(last, objectives) if _is_whole(result) else self._curves.typical(last)
         return None if end is None else tuple(end.tolist())
 
     def _shorten(self) -> None:
@@ -249,6 +250,12 @@ class Proposer:
         for key, trial in self._asked.items():  # at work: the sampler keeps away from them
             self.study.enqueue_trial(trial.params)
             self._asked[key] = self.study.ask(self._distributions)
+
+
+def _is_whole(result: TrialResult) -> bool:
+    """Whether it was trained to its end, be it stopped there."""
+    trained = result.state in ("completed", "pruned") and len(result.history) > 0
+    return trained and result.history[-1].step == result.config.max_steps
 
 
 def _memory_violation(result: TrialResult, excess: float | None) -> float:

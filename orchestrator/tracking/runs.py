@@ -39,12 +39,13 @@ def search(client: Any, experiment_id: str, tag: str, value: str) -> list[Any]:
 
 def families(client: Any, experiment_id: str, sweep_id: str) -> list[tuple[Any | None, list[Any]]]:
     """Each run of a sweep with its children, the one with the most first; last None with those of no run of it."""
+    of_parent: dict[str | None, list[Any]] = {}
+    for run in search(client, experiment_id, CHILD_OF, sweep_id):
+        of_parent.setdefault(run.data.tags.get(PARENT), []).append(run)
     parents = search(client, experiment_id, SWEEP, sweep_id)
-    found = [(run, search(client, experiment_id, PARENT, run.info.run_id)) for run in parents]
+    found = [(run, of_parent.pop(run.info.run_id, [])) for run in parents]
     found.sort(key=lambda family: (-len(family[1]), family[0].info.start_time, family[0].info.run_id))
-    known = {run.info.run_id for _, children in found for run in children}
-    strays = [run for run in search(client, experiment_id, CHILD_OF, sweep_id) if run.info.run_id not in known]
-    return [*found, (None, strays)]
+    return [*found, (None, [run for strays in of_parent.values() for run in strays])]
 
 
 class Runs:

@@ -1,7 +1,4 @@
-"""Adapters of a sweep: written by the driver, read by workers through one small Ray actor.
-
-Workers never see the sweep's folder, so they need no shared disk. The same actor keeps their checkpoints.
-"""
+"""Adapters of a sweep in its folder: written whole or not at all, read back, held against their checksums."""
 
 import hashlib
 import os
@@ -9,12 +6,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import mkdtemp
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from orchestrator.workers import checkpoints
-from trainables.snapshot import Snapshot
 
 WEIGHTS = "adapter_model.safetensors"
 CHECKSUMS = "SHA256SUMS"
@@ -27,7 +18,7 @@ def write(folder: Path, key: str, files: Mapping[str, bytes]) -> str:
     Returns:
         SHA-256 (hex) of its weights.
     """
-    _check(key)
+    check_key(key)
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=".adapter-", dir=folder))
     lines = [f"{_sha256(content)}  {name}\n" for name, content in sorted(files.items())]
@@ -43,7 +34,7 @@ def write(folder: Path, key: str, files: Mapping[str, bytes]) -> str:
 
 def read(folder: Path, key: str) -> dict[str, bytes] | None:
     """The files of a trial's adapter by name, or None where it has none."""
-    _check(key)
+    check_key(key)
     if not (folder / key / WEIGHTS).is_file():
         return None
     return {path.name: path.read_bytes() for path in (folder / key).iterdir() if path.name != CHECKSUMS}
@@ -77,7 +68,7 @@ def restore(folder: Path, key: str, copy: Path, sha256: str | None) -> bool:
     return True
 
 
-def _check(key: str) -> None:
+def check_key(key: str) -> None:
     """A ledger from elsewhere may hold anything."""
     if Path(key).name != key or key == "..":
         raise ValueError(f"no trial has the key {key!r}")
@@ -93,30 +84,3 @@ def _content(path: Path) -> bytes | None:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, concurrency_groups={"writing": 1})
-class AdapterStore:
-    """Reads adapters for workers, keeps their checkpoints and reads them back; lives on the driver's node."""
-
-    def __init__(self, adapters: str, snapshots: str) -> None:
-        self._adapters = Path(adapters)
-        self._snapshots = Path(snapshots)
-
-    def read(self, key: str) -> dict[str, bytes] | None:
-        return read(self._adapters, key)
-
-    @ray.method(concurrency_group="writing")  # nobody who reads an adapter waits for a disk to sync
-    def keep(self, snapshot: Snapshot) -> None:
-        _check(snapshot.key)
-        checkpoints.write(self._snapshots, snapshot)
-
-    def snapshot(self, key: str) -> Snapshot | None:
-        _check(key)
-        return checkpoints.read(self._snapshots, key)
-
-
-def serve(adapters: Path, snapshots: Path) -> ray.actor.ActorHandle:
-    """Start the actor for two folders on this node."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return AdapterStore.options(scheduling_strategy=here).remote(str(adapters.resolve()), str(snapshots.resolve()))

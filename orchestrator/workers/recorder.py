@@ -76,6 +76,8 @@ class Recorder(Callback):
             return
         if state == "running":
             state, reason = "pruned", self._pruner.reason(task.key)
+        elif state == "completed" and (why := self._pruner.completed(task, report)):
+            state, reason, files = "pruned", why, None
         digest = adapter_store.write(self._adapters, task.key, files) if files else None
         self._ledger.finish(
             task.key,

@@ -146,8 +146,8 @@ def _one(
     for step in rungs(task.config.max_steps):
         report = report_of(task, step)
         began = perf_counter()
-        if pruner.on_trial_result(None, trial, flatten_dict(report)) == TrialScheduler.STOP:
-            report["done"] = True
+        if not report["done"]:
+            report["done"] = pruner.on_trial_result(None, trial, flatten_dict(report)) == TrialScheduler.STOP
         recorder.on_trial_result(0, [], trial, report)
         rung_seconds.append(perf_counter() - began)
         if report["done"]:

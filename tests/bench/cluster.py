@@ -119,8 +119,9 @@ class Driver:
         """One report, as Ray Tune would pass it on; returns whether the task ended."""
         if report["done"] and task.kind == "train":
             self._compare(task, report)
-        decision = self.timed("scheduler", lambda: self.pruner.on_trial_result(None, trial, flatten_dict(report)))
-        report["done"] = report["done"] or decision == "STOP"
+        if not report["done"]:
+            decision = self.timed("scheduler", lambda: self.pruner.on_trial_result(None, trial, flatten_dict(report)))
+            report["done"] = decision == "STOP"
         self.timed("recorder and ledger", lambda: self.recorder.on_trial_result(0, [], trial, report))
         if report["done"]:
             self.timed("search", lambda: self.searcher.on_trial_complete(trial.trial_id, report))

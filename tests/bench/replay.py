@@ -113,7 +113,7 @@ class Method(Protocol):
         """The next job; None while, or because, there is none."""
 
     def report(self, job: Job, row: Row | None, *, last: bool) -> bool:
-        """A rung, or the end of a job without time; returns whether a trial goes on (asked where it may)."""
+        """A rung, or the end of a job without time; returns whether a trial goes on, or at its last rung completed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,9 +161,11 @@ def replay(table: Recorded, method: Method, *, wanted_share: float, n_workers: i
             continue
         rows = table.rungs[job.values]
         last = rung == len(rows) - 1
-        if method.report(job, rows[rung], last=last) and not last:
+        if not method.report(job, rows[rung], last=last):
+            continue
+        if not last:
             push(job, rung + 1)
-        elif last and (losses := table.losses(job.values)):
+        elif losses := table.losses(job.values):
             n_completed += 1
             found.append(losses)
             share = hypervolume(found, table.reference) / table.volume

@@ -120,13 +120,13 @@ class Ours:
     def report(self, job: Job, row: Row | None, *, last: bool) -> bool:
         trial, task = job.own
         report = self._report(task, row, last)
-        decision = self._pruner.on_trial_result(None, trial, flatten_dict(report))
-        if decision == TrialScheduler.STOP:
-            report["done"] = True
+        if not report["done"]:  # as Ray Tune, which asks nothing about a result that is the last
+            report["done"] = self._pruner.on_trial_result(None, trial, flatten_dict(report)) == TrialScheduler.STOP
         self._recorder.on_trial_result(0, [], trial, report)
         if report["done"]:
             self._searcher.on_trial_complete(trial.trial_id, report)
-        return not report["done"]
+        entry = self._ledger.entry(task.key)
+        return not report["done"] or (entry is not None and entry.result.state == "completed")
 
     def _report(self, task: Task, row: Row | None, last: bool) -> dict[str, Any]:
         report = {"state": "completed" if last else "running", "done": last, "environment": {}}
@@ -179,7 +179,7 @@ class RayStock:
         if stop:
             self._asha.on_trial_complete(None, trial, result)
             self._searcher.on_trial_complete(trial.trial_id, result)
-        return not stop
+        return last or not stop
 
 
 class SyneTune:

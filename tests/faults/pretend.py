@@ -113,6 +113,19 @@ class Pretend(tune.Trainable):
                 time.sleep(0.05)
 
 
+class Worse(Pretend):
+    """Trials whose loss is their rank; all cost the same."""
+
+    def _work(self, task: Task, store: Any) -> Iterator[Report]:
+        if task.kind != "train":
+            yield from super()._work(task, store)
+            return
+        for report in completes(task, loss=float(task.config.rank)):
+            if report["done"] and task.config.precision == "16bit":
+                report |= {"similarity": asdict(similarity()), "similarity_of": WORKLOAD.key(task.config.counterpart)}
+            yield report
+
+
 def snapshot_at(key: str, step: int) -> Snapshot:
     """Of an adapter with one weight."""
     one = np.ones(1, dtype=np.float32)
