@@ -179,7 +179,6 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
     from orchestrator.progress import ProgressDisplay, print_result, why_empty
     from orchestrator.settings import ROOT
     from orchestrator.tracking.flusher import Flusher
-    from orchestrator.tracking.publishing import end
 
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
     flusher = Flusher(settings.name, ROOT)
@@ -203,6 +202,8 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
     try:
         result = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
         display.stop()
+        from orchestrator.tracking.publishing import end  # with all figures: a second, which no bad input waits for
+
         run_page = end(settings, ROOT, flusher, say, monotonic() - begin, result.interrupted)
     except KeyboardInterrupt:
         say(f"interrupted; if it had begun, go on with: qlora-sweep resume {settings.name}")

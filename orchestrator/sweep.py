@@ -108,12 +108,12 @@ def run(
             raise ConfigError(
                 f"NAME: sweep {settings.name!r} exists; say resume {settings.name}, or choose another NAME"
             )
-        from orchestrator.search import reuse, warm_start
-
         if prepare is None:
             from orchestrator.prepare import prepare
 
         workload, counts, memory_mib = prepare(settings, root)
+        from orchestrator.search import reuse, warm_start  # after what finds bad input: they take half a second
+
         settings_file.save(settings, folder)
         ledger = Ledger(folder / "ledger.db")
         try:

@@ -14,7 +14,7 @@ from orchestrator.pruning.learning_curves import MIN_CURVES, LearningCurves, mea
 from orchestrator.settings import DEFAULT_OBJECTIVES
 from search_spaces import EarlyTerminate
 from tests.faults.pretend import Worse, connected
-from tests.sweeps import REPO, Desk, cost, make, measurement, space, trial
+from tests.sweeps import REPO, Desk, completes, cost, make, measurement, space, trial
 from tests.test_pruning import WIDE, shows
 
 RULE = EarlyTerminate(type="hypervolume")
@@ -152,6 +152,17 @@ def test_a_4_bit_trial_whose_end_adds_nothing_counts_as_stopped_there_and_gets_n
 
 def test_a_16_bit_trial_completes_whatever_its_end_adds_as_nothing_more_is_spent_on_it(desk):
     assert falls(desk, (1.9, 1.5, 1.15, 1.35), 135.0) == "completed"
+
+
+def test_runs_under_other_seeds_are_not_compared_with_the_search(tmp_path):
+    asked = make(space(WIDE | HYPERVOLUME | {"fixed": WIDE["fixed"] | {"precision": "nf4"}}), n_trials=1)
+    desk = Desk(tmp_path, asked)
+    for _ in range(2):
+        falls(desk, (4.0, 3.0, 2.0, 1.0), 100.0)
+    desk.finish(lambda task: completes(task, loss=0.01))
+    assert sum(trial.origin == "reseed" for trial in desk.ledger.trials()) == 2
+    (device,) = desk.pruner._own._devices.values()
+    assert device.front[:, -1].tolist() == [1.0]
 
 
 def test_a_resumed_sweep_knows_of_ends_that_added_nothing_what_the_first_one_knew(pairs):

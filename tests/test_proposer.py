@@ -100,3 +100,19 @@ def test_a_short_history_holds_the_best_fifth_and_then_the_latest_in_their_order
         assert set(front) <= set(kept)
     if n >= 1 and trials and n - n // 5 >= 1:
         assert trials[-1].number in kept
+
+
+def test_trials_at_work_do_not_make_a_study_full():
+    """Else the driver of a large cluster would begin it anew whenever a trial ends."""
+    asked = sixteen_bit()
+    proposer = Proposer(asked, max_modelled=5)
+    key_of = lambda p: WORKLOAD.key(asked.config(dict(p)))  # noqa: E731
+    for _ in range(20):
+        assert proposer.propose(key_of, lambda key: False) is not None
+    study = proposer.study
+    for number in range(10):
+        told(proposer, asked, number)
+    assert proposer.study is study
+    told(proposer, asked, 10)
+    assert proposer.study is not study
+    assert sum(t.state == TrialState.RUNNING for t in proposer.study.trials) == 20

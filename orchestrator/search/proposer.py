@@ -101,7 +101,8 @@ class Proposer:
     """Optuna behind two calls: `propose` a point that is not known, `tell` what became of a trial.
 
     Attributes:
-        study: of at most twice MAX_MODELLED trials; when it is full it is begun anew with those that matter.
+        study: of at most twice MAX_MODELLED trials beside those at work; when it is full it is begun anew with those
+            that matter.
     """
 
     def __init__(self, settings: SweepSettings, max_modelled: int = MAX_MODELLED) -> None:
@@ -242,7 +243,7 @@ class Proposer:
     def _shorten(self) -> None:
         """Begin a full study anew: asking takes a time that grows with its trials."""
         trials = self.study.get_trials(deepcopy=False)
-        if len(trials) <= 2 * self._max_modelled:
+        if len(trials) - len(self._asked) <= 2 * self._max_modelled:  # those at work would be there anew
             return
         ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         self.study = self._new_study()

@@ -58,6 +58,11 @@ class Recorder(Callback):
         entry = self._ledger.entry(key)
         return entry is not None and entry.result.state == "completed"
 
+    def _is_of_search(self, key: str) -> bool:
+        """False of a run under another seed, which no rule compares with the search."""
+        entry = self._ledger.entry(key)
+        return entry is not None and entry.result.origin in ("search", "twin")
+
     def _record_fault(self, task: Task, reason: str | None) -> None:
         """Keep why a comparison or judgement failed until it succeeds; the trial itself stays completed."""
         before = self._ledger.fact(FAULTS, {})
@@ -76,7 +81,7 @@ class Recorder(Callback):
             return
         if state == "running":
             state, reason = "pruned", self._pruner.reason(task.key)
-        elif state == "completed" and (why := self._pruner.completed(task, report)):
+        elif state == "completed" and self._is_of_search(task.key) and (why := self._pruner.completed(task, report)):
             state, reason, files = "pruned", why, None
         digest = adapter_store.write(self._adapters, task.key, files) if files else None
         self._ledger.finish(

@@ -100,9 +100,13 @@ def measured(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     results = {}
     with ProcessPoolExecutor(given.processes) as pool:
         running = {n: [pool.submit(partial(outcome, given.table, n), seed) for seed in seeds] for n in given.methods}
-        for name, futures in running.items():
-            results[name] = summary([future.result() for future in futures])
-            print(f"{name}: {json.dumps(results[name])}", file=sys.stderr, flush=True)
+        try:
+            for name, futures in running.items():
+                results[name] = summary([future.result() for future in futures])
+                print(f"{name}: {json.dumps(results[name])}", file=sys.stderr, flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # an error is said now, not after all that was asked for
+            raise
     return results
 
 
