@@ -8,9 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from orchestrator import sweep
+from orchestrator.cluster import nodes
+from orchestrator.cluster.ray_cluster import SLOTS_SECONDS
 from orchestrator.ledger import Ledger
 from orchestrator.search.budgets import FINISHED
 from orchestrator.settings import sweep_folder
@@ -141,9 +144,14 @@ def with_another_torch(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": f"{folder}:{REPO}"}
 
 
-def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no_trial(tmp_path, capsys):
-    """One node trains; the other, which joins at the first trial, would train half of the rest."""
-    root, odd = tmp_path / "mlflow_runs", []
+def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no_trial(tmp_path, capsys, monkeypatch):
+    """One node trains; the other, which joins at the first trial, would train half of the rest.
+
+    The first trial does not end before the other node has answered a question of its own, and the driver asked it.
+    """
+    root, odd, hold = tmp_path / "mlflow_runs", [], tmp_path / "hold"
+    hold.touch()
+    monkeypatch.setenv("HOLD", str(hold))
     with cluster() as found:
         add_node(found)
         join(found)
@@ -153,6 +161,12 @@ def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no
             while not (root / "sweeps" / "t" / "ledger.db").exists():
                 time.sleep(0.2)
             odd.append(add_node(found, num_cpus=4, env_vars=with_another_torch(tmp_path)))
+            try:
+                (node,) = (node for node in nodes.alive() if node["NodeID"] == odd[0].node_id)
+                ray.get(nodes.ask_versions(node))
+                time.sleep(2 * SLOTS_SECONDS)
+            finally:
+                hold.unlink()
 
         thread = threading.Thread(target=join_later, daemon=True)
         thread.start()
