@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from orchestrator.workers import checkpoints
 from tests.sweeps import cost
+from trainables import memory
 from trainables.bench import Bench
 from trainables.snapshot import EngineState, Snapshot
+from trainables.training import flattened
 from trainables.trial import Trial
 
 STEPS = 8
@@ -176,3 +178,12 @@ def test_only_unfinished_trials_keep_theirs(tmp_path):
     checkpoints.keep_only(tmp_path, set())
     assert not tmp_path.exists()
     checkpoints.keep_only(tmp_path, set())
+
+
+def test_a_snapshot_that_outlives_its_trial_is_no_tensor_left_behind():
+    """A worker still holds the last one when its trial is checked for what it leaves."""
+    weight = torch.arange(2**20, dtype=torch.float32).view(1024, 1024)
+    before = memory.allocated_mib("cpu")
+    kept = flattened([weight, weight[:10]])
+    assert memory.allocated_mib("cpu") == pytest.approx(before, abs=0.1)
+    assert kept.tolist() == [*weight.flatten().tolist(), *weight[:10].flatten().tolist()]

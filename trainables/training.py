@@ -138,12 +138,12 @@ def standard_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Ten
 
 
 def flattened(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-    """All of them as one float32 vector on the host; takes no memory on their device."""
+    """All of them as one float32 vector on the host; takes no memory on their device, and no tensor lives on in it."""
     sizes = [tensor.numel() for tensor in tensors]
-    host = torch.empty(sum(sizes))
-    for part, tensor in zip(host.split(sizes), tensors, strict=True):
+    host = np.empty(sum(sizes), dtype=np.float32)
+    for part, tensor in zip(torch.from_numpy(host).split(sizes), tensors, strict=True):
         part.view(tensor.shape).copy_(tensor.detach())
-    return host.numpy()
+    return host
 
 
 @torch.no_grad()
