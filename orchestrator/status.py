@@ -56,7 +56,7 @@ def status_of(
     counts = Counter(trial.state for trial in trials)
     done = [t for t in trials if t.state in FINAL_STATES]
     n_searched = 0 if ended or finished else _n_to_come(trials, settings)
-    searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.origin in ("search", "twin") for t in trials)
+    searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.is_of_search for t in trials)
     expected = len(trials) + n_searched + (0 if searching or finished else _n_yardsticks_to_come(trials, settings))
     completed = [t for t in trials if t.state == "completed"]
     faults = [t for t in done if t.state in ("oom", "diverged", "failed", "refused")]

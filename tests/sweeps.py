@@ -199,7 +199,7 @@ class Desk:
     def is_of_search(self, task: Task) -> bool:
         """Whether a task is about a candidate, before any is judged."""
         entry = self.ledger.entry(task.key)
-        return task.kind != "judge" and entry is not None and entry.result.origin in ("search", "twin")
+        return task.kind != "judge" and entry is not None and entry.result.is_of_search
 
     @property
     def states(self) -> dict[str, str]:
@@ -209,7 +209,7 @@ class Desk:
     @property
     def candidates(self) -> list[TrialResult]:
         """Trials of the search and their twins, by number."""
-        return [trial for trial in self.ledger.trials() if trial.origin in ("search", "twin")]
+        return [trial for trial in self.ledger.trials() if trial.is_of_search]
 
     def crash(self) -> None:
         """Die without a word; what was running stays so in the ledger."""

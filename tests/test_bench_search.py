@@ -121,7 +121,7 @@ def test_ours_brings_twins_and_ends_by_itself(tmp_path):
     space, table = small_table()
     method = Ours(space, 2, 0, tmp_path)
     run(table, method, n_workers=2, share=2.0, seconds=1e9)
-    trials = [trial for trial in method._ledger.trials() if trial.origin in ("search", "twin")]
+    trials = [trial for trial in method._ledger.trials() if trial.is_of_search]
     assert len(trials) == space.n_points
     completed = {trial.config for trial in trials if trial.state == "completed"}
     assert all(c.counterpart in completed for c in completed if c.precision == "nf4")

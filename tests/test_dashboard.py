@@ -41,7 +41,7 @@ def test_the_study_has_every_trial_that_ended_with_its_figures_in_their_own_unit
     _, settings, entries = swept
     study = dashboard.write(settings, entries, tmp_path / "o.db")
     found = {trial.user_attrs["key"]: trial for trial in study.trials}
-    candidates = {e.result.key: e for e in entries if e.result.origin in ("search", "twin")}
+    candidates = {e.result.key: e for e in entries if e.result.is_of_search}
     assert found.keys() == candidates.keys()
     assert study.metric_names == list(settings.objectives)
     assert [direction.name for direction in study.directions] == ["MINIMIZE"] * 3 + ["MAXIMIZE"]

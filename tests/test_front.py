@@ -173,7 +173,7 @@ def test_noise_is_the_median_spread_of_the_candidates_cost_cells_and_of_time_alo
         timed(n, rank, by_rank[rank] / 64, origin=origin)
         for n, ((rank, _), origin) in enumerate(zip(cells, origins, strict=False))
     ]
-    counted = sorted({t.config.rank for t in found if t.origin in ("search", "twin")})
+    counted = sorted({t.config.rank for t in found if t.is_of_search})
     expected = median(by_rank[rank] / 64 for rank in counted) if counted else 0.0
     by_objective = dict(zip(objectives, noise_of(found, objectives), strict=True))
     assert by_objective == {o: expected if o == "seconds_per_step" else 0.0 for o in objectives}

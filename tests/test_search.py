@@ -277,12 +277,17 @@ def test_a_finished_sweep_has_nothing_more_to_do(tmp_path):
     assert resumed.states == states
 
 
-@pytest.mark.parametrize("base", [TPE, GRID], ids=lambda base: base["method"])
-def test_the_study_of_a_fresh_searcher_holds_every_settled_trial_once(base, tmp_path):
-    desk = Desk(tmp_path, make(base, n_trials=6))
+def resumed_after_six(folder, base) -> tuple[Desk, Desk]:
+    """A sweep of six trials, of which some break, at its end, and taken up again."""
+    desk = Desk(folder, make(base, n_trials=6))
     outcomes = iter([completes, breaks, completes, completes] * 9)
     desk.finish(lambda task: next(outcomes)(task))
-    resumed = Desk(tmp_path, desk.settings)
+    return desk, Desk(folder, desk.settings)
+
+
+@pytest.mark.parametrize("base", [TPE, GRID], ids=lambda base: base["method"])
+def test_the_study_of_a_fresh_searcher_holds_every_settled_trial_once(base, tmp_path):
+    desk, resumed = resumed_after_six(tmp_path, base)
     assert told(resumed) == dict.fromkeys(desk.states, 1)
     assert all(t.state.is_finished() for t in resumed.study.trials)
     for key in desk.states:
@@ -297,10 +302,7 @@ def test_the_study_of_a_fresh_searcher_holds_every_settled_trial_once(base, tmp_
 
 @pytest.mark.parametrize("base", [TPE, GRID], ids=lambda base: base["method"])
 def test_what_verify_is_shown_of_a_trial_is_what_a_resumed_study_holds(base, tmp_path):
-    desk = Desk(tmp_path, make(base, n_trials=6))
-    outcomes = iter([completes, breaks, completes, completes] * 9)
-    desk.finish(lambda task: next(outcomes)(task))
-    resumed = Desk(tmp_path, desk.settings)
+    desk, resumed = resumed_after_six(tmp_path, base)
     for key in desk.states:
         shown, held = Proposer(desk.settings).as_told(desk.ledger.entry(key)), last_told(resumed, key)
         assert shown is not None

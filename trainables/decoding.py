@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-ALIGNMENT = 16
+MASK_MULTIPLE = 16
 """Attention reads an added mask of a multiple of so many columns as it is; of any other each layer makes one anew."""
 
 
@@ -35,7 +35,7 @@ class GreedyDecoder:
             row[self._width - len(prompt) :] = torch.tensor(prompt)
         self._input_ids = input_ids.to(base.device)  # (prompts, width)
         self._n_padding = torch.tensor([[self._width - len(prompt)] for prompt in prompts]).to(base.device)
-        n_columns = -(-(self._width + n_new) // ALIGNMENT) * ALIGNMENT
+        n_columns = -(-(self._width + n_new) // MASK_MULTIPLE) * MASK_MULTIPLE
         self._columns = torch.arange(n_columns, device=base.device)
         self._cache = StaticCache(config=base.config, max_cache_len=n_columns)
         self._at = self._columns[self._width : self._width + 1].clone()

@@ -109,3 +109,13 @@ class TrialResult:
     train_seconds: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
+
+    @property
+    def is_of_search(self) -> bool:
+        """Whether the search took it up, or needed it as a twin; runs under other seeds measure such trials."""
+        return self.origin in ("search", "twin")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was measured at its last step, be it that it then counted as stopped."""
+        return bool(self.history) and self.history[-1].step == self.config.max_steps

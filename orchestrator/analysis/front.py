@@ -96,7 +96,7 @@ def is_candidate(trial: TrialResult) -> bool:
 
     Repeats and reseeds measure candidates and are none: a front of the luckiest seeds would flatter.
     """
-    return trial.state == "completed" and trial.origin in ("search", "twin")
+    return trial.state == "completed" and trial.is_of_search
 
 
 def is_reused(trial: TrialResult) -> bool:

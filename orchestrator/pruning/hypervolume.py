@@ -85,7 +85,7 @@ class HypervolumeStop:
             self.end(may_stop=False)
         elif trial.state == "pruned":
             self._running.pop(trial.key, None)
-            if trial.history and trial.history[-1].step == trial.config.max_steps:
+            if trial.is_whole:
                 self._curves.learn(trial.history)
 
     def enter(self, key: str, measurement: Measurement, noise_seconds: float, device: str = "") -> None:

@@ -187,12 +187,8 @@ def read(settings: SweepSettings, ledger: Ledger, trials: Sequence[TrialResult] 
     facts = {name: ledger.fact(name) for name in FACTS}
     workload = ledger.workload()
     known = settings.model_copy(update={"compute_dtype": workload.compute_dtype} if workload else {})
-    return report_of(
-        settings,
-        ledger.trials() if trials is None else trials,
-        facts,
-        lambda config: predicted_peaks_mib(known, [config])[0],
-    )
+    trials = ledger.trials() if trials is None else trials
+    return report_of(settings, trials, facts, lambda config: predicted_peaks_mib(known, [config])[0])
 
 
 def report_of(

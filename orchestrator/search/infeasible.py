@@ -19,7 +19,7 @@ def nothing_counts(trials: Sequence[TrialResult], settings: SweepSettings, predi
     Args:
         predict: peak memory of a config in MiB, None where it is not known.
     """
-    ended = [t for t in trials if t.origin in ("search", "twin") and t.state in FINAL_STATES]
+    ended = [t for t in trials if t.is_of_search and t.state in FINAL_STATES]
     if not ended or counted(trials, settings):
         return None
     gaps = {t.number: dissimilarity(t, settings.min_similarity) for t in ended if is_candidate(t)}

@@ -219,7 +219,7 @@ class Proposer:
 
     def _end(self, result: TrialResult, excess: float | None) -> tuple[TrialState, Losses | None, dict[str, float]]:
         """Learn how a settled trial ended: its state, its losses and by how much it violates constraints."""
-        if _is_whole(result):
+        if result.is_whole:
             self._curves.learn(result.history)
         constraints = {"memory": _memory_violation(result, excess)}
         losses = losses_of(result, self._settings.objectives)
@@ -237,7 +237,7 @@ class Proposer:
         if result.state != "pruned" or not result.history or measured(objectives) != objectives:
             return None
         last = result.history[-1]
-        end = losses_at(last, objectives) if _is_whole(result) else self._curves.typical(last)
+        end = losses_at(last, objectives) if result.is_whole else self._curves.typical(last)
         return None if end is None else tuple(end.tolist())
 
     def _shorten(self) -> None:
@@ -251,12 +251,6 @@ class Proposer:
         for key, trial in self._asked.items():  # at work: the sampler keeps away from them
             self.study.enqueue_trial(trial.params)
             self._asked[key] = self.study.ask(self._distributions)
-
-
-def _is_whole(result: TrialResult) -> bool:
-    """Whether it was trained to its end, be it stopped there."""
-    trained = result.state in ("completed", "pruned") and len(result.history) > 0
-    return trained and result.history[-1].step == result.config.max_steps
 
 
 def _memory_violation(result: TrialResult, excess: float | None) -> float:

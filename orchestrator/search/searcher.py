@@ -82,7 +82,7 @@ class SweepSearcher(Searcher):
         for entry in learned:
             self._proposer.learn(entry, self._limit.excess(entry.result.config))
         for key, entry in list(self._entries.items()):
-            if entry.result.origin in ("search", "twin"):
+            if entry.result.is_of_search:
                 pruner.learn(entry.result)
             self._settle(key)
 
@@ -188,7 +188,7 @@ class SweepSearcher(Searcher):
         twin = self._entries.get(self._half(entry.result.config)[0])
         if ("compare", key) in self._failed or is_settled(entry.result, twin.result if twin else None):
             del self._open[key]
-            if entry.result.origin in ("search", "twin"):
+            if entry.result.is_of_search:
                 self._proposer.tell(entry, self._limit.excess(entry.result.config))
         elif entry.result.state == "completed" and twin:
             self._pruner.protected.add(twin.result.key)  # from now on it must not be stopped

@@ -117,7 +117,7 @@ def _of_trial(entry: Entry, kept: Kept, resume: str) -> Iterator[str]:
         yield f"trial {trial.number}: its key {trial.key[:12]} is not that of its config"
     if trial.state not in FINAL_STATES:
         yield f"trial {trial.number} is {trial.state}; {resume}"
-    if trial.state == "completed" and (not trial.history or trial.history[-1].step != trial.config.max_steps):
+    if trial.state == "completed" and not trial.is_whole:
         yield f"trial {trial.number} is completed without a measurement at step {trial.config.max_steps}"
     if trial.state in FINAL_STATES - {"completed"} and not trial.reason:
         yield f"trial {trial.number} is {trial.state} without a reason"
@@ -147,7 +147,7 @@ def _of_counts(kept: Kept, resume: str) -> Iterator[str]:
         for trial in to_judge(trials, settings):
             if trial.judgement is None and f"judge {trial.key}" not in faults:
                 yield f"finalist {trial.number} was not judged on the report rows; {resume}"
-    candidates = {_but_precision_and_seed(t.config) for t in trials if t.origin in ("search", "twin")}
+    candidates = {_but_precision_and_seed(t.config) for t in trials if t.is_of_search}
     searched = {trial.config for trial in trials if trial.origin == "search"}
     for trial in trials:
         if trial.origin == "twin" and trial.config.counterpart not in searched:
@@ -170,7 +170,7 @@ def of_study(kept: Kept) -> Iterator[Difference]:
     from orchestrator.search.proposer import Proposer
 
     proposer = Proposer(kept.settings)
-    candidates = [e for e in kept.entries if e.result.origin in ("search", "twin") and e.result.state in FINAL_STATES]
+    candidates = [e for e in kept.entries if e.result.is_of_search and e.result.state in FINAL_STATES]
     told: Counter[str] = Counter()
     for entry in candidates:
         try:

@@ -61,7 +61,7 @@ class Recorder(Callback):
     def _is_of_search(self, key: str) -> bool:
         """False of a run under another seed, which no rule compares with the search."""
         entry = self._ledger.entry(key)
-        return entry is not None and entry.result.origin in ("search", "twin")
+        return entry is not None and entry.result.is_of_search
 
     def _record_fault(self, task: Task, reason: str | None) -> None:
         """Keep why a comparison or judgement failed until it succeeds; the trial itself stays completed."""

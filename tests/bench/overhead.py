@@ -2,8 +2,9 @@
 
 python tests/bench/overhead.py --trials 2000
 
-Trials that do nothing, through the real Ray Tune, Searcher, ledger and MLflow over the pareto space (some of them
-twins), beside as many through bare Ray Tune in reused workers under the same settings; and both for a tenth as many.
+Trials that do nothing, through the real Ray Tune, Searcher, ledger and MLflow over the pareto space (none is stopped,
+some are twins), beside as many through bare Ray Tune in reused workers under the same settings; and both for a tenth as
+many.
 Ray's own start is not counted, the workers' is. Also by how much the memory of the driver, and of bare Ray Tune's,
 grows a trial once a fifth of them is done. Prints a table and, as its last line, one JSON object; needs no GPU.
 """
@@ -34,6 +35,7 @@ from orchestrator.cluster import ray_cluster
 from orchestrator.tracking.flusher import Flusher
 from orchestrator.tracking.publishing import publish
 from orchestrator.workers.tune_trainable import Report, Task
+from search_spaces import EarlyTerminate
 from trainables.config import Workload
 from trainables.errors import ConfigError, SweepError
 from trainables.findings import Comparison, Estimate, Judgement, Similarity
@@ -215,9 +217,10 @@ def growth_kib_per_trial(samples: Sequence[tuple[float, float]], ends: Sequence[
 
 def measured(n_trials: int, root: Path) -> dict[str, Any]:
     """One sweep of about so many no-op trials, its files and MLflow runs included, and bare Ray Tune with as many."""
+    whole = search_spaces.load("pareto").model_copy(update={"early_terminate": EarlyTerminate(type="none")})
     settings = settings_file.make(
         name=f"overhead-{n_trials}",
-        space=search_spaces.load("pareto"),
+        space=whole,
         n_trials=max(1, round(n_trials * (1 - TWINS_SHARE))),
         base_model="demo",
         data="demo",
@@ -288,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     try:
-        if given.trials < 10:
+        if given.trials < (1 if given.bare else 10):  # of which a tenth are done too
             raise ConfigError(f"trials must be at least 10, got {given.trials}")
         with TemporaryDirectory(prefix="qlora-sweep-") as folder:
             ray_cluster.connect(None)

@@ -315,6 +315,7 @@ def busy_share(bench: Bench, configs: Sequence[TrialConfig], costs: dict[str, Co
         found = list(kernels(profile.profiler.kineto_results.events()))
         busy.append(union(found) / 1e9)
         n_kernels += len(found)
+        say(json.dumps({"busy": busy[-1] / walls[-1], "n_trials": 2 * len(pairs)}))
     return {
         "n_trials": 2 * len(configs),
         "n_kernels_per_step": n_kernels / sum(2 * config.max_steps for config in configs),
