@@ -53,8 +53,15 @@ def train(model, config: TrialConfig, n_steps: int = 3) -> None:
         engine.step(IDS, IDS)
 
 
+CONFIG, WEIGHTS = adapter.FILES
+
+
 def trainable(model) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def files_of(model, config: TrialConfig) -> dict[str, bytes]:
+    return adapter.to_files(config, adapter.matrices_of(model), base_name="tiny")
 
 
 @pytest.fixture(params=PRECISIONS)
@@ -141,12 +148,37 @@ def test_the_files_reload_with_peft_alone_to_the_same_logits(workload, attached,
     config = small_config(precision=precision, targets=TARGETS, rank_stabilized=True)
     model = attached(config)
     train(model, config)
-    files = adapter.to_files(model)
+    files = files_of(model, config)
     assert set(files) == {"adapter_config.json", "adapter_model.safetensors"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     alone = PeftModel.from_pretrained(base_model.load(workload, precision, "cpu"), tmp_path)
     assert torch.equal(logits(alone), logits(model))
+
+
+@pytest.mark.parametrize("values", [{}, {"targets": TARGETS, "rank_stabilized": True, "dropout": 0.25, "alpha": 3}])
+def test_the_files_are_those_that_peft_itself_writes(attached, small_config, precision, values, tmp_path):
+    config = small_config(precision=precision, **values)
+    model = attached(config)
+    train(model, config)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    files = files_of(model, config)
+    assert files[WEIGHTS] == (tmp_path / WEIGHTS).read_bytes()
+    theirs = json.loads((tmp_path / CONFIG).read_text())
+    theirs["target_modules"].sort()
+    assert json.loads(files[CONFIG]) == theirs
+
+
+def test_a_fresh_adapters_matrices_are_those_of_an_attached_one_and_leave_the_base_bare(
+    bench, attached, small_config, precision
+):
+    config = small_config(precision=precision, targets=TARGETS, seed=3)
+    before = snapshot(bench.base(precision))
+    loose = adapter.fresh_matrices(bench.base(precision), config)
+    assert_untouched(bench.base(precision), before)
+    theirs = trainable(attached(config))
+    assert list(loose) == list(theirs)
+    assert all(torch.equal(loose[name], theirs[name]) for name in theirs)
 
 
 def test_files_attach_again_and_come_off_again(bench, small_config, precision):
@@ -155,7 +187,7 @@ def test_files_attach_again_and_come_off_again(bench, small_config, precision):
     config = small_config(precision=precision)
     model = adapter.attach(base, config, base_name="tiny")
     train(model, config)
-    tuned, files = logits(model), adapter.to_files(model)
+    tuned, files = logits(model), files_of(model, config)
     adapter.detach(model)
     again = adapter.from_files(base, files)
     assert torch.equal(logits(again), tuned)
@@ -165,9 +197,6 @@ def test_files_attach_again_and_come_off_again(bench, small_config, precision):
 
 def without_a_weight(content: bytes) -> bytes:
     return save(dict(list(load(content).items())[1:]))
-
-
-CONFIG, WEIGHTS = adapter.FILES
 
 
 @pytest.mark.parametrize(
@@ -184,9 +213,8 @@ CONFIG, WEIGHTS = adapter.FILES
 )
 def test_files_that_cannot_be_attached_leave_the_base_alone(bench, small_config, precision, name, damage, message):
     base = bench.base(precision)
-    model = adapter.attach(base, small_config(precision=precision), base_name="tiny")
-    files = adapter.to_files(model)
-    adapter.detach(model)
+    config = small_config(precision=precision)
+    files = adapter.to_files(config, adapter.fresh_matrices(base, config), base_name="tiny")
     before = snapshot(base)
     content = files.pop(name)
     if damage:
@@ -202,7 +230,7 @@ def test_the_files_name_the_base_and_no_hub_is_asked_for_it(attached, small_conf
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **_: asked.append(args) or [])
     model = attached(small_config())
-    settings = json.loads(adapter.to_files(model)["adapter_config.json"])
+    settings = json.loads(files_of(model, small_config())["adapter_config.json"])
     assert settings["base_model_name_or_path"] == "tiny"
     assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (4, 8, ["attn.c_attn"])
     assert not asked
@@ -210,10 +238,11 @@ def test_the_files_name_the_base_and_no_hub_is_asked_for_it(attached, small_conf
 
 def test_the_adapter_is_float32_on_a_bfloat16_base(workload, attached, small_config, precision):
     base = base_model.load(replace(workload, compute_dtype="bfloat16"), precision, "cpu")
-    model = attached(small_config(precision=precision), base)
+    config = small_config(precision=precision)
+    model = attached(config, base)
     assert {value.dtype for value in trainable(model).values()} == {torch.float32}
     again = adapter.from_files(
-        base_model.load(replace(workload, compute_dtype="bfloat16"), precision, "cpu"), adapter.to_files(model)
+        base_model.load(replace(workload, compute_dtype="bfloat16"), precision, "cpu"), files_of(model, config)
     )
     assert {p.dtype for name, p in again.named_parameters() if "lora" in name} == {torch.float32}
 

@@ -185,6 +185,12 @@ def test_evaluation_is_held_out_loss_at_every_rung_and_half_of_a_comparison(tiny
     assert whole["seconds_per_trial"] == pytest.approx(whole["held_out_seconds"] + pair / 2)
 
 
+def test_trials_that_no_window_holds_count_as_those_of_all_windows_but_the_first():
+    assert speed.extrapolated([(8, 5.0), (8, 16.0), (4, 8.0)], 64) == pytest.approx(5 + 16 + 8 + 44 * 2.0)
+    assert speed.extrapolated([(8, 16.0)], 12) == pytest.approx(24.0)
+    assert speed.extrapolated([(8, 5.0), (8, 16.0)], 16) == pytest.approx(21.0)
+
+
 def test_no_trials_are_refused_with_the_exit_code_of_a_setting(capsys):
     assert speed.main(["--device", "cpu", "--base-model", "demo", "--data", "demo", "--trials", "0"]) == 2
     assert "trials" in capsys.readouterr().err

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainables import adapter, data
+from trainables.batches import StepShape, packed
 from trainables.config import TARGETS, TrialConfig
 from trainables.data import IGNORE, TokenRow
 from trainables.errors import ConfigError
-from trainables.graph import RANKS, StepShape, kind_of, packed
+from trainables.graph import RANKS, kind_of
 from trainables.lean import LOSS_CHUNK_TOKENS, adapted_layers
 from trainables.training import EagerEngine
 from trainables.trial import Trial

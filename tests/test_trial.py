@@ -14,7 +14,7 @@ import torch
 
 from tests.test_adapter import assert_untouched, snapshot
 from trainables import adapter, alpaca, data, demo, evaluation, trial
-from trainables.bench import Bench
+from trainables.bench import MAX_KEPT, Bench
 from trainables.config import TrialConfig, rungs
 from trainables.device import count_gpus, environment, native_dtype
 from trainables.errors import ConfigError, TrialFailed
@@ -84,7 +84,7 @@ def test_the_train_loss_of_a_rung_is_the_mean_over_its_steps(started, small_conf
     """At a vanishing learning rate each step's loss is that of the base on its batch."""
     run = started(small_config(learning_rate=1e-12, dropout=0.0, max_steps=8))
     base_losses = []
-    for input_ids, labels in run._batches[:8]:
+    for input_ids, labels in run._batches.batches[:8]:
         with torch.no_grad():
             logits = run._model.eval()(input_ids=input_ids).logits[:, :-1].flatten(0, 1)
         base_losses.append(float(torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())))
@@ -130,7 +130,7 @@ def test_another_seed_gives_other_losses(bench, small_config):
 
 
 def batches_of(run: Trial, n: int) -> list[tuple[list, list]]:
-    return [(input_ids.tolist(), labels.tolist()) for input_ids, labels in run._batches[:n]]
+    return [(input_ids.tolist(), labels.tolist()) for input_ids, labels in run._batches.batches[:n]]
 
 
 def test_a_trial_and_its_twin_see_the_same_batches(started, small_config):
@@ -138,6 +138,35 @@ def test_a_trial_and_its_twin_see_the_same_batches(started, small_config):
     ours, twins = started(config), started(config.counterpart)
     assert batches_of(ours, 20) == batches_of(twins, 20)
     assert batches_of(ours, 20) != batches_of(started(replace(config, seed=6)), 20)
+
+
+def test_a_fresh_adapter_is_the_same_whatever_became_of_the_last_one(bench, small_config, precision):
+    config = small_config(precision=precision, seed=11)
+    first = bench.fresh_matrices(config)
+    as_it_was = {name: matrix.clone() for name, matrix in first.items()}
+    for matrix in first.values():
+        matrix.fill_(7.0)
+    for again in (bench.fresh_matrices(config), bench.fresh_matrices(config.counterpart)):
+        assert again.keys() == as_it_was.keys()
+        assert all(torch.equal(again[name], as_it_was[name]) for name in again)
+    for other in (replace(config, seed=12), replace(config, rank=3)):
+        assert not any(
+            a.shape == b.shape and torch.equal(a, b)
+            for a, b in zip(
+                [m for n, m in bench.fresh_matrices(other).items() if "lora_A" in n],
+                [m for n, m in as_it_was.items() if "lora_A" in n],
+                strict=True,
+            )
+        )
+
+
+def test_a_bench_keeps_only_so_many_draws(bench, small_config):
+    first = bench.batches(small_config(seed=100))
+    assert bench.batches(small_config(seed=100, rank=3).counterpart) is first
+    for seed in range(101, 101 + MAX_KEPT):
+        bench.batches(small_config(seed=seed))
+    assert bench.batches(small_config(seed=100)) is not first
+    assert len(bench._batches) == MAX_KEPT
 
 
 def first_update(run: Trial) -> torch.Tensor:
@@ -161,7 +190,9 @@ def test_a_trial_and_its_twin_drop_the_same_inputs(started, small_config):
 def test_a_pass_visits_every_training_row_once(started, small_config, batch_size):
     run = started(small_config(batch_size=batch_size, max_length_tokens=256, max_steps=2 * 1000 // batch_size + 1))
     seen = [
-        tuple(token for token in row if token != data.IGNORE) for _, labels in run._batches for row in labels.tolist()
+        tuple(token for token in row if token != data.IGNORE)
+        for _, labels in run._batches.batches
+        for row in labels.tolist()
     ]
     rows = [row.input_ids[row.n_prompt_tokens :] for row in data.load(run._bench.workload.data_folder)["train"]]
     assert Counter(seen[:1000]) == Counter(seen[1000:2000]) == Counter(rows)

@@ -15,7 +15,7 @@ from trainables.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -33,9 +33,24 @@ def attach(base: "PreTrainedModel", config: TrialConfig, *, base_name: str) -> "
         ConfigError: a target matches no module of this base.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    lora = LoraConfig(
+    names = [name for name, _ in base.named_modules()]
+    for target in config.targets:
+        if not any(name.endswith(f".{target}") for name in names):
+            raise ConfigError(f"targets: {target!r} matches no module of {base_name}")
+    torch.manual_seed(config.seed)
+    with _untouched_on_failure(base), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*second time.*")
+        model = get_peft_model(base, _lora_config(config))
+    model.peft_config["default"].base_model_name_or_path = base_name
+    return model
+
+
+def _lora_config(config: TrialConfig) -> "LoraConfig":
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
@@ -45,16 +60,6 @@ def attach(base: "PreTrainedModel", config: TrialConfig, *, base_name: str) -> "
         fan_in_fan_out=config.precision == "16bit",
         task_type="CAUSAL_LM",
     )
-    names = [name for name, _ in base.named_modules()]
-    for target in config.targets:
-        if not any(name.endswith(f".{target}") for name in names):
-            raise ConfigError(f"targets: {target!r} matches no module of {base_name}")
-    torch.manual_seed(config.seed)
-    with _untouched_on_failure(base), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*second time.*")
-        model = get_peft_model(base, lora)
-    model.peft_config["default"].base_model_name_or_path = base_name
-    return model
 
 
 def detach(model: "PeftModel") -> "PreTrainedModel":
@@ -82,12 +87,39 @@ def _untouched_on_failure(base: "PreTrainedModel") -> Iterator[None]:
         raise
 
 
-def to_files(model: "PeftModel") -> dict[str, bytes]:
-    """The adapter as peft's own files (safetensors), by file name."""
-    with TemporaryDirectory(prefix="qlora-sweep-") as folder:
-        # No target is an embedding; left on "auto", peft would ask the hub for `base_name` each time.
-        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-        return {name: (Path(folder) / name).read_bytes() for name in FILES}
+def matrices_of(model: "PeftModel") -> "dict[str, torch.Tensor]":
+    """A (rank, inputs) and B (outputs, rank) of each module of an attached adapter, by their names in the model."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def fresh_matrices(base: "PreTrainedModel", config: TrialConfig) -> "dict[str, torch.Tensor]":
+    """Those of a fresh adapter, on the base's device and not attached to anything."""
+    model = attach(base, config, base_name="none")
+    try:
+        return matrices_of(model)
+    finally:
+        detach(model)
+
+
+def to_files(config: TrialConfig, matrices: "Mapping[str, torch.Tensor]", *, base_name: str) -> dict[str, bytes]:
+    """An adapter as the files that peft's `save_pretrained` writes, by file name.
+
+    Args:
+        matrices: by their names in the model.
+        base_name: recorded as the model that it belongs to.
+    """
+    from safetensors.torch import save
+
+    lora = _lora_config(config).to_dict() | {"base_model_name_or_path": base_name, "inference_mode": True}
+    lora["target_modules"] = sorted(lora["target_modules"])  # a set's order would change from process to process
+    named = {name_in_file(name): matrix.detach().cpu().contiguous() for name, matrix in matrices.items()}
+    settings = json.dumps(lora, indent=2, sort_keys=True).encode()
+    return dict(zip(FILES, (settings, save(named, metadata={"format": "pt"})), strict=True))
+
+
+def name_in_file(name: str) -> str:
+    """peft leaves the adapter's own name out of its file."""
+    return name.replace(".default.", ".")
 
 
 def from_files(base: "PreTrainedModel", files: Mapping[str, bytes]) -> "PeftModel":

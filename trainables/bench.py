@@ -3,26 +3,30 @@
 import gc
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
 
 from trainables import adapter, base_model, data, evaluation, memory
+from trainables.batches import MULTIPLE_TOKENS, Batches, Draw, StepShape
 from trainables.config import TARGETS, Loop, Precision, TrialConfig, Workload
 from trainables.device import device_id
 from trainables.device_turn import DeviceTurn
-from trainables.graph import StepShape, Tape, TapeKind, Unrecordable, abandon_recording, kind_of, padded_rank
+from trainables.graph import Tape, TapeKind, Unrecordable, abandon_recording, kind_of, padded_rank
 from trainables.reading import ReadRows, RecordedReader
 from trainables.training import EagerEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Key = TypeVar("Key")
+Made = TypeVar("Made")
+
 MAX_TAPES = 16
-MULTIPLE_TOKENS = 64
-"""But in a stock script's steps, batches are as long as their longest row rounded up to it: recorded steps are few."""
+MAX_KEPT = 8
+"""Draws of batches, and fresh adapters, that are kept on the host for the next trials."""
 LIBRARIES_MIB: dict[str, float] = {}
 """What a device's libraries keep from first use on, by device: they allocate once a process, not once a bench."""
 
@@ -52,6 +56,8 @@ class Bench:
         self._stream: torch.cuda.Stream | None = None
         self._unrecordable: str | None = None
         self._held: evaluation.HeldOut | None = None
+        self._batches: dict[Draw, Batches] = {}
+        self._fresh: dict[tuple[int, int, tuple[str, ...]], dict[str, torch.Tensor]] = {}
 
     def base(self, precision: Precision) -> "PreTrainedModel":
         """The frozen base."""
@@ -82,6 +88,26 @@ class Bench:
         if self._held is None:
             self._held = evaluation.held_out(self.base(precision), self.rows["search"])
         return self._held
+
+    def batches(self, config: TrialConfig) -> Batches:
+        """What the steps of a trial read."""
+        pad_id = self.base(config.precision).config.eos_token_id
+        draw = Draw.of(config)
+        return _kept(self._batches, draw, lambda: Batches(draw, self.rows["train"], pad_id=pad_id))
+
+    def fresh_matrices(self, config: TrialConfig) -> dict[str, torch.Tensor]:
+        """A fresh adapter's matrices on the device, the caller's own; they depend on seed, rank and targets only.
+
+        Raises:
+            ConfigError: as of trainables.adapter.attach.
+        """
+
+        def made() -> dict[str, torch.Tensor]:
+            fresh = adapter.fresh_matrices(self.base(config.precision), config)
+            return {name: matrix.detach().cpu() for name, matrix in fresh.items()}
+
+        kept = _kept(self._fresh, (config.seed, config.rank, config.targets), made)
+        return {name: matrix.to(self.device, copy=True) for name, matrix in kept.items()}
 
     def others_mib(self, precision: Precision) -> float:
         """What is on a GPU now besides this base and what libraries keep, as a new worker would have them."""
@@ -195,3 +221,11 @@ class Bench:
                 adapter.detach(model)
             del model, engine
         gc.collect()  # peft's modules refer to each other; what they hold would hide a leak
+
+
+def _kept(found: dict[Key, Made], key: Key, make: Callable[[], Made]) -> Made:
+    """The value that was made for this key; the last one used comes last, and all but MAX_KEPT are forgotten."""
+    found[key] = found.pop(key) if key in found else make()
+    while len(found) > MAX_KEPT:
+        del found[next(iter(found))]
+    return found[key]

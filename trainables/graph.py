@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from trainables import adapter
+from trainables.batches import Packed, StepShape
 from trainables.config import ComputeDtype, Precision, TrialConfig
-from trainables.data import IGNORE
 from trainables.evaluation import HeldOut, mean_nats
-from trainables.lean import LOSS_CHUNK_TOKENS, adapted_layers, lean_loss, supervised
+from trainables.lean import adapted_layers, lean_loss
 from trainables.snapshot import EngineState
 from trainables.training import (
     BETAS,
     EPSILON,
     MAX_GRAD_NORM,
-    Batch,
     flattened,
     pour,
     scaling_of,
@@ -71,38 +70,6 @@ def kind_of(config: TrialConfig) -> TapeKind:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepShape:
-    """Sizes of one recorded step: rows, their length, and in the lean loop places for supervised tokens."""
-
-    n_rows: int
-    length: int
-    n_targets: int = 0
-
-    @property
-    def n_tokens(self) -> int:
-        return self.n_rows * self.length
-
-
-def shape_of(batch: Batch, loop: str) -> StepShape:
-    """Of the step that takes a batch; places for supervised tokens are rounded up to whole chunks."""
-    input_ids, labels = batch
-    n_targets = int((labels[:, 1:] != IGNORE).sum()) if loop == "lean" else 0
-    n_places = -(-n_targets // LOSS_CHUNK_TOKENS) * LOSS_CHUNK_TOKENS
-    return StepShape(n_rows=len(input_ids), length=input_ids.shape[1], n_targets=n_places)
-
-
-def packed(batch: Batch, loop: str) -> tuple[StepShape, torch.Tensor]:
-    """A batch as the one vector that its step reads: its tokens, then labels or positions and targets.
-
-    Returns:
-        The shape, and (n,) int64 on the host.
-    """
-    input_ids, labels = batch
-    found = supervised(labels, multiple=LOSS_CHUNK_TOKENS) if loop == "lean" else (labels.flatten(),)
-    return shape_of(batch, loop), torch.cat([input_ids.flatten(), *found])
-
-
 class Tape:
     """Recorded steps of one kind on one base; belongs to a worker and serves one trial after the other.
 
@@ -147,7 +114,7 @@ class Tape:
         self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device="cuda")
         self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
         self._fresh_scale = self._scaler.state_dict()
-        self._weights = new_weights(base, self._config)
+        self._weights = adapter.fresh_matrices(base, self._config)
         self._optimizer = torch.optim.AdamW(
             self._weights.values(),
             lr=self._learning_rate,
@@ -163,7 +130,7 @@ class Tape:
         missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
         if not missing:
             return
-        with attached_weights(self._base, self._config, self._weights, self._scaling) as model:
+        with attached_matrices(self._base, self._config, self._weights, self._scaling) as model:
             if self._evaluation is None:
                 self._warm_up(model, missing[0])
                 model.eval()
@@ -277,24 +244,16 @@ class Tape:
         return float(self._scaler.get_scale())
 
 
-def new_weights(base: "PreTrainedModel", config: TrialConfig) -> dict[str, torch.Tensor]:
-    """A fresh adapter's matrices by name, not attached to anything."""
-    model = adapter.attach(base, config, base_name="tape")
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    adapter.detach(model)
-    return weights
-
-
 @contextmanager
-def attached_weights(
-    base: "PreTrainedModel", config: TrialConfig, weights: Mapping[str, torch.Tensor], scaling: torch.Tensor | float
+def attached_matrices(
+    base: "PreTrainedModel", config: TrialConfig, matrices: Mapping[str, torch.Tensor], scaling: torch.Tensor | float
 ) -> "Iterator[PeftModel]":
     """The base with an adapter of these very tensors, for recording; bare again afterwards."""
     model = adapter.attach(base, config, base_name="tape")
     try:
-        for name, weight in weights.items():
+        for name, matrix in matrices.items():
             module, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module), leaf, weight)
+            setattr(model.get_submodule(module), leaf, matrix)
         for layer in adapted_layers(model):
             layer.scaling = dict.fromkeys(layer.scaling, scaling)
         yield model
@@ -327,12 +286,13 @@ class GraphEngine:
         parameters: the trial's own weights; up to date after each `run`.
     """
 
-    def __init__(self, model: "PeftModel", config: TrialConfig, tape: Tape) -> None:
+    def __init__(self, matrices: Iterable[torch.Tensor], config: TrialConfig, tape: Tape) -> None:
         """
         Args:
+            matrices: of a fresh adapter, in the order that peft attaches them; they need not be attached.
             tape: of the config's kind, with every shape on it that `run` will see.
         """
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = list(matrices)
         self._tape = tape
         tape.load(config, self.parameters)
 
@@ -361,9 +321,8 @@ class GraphEngine:
         self._tape.evaluate()
         return float(self._tape.eval_loss_nats)
 
-    def run(self, batches: Sequence[Batch]) -> torch.Tensor:
-        """One step a batch; returns their losses, (len(batches),) on the device. Nothing waits for it."""
-        steps = [packed(batch, self._tape.kind.loop) for batch in batches]
+    def run(self, steps: Sequence[Packed]) -> torch.Tensor:
+        """One step a packed batch; returns their losses, (len(steps),) on the device. Nothing waits for it."""
         inputs = torch.cat([vector for _, vector in steps]).pin_memory().to("cuda", non_blocking=True)
         losses = torch.empty(len(steps), device="cuda")
         vectors = inputs.split([len(vector) for _, vector in steps])

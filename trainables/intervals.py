@@ -76,7 +76,7 @@ def bca(
 
 
 @lru_cache(maxsize=2)
-def _counts(n_rows: int, seed: int, n_resamples: int) -> NDArray[np.uint16]:
+def _counts(n_rows: int, seed: int, n_resamples: int) -> Floats:
     """(n_resamples, n_rows), how often each resample drew each row, with replacement; not to be written to.
 
     Kept, as one comparison asks for many figures of the same number of rows.
@@ -84,7 +84,7 @@ def _counts(n_rows: int, seed: int, n_resamples: int) -> NDArray[np.uint16]:
     drawn = np.random.default_rng(seed).integers(n_rows, size=(n_resamples, n_rows))
     drawn += np.arange(n_resamples)[:, None] * n_rows
     counts = np.bincount(drawn.ravel(), minlength=n_resamples * n_rows)
-    return counts.reshape(n_resamples, n_rows).astype(np.uint16)
+    return counts.reshape(n_resamples, n_rows).astype(np.float64)  # as products need them
 
 
 def _levels(value: float, resampled: Floats, left_out: Floats) -> list[float]:

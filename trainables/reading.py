@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from trainables import evaluation
-from trainables.adapter import Weights
+from trainables.adapter import Weights, fresh_matrices, name_in_file
 from trainables.data import TokenRow
 from trainables.decoding import GreedyDecoder
-from trainables.graph import attached_weights, new_weights
+from trainables.graph import attached_matrices
 from trainables.lean import full_weights, lean_modules, multiplied_by
 
 if TYPE_CHECKING:
@@ -134,10 +134,10 @@ class RecordedReader:
         """
         self._rows = rows
         self._pool, self._stream = pool, stream
-        fresh = new_weights(base, config)
+        fresh = fresh_matrices(base, config)
         self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in fresh.items()}
         full = rows.full_weights(base, config.precision)
-        with attached_weights(base, config, self._weights, scaling=1.0) as model, multiplied_by(full), torch.no_grad():
+        with attached_matrices(base, config, self._weights, scaling=1.0) as model, multiplied_by(full), torch.no_grad():
             model.eval()
             core = model.get_base_model()
             with lean_modules(model):
@@ -167,7 +167,7 @@ class RecordedReader:
         for name, mine in self._weights.items():
             mine.zero_()
             if weights is not None:
-                theirs = weights.matrices[name.replace(".default.", ".")]
+                theirs = weights.matrices[name_in_file(name)]
                 if ".lora_B." in name:
                     theirs = theirs * weights.scaling
                 mine[: theirs.shape[0], : theirs.shape[1]].copy_(theirs)

@@ -13,6 +13,7 @@ from accelerate.utils import AutocastKwargs
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from trainables.batches import Batch
 from trainables.config import ComputeDtype, TrialConfig
 from trainables.evaluation import HeldOut, mean_nats
 from trainables.lean import lean_loss, supervised
@@ -20,9 +21,6 @@ from trainables.snapshot import EngineState
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""input_ids and labels on the host, both (rows, length), int64; labels are IGNORE where no loss is taken."""
 
 MAX_GRAD_NORM = 1.0
 BETAS = (0.9, 0.999)

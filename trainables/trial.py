@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from trainables import adapter, data, memory
-from trainables.bench import MULTIPLE_TOKENS, Bench
+from trainables import adapter, memory
+from trainables.batches import Batch, packed
+from trainables.bench import Bench
 from trainables.config import TrialConfig, rungs
 from trainables.device import device_name
 from trainables.errors import ConfigError, TrialFailed
-from trainables.graph import GraphEngine, Tape, Unrecordable, packed, shape_of
+from trainables.graph import GraphEngine, Tape, Unrecordable
 from trainables.results import Cost, Measurement
 from trainables.snapshot import Snapshot
-from trainables.training import Batch, EagerEngine
+from trainables.training import EagerEngine
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,8 +66,7 @@ class Trial:
         n_positions = bench.base(config.precision).config.n_positions
         if config.max_length_tokens > n_positions:
             raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, the base has {n_positions} positions")
-        self._end = bench.base(config.precision).config.eos_token_id
-        self._batches = self._drawn_batches()
+        self._batches = bench.batches(config)
         try:
             self._begin(cost)
         except TrialFailed:
@@ -96,8 +96,7 @@ class Trial:
             self._tape, self.fallback = self._recorded() if recorded else (None, "no memory for recorded steps")
             self._resident_mib = memory.allocated_mib(self._bench.device)
             self.cost = cost or self._measure_cost(self._bench.base(self.config.precision))
-            self._model = self._attach(self._bench.base(self.config.precision))
-            self._engine = self._engine_of(self._model)
+            self._engage()
 
     def _recorded(self) -> tuple[Tape | None, str | None]:
         """The tape that the engine needs, or why it has to do without."""
@@ -105,17 +104,27 @@ class Trial:
             return None, None
         if self._bench.device != "cuda":
             raise ConfigError("engine is graph, which needs a CUDA GPU; on a CPU it is eager")
-        shapes = [shape_of(batch, self.config.loop) for batch in (self._full_batch(), *self._batches)]
+        steps = (packed(self._full_batch(), self.config.loop), *self._batches.packed(self.config.loop))
         try:
-            return self._bench.tape(self.config, shapes), None
+            return self._bench.tape(self.config, [shape for shape, _ in steps]), None
         except Unrecordable as error:
             return None, str(error)
 
     def _attach(self, base: "PreTrainedModel") -> "PeftModel":
         return adapter.attach(base, self.config, base_name=self._bench.workload.base_model)
 
-    def _engine_of(self, model: "PeftModel") -> EagerEngine | GraphEngine:
-        return GraphEngine(model, self.config, self._tape) if self._tape else self._eager(model)
+    def _engage(self) -> None:
+        """A fresh adapter and its engine; recorded steps have it attached already, so that it need not be."""
+        self._model: PeftModel | None = None
+        if self._tape:
+            self._matrices = self._bench.fresh_matrices(self.config)
+            self._steps = self._batches.packed(self.config.loop)
+            self._engine = GraphEngine(self._matrices.values(), self.config, self._tape)
+        else:
+            self._model = self._attach(self._bench.base(self.config.precision))
+            self._matrices = adapter.matrices_of(self._model)
+            self._steps = self._batches.batches
+            self._engine = self._eager(self._model)
 
     def _eager(self, model: "PeftModel") -> EagerEngine:
         return EagerEngine(
@@ -162,7 +171,7 @@ class Trial:
 
     def _stepper(self, model: "PeftModel", batch: Batch) -> Callable[[], None]:
         """Replays one step again and again."""
-        GraphEngine(model, self.config, self._tape)
+        GraphEngine(adapter.matrices_of(model).values(), self.config, self._tape)
         shape, inputs = packed(batch, self.config.loop)
         inputs = inputs.to(self._bench.device)
         return lambda: self._tape.replay(shape, inputs)
@@ -179,7 +188,7 @@ class Trial:
         for rung in [rung for rung in rungs(self.config.max_steps) if rung > done]:
             with self._bench.turn.shared(), oom_as_failure():
                 # no name for the losses: CPython 3.12 keeps a closed generator's locals alive
-                measurement = self._measure(rung, self._engine.run(self._batches[done:rung]))
+                measurement = self._measure(rung, self._engine.run(self._steps[done:rung]))
             done = rung
             yield measurement
 
@@ -216,8 +225,8 @@ class Trial:
         Raises:
             TrialFailed: a loss is not finite ("diverged").
         """
+        eval_loss = self._engine.eval_loss(self._held)  # first: the device has it to do when the steps are done
         train_loss = float(losses.mean())
-        eval_loss = self._engine.eval_loss(self._held)
         if not (math.isfinite(train_loss) and math.isfinite(eval_loss)):
             raise TrialFailed("diverged", self._fault(step, losses, eval_loss))
         if self._engine.loss_scale < MIN_LOSS_SCALE:  # float16 skips such steps: the loss alone would not tell
@@ -240,40 +249,19 @@ class Trial:
         n_gradients = int(self._engine.n_bad_gradients)
         return f"not finite at step {step}: {first}; gradients in {n_gradients} steps so far"
 
-    def _drawn_batches(self) -> list[Batch]:
-        """A batch a step; each pass visits all rows in an order drawn from the trial's seed."""
-        rows = self._bench.rows["train"]
-        size = self.config.batch_size
-        stock = (self.config.loop, self.config.engine) == ("standard", "eager")
-        generator = torch.Generator().manual_seed(self.config.seed)
-        order: list[int] = []
-        batches = []
-        for _ in range(self.config.max_steps):
-            while len(order) < size:
-                order += torch.randperm(len(rows), generator=generator).tolist()
-            batch, order = order[:size], order[size:]
-            batches.append(
-                data.pad(
-                    [rows[i] for i in batch],
-                    max_length_tokens=self.config.max_length_tokens,
-                    pad_id=self._end,
-                    multiple=1 if stock else MULTIPLE_TOKENS,
-                )
-            )
-        return batches
-
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter as it is now, as peft's files by name."""
-        return adapter.to_files(self._model)
+        return adapter.to_files(self.config, self._matrices, base_name=self._bench.workload.base_model)
 
     def close(self) -> None:
-        """Detach the adapter; the trial cannot be used afterwards.
+        """Let go of the adapter; the trial cannot be used afterwards.
 
         Raises:
             RuntimeError: more than memory.MAX_LEAK_MIB stay on the device; the next trial's figures would be wrong.
         """
-        adapter.detach(self._model)
-        del self._model, self._engine, self._tape
+        if self._model is not None:
+            adapter.detach(self._model)
+        del self._model, self._matrices, self._engine, self._tape
         if self._leak_mib() > memory.MAX_LEAK_MIB:
             gc.collect()
             if (leak := self._leak_mib()) > memory.MAX_LEAK_MIB:

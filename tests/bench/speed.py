@@ -46,8 +46,8 @@ PEAK_LENGTH_TOKENS = 512
 PRODUCT_WIDTH = {"cuda": 8192, "cpu": 512}
 N_PRODUCTS = 20
 FEW_STEPS = 8
-PROFILED_PAIRS = 4
-"""The fewest that have all four rungs at different steps."""
+PROFILED_PAIRS = len(RANKS)
+"""Each rank once, so that the first window holds all that is recorded or measured only once."""
 
 Files = Mapping[str, bytes]
 
@@ -108,6 +108,14 @@ def without_steps(few: tuple[int, float], many: tuple[int, float]) -> float:
     """Seconds of a trial of no steps, by a line through those of two trials, (steps, seconds) each."""
     (n, seconds), (n_many, seconds_many) = few, many
     return seconds - n * (seconds_many - seconds) / (n_many - n)
+
+
+def extrapolated(windows: Sequence[tuple[int, float]], n_trials: int) -> float:
+    """Seconds of so many trials by windows of (trials, seconds): beyond these as in all of them but the first."""
+    n_seen = sum(n for n, _ in windows)
+    later = windows[1:] or windows
+    each = sum(seconds for _, seconds in later) / sum(n for n, _ in later)
+    return sum(seconds for _, seconds in windows) + (n_trials - n_seen) * each
 
 
 # --- measuring
@@ -292,12 +300,16 @@ def kernels(events: Iterable[Any]) -> Iterator[tuple[int, int]]:
             yield event.start_ns(), event.start_ns() + event.duration_ns()
 
 
-def busy_share(bench: Bench, configs: Sequence[TrialConfig], costs: dict[str, Cost]) -> dict[str, float] | None:
-    """Share of the wall time of consecutive trials in which a kernel ran; None on a CPU.
+def busy_share(
+    bench: Bench, configs: Sequence[TrialConfig], *, n_trials: int, wall_seconds: float
+) -> dict[str, Any] | None:
+    """Share of the wall time of `n_trials` trials, run before without a profiler, in which a kernel ran; None on a CPU.
 
-    Trials are profiled PROFILED_PAIRS pairs at a time, as each makes hundreds of thousands of events; reading these is
-    in no wall time. Profiling slows trials down, so the first pairs also run without it. Steps are recorded anew after
-    a first, empty profile: the kernels of graphs from before it may stay unseen, which n_kernels_per_step would show.
+    A profiler slows trials down and takes as long again to say what it saw, so that fewer are profiled, PROFILED_PAIRS
+    pairs at a time. As those of the wall time did, these begin with nothing recorded, which the first window then
+    holds; in the other windows trials repeat the same work, and the trials that no window holds count as their mean.
+    Steps are recorded after an empty profile: the kernels of graphs from before it may stay unseen, which
+    n_kernels_per_step would show.
     """
     if bench.device != "cuda":
         return None
@@ -305,26 +317,26 @@ def busy_share(bench: Bench, configs: Sequence[TrialConfig], costs: dict[str, Co
     with torch.profiler.profile(activities=activities):
         torch.ones(1, device="cuda")
     bench.forget()
-    windows = [configs[i : i + PROFILED_PAIRS] for i in range(0, len(configs), PROFILED_PAIRS)]
-    run_pairs(bench, windows[0], costs)
-    plain = synchronized(lambda: run_pairs(bench, windows[0], costs), bench.device)
-    walls, busy, n_kernels = [], [], 0
-    for pairs in windows:
+    costs: dict[str, Cost] = {}
+    windows, n_kernels = [], 0
+    for i in range(0, len(configs), PROFILED_PAIRS):
+        pairs = configs[i : i + PROFILED_PAIRS]
         with torch.profiler.profile(activities=activities) as profile:
-            walls.append(synchronized(lambda pairs=pairs: run_pairs(bench, pairs, costs), bench.device))
+            wall = synchronized(lambda pairs=pairs: run_pairs(bench, pairs, costs), bench.device)
         found = list(kernels(profile.profiler.kineto_results.events()))
-        busy.append(union(found) / 1e9)
         n_kernels += len(found)
-        say(json.dumps({"busy": busy[-1] / walls[-1], "n_trials": 2 * len(pairs)}))
+        windows.append({"n_trials": 2 * len(pairs), "busy_seconds": union(found) / 1e9, "wall_seconds": wall})
+        say(json.dumps({"profiled": windows[-1]}))
+    n_steps = sum(2 * config.max_steps for config in configs)
+    kernel_seconds = extrapolated([(one["n_trials"], one["busy_seconds"]) for one in windows], n_trials)
     return {
-        "n_trials": 2 * len(configs),
-        "n_kernels_per_step": n_kernels / sum(2 * config.max_steps for config in configs),
-        "busy_seconds": sum(busy),
-        "wall_seconds": sum(walls),
-        "busy_share": sum(busy) / sum(walls),
-        "n_trials_without_profiler": 2 * len(windows[0]),
-        "wall_without_profiler_seconds": plain,
-        "busy_over_wall_without_profiler": busy[0] / plain,
+        "n_trials": n_trials,
+        "kernel_seconds": kernel_seconds,
+        "wall_seconds": wall_seconds,
+        "busy_share": kernel_seconds / wall_seconds,
+        "n_profiled_trials": 2 * len(configs),
+        "n_kernels_per_step": n_kernels / n_steps,
+        "profiled": windows,
     }
 
 
@@ -453,24 +465,27 @@ def measured(given: argparse.Namespace, base: str, rows: str) -> dict[str, Any]:
             result[name] = value
             say(json.dumps({name: value}))
 
+        configs = drawn_configs(like, max(1, given.trials // 2))
+        peer_rows = str(demo.ROWS_FILE) if rows == "demo" else absolute(rows)
+        costs: dict[str, Cost] = {}
+        ours, peer = in_turns(bench, configs, costs, peer_rows, given)  # first: nothing is recorded or compiled yet
+        keep("ours", ours)
+        keep("peer", peer)
+        known = peer is not None and peer["seconds_per_trial"] is not None
+        keep("ratio", peer["seconds_per_trial"] / ours["seconds_per_trial"] if known else None)
+        bench.forget()
         keep("peak", peaks(bench, like))
         rate = product_rate(device, getattr(torch, workload.compute_dtype), given.repetitions)  # after the peaks
         keep("matrix_products_tflops", rate / 1e12)
         keep("steps", step_times(bench, like, rate, given.repetitions))
         keep("nf4_over_16bit", nf4_ratios(result["steps"]))
-        configs = drawn_configs(like, max(1, given.trials // 2))
-        peer_rows = str(demo.ROWS_FILE) if rows == "demo" else absolute(rows)
-        costs: dict[str, Cost] = {}
-        ours, peer = in_turns(bench, configs, costs, peer_rows, given)
-        keep("ours", ours)
-        keep("peer", peer)
-        known = peer is not None and peer["seconds_per_trial"] is not None
-        keep("ratio", peer["seconds_per_trial"] / ours["seconds_per_trial"] if known else None)
         if given.steps > FEW_STEPS:
             both = (configs[0], configs[0].counterpart)
             keep("evaluation", evaluation_figures(ours, held_out_seconds(bench, both, costs, given.repetitions)))
         profiled = drawn_configs(like, given.profiled_trials // 2)
-        keep("busy", busy_share(bench, profiled, costs) if profiled else None)
+        wall = ours["n_trials"] * ours["seconds_per_trial"]
+        busy = profiled and busy_share(bench, profiled, n_trials=ours["n_trials"], wall_seconds=wall)
+        keep("busy", busy or None)
         if given.sweep:
             bench.forget()
             keep("sweep", swept(workload.base_folder, peer_rows, given.sweep, given.steps, device))
@@ -529,10 +544,10 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"Peer: failed: {peer['runs'][0]['error']}"
     if busy := result["busy"]:
         yield (
-            f"\nA kernel ran for {100 * busy['busy_share']:.1f} % of {busy['n_trials']} profiled trials "
-            f"({busy['busy_seconds']:.2f} of {busy['wall_seconds']:.2f} s); the kernels of the first "
-            f"{busy['n_trials_without_profiler']} take {100 * busy['busy_over_wall_without_profiler']:.1f} % of their "
-            "time without the profiler"
+            f"\nA kernel ran for {100 * busy['busy_share']:.1f} % of {busy['n_trials']} trials "
+            f"({busy['kernel_seconds']:.1f} of {busy['wall_seconds']:.1f} s); {busy['n_profiled_trials']} were "
+            "profiled, and for so much of their time, which the profiler lengthens: "
+            + ", ".join(f"{100 * one['busy_seconds'] / one['wall_seconds']:.1f} %" for one in busy["profiled"])
         )
     if "sweep" in result:
         yield f"\nWhole sweep: {json.dumps(result['sweep'])}"
@@ -551,7 +566,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer-trials", type=int, default=2, help="16 bits and NF4 in turn")
     parser.add_argument("--peer-steps", type=int, help="fewer than --steps: its time is extrapolated")
     parser.add_argument("--repetitions", type=int, default=5, help="of each step's timing")
-    parser.add_argument("--profiled-trials", type=int, default=4, help="for the busy share; 0: not measured")
+    parser.add_argument("--profiled-trials", type=int, default=16, help="for the busy share; 0: not measured")
     parser.add_argument("--sweep", type=int, default=0, help="also a whole sweep of so many configs and their twins")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-length-tokens", type=int, default=256)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from trainables import adapter
+from trainables.batches import packed
 from trainables.bench import Bench
 from trainables.config import TARGETS, TrialConfig
 from trainables.decoding import greedy_texts
-from trainables.graph import GraphEngine, packed
+from trainables.graph import GraphEngine
 from trainables.memory import MIB
 from trainables.snapshot import Snapshot
 from trainables.training import EagerEngine
@@ -69,14 +70,11 @@ def run_eagerly(bench: Bench, config: TrialConfig, batches) -> tuple[torch.Tenso
 
 def run_recorded(bench: Bench, config: TrialConfig, batches, seed: int = 0):
     """Losses, final weights, and the tape that made them."""
-    tape = bench.tape(config, [packed(batch, config.loop)[0] for batch in batches])
-    model = adapter.attach(bench.base(config.precision), config, base_name="wide")
-    try:
-        engine = GraphEngine(model, config, tape)
-        torch.manual_seed(seed)
-        return engine.run(batches).cpu(), weights_of(model), tape
-    finally:
-        adapter.detach(model)
+    steps = [packed(batch, config.loop) for batch in batches]
+    tape = bench.tape(config, [shape for shape, _ in steps])
+    engine = GraphEngine(bench.fresh_matrices(config).values(), config, tape)
+    torch.manual_seed(seed)
+    return engine.run(steps).cpu(), [weight.clone() for weight in engine.parameters], tape
 
 
 @pytest.mark.parametrize("loop", ["standard", "lean"])
@@ -121,22 +119,19 @@ def test_each_replay_draws_its_own_dropout_and_a_seed_repeats_them_all(exact_ben
     batch = batches_of(config)[1]
     shape, vector = packed(batch, "lean")
     tape = exact_bench.tape(config, [shape])
-    model = adapter.attach(exact_bench.base("16bit"), config, base_name="wide")
-    try:
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.data.fill_(0.02)
-        GraphEngine(model, config, tape)
-        found = []
-        for _ in range(2):
-            torch.manual_seed(3)
-            losses = []
-            for _ in range(4):
-                tape.replay(shape, vector.cuda())
-                losses.append(tape.loss_nats.item())
-            found.append(losses)
-    finally:
-        adapter.detach(model)
+    matrices = exact_bench.fresh_matrices(config)
+    for name, matrix in matrices.items():
+        if "lora_B" in name:
+            matrix.fill_(0.02)
+    GraphEngine(matrices.values(), config, tape)
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        losses = []
+        for _ in range(4):
+            tape.replay(shape, vector.cuda())
+            losses.append(tape.loss_nats.item())
+        found.append(losses)
     assert len(set(found[0])) == 4, found
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
@@ -157,20 +152,16 @@ def test_a_recorded_overflow_skips_one_step_and_halves_the_scale(wide):
     batch = batches_of(config)[1]
     shape, vector = packed(batch, "lean")
     tape = bench.tape(config, [shape])
-    model = adapter.attach(bench.base("16bit"), config, base_name="wide")
-    try:
-        GraphEngine(model, config, tape)
-        inputs, scales, moved = vector.cuda(), [], []
-        for scale in (2.0**10, 2.0**60, 2.0**10):
-            tape._scaler._scale.fill_(scale)
-            before = [w.clone() for w in tape._weights.values()]
-            tape.replay(shape, inputs)
-            scales.append(tape.loss_scale)
-            moved.append(any(not torch.equal(a, b) for a, b in zip(before, tape._weights.values(), strict=True)))
-        assert (scales, moved) == ([2.0**10, 2.0**59, 2.0**10], [True, False, True])
-        assert int(tape.n_bad_gradients) == 1
-    finally:
-        adapter.detach(model)
+    GraphEngine(bench.fresh_matrices(config).values(), config, tape)
+    inputs, scales, moved = vector.cuda(), [], []
+    for scale in (2.0**10, 2.0**60, 2.0**10):
+        tape._scaler._scale.fill_(scale)
+        before = [w.clone() for w in tape._weights.values()]
+        tape.replay(shape, inputs)
+        scales.append(tape.loss_scale)
+        moved.append(any(not torch.equal(a, b) for a, b in zip(before, tape._weights.values(), strict=True)))
+    assert (scales, moved) == ([2.0**10, 2.0**59, 2.0**10], [True, False, True])
+    assert int(tape.n_bad_gradients) == 1
 
 
 def trained(bench: Bench, config: TrialConfig):

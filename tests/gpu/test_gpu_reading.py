@@ -34,7 +34,7 @@ def files_of(bench: Bench, config: TrialConfig) -> dict[str, bytes]:
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(0, 0.05, generator=generator)
-    files = adapter.to_files(model)
+    files = adapter.to_files(config, adapter.matrices_of(model), base_name="wide")
     adapter.detach(model)
     return files
 
