@@ -177,27 +177,30 @@ def _tune(
     from ray import tune
 
     from orchestrator.cluster import pulse, ray_cluster
-    from orchestrator.cluster.newcomers import Newcomers, resources_of
+    from orchestrator.cluster.newcomers import Newcomers
     from orchestrator.pruning.scheduler import Pruner
     from orchestrator.search.searcher import SweepSearcher
     from orchestrator.security import ray_guard
-    from orchestrator.workers import adapter_server, node_inputs
+    from orchestrator.workers import adapter_server, node_inputs, warm
     from orchestrator.workers.recorder import Recorder
     from orchestrator.workers.tune_trainable import SweepTrainable
 
     adapters = folder / "adapters"
     store = adapter_server.serve(adapters, folder / checkpoints.FOLDER)
-    pruner = Pruner(settings.space.early_terminate, settings.longest_steps, settings.objectives)
     shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
     joined = Newcomers() if settings.address else None
-    shared |= joined.shared(settings.resources) if joined else {}
+    shared |= joined.shared() if joined else {}
     shared |= {"inputs": node_inputs.serve(workload) if settings.address else None}
     shared |= {"storage": (settings.storage, settings.name) if settings.storage else None}
-    slots = ray_cluster.Slots(lambda: ray_cluster.n_slots(settings, joined.looked() if joined else ()))
-    searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared, **known)
+    slots = ray_cluster.Slots(
+        lambda silent: ray_cluster.n_slots(settings, {*silent, *(joined.looked() if joined else ())})
+    )
+    workers = warm.Workers(settings.resources, joined.avoided if joined else (), lost=slots.one_lost)
+    pruner = Pruner(settings.space.early_terminate, settings.longest_steps, settings.objectives, workers)
+    searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared, workers=workers, **known)
     scratch = (folder / "ray").resolve()
     tuner = tune.Tuner(
-        tune.with_resources(trainable or SweepTrainable, resources_of if joined else settings.resources),
+        tune.with_resources(trainable or SweepTrainable, warm.resources_of),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=pruner,
@@ -208,7 +211,7 @@ def _tune(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[Recorder(ledger, adapters, pruner)],
+            callbacks=[Recorder(ledger, adapters, pruner, began=searcher.began)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=0),  # the searcher decides what is tried again
             verbose=0,

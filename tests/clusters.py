@@ -127,3 +127,18 @@ class Slow(Sleeper):
         while os.path.exists(os.environ.get("HOLD", "")):
             sleep(0.1)
         return super().step()
+
+
+class Late(Sleeper):
+    """Takes longer to start than a trial does; its environment says which process it is."""
+
+    seconds_per_rung = 0.2
+
+    def setup(self, config: dict[str, Any]) -> None:
+        sleep(4.0)
+        super().setup(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        super().reset_config(new_config)
+        self._facts |= {"worker": str(os.getpid())}
+        return True

@@ -183,7 +183,9 @@ class Desk:
             shared={},
             clock=lambda: monotonic() + self.skipped_seconds,
         )
-        self.recorder = Recorder(self.ledger, self.folder / "adapters", self.pruner)
+        self.recorder = Recorder(
+            self.ledger, self.folder / "adapters", self.pruner, began=lambda trial_id: self.searcher.began(trial_id)
+        )
         self.running: dict[str, tuple[Any, Task, Iterator[Report]]] = {}
 
     @property
@@ -226,6 +228,7 @@ class Desk:
         self.all_asked.append(task)
         tune_trial = SimpleNamespace(trial_id=trial_id, config=config)
         self.pruner.on_trial_add(None, tune_trial)
+        self.recorder.on_trial_start(0, [], tune_trial)
         self.running[trial_id] = (tune_trial, task, self._with_similarity(task, outcome))
         return trial_id
 

@@ -5,6 +5,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from orchestrator import plan, sweep
 from orchestrator.cluster import newcomers, nodes, ray_cluster
 from orchestrator.ledger import Ledger
-from orchestrator.workers import faults, node_inputs
+from orchestrator.workers import faults, node_inputs, warm
 from tests.clusters import Sleeper, add_node, cluster, join
 from tests.sweeps import command, make, space
 from trainables.config import Workload
@@ -152,18 +153,30 @@ def test_tasks_pinned_to_a_kind_run_on_its_nodes_alone(with_gpus):
 def test_a_count_of_slots_follows_nodes_that_come_and_go_and_never_falls_to_none():
     counts, now = iter([2, 5, None]), [0.0]
 
-    def count() -> int:
+    def count(without: Collection[str]) -> int:
         found = next(counts)
         if found is None:
             raise ConfigError("the cluster has no CPU to run trials on")
         return found
 
-    slots = ray_cluster.Slots(count, lambda: now[0])
+    slots = ray_cluster.Slots(count, clock=lambda: now[0])
     seen = []
     for moment in (0.0, 1.0, 6.0, 7.0, 20.0):
         now[0] = moment
         seen.append(slots())
     assert seen == [2, 2, 5, 5, 1]
+
+
+def test_a_node_that_answers_again_is_counted_again():
+    now, silent = [0.0], {"a"}
+    slots = ray_cluster.Slots(
+        lambda without: 4 - len(without), silent=lambda among: silent & (among or {"a"}), clock=lambda: now[0]
+    )
+    slots.one_lost()
+    assert slots() == 3
+    silent.clear()
+    now[0] = ray_cluster.SLOTS_SECONDS
+    assert slots() == 4
 
 
 def test_the_base_and_the_tokens_reach_a_node_once_and_whole(joined, tmp_path):
@@ -317,7 +330,8 @@ def test_what_a_worker_needs_is_never_given_nor_counted_on_a_node_that_is_avoide
     assert len(trained_on) == 3
     for alone in trained_on:
         avoided = [node for node in trained_on if node != alone]
-        group = newcomers.resources_of({"resources": asked.resources, "avoided": avoided}).to_placement_group()
+        worker = warm.Workers(asked.resources, avoided).take("t")
+        group = warm.resources_of({"worker": worker}).to_placement_group()
         ray.get(group.ready())
         assert set(placement_group_table(group)["bundles_to_node_id"].values()) == {alone}
         remove_placement_group(group)

@@ -12,13 +12,9 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.tune import PlacementGroupFactory
 
 from orchestrator.cluster import nodes
 from trainables.device import versions
-
-NODE_ID = "ray.io/node-id"
-"""Ray's own label of each node."""
 
 
 class NodeUnfit(RuntimeError):
@@ -37,16 +33,12 @@ def refuse_here(driver: Mapping[str, str] | None) -> None:
         raise NodeUnfit("; ".join(faults))
 
 
-def resources_of(config: Mapping[str, Any]) -> PlacementGroupFactory:
-    """What Ray is asked for a task's worker: a share of a node that is not avoided. See `Newcomers.shared`."""
-    resources, avoided = config["resources"], config["avoided"]
-    bundle = {name.upper() if name in ("cpu", "gpu") else name: share for name, share in resources.items()}
-    selector = [{NODE_ID: f"!in({','.join(avoided)})"}] if avoided else None
-    return PlacementGroupFactory([bundle], bundle_label_selector=selector)
-
-
 class Newcomers:
-    """Asks each node of the connected cluster once, when it is first seen; never waits for an answer."""
+    """Asks each node of the connected cluster once, when it is first seen; never waits for an answer.
+
+    Attributes:
+        avoided: ids of the nodes where no trial goes, as far as they are known.
+    """
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         """
@@ -55,20 +47,16 @@ class Newcomers:
         """
         self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
         self._here = versions(nodes.PACKAGES)
-        self._avoided: list[str] = []
+        self.avoided: list[str] = []
         self._seen: set[str] = set()
         self._asked: dict[ray.ObjectRef, dict[str, Any]] = {}
 
-    def shared(self, resources: Mapping[str, float]) -> dict[str, Any]:
-        """What every task's Tune config holds for `refuse_here` and `resources_of`; follows what is found later.
-
-        Args:
-            resources: of a trial, see SweepSettings.resources.
-        """
-        return {"versions": self._here, "resources": dict(resources), "avoided": self._avoided}
+    def shared(self) -> dict[str, Any]:
+        """What every task's Tune config holds for `refuse_here`."""
+        return {"versions": self._here}
 
     def looked(self) -> list[str]:
-        """Ask nodes that are new, take in the answers that have come; ids of the nodes where no trial goes."""
+        """Ask nodes that are new, take in the answers that have come; returns `avoided`."""
         for node in nodes.alive():
             if node["NodeID"] not in self._seen:
                 self._seen.add(node["NodeID"])
@@ -76,7 +64,7 @@ class Newcomers:
         asked = list(self._asked)
         for ref in ray.wait(asked, num_returns=len(asked), timeout=0)[0] if asked else ():
             self._take_in(ref, self._asked.pop(ref))
-        return self._avoided
+        return self.avoided
 
     def _take_in(self, answer: ray.ObjectRef, node: Mapping[str, Any]) -> None:
         try:
@@ -84,5 +72,5 @@ class Newcomers:
         except RayError:  # it has gone away again, or can start no process: then no worker either
             return
         if faults := nodes.differences(self._here, {nodes.name(node): there}):
-            self._avoided.append(node["NodeID"])
+            self.avoided.append(node["NodeID"])
             self._say(f"{'; '.join(faults)}: no trial goes there. {nodes.SAME_CODE}")

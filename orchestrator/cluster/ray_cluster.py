@@ -20,7 +20,8 @@ KNOCK_SECONDS = 4.0
 HTTP2_SETTINGS = b"\x04"
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + HTTP2_SETTINGS + b"\0\0\0\0\0"
 """With it a client begins (RFC 9113, section 3.4); Ray, as any gRPC server, answers at once with its own settings."""
-QUIET = {
+VARIABLES = {
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # workers that may start at the same time: for a searcher it would be one
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -32,8 +33,9 @@ QUIET = {
 }
 PACKAGES = tuple(str(Path(__file__).parents[2] / name) for name in ("trainables", "search_spaces", "orchestrator"))
 """Ours: Ray ships them to every node of a cluster, where they go before what may be installed there."""
-SLOTS_SECONDS = 5.0
+SLOTS_SECONDS = 2.0
 """How long a count of slots stands."""
+SILENT_SECONDS = 0.5
 
 
 def connect(address: str | None, *, insecure: bool = False) -> None:
@@ -46,7 +48,7 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
             (see orchestrator.security.ray_guard); or it runs another Python or Ray.
         Unreachable: no cluster answers there.
     """
-    for name, value in QUIET.items():
+    for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # the ledger says which trials did not complete
@@ -170,24 +172,60 @@ def _why_none(settings: SweepSettings, nodes: Sequence[Mapping[str, float]]) -> 
     return "no node of the cluster has both the GPU and the CPU that a trial needs"
 
 
-class Slots:
-    """Trials that the cluster can run at once now, counted again every few seconds: nodes come and go."""
+def silent_nodes(among: Collection[str] | None = None) -> set[str]:
+    """Ids of the nodes that Ray takes for alive and where nothing listens any more; it notices after some 15 s.
 
-    def __init__(self, count: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        among: ids of those that are asked; by default all.
+    """
+    import ray
+
+    asked = [node for node in ray.nodes() if node["Alive"] and (among is None or node["NodeID"] in among)]
+    return {node["NodeID"] for node in asked if not _listens(node["NodeManagerAddress"], node["NodeManagerPort"])}
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=SILENT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+class Slots:
+    """Trials that the cluster can run at once now, counted again every moment: nodes come and go."""
+
+    def __init__(
+        self,
+        count: Callable[[Collection[str]], int],
+        *,
+        silent: Callable[[Collection[str] | None], set[str]] = silent_nodes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """
         Args:
-            count: of this moment; a ConfigError of its own, as all nodes are gone, leaves one task waiting for a node.
+            count: of this moment, without some nodes; a ConfigError of its own, as all nodes are gone, leaves one task
+                waiting for a node.
+            silent: nodes, of some or of all, that do not answer.
         """
         self._count = count
+        self._find_silent = silent
+        self._silent: set[str] = set()
         self._clock = clock
         self._counted_at = -math.inf
         self._n = 1
 
+    def one_lost(self) -> None:
+        """A worker was lost: perhaps with its node, long before Ray says so."""
+        self._silent = self._find_silent(None)
+        self._counted_at = -math.inf
+
     def __call__(self) -> int:
         if self._clock() - self._counted_at >= SLOTS_SECONDS:
             self._counted_at = self._clock()
+            self._silent = self._silent and self._find_silent(self._silent)
             try:
-                self._n = self._count()
+                self._n = self._count(self._silent)
             except ConfigError:
                 self._n = 1
         return self._n

@@ -11,6 +11,7 @@ from orchestrator.pruning.moasha import Moasha, first_rung
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective
 from orchestrator.workers.faults import Fault, fault_of, fault_of_trial
 from orchestrator.workers.tune_trainable import Report, Task
+from orchestrator.workers.warm import Workers
 from search_spaces import EarlyTerminate
 from trainables.results import Measurement, TrialResult
 
@@ -24,9 +25,18 @@ class Pruner(FIFOScheduler):
     """
 
     def __init__(
-        self, rule: EarlyTerminate, max_steps: int, objectives: Sequence[Objective] = DEFAULT_OBJECTIVES
+        self,
+        rule: EarlyTerminate,
+        max_steps: int,
+        objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
+        workers: Workers | None = None,
     ) -> None:
+        """
+        Args:
+            workers: that tasks go to, under Ray Tune; only a scheduler is shown its controller.
+        """
         super().__init__()
+        self._workers = workers
         self._rule = rule
         self.protected: set[str] = set()
         self._reasons: dict[str, str] = {}
@@ -58,6 +68,8 @@ class Pruner(FIFOScheduler):
             self._own.learn(trial)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if self._workers:
+            self._workers.keep(tune_controller, trial)
         if self._asha:
             self._asha.on_trial_add(tune_controller, trial)
 

@@ -21,6 +21,7 @@ from orchestrator.search.stopping import Clock, Stopping
 from orchestrator.settings import SweepSettings
 from orchestrator.workers.faults import Retries, too_many
 from orchestrator.workers.tune_trainable import Task
+from orchestrator.workers.warm import Workers
 from trainables.config import Origin, TrialConfig, Workload
 from trainables.predicted_memory import shape_in
 from trainables.results import TrialResult
@@ -43,6 +44,7 @@ class SweepSearcher(Searcher):
         *,
         n_slots: int | Callable[[], int],
         shared: Mapping[str, Any],
+        workers: Workers | None = None,
         elsewhere: Elsewhere | None = None,
         learned: Sequence[Entry] = (),
         clock: Clock = time.monotonic,
@@ -51,7 +53,8 @@ class SweepSearcher(Searcher):
         """
         Args:
             n_slots: tasks at once; asked before every task where nodes come and go.
-            shared: what every task's Tune config holds beside the task.
+            shared: what every task's Tune config holds beside the task and its worker.
+            workers: that tasks go to; by default such as the settings ask for.
             elsewhere: trials of other sweeps by key, whose results are taken over.
             learned: trials of another sweep that the sampler begins with.
             proposer: a new one with another history than usual; by default the usual one.
@@ -63,6 +66,7 @@ class SweepSearcher(Searcher):
         self._pruner = pruner
         self._n_slots = n_slots if callable(n_slots) else lambda: n_slots
         self._shared = dict(shared)
+        self._workers = workers or Workers(settings.resources)
         self._proposer = proposer or Proposer(settings)
         self._entries = {entry.result.key: entry for entry in ledger.entries()}
         self._open = dict.fromkeys(self._entries)  # keys of trials that are not settled yet
@@ -92,10 +96,9 @@ class SweepSearcher(Searcher):
         """The next task, None while there is none, FINISHED when there will be none."""
         if self.stopped and not self._live:
             return Searcher.FINISHED
-        if self.stopped or len(self._live) >= self._n_slots():
-            return None
-        task = self._next_task()
+        task = None if self.stopped or len(self._live) >= self._n_slots() else self._next_task()
         if task is None:
+            self._workers.make_room()
             self.finished = not self._live and not self._retries.waiting
             if self.finished:
                 self._ledger.set_fact(FINISHED, True)
@@ -105,14 +108,20 @@ class SweepSearcher(Searcher):
             self._refresh(task.key)
         self._retries.handed_out((task.kind, task.key))
         self._live[trial_id] = task
+        self._stopping.task_handed_out(trial_id)
+        return {"task": task.to_dict(), "worker": self._workers.take(trial_id), **self._shared}
+
+    def began(self, trial_id: str) -> None:
+        """A worker has taken up the task: from now on it spends its device's time."""
+        self._workers.began(trial_id)
         self._stopping.task_began(trial_id)
-        return {"task": task.to_dict(), **self._shared}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A task ended; the recorder has written all it reported."""
         task = self._live.pop(trial_id, None)
         if task is None:
             return
+        self._workers.give_back(trial_id, lost=error)
         if error and self._is_tried_again(trial_id, task):
             return
         keys = {task.key, self._half(task.config)[0]}

@@ -29,14 +29,19 @@ class Stopping:
         self._began = clock()
         self._before = Spent(**ledger.fact(SPENT, {}))
         self._tasks = Spent()
-        self._live: dict[str, float] = {}
+        self._live: dict[str, float | None] = {}  # when each task began, None before
         self._trial_seconds: list[float] = []
         self._reference: Sequence[float] | None = ledger.fact(REFERENCE)
         self.ended = Ended.from_fact(ledger.fact(ENDED))
         limits = (settings.max_gpu_hours, settings.max_hours, settings.max_usd)
         self._limited = any(limit is not None for limit in limits)
 
+    def task_handed_out(self, trial_id: str) -> None:
+        """It may wait for its worker, or for a node of a cluster that grows: this costs nothing yet."""
+        self._live[trial_id] = None
+
     def task_began(self, trial_id: str) -> None:
+        """A worker has taken it up."""
         self._live[trial_id] = self._clock()
 
     def task_ended(self, trial_id: str, trials: Callable[[], Sequence[TrialResult]], *, completed: bool) -> None:
@@ -45,7 +50,8 @@ class Stopping:
         Args:
             completed: whether the task was a trial that completed.
         """
-        seconds = self._clock() - self._live.pop(trial_id)
+        began = self._live.pop(trial_id)
+        seconds = 0.0 if began is None else self._clock() - began
         if completed:
             self._trial_seconds.append(seconds)
         self._tasks += Spent(device_seconds=self._share * seconds)
@@ -56,7 +62,7 @@ class Stopping:
     @property
     def spent(self) -> Spent:
         """By now, running tasks included."""
-        live = sum(self._clock() - began for began in self._live.values())
+        live = sum(self._clock() - began for began in self._live.values() if began is not None)
         return self._before + self._tasks + self._wall + Spent(device_seconds=self._share * live)
 
     @property

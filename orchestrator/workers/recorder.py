@@ -1,5 +1,6 @@
 """Writes what workers report into the ledger: the one way from a worker to the truth."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,22 @@ TUNES_OWN = frozenset({"done", "training_iteration", "trial_id", "node_ip", "hos
 class Recorder(Callback):
     """Called by Tune with every result, before the Searcher hears that a trial ended."""
 
-    def __init__(self, ledger: Ledger, adapters: Path, pruner: Pruner) -> None:
+    def __init__(
+        self, ledger: Ledger, adapters: Path, pruner: Pruner, *, began: Callable[[str], None] = lambda trial_id: None
+    ) -> None:
+        """
+        Args:
+            began: told the id of each Tune trial that a worker takes up.
+        """
         self._ledger = ledger
         self._adapters = adapters
         self._snapshots = adapters.parent / checkpoints.FOLDER
         self._pruner = pruner
+        self._began = began
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Pass on that a worker took up a task."""
+        self._began(trial.trial_id)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Record one report, and leave Tune, which keeps the last result of every trial, nothing but its own of it."""

@@ -1,0 +1,121 @@
+"""Workers that stay: each keeps the base model on its device from its first task to the sweep's end.
+
+Ray Tune gives a worker whose trial has ended to any trial that asks for equal resources. To one whose own worker is
+still starting, too, which is given up then: where trials are shorter than a worker's start, most of a cluster never
+gets one. And of several workers whose trials end at once it keeps a single one. So workers have numbers, which are
+part of what a task asks for: a task goes to the idle worker of its number, or waits for a new one that no other
+task is given; and Tune is told to keep one worker of each number.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ray.tune import PlacementGroupFactory
+
+NODE_ID = "ray.io/node-id"
+"""Ray's own label of each node."""
+
+START_SECONDS = 15.0
+"""What has not started for longer has no place to."""
+IDLE_SECONDS = 60.0
+"""What is idle for longer is given up, so that a cluster may do without its node."""
+
+
+class WorkerResources(PlacementGroupFactory):
+    """What Ray is asked for a worker; equal only to what the worker of the same number was asked for with.
+
+    Attributes:
+        number: of the worker.
+    """
+
+    def __init__(self, number: int, bundle: Mapping[str, float], avoided: Sequence[str] = ()) -> None:
+        """
+        Args:
+            bundle: resources by Ray's names.
+            avoided: ids of nodes where it may not run.
+        """
+        self.number = number
+        selector = [{NODE_ID: f"!in({','.join(avoided)})"}] if avoided else None
+        super().__init__([dict(bundle)], bundle_label_selector=selector)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WorkerResources) and self.number == other.number and super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return hash((self.number, super().__hash__()))
+
+
+def resources_of(config: Mapping[str, Any]) -> WorkerResources:
+    """What the worker of a task's Tune config is asked for with, see `Workers.take`."""
+    return WorkerResources(**config["worker"])
+
+
+class Workers:
+    """Which worker a task goes to, and which of them Tune keeps."""
+
+    def __init__(
+        self,
+        resources: Mapping[str, float],
+        avoided: Sequence[str] = (),
+        *,
+        lost: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            resources: of each, see SweepSettings.resources.
+            avoided: ids of nodes where no more may start; looked at again for each new one.
+            lost: called when one was lost, perhaps with its node.
+        """
+        self._bundle = {name.upper() if name in ("cpu", "gpu") else name: share for name, share in resources.items()}
+        self._avoided = avoided
+        self._lost = lost
+        self._clock = clock
+        self._n_begun = 0
+        self._idle: list[tuple[float, dict[str, Any]]] = []  # since when; the last one comes last
+        self._at_work: dict[str, dict[str, Any]] = {}
+        self._waiting_since: dict[str, float] = {}
+        self._kept: set[int] = set()
+        self._cache: Any = None
+
+    def take(self, trial_id: str) -> dict[str, Any]:
+        """The worker of a Tune trial, as its config names it: of the idle ones the last that worked, else a new one."""
+        if self._idle:
+            _, worker = self._idle.pop()
+        else:
+            worker = {"number": self._n_begun, "bundle": self._bundle, "avoided": list(self._avoided)}
+            self._n_begun += 1
+        self._at_work[trial_id] = worker
+        self._waiting_since[trial_id] = self._clock()
+        return worker
+
+    def began(self, trial_id: str) -> None:
+        """The worker is there, and has taken up its task."""
+        self._waiting_since.pop(trial_id, None)
+
+    def give_back(self, trial_id: str, *, lost: bool) -> None:
+        """A Tune trial has ended; whether its worker was lost with it."""
+        worker = self._at_work.pop(trial_id)
+        self._waiting_since.pop(trial_id, None)
+        if lost:
+            self._lost()
+        else:
+            self._idle.append((self._clock(), worker))
+
+    def make_room(self) -> None:
+        """There is no task for the idle workers: give up those whose place is wanted, or that were idle for long."""
+        now = self._clock()
+        n_wanted = sum(now - since > START_SECONDS for since in self._waiting_since.values())
+        while self._idle and (n_wanted > 0 or now - self._idle[0][0] > IDLE_SECONDS):
+            n_wanted -= 1
+            _, worker = self._idle.pop(0)
+            if worker["number"] in self._kept:
+                self._cache.decrease_max(WorkerResources(**worker))
+
+    def keep(self, tune_controller: Any, trial: Any) -> None:
+        """Have Tune keep the worker of a trial's number while it is idle; Tune has no setting for it."""
+        self._cache, wanted = tune_controller._tune_controller._actor_cache, trial.placement_group_factory
+        if wanted.number not in self._kept:
+            self._kept.add(wanted.number)
+            self._cache.increase_max(wanted)
