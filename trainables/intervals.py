@@ -87,6 +87,13 @@ def _counts(n_rows: int, seed: int, n_resamples: int) -> Floats:
     return counts.reshape(n_resamples, n_rows).astype(np.float64)  # as products need them
 
 
+def t_quantile(n_degrees: int, level: float) -> float:
+    """Of Student's distribution."""
+    from scipy.special import stdtrit  # half a second, which a report without repeats does without
+
+    return float(stdtrit(n_degrees, level))
+
+
 def _levels(value: float, resampled: Floats, left_out: Floats) -> list[float]:
     """Where in the resampled figures the interval's two ends lie, as shares from 0 to 1."""
     n = len(resampled)

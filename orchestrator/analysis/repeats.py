@@ -6,14 +6,12 @@ from math import sqrt
 from statistics import mean, stdev
 from typing import Literal
 
-from scipy.special import stdtrit
-
 from orchestrator.analysis.finalists import N_SEEDS, runs_of
 from orchestrator.analysis.front import objective_value
 from orchestrator.analysis.sufficient_rank import MIN_SEEDS, SufficientRank, sufficient_rank
 from orchestrator.settings import MAXIMISED, Objective, SweepSettings
 from trainables.config import Precision
-from trainables.intervals import CONFIDENCE
+from trainables.intervals import CONFIDENCE, t_quantile
 from trainables.results import TrialResult
 
 Rows = Literal["report", "search"]
@@ -45,7 +43,7 @@ def over_seeds(values: Sequence[float]) -> Figure:
     n, middle = len(values), mean(values)
     if n < 2:
         return Figure(value=middle)
-    reach = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / sqrt(n)
+    reach = t_quantile(n - 1, (1 + CONFIDENCE) / 2) * stdev(values) / sqrt(n)
     return Figure(value=middle, low=middle - reach, high=middle + reach, n_seeds=n)
 
 

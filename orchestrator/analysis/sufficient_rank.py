@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
+
+from trainables.intervals import t_quantile
 
 MARGIN_SHARE = 0.02
 """How much of what tuning gains (untuned loss - best loss) a sufficient rank may lose."""
@@ -130,7 +131,7 @@ def upper_bound(row_nats: Floats, row_tokens: Floats) -> float:
     mean_square = np.sum(interaction**2) / ((n_seeds - 1) * (n_rows - 1))
     variance_seeds = of_seeds.var(ddof=1) / n_seeds
     variance_rows = max(of_rows.var(ddof=1) - mean_square / n_seeds, 0.0) / n_rows
-    t_seeds, t_rows = stdtrit([n_seeds - 1, n_rows - 1], LEVEL)
+    t_seeds, t_rows = t_quantile(n_seeds - 1, LEVEL), t_quantile(n_rows - 1, LEVEL)
     return float(mean + sqrt(t_seeds**2 * variance_seeds + t_rows**2 * variance_rows))
 
 
