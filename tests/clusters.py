@@ -16,6 +16,7 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from orchestrator.cluster import newcomers, ray_cluster
+from orchestrator.security import ray_guard
 from orchestrator.workers import node_inputs
 from orchestrator.workers.adapter_store import WEIGHTS
 from orchestrator.workers.tune_trainable import Report, Task
@@ -49,6 +50,8 @@ def cluster(**head: Any) -> Iterator[Cluster]:
     folder = Path(mkdtemp(prefix="r", dir="/tmp"))  # short: sockets lie under it
     (folder / "ray").mkdir()
     os.environ["RAY_TMPDIR"] = str(folder)
+    os.environ.pop(ray_guard.LOOPBACK, None)  # a private Ray of this process may have set it
+    ray_guard._read_environment_again(is_private=False)
     found = Cluster()
     try:
         add_node(found, num_cpus=0, include_dashboard=False, **head)

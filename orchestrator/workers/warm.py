@@ -9,6 +9,7 @@ task is given; and Tune is told to keep one worker of each number.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ray.tune import PlacementGroupFactory
@@ -48,7 +49,14 @@ class WorkerResources(PlacementGroupFactory):
 
 def resources_of(config: Mapping[str, Any]) -> WorkerResources:
     """What the worker of a task's Tune config is asked for with, see `Workers.take`."""
-    return WorkerResources(**config["worker"])
+    worker = config["worker"]
+    return _wanted(worker["number"], tuple(worker["bundle"].items()), tuple(worker["avoided"]))
+
+
+@lru_cache(maxsize=1024)
+def _wanted(number: int, bundle: tuple[tuple[str, float], ...], avoided: tuple[str, ...]) -> WorkerResources:
+    """One for all tasks of a worker: Tune keeps it with each of them to the sweep's end."""
+    return WorkerResources(number, dict(bundle), avoided)
 
 
 class Workers:
@@ -111,7 +119,7 @@ class Workers:
             n_wanted -= 1
             _, worker = self._idle.pop(0)
             if worker["number"] in self._kept:
-                self._cache.decrease_max(WorkerResources(**worker))
+                self._cache.decrease_max(resources_of({"worker": worker}))
 
     def keep(self, tune_controller: Any, trial: Any) -> None:
         """Have Tune keep the worker of a trial's number while it is idle; Tune has no setting for it."""
