@@ -65,6 +65,16 @@ def cluster(**head: Any) -> Iterator[Cluster]:
             os.environ["RAY_TMPDIR"] = before
 
 
+@contextmanager
+def joined_cluster(*n_cpus: int) -> Iterator[Cluster]:
+    """The same with a node of so many CPUs each; this process is its driver."""
+    with cluster() as found:
+        for n in n_cpus:
+            add_node(found, num_cpus=n)
+        join(found)
+        yield found
+
+
 def add_node(found: Cluster, **resources: Any) -> Node:
     """One more node; Ray gives a node 30 s to start, which a machine that is busy may need more than once."""
     for attempt in range(3):

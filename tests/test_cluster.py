@@ -17,7 +17,7 @@ from orchestrator import plan, sweep
 from orchestrator.cluster import newcomers, nodes, ray_cluster
 from orchestrator.ledger import Ledger
 from orchestrator.workers import faults, node_inputs, warm
-from tests.clusters import Sleeper, add_node, cluster, join
+from tests.clusters import Sleeper, add_node, joined_cluster
 from tests.sweeps import command, make, space
 from trainables.config import Workload
 from trainables.errors import ConfigError, Unreachable
@@ -28,9 +28,7 @@ SIXTEEN = {"rank": {"values": [1, 2, 4, 8]}, "precision": {"values": ["16bit"]}}
 @pytest.fixture(scope="module")
 def joined():
     """A cluster that the driver has joined: a head that runs no trials, and a node of 2 CPUs."""
-    with cluster() as found:
-        add_node(found, num_cpus=2)
-        join(found)
+    with joined_cluster(2) as found:
         yield found
 
 

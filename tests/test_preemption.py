@@ -19,7 +19,7 @@ from orchestrator.search.budgets import FINISHED
 from orchestrator.settings import sweep_folder
 from orchestrator.tracking.publishing import publish
 from orchestrator.verify import checks as verify
-from tests.clusters import Slow, add_node, cluster, join
+from tests.clusters import Slow, add_node, joined_cluster
 from tests.stores import place_store
 from tests.sweeps import REPO, make, space
 from trainables.results import TrialResult
@@ -80,10 +80,7 @@ def node_seconds(up: list[tuple[float, int]], begin: float, end: float) -> float
 
 def check(root: Path, n_nodes: int, n_trials: int, due: Callable[[Path], Due]) -> float:
     """Run a sweep while nodes come and go; nothing may be lost. Returns the busy share of the nodes that were up."""
-    with cluster() as found:
-        for _ in range(n_nodes):
-            add_node(found)
-        join(found)
+    with joined_cluster(*[1] * n_nodes) as found:
         searched = space(method="random", parameters=RATES, fixed={"rank": 2, "alpha": 8, "precision": "16bit"})
         asked = make(searched, address=found.address, insecure=True, n_trials=n_trials, reuse=False, max_steps=8)
         folder = sweep_folder(asked.name, root)
@@ -152,9 +149,7 @@ def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no
     root, odd, hold = tmp_path / "mlflow_runs", [], tmp_path / "hold"
     hold.touch()
     monkeypatch.setenv("HOLD", str(hold))
-    with cluster() as found:
-        add_node(found)
-        join(found)
+    with joined_cluster(1) as found:
         found._shutdown_at_exit = False  # only the main thread may set signal handlers
 
         def join_later() -> None:

@@ -11,7 +11,7 @@ from ray.tune.utils.object_cache import _ObjectCache
 from orchestrator import sweep
 from orchestrator.cluster import ray_cluster
 from orchestrator.workers import warm
-from tests.clusters import Late, add_node, cluster, join
+from tests.clusters import Late, add_node, joined_cluster
 from tests.sweeps import make, space
 
 ONE_GPU = {"cpu": 1, "gpu": 1, "accelerator_type:A100": 0.001}
@@ -133,9 +133,7 @@ def test_a_lost_worker_is_told_of_and_its_number_not_used_again():
 @pytest.fixture(scope="module")
 def joined():
     """A cluster that the driver has joined: a head that runs no trials, and a node of 2 CPUs."""
-    with cluster() as found:
-        add_node(found, num_cpus=2)
-        join(found)
+    with joined_cluster(2) as found:
         yield found
 
 

@@ -7,6 +7,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from orchestrator.settings import KIND_PREFIX, SweepSettings
@@ -36,6 +37,7 @@ PACKAGES = tuple(str(Path(__file__).parents[2] / name) for name in ("trainables"
 SLOTS_SECONDS = 2.0
 """How long a count of slots stands."""
 SILENT_SECONDS = 0.5
+"""Without an answer for so long, nothing listens."""
 
 
 def connect(address: str | None, *, insecure: bool = False) -> None:
@@ -181,7 +183,9 @@ def silent_nodes(among: Collection[str] | None = None) -> set[str]:
     import ray
 
     asked = [node for node in ray.nodes() if node["Alive"] and (among is None or node["NodeID"] in among)]
-    return {node["NodeID"] for node in asked if not _listens(node["NodeManagerAddress"], node["NodeManagerPort"])}
+    with ThreadPoolExecutor() as pool:  # hosts that are gone keep each asker waiting
+        listens = pool.map(lambda node: _listens(node["NodeManagerAddress"], node["NodeManagerPort"]), asked)
+        return {node["NodeID"] for node, is_there in zip(asked, listens, strict=True) if not is_there}
 
 
 def _listens(host: str, port: int) -> bool:
@@ -211,19 +215,22 @@ class Slots:
         self._count = count
         self._find_silent = silent
         self._silent: set[str] = set()
+        self._is_suspect = False
         self._clock = clock
         self._counted_at = -math.inf
         self._n = 1
 
     def one_lost(self) -> None:
         """A worker was lost: perhaps with its node, long before Ray says so."""
-        self._silent = self._find_silent(None)
+        self._is_suspect = True
         self._counted_at = -math.inf
 
     def __call__(self) -> int:
         if self._clock() - self._counted_at >= SLOTS_SECONDS:
             self._counted_at = self._clock()
-            self._silent = self._silent and self._find_silent(self._silent)
+            if self._is_suspect or self._silent:
+                self._silent = self._find_silent(None if self._is_suspect else self._silent)
+                self._is_suspect = False
             try:
                 self._n = self._count(self._silent)
             except ConfigError:

@@ -305,7 +305,7 @@ def busy_share(
 ) -> dict[str, Any] | None:
     """Share of the wall time of `n_trials` trials, run before without a profiler, in which a kernel ran; None on a CPU.
 
-    A profiler slows trials down and takes as long again to say what it saw, so that fewer are profiled, PROFILED_PAIRS
+    A profiler slows trials down and takes longer still to say what it saw, so that fewer are profiled, PROFILED_PAIRS
     pairs at a time. As those of the wall time did, these begin with nothing recorded, which the first window then
     holds; in the other windows trials repeat the same work, and the trials that no window holds count as their mean.
     Steps are recorded after an empty profile: the kernels of graphs from before it may stay unseen, which
@@ -484,8 +484,8 @@ def measured(given: argparse.Namespace, base: str, rows: str) -> dict[str, Any]:
             keep("evaluation", evaluation_figures(ours, held_out_seconds(bench, both, costs, given.repetitions)))
         profiled = drawn_configs(like, given.profiled_trials // 2)
         wall = ours["n_trials"] * ours["seconds_per_trial"]
-        busy = profiled and busy_share(bench, profiled, n_trials=ours["n_trials"], wall_seconds=wall)
-        keep("busy", busy or None)
+        of_wall = {"n_trials": ours["n_trials"], "wall_seconds": wall}
+        keep("busy", busy_share(bench, profiled, **of_wall) if profiled else None)
         if given.sweep:
             bench.forget()
             keep("sweep", swept(workload.base_folder, peer_rows, given.sweep, given.steps, device))
