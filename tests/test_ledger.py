@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import mkdtemp
@@ -534,3 +535,28 @@ def test_similarity_of_a_trial_is_a_value_of_the_public_type(ledger):
     assert isinstance(ledger.entry(KEYS[0]).result.similarity, Comparison)
     with pytest.raises(LedgerError, match="no completed trial"):
         ledger.set_similarity(UNKNOWN, similarity())
+
+
+def test_changes_made_together_are_seen_by_others_at_once_or_never(ledger):
+    with closing(Ledger(ledger.path)) as other:
+        with ledger.together():
+            ledger.add(KEYS[0], CONFIGS[0], params={}, origin="search")
+            ledger.start(KEYS[0])
+            assert ledger.entry(KEYS[0]).result.state == "running"
+            assert other.entry(KEYS[0]) is None
+        assert other.entry(KEYS[0]).result.state == "running"
+        with suppress(KeyboardInterrupt), ledger.together():
+            ledger.finish(KEYS[0], "completed")
+            raise KeyboardInterrupt
+        assert other.entry(KEYS[0]).result.state == ledger.entry(KEYS[0]).result.state == "running"
+
+
+def test_a_change_that_is_refused_takes_none_of_the_others_made_together_with_it(ledger):
+    with ledger.together():
+        ledger.add(KEYS[0], CONFIGS[0], params={}, origin="search")
+        with suppress(LedgerError), ledger.together():
+            ledger.add(KEYS[1], CONFIGS[1], params={}, origin="search")
+            ledger.start(UNKNOWN)
+        ledger.start(KEYS[0])
+    assert ledger.entry(KEYS[0]).result.state == "running"
+    assert ledger.entry(KEYS[1]) is None

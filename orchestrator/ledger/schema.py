@@ -85,11 +85,15 @@ def _create_or_check(db: sqlite3.Connection, path: Path) -> None:
 
 @contextmanager
 def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """All of what is written inside, or nothing.
+    """All of what is written inside, or nothing; one inside another is kept with the outer one.
 
     Raises:
         DiskFull: no space left for `path`.
     """
+    if db.in_transaction:
+        with _savepoint(db):
+            yield
+        return
     try:
         db.execute("BEGIN IMMEDIATE")
         yield
@@ -99,6 +103,19 @@ def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
             raise DiskFull(f"no space left for {path}; free some and resume") from None
         raise
+
+
+@contextmanager
+def _savepoint(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("SAVEPOINT inner_one")
+    try:
+        yield
+    except BaseException:
+        if db.in_transaction:  # SQLite itself gives the whole up where, say, the disk is full
+            db.execute("ROLLBACK TO inner_one")
+            db.execute("RELEASE inner_one")
+        raise
+    db.execute("RELEASE inner_one")
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

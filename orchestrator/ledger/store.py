@@ -46,14 +46,15 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
-    def _transaction(self) -> AbstractContextManager[None]:
+    def together(self) -> AbstractContextManager[None]:
+        """Changes made inside are one: kept whole or not at all, with one wait for the disk."""
         return transaction(self._db, self.path)
 
     # --- what the sweep is about
 
     def set_fact(self, name: str, value: Any) -> None:
         """Keep one JSON value about the whole sweep."""
-        with self._transaction():
+        with self.together():
             self._db.execute("INSERT OR REPLACE INTO sweep VALUES (?, ?)", (name, canonical_json(value)))
 
     def fact(self, name: str, default: Any = None) -> Any:
@@ -74,7 +75,7 @@ class Ledger:
         Raises:
             LedgerError: the key is known.
         """
-        with self._transaction():
+        with self.together():
             if self._db.execute("SELECT 1 FROM trials WHERE key = ?", (key,)).fetchone():
                 raise LedgerError(f"trial {key[:12]} is in the ledger already")
             self._db.execute(
@@ -96,12 +97,12 @@ class Ledger:
 
     def start(self, key: str) -> None:
         """queued -> running."""
-        with self._transaction():
+        with self.together():
             self._move(key, "running", started_at=time.time())
 
     def record(self, key: str, measurement: Measurement) -> None:
         """Keep a rung of a running trial; a rung reported again (after a retry) replaces the first."""
-        with self._transaction():
+        with self.together():
             state = self._db.execute("SELECT state FROM trials WHERE key = ?", (key,)).fetchone()
             if state is None or state["state"] != "running":
                 raise LedgerError(f"trial {key[:12]} reports step {measurement.step} but does not run")
@@ -127,7 +128,7 @@ class Ledger:
         """
         if state != "completed" and not reason:
             raise LedgerError(f"trial {key[:12]} ends as {state} without a reason")
-        with self._transaction():
+        with self.together():
             self._move(
                 key,
                 state,
@@ -143,7 +144,7 @@ class Ledger:
 
         Its rungs stay: it may go on from a checkpoint, and what it reports again is the same and replaces them.
         """
-        with self._transaction():
+        with self.together():
             self._move(key, "queued", started_at=None, ended_at=None, reason=None)
 
     def requeue_running(self) -> int:
@@ -162,7 +163,7 @@ class Ledger:
         self._set(key, "judgement", judgement)
 
     def _set(self, key: str, column: str, value: Comparison | Judgement) -> None:
-        with self._transaction():
+        with self.together():
             changed = self._db.execute(
                 f"UPDATE trials SET {column} = ? WHERE key = ? AND state = 'completed'",
                 (canonical_json(asdict(value)), key),
@@ -176,7 +177,7 @@ class Ledger:
         Args:
             of: key of the trial that ran there; its memory and time are those of this cell on this kind from now on.
         """
-        with self._transaction():
+        with self.together():
             first = self.cost(cell)
             name = cell if first is None or first.device == cost.device else f"{cell}{ON}{cost.device}"
             self._db.execute("INSERT OR IGNORE INTO cost_cells VALUES (?, ?)", (name, canonical_json(asdict(cost))))
@@ -223,14 +224,14 @@ class Ledger:
         return [entry.result for entry in self.entries()]
 
     def _entries(self, where: str, *values: Any) -> list[Entry]:
-        self._db.execute("BEGIN")  # one snapshot for the three reads
+        self._db.execute("SAVEPOINT one_state")  # of the three reads, inside a transaction or not
         try:
             rows = self._db.execute(f"SELECT * FROM trials {where} ORDER BY number", values).fetchall()
             marks = self._db.execute(f"SELECT * FROM measurements {where} ORDER BY key, step", values).fetchall()
             named = f"SELECT cost_cell FROM trials {where}"
             cells = self._db.execute(f"SELECT cell, cost FROM cost_cells WHERE cell IN ({named})", values).fetchall()
         finally:
-            self._db.execute("COMMIT")
+            self._db.execute("RELEASE one_state")
         costs = {row["cell"]: cost_of(row["cost"]) for row in cells}
         history: dict[str, list[sqlite3.Row]] = {}
         for mark in marks:

@@ -96,16 +96,17 @@ class SweepSearcher(Searcher):
         """The next task, None while there is none, FINISHED when there will be none."""
         if self.stopped and not self._live:
             return Searcher.FINISHED
-        task = None if self.stopped or len(self._live) >= self._n_slots() else self._next_task()
+        with self._ledger.together():
+            task = None if self.stopped or len(self._live) >= self._n_slots() else self._next_task()
+            if task and task.kind == "train":
+                self._ledger.start(task.key)
+                self._refresh(task.key)
         if task is None:
             self._workers.make_room()
             self.finished = not self._live and not self._retries.waiting
             if self.finished:
                 self._ledger.set_fact(FINISHED, True)
             return Searcher.FINISHED if self.finished else None
-        if task.kind == "train":
-            self._ledger.start(task.key)
-            self._refresh(task.key)
         self._retries.handed_out((task.kind, task.key))
         self._live[trial_id] = task
         self._stopping.task_handed_out(trial_id)
