@@ -1,14 +1,18 @@
 """What a sampler is asked and told: ordered values by their place, and a history that stays short."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.ledger.rows import Entry
 from orchestrator.pruning.halving import depths
-from orchestrator.search.proposer import Proposer, modelled, ordered
+from orchestrator.search.design import N_FIRST, first_points
+from orchestrator.search.proposer import MAX_REPEATS, Proposer, modelled, ordered
 from search_spaces import Parameter
 from tests.sweeps import GRID, TPE, WORKLOAD, make, measurement, space, trial
 
@@ -43,8 +47,6 @@ def told(proposer, asked, number: int, state: str = "completed"):
 
 
 def trial_with_key(result, config):
-    from dataclasses import replace
-
     return replace(result, key=WORKLOAD.key(config))
 
 
@@ -116,3 +118,87 @@ def test_trials_at_work_do_not_make_a_study_full():
     told(proposer, asked, 10)
     assert proposer.study is not study
     assert sum(t.state == TrialState.RUNNING for t in proposer.study.trials) == 20
+
+
+DISTRIBUTIONS = {
+    "place": IntDistribution(0, 3),
+    "rank": IntDistribution(1, 64),
+    "learning_rate": FloatDistribution(1e-5, 1e-1, log=True),
+    "dropout": FloatDistribution(0.0, 0.8),
+    "targets": CategoricalDistribution(("a", "b", "c")),
+}
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40))
+def test_first_points_are_one_in_each_slice_of_the_middle_half_and_take_choices_in_equal_parts(seed, n):
+    points = first_points(DISTRIBUTIONS, seed, n)
+    assert len(points) == n
+    slices = {
+        "learning_rate": [(np.log10(p["learning_rate"]) + 5) / 4 for p in points],
+        "dropout": [p["dropout"] / 0.8 for p in points],
+    }
+    for shares in slices.values():
+        assert sorted(int(2 * n * (share - 0.25) + 1e-9) for share in shares) == list(range(n))
+    assert {p["place"] for p in points} <= {1, 2}
+    assert all(17 <= p["rank"] <= 48 for p in points)
+    counts = [sum(p["targets"] == choice for p in points) for choice in "abc"]
+    assert sum(counts) == n
+    assert max(counts) - min(counts) <= 2  # a third of n is no whole number of slices
+    assert points == first_points(DISTRIBUTIONS, seed, n)
+
+
+def asked_for(proposer, asked, n: int) -> list[dict]:
+    return [proposer.propose(lambda p: WORKLOAD.key(asked.config(dict(p))), lambda key: False) for _ in range(n)]
+
+
+def as_asked(points: list[dict]) -> list[dict]:
+    """Ranks by value."""
+    return [{**point, "rank": (1, 2, 4, 8)[point["rank"]]} for point in points]
+
+
+@pytest.mark.parametrize("method", ["tpe", "gp"])
+def test_a_search_with_a_model_begins_with_the_first_points(method):
+    asked = sixteen_bit()
+    asked = asked.model_copy(update={"space": asked.space.model_copy(update={"method": method})})
+    proposer = Proposer(asked)
+    first = first_points(proposer._distributions, asked.seed)
+    assert len({point["learning_rate"] for point in first}) == N_FIRST
+    points = asked_for(proposer, asked, N_FIRST + 3)
+    assert points[:N_FIRST] == as_asked(first)
+    assert points[N_FIRST] not in as_asked(first)
+
+
+def test_a_search_that_was_told_of_enough_trials_does_not_begin_again():
+    asked = sixteen_bit()
+    old, new = Proposer(asked), Proposer(asked)
+    points = asked_for(old, asked, N_FIRST)
+    for number, point in enumerate(points):
+        result = trial(number, config=asked.config(point), history=(measurement(8, 1.0),))
+        new.tell(Entry(result=trial_with_key(result, result.config), params=point))
+    assert asked_for(new, asked, 1)[0] not in points
+
+
+def test_a_resumed_search_takes_up_its_first_points_where_it_left_them():
+    asked = sixteen_bit()
+    key_of = lambda p: WORKLOAD.key(asked.config(dict(p)))  # noqa: E731
+    points = asked_for(Proposer(asked), asked, N_FIRST)
+    known = {key_of(point) for point in points[:4]}
+    assert Proposer(asked).propose(key_of, known.__contains__) == points[4]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_the_sampler_asks_for_known_points_only_the_nearest_unknown_one_is_taken(seed):
+    ranks = (1, 2, 4, 8)
+    parameters = {"rank": {"values": list(ranks)}, "precision": {"values": ["nf4", "16bit"]}}
+    asked = make(space({**TPE, "parameters": parameters}), seed=seed)
+    proposer, seen = Proposer(asked), []
+
+    def key_of(params):
+        seen.append(dict(params))
+        return WORKLOAD.key(asked.config(dict(params)))
+
+    ends = [{"rank": rank, "precision": precision} for rank in (1, 8) for precision in ("nf4", "16bit")]
+    left = [WORKLOAD.key(asked.config(point)) for point in ends]
+    taken = proposer.propose(key_of, lambda key: len(seen) <= MAX_REPEATS or key not in left)
+    last = seen[MAX_REPEATS - 1]
+    assert taken == {"rank": 1 if last["rank"] <= 2 else 8, "precision": last["precision"]}

@@ -19,6 +19,7 @@ from orchestrator.analysis.front import dissimilarity, losses_of
 from orchestrator.ledger.rows import Entry
 from orchestrator.pruning.halving import ranking
 from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
+from orchestrator.search.design import N_FIRST, first_points
 from orchestrator.settings import SweepSettings
 from search_spaces import Parameter
 from trainables.results import TrialResult
@@ -29,11 +30,11 @@ Losses = tuple[float, ...]
 MAX_MODELLED = 150
 """Trials that a sampler is left with when its history has grown to twice as many, see `modelled`."""
 MAX_REPEATS = 10
-"""Known points the sampler may propose in a row before an unknown one is drawn for it."""
+"""Known points the sampler may propose in a row before the unknown one nearest to the last of them is taken."""
 BROKEN = 1.0
 """Constraint value of a trial that ended without usable figures."""
-N_RANDOM = 6
-"""Trials drawn at random before TPE has a say: a sweep has tens of trials, so that Optuna's 10 are many of them."""
+MODELS = frozenset({"tpe", "gp"})
+"""Samplers that model what they were told, and begin with the points of `first_points`."""
 POPULATION = 16
 """Trials of one generation of NSGA-II: a sweep has tens of trials, so that Optuna's 50 would be one generation."""
 
@@ -42,11 +43,11 @@ def sampler(method: str, seed: int) -> optuna.samplers.BaseSampler:
     """Optuna's sampler of that name; a grid has none, and is walked through in order."""
     samplers = optuna.samplers
     if method == "tpe":
-        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=N_RANDOM)
+        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=N_FIRST)
     if method == "nsga2":
         return samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
     if method == "gp":
-        return samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+        return samplers.GPSampler(seed=seed, n_startup_trials=N_FIRST, warn_independent_sampling=False)
     if method == "qmc":
         quiet = {"warn_independent_sampling": False, "warn_asynchronous_seeding": False}
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
@@ -121,6 +122,7 @@ class Proposer:
         self._random = Random(settings.seed)
         self._grid: dict[str, dict[str, Any]] | None = None  # by key, once it is needed: a key takes a millisecond
         self._asked: dict[str, optuna.Trial] = {}
+        self._first: list[dict[str, Any]] | None = None  # points to begin with that were not asked for yet
         self.study = self._new_study()
 
     def _new_study(self) -> optuna.Study:
@@ -131,7 +133,9 @@ class Proposer:
         """A point of the space whose trial is not known yet, or None when there is none left."""
         if self._space.method == "grid":
             return next(self._left(key_of, known), None)
+        params: dict[str, Any] = {}
         for _ in range(MAX_REPEATS):
+            self._enqueue_first()
             trial = self.study.ask(self._distributions)
             params = {n: self._ordered[n][v] if n in self._ordered else v for n, v in trial.params.items()}
             key = key_of(params)
@@ -142,7 +146,25 @@ class Proposer:
         if self._space.n_points is None:
             return None
         left = list(self._left(key_of, known))
-        return self._random.choice(left) if left else None
+        self._random.shuffle(left)
+        return min(left, key=lambda point: self._distance(point, params), default=None)
+
+    def _enqueue_first(self) -> None:
+        """Let the study ask for the next point to begin with, unless enough trials were known before."""
+        if self._first is None:
+            begins = self._space.method in MODELS and len(self.study.get_trials(deepcopy=False)) < N_FIRST
+            self._first = first_points(self._distributions, self._settings.seed) if begins else []
+        if self._first:
+            self.study.enqueue_trial(self._first.pop(0))
+
+    def _distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        """Of two points of a finite space: places apart as a share of all, summed; 1 for each choice that differs."""
+        found = 0.0
+        for name, value in one.items():
+            values = self._ordered.get(name)
+            apart = abs(values.index(value) - values.index(other[name])) / (len(values) - 1) if values else None
+            found += float(value != other[name]) if apart is None else apart
+        return found
 
     def _left(self, key_of: KeyOf, known: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
         """Points of a finite space whose trials are not known yet, in the grid's order."""
