@@ -14,6 +14,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.verify import checks as verify
 from orchestrator.workers import checkpoints
 from tests.faults.pretend import noted
+from tests.stores import place_store
 from tests.sweeps import PRETEND, Finished, environment
 from trainables.config import FINAL_STATES
 from trainables.errors import SweepError
@@ -76,6 +77,8 @@ class Place:
 
     def begin(self) -> subprocess.Popen[str]:
         """Run the sweep, or go on with it where there is one."""
+        if not self.root.exists():
+            place_store(self.root)
         return self.start("resume" if (self.sweep / "settings.json").exists() else "run")
 
     def end(self, process: subprocess.Popen[str]) -> Finished:
