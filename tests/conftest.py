@@ -1,5 +1,6 @@
 """What several test modules share: a tiny GPT-2, its tokens, a workload and a bench."""
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
+gc.freeze()  # what was imported stays: the garbage collections of tests need not look at a million objects again
 
 
 @pytest.fixture(scope="session")

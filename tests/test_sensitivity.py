@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, OPTConfig
 from orchestrator.figures import sensitivity as sensitivity_figures
 from orchestrator.sensitivity import SensitivityResult, SensitivitySettings, choose
 from orchestrator.tracking.store import EXPERIMENT, log_run, store_uri
+from tests.stores import place_store
 from tests.sweeps import WORKLOAD, command
 from trainables import base_model, demo, evaluation
 from trainables.config import TARGETS
@@ -276,6 +277,7 @@ def test_an_mlflow_that_cannot_be_written_is_said_and_not_fatal(tmp_path):
 
 def test_more_metrics_than_mlflow_takes_at_once_are_all_written(tmp_path):
     metrics = [("kl_nats", float(step), step) for step in range(1001)]
+    place_store(tmp_path)
     page = log_run(tmp_path, print, name="t", tags={}, params={}, metrics=metrics, artifacts=[])
     client = MlflowClient(tracking_uri=store_uri(tmp_path))
     run_id = page.rpartition("/")[2].removesuffix("?workflowType=machine_learning")

@@ -80,6 +80,7 @@ def test_a_locked_store_keeps_the_end_for_seconds_and_sync_completes_it(tmp_path
 
 def test_a_store_that_is_free_is_written_to_the_end_by_the_process(tmp_path):
     settings, result = swept(tmp_path)
+    place_store(tmp_path)
     flushed, _ = finished(settings, tmp_path)
     assert re.match(r"http://127.0.0.1:5000/#/experiments/1/runs/[0-9a-f]{32}", str(flushed.page)), flushed
     assert flushed.n_whole == len(result.trials)

@@ -14,40 +14,92 @@ from tests.faults.pretend import noted
 from tests.sweeps import REPO
 
 
-@pytest.mark.parametrize(("n_kills", "n_trials"), [(1, 3), pytest.param(20, 20, marks=pytest.mark.slow)])
-def test_a_driver_killed_at_random_moments_loses_and_repeats_nothing(n_kills, n_trials, place, survived):
-    random = Random(n_kills)
-    place.gate.touch()
-    place.space = "plain" if n_trials <= 4 else "pairs"
-    place.variables = {"PRETEND_TRIALS": str(n_trials), "PRETEND_SECONDS": "0.2"}
-    for _ in range(n_kills):
-        driver = place.begin()
-        n_before, n_more = place.begun.total(), random.randint(0, 3)
-        if not place.until(lambda n=n_before + n_more: place.begun.total() >= n, driver):
-            assert driver.returncode == 0, place.said
-        time.sleep(random.uniform(0, 8 if n_more == 0 else 0.8))
-        place.kill(driver)
-    assert place.end(place.begin()).code == 0, place.said
-    place.check()
-    survived("driver SIGKILLed at random moments", n_kills, lost=0, repeated=place.repeated)
-
-
 def pid_of(place, key: str) -> int:
     """The process in which a trial began last."""
     return [event["pid"] for event in noted(place.log) if event["key"] == key][-1]
 
 
-def test_a_killed_worker_costs_its_trial_no_more_than_a_rung(place, survived):
-    place.variables = {"PRETEND_TRIALS": "3"}
-    driver = place.begin()
+def steps_of(place, key: str) -> list[int]:
+    """After which step a trial began, each time."""
+    return [event["step"] for event in noted(place.log) if event["key"] == key]
+
+
+def kill_worker(place, driver) -> str:
+    """SIGKILL the worker of a trial whose second rung has a checkpoint; returns the trial's key."""
     place.until(place.at_second_rung, driver)
     key = place.at_second_rung()[0]
     os.kill(pid_of(place, key), signal.SIGKILL)
-    place.n_running = 1
+    place.n_running += 1
+    return key
+
+
+def interrupt(place, driver, n_signals: int) -> None:
+    """Ctrl-C, so many times; the driver ends, and says how to go on."""
+    place.n_running += sum(t.state == "running" for t in place.trials())
+    for _ in range(n_signals):
+        os.killpg(driver.pid, signal.SIGINT)
+        time.sleep(1)
+    ended = place.end(driver)
+    assert ended.code == 130, ended.err
+    assert "Traceback" not in ended.err
+    assert "resume s" in ended.err
+    assert "running" not in {t.state for t in place.trials()} or n_signals == 2  # it may come before all is tidied up
+
+
+def kill_driver(place, random: Random) -> int:
+    """Run the sweep, or go on with it, and SIGKILL the driver at a random moment; returns how it ended."""
+    driver = place.begin()
+    n_before, n_more = place.begun.total(), random.randint(0, 3)
+    if not place.until(lambda: place.begun.total() >= n_before + n_more, driver):
+        assert driver.returncode == 0, place.said
+    time.sleep(random.uniform(0, 8 if n_more == 0 else 0.8))
+    place.kill(driver)
+    return driver.returncode
+
+
+def test_one_sweep_loses_nothing_over_a_killed_worker_then_ctrl_c_then_a_killed_driver(place, survived):
+    """The short form of the next three: each fault once, all on one sweep."""
+    place.variables = {"PRETEND_TRIALS": "2", "PRETEND_SECONDS": "0.4"}  # as many as there are CPUs: none waits
+    driver = place.begin()
+    key = kill_worker(place, driver)
+    assert place.until(lambda: place.begun[key] == 2, driver), place.said
+    assert steps_of(place, key) == [0, 2]
+    survived("worker SIGKILLed", lost=0, repeated=place.repeated)
+    interrupt(place, driver, 1)
+    survived("Ctrl-C once", lost=0)
+    place.gate.touch()
+    n_repeated = place.repeated
+    assert kill_driver(place, Random(1)) == -signal.SIGKILL, "it had ended before"
+    assert place.end(place.begin()).code == 0, place.said
+    place.check()
+    assert 0 not in steps_of(place, key)[1:], "a trial began anew"
+    assert {t.state for t in place.trials()} == {"completed"}
+    assert len(place.trials()) == 2
+    survived("driver SIGKILLed at a random moment", lost=0, repeated=place.repeated - n_repeated)
+
+
+@pytest.mark.slow
+def test_a_driver_killed_at_random_moments_loses_and_repeats_nothing(place, survived):
+    random, n_kills = Random(20), 20
+    place.gate.touch()
+    place.space = "pairs"
+    place.variables = {"PRETEND_TRIALS": "20", "PRETEND_SECONDS": "0.2"}
+    for _ in range(n_kills):
+        kill_driver(place, random)
+    assert place.end(place.begin()).code == 0, place.said
+    place.check()
+    survived("driver SIGKILLed at random moments", n_kills, lost=0, repeated=place.repeated)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_its_trial_no_more_than_a_rung(place, survived):
+    place.variables = {"PRETEND_TRIALS": "3"}
+    driver = place.begin()
+    key = kill_worker(place, driver)
     place.gate.touch()
     assert place.end(driver).code == 0, place.said
     place.check()
-    assert [event["step"] for event in noted(place.log) if event["key"] == key] == [0, 2]
+    assert steps_of(place, key) == [0, 2]
     assert {t.state for t in place.trials()} == {"completed"}
     survived("worker SIGKILLed", lost=0, repeated=place.repeated)
 
@@ -104,20 +156,13 @@ def test_a_sweep_on_which_every_trial_fails_stops_and_goes_on_when_that_is_mende
     survived("every trial fails, until that is mended", lost=0, repeated=place.repeated)
 
 
-@pytest.mark.parametrize("n_signals", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_signals", [1, 2])
 def test_ctrl_c_ends_the_sweep_and_resume_goes_on(n_signals, place, survived):
     place.variables = {"PRETEND_TRIALS": "3"}
     driver = place.begin()
     place.until(place.at_second_rung, driver)
-    place.n_running = sum(t.state == "running" for t in place.trials())
-    for _ in range(n_signals):
-        os.killpg(driver.pid, signal.SIGINT)
-        time.sleep(1)
-    ended = place.end(driver)
-    assert ended.code == 130, ended.err
-    assert "Traceback" not in ended.err
-    assert "resume s" in ended.err
-    assert "running" not in {t.state for t in place.trials()} or n_signals == 2  # it may come before all is tidied up
+    interrupt(place, driver, n_signals)
     place.gate.touch()
     assert place.end(place.begin()).code == 0, place.said
     place.check()
