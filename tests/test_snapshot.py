@@ -12,6 +12,7 @@ from orchestrator.workers import checkpoints
 from tests.sweeps import cost
 from trainables import memory
 from trainables.bench import Bench
+from trainables.config import TrialConfig
 from trainables.snapshot import EngineState, Snapshot
 from trainables.training import flattened
 from trainables.trial import Trial
@@ -83,10 +84,19 @@ def test_dropouts_generator_is_a_part_of_it(bench, small_config):
     assert losses(rest)[0] != losses(whole)[1]
 
 
-@pytest.mark.parametrize("part", ["weights", "first_moments", "second_moments", "n_updates"])
-def test_all_of_the_optimizer_is_a_part_of_it(bench, small_config, part):
-    config = small_config(dropout=0.0, max_steps=STEPS)
+@pytest.fixture(scope="module")
+def uninterrupted(bench):
+    """A trial without dropout that never stopped: its config, its measurements and its snapshots."""
+    config = TrialConfig(
+        precision="16bit", rank=4, alpha=8, batch_size=2, max_length_tokens=64, max_steps=STEPS, dropout=0.0
+    )
     whole, _, taken = trained(config, bench)
+    return config, whole, taken
+
+
+@pytest.mark.parametrize("part", ["weights", "first_moments", "second_moments", "n_updates"])
+def test_all_of_the_optimizer_is_a_part_of_it(bench, uninterrupted, part):
+    config, whole, taken = uninterrupted
     engine = taken[4].engine
     changed = 1 if part == "n_updates" else np.zeros_like(getattr(engine, part)) + 1e-3
     rest, _, _ = trained(config, bench, snapshot=replace(taken[4], engine=replace(engine, **{part: changed})))
