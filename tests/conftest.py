@@ -3,23 +3,21 @@
 import gc
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainables import alpaca, data, demo
-from trainables.base_model import BaseModel
-from trainables.bench import Bench
 from trainables.config import TrialConfig, Workload
-from trainables.inputs import Inputs
+
+if TYPE_CHECKING:  # what takes seconds is imported by who uses it: the process that only hands tests out does not
+    from trainables import data
+    from trainables.bench import Bench
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
-gc.freeze()  # what was imported stays: the garbage collections of tests need not look at a million objects again
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +26,11 @@ def tiny_folder(tmp_path_factory) -> Path:
 
     Weights are drawn wide, so that logits differ clearly between tokens and gradients get clipped.
     """
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from trainables import demo
+
     folder = tmp_path_factory.mktemp("tiny-gpt2")
     shape = GPT2Config(
         n_layer=2,
@@ -49,26 +52,35 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokens(tiny_folder, tmp_path_factory) -> data.TokenizedData:
+def tokens(tiny_folder, tmp_path_factory) -> "data.TokenizedData":
     """The demo's rows, split and tokenized."""
+    from trainables import alpaca, data
+
     return data.tokenize(alpaca.read_rows("demo"), tiny_folder, tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="session")
-def splits(tokens) -> dict[str, list[data.TokenRow]]:
+def splits(tokens) -> "dict[str, list[data.TokenRow]]":
+    from trainables import data
+
     return data.load(tokens.folder)
 
 
 @pytest.fixture(scope="session")
 def workload(tiny_folder, tokens) -> Workload:
     """The tiny base and the demo's rows in float32."""
+    from trainables.base_model import BaseModel
+    from trainables.inputs import Inputs
+
     base = BaseModel(source=str(tiny_folder), folder=tiny_folder, weights="random")
     return Inputs(base=base, rows_source="demo", tokens=tokens).workload("float32")
 
 
 @pytest.fixture(scope="session")
-def bench(workload) -> Bench:
+def bench(workload) -> "Bench":
     """A CPU bench. Who uses it gives both bases back untouched."""
+    from trainables.bench import Bench
+
     return Bench(workload, "cpu")
 
 
@@ -92,10 +104,11 @@ def small_config():
 
 
 LONGEST = (
-    *("test_sweep", "faults/test_processes", "test_tracking_faults", "test_cluster", "test_browser", "test_preemption"),
-    *("test_security", "test_verify", "test_trial", "test_compare", "test_sensitivity", "test_tracking", "test_export"),
-    *("test_notebook", "test_bench_speed", "test_postgres", "test_bench", "test_tracking_live", "test_search"),
-    *("faults/test_files", "test_hub", "test_snapshot", "test_figures", "test_report"),
+    *("test_preemption", "test_sweep", "test_tracking_faults", "test_cluster", "faults/test_processes", "test_browser"),
+    *("test_security", "test_notebook", "test_trial", "test_verify", "test_sensitivity", "test_postgres", "test_warm"),
+    *("test_bench_speed", "test_compare", "test_export", "test_hub", "test_snapshot", "test_hypervolume_stop"),
+    *("faults/test_files", "test_tracking", "test_bench", "test_tracking_live", "test_search", "test_figures"),
+    *("test_report", "test_training", "test_predicted_memory", "test_ledger", "test_evaluation"),
 )
 """Files that take longest, the longest first; all others take seconds."""
 
@@ -104,6 +117,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files: `make test` gives whole files to two processes, and both should end at once."""
     rank = {f"tests/{name}.py": n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collections of tests need not look at a million objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
