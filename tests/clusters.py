@@ -25,6 +25,8 @@ from trainables.errors import Unreachable
 from trainables.findings import Judgement
 from trainables.results import Cost, Measurement
 
+NICENESS = "RAY_worker_niceness"
+
 
 def reports_of(task: Task) -> Iterator[Report]:
     """What a worker says of a task that goes well; made here, so that workers import little."""
@@ -50,6 +52,7 @@ def cluster(**head: Any) -> Iterator[Cluster]:
     folder = Path(mkdtemp(prefix="r", dir="/tmp"))  # short: sockets lie under it
     (folder / "ray").mkdir()
     os.environ["RAY_TMPDIR"] = str(folder)
+    os.environ.setdefault(NICENESS, ray_cluster.VARIABLES[NICENESS])  # nodes read it as they start
     os.environ.pop(ray_guard.LOOPBACK, None)  # a private Ray of this process may have set it
     ray_guard._read_environment_again(is_private=False)
     found = Cluster()

@@ -1,5 +1,6 @@
 """Stopping what can no longer add to the front: what a trial can hope for, by hand and as Ray Tune asks."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -212,8 +213,10 @@ def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others
     asked = make(space(WIDE | HYPERVOLUME | ranks, method="grid"))
     try:
         result = sweep.run(asked, tmp_path, resume=False, started=lambda *_: None, trainable=Worse, prepare=connected)
+        niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())
     finally:
         ray.shutdown()
+    assert niceness == os.nice(0), "trials are behind what else runs on this machine"
     ended = {trial.config.rank: trial for trial in result.trials if trial.origin == "search"}
     assert ended[1].state == "completed", ended[1].reason
     assert len(ended) == 12

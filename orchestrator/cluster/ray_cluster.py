@@ -30,6 +30,7 @@ VARIABLES = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_worker_niceness": "0",  # else 15: behind all else on this machine, MLflow's writer (10) included
     "PYTHONWARNINGS": "ignore",
 }
 PACKAGES = tuple(str(Path(__file__).parents[2] / name) for name in ("trainables", "search_spaces", "orchestrator"))
