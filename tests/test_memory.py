@@ -129,3 +129,6 @@ def test_allocated_memory_on_a_cpu_counts_each_living_storage_once():
     assert allocated_mib("cpu") - before == pytest.approx(3, abs=1e-3)
     del view
     assert allocated_mib("cpu") == pytest.approx(before, abs=1e-3)
+    weight = torch.nn.Parameter(mib(2), requires_grad=False)  # of a class of its own
+    assert allocated_mib("cpu") - before == pytest.approx(2, abs=1e-3)
+    del weight
