@@ -102,7 +102,8 @@ class Space(Frozen):
     Attributes:
         name: of the file, without suffix.
         description: one line for people.
-        method: Optuna's sampler, which asks without end; or "grid", which runs each point once.
+        method: Optuna's sampler, which asks without end; tpe and gp begin around the middle of every range; or "grid",
+            which runs each point once.
         parameters: searched settings by name.
         fixed: settings of every trial; what is named nowhere has TrialConfig's default.
         early_terminate: pruning.
