@@ -27,7 +27,7 @@ from trainables.results import TrialResult
 KeyOf = Callable[[Mapping[str, Any]], str]
 Losses = tuple[float, ...]
 
-MAX_MODELLED = 150
+MAX_MODELLED = 75
 """Trials that a sampler is left with when its history has grown to twice as many, see `modelled`."""
 MAX_REPEATS = 10
 """Known points the sampler may propose in a row before the unknown one nearest to the last of them is taken."""
