@@ -120,7 +120,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: the garbage collections of tests need not look at a million objects again."""
+    """What was imported stays: the garbage collections of tests need not look at it again."""
     gc.collect()
     gc.freeze()
 

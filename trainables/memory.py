@@ -190,7 +190,7 @@ def allocated_mib(device: str) -> float:
     """MiB in live tensors on the device now; on a CPU, those that the garbage collector knows of."""
     if device == "cuda":
         return torch.cuda.memory_allocated() / MIB
-    kinds = _kinds(torch.Tensor)  # looked up, as there are a million objects: to ask each for its bases takes seconds
+    kinds = _kinds(torch.Tensor)  # looked up: to ask each of all objects for its bases takes longer
     tensors = [o for o in gc.get_objects() if type(o) in kinds]
     sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}
     return sum(sizes.values()) / MIB

@@ -16,10 +16,14 @@ def first_points(distributions: Mapping[str, BaseDistribution], seed: int, n: in
     """A Latin hypercube (McKay et al. 1979, doi:10.2307/1268522, section 2) over the middle of every range.
 
     A sampler that starts at random spends its first trials, which nothing can stop yet, on the ends of ranges as often
-    as on their middles. SMAC (Lindauer et al. 2022, JMLR 23(54), section 3) begins with the default for the same
-    reason. Choices have no middle: all of them are drawn, as evenly as n allows.
+    as on their middles. Choices have no middle: all of them are drawn, as evenly as n allows.
+
+    Returns:
+        n points, the same for the same seed: of each name a value as its distribution has it.
+    Raises:
+        TypeError: a distribution of no kind that a space has.
     """
-    from scipy.stats import qmc  # half a second that status and report have no use for
+    from scipy.stats import qmc  # slow to import, and status and report have no use for it
 
     cube = qmc.LatinHypercube(len(distributions), rng=seed).random(n)
     values = [_value_at(dist) for dist in distributions.values()]

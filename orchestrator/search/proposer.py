@@ -159,12 +159,14 @@ class Proposer:
 
     def _distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
         """Of two points of a finite space: places apart as a share of all, summed; 1 for each choice that differs."""
-        found = 0.0
-        for name, value in one.items():
+
+        def apart(name: str) -> float:
             values = self._ordered.get(name)
-            apart = abs(values.index(value) - values.index(other[name])) / (len(values) - 1) if values else None
-            found += float(value != other[name]) if apart is None else apart
-        return found
+            if values is None:
+                return float(one[name] != other[name])
+            return abs(values.index(one[name]) - values.index(other[name])) / (len(values) - 1)
+
+        return sum(map(apart, one))
 
     def _left(self, key_of: KeyOf, known: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
         """Points of a finite space whose trials are not known yet, in the grid's order."""
