@@ -13,6 +13,7 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayA
 from orchestrator.cluster.newcomers import NodeUnfit
 from orchestrator.workers.faults import BACK_OFF_SECONDS, MIN_FAILED, Retries, fault_of, too_many
 from tests.sweeps import GRID, TPE, Desk, breaks, completes, make, space
+from trainables.errors import DeviceLost
 
 
 def raised(error: Exception) -> RayTaskError:
@@ -47,6 +48,11 @@ KINDS = {
         "its node lacks what a worker needs: ImportError: no peft",
     ),
     "a CUDA error": (raised(RuntimeError("CUDA out of memory")), "own", "CUDA out of memory"),
+    "a CUDA error that stays": (
+        raised(DeviceLost("AcceleratorError: CUDA error: device-side assert triggered\nCompile with ...")),
+        "device",
+        "its GPU was of no more use to its process: AcceleratorError: CUDA error: device-side assert triggered",
+    ),
 }
 
 

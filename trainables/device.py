@@ -45,6 +45,20 @@ def free_memory_mib(device: str) -> float | None:
     return torch.cuda.mem_get_info()[0] / 2**20
 
 
+def is_lost(device: str) -> bool:
+    """Whether this process can do nothing more with its device: some CUDA errors stay until the process ends (CUDA
+    Runtime API, cudaErrorIllegalAddress, cudaErrorAssert and others); one that is out of memory is not lost."""
+    if device == "cpu":
+        return False
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def device_name(device: str) -> str:
     """Name of the hardware, e.g. "NVIDIA H200" or "CPU x86_64"."""
     if device == "cpu":

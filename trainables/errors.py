@@ -5,7 +5,8 @@ SweepError
 |-- DataError       fix the data file and run again          (exit 3)
 |-- DiskFull        free some space and resume               (exit 4)
 |-- Unreachable     give a local folder, or wait for the net (exit 5)
-`-- TrialFailed     nothing: the sweep goes on without this trial
+|-- TrialFailed     nothing: the sweep goes on without this trial
+`-- DeviceLost      nothing: another process takes the trial up again
 """
 
 from collections.abc import Iterable
@@ -55,6 +56,10 @@ class TrialFailed(SweepError):
 
     def __str__(self) -> str:
         return self.args[1]
+
+
+class DeviceLost(SweepError):
+    """The GPU is of no more use to this process: after some CUDA errors every call fails, until another one begins."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -16,6 +16,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from trainables.errors import DeviceLost
+
 BACK_OFF_SECONDS = (2.0, 10.0)
 """Pause before a task is tried again, for the first time, for the second; it is not tried more often."""
 REFUSED = re.compile(r"NodeUnfit: (.+)")
@@ -24,7 +26,7 @@ MAX_FAILED_SHARE = 0.3
 MIN_FAILED = 5
 """A sweep stops when more than this share of its trials failed, and at least so many."""
 
-Kind = Literal["worker", "node", "unfit node", "host memory", "own"]
+Kind = Literal["worker", "node", "unfit node", "host memory", "device", "own"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +35,8 @@ class Fault:
 
     Attributes:
         kind: the worker process was lost, or its whole node; it found its node unfit before it began; Ray killed it
-            because the host (never the GPU) was out of memory; or the task's own code raised. Only the last is never
-            tried again.
+            because the host (never the GPU) was out of memory; its GPU was of no more use to it; or the task's own
+            code raised. Only the last is never tried again.
         text: in words.
     """
 
@@ -54,8 +56,8 @@ def fault_of(error: BaseException | None, text: str = "") -> Fault:
     """
     if isinstance(error, RayTaskError):
         cause = error.as_instanceof_cause()
-        infrastructure = RayActorError | OutOfMemoryError | NodeDiedError | WorkerCrashedError | ObjectLostError
-        error = cause if isinstance(cause, infrastructure) else error
+        of_ray = RayActorError | OutOfMemoryError | NodeDiedError | WorkerCrashedError | ObjectLostError
+        error = cause if isinstance(cause, of_ray | DeviceLost) else error
     said = str(error or text)
     short = " ".join(said.split())
     if isinstance(error, OutOfMemoryError) or "due to the node running low on memory" in short:
@@ -66,6 +68,9 @@ def fault_of(error: BaseException | None, text: str = "") -> Fault:
         return Fault(kind="worker", text="its worker process was lost")
     if isinstance(error, WorkerCrashedError | ObjectLostError):
         return Fault(kind="worker", text="its worker process was lost")
+    if isinstance(error, DeviceLost):
+        said = " ".join(str(getattr(error, "cause", error)).split())
+        return Fault(kind="device", text=f"its GPU was of no more use to its process: {said[:300]}")
     last = said.strip().splitlines()[-1:] or ["unknown"]
     if isinstance(error, RayActorError) and (refused := REFUSED.search(last[0])):
         return Fault(kind="unfit node", text=f"its node was unfit: {refused[1][:300]}")

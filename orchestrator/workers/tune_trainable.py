@@ -20,7 +20,8 @@ from orchestrator.cluster import newcomers
 from orchestrator.ledger.rows import COST
 from orchestrator.workers import node_inputs, storage
 from trainables.config import State, TrialConfig, Workload, canonical_json
-from trainables.errors import TrialFailed
+from trainables.device import is_lost
+from trainables.errors import DeviceLost, TrialFailed
 from trainables.results import Cost
 
 if TYPE_CHECKING:
@@ -132,6 +133,8 @@ class SweepTrainable(tune.Trainable):
         except Exception as error:
             traceback.print_exc()
             self._bench = None  # of unknown state now
+            if is_lost(config["device"]):
+                raise DeviceLost(f"{type(error).__name__}: {error}") from None
             yield {"state": "failed", "done": True, "reason": f"{type(error).__name__}: {error}", "environment": {}}
 
 
