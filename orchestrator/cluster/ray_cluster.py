@@ -30,6 +30,7 @@ VARIABLES = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TORCHDYNAMO_DISABLE": "1",  # else bitsandbytes has each worker load a compiler that nothing here calls
     "RAY_worker_niceness": "0",  # else 15: behind all else on this machine, MLflow's writer (10) included
     "PYTHONWARNINGS": "ignore",
 }
