@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 N_CONFIGS = 32
 """First configs over which a trial's time is averaged: a space mixes cheap and dear ones."""
-TWINS_SHARE = 0.5
-"""Twins for each config searched, where every 4-bit trial completes."""
 
 
 def _file(root: Path) -> Path:
@@ -40,7 +38,8 @@ def known(root: Path) -> tuple[Speed, ComputeDtype] | None:
 
 
 def predicted_seconds(settings: SweepSettings, root: Path, n_slots: int = 1) -> float | None:
-    """Of a whole sweep of which nothing is pruned: so at most about that. None where it is not known.
+    """Of a search of which nothing is pruned, so that each 4-bit trial brings its twin; without start-up and what the
+    finalists need. None where it is not known.
 
     Args:
         n_slots: trials at once.
@@ -50,8 +49,9 @@ def predicted_seconds(settings: SweepSettings, root: Path, n_slots: int = 1) -> 
         return None
     speed, dtype = device
     configs = first_configs(settings, N_CONFIGS)
-    each = [trial_seconds(shape, config, dtype, speed) for config in configs]
-    return settings.n_trials * (1 + TWINS_SHARE) * sum(each) / len(each) / n_slots
+    twins = [config.counterpart for config in configs if config.precision == "nf4"]
+    whole = sum(trial_seconds(shape, config, dtype, speed) for config in (*configs, *twins))
+    return settings.n_trials * whole / len(configs) / n_slots
 
 
 def text(settings: SweepSettings, root: Path, n_slots: int = 1) -> str | None:
@@ -61,4 +61,4 @@ def text(settings: SweepSettings, root: Path, n_slots: int = 1) -> str | None:
         return None
     size = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} minutes"
     at_once = f" with {n_slots} at once" if n_slots > 1 else ""
-    return f"predicted time: at most about {size}{at_once}; what is pruned takes off that"
+    return f"predicted time: about {size} of search{at_once} if nothing is pruned; start-up and yardsticks come on top"

@@ -23,8 +23,9 @@ class Status:
         best: best value of each objective among completed trials.
         front_size: members of the Pareto front.
         phase: "search"; then "yardsticks": other seeds and judgements of the finalists.
-        seconds_left: from the measured time of trials that ended, be it early, and how many run at once; None
-            before the first.
+        seconds_left: from the measured time of trials that ended, be it early, and how many run at once; of those
+            that began before any had ended nothing is taken, as each loaded the base first. None before the first
+            of the others.
         last_fault: reason of the last trial that broke.
     """
 
@@ -97,7 +98,9 @@ def _best(trials: Sequence[TrialResult], objective: Objective) -> float | None:
 def _seconds_left(trials: Sequence[TrialResult], n_expected: int, now: float | None) -> float | None:
     done = [t for t in trials if t.state in FINAL_STATES]
     own = [t for t in done if t.state != "completed" or t.train_seconds]  # a reused trial took no time
-    spans = [t.ended_at - t.started_at for t in own if t.ended_at and t.started_at]
+    timed = [(t.started_at, t.ended_at) for t in own if t.ended_at and t.started_at]
+    first_end = min((end for _, end in timed), default=0.0)
+    spans = [end - start for start, end in timed if start >= first_end]
     if not spans:
         return None
     mean = sum(spans) / len(spans)

@@ -1,6 +1,7 @@
 """Time of a step and of a sweep, predicted from shapes and two speeds; and that the default space fits a T4."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import product
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 import search_spaces
 from orchestrator import duration
 from orchestrator.prepare import Device
-from tests.sweeps import command, make
+from tests.sweeps import command, make, space
 from trainables.config import TrialConfig
 from trainables.predicted_memory import HUB_SHAPES, MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
 from trainables.predicted_time import Speed, measure, step_seconds, trial_seconds
@@ -81,8 +82,23 @@ def test_a_sweeps_time_is_known_once_a_device_was_asked_and_falls_with_slots(tmp
     slow = Speed(products_flops=25e12, memory_bytes=2.5e11)
     duration.keep(Device(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=slow), tmp_path)
     assert duration.predicted_seconds(asked, tmp_path) > 10 * whole
-    assert "predicted time: at most about" in duration.text(asked, tmp_path)
+    assert re.search(
+        r"predicted time: about \d+ minutes of search if nothing is pruned", duration.text(asked, tmp_path)
+    )
     assert duration.predicted_seconds(make(), tmp_path) is None, "nothing is said of a CPU"
+
+
+def test_each_4_bit_trial_is_counted_with_its_twin(tmp_path):
+    duration.keep(Device(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), tmp_path)
+    fixed = {"alpha": 16, "batch_size": 4, "max_length_tokens": 256, "max_steps": 200}
+    seconds = {}
+    for precision in ("nf4", "16bit"):
+        ranks = {"parameters": {"rank": {"values": [8]}}, "fixed": fixed | {"precision": precision}}
+        asked = make(space(**ranks), device="cuda", base_model="openai-community/gpt2-medium", n_trials=1)
+        seconds[precision] = duration.predicted_seconds(asked, tmp_path)
+    config = asked.config({"rank": 8})
+    alone = trial_seconds(MEDIUM, replace(config, precision="nf4"), "float16", H200)
+    assert seconds["nf4"] == pytest.approx(alone + seconds["16bit"])
 
 
 def test_a_dry_run_says_the_time_on_the_device_of_the_last_sweep(tmp_path):

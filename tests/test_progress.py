@@ -17,7 +17,9 @@ from tests.sweeps import TPE, Desk, breaks, completes, make, trial
 
 
 def ended(number: int, seconds: float, **values):
-    return trial(number, started_at=1000.0, ended_at=1000.0 + seconds, train_seconds=seconds, **values)
+    """One after another, the first at 1000."""
+    begin = 1000.0 + number * seconds
+    return trial(number, started_at=begin, ended_at=begin + seconds, train_seconds=seconds, **values)
 
 
 def running(number: int, since: float):
@@ -33,7 +35,7 @@ def shown(status, memory: str = "") -> str:
 # --- time
 
 
-@given(seconds=st.floats(1, 1e4), n_running=st.integers(1, 4), n_done=st.integers(1, 4), behind=st.floats(0, 1))
+@given(seconds=st.floats(1, 1e4), n_running=st.integers(1, 4), n_done=st.integers(2, 5), behind=st.floats(0, 1))
 def test_where_all_trials_take_the_same_time_the_time_left_is_the_time_left(seconds, n_running, n_done, behind):
     settings = make(TPE, n_trials=n_done + 3 * n_running)
     now = 5000.0
@@ -50,16 +52,26 @@ def test_before_a_trial_has_ended_no_time_is_claimed():
     assert "left" not in counted_line("a", found)
 
 
+def test_what_the_first_trials_took_to_load_the_base_is_not_expected_of_the_others():
+    """Two workers: both begin at 1000, cold; what follows takes 10 s."""
+    cold = [trial(i, started_at=1000.0, ended_at=1060.0 + i, train_seconds=50.0) for i in range(2)]
+    warm = [trial(i, started_at=1061.0, ended_at=1071.0, train_seconds=9.0) for i in (2, 3)]
+    at_once = [running(4, 1072.0), running(5, 1072.0)]
+    assert status_of([*cold, *at_once], make(TPE, n_trials=10), now=1072.0).seconds_left is None
+    found = status_of([*cold, *warm, *at_once], make(TPE, n_trials=10), now=1072.0)
+    assert found.seconds_left == pytest.approx(10.0 * (found.n_expected - 4) / 2)
+
+
 def test_a_trial_that_takes_longer_than_all_before_never_makes_the_time_negative():
-    trials = [ended(0, 10.0), running(1, 1000.0)]
-    found = status_of(trials, make(n_trials=2), ended=True, now=1e6)
+    trials = [ended(0, 10.0), ended(1, 10.0), running(2, 1020.0)]
+    found = status_of(trials, make(n_trials=3), ended=True, now=1e6)
     assert found.seconds_left is not None
     assert found.seconds_left >= 0
 
 
 def test_a_trial_taken_over_from_another_sweep_says_nothing_about_time():
     reused = trial(0, started_at=1000.0, ended_at=1000.1, reason="reused from b")
-    assert status_of([reused, ended(1, 20.0), running(2, 1000.0)], make()).seconds_left >= 20.0
+    assert status_of([reused, ended(1, 20.0), ended(2, 20.0), running(3, 1060.0)], make()).seconds_left >= 20.0
 
 
 # --- what else a person sees

@@ -113,8 +113,9 @@ def _draw_weights(folder: Path, cache: Path) -> Path:
     if drawn.exists():
         return drawn
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, logging
 
+    logging.disable_progress_bar()  # of a file that takes a second
     cache.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=".random-", dir=cache))
     with torch.random.fork_rng(devices=[]):
