@@ -161,7 +161,7 @@ def measured(fault: str, folder: Path, n_trials: int, steps: int, sound_seconds:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=20, help="so many that a sweep outlasts the lock")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--only", choices=list(FAULTS), help="one fault, beside the sound store")
     given = parser.parse_args(arguments)
