@@ -59,6 +59,6 @@ def text(settings: SweepSettings, root: Path, n_slots: int = 1) -> str | None:
     seconds = predicted_seconds(settings, root, n_slots)
     if seconds is None:
         return None
-    size = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} minutes"
+    size = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"
     at_once = f" with {n_slots} at once" if n_slots > 1 else ""
     return f"predicted time: about {size} of search{at_once} if nothing is pruned; start-up and yardsticks come on top"

@@ -83,7 +83,7 @@ def test_a_sweeps_time_is_known_once_a_device_was_asked_and_falls_with_slots(tmp
     duration.keep(Device(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=slow), tmp_path)
     assert duration.predicted_seconds(asked, tmp_path) > 10 * whole
     assert re.search(
-        r"predicted time: about \d+ minutes of search if nothing is pruned", duration.text(asked, tmp_path)
+        r"predicted time: about \d+ min of search if nothing is pruned", duration.text(asked, tmp_path)
     )
     assert duration.predicted_seconds(make(), tmp_path) is None, "nothing is said of a CPU"
 
