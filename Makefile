@@ -45,7 +45,7 @@ card: $(VENV)/installed
 	@$(BIN)/qlora-sweep card $(NAME)
 
 test: $(VENV)/installed-test
-	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/installed-test
 	@$(BIN)/python -m pytest

@@ -220,6 +220,16 @@ def test_gpu_hours_count_every_task_by_its_share_of_a_gpu(tmp_path):
     assert spent.wall_seconds == pytest.approx(3600 * 3.3)
 
 
+def test_a_task_that_waits_for_its_worker_costs_nothing(tmp_path):
+    clock, asked = Hours(), make(space(ENDLESS))
+    desk = Desk(tmp_path, asked)
+    desk.searcher = SweepSearcher(asked, WORKLOAD, desk.ledger, desk.pruner, n_slots=2, shared={}, clock=clock)
+    assert isinstance(desk.searcher.suggest("waits"), dict)
+    clock.seconds += 3600.0
+    desk.searcher.on_trial_complete("waits", error=True)
+    assert Spent(**desk.ledger.fact(SPENT)) == Spent(device_seconds=0.0, wall_seconds=3600.0)
+
+
 def test_what_was_spent_before_a_resume_counts(tmp_path):
     asked = make(space(ENDLESS), max_hours=20)
     first = Desk(tmp_path, asked, 1)

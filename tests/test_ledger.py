@@ -251,6 +251,16 @@ def test_all_that_a_finished_trial_left_is_read_back(ledger):
     assert entry.result.started_at <= entry.measured_at[0] <= entry.result.ended_at
 
 
+def test_who_reads_the_file_holds_up_no_write(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM sweep").fetchall()
+        ledger.set_fact("id", "5")
+        assert reader.execute("SELECT * FROM sweep").fetchall() == [], "it sees what was there when it began"
+    ledger.close()
+
+
 def test_the_workload_is_read_back_and_absent_at_first(ledger):
     assert ledger.workload() is None
     ledger.set_fact("workload", asdict(WORKLOAD))

@@ -132,3 +132,14 @@ def test_a_rung_stops_exactly_whom_its_definition_stops(seed):
         slow.enter(str(number), (mib, seconds, loss), noise, device)
         if draw.random() < 0.8:
             assert (fast.why_stop(1) is not None) == slow.latest_stops(), n
+
+
+def test_the_least_value_of_a_trial_that_was_stopped_here_counts_for_no_other():
+    """The one that held it comes again with more; of the two that have it now, one was stopped."""
+    moasha = Moasha(RULE, 8, DEFAULT_OBJECTIVES)
+    answers = []
+    for key, mib, other in (("a", 10.0, 5.0), ("b", 10.0, 9.0), ("a", 10.1, 5.0), ("c", 10.0, 10.0)):
+        cost = {"peak_memory_mib": mib, "reserved_memory_mib": mib, "seconds_per_step": other, "tokens_per_second": 1.0}
+        moasha.enter(key, Measurement(step=1, train_loss_nats=other, eval_loss_nats=other, **cost), 0.0)
+        answers.append(moasha.why_stop(1) is not None)
+    assert answers == [False, True, False, False]

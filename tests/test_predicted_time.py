@@ -82,9 +82,7 @@ def test_a_sweeps_time_is_known_once_a_device_was_asked_and_falls_with_slots(tmp
     slow = Speed(products_flops=25e12, memory_bytes=2.5e11)
     duration.keep(Device(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=slow), tmp_path)
     assert duration.predicted_seconds(asked, tmp_path) > 10 * whole
-    assert re.search(
-        r"predicted time: about \d+ min of search if nothing is pruned", duration.text(asked, tmp_path)
-    )
+    assert re.search(r"predicted time: about \d+ min of search if nothing is pruned", duration.text(asked, tmp_path))
     assert duration.predicted_seconds(make(), tmp_path) is None, "nothing is said of a CPU"
 
 

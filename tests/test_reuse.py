@@ -153,6 +153,12 @@ def test_a_warm_start_from_another_space_is_refused_by_the_keys_that_differ(case
         warm_start.check(make(TPE | changes, name="b", warm_start="first"), tmp_path)
 
 
+def test_a_warm_start_from_another_device_is_refused(tmp_path):
+    settings_file.save(make(TPE, name="first", device="cuda"), sweep_folder("first", tmp_path))
+    with pytest.raises(ConfigError, match=r"warm_start: sweep 'first'.*different: device$"):
+        warm_start.check(make(TPE, name="b", warm_start="first"), tmp_path)
+
+
 def test_a_warm_start_from_itself_or_from_nothing_is_refused(tmp_path):
     settings_file.save(make(TPE, name="first"), sweep_folder("first", tmp_path))
     with pytest.raises(ConfigError, match="cannot start from itself"):
