@@ -56,6 +56,19 @@ def test_a_text_ends_with_the_first_end_token_even_where_it_is_the_first_of_all(
         assert text == whole[: whole.index(end) + 1]
 
 
+def test_on_a_cpu_nothing_is_read_after_every_text_has_ended(model):
+    whole = plain(model, PROMPTS[2], 12, end=-1)
+    reads: list[int] = []
+    hook = model.get_base_model().transformer.register_forward_hook(lambda *_: reads.append(1))
+    try:
+        for end in set(whole):
+            reads.clear()
+            (text,) = greedy_texts(model, [PROMPTS[2]], n_new=12, end=end)
+            assert len(reads) == len(text)
+    finally:
+        hook.remove()
+
+
 def test_an_end_token_within_a_prompt_ends_nothing(model):
     prompt = [9, END, 8, END]
     assert greedy_texts(model, [prompt, PROMPTS[2]], n_new=8, end=END)[0] == plain(model, prompt, 8, END)

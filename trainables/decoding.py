@@ -70,6 +70,12 @@ class GreedyDecoder:
         ).last_hidden_state
         return aligned_logits(states[:, -1], base.lm_head.weight).argmax(dim=-1, keepdim=True)
 
+    @property
+    def ended(self) -> bool:
+        """Whether each continuation has its end token by now; asks the device, so not for what is recorded."""
+        n_tokens = int(self._at) - self._width + 1
+        return bool((self._tokens[:, :n_tokens] == self._end).any(dim=1).all())
+
     def texts(self) -> list[list[int]]:
         """The continuations, each up to its first end token, that included."""
         return [_until(self._end, text) for text in self._tokens.tolist()]
@@ -92,6 +98,8 @@ def greedy_texts(
                 graph.replay()
         else:
             for _ in range(n_new - 1):
+                if decoder.ended:
+                    break
                 decoder.next(core)
     return decoder.texts()
 
