@@ -19,6 +19,14 @@ def pid_of(place, key: str) -> int:
     return [event["pid"] for event in noted(place.log) if event["key"] == key][-1]
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for is only listed still."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def steps_of(place, key: str) -> list[int]:
     """After which step a trial began, each time."""
     return [event["step"] for event in noted(place.log) if event["key"] == key]
@@ -219,7 +227,9 @@ def test_a_node_that_is_removed_in_the_middle_of_a_trial_costs_it_no_more_than_a
         place.until(place.at_second_rung, driver)
         key = place.at_second_rung()[0]
         (where,) = {event["node"] for event in noted(place.log) if event["key"] == key}
+        worker = pid_of(place, key)
         nodes.remove_node(by_id[where], allow_graceful=False)
+        assert place.until(lambda: is_gone(worker), driver), "its worker outlived its node"
         place.n_running = 1
         place.gate.touch()
         assert place.end(driver).code == 0, place.said
