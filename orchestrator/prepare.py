@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import duration
-from orchestrator.cluster import nodes, ray_cluster
+from orchestrator.cluster import ray_cluster
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.store import check_server
 from trainables import data, inputs
@@ -32,6 +32,8 @@ class Device:
 
 def ask_device(settings: SweepSettings) -> Device:
     """Asked on workers, as the driver must not open the GPU, and may have none; needs a connected Ray."""
+    from orchestrator.cluster import nodes
+
     asked = settings.compute_dtype
     if settings.device == "cpu":
         native = native_dtype("cpu")
@@ -62,6 +64,8 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     if settings.address is not None:
         ray_cluster.connect(settings.address, insecure=settings.insecure)  # first: what does not answer is said at once
     found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
+    from orchestrator.cluster import nodes  # after what finds bad input: Ray takes half a second
+
     if settings.address is None:
         ray_cluster.connect(None)
     ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end

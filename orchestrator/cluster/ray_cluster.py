@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -54,14 +55,16 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
     """
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return
+    if address is not None:
+        knock(address)  # before Ray is imported, which takes half a second
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # the ledger says which trials did not complete
     import ray
 
     from orchestrator.security import ray_guard
 
-    if ray.is_initialized():
-        return
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         ray_guard.guard_private()
@@ -76,7 +79,6 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
             **quiet,
         )
         return
-    knock(address)
     ray_guard.guard_cluster(address, insecure=insecure)
     shipped = {"py_modules": list(PACKAGES), "excludes": ["**/__pycache__"]}
     try:
