@@ -105,9 +105,10 @@ def small_config():
 
 LONGEST = (
     *("test_sweep", "test_tracking_faults", "test_security", "faults/test_processes", "test_cluster", "test_browser"),
-    *("test_preemption", "test_trial", "test_notebook", "test_verify", "test_sensitivity", "test_postgres", "test_warm"),
-    *("test_bench_speed", "test_compare", "test_export", "test_hub", "test_snapshot", "test_hypervolume_stop"),
-    *("faults/test_files", "test_tracking", "test_bench", "test_tracking_live", "test_search", "test_figures"),
+    *("test_preemption", "test_trial", "test_notebook", "test_verify", "test_sensitivity", "test_postgres"),
+    *("test_warm", "test_hub", "test_compare", "test_figures", "test_bench_speed", "test_export", "test_snapshot"),
+    *("faults/test_files", "test_tracking", "test_bench", "test_tracking_live", "test_search"),
+    *("test_hypervolume_stop", "test_cli"),
     *("test_report", "test_training", "test_predicted_memory", "test_ledger", "test_evaluation"),
 )
 """Files that take longest, the longest first; all others take seconds."""
