@@ -198,6 +198,7 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
             say(line)
         display.start()
         flusher.start()
+        ray_cluster.spare_mlflow()
 
     try:
         result = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)

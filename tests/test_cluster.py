@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from orchestrator.cluster import newcomers, nodes, ray_cluster
 from orchestrator.ledger import Ledger
 from orchestrator.workers import faults, node_inputs, warm
 from tests.clusters import Sleeper, add_node, joined_cluster
-from tests.sweeps import command, make, space
+from tests.sweeps import command, environment, make, space
 from trainables.config import Workload
 from trainables.errors import ConfigError, Unreachable
 
@@ -273,6 +274,25 @@ def test_a_cluster_that_is_not_there_is_said_before_anything_is_fetched(tmp_path
     assert "127.0.0.1:1" in finished.err
     assert "BASE_MODEL" not in finished.err
     assert "Traceback" not in finished.err
+
+
+COUNTS = """
+import sys
+from orchestrator.cluster import ray_cluster
+ray_cluster.spare_mlflow()
+from ray.air._internal.usage import _count_callbacks
+from ray.tune import Callback
+_count_callbacks([Callback()])
+before = "mlflow" in sys.modules
+import mlflow
+print(before, mlflow.__name__)
+"""
+
+
+def test_the_driver_imports_no_mlflow_for_rays_statistics_and_can_import_it_afterwards():
+    program = [sys.executable, "-c", COUNTS]
+    done = subprocess.run(program, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", "mlflow"], done.stderr
 
 
 def test_ray_clients_address_is_refused_with_what_to_do_instead():

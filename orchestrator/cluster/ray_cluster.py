@@ -1,5 +1,6 @@
 """Connecting to Ray: a private one on this machine, or a running cluster; and how many trials it takes at once."""
 
+import importlib
 import logging
 import math
 import os
@@ -88,6 +89,18 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
         if "ersion mismatch" in reason:
             raise ConfigError(f"ADDRESS: the cluster at {address!r} runs another Python or Ray. {reason}") from None
         raise Unreachable(f"ADDRESS: no Ray cluster answers at {address!r} ({reason[:200]})") from None
+
+
+def spare_mlflow() -> None:
+    """Load Ray's own module for MLflow without MLflow: Tune imports it only to count what callbacks its users have, and
+    MLflow, which our driver leaves to a process of its own, would take seconds of each start. Afterwards Ray's module
+    says in this process that MLflow is not installed."""
+    if {"mlflow", "ray.air.integrations.mlflow"}.isdisjoint(sys.modules):
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # as Python's import system has it: it cannot be imported
+        try:
+            importlib.import_module("ray.air.integrations.mlflow")
+        finally:
+            del sys.modules["mlflow"]
 
 
 def knock(address: str) -> None:

@@ -59,7 +59,8 @@ DRAWN = {".md", ".html", ".png", ".txt"}
 """Made for readers; `report` draws them again, and nothing reads them."""
 
 
-@pytest.mark.parametrize("damage", ["truncated", pytest.param("zeroed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["truncated", "zeroed"])
 def test_every_damaged_state_file_is_named_and_projections_are_repaired(damage, whole, tmp_path, survived):
     """Each in turn; the ledger and the settings cannot be rebuilt, and are never taken for a new sweep's."""
     files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file() and path.stat().st_size]
@@ -148,6 +149,7 @@ def test_a_full_disk_ends_the_sweep_with_its_own_code_and_resume_goes_on_once_th
             place.clear()
 
 
+@pytest.mark.slow
 def test_nan_at_a_chosen_step_ends_its_trial_there_and_the_next_is_as_on_a_new_worker(bench, small_config, survived):
     import torch
 
