@@ -12,6 +12,7 @@
 # make bench-search  GPU-seconds to 95 % of a recorded front, beside other searches; ask + tell behind 10,000 trials
 #
 # make bench-cluster   whether one driver keeps up with 256 trials at once (simulated; 5,000 trials)
+# make bench-mlflow-faults   how much later a sweep ends over an MLflow that is locked, away or silent
 #
 # Variables of `make sweep`: SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL STORAGE
 # TRACKING_URI BASE_MODEL DATA
@@ -19,7 +20,7 @@
 # Variables of `make bench-measurement`: BASE_MODEL DATA DEVICE; of `make bench-memory`: SEED OUTPUT FROM;
 # of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead` and
 # `make bench-load`: TRIALS; of `make bench-cluster`: AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI; of
-# `make bench-search`: TABLE SEEDS PROCESSES.
+# `make bench-search`: TABLE SEEDS PROCESSES; of `make bench-mlflow-faults`: TRIALS STEPS ONLY.
 # `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
 
 PYTHON ?= python3

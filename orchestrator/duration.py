@@ -49,8 +49,8 @@ def predicted_seconds(settings: SweepSettings, root: Path, n_slots: int = 1) -> 
         return None
     speed, dtype = device
     configs = first_configs(settings, N_CONFIGS)
-    twins = [config.counterpart for config in configs if config.precision == "nf4"]
-    whole = sum(trial_seconds(shape, config, dtype, speed) for config in (*configs, *twins))
+    twins = {config.counterpart for config in configs if config.precision == "nf4"}
+    whole = sum(trial_seconds(shape, config, dtype, speed) for config in twins.union(configs))
     return settings.n_trials * whole / len(configs) / n_slots
 
 

@@ -64,7 +64,7 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     if settings.address is not None:
         ray_cluster.connect(settings.address, insecure=settings.insecure)  # first: what does not answer is said at once
     found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
-    from orchestrator.cluster import nodes  # after what finds bad input: Ray takes half a second
+    from orchestrator.cluster import nodes  # imports Ray: after what finds bad input
 
     if settings.address is None:
         ray_cluster.connect(None)

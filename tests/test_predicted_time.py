@@ -86,17 +86,19 @@ def test_a_sweeps_time_is_known_once_a_device_was_asked_and_falls_with_slots(tmp
     assert duration.predicted_seconds(make(), tmp_path) is None, "nothing is said of a CPU"
 
 
-def test_each_4_bit_trial_is_counted_with_its_twin(tmp_path):
+def test_each_4_bit_trial_is_counted_with_its_twin_which_in_a_grid_may_be_another_of_its_points(tmp_path):
     duration.keep(Device(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), tmp_path)
     fixed = {"alpha": 16, "batch_size": 4, "max_length_tokens": 256, "max_steps": 200}
     seconds = {}
-    for precision in ("nf4", "16bit"):
-        ranks = {"parameters": {"rank": {"values": [8]}}, "fixed": fixed | {"precision": precision}}
-        asked = make(space(**ranks), device="cuda", base_model="openai-community/gpt2-medium", n_trials=1)
-        seconds[precision] = duration.predicted_seconds(asked, tmp_path)
-    config = asked.config({"rank": 8})
-    alone = trial_seconds(MEDIUM, replace(config, precision="nf4"), "float16", H200)
-    assert seconds["nf4"] == pytest.approx(alone + seconds["16bit"])
+    for precisions in (("nf4",), ("16bit",), ("nf4", "16bit")):
+        point = {"rank": {"values": [8]}, "precision": {"values": list(precisions)}}
+        asked = make(space(parameters=point, fixed=fixed), device="cuda", base_model="openai-community/gpt2-medium",
+                     n_trials=len(precisions))  # fmt: skip
+        seconds[precisions] = duration.predicted_seconds(asked, tmp_path)
+    config = asked.config({"rank": 8, "precision": "nf4"})
+    alone = trial_seconds(MEDIUM, config, "float16", H200)
+    assert seconds["nf4",] == pytest.approx(alone + seconds["16bit",])
+    assert seconds["nf4", "16bit"] == pytest.approx(seconds["nf4",])
 
 
 def test_a_dry_run_says_the_time_on_the_device_of_the_last_sweep(tmp_path):

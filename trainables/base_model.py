@@ -115,7 +115,7 @@ def _draw_weights(folder: Path, cache: Path) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, logging
 
-    logging.disable_progress_bar()  # of a file that takes a second
+    logging.disable_progress_bar()  # of one file, already in memory
     cache.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=".random-", dir=cache))
     with torch.random.fork_rng(devices=[]):

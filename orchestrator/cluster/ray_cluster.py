@@ -59,7 +59,7 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
     if address is not None:
-        knock(address)  # before Ray is imported, which takes half a second
+        knock(address)  # before Ray is imported, which what does not answer need not wait for
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # the ledger says which trials did not complete
     import ray
@@ -93,8 +93,8 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
 
 def spare_mlflow() -> None:
     """Load Ray's own module for MLflow without MLflow: Tune imports it only to count what callbacks its users have, and
-    MLflow, which our driver leaves to a process of its own, would take seconds of each start. Afterwards Ray's module
-    says in this process that MLflow is not installed."""
+    each start would wait for MLflow, which our driver leaves to a process of its own. Afterwards Ray's module says in
+    this process that MLflow is not installed."""
     if {"mlflow", "ray.air.integrations.mlflow"}.isdisjoint(sys.modules):
         sys.modules["mlflow"] = None  # type: ignore[assignment]  # as Python's import system has it: it cannot be imported
         try:

@@ -1,6 +1,6 @@
 """How much later a sweep ends over a store of MLflow's that is locked, away or silent: `make bench-mlflow-faults`
 
-python tests/bench/mlflow_faults.py --trials 8 --steps 40
+python tests/bench/mlflow_faults.py --trials 20 --steps 200
 
 The same sweep of the demo over a sound store, twice, then over each fault; then `sync` over a sound store, and what
 `verify` says of it. Prints a table and, as its last line, one JSON object; needs no GPU.
@@ -161,7 +161,7 @@ def measured(fault: str, folder: Path, n_trials: int, steps: int, sound_seconds:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=20, help="so many that a sweep outlasts the lock")
+    parser.add_argument("--trials", type=int, default=20, help="so many that a sweep takes longer than LOCKED_SECONDS")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--only", choices=list(FAULTS), help="one fault, beside the sound store")
     given = parser.parse_args(arguments)
