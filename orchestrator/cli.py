@@ -1,8 +1,8 @@
 """Command line: `qlora-sweep run | resume | status | best | report | card | export | sensitivity | verify | sync | ui`.
 
 Results go to standard output (with --json one JSON object and nothing else), all else to standard
-error. Exit codes: 0 done, 1 the sweep failed, 2 bad setting, 3 bad data, 4 no disk space, 5 model,
-data or cluster unreachable, 130 interrupted. Heavy libraries are imported only once settings are sound.
+error. Exit codes: 0 done, 1 the sweep failed or a finalist could not be evaluated, 2 bad setting, 3 bad
+data, 4 no disk space, 5 model, data or cluster unreachable, 130 interrupted. Heavy libraries are imported only once settings are sound.
 """
 
 import errno
@@ -176,7 +176,7 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
 
     from orchestrator import duration, sweep
     from orchestrator.cluster import ray_cluster
-    from orchestrator.progress import ProgressDisplay, print_result, why_empty
+    from orchestrator.progress import ProgressDisplay, print_result
     from orchestrator.settings import ROOT
     from orchestrator.tracking.flusher import Flusher
 
@@ -213,14 +213,30 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
         display.stop()
         flusher.stop()
     print_result(result, run_page, as_json=as_json)
+    refuse_unless_whole(result)
+
+
+def refuse_unless_whole(result: "SweepResult") -> None:
+    """End with the exit code of a sweep that did not come to what it was to come to.
+
+    Raises:
+        SweepError: it gave itself up, no trial completed, or a finalist could not be evaluated.
+        Exit: it was interrupted.
+    """
+    from orchestrator.analysis.verdict import failed_evaluations
+    from orchestrator.progress import why_empty
+
+    resume = f"qlora-sweep resume {result.settings.name}"
     if result.stopped:
-        raise SweepError(f"stopped: {result.stopped}; once that is mended: qlora-sweep resume {settings.name}")
+        raise SweepError(f"stopped: {result.stopped}; once that is mended: {resume}")
     if result.interrupted:
-        say(f"interrupted; go on with: qlora-sweep resume {settings.name}")
+        say(f"interrupted; go on with: {resume}")
         raise typer.Exit(INTERRUPTED)
     if not any(trial.state == "completed" for trial in result.trials):
         last = result.trials[-1].reason if result.trials else "none was started"
         raise SweepError(why_empty(result) or f"no trial completed; the last reason: {last}")
+    if failed := failed_evaluations(result.trials, result.settings):
+        raise SweepError(f"{'; '.join(map(str, failed))}; to try again: {resume}")
 
 
 @app.command()

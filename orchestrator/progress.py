@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orchestrator.analysis.finalists import finalists
 from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
-from orchestrator.analysis.verdict import comparison_of, verdict_of
+from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.ledger import Ledger
 from orchestrator.search.budgets import ENDED, FINISHED
@@ -221,13 +221,14 @@ def print_result(result: SweepResult, run_page: str | None, *, as_json: bool) ->
         verdicts = [{"trial": n, **asdict(verdict)} for n, verdict in found.items() if verdict]
         whole = {"name": result.settings.name, "mlflow_run": run_page, **result.front.to_dict(), "verdicts": verdicts}
         whole |= {"search_ended": result.ended.to_dict() if result.ended else None, "empty_because": why_empty(result)}
+        whole |= {"failed_evaluations": [asdict(one) for one in failed_evaluations(result.trials, result.settings)]}
         print(json.dumps(whole))
         return
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
     console.print(front_table(result.front))
-    for line in verdict_lines(result):
+    for line in (*verdict_lines(result), *failed_evaluations(result.trials, result.settings)):
         print(line)
     counts = Counter(trial.state for trial in result.trials)
     twins = sum(trial.origin == "twin" for trial in result.trials)

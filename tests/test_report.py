@@ -16,7 +16,7 @@ from orchestrator.analysis.costs import cost_table, savings
 from orchestrator.analysis.repeats import figure, over_seeds, smallest_sufficient_rank
 from orchestrator.analysis.sufficient_rank import sufficient_rank
 from orchestrator.cli import app
-from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.ledger import Ledger
 from orchestrator.report import answer as report_answer
 from orchestrator.report import outputs
 from orchestrator.report import text as report_text
@@ -264,8 +264,9 @@ def test_trials_that_ended_alike_are_counted_together_whatever_their_figures():
 
 
 def test_a_judgement_that_failed_is_told_with_its_trial():
-    found = trial(3)
-    assert "- judge of trial 3: out of memory" in text_of([found], **{FAULTS: {f"judge {found.key}": "out of memory"}})
+    text = text_of([trial(3, failed_evaluations={"judge": "out of memory"})])
+    assert "- trial 3 could not be evaluated: judging it on the report rows failed (out of memory)" in text
+    assert "**The evaluation of trial 3 failed;" in text
 
 
 def test_how_it_was_measured_names_rows_versions_noise_and_wall_time():
@@ -364,11 +365,11 @@ def test_markup_in_names_reasons_and_data_is_shown_and_not_read(tmp_path):
     share = KlShare(by=EVIL, group=EVIL, kl_nats=estimate(0.1), n_tokens=1, n_rows=1)
     nf4 = replace(judgement(compared()), felt=(share,))
     trials = [
-        trial(0, environment={EVIL: EVIL, "device": EVIL}),
+        trial(0, environment={EVIL: EVIL, "device": EVIL}, failed_evaluations={"judge": EVIL}),
         trial(1, config=NF4, similarity=similarity(), judgement=nf4),
         trial(2, state="failed", reason=EVIL, history=()),
     ]
-    facts = {"workload": workload, "data_counts": {EVIL: 1}, FAULTS: {f"judge {trials[0].key}": EVIL}}
+    facts = {"workload": workload, "data_counts": {EVIL: 1}}
     text = text_of(trials, settings, **facts)
     html = page(text, EVIL, tmp_path)
     assert "alert(1)" in html

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trainables.config import Origin, State, TrialConfig
 from trainables.findings import Comparison, Judgement
+
+Evaluation = Literal["compare", "judge"]
+"""Of a completed 4-bit trial with its twin on the search rows; of a finalist on the report rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,7 @@ class TrialResult:
         history: one Measurement a rung, by step.
         similarity: of a 4-bit trial with a completed twin, on the search rows, else None.
         judgement: of a finalist and its repeats, on the report rows, else None.
+        failed_evaluations: why its comparison with its twin, or its judgement, failed, as long as it has not succeeded.
         cost: of its cost cell, else None.
         environment: device, versions and dtype it ran under.
         reason: why it stopped early, else None.
@@ -103,6 +108,7 @@ class TrialResult:
     history: tuple[Measurement, ...] = ()
     similarity: Comparison | None = None
     judgement: Judgement | None = None
+    failed_evaluations: Mapping[Evaluation, str] = field(default_factory=dict)
     cost: Cost | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     reason: str | None = None

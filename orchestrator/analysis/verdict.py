@@ -1,12 +1,21 @@
 """Whether 4 bits preserve what a trial learned: a threshold, and a yardstick beside it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.analysis.finalists import to_judge
+from orchestrator.analysis.front import is_candidate
+from orchestrator.analysis.repeats import Rows
+from orchestrator.settings import SweepSettings
 from trainables.findings import Comparison, flat
-from trainables.results import TrialResult
+from trainables.results import Evaluation, TrialResult
 
-Answer = Literal["preserved", "not preserved", "undecided"]
+Answer = Literal["preserved", "not preserved", "undecided", "evaluation failed"]
+EVALUATIONS: Mapping[Evaluation, str] = {
+    "compare": "comparing it with its 16-bit twin",
+    "judge": "judging it on the report rows",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,14 +23,14 @@ class Verdict:
     """An answer with the figures it rests on.
 
     Attributes:
-        answer: see `judged`.
+        answer: see `judged`; "evaluation failed" where what it would rest on could not be had.
         reasons: what decided it, in words; all that failed where something failed.
-        rows: "report" or "search", None where the trial was not compared.
+        rows: "report" or "search", of the trial's comparison; None where it was not compared.
     """
 
     answer: Answer
     reasons: tuple[str, ...]
-    rows: Literal["report", "search"] | None = None
+    rows: Rows | None = None
 
     def __str__(self) -> str:
         return f"{self.answer} ({'; '.join(self.reasons)})"
@@ -37,11 +46,39 @@ def verdict_of(trial: TrialResult, min_similarity: float) -> Verdict | None:
     if trial.config.precision == "16bit":
         return None
     comparison = comparison_of(trial)
+    on_report = trial.judgement is not None and trial.judgement.comparison is not None
+    rows: Rows | None = "report" if on_report else "search" if comparison else None
+    if trial.failed_evaluations:
+        reasons = tuple(f"{EVALUATIONS[what]}: {why}" for what, why in trial.failed_evaluations.items())
+        return Verdict(answer="evaluation failed", reasons=reasons, rows=rows)
     if comparison is None:
         return Verdict(answer="undecided", reasons=("not compared with a 16-bit twin",))
     answer, reasons = judged(comparison, min_similarity)
-    on_report = trial.judgement is not None and trial.judgement.comparison is not None
-    return Verdict(answer=answer, reasons=reasons, rows="report" if on_report else "search")
+    return Verdict(answer=answer, reasons=reasons, rows=rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedEvaluation:
+    """A comparison or judgement that failed; the trial itself stays completed."""
+
+    what: Evaluation
+    trial: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"trial {self.trial} could not be evaluated: {EVALUATIONS[self.what]} failed ({self.reason})"
+
+
+def failed_evaluations(trials: Sequence[TrialResult], settings: SweepSettings) -> tuple[FailedEvaluation, ...]:
+    """What a sweep's result lacks: judgements of finalists and their repeats, and comparisons of trials that may
+    be missing from the front for want of them."""
+    finalists = {trial.key for trial in to_judge(trials, settings)}
+    return tuple(
+        FailedEvaluation(what=what, trial=trial.number, reason=why)
+        for trial in trials
+        for what, why in trial.failed_evaluations.items()
+        if trial.key in finalists or (what == "compare" and is_candidate(trial))
+    )
 
 
 def judged(comparison: Comparison, min_similarity: float) -> tuple[Answer, tuple[str, ...]]:

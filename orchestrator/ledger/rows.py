@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from trainables.config import TrialConfig
 from trainables.findings import Comparison, Judgement
-from trainables.results import Cost, Measurement, TrialResult
+from trainables.results import Cost, Evaluation, Measurement, TrialResult
 
 COST: TypeAdapter[Cost] = TypeAdapter(Cost)
 COMPARISON: TypeAdapter[Comparison] = TypeAdapter(Comparison)
@@ -42,8 +42,8 @@ class Entry:
     measured_at: tuple[float, ...] = field(default=())
 
 
-def entry_of(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None) -> Entry:
-    """One row of `trials`, with its rows of `measurements` by step and its cost cell's value."""
+def entry_of(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None, faults: Mapping[str, str]) -> Entry:
+    """One row of `trials`, with its rows of `measurements` by step, its cost cell's value and the fact FAULTS."""
     measured = [m for m in marks if cost]
     result = TrialResult(
         key=row["key"],
@@ -54,6 +54,7 @@ def entry_of(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None) -> E
         history=tuple(_measurement(mark, cost) for mark in measured if cost),
         similarity=COMPARISON.validate_json(row["similarity"]) if row["similarity"] else None,
         judgement=JUDGEMENT.validate_json(row["judgement"]) if row["judgement"] else None,
+        failed_evaluations=_failed_evaluations(row, faults),
         cost=cost,
         environment=json.loads(row["environment"]),
         reason=row["reason"],
@@ -67,6 +68,12 @@ def entry_of(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None) -> E
         adapter_sha256=row["adapter_sha256"],
         measured_at=tuple(mark["at"] for mark in measured),
     )
+
+
+def _failed_evaluations(row: sqlite3.Row, faults: Mapping[str, str]) -> dict[Evaluation, str]:
+    values: dict[Evaluation, str | None] = {"compare": row["similarity"], "judge": row["judgement"]}
+    whys = {what: faults.get(f"{what} {row['key']}") for what, value in values.items() if value is None}
+    return {what: why for what, why in whys.items() if why}
 
 
 def _measurement(mark: sqlite3.Row, cost: Cost) -> Measurement:

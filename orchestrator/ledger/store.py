@@ -17,7 +17,7 @@ from orchestrator.ledger.rows import Entry, cost_of, entry_of
 from orchestrator.ledger.schema import connect, transaction
 from trainables.config import Origin, State, TrialConfig, Workload, canonical_json
 from trainables.findings import Comparison, Judgement
-from trainables.results import Cost, Measurement, TrialResult
+from trainables.results import Cost, Evaluation, Measurement, TrialResult
 
 ON = " on "
 """Between a cost cell's own name and the device, of all kinds of device but the first that it was measured on."""
@@ -171,6 +171,15 @@ class Ledger:
             if changed != 1:
                 raise LedgerError(f"no completed trial {key[:12]} to write a {column} to")
 
+    def set_fault(self, what: Evaluation, key: str, reason: str | None) -> None:
+        """Keep why a comparison or judgement failed; None once it has succeeded. The trial itself stays completed."""
+        with self.together():
+            before = self.fact(FAULTS, {})
+            after = {name: why for name, why in before.items() if name != f"{what} {key}"}
+            after |= {f"{what} {key}": reason} if reason else {}
+            if after != before:
+                self.set_fact(FAULTS, after)
+
     def keep_cost(self, cell: str, cost: Cost, *, of: str | None = None) -> Cost:
         """Keep a cost cell's measurement on a kind of device unless there is one; returns the one that counts.
 
@@ -224,16 +233,17 @@ class Ledger:
         return [entry.result for entry in self.entries()]
 
     def _entries(self, where: str, *values: Any) -> list[Entry]:
-        self._db.execute("SAVEPOINT one_state")  # of the three reads, inside a transaction or not
+        self._db.execute("SAVEPOINT one_state")  # of all reads, inside a transaction or not
         try:
             rows = self._db.execute(f"SELECT * FROM trials {where} ORDER BY number", values).fetchall()
             marks = self._db.execute(f"SELECT * FROM measurements {where} ORDER BY key, step", values).fetchall()
             named = f"SELECT cost_cell FROM trials {where}"
             cells = self._db.execute(f"SELECT cell, cost FROM cost_cells WHERE cell IN ({named})", values).fetchall()
+            faults = self.fact(FAULTS, {})
         finally:
             self._db.execute("RELEASE one_state")
         costs = {row["cell"]: cost_of(row["cost"]) for row in cells}
         history: dict[str, list[sqlite3.Row]] = {}
         for mark in marks:
             history.setdefault(mark["key"], []).append(mark)
-        return [entry_of(row, history.get(row["key"], []), costs.get(row["cost_cell"])) for row in rows]
+        return [entry_of(row, history.get(row["key"], []), costs.get(row["cost_cell"]), faults) for row in rows]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import get_args
 
+from orchestrator.analysis.verdict import Answer
 from orchestrator.report import tables
 from orchestrator.report.content import Finalist, Report
 from orchestrator.report.markdown import safe
@@ -70,12 +71,11 @@ def _preserved(report: Report) -> Headlines:
     judged = [finalist for finalist in report.finalists if finalist.verdict]
     if not judged:
         return {PRESERVE: "not known: no 4-bit trial was compared with its 16-bit twin."}
-    counts = {
-        answer: sum(f.verdict.answer == answer for f in judged if f.verdict)
-        for answer in ("preserved", "not preserved", "undecided")
-    }
+    counts = {answer: sum(f.verdict.answer == answer for f in judged if f.verdict) for answer in get_args(Answer)}
     said = ", ".join(f"{answer} in {n}" for answer, n in counts.items() if n)
-    line = f"of {counted(len(judged), '4-bit finalist')}: {said}{whose(report, WHOSE)}."
+    failed = [f for f in judged if f.verdict and f.verdict.answer == "evaluation failed"]
+    why = f" (trial {failed[0].number}: {safe('; '.join(failed[0].verdict.reasons))})" if failed else ""
+    line = f"of {counted(len(judged), '4-bit finalist')}: {said}{why}{whose(report, WHOSE)}."
     return {PRESERVE: line} | _headline(report)
 
 

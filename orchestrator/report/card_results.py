@@ -94,7 +94,7 @@ def _like(report: Report) -> str:
     return (
         f"{enough}: embedding cosine {_beside(comparison, 'embedding_cosine')}, on {like.n_decoded_rows} "
         f"{best.verdict.rows} rows (trial {best.number}, rank {best.config.rank}); with the KL taken in: "  # type: ignore[union-attr]
-        f"{best.verdict}{whose(report, WHOSE)}."
+        f"{safe(str(best.verdict))}{whose(report, WHOSE)}."
     )
 
 

@@ -12,8 +12,8 @@ from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.analysis.knee import knee
 from orchestrator.analysis.repeats import Figure, Rows, figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.sufficient_rank import SufficientRank
-from orchestrator.analysis.verdict import Verdict, comparison_of, verdict_of
-from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.analysis.verdict import FailedEvaluation, Verdict, comparison_of, failed_evaluations, verdict_of
+from orchestrator.ledger import Ledger
 from orchestrator.plan import predicted_peaks_mib
 from orchestrator.report.budget import WithinMemory, within_memory
 from orchestrator.search.budgets import ENDED, FINISHED, SPENT, Ended, Spent
@@ -25,7 +25,7 @@ from trainables.errors import ConfigError
 from trainables.findings import BiasShift, Comparison, KlShare
 from trainables.results import TrialResult
 
-FACTS = ("workload", "data_counts", "created_at", FAULTS, REFERENCE, ENDED, SPENT, FINISHED)
+FACTS = ("workload", "data_counts", "created_at", REFERENCE, ENDED, SPENT, FINISHED)
 """What a report needs of a ledger beside its trials."""
 FIGURE = re.compile(r"\d[\d.]*")
 
@@ -60,15 +60,6 @@ class Outcome:
 
     state: State
     n_trials: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """A comparison or judgement that failed; the trial itself stays completed."""
-
-    what: str
-    trial: int | None
     reason: str
 
 
@@ -136,7 +127,7 @@ class Report:
     costs: CostTable | None
     felt: Felt | None
     outcomes: tuple[Outcome, ...]
-    faults: tuple[Fault, ...]
+    faults: tuple[FailedEvaluation, ...]
     measured: Measured
     within_memory: tuple[WithinMemory, ...] = ()
     knee: int | None = None
@@ -228,7 +219,7 @@ def report_of(
         costs=cost_table(trials, best.config if best else None, predict),
         felt=_felt(best_4bit),
         outcomes=_outcomes(trials),
-        faults=_faults(trials, facts.get(FAULTS) or {}),
+        faults=failed_evaluations(trials, settings),
         measured=_measured(trials, front, workload, facts),
         within_memory=within_memory(trials, settings),
         knee=middle.number if middle else None,
@@ -272,12 +263,6 @@ def _outcomes(trials: Sequence[TrialResult]) -> tuple[Outcome, ...]:
             groups.setdefault((trial.state, FIGURE.sub("N", trial.reason)), []).append(trial)
     found = [Outcome(state=g[0].state, n_trials=len(g), reason=g[0].reason or "") for g in groups.values()]
     return tuple(sorted(found, key=lambda outcome: (get_args(State).index(outcome.state), -outcome.n_trials)))
-
-
-def _faults(trials: Sequence[TrialResult], faults: Mapping[str, str]) -> tuple[Fault, ...]:
-    numbers = {trial.key: trial.number for trial in trials}
-    parts = [(*what.partition(" ")[::2], why) for what, why in faults.items()]
-    return tuple(Fault(what=kind, trial=numbers.get(key), reason=why) for kind, key, why in parts)
 
 
 def _measured(

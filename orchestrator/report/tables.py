@@ -107,7 +107,7 @@ def of_verdicts(finalists: Sequence[Finalist]) -> str:
                 finalist.verdict.answer,
                 interval(ratio, ".3f") if ratio else NONE,
                 finalist.verdict.rows or NONE,
-                "; ".join(finalist.verdict.reasons),
+                safe("; ".join(finalist.verdict.reasons)),
             ]
         )
     return table(["trial", "rank", "verdict", "quantization_to_seed_ratio", "rows", "because"], rows, n_words=6)

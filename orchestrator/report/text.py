@@ -11,7 +11,8 @@ from orchestrator.report.markdown import safe, table
 MEANING = (
     "*Preserved*: the cosine keeps its threshold and the KL to the 16-bit twin is at most that of another seed. "
     "`quantization_to_seed_ratio` is (1 - cosine) at 4 bits over (1 - cosine) of another seed: under 1, a seed moves "
-    "the model further. Intervals are 95 % over rows, given the seed."
+    "the model further. *Evaluation failed*: nothing is said of such a trial, see what became of the trials. "
+    "Intervals are 95 % over rows, given the seed."
 )
 UNJUDGED = (
     "Rows *search*: not all its runs were judged on the report rows, so its loss is of the rows it was chosen on."
@@ -83,6 +84,12 @@ def _head(report: Report) -> str:
         lines.append(f"**This sweep is {how}. Every figure below can still change.**")
     elif not report.states.get("completed"):
         lines.append("**No trial completed, so there is nothing to compare; the reasons are below.**")
+    if report.faults:
+        which = ", ".join(dict.fromkeys(str(fault.trial) for fault in report.faults))
+        lines.append(
+            f"**The evaluation of trial {which} failed; the reasons are below. To try again: "
+            f"`qlora-sweep resume {report.name}`.**"
+        )
     return "\n\n".join(lines)
 
 
@@ -198,11 +205,8 @@ def _outcomes(report: Report) -> str:
     if report.outcomes:
         texts.append(tables.of_outcomes(report.outcomes))
     if report.faults:
-        lines = [
-            f"- {fault.what} of trial {'?' if fault.trial is None else fault.trial}: {safe(fault.reason)}"
-            for fault in report.faults
-        ]
-        texts += ["Comparisons and judgements that failed (their trials stay completed):", "\n".join(lines)]
+        texts.append("Evaluations that failed (their trials stay completed):")
+        texts.append("\n".join(f"- {safe(str(fault))}" for fault in report.faults))
     return "\n\n".join(texts)
 
 

@@ -139,7 +139,7 @@ class SweepSearcher(Searcher):
         self._stopping.task_ended(trial_id, lambda: self._trials, completed=completed)
 
     def _is_tried_again(self, trial_id: str, task: Task) -> bool:
-        """What becomes of a task that Ray gave up: queued once more, or its trial failed."""
+        """What becomes of a task that Ray gave up: queued once more, or its trial or evaluation failed."""
         name, fault = (task.kind, task.key), self._pruner.fault(trial_id)
         if self._retries.again(name, fault):
             if task.kind == "train":
@@ -147,10 +147,12 @@ class SweepSearcher(Searcher):
                 self._refresh(task.key)
             self._stopping.task_ended(trial_id, lambda: self._trials, completed=False)
             return True
+        n_lost = self._retries.n_lost(name)
+        reason = fault.text + (f", the {n_lost}rd time" if n_lost == 3 else "")
         if task.kind == "train":
-            n_lost = self._retries.n_lost(name)
-            times = f", the {n_lost}rd time" if n_lost == 3 else ""
-            self._ledger.finish(task.key, "failed", reason=fault.text + times)
+            self._ledger.finish(task.key, "failed", reason=reason)
+        else:
+            self._ledger.set_fault(task.kind, task.key, reason)
         return False
 
     def _count(self, trial: TrialResult) -> None:

@@ -108,7 +108,9 @@ class Tracker:
         run_id = self._runs.child(trial)
         self._sync_metrics(run_id, entry)
         tags = {"state": trial.state, "on_pareto_front": str(on_front).lower(), "origin": trial.origin}
-        self._set_tags(run_id, tags | ({"reason": trial.reason} if trial.reason else {}))
+        tags |= {"reason": trial.reason} if trial.reason else {}
+        verdict = verdict_of(trial, self._settings.min_similarity) if trial.state in STATUS else None
+        self._set_tags(run_id, tags | ({"verdict": str(verdict)} if verdict else {}))
         waits = trial.state == "completed" and trial.config.precision == "nf4" and trial.similarity is None
         if (
             trial.state in STATUS
@@ -147,9 +149,7 @@ class Tracker:
         metrics = [Metric(name, float(value), ended, trial.config.max_steps) for name, value in values.items()]
         if metrics:
             self._client.log_batch(run_id, metrics=metrics)
-        tags = {f"env.{name}": value for name, value in trial.environment.items()}
-        verdict = verdict_of(trial, self._settings.min_similarity)
-        self._set_tags(run_id, tags | ({"verdict": str(verdict)} if verdict else {}))
+        self._set_tags(run_id, {f"env.{name}": value for name, value in trial.environment.items()})
         adapter = self._folder / "adapters" / trial.key
         if trial.state == "completed" and adapter.is_dir():
             self._client.log_artifacts(run_id, str(adapter), "adapter")

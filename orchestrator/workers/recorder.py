@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import COMPARISON, COST, JUDGEMENT
 from orchestrator.pruning.scheduler import Pruner
 from orchestrator.security.redaction import redacted
@@ -59,7 +59,7 @@ class Recorder(Callback):
         if task.kind == "train":
             self._record_trial(task, result, files)
         else:
-            self._record_fault(task, result.get("reason"))
+            self._ledger.set_fault(task.kind, task.key, result.get("reason"))
         if result.get("similarity") and self._completed(result["similarity_of"]):
             self._ledger.set_similarity(result["similarity_of"], COMPARISON.validate_python(result["similarity"]))
         if result.get("judgement"):
@@ -74,14 +74,6 @@ class Recorder(Callback):
         """False of a run under another seed, which no rule compares with the search."""
         entry = self._ledger.entry(key)
         return entry is not None and entry.result.is_of_search
-
-    def _record_fault(self, task: Task, reason: str | None) -> None:
-        """Keep why a comparison or judgement failed until it succeeds; the trial itself stays completed."""
-        before = self._ledger.fact(FAULTS, {})
-        others = {what: why for what, why in before.items() if what != f"{task.kind} {task.key}"}
-        after = others | ({f"{task.kind} {task.key}": reason} if reason else {})
-        if after != before:
-            self._ledger.set_fact(FAULTS, after)
 
     def _record_trial(self, task: Task, report: dict[str, Any], files: dict[str, bytes] | None) -> None:
         if report.get("cost"):
