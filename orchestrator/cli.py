@@ -2,7 +2,8 @@
 
 Results go to standard output (with --json one JSON object and nothing else), all else to standard
 error. Exit codes: 0 done, 1 the sweep failed or a finalist could not be evaluated, 2 bad setting, 3 bad
-data, 4 no disk space, 5 model, data or cluster unreachable, 130 interrupted. Heavy libraries are imported only once settings are sound.
+data, 4 no disk space, 5 model, data or cluster unreachable, 130 interrupted. Heavy libraries are imported
+only once settings are sound.
 """
 
 import errno
@@ -35,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Name = Annotated[str, typer.Argument(help="name of the sweep")]
+MaxMemory = Annotated[str | None, typer.Option(help="only trials that need at most so much peak memory, e.g. 2GiB")]
+Knee = Annotated[bool, typer.Option("--knee", help="the front's knee instead of the lowest validation loss")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
@@ -260,16 +263,19 @@ def status(name: Name, as_json: AsJson = False) -> None:
 @app.command()
 def best(
     name: Annotated[str | None, typer.Argument(help="name of the sweep; default: the newest")] = None,
-    max_memory: Annotated[str | None, typer.Option(help="of peak memory, e.g. 2GiB; default: the knee")] = None,
+    max_memory: MaxMemory = None,
+    knee: Knee = False,
     as_json: AsJson = False,
 ) -> None:
-    """Name one config: the lowest loss within a memory budget, or without one the front's knee."""
-    from orchestrator.analysis import knee
+    """Name one config: the lowest validation loss of the completed search trials that count for the front."""
+    from orchestrator.analysis import choice
+    from orchestrator.analysis.front import REFERENCE
     from orchestrator.report.content import newest
     from orchestrator.settings import ROOT
 
-    limit = None if max_memory is None else knee.mib_of(max_memory)
-    found = knee.choose(name or newest(ROOT), limit, ROOT)
+    limit = None if max_memory is None else choice.mib_of(max_memory)
+    settings, trials, facts = _read_facts(name or newest(ROOT), REFERENCE)
+    found = choice.choose(trials, settings, facts[REFERENCE], max_memory_mib=limit, at_knee=knee)
     print(json.dumps(found.to_dict()) if as_json else found.text)
 
 
@@ -339,21 +345,33 @@ def card(
 def export(
     name: Name,
     dest: Annotated[Path, typer.Argument(help="folder to write; new or empty")],
-    trial: Annotated[str, typer.Option(help="best, a trial's number, or the start of its key")] = "best",
+    trial: Annotated[
+        str, typer.Option(help="a trial's number, the start of its key, or best: what `best` names")
+    ] = "best",
+    max_memory: MaxMemory = None,
+    knee: Knee = False,
     merge: Annotated[bool, typer.Option("--merge", help="also write the base with the adapter in it, 16-bit")] = False,
     check: Annotated[bool, typer.Option("--check", help="read it back and compare the held-out loss")] = False,
     push: Annotated[str | None, typer.Option(help="upload to this hub repo, OWNER/NAME; private if new")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trial's adapter with tokenizer, card and a script that generates; nothing leaves without --push."""
+    """Write a trial's adapter with tokenizer, card and a script that generates; nothing leaves without --push.
+
+    Without --trial the one that `best` names: the lowest validation loss of the completed search trials that count
+    for the front.
+    """
+    from orchestrator.analysis import choice
     from orchestrator.report import export as exports
     from orchestrator.settings import ROOT
 
-    exported = exports.run(name, dest, trial, ROOT, merge=merge, check=check, push=push)
+    limit = None if max_memory is None else choice.mib_of(max_memory)
+    wanted = exports.Which(trial=trial, max_memory_mib=limit, at_knee=knee)
+    exported = exports.run(name, dest, wanted, ROOT, merge=merge, check=check, push=push)
     if as_json:
         print(json.dumps(exported))
         return
-    print(f"trial {exported['trial']} is in {dest}; try: python {dest}/{exports.SCRIPT} 'Name three colours.'")
+    print(f"trial {exported['trial']}: {exported['why']}")
+    print(f"it is in {dest}; try: python {dest}/{exports.SCRIPT} 'Name three colours.'")
     if check:
         print(f"read back: {exported['reloaded_loss_nats']:.4f} nats, recorded {exported['eval_loss_nats']:.4f}")
     if push:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from orchestrator.analysis.choice import knee
 from orchestrator.analysis.costs import cost_table, savings
 from orchestrator.analysis.front import front_of
-from orchestrator.analysis.knee import knee
 from orchestrator.ledger import Ledger
 from orchestrator.progress import front_table
 from tests.sweeps import Desk, completes, cost, make, measurement, space, trial

@@ -76,6 +76,11 @@ def sweep(root):
     return ledger.workload(), ledger.trials()
 
 
+def of(which: object) -> export.Which:
+    """A trial by number or key."""
+    return export.Which(trial=str(which))
+
+
 def copied(root, tmp_path):
     """The same sweep, to be changed."""
     shutil.copytree(root / "sweeps", tmp_path / "mlflow_runs" / "sweeps")
@@ -91,7 +96,7 @@ def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_
 ):
     workload, trials = sweep
     trial, dest = trials[number], tmp_path / "new" / "d"
-    done = export.run("t", dest, str(number), root, check=True)
+    done = export.run("t", dest, of(number), root, check=True)
     base = base_model.load(workload, trial.config.precision, "cpu")
     rows = data.load(workload.data_folder)["search"]
     untuned = evaluation.eval_loss(base, rows)
@@ -121,7 +126,7 @@ def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_
 @pytest.mark.parametrize("number", [0, 1], ids=["nf4", "16bit"])
 def test_merged_weights_are_16_bit_and_keep_the_recorded_loss_without_peft(root, sweep, tmp_path, number):
     workload, trials = sweep
-    export.run("t", tmp_path / "d", str(number), root, merge=True)
+    export.run("t", tmp_path / "d", of(number), root, merge=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "d" / "merged", dtype="auto")
     assert {p.dtype for p in merged.parameters()} == {torch.float16}
     loss = evaluation.eval_loss(merged.float(), data.load(workload.data_folder)["search"])
@@ -130,12 +135,24 @@ def test_merged_weights_are_16_bit_and_keep_the_recorded_loss_without_peft(root,
     assert (tmp_path / "d" / "adapter_model.safetensors").is_file()
 
 
-def test_the_best_trial_is_the_fronts_member_with_the_lowest_loss(root, sweep, tmp_path):
-    best = min(sweep[1][:2], key=lambda t: t.history[-1].eval_loss_nats)
-    by_key = export.run("t", tmp_path / "a", best.key[:8], root)
-    assert by_key["key"] == best.key
-    assert sweep[1][1].similarity is None  # so that the 4-bit trial is no member, whatever its loss
-    assert export.run("t", tmp_path / "b", "best", root)["key"] == sweep[1][1].key
+def test_export_without_a_trial_writes_the_one_that_best_names_and_says_why(root, sweep, tmp_path):
+    lowest = min(sweep[1][:2], key=lambda t: t.history[-1].eval_loss_nats)
+    by_key = export.run("t", tmp_path / "a", of(lowest.key[:8]), root)
+    assert (by_key["key"], by_key["why"]) == (lowest.key, "as asked for")
+    assert sweep[1][1].similarity is None  # so that the 4-bit trial does not count, whatever its loss
+    named = command("best", "t", "--json", cwd=root.parent).json
+    exported = command("export", "t", str(tmp_path / "b"), "--max-memory", "1TiB", cwd=root.parent)
+    assert exported.code == 0, exported.err
+    assert named["key"] == sweep[1][1].key
+    limit = ", of those that need at most 1048576.0 MiB"
+    assert exported.out.startswith(f"trial {named['number']}: {named['why']}{limit}\n")
+    assert (tmp_path / "b" / "adapter_config.json").is_file()
+
+
+def test_a_trial_that_is_named_is_not_chosen_as_well(root, tmp_path):
+    for asked in (export.Which(trial="1", at_knee=True), export.Which(trial="1", max_memory_mib=9.0)):
+        with pytest.raises(ConfigError, match="'1' names the trial; say either that, or --max-memory and --knee"):
+            export.run("t", tmp_path / "d", asked, root)
 
 
 # --- refusals
@@ -153,18 +170,15 @@ def test_the_best_trial_is_the_fronts_member_with_the_lowest_loss(root, sweep, t
 )
 def test_a_trial_without_an_adapter_is_refused_and_nothing_is_written(root, tmp_path, which, said):
     with pytest.raises(ConfigError, match=said):
-        export.run("t", tmp_path / "d", which, root)
+        export.run("t", tmp_path / "d", of(which), root)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_that_several_trials_begin_with_is_refused(root, sweep):
-    report, trials = (
-        None,
-        [replace(sweep[1][0], key="abcdef1" + 57 * "0"), replace(sweep[1][1], key="abcdef2" + 57 * "0")],
-    )
+    trials = [replace(t, key=f"abcdef{n}" + 57 * "0") for n, t in enumerate(sweep[1][:2], start=1)]
     with pytest.raises(ConfigError, match="2 trials begin with 'abcdef'"):
-        export.chosen(report, trials, "abcdef")
-    assert export.chosen(report, trials, "abcdef2").key == trials[1].key
+        export.chosen(of("abcdef"), trials, make())
+    assert export.chosen(of("abcdef2"), trials, make())[0].key == trials[1].key
 
 
 def test_a_folder_that_holds_something_is_left_as_it_is_and_an_empty_one_is_filled(root, tmp_path):
@@ -172,10 +186,10 @@ def test_a_folder_that_holds_something_is_left_as_it_is_and_an_empty_one_is_fill
     dest.mkdir()
     (dest / "mine").write_text("x")
     with pytest.raises(ConfigError, match="not an empty folder"):
-        export.run("t", dest, "1", root)
+        export.run("t", dest, of(1), root)
     assert [path.name for path in tmp_path.rglob("*")] == ["d", "mine"]
     (dest / "mine").unlink()
-    export.run("t", dest, "1", root)
+    export.run("t", dest, of(1), root)
     assert (dest / "adapter_config.json").is_file()
 
 
@@ -184,10 +198,10 @@ def test_an_adapter_that_is_not_the_recorded_one_is_refused(root, sweep, tmp_pat
     weights = settings_file.sweep_folder("t", changed) / "adapters" / sweep[1][1].key / adapter_store.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(ConfigError, match="not the one"):
-        export.run("t", tmp_path / "d", "1", changed)
+        export.run("t", tmp_path / "d", of(1), changed)
     weights.unlink()
     with pytest.raises(ConfigError, match="no adapter"):
-        export.run("t", tmp_path / "d", "1", changed)
+        export.run("t", tmp_path / "d", of(1), changed)
     assert not (tmp_path / "d").exists()
 
 
@@ -195,13 +209,13 @@ def test_an_export_that_fails_half_way_leaves_nothing(root, sweep, tmp_path):
     changed = copied(root, tmp_path)
     (settings_file.sweep_folder("t", changed) / "adapters" / sweep[1][1].key / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match="Expecting"):
-        export.run("t", tmp_path / "d", "1", changed, merge=True)
+        export.run("t", tmp_path / "d", of(1), changed, merge=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow_runs"]
 
 
 def test_a_loss_that_is_not_the_recorded_one_is_an_error(root, sweep, tmp_path):
     workload, trials = sweep
-    export.run("t", tmp_path / "d", "1", root)
+    export.run("t", tmp_path / "d", of(1), root)
     wrong = replace(
         trials[1], history=(replace(trials[1].history[-1], eval_loss_nats=trials[0].history[0].eval_loss_nats + 1),)
     )
@@ -278,7 +292,7 @@ def test_nothing_is_pushed_unless_asked_and_then_the_whole_folder_into_a_private
 
 def test_a_base_that_nobody_else_has_is_not_pushed(root, tmp_path):
     with pytest.raises(ConfigError, match="on this machine only"):
-        export.run("t", tmp_path / "d", "1", root, push="me/mine")
+        export.run("t", tmp_path / "d", of(1), root, push="me/mine")
     assert not (tmp_path / "d").exists()
 
 

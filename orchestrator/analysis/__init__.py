@@ -1,1 +1,1 @@
-"""Pure: what finished trials amount to. The front, its knee, savings, ranks, verdicts."""
+"""Pure: what finished trials amount to. The front, the best trial, savings, ranks, verdicts."""

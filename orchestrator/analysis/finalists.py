@@ -6,6 +6,7 @@ Pure, and of candidates only (see orchestrator.analysis.front): what is run beca
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator.analysis.choice import best, counting
 from orchestrator.analysis.front import Front, front_of, is_candidate
 from orchestrator.settings import SweepSettings
 from trainables.config import Origin, TrialConfig
@@ -37,11 +38,13 @@ def under_seeds(config: TrialConfig, n_seeds: int) -> list[TrialConfig]:
 def finalists(trials: Sequence[TrialResult], settings: SweepSettings, front: Front | None = None) -> list[TrialResult]:
     """Trials that get judged, by number.
 
-    The front's members; with repeats also the best trial of each precision and rank, for the smallest sufficient
-    rank; and the best 4-bit trial where none is on the front, so that 4 bits never go without yardsticks.
+    The front's members and the best trial; with repeats also the best of each precision and rank, for the smallest
+    sufficient rank; and the best 4-bit trial where none is on the front, so that 4 bits never go without yardsticks.
     """
     members = (front or front_of(trials, settings)).members
-    found = {trial.key: trial for trial in members} | {t.key: t for t in _best_4bit(trials, members)}
+    lowest = best(counting(trials, settings))
+    chosen = [*members, *([lowest] if lowest else []), *_best_4bit(trials, members)]
+    found = {trial.key: trial for trial in chosen}
     if settings.repeats > 1:
         found |= {trial.key: trial for trial in _best_of_each_rank(trials)}
     return sorted(found.values(), key=lambda trial: trial.number)
@@ -64,10 +67,10 @@ def _best_4bit(trials: Sequence[TrialResult], members: Sequence[TrialResult]) ->
 
 
 def _best_of_each_rank(trials: Sequence[TrialResult]) -> list[TrialResult]:
-    best: dict[tuple[str, int], TrialResult] = {}
+    found: dict[tuple[str, int], TrialResult] = {}
     for trial in sorted(_measured(trials), key=_loss):
-        best.setdefault((trial.config.precision, trial.config.rank), trial)
-    return list(best.values())
+        found.setdefault((trial.config.precision, trial.config.rank), trial)
+    return list(found.values())
 
 
 def wanted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Wanted]:

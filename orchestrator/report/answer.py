@@ -18,6 +18,7 @@ WHOSE: Mapping[Weights, str] = {
     "demo": ", on the embedded demo model",
 }
 """Said in the line of every headline figure of quality."""
+LOWEST = "Best (lowest validation loss, that on the search rows)"
 PRESERVE = "Do 4 bits preserve what 16 bits learn?"
 WHOSE_COST: Mapping[Weights, str] = WHOSE | {"random": ", with random weights, which cost the same"}
 
@@ -93,7 +94,7 @@ def _headline(report: Report) -> Headlines:
 
 def _best(report: Report) -> Headlines:
     lines: Headlines = {}
-    chosen = {"Lowest loss (chosen on the search rows)": report.best_loss, "Least memory": report.best_memory}
+    chosen = {LOWEST: report.best_loss, "Least memory": report.best_memory}
     for what, number in chosen.items():
         best = report.finalist(number)
         if best:

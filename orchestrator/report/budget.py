@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.analysis.front import counted
-from orchestrator.analysis.knee import stairs
+from orchestrator.analysis.choice import counting, stairs
 from orchestrator.settings import SweepSettings
 from trainables.config import TrialConfig
 from trainables.results import TrialResult
@@ -12,7 +11,7 @@ from trainables.results import TrialResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithinMemory:
-    """A trial with the lowest held-out loss of all that need no more peak memory, from its own peak on to the next's.
+    """A trial with the lowest validation loss of all that need no more peak memory, from its own peak on to the next's.
 
     Attributes:
         eval_loss_nats: on the search rows, by which it was chosen.
@@ -27,7 +26,6 @@ class WithinMemory:
 
 def within_memory(trials: Sequence[TrialResult], settings: SweepSettings) -> tuple[WithinMemory, ...]:
     """From the smallest budget up; empty where no trial counts for the front."""
-    chosen = [trial for trial, _ in counted(trials, settings) if trial.history]
     return tuple(
         WithinMemory(
             number=trial.number,
@@ -36,5 +34,5 @@ def within_memory(trials: Sequence[TrialResult], settings: SweepSettings) -> tup
             seconds_per_step=trial.history[-1].seconds_per_step,
             eval_loss_nats=trial.history[-1].eval_loss_nats,
         )
-        for trial in stairs(chosen)
+        for trial in stairs(counting(trials, settings))
     )

@@ -49,8 +49,8 @@ def lines(report: Report, layers: Layers | None) -> list[tuple[str, str]]:
         (f"Which rank is best (smallest sufficient), {tables.BITS[precision]}?", said[_rank(tables.BITS[precision])])
         for precision in report.sufficient_ranks
     ]
-    found.append(("Which rank is best within a memory budget (lowest held-out loss, search rows)?", _budgets(report)))
-    found += [(what, said[what]) for what in said if what.startswith(("Lowest loss", "Least memory", "Best config"))]
+    found.append(("Which rank is best within a memory budget (lowest validation loss)?", _budgets(report)))
+    found += [(what, said[what]) for what in said if what.startswith(("Best", "Least memory"))]
     found += _steps(report)
     found.append(("Where is quantization felt, by layer?", _layers(layers)))
     found.append(("Where is quantization felt, by token and task?", _felt(report)))
@@ -192,7 +192,7 @@ def eval_results(report: Report, data: Mapping[str, str]) -> list[EvalResult]:
     if best := report.finalist(report.best_loss):
         loss = best.figures["eval_loss_nats"].value
         found.append(
-            _result("eval_loss_nats", "Lowest held-out loss (nats)", loss) | {"dataset_split": best.rows} | data
+            _result("eval_loss_nats", "Loss of the trial with the lowest validation loss (nats)", loss) | {"dataset_split": best.rows} | data
         )
     if compared := _best(report):
         rows = {"dataset_split": (compared[0].verdict and compared[0].verdict.rows) or "search"}

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from orchestrator.analysis.choice import best, counting, knee
 from orchestrator.analysis.costs import CostTable, Predict, Saving, cost_table, savings
 from orchestrator.analysis.finalists import finalists, runs_of
 from orchestrator.analysis.front import REFERENCE, Front, front_of
-from orchestrator.analysis.knee import knee
 from orchestrator.analysis.repeats import Figure, Rows, figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.sufficient_rank import SufficientRank
 from orchestrator.analysis.verdict import FailedEvaluation, Verdict, comparison_of, failed_evaluations, verdict_of
@@ -101,11 +101,12 @@ class Report:
         n_done, n_expected: trials in a final state, and those that the sweep will come to as far as is known.
         n_running: trials at work, as the ledger has it.
         states: trials by state.
-        best_loss, best_memory: numbers of the front's members with the lowest loss (on the search rows) and peak.
+        best_loss: number of the best trial: the lowest validation loss of those that count for the front.
+        best_memory: number of the front's member with the lowest peak.
         best_4bit: number of the 4-bit finalist with the lowest such loss, of those judged if any were.
         sufficient_ranks: by precision.
         within_memory: the best trial for each budget of peak memory.
-        knee: number of the front's member that gives up least in every objective, see orchestrator.analysis.knee.
+        knee: number of the front's member that gives up least in every objective, see orchestrator.analysis.choice.
         search_ended: why the search is over, in words; None while it is not.
         nothing_counts: why the front is empty, in words; None where it is not.
         spent: by the whole sweep; None in ledgers from before that was kept.
@@ -197,7 +198,7 @@ def report_of(
     middle = knee(front)
     chosen = finalists(trials, settings, front)
     members = [member for member in front.members if member.history]
-    best = min(members, key=_loss, default=None)
+    lowest = best(counting(trials, settings))
     least = min(members, key=lambda t: (t.history[-1].peak_memory_mib, t.number), default=None)
     compared = [trial for trial in chosen if trial.config.precision == "nf4" and trial.history and comparison_of(trial)]
     best_4bit = min(compared, key=lambda t: (t.judgement is None, *_loss(t)), default=None)
@@ -211,12 +212,12 @@ def report_of(
         n_running=status.counts.get("running", 0),
         states=status.counts,
         savings=savings(trials),
-        best_loss=best.number if best else None,
+        best_loss=lowest.number if lowest else None,
         best_memory=least.number if least else None,
         best_4bit=best_4bit.number if best_4bit else None,
         sufficient_ranks={p: smallest_sufficient_rank(p, chosen, trials, settings) for p in get_args(Precision)},
         finalists=tuple(_finalist(trial, trials, front, settings) for trial in chosen),
-        costs=cost_table(trials, best.config if best else None, predict),
+        costs=cost_table(trials, lowest.config if lowest else None, predict),
         felt=_felt(best_4bit),
         outcomes=_outcomes(trials),
         faults=failed_evaluations(trials, settings),

@@ -4,18 +4,20 @@ import hashlib
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import settings as settings_file
+from orchestrator.analysis.choice import choose
+from orchestrator.analysis.front import REFERENCE
 from orchestrator.ledger import Ledger
 from orchestrator.report import card as cards
 from orchestrator.report import content as reports
 from orchestrator.report.card import base_on_hub
 from orchestrator.report.card_results import layers_of
-from orchestrator.report.content import Report
+from orchestrator.settings import SweepSettings
 from orchestrator.workers import adapter_store
 from trainables import adapter, base_model, hub
 from trainables.config import Precision, Workload
@@ -33,18 +35,37 @@ MAX_LOSS_ERROR_NATS = 1e-3
 """By how much a reloaded adapter's loss may differ from the recorded one."""
 
 
-def chosen(report: Report, trials: Sequence[TrialResult], which: str) -> TrialResult:
-    """The trial that was asked for, completed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Which:
+    """The trial that is asked for.
 
-    Args:
-        which: "best" is the front's member with the lowest loss; else a trial's number, or the start of its key.
+    Attributes:
+        trial: its number or the start of its key; or "best", chosen by the other two as orchestrator.analysis.choice
+            does.
+    """
+
+    trial: str = BEST
+    max_memory_mib: float | None = None
+    at_knee: bool = False
+
+
+def chosen(
+    which: Which, trials: Sequence[TrialResult], settings: SweepSettings, reference: Sequence[float] | None = None
+) -> tuple[TrialResult, str]:
+    """The trial that was asked for, completed, and why it is the one.
+
     Raises:
         ConfigError: no such trial, or it has no adapter because it did not complete.
     """
-    if which == BEST:
-        if report.best_loss is None:
-            raise ConfigError(f"TRIAL: the front of sweep {report.name!r} is empty, so it has no best trial yet")
-        which = str(report.best_loss)
+    if which.trial == BEST:
+        found = choose(trials, settings, reference, max_memory_mib=which.max_memory_mib, at_knee=which.at_knee)
+        return found.trial, found.why
+    if which.at_knee or which.max_memory_mib is not None:
+        raise ConfigError(f"TRIAL: {which.trial!r} names the trial; say either that, or --max-memory and --knee")
+    return _named(which.trial, trials), "as asked for"
+
+
+def _named(which: str, trials: Sequence[TrialResult]) -> TrialResult:
     if which.isdecimal() and len(which) < MIN_KEY_CHARS:
         found = [trial for trial in trials if trial.number == int(which)]
     else:
@@ -186,12 +207,18 @@ def with_base(workload: Workload, cache: Path) -> Workload:
 
 
 def run(
-    name: str, dest: Path, which: str, root: Path, *, merge: bool = False, check: bool = False, push: str | None = None
+    name: str,
+    dest: Path,
+    which: Which,
+    root: Path,
+    *,
+    merge: bool = False,
+    check: bool = False,
+    push: str | None = None,
 ) -> dict[str, Any]:
     """Export one trial of a sweep.
 
     Args:
-        which: see `chosen`.
         check: read the folder back and hold its loss against the recorded one.
         push: hub repo to upload to; None uploads nothing.
     Returns:
@@ -205,7 +232,7 @@ def run(
     ledger = Ledger(folder / "ledger.db", read_only=True)
     try:
         report, trials = reports.read(settings, ledger), ledger.trials()
-        trial = chosen(report, trials, which)
+        trial, why = chosen(which, trials, settings, ledger.fact(REFERENCE))
         sha256 = ledger.entry(trial.key).adapter_sha256  # type: ignore[union-attr]
     finally:
         ledger.close()
@@ -218,6 +245,7 @@ def run(
     files = write(dest, trial, workload, adapters=folder / "adapters", sha256=sha256, card=card, merge=merge)
     done: dict[str, Any] = {
         "trial": trial.number,
+        "why": why,
         "key": trial.key,
         "eval_loss_nats": trial.history[-1].eval_loss_nats,
         "files": [str(path) for path in files],

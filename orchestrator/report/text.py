@@ -98,9 +98,10 @@ def _budgets(report: Report) -> str:
         return ""
     texts = [
         "## Which rank for which memory",
-        f"The lowest held-out loss (search rows) of all that need no more peak memory{whose(report, WHOSE)}:",
+        f"The lowest validation loss of the trials that need no more peak memory{whose(report, WHOSE)}:",
         tables.of_budgets(report.within_memory),
-        f"For one budget: `qlora-sweep best {report.name} --max-memory 2GiB`.",
+        f"For one budget: `qlora-sweep best {report.name} --max-memory 2GiB`; its adapter: `qlora-sweep export "
+        f"{report.name} DEST --max-memory 2GiB`.",
     ]
     return "\n\n".join(texts)
 

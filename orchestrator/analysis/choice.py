@@ -1,19 +1,20 @@
-"""One config of a sweep: the front's knee, or the best under a memory budget."""
+"""The one trial of a sweep that `best`, `export` and the report name: the best, or the front's knee. Pure."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orchestrator.analysis.front import REFERENCE, Front, counted, device_of, front_of, losses_of, objective_value
-from orchestrator.ledger import Ledger
-from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, load, sweep_folder
+from orchestrator.analysis.front import Front, counted, device_of, front_of, losses_of, objective_value
+from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, SweepSettings
 from trainables.errors import ConfigError
 from trainables.results import TrialResult
 
+BEST = "the lowest validation loss of the completed search trials that count for the front"
+KNEE = "the knee of the front, nearest to the best of every objective at once"
 MIB = {"b": 2.0**-20, "kib": 2.0**-10, "mib": 1.0, "gib": 2.0**10, "tib": 2.0**20}
 MIB |= {"kb": 1e3 / 2**20, "mb": 1e6 / 2**20, "gb": 1e9 / 2**20, "tb": 1e12 / 2**20}
 
@@ -41,37 +42,60 @@ class Choice:
         return {"name": self.sweep, **own, "values": dict(self.values), "why": self.why}
 
 
-def choose(name: str, max_memory_mib: float | None, root: Path) -> Choice:
-    """The knee of a sweep's front, or the best config within a budget of peak memory.
+def choose(
+    trials: Sequence[TrialResult],
+    settings: SweepSettings,
+    reference: Sequence[float] | None,
+    *,
+    max_memory_mib: float | None = None,
+    at_knee: bool = False,
+) -> Choice:
+    """The best trial of a sweep, or its front's knee.
 
+    Args:
+        reference: the sweep's reference point.
+        max_memory_mib: leaves out trials with a higher peak.
     Raises:
-        ConfigError: there is no such sweep, no trial counts, or none fits; the message names the nearest.
+        ConfigError: no trial counts, or none fits; the message names the nearest.
     """
-    folder = sweep_folder(name, root)
-    settings = load(folder)
-    ledger = Ledger(folder / "ledger.db", read_only=True)
-    try:
-        trials, reference = ledger.trials(), ledger.fact(REFERENCE)
-    finally:
-        ledger.close()
-    found = [trial for trial, _ in counted(trials, settings)]
+    found = counting(trials, settings)
     if not found:
+        name = settings.name
         raise ConfigError(f"NAME: no trial of sweep {name!r} counts for its front; see qlora-sweep report {name}")
-    if max_memory_mib is None:
-        chosen = knee(front_of(trials, settings, reference))
-        why = "the knee of the front, nearest to the best of every objective at once"
-    else:
-        chosen = best_within(found, max_memory_mib)
-        why = f"the lowest held-out loss of those that need at most {max_memory_mib:.1f} MiB"
+    limit = math.inf if max_memory_mib is None else max_memory_mib
+    within = [trial for trial in trials if trial.history and trial.history[-1].peak_memory_mib <= limit]
+    chosen = knee(front_of(within, settings, reference)) if at_knee else best(counting(within, settings))
     if chosen is None:
         least = min(found, key=lambda t: (t.history[-1].peak_memory_mib, t.number))
         raise ConfigError(
-            f"max_memory is {max_memory_mib:.1f} MiB; the least that a trial of {name!r} needs is "
+            f"max_memory is {max_memory_mib:.1f} MiB; the least that a trial of {settings.name!r} needs is "
             f"{least.history[-1].peak_memory_mib:.1f} MiB (trial {least.number}, {least.config.precision}, "
             f"rank {least.config.rank})"
         )
+    why = KNEE if at_knee else BEST
+    if max_memory_mib is not None:
+        why += f", of those that need at most {max_memory_mib:.1f} MiB"
     objectives = dict.fromkeys((*DEFAULT_OBJECTIVES, *settings.objectives, "embedding_cosine"))
-    return Choice(sweep=name, trial=chosen, values={o: objective_value(chosen, o) for o in objectives}, why=why)
+    values = {objective: objective_value(chosen, objective) for objective in objectives}
+    return Choice(sweep=settings.name, trial=chosen, values=values, why=why)
+
+
+def counting(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
+    """The trials that are chosen from: completed, of the search, measured, and as similar as was asked for."""
+    return [trial for trial, _ in counted(trials, settings) if trial.history]
+
+
+def best(found: Sequence[TrialResult]) -> TrialResult | None:
+    """The lowest validation loss, that on the search rows; None of none.
+
+    Equal losses: the smaller peak, then the shorter step, then the earlier trial.
+    """
+    return min(found, key=_order, default=None)
+
+
+def _order(trial: TrialResult) -> tuple[float, float, float, int]:
+    last = trial.history[-1]
+    return last.eval_loss_nats, last.peak_memory_mib, last.seconds_per_step, trial.number
 
 
 def knee(front: Front) -> TrialResult | None:
@@ -112,24 +136,13 @@ def mib_of(text: str) -> float:
     return float(found[1]) * MIB[unit]
 
 
-def best_within(found: Sequence[TrialResult], max_memory_mib: float) -> TrialResult | None:
-    """Of trials that count, the lowest held-out loss at a peak of at most so many MiB; None where none fits.
-
-    Equal losses: the smaller peak, then the earlier trial.
-    """
-    fits = [trial for trial in found if trial.history[-1].peak_memory_mib <= max_memory_mib]
-    return min(
-        fits, key=lambda t: (t.history[-1].eval_loss_nats, t.history[-1].peak_memory_mib, t.number), default=None
-    )
-
-
 def stairs(found: Sequence[TrialResult]) -> list[TrialResult]:
     """Of trials that count, those that are the best within some budget of peak memory, from the smallest up.
 
-    For every budget `best_within` is the last of them that fits.
+    For every budget the best of all that fit is the last of them that fits.
     """
     steps: list[TrialResult] = []
-    for trial in sorted(found, key=lambda t: (t.history[-1].peak_memory_mib, t.history[-1].eval_loss_nats, t.number)):
+    for trial in sorted(found, key=lambda t: (t.history[-1].peak_memory_mib, *_order(t))):
         if not steps or trial.history[-1].eval_loss_nats < steps[-1].history[-1].eval_loss_nats:
             steps.append(trial)
     return steps

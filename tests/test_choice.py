@@ -1,6 +1,6 @@
-"""Which one config: the knee, the best within a memory budget, and the nearest where none counts."""
+"""Which one config: the best, the knee, either within a memory budget, and the nearest where none counts."""
 
-import json
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import pytest
@@ -8,11 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import settings as settings_file
+from orchestrator.analysis.choice import BEST, KNEE, best, choose, knee, mib_of, stairs
 from orchestrator.analysis.front import front_of
-from orchestrator.analysis.knee import best_within, choose, knee, mib_of, stairs
+from orchestrator.report import export
+from orchestrator.report.content import report_of
 from orchestrator.search.infeasible import nothing_counts
 from orchestrator.settings import sweep_folder
-from tests.sweeps import GRID, WORKLOAD, Desk, breaks, command, completes, make, measurement, similarity, space, trial
+from tests.sweeps import (
+    GRID,
+    WORKLOAD,
+    Desk,
+    breaks,
+    command,
+    completes,
+    cost,
+    make,
+    measurement,
+    similarity,
+    space,
+    trial,
+)
 from trainables.config import TrialConfig
 from trainables.errors import ConfigError
 
@@ -25,6 +40,17 @@ def at(points, factor: float = 1.0):
     return [
         trial(n, history=(measurement(200, float(y), peak_memory_mib=x * factor),)) for n, (x, y) in enumerate(points)
     ]
+
+
+def within(trials, budget: float):
+    return [trial for trial in trials if trial.history[-1].peak_memory_mib <= budget]
+
+
+def costly(task) -> Iterator[dict]:
+    """Half as much again for twice the rank, and as much less loss for each."""
+    peaks = {1: 1.0, 2: 2.0, 4: 9.0}
+    for told in completes(task, loss=2.0 - task.config.rank / 10):
+        yield told | {"cost": asdict(cost(peak_memory_mib=peaks[task.config.rank]))}
 
 
 @given(POINTS, st.sampled_from([1.0, 1024.0]))
@@ -43,7 +69,7 @@ def test_the_knee_is_the_member_nearest_to_the_ideal_whatever_the_unit(points, f
 def test_the_last_stair_that_fits_is_the_best_within_any_budget(points, budget):
     trials = at(points)
     steps = [trial for trial in stairs(trials) if trial.history[-1].peak_memory_mib <= budget]
-    assert (steps[-1] if steps else None) == best_within(trials, float(budget))
+    assert (steps[-1] if steps else None) == best(within(trials, budget))
 
 
 def test_an_empty_front_has_no_knee():
@@ -51,12 +77,41 @@ def test_an_empty_front_has_no_knee():
 
 
 @given(POINTS, st.integers(0, 10))
-def test_the_best_within_a_budget_has_the_lowest_loss_of_all_that_fit(points, budget):
-    found = best_within(at(points), float(budget))
-    fits = [(y, x) for x, y in points if x <= budget]
-    assert (found is None) == (not fits)
-    if found:
-        assert (found.history[-1].eval_loss_nats, found.history[-1].peak_memory_mib) == min(fits)
+def test_the_best_within_a_budget_has_the_lowest_loss_of_all_that_fit_and_the_knee_is_of_their_front(points, budget):
+    trials, fits = at(points), [(y, x) for x, y in points if x <= budget]
+    if not fits:
+        with pytest.raises(ConfigError, match=f"the least that a trial of 't' needs is {min(x for x, _ in points)}"):
+            choose(trials, ASKED, None, max_memory_mib=float(budget))
+        return
+    last = choose(trials, ASKED, None, max_memory_mib=float(budget)).trial.history[-1]
+    assert (last.eval_loss_nats, last.peak_memory_mib) == min(fits)
+    at_knee = choose(trials, ASKED, None, max_memory_mib=float(budget), at_knee=True)
+    assert at_knee.trial == knee(front_of(within(trials, budget), ASKED))
+
+
+@given(POINTS)
+def test_best_report_finalists_and_export_mean_the_same_trial_and_the_same_knee(points):
+    trials = at(points)
+    for asked in (ASKED, make(objectives=("peak_memory_mib",))):  # the second's front need not hold the best
+        found = report_of(asked, trials, {}, lambda config: None)
+        chosen, middle = (choose(trials, asked, None, at_knee=at_knee).trial for at_knee in (False, True))
+        assert found.best_loss == chosen.number
+        assert found.knee == middle.number
+        assert found.finalist(chosen.number), "so that it is judged, and the report shows it"
+        assert export.chosen(export.Which(), trials, asked) == (chosen, BEST)
+        assert export.chosen(export.Which(at_knee=True), trials, asked) == (middle, KNEE)
+
+
+def test_a_trial_that_keeps_no_similarity_was_pruned_or_is_another_seed_is_never_the_best():
+    nf4 = TrialConfig(precision="nf4", rank=4, alpha=8)
+    low = {"history": (measurement(200, 0.1),)}
+    others = [
+        trial(1, config=nf4, similarity=similarity(0.5), **low),
+        trial(2, config=nf4, **low),
+        trial(3, state="pruned", reason="too high", **low),
+        trial(4, origin="repeat", **low),
+    ]
+    assert choose([trial(0), *others], ASKED, None).trial.number == 0
 
 
 @pytest.mark.parametrize(
@@ -72,23 +127,22 @@ def test_a_size_that_says_nothing_is_refused_by_name(text):
         mib_of(text)
 
 
-def test_best_names_a_config_from_the_ledger_and_says_what_the_least_is_where_none_fits(tmp_path):
+def test_best_names_the_lowest_validation_loss_and_the_knee_only_where_it_is_asked_for(tmp_path):
     root = tmp_path / "mlflow_runs"
     asked = make(GRID, name="a")
     settings_file.save(asked, sweep_folder("a", root))
     desk = Desk(sweep_folder("a", root), asked)
     desk.ledger.set_fact("workload", asdict(WORKLOAD))
-    desk.finish(lambda task: completes(task, loss=2.0 - task.config.rank / 10))
+    desk.finish(costly)
     desk.ledger.close()
-    assert choose("a", 2.0, root).trial.config.rank == 4
-    with pytest.raises(ConfigError, match=r"max_memory is 0.5 MiB; the least that a trial of 'a' needs is 1.0 MiB"):
-        choose("a", 0.5, root)
-    found = command("best", "a", "--max-memory", "2MiB", "--json", cwd=tmp_path).json
-    assert found["config"]["rank"] == 4
+    found = command("best", "a", "--json", cwd=tmp_path).json
+    assert (found["config"]["rank"], found["why"]) == (4, BEST)
     assert found["values"]["eval_loss_nats"] == pytest.approx(1.6)
-    assert command("best", cwd=tmp_path).out.startswith("trial ")
+    within_3 = command("best", "--max-memory", "3MiB", cwd=tmp_path)
+    assert within_3.out.startswith(f"trial 2: {BEST}, of those that need at most 3.0 MiB\n")
+    at_knee = command("best", "a", "--knee", "--json", cwd=tmp_path).json
+    assert (at_knee["config"]["rank"], at_knee["why"]) == (2, KNEE)
     assert command("best", "a", "--max-memory", "2", cwd=tmp_path).code == 2
-    assert "knee" in json.dumps(command("best", "a", "--json", cwd=tmp_path).json)
 
 
 # --- nothing counts
