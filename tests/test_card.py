@@ -48,6 +48,7 @@ HUB = replace(
     weights="pretrained",
     data="tatsu-lab/alpaca",
 )
+THE_SWEEP = "The sweep this adapter comes from"
 EVIL = "{{ 7 * 7 }} | <b>x</b>\n---\n# heading [a](b)"
 
 
@@ -109,19 +110,23 @@ def section(text, heading):
     return re.split(r"\n##+ ", text.split(f"# {heading}\n")[1])[0]
 
 
-def answers(text):
+def answers(text, heading="Results"):
     """Question -> answer, of the table of results."""
-    rows = [line for line in section(text, "Results").splitlines() if line.startswith("| ")]
+    table = section(text, heading).split("\n\nSettings of")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
     return dict(line.strip("| ").split(" | ", 1) for line in rows[2:])
 
 
 # --- what it says
 
 
-@pytest.mark.parametrize("trials", [[], whole_sweep()], ids=["nothing measured", "all measured"])
-def test_every_section_of_the_original_card_is_kept(trials):
-    text = str(cards.card_of(report(trials)))
-    assert re.findall(r"^##+ (.*)", text, re.MULTILINE) == " ".join(SECTIONS.split()).split("; ")
+@pytest.mark.parametrize(("trials", "number"), [([], None), (whole_sweep(), None), (whole_sweep(), 3)])
+def test_every_section_of_the_original_card_is_kept_and_that_of_an_adapter_has_one_for_its_sweep(trials, number):
+    text = str(cards.card_of(report(trials), None, None if number is None else trials[number]))
+    headings = re.findall(r"^##+ (.*)", text, re.MULTILINE)
+    assert [heading for heading in headings if heading != THE_SWEEP] == " ".join(SECTIONS.split()).split("; ")
+    assert (THE_SWEEP in headings) == (number is not None)
+    assert "\n\n\n" not in text
     assert "CC BY-NC 4.0" in text
     assert "dettmers2023qlora" in text
 
@@ -167,13 +172,17 @@ def test_what_was_not_measured_says_so_and_shows_no_figure():
     ("weights", "said"),
     [("random", "random weights"), ("demo", "demo model"), ("stand-in", "stand-in base"), ("pretrained", None)],
 )
-def test_every_figure_says_in_its_own_line_whose_weights_it_is_of(weights, said):
+@pytest.mark.parametrize(("number", "n_lines"), [(None, 19 + 2 + 14), (1, 12 + 19 + 3 + 11)], ids=["sweep", "trial"])
+def test_every_figure_says_in_its_own_line_whose_weights_it_is_of(weights, said, number, n_lines):
     workload = replace(WORKLOAD, weights=weights)
-    card = cards.card_of(report(whole_sweep(), workload), layers(workload), whole_sweep()[1])
-    lines = [line for line in answers(str(card)).values() if "undetermined" not in line and line != "not measured"]
-    lines += re.findall(r"This adapter.*|.*gap between groups.*|This sweep took.*", str(card))
+    trials = whole_sweep()
+    of = None if number is None else replace(trials[number], train_seconds=30.0)
+    card = cards.card_of(report(trials, workload), layers(workload), of)
+    found = [*answers(str(card)).values(), *(answers(str(card), THE_SWEEP).values() if of else ())]
+    lines = [line for line in found if "undetermined" not in line and line != "not measured"]
+    lines += re.findall(r"\| This adapter.*|This adapter trained.*|.*gap between groups.*|This sweep took.*", str(card))
     lines += [result.metric_name for result in card.data.eval_results]
-    assert len(lines) == 19 + 3 + 14
+    assert len(lines) == n_lines
     if said:
         assert [line for line in lines if said not in line] == []
     else:
@@ -183,6 +192,68 @@ def test_every_figure_says_in_its_own_line_whose_weights_it_is_of(weights, said)
 def test_a_sweep_that_still_runs_says_that_figures_can_change():
     running = report(whole_sweep(), settings=make(n_trials=32, objectives=("eval_loss_nats",)))
     assert "not finished" in section(str(cards.card_of(running)), "Results")
+
+
+# --- what goes with an adapter
+
+
+def own_part(card):
+    """All that a trial's card says outside the section that is about its sweep."""
+    return str(card).replace(section(str(card), THE_SWEEP), "")
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_card_of_a_trial_is_the_same_whatever_the_other_trials_came_to(number):
+    trials = whole_sweep()
+    worse = [
+        measured(t.number, t.config, t.cost.peak_memory_mib + 7.0, 0.09, loss=t.history[-1].eval_loss_nats + 0.01)
+        for t in trials
+    ]
+    others = [t if t.number == number else worse[t.number] for t in trials]
+    before, after = (cards.card_of(report(found), None, trials[number]) for found in (trials, others))
+    assert own_part(before) == own_part(after)
+    assert section(str(before), THE_SWEEP) != section(str(after), THE_SWEEP)
+
+
+def test_the_figures_of_an_adapter_are_its_own_in_the_results_and_in_the_model_index():
+    trials = whole_sweep()
+    card = cards.card_of(report(trials), None, trials[1])
+    found = {(r.metric_type, r.dataset_split): r.metric_value for r in card.data.eval_results}
+    assert found["eval_loss_nats", "search"] == 1.5
+    assert found["eval_loss_nats", "report"] == 2.0
+    assert (found["peak_memory_mib", None], found["seconds_per_step", None]) == (90.0, 0.06)
+    assert found["embedding_cosine", "report"] == 0.99
+    assert card.data.model_name == "t-trial-1"
+    said = answers(str(card))
+    assert said["Validation loss, on the search rows"] == "1.5000 nats after 200 steps, on the embedded demo model."
+    assert said["Is similarity to its 16-bit twin at least 0.95?"].startswith("yes: embedding cosine 0.9900")
+    assert said["Do 4 bits preserve what 16 bits learn?"].startswith("preserved (cosine is at least 0.9800")
+
+
+def test_an_adapter_beside_a_better_one_has_neither_its_loss_nor_its_verdict():
+    trials = whole_sweep()
+    card = cards.card_of(report(trials), None, trials[3])
+    assert {(r.metric_type, r.metric_value) for r in card.data.eval_results} == {
+        ("peak_memory_mib", 30.0),
+        ("seconds_per_step", 0.05),
+        ("eval_loss_nats", 3.0),
+    }
+    assert answers(str(card))["Do 4 bits preserve what 16 bits learn?"].startswith("undecided (not compared")
+    assert "preserved in 1" in answers(str(card), THE_SWEEP)["Do 4 bits preserve what 16 bits learn?"]
+
+
+def test_an_adapter_over_16_bits_is_not_said_to_be_one_over_4():
+    trials = whole_sweep()
+    card = cards.card_of(report(trials), None, trials[0])
+    own = own_part(card)
+    assert "trained over the base at 16 bits (LoRA): trial 0 of sweep `t`" in " ".join(own.split())
+    assert "| Method | LoRA: frozen base at 16 bits, not quantized; LoRA adapter in float32 |" in own
+    assert "| `precision` | 16bit |" in own
+    assert card.data.tags == ["lora"]
+    assert not {r.metric_type for r in card.data.eval_results} & {"embedding_cosine", "kl_nats"}
+    assert "with QLoRA" not in own
+    four = own_part(cards.card_of(report(trials), None, trials[1]))
+    assert "trained over the base at 4 bits (QLoRA): trial 1 of sweep `t`" in " ".join(four.split())
 
 
 # --- what the hub reads

@@ -3,17 +3,19 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from orchestrator.progress import duration
 from orchestrator.report import card_results as results
-from orchestrator.report import tables
+from orchestrator.report import card_trial, tables
 from orchestrator.report.answer import WHOSE, WHOSE_COST, counted, whose
 from orchestrator.report.card_results import NOT_MEASURED, Layers
+from orchestrator.report.card_trial import HOW, METHODS, TAGS
 from orchestrator.report.content import Report
 from orchestrator.report.markdown import safe, table
 from trainables.config import TrialConfig, Workload, canonical_json
@@ -31,6 +33,7 @@ LICENCE = {
     "demo": "trained on the embedded demo's rows: MIT",
 }
 BASE_LICENCE = {GPT2_MEDIUM: "MIT (modified)", "demo": "MIT"}
+BESIDE = "compared with LoRA over the same base at 16 bits"
 NO_KEY = frozenset(
     {"name", "base_model", "data", "compute_dtype", "address", "tracking_uri", "insecure", "gpus_per_trial"}
 )
@@ -42,7 +45,7 @@ def card_of(report: Report, layers: Layers | None = None, trial: TrialResult | N
 
     Args:
         layers: a sensitivity run over the same base and rows.
-        trial: whose adapter the card goes with; None for a card of the whole sweep.
+        trial: that the card is about, as it goes with its adapter; None for a card of the whole sweep.
     """
     shown = replace(report, workload=_without_paths(report.workload)) if report.workload else report
     settings, measured = shown.settings, shown.measured
@@ -50,7 +53,7 @@ def card_of(report: Report, layers: Layers | None = None, trial: TrialResult | N
         "another version than this program's" if measured.protocol_version is None else str(measured.protocol_version)
     )
     card = ModelCard.from_template(
-        _metadata(report, shown),
+        _metadata(report, shown, trial),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         base=_title(BASES, shown.workload.base_model if shown.workload else "a base not known yet"),
         data=_title(ROWS, shown.workload.data if shown.workload else "rows not known yet"),
@@ -58,17 +61,48 @@ def card_of(report: Report, layers: Layers | None = None, trial: TrialResult | N
         sweep=f"`{settings.name}`",
         details=_details(shown, trial, protocol),
         rows=_rows(shown),
-        procedure=_procedure(shown),
         protocol=protocol,
-        standing=_standing(shown),
-        results=table(["Question", "Answer"], [[what, said] for what, said in results.lines(shown, layers)], n_words=2),
         repeats=counted(settings.repeats, "run"),
-        bias=results.bias(shown),
         licences=f"Here: {_licences(shown.workload)}.",
-        impact=_impact(shown),
+        **(_of_trial(shown, layers, trial) if trial else _of_sweep(shown, layers)),
     )
     card.text = card.text.rstrip("\n") + "\n"
     return card
+
+
+def _of_sweep(report: Report, layers: Layers | None) -> dict[str, Any]:
+    """What the template says of a whole sweep."""
+    return {
+        "number": None,
+        "method": METHODS["nf4"],
+        "procedure": _procedure(report),
+        "standing": _standing(report),
+        "results": _answers(results.lines(report, layers)),
+        "bias": results.bias(report, report.felt, report.best_4bit),
+        "impact": _impact(report),
+    }
+
+
+def _of_trial(report: Report, layers: Layers | None, trial: TrialResult) -> dict[str, Any]:
+    """What it says of one trial, and what of its sweep."""
+    return {
+        "number": trial.number,
+        "bits": tables.BITS[trial.config.precision],
+        "method": METHODS[trial.config.precision],
+        "procedure": card_trial.procedure(trial),
+        "standing": card_trial.standing(report, trial),
+        "results": _answers(card_trial.lines(report, trial)),
+        "bias": card_trial.bias(report, trial),
+        "impact": card_trial.impact(report, trial),
+        "place": card_trial.place(report, trial),
+        "sweep_standing": _standing(report),
+        "sweep_results": _answers(results.lines(report, layers)),
+        "sweep_procedure": _procedure(report),
+    }
+
+
+def _answers(lines: Sequence[tuple[str, str]]) -> str:
+    return table(["Question", "Answer"], [[what, said] for what, said in lines], n_words=2)
 
 
 def write(card: ModelCard, path: Path) -> Path:
@@ -118,14 +152,16 @@ def _title(titles: Mapping[str, str], source: str) -> str:
     return titles.get(source) or safe(source)
 
 
-def _metadata(report: Report, shown: Report) -> ModelCardData:
+def _metadata(report: Report, shown: Report, trial: TrialResult | None) -> ModelCardData:
     """What the hub reads; ids are named only where the hub knows them."""
     workload = report.workload
     base, data = (base_on_hub(workload), _data_on_hub(workload)) if workload else (None, None)
     rows = {}
     if shown.workload:
         rows = {"dataset_type": data or "local", "dataset_name": shown.workload.data}
-    found = results.eval_results(shown, rows) if workload else []
+    found, name = results.eval_results(shown, rows) if workload else [], report.name
+    if trial:
+        found, name = card_trial.eval_results(shown, trial, rows), f"{report.name}-trial-{trial.number}"
     return ModelCardData(
         language="en",
         license=HUB_LICENCE.get(workload.data if workload else "", "unknown"),
@@ -133,9 +169,9 @@ def _metadata(report: Report, shown: Report) -> ModelCardData:
         pipeline_tag="text-generation",
         base_model=base,
         datasets=[data] if data else None,
-        tags=["lora", "qlora", "nf4"],
+        tags=list(TAGS[trial.config.precision if trial else "nf4"]),
         metrics=list(dict.fromkeys(result.metric_type for result in found)) or None,
-        model_name=report.name if found else None,
+        model_name=name if found else None,
         eval_results=found or None,
     )
 
@@ -144,14 +180,12 @@ def _details(report: Report, trial: TrialResult | None, protocol: str) -> str:
     workload = report.workload
     base = workload.base_model if workload else ""
     devices = ", ".join(map(safe, report.measured.environment.get("device", ()))) or NOT_MEASURED
+    devices = card_trial.device(trial) if trial else devices
     rows = {"Base model": "not known: nothing was measured"}
     if workload:
         name = f"{BASES[base]} (`{base}`), {SHAPES[base]}" if base in SHAPES else safe(workload.base_caption)
         rows = {"Base model": name, "Base fingerprint": f"`{workload.base_fingerprint[:16]}`"}
-    rows |= {
-        "Method": "QLoRA: frozen base in NF4, block size 64, double quantization; LoRA adapter in float32; "
-        "compared with LoRA over the same base at 16 bits",
-    }
+    rows["Method"] = HOW[trial.config.precision] if trial else f"{HOW['nf4']}; {BESIDE}"
     if trial:
         rows["This adapter"] = _adapter(report, trial)
     rows |= {

@@ -1,19 +1,21 @@
 """What a model card says was measured: a line a question, and the same figures as the hub's metadata wants them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any, get_args
 
 from huggingface_hub import EvalResult
 
+from orchestrator.analysis.verdict import Verdict
 from orchestrator.report import tables
 from orchestrator.report.answer import PRESERVE, WHOSE, WHOSE_COST, headlines, whose
-from orchestrator.report.content import Finalist, Report
+from orchestrator.report.content import Felt, Report
 from orchestrator.report.markdown import safe
 from trainables.config import Loop, Workload
-from trainables.findings import Comparison
+from trainables.findings import Comparison, Judgement
 
 NOT_MEASURED = "not measured"
 MADE_UP = {"dataset_type": "synthetic", "dataset_name": "full synthetic batch, every token supervised"}
@@ -40,8 +42,9 @@ def lines(report: Report, layers: Layers | None) -> list[tuple[str, str]]:
         (f"How much memory does QLoRA save, {loop} loop?", said.get(f"Memory, {loop} loop", NOT_MEASURED))
         for loop in get_args(Loop)
     ]
-    found.append((f"Is similarity to the 16-bit baseline at least {report.settings.min_similarity:g}?", _like(report)))
-    found += _likenesses(report)
+    best, threshold = _best(report), f"{report.settings.min_similarity:g}"
+    found.append((f"Is similarity to the 16-bit baseline at least {threshold}?", like(report, best)))
+    found += likenesses(report, best)
     ratio = "`quantization_to_seed_ratio`"
     found.append((ratio, said.get(ratio, NOT_MEASURED)))
     found.append((PRESERVE, said[PRESERVE] if report.best_4bit is not None else NOT_MEASURED))
@@ -53,7 +56,7 @@ def lines(report: Report, layers: Layers | None) -> list[tuple[str, str]]:
     found += [(what, said[what]) for what in said if what.startswith(("Best", "Least memory"))]
     found += _steps(report)
     found.append(("Where is quantization felt, by layer?", _layers(layers)))
-    found.append(("Where is quantization felt, by token and task?", _felt(report)))
+    found.append(("Where is quantization felt, by token and task?", felt(report, report.felt, report.best_4bit)))
     return found
 
 
@@ -70,10 +73,22 @@ def _rank(bits: str) -> str:
     return f"Smallest sufficient rank, {bits}"
 
 
-def _best(report: Report) -> tuple[Finalist, Comparison] | None:
-    """The 4-bit finalist that likeness is told of, with its comparison."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A 4-bit trial that likeness is told of."""
+
+    number: int
+    rank: int
+    verdict: Verdict
+    comparison: Comparison
+
+
+def _best(report: Report) -> Compared | None:
+    """The 4-bit finalist that the sweep's likeness is told of."""
     best = report.finalist(report.best_4bit)
-    return (best, best.comparison) if best and best.comparison else None
+    if best is None or best.verdict is None or best.comparison is None:
+        return None
+    return Compared(number=best.number, rank=best.config.rank, verdict=best.verdict, comparison=best.comparison)
 
 
 def _beside(comparison: Comparison, name: str) -> str:
@@ -84,26 +99,27 @@ def _beside(comparison: Comparison, name: str) -> str:
     return f"{tables.interval(getattr(comparison.quantized, name))}; {other}, untuned base {untuned:.4f}"
 
 
-def _like(report: Report) -> str:
-    found = _best(report)
-    if found is None or found[0].verdict is None:
+def like(report: Report, found: Compared | None) -> str:
+    """Whether the cosine keeps the sweep's threshold, and the verdict."""
+    if found is None:
         return NOT_MEASURED
-    best, comparison = found
-    like = comparison.quantized
+    like = found.comparison.quantized
     enough = "yes" if like.embedding_cosine.low >= report.settings.min_similarity else "no"
     return (
-        f"{enough}: embedding cosine {_beside(comparison, 'embedding_cosine')}, on {like.n_decoded_rows} "
-        f"{best.verdict.rows} rows (trial {best.number}, rank {best.config.rank}); with the KL taken in: "  # type: ignore[union-attr]
-        f"{safe(str(best.verdict))}{whose(report, WHOSE)}."
+        f"{enough}: embedding cosine {_beside(found.comparison, 'embedding_cosine')}, on {like.n_decoded_rows} "
+        f"{found.verdict.rows} rows (trial {found.number}, rank {found.rank}); with the KL taken in: "
+        f"{safe(str(found.verdict))}{whose(report, WHOSE)}."
     )
 
 
-def _likenesses(report: Report) -> list[tuple[str, str]]:
-    found = _best(report)
+def likenesses(report: Report, found: Compared | None) -> list[tuple[str, str]]:
+    """A line for each of the other metrics."""
     return [
         (
             f"Similarity to the 16-bit baseline: {heading}",
-            f"{_beside(found[1], name)} (trial {found[0].number}){whose(report, WHOSE)}." if found else NOT_MEASURED,
+            f"{_beside(found.comparison, name)} (trial {found.number}){whose(report, WHOSE)}."
+            if found
+            else NOT_MEASURED,
         )
         for name, heading in tables.METRICS.items()
         if name != "embedding_cosine"
@@ -144,19 +160,28 @@ def _layers(layers: Layers | None) -> str:
     )
 
 
-def _felt(report: Report) -> str:
-    shares = report.felt.shares if report.felt else ()
+def felt(report: Report, found: Felt | Judgement | None, number: int | None) -> str:
+    """Where 4 bits move the trial of that number most, in one line.
+
+    Args:
+        found: its judgement, or what a report keeps of that.
+    """
+    shares = (found.shares if isinstance(found, Felt) else found.felt) if found else ()
     groups = {by: [share for share in shares if share.by == by] for by in dict.fromkeys(share.by for share in shares)}
     most = [max(group, key=lambda share: share.kl_nats.value) for group in groups.values()]
     if not most:
         return NOT_MEASURED
     parts = [f"{safe(share.by)}: {safe(share.group)} ({tables.interval(share.kl_nats)})" for share in most]
-    return f"highest KL in nats by {'; '.join(parts)} (trial {report.best_4bit}){whose(report, WHOSE)}."
+    return f"highest KL in nats by {'; '.join(parts)} (trial {number}){whose(report, WHOSE)}."
 
 
-def bias(report: Report) -> str:
-    """Whether 4 bits move how the model tells groups of people apart, in one line."""
-    shifts = report.felt.bias if report.felt else ()
+def bias(report: Report, found: Felt | Judgement | None, number: int | None) -> str:
+    """Whether 4 bits move how the trial of that number tells groups of people apart, in one line.
+
+    Args:
+        found: see `felt`.
+    """
+    shifts = found.bias if found else ()
     if not shifts:
         return f"{NOT_MEASURED}."
     parts = [
@@ -164,7 +189,7 @@ def bias(report: Report) -> str:
         f"(change {tables.interval(s.change)})"
         for s in shifts
     ]
-    return f"gap between groups, 0 to 1: {'; '.join(parts)}, trial {report.best_4bit}{whose(report, WHOSE)}."
+    return f"gap between groups, 0 to 1: {'; '.join(parts)}, trial {number}{whose(report, WHOSE)}."
 
 
 def eval_results(report: Report, data: Mapping[str, str]) -> list[EvalResult]:
@@ -174,9 +199,7 @@ def eval_results(report: Report, data: Mapping[str, str]) -> list[EvalResult]:
         data: dataset_type and dataset_name of the rows.
     """
     found = [
-        _result(
-            f"memory_saved_percent_{s.loop}", f"Peak memory saved by 4 bits, {s.loop} loop (%)", 100 * s.saved_share
-        )
+        result(f"memory_saved_percent_{s.loop}", f"Peak memory saved by 4 bits, {s.loop} loop (%)", 100 * s.saved_share)
         | MADE_UP
         for s in report.savings
         if s.rank is None
@@ -186,29 +209,41 @@ def eval_results(report: Report, data: Mapping[str, str]) -> list[EvalResult]:
         kind = f"{cell.precision}_{cell.loop}"
         if cell.cost:
             found.append(
-                _result(f"seconds_per_step_{kind}", f"Seconds a step, {where}", cell.cost.seconds_per_step) | MADE_UP
+                result(f"seconds_per_step_{kind}", f"Seconds a step, {where}", cell.cost.seconds_per_step) | MADE_UP
             )
     costs = len(found)
     if best := report.finalist(report.best_loss):
         loss = best.figures["eval_loss_nats"].value
-        found.append(
-            _result("eval_loss_nats", "Loss of the trial with the lowest validation loss (nats)", loss) | {"dataset_split": best.rows} | data
-        )
-    if compared := _best(report):
-        rows = {"dataset_split": (compared[0].verdict and compared[0].verdict.rows) or "search"}
-        found += [
-            _result(name, f"4 bits against 16: {heading}", getattr(compared[1].quantized, name).value) | rows | data
-            for name, heading in tables.METRICS.items()
-        ]
-        if ratio := compared[1].quantization_to_seed_ratio:
-            name = "quantization_to_seed_ratio"
-            found.append(_result(name, "Effect of 4 bits over that of another seed", ratio.value) | rows | data)
+        heading = "Loss of the trial with the lowest validation loss (nats)"
+        found.append(result("eval_loss_nats", heading, loss) | {"dataset_split": best.rows} | data)
+    found += of_likeness(_best(report), data)
     said = [whose(report, WHOSE_COST)] * costs + [whose(report, WHOSE)] * (len(found) - costs)
+    return with_whose(found, said)
+
+
+def of_likeness(found: Compared | None, data: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A 4-bit trial against its twin, as metadata."""
+    if found is None:
+        return []
+    rows = {"dataset_split": found.verdict.rows or "search", **data}
+    results = [
+        result(name, f"4 bits against 16: {heading}", getattr(found.comparison.quantized, name).value) | rows
+        for name, heading in tables.METRICS.items()
+    ]
+    if ratio := found.comparison.quantization_to_seed_ratio:
+        name = "quantization_to_seed_ratio"
+        results.append(result(name, "Effect of 4 bits over that of another seed", ratio.value) | rows)
+    return results
+
+
+def with_whose(found: Sequence[dict[str, Any]], said: Sequence[str]) -> list[EvalResult]:
+    """Results for the hub, each with whose weights it is of in its name."""
     return [
         EvalResult(task_type="text-generation", **values | {"metric_name": values["metric_name"] + of})
         for values, of in zip(found, said, strict=True)
     ]
 
 
-def _result(name: str, heading: str, value: float) -> dict[str, Any]:
+def result(name: str, heading: str, value: float) -> dict[str, Any]:
+    """One metric."""
     return {"metric_type": name, "metric_name": heading, "metric_value": float(f"{value:.6g}")}
