@@ -239,7 +239,8 @@ def refuse_unless_whole(result: "SweepResult") -> None:
         last = result.trials[-1].reason if result.trials else "none was started"
         raise SweepError(why_empty(result) or f"no trial completed; the last reason: {last}")
     if failed := failed_evaluations(result.trials, result.settings):
-        raise SweepError(f"{'; '.join(map(str, failed))}; to try again: {resume}")
+        more = f" (and {len(failed) - 1} more, see above)" if len(failed) > 1 else ""
+        raise SweepError(f"{failed[0]}{more}; to try again: {resume}")
 
 
 @app.command()

@@ -72,7 +72,8 @@ def test_a_sweep_with_a_trial_that_could_not_be_evaluated_ends_with_an_error_unt
         for _ in range(2):
             desk.do(lambda task: ({**r, "similarity": None} for r in completes(task)))
     desk.finish(failing(kind))
-    nf4 = next(t for t in desk.ledger.trials() if t.config.precision == "nf4" and t.config.seed == 0)
+    nf4 = desk.ledger.trials()[0]
+    assert nf4.config == NF4
     with pytest.raises(SweepError) as error:
         refuse_unless_whole(result_of(desk.settings, desk.ledger))
     assert error.value.exit_code == 1
