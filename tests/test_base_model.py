@@ -120,7 +120,7 @@ def test_a_base_is_frozen_evaluates_and_has_no_dropout_of_its_own(bases, precisi
 
 
 def test_the_16_bit_base_is_what_transformers_loads(bases, tiny_folder):
-    plain = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32, trust_remote_code=False).eval()
     ids = torch.arange(40)[None]
     torch.testing.assert_close(bases["16bit"](input_ids=ids).logits, plain(input_ids=ids).logits, rtol=0, atol=1e-5)
 
@@ -192,7 +192,7 @@ def test_drawn_weights_come_with_the_folders_config_and_tokenizer(weightless, wo
     drawn = base_model.find(f"random:{weightless}", tmp_path / "cache")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (drawn.folder / name).read_bytes() == (weightless / name).read_bytes()
-    shape = AutoConfig.from_pretrained(drawn.folder)
+    shape = AutoConfig.from_pretrained(drawn.folder, trust_remote_code=False)
     assert (shape.n_layer, shape.n_embd, shape.vocab_size) == (2, 64, 1024)
     base = base_model.load(replace(workload, base_folder=str(drawn.folder)), "16bit", "cpu")
     std = float(base.transformer.wte.weight.std())

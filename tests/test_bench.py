@@ -79,7 +79,9 @@ def test_training_lowers_the_held_out_loss_and_keeps_the_best_weights(made, work
     assert facts["held_out_loss_nats"] == best < facts["held_out_loss_before_nats"]
     model = base_model.load(replace(workload, base_folder=str(out)), "16bit", "cpu")
     own = [alpaca.Row(**row) for row in json.loads((out / "own_rows.json").read_text())]
-    held_out = stand_in.tokenized(own[: stand_in.HELD_OUT_ROWS], AutoTokenizer.from_pretrained(out))
+    held_out = stand_in.tokenized(
+        own[: stand_in.HELD_OUT_ROWS], AutoTokenizer.from_pretrained(out, trust_remote_code=False)
+    )
     assert eval_loss(model, held_out) == pytest.approx(best, abs=1e-4)
 
 
@@ -97,7 +99,7 @@ def test_weights_from_before_the_held_out_loss_rose_are_kept(tiny_folder):
 
 def test_rows_are_tokenized_as_a_sweep_has_them(splits, tiny_folder):
     of_splits = [row for part in alpaca.split_rows(ROWS).values() for row in part]
-    found = stand_in.tokenized(of_splits, AutoTokenizer.from_pretrained(tiny_folder))
+    found = stand_in.tokenized(of_splits, AutoTokenizer.from_pretrained(tiny_folder, trust_remote_code=False))
     assert found == [replace(row, kind="") for part in splits.values() for row in part]
 
 

@@ -35,7 +35,7 @@ def test_every_prompt_of_a_pair_is_the_other_with_one_word_changed():
 
 
 def test_gaps_are_the_total_variation_distances_of_a_plain_loop(base, tiny_folder):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder, trust_remote_code=False)
 
     def p(text):
         ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])

@@ -219,7 +219,7 @@ def test_padding_agrees_with_its_definition(rows, max_length_tokens):
 
 
 def test_the_cache_holds_the_splits_as_text_that_decodes_to_the_rows(tokens, splits, tiny_folder):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder, trust_remote_code=False)
     expected = alpaca.split_rows(alpaca.read_rows("demo").rows)
     assert {name: len(part) for name, part in splits.items()} == SPLIT_ROWS
     for name, rows in expected.items():
@@ -267,7 +267,7 @@ def test_real_alpaca_rows_go_through_gpt2s_own_tokenizer(tmp_path):
     checked = alpaca.read_rows(str(SHARED_DATA / "alpaca" / "alpaca_subset.json"))
     tokenized = data.tokenize(checked, SHARED_DATA / "gpt2-medium", tmp_path)
     search = data.load(tokenized.folder)["search"]
-    tokenizer = AutoTokenizer.from_pretrained(SHARED_DATA / "gpt2-medium")
+    tokenizer = AutoTokenizer.from_pretrained(SHARED_DATA / "gpt2-medium", trust_remote_code=False)
     first = alpaca.split_rows(checked.rows)["search"][0]
     assert tokenizer.decode(search[0].input_ids) == first.prompt + first.output + "<|endoftext|>"
     long = max(search, key=lambda row: len(row.input_ids))

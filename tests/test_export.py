@@ -107,7 +107,7 @@ def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_
     assert abs(untuned - recorded) > 0.01  # without its adapter the base would not pass
 
     question = "Name three colours."
-    tokenizer = AutoTokenizer.from_pretrained(dest)
+    tokenizer = AutoTokenizer.from_pretrained(dest, trust_remote_code=False)
     ids = tokenizer(Row(instruction=question, input="", output="").prompt, return_tensors="pt")
     expected = model.generate(**ids, max_new_tokens=64, do_sample=False, pad_token_id=tokenizer.eos_token_id)
     monkeypatch.setattr("sys.argv", ["generate.py", question])
@@ -127,7 +127,7 @@ def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_
 def test_merged_weights_are_16_bit_and_keep_the_recorded_loss_without_peft(root, sweep, tmp_path, number):
     workload, trials = sweep
     export.run("t", tmp_path / "d", of(number), root, merge=True)
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "d" / "merged", dtype="auto")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "d" / "merged", dtype="auto", trust_remote_code=False)
     assert {p.dtype for p in merged.parameters()} == {torch.float16}
     loss = evaluation.eval_loss(merged.float(), data.load(workload.data_folder)["search"])
     assert loss == pytest.approx(trials[number].history[-1].eval_loss_nats, abs=1e-3)

@@ -51,11 +51,12 @@ import sys
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-remote, local = AutoModelForCausalLM.from_pretrained("tiny/gpt2"), AutoModelForCausalLM.from_pretrained(sys.argv[1])
+remote = AutoModelForCausalLM.from_pretrained("tiny/gpt2", trust_remote_code=False)
+local = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False)
 assert all(a.equal(b) for a, b in zip(remote.parameters(), local.parameters(), strict=True))
-tokenizer = AutoTokenizer.from_pretrained("tiny/gpt2")
+tokenizer = AutoTokenizer.from_pretrained("tiny/gpt2", trust_remote_code=False)
 assert tokenizer.decode(tokenizer("Héllo world").input_ids) == "Héllo world"
-assert load_dataset("tiny/alpaca", split="train").num_rows == 40
+assert load_dataset("tiny/alpaca", split="train", trust_remote_code=False).num_rows == 40
 """
 
 

@@ -1,6 +1,8 @@
 """Nobody is let in, and nothing gets out: ports, tokens, folders, secrets, and pages that data rows are shown on."""
 
+import json
 import os
+import pickle
 import shutil
 import stat
 import subprocess
@@ -9,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -27,6 +29,7 @@ from orchestrator.settings import make as make_settings
 from orchestrator.settings import save, sweep_folder
 from orchestrator.tracking import ui
 from orchestrator.workers import adapter_store
+from tests.hub_server import hub_server
 from tests.sweeps import (
     CANARIES,
     CANARY,
@@ -42,6 +45,7 @@ from tests.sweeps import (
     start,
     trial,
 )
+from trainables import base_model, demo
 from trainables.errors import ConfigError, Unreachable
 
 EVIL = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><svg onload='window.ran = 3'>"
@@ -408,21 +412,150 @@ def test_a_card_shows_markup_from_outside_as_words(tmp_path):
 # --- code
 
 
-def test_no_module_reads_a_pickle_or_runs_a_repos_code():
-    """But a trial's error, in a folder of this user's own; safetensors is asked for where weights are loaded."""
-    words = (
-        "pickle.load",
-        "torch.load",
-        "joblib",
-        "trust_remote_code",
-        "weights_only=False",
-        "shell=True",
-    )
-    folders = [REPO / name for name in ("trainables", "search_spaces", "orchestrator")]
-    sources = {path: path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py")}
-    assert len(sources) > 50
-    found = [(path.name, word) for path, text in sources.items() for word in words if word in text]
-    assert found in ([], [("faults.py", "pickle.load")])
-    loads = [text for text in sources.values() if "AutoModelForCausalLM.from_pretrained(\n" in text]
-    assert loads
-    assert all("use_safetensors=True" in text for text in loads)
+OWN_CODE = """
+import transformers
+from pathlib import Path
+
+Path({mark!r}).touch()
+
+
+class Config(transformers.GPT2Config):
+    model_type = {model_type!r}
+
+
+class Model(transformers.GPT2LMHeadModel):
+    config_class = Config
+
+
+class Tokenizer(transformers.PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def with_code(folder: Path, model_type: str, *naming: str) -> tuple[Path, Path]:
+    """A base with Python beside it that its files name; and the mark that this code leaves where it runs."""
+    mark = folder.parent / f"{folder.name}-ran"
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(demo.FOLDER / name, folder)
+    named = {
+        "config.json": {"AutoConfig": "own_code.Config", "AutoModelForCausalLM": "own_code.Model"},
+        "tokenizer_config.json": {"AutoTokenizer": [None, "own_code.Tokenizer"]},
+    }
+    for name, classes in named.items():
+        values = json.loads((demo.FOLDER / name).read_text())
+        values |= {"model_type": model_type} if name == "config.json" else {"tokenizer_class": "Tokenizer"}
+        values |= {"auto_map": classes} if name in naming else {}
+        (folder / name).write_text(json.dumps(values))
+    code = OWN_CODE.format(mark=str(mark), model_type=model_type)
+    (folder / "own_code.py").write_text(code)
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(code)
+    return folder, mark
+
+
+def answering_yes(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with a "y" for every question that it may ask."""
+    chosen = environment(HF_HOME=str(cwd / "hf"), **variables)
+    whole = [sys.executable, *arguments]
+    return subprocess.run(whole, input="y\n" * 99, env=chosen, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("place", "file"),
+    [
+        ("folder", "config.json"),
+        ("folder", "tokenizer_config.json"),
+        ("random", "config.json"),
+        ("hub", "tokenizer_config.json"),
+    ],
+)
+def test_a_base_made_of_its_own_code_is_refused_by_name_and_does_not_run(place, file, tmp_path):
+    base, mark = with_code(tmp_path / "base", "homemade", file)
+    source = {"folder": str(base), "random": f"random:{base}", "hub": "some/base"}[place]
+    log = []
+    with hub_server(models={"some/base": base}, log=log) as endpoint:
+        asked = ["--base-model", source, "--data", "demo", "--trials", "1", "--steps", "2"]
+        done = answering_yes("-m", "orchestrator.cli", "run", *asked, cwd=tmp_path, HF_ENDPOINT=endpoint)
+    assert not mark.exists()
+    assert done.returncode == 2, done.stderr
+    assert all(word in done.stderr for word in (file, "auto_map", "'homemade'")), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [line for line in log if "safetensors" in line]  # refused before the weights are fetched
+
+
+READERS = """
+import shutil, sys
+from pathlib import Path
+from orchestrator.report import export
+from trainables import alpaca, base_model, bias, data, demo
+from trainables.config import Workload
+
+here = Path.cwd()
+rows = alpaca.read_rows("demo")
+for name in ("tokenizer.json", "tokenizer_config.json"):
+    shutil.copy(demo.FOLDER / name, here)
+
+
+def run(script):
+    (here / "generate.py").write_text(script)
+    exec(compile(script, "generate.py", "exec"), {"__file__": str(here / "generate.py")})
+
+
+def readers(base):
+    kept = {"base_fingerprint": "", "weights": "pretrained", "data": "", "data_folder": "", "data_digest": ""}
+    workload = Workload(base_model=str(base), base_folder=str(base), compute_dtype="float32", **kept)
+    yield "tokens", lambda: data.tokenize(rows, base, here)
+    yield "16bit", lambda: base_model.load(workload, "16bit", "cpu")
+    yield "nf4", lambda: base_model.load(workload, "nf4", "cpu")
+    yield "drawn", lambda: base_model._draw_weights(base, here)
+    yield "bias", lambda: bias.gaps(base_model.load(workload, "16bit", "cpu"), base)
+    yield "script", lambda: run(export.script("16bit", workload, merged=False))
+
+
+for base in map(Path, sys.argv[1:]):
+    for name, read in readers(base):
+        try:
+            read()
+            print(base.name, name, "read")
+        except Exception as error:
+            print(base.name, name, type(error).__name__, str(error).splitlines()[0])
+"""
+
+
+def test_whatever_reads_a_base_runs_none_of_its_code(tmp_path):
+    """Also past the refusal of a command: a folder may change after it. Of GPT-2, transformers' own code is used."""
+    both = ("config.json", "tokenizer_config.json")
+    bases, marks = zip(*(with_code(tmp_path / name, name, *both) for name in ("gpt2", "homemade")), strict=True)
+    done = answering_yes("-c", READERS, *map(str, bases), cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert not any(mark.exists() for mark in marks), done.stdout
+    assert done.returncode == 0, done.stderr
+    read = [line for line in done.stdout.splitlines() if line.endswith(" read")]
+    assert read == [f"gpt2 {name} read" for name in ("tokens", "16bit", "nf4", "drawn", "bias")]
+
+
+def test_code_beside_a_gpt2_is_ignored_which_is_said_once(tmp_path, caplog):
+    base, mark = with_code(tmp_path / "base", "gpt2", "config.json")
+    for _ in range(2):
+        assert base_model.find(str(base), tmp_path).folder == base
+    (line,) = caplog.messages
+    assert str(base) in line
+    assert "config.json names (auto_map) is ignored" in line
+    assert not mark.exists()
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    base, mark = with_code(tmp_path / "base", "gpt2")
+    (base / "model.safetensors").rename(tmp_path / "kept")
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (mark,)
+
+    (base / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ConfigError, match=r"no \*\.safetensors"):
+        base_model.find(str(base), tmp_path)
+    workload = replace(WORKLOAD, base_folder=str(base))
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        base_model.load(workload, "16bit", "cpu")
+    assert not mark.exists()

@@ -291,7 +291,7 @@ def opt_folder(tmp_path_factory):
     shape = OPTConfig(
         hidden_size=16, word_embed_proj_dim=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=1024
     )
-    AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(shape, trust_remote_code=False).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((demo.FOLDER / name).read_bytes())
     return folder
@@ -299,13 +299,13 @@ def opt_folder(tmp_path_factory):
 
 def test_a_base_without_quantizable_modules_is_refused(opt_folder):
     with pytest.raises(ConfigError, match=r"BASE_MODEL: 'opt' .*attn\.c_attn"):
-        modules_of(AutoModelForCausalLM.from_pretrained(opt_folder))
+        modules_of(AutoModelForCausalLM.from_pretrained(opt_folder, trust_remote_code=False))
 
 
 def test_the_command_refuses_such_a_base_with_exit_code_2(opt_folder, tmp_path):
     refused = command("sensitivity", "--base-model", str(opt_folder), "--data", "demo", "--json", cwd=tmp_path)
     assert (refused.code, refused.out) == (2, ""), refused.err
-    assert "BASE_MODEL: 'opt'" in refused.err
+    assert "BASE_MODEL: model_type 'opt'" in refused.err
     assert "Traceback" not in refused.err
 
 

@@ -8,19 +8,30 @@ short while by tests/bench/stand_in.py, and every result over it says so.
 
 import hashlib
 import json
+import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache as cached
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainables import demo, hub
 from trainables.config import Precision, Weights, Workload
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
+MODEL_TYPES = frozenset({"gpt2"})
+"""Architectures that can be adapted, quantized and measured, as `model_type` in config.json names them."""
+CODE_NAMING_FILES = ("config.json", "tokenizer_config.json")
+"""In which `auto_map` may name classes to import from a model's own folder or from another repo."""
+GPT2_POSITIONS = 1024
+"""Of a config that does not say."""
 RANDOM_SEED = 0
 RANDOM_PREFIX = "random:"
 STAND_IN_FILE = "stand_in.json"
@@ -58,38 +69,107 @@ def find(source: str, cache: Path) -> BaseModel:
     Args:
         cache: where random weights are written, once per config.
     Raises:
-        ConfigError: the folder has no config or no weights, or the hub has no such model.
+        ConfigError: see `local_folder` and `check_architecture`, or the hub has no such model.
         Unreachable: the hub does not answer and nothing is cached.
     """
-    if source == "demo":
-        return BaseModel(source=source, folder=demo.FOLDER, weights="demo")
-    if source.startswith(RANDOM_PREFIX):
-        folder = _local_folder(source.removeprefix(RANDOM_PREFIX))
-        return BaseModel(source=source, folder=_draw_weights(folder, cache), weights="random")
-    if source.startswith(("/", ".", "~")) or Path(source).is_dir():
-        folder = _local_folder(source)
-        if not any(folder.glob("*.safetensors")):
-            raise ConfigError(
-                f"BASE_MODEL: {source} has a config but no *.safetensors; "
-                f"to measure cost on random weights say BASE_MODEL={RANDOM_PREFIX}{source}"
-            )
-        if (folder / STAND_IN_FILE).is_file():
-            return BaseModel(
-                source=source, folder=folder, weights="stand-in", stand_in_seconds=_stand_in_seconds(folder)
-            )
+    folder = local_folder(source)
+    if folder is None:
+        folder = hub.fetch_model(source, check=check_architecture)
         return BaseModel(source=source, folder=folder, weights="pretrained")
-    return BaseModel(source=source, folder=hub.fetch_model(source), weights="pretrained")
+    if source == "demo":
+        return BaseModel(source=source, folder=folder, weights="demo")
+    if source.startswith(RANDOM_PREFIX):
+        return BaseModel(source=source, folder=_draw_weights(folder, cache), weights="random")
+    if (folder / STAND_IN_FILE).is_file():
+        return BaseModel(source=source, folder=folder, weights="stand-in", stand_in_seconds=_stand_in_seconds(folder))
+    return BaseModel(source=source, folder=folder, weights="pretrained")
 
 
-def _local_folder(name: str) -> Path:
+def local_folder(source: str) -> Path | None:
+    """The checked folder that `source` names on this machine, None where it names a repo on the hub; loads nothing.
+
+    Raises:
+        ConfigError: the folder lacks a config, a tokenizer or weights, or see `check_architecture`.
+    """
+    if source == "demo":
+        return demo.FOLDER
+    name = source.removeprefix(RANDOM_PREFIX)
+    if name == source and not source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        return None
     folder = Path(name).expanduser().resolve()
     if not (folder / "config.json").is_file():
         raise ConfigError(f"BASE_MODEL: no config.json in {str(folder)!r}; give a model folder, a hub id or 'demo'")
+    check_architecture(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise ConfigError(
             f"BASE_MODEL: no tokenizer in {str(folder)!r}; it needs tokenizer.json, or vocab.json and merges.txt"
         )
+    if name == source and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"BASE_MODEL: {source} has a config but no *.safetensors; "
+            f"to measure cost on random weights say BASE_MODEL={RANDOM_PREFIX}{source}"
+        )
     return folder
+
+
+def check_architecture(folder: Path) -> None:
+    """Refuse a base by its config files alone, before anything of it is loaded.
+
+    Code that a folder brings is never run: where transformers has the model type itself, it is ignored, which is
+    logged; any other model could not be loaded without.
+
+    Raises:
+        ConfigError: the model is made of such code, or its `model_type` is not one of MODEL_TYPES.
+    """
+    model_type = str(_values(folder / "config.json").get("model_type"))
+    naming = [name for name in CODE_NAMING_FILES if "auto_map" in _values(folder / name)]
+    if naming and not _is_transformers_own(model_type):
+        raise ConfigError(
+            f"BASE_MODEL: {naming[0]} in {str(folder)!r} names code to run (auto_map), and no code of a model is ever "
+            f"run; model_type {model_type!r} is not one of transformers' own; choose a model that is"
+        )
+    if model_type not in MODEL_TYPES:
+        raise ConfigError(
+            f"BASE_MODEL: model_type {model_type!r} in {str(folder / 'config.json')!r} is not supported"
+            f"{did_you_mean(model_type, MODEL_TYPES)}"
+        )
+    if naming:
+        _log_ignored_code(folder, " and ".join(naming))
+
+
+def _is_transformers_own(model_type: str) -> bool:
+    if model_type in MODEL_TYPES:
+        return True
+    from transformers.models.auto import auto_mappings  # a table of names; unlike its package it imports no PyTorch
+
+    return model_type in auto_mappings.CONFIG_MAPPING_NAMES
+
+
+@cached  # a sweep looks at its base more than once
+def _log_ignored_code(folder: Path, files: str) -> None:
+    logger.warning("base %s: the code that %s names (auto_map) is ignored; transformers' own is used", folder, files)
+
+
+def _values(path: Path) -> Mapping[str, Any]:
+    """A JSON object from a file; empty where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigError(f"BASE_MODEL: {str(path)!r} is not a JSON object; bring the file again")
+    return values
+
+
+def context_tokens(folder: Path) -> int:
+    """How many positions the base in a folder has, from its config alone."""
+    values = _values(folder / "config.json")
+    n_positions = values.get("n_positions", values.get("max_position_embeddings", GPT2_POSITIONS))
+    if not isinstance(n_positions, int):
+        raise ConfigError(f"BASE_MODEL: n_positions in {str(folder / 'config.json')!r} is {n_positions!r}, no number")
+    return n_positions
 
 
 def _stand_in_seconds(folder: Path) -> float:
@@ -120,7 +200,8 @@ def _draw_weights(folder: Path, cache: Path) -> Path:
     scratch = Path(mkdtemp(prefix=".random-", dir=cache))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model.save_pretrained(scratch, max_shard_size="100GB")
     for path in folder.iterdir():
         if path.suffix in (".json", ".txt") and not (scratch / path.name).exists():
@@ -146,7 +227,7 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype = getattr(torch, workload.compute_dtype)
-    config = AutoConfig.from_pretrained(workload.base_folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(workload.base_folder, local_files_only=True, trust_remote_code=False)
     for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop"):
         setattr(config, name, 0.0)
     quantization = None
@@ -166,6 +247,7 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
         device_map={"": device},
         use_safetensors=True,
         local_files_only=True,
+        trust_remote_code=False,
     )
     model.requires_grad_(False)
     if precision == "nf4":

@@ -74,7 +74,7 @@ def gaps(model: "PreTrainedModel | PeftModel", tokenizer_folder: str | Path) -> 
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
     found = {}
     for about, pairs in groupby(prompts(), key=lambda pair: pair[0]):
         texts = [text for _, first, second in pairs for text in (first, second)]

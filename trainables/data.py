@@ -94,7 +94,7 @@ def _write_cache(splits: Mapping[str, Sequence[Row]], tokenizer_folder: Path, fo
     from transformers import AutoTokenizer
 
     disable_progress_bars()
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
 
     def encode(texts: list[str]) -> list[list[int]]:
         # A row may quote "<|endoftext|>": as text it must not end the row.

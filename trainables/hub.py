@@ -3,15 +3,15 @@
 Left alone, an absent hub costs 48 s for a model and 23 s for data, in retries. So the hub is asked
 once, with a deadline, before anything is loaded; where it does not answer, only the cache is read.
 
-No code and no pickle of a repo is ever run: MODEL_FILES are all that is downloaded, and `datasets`
-has no loading scripts since version 4. Our errors hold neither text nor traceback of an HTTP error:
-it may quote a request's headers, and with them the user's token.
+No code and no pickle of a repo is ever run: MODEL_FILES are all that is downloaded, a model made of its own code is
+refused before its weights are fetched, and `datasets` has no loading scripts since version 4. Our errors hold neither
+text nor traceback of an HTTP error: it may quote a request's headers, and with them the user's token.
 """
 
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -23,6 +23,8 @@ ANSWER_SECONDS = 3.0
 """How long the hub may take to answer, unless HF_HUB_ETAG_TIMEOUT is set; twice in a row is under 10 s."""
 
 NEEDED_FILES = ("config.json", "model.safetensors")
+CONFIG_FILES = ("config.json", "tokenizer_config.json")
+"""Small, and enough to know what a model is made of."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MODEL_FILES = (*NEEDED_FILES, *TOKENIZER_FILES, "vocab.json", "merges.txt", "generation_config.json")
 
@@ -34,12 +36,14 @@ ADVICE = {
 }
 
 
-def fetch_model(repo_id: str) -> Path:
+def fetch_model(repo_id: str, check: Callable[[Path], None] = lambda folder: None) -> Path:
     """Bring a causal LM onto this machine: config, safetensors weights and tokenizer files.
 
     The hub's `main` is resolved to one commit, every file comes from that commit and the folder is
     named after it. Where the hub does not answer, it is the commit that was fetched last.
 
+    Args:
+        check: looks at the folder when it holds CONFIG_FILES, and raises what forbids to fetch the rest.
     Raises:
         ConfigError: no such repo, no access to it, or no model.safetensors in it.
         DiskFull: no space left for the download.
@@ -48,7 +52,12 @@ def fetch_model(repo_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     with _asking(repo_id, "model") as silence:
-        folder = Path(snapshot_download(repo_id, allow_patterns=[*MODEL_FILES], local_files_only=silence is not None))
+        cached_only = silence is not None
+        folder = Path(snapshot_download(repo_id, allow_patterns=[*CONFIG_FILES], local_files_only=cached_only))
+        if (folder / "config.json").is_file():
+            check(folder)
+        commit = folder.name
+        snapshot_download(repo_id, revision=commit, allow_patterns=[*MODEL_FILES], local_files_only=cached_only)
         missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
         if missing and silence:  # another program cached a part of it, say the tokenizer alone
             raise _unreachable(repo_id, "model", silence)
@@ -74,7 +83,7 @@ def fetch_rows(repo_id: str) -> list[dict[str, Any]]:
 
     with _asking(repo_id, "dataset") as silence:
         if silence is None:
-            return load_dataset(repo_id, split="train").to_list()
+            return load_dataset(repo_id, split="train", trust_remote_code=False).to_list()
         # What load_dataset itself does under HF_HUB_OFFLINE, which it reads only when imported.
         builder = Cache(repo_id=repo_id, dataset_name=repo_id.split("/")[-1], version="auto", hash="auto")
         return builder.as_dataset(split="train").to_list()

@@ -108,7 +108,7 @@ def write(
         raise ConfigError(
             f"TRIAL: the adapter of trial {trial.number} under {adapters} is not the one it was recorded with"
         )
-    tokenizer = AutoTokenizer.from_pretrained(workload.base_folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(workload.base_folder, local_files_only=True, trust_remote_code=False)
     dest.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=".export-", dir=dest.parent))
     try:
@@ -132,7 +132,7 @@ def write(
 def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
     """A short program that answers one instruction, without anything of this project."""
     source = base_on_hub(workload) or workload.base_folder
-    how = f'dtype="{workload.compute_dtype}", device_map="auto"'
+    how = f'dtype="{workload.compute_dtype}", device_map="auto", trust_remote_code=False'
     imports, quantized = "AutoModelForCausalLM, AutoTokenizer", ""
     if precision == "nf4" and not merged:
         imports += ", BitsAndBytesConfig"
@@ -145,7 +145,8 @@ def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
         f"base = AutoModelForCausalLM.from_pretrained({source!r}, {how})\nmodel = PeftModel.from_pretrained(base, here)"
     )
     if merged:
-        model = f'model = AutoModelForCausalLM.from_pretrained(here / "{MERGED}", dtype="auto", device_map="auto")'
+        how = 'dtype="auto", device_map="auto", trust_remote_code=False'
+        model = f'model = AutoModelForCausalLM.from_pretrained(here / "{MERGED}", {how})'
     return (
         '"""Answer an instruction: python generate.py "Name three colours." """\n'
         "import sys\n"
@@ -153,7 +154,7 @@ def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
         + ("" if merged else "from peft import PeftModel\n")
         + f"from transformers import {imports}\n"
         "here = Path(__file__).parent\n"
-        "tokenizer = AutoTokenizer.from_pretrained(here)\n"
+        "tokenizer = AutoTokenizer.from_pretrained(here, trust_remote_code=False)\n"
         f"{quantized}{model}\n"
         'prompt = f"### Instruction:\\n{sys.argv[1]}\\n\\n### Response:\\n"\n'
         'tokens = tokenizer(prompt, return_tensors="pt").to(model.device)\n'

@@ -40,7 +40,8 @@ def text_of(row, end):
 def tokenized(source, tokenizer, max_length):
     """Training and held-out rows of a JSON file or a hub id."""
     is_file = Path(source).is_file()
-    rows = load_dataset("json", data_files=source, split="train") if is_file else load_dataset(source, split="train")
+    path, files = ("json", source) if is_file else (source, None)
+    rows = load_dataset(path, data_files=files, split="train", trust_remote_code=False)
     rows = rows.shuffle(seed=0).select(range(min(len(rows), N_HELD_OUT_ROWS + N_TRAINING_ROWS)))
     tokens = rows.map(
         lambda row: tokenizer(text_of(row, tokenizer.eos_token), truncation=True, max_length=max_length),
@@ -63,6 +64,7 @@ def load_model(folder, precision, rank):
         dtype=torch.bfloat16,
         quantization_config=quantization,
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        trust_remote_code=False,
     )
     if precision == "nf4":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -79,7 +81,7 @@ def load_model(folder, precision, rank):
 
 def train(config):
     """One trial: load, train, evaluate at the end."""
-    tokenizer = AutoTokenizer.from_pretrained(config["folder"])
+    tokenizer = AutoTokenizer.from_pretrained(config["folder"], trust_remote_code=False)
     tokenizer.pad_token = tokenizer.eos_token
     training_rows, held_out_rows = tokenized(config["rows"], tokenizer, config["max_length"])
     with TemporaryDirectory() as folder:
@@ -141,8 +143,9 @@ def with_weights(folder, scratch):
     """The folder itself, or a copy with random weights where it has none."""
     if any(Path(folder).glob("*.safetensors")):
         return str(Path(folder).resolve())
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(scratch)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(scratch)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(scratch)
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=False).save_pretrained(scratch)
     return scratch
 
 

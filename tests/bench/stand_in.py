@@ -100,8 +100,10 @@ def untrained(folder: Path, seed: int) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    )
 
 
 def train(
@@ -223,7 +225,8 @@ def build(
     if not 0 < seconds < math.inf:
         raise ConfigError(f"SECONDS must be positive and finite, got {seconds}")
     of_sweep, own = parted(alpaca.read_rows(source).rows)
-    tokens = tokenized(own, AutoTokenizer.from_pretrained(config_folder, local_files_only=True))
+    tokenizer = AutoTokenizer.from_pretrained(config_folder, local_files_only=True, trust_remote_code=False)
+    tokens = tokenized(own, tokenizer)
     held_out, rest = tokens[:HELD_OUT_ROWS], tokens[HELD_OUT_ROWS:]
     model = untrained(config_folder, seed).to(device)
     checks = train(model, rest, held_out, seconds=seconds, seed=seed, clock=clock)

@@ -87,14 +87,14 @@ def response_loss(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ro
 
 def load_tokenizer(folder: Path = FOLDER) -> PreTrainedTokenizerBase:
     """The shipped tokenizer, the way everybody loads it."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_base(precision: Precision, folder: Path = FOLDER) -> PreTrainedModel:
     """The shipped model, in float32 or with its blocks in NF4 (block 64, double quantization, float32 compute)."""
     if precision == "16bit":
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
     import bitsandbytes as bnb
     from transformers import BitsAndBytesConfig
@@ -111,6 +111,7 @@ def load_base(precision: Precision, folder: Path = FOLDER) -> PreTrainedModel:
         quantization_config=quantization,
         device_map={"": "cpu"},
         local_files_only=True,
+        trust_remote_code=False,
         use_safetensors=True,
     )
     for module in model.modules():  # else the first eval() forward repacks weights and the next step raises
