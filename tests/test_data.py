@@ -1,7 +1,7 @@
 """Rows: checked, dealt to splits, tokenized once, padded."""
 
-import hashlib
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.conftest import SHARED_DATA
-from trainables import alpaca, data, demo
+from trainables import alpaca, base_model, data, demo
 from trainables.alpaca import SPLIT_ROWS, Row
-from trainables.config import canonical_json
 from trainables.data import IGNORE, TokenRow
-from trainables.errors import DataError
+from trainables.errors import ConfigError, DataError
 from trainables.task_kind import TASK_KINDS, task_kind
 
 GOOD = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
@@ -325,14 +324,69 @@ def test_a_cache_without_kinds_is_read_and_not_taken_for_a_new_one(tokens, split
     assert data.load(again.folder) == splits
 
 
-def test_the_digest_is_of_rows_and_tokenizer_only(tokens, tiny_folder):
+def changed(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+DECIDES_TOKENS = {
+    "the end token of the tokenizer": lambda folder: changed(folder / "tokenizer_config.json", eos_token="a"),
+    "the end token of the config": lambda folder: changed(folder / "config.json", eos_token_id=5),
+    "the end token of the generation config": lambda folder: changed(folder / "generation_config.json", eos_token_id=5),
+    "the class of the tokenizer": lambda folder: changed(folder / "tokenizer_config.json", tokenizer_class="X"),
+    "the architecture": lambda folder: changed(folder / "config.json", model_type="x"),
+    "the vocabulary": lambda folder: changed(folder / "tokenizer.json", padding=None, more=1),
+    "special tokens": lambda folder: written(folder, "special_tokens_map.json", '{"eos_token": "a"}'),
+    "added tokens": lambda folder: written(folder, "added_tokens.json", '{"<new>": 1024}'),
+    "words of a slow tokenizer": lambda folder: written(folder, "vocab.json", "{}"),
+    "merges of a slow tokenizer": lambda folder: written(folder, "merges.txt", "a b"),
+    "a tokenizer of another kind": lambda folder: written(folder, "tokenizer.model", "x"),
+    "a tokenizer for newer versions": lambda folder: written(folder, "tokenizer.5.0.0.json", "{}"),
+}
+
+
+def digest_of(folder: Path) -> str:
+    return data._digest({"search": [Row(**GOOD)]}, folder)
+
+
+@pytest.fixture
+def base(tiny_folder, tmp_path) -> Path:
+    return shutil.copytree(tiny_folder, tmp_path / "base")
+
+
+@pytest.mark.parametrize("what", DECIDES_TOKENS)
+def test_whatever_decides_tokens_decides_the_digest(what, base):
+    before = digest_of(base)
+    DECIDES_TOKENS[what](base)
+    assert digest_of(base) != before
+
+
+def test_what_decides_no_token_leaves_the_digest_alone(base):
     """It enters every trial's key: changing it makes all earlier trials strangers."""
-    rows = alpaca.split_rows(alpaca.read_rows("demo").rows)
-    text = "protocol 1\n" + "".join(
-        canonical_json([name, row.instruction, row.input, row.output]) for name, part in rows.items() for row in part
-    )
-    content = text.encode() + (tiny_folder / "tokenizer.json").read_bytes()
-    assert tokens.digest == hashlib.sha256(content).hexdigest()
+    before = digest_of(base)
+    changed(base / "config.json", n_layer=9, resid_pdrop=0.5)
+    changed(base / "generation_config.json", temperature=0.5)
+    written(base, "README.md", "about")
+    (base / "model.safetensors").write_bytes(b"other weights")
+    assert digest_of(base) == before == digest_of(base.rename(base.with_name("moved")))
+
+
+@pytest.mark.parametrize("source", ["", "random:"])
+def test_two_folders_that_differ_only_in_the_end_token_do_not_share_tokens(source, base, tmp_path):
+    other = shutil.copytree(base, tmp_path / "other")
+    changed(other / "tokenizer_config.json", eos_token="a")
+    checked, ends = alpaca.read_rows("demo"), []
+    for folder in (base, other):
+        found = base_model.find(f"{source}{folder}", tmp_path / "cache")
+        rows = data.load(data.tokenize(checked, found.folder, tmp_path / "cache").folder)["search"]
+        ends.append({row.input_ids[-1] for row in rows})
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    assert ends == [{tokenizer.eos_token_id}, {tokenizer.convert_tokens_to_ids("a")}]
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(base, tmp_path):
+    changed(base / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(ConfigError, match=r"BASE_MODEL: the tokenizer .* has no end token"):
+        data.tokenize(alpaca.read_rows("demo"), base, tmp_path)
 
 
 def test_rows_that_lose_the_front_of_their_prompt_are_counted():

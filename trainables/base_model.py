@@ -187,9 +187,12 @@ def _stand_in_seconds(folder: Path) -> float:
 
 
 def _draw_weights(folder: Path, cache: Path) -> Path:
-    """Write the config of `folder` with seeded random weights under `cache`; find them there later."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes() + f"seed {RANDOM_SEED}".encode()).hexdigest()
-    drawn = cache / f"random-{digest[:16]}"
+    """Write config and tokenizer of `folder` with seeded random weights under `cache`; find them there later."""
+    copied = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt")]
+    hasher = hashlib.sha256(f"seed {RANDOM_SEED}".encode())
+    for path in copied:
+        hasher.update(f"\n{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+    drawn = cache / f"random-{hasher.hexdigest()[:16]}"
     if drawn.exists():
         return drawn
     import torch
@@ -203,8 +206,8 @@ def _draw_weights(folder: Path, cache: Path) -> Path:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model.save_pretrained(scratch, max_shard_size="100GB")
-    for path in folder.iterdir():
-        if path.suffix in (".json", ".txt") and not (scratch / path.name).exists():
+    for path in copied:
+        if not (scratch / path.name).exists():
             shutil.copy(path, scratch)
     try:
         scratch.rename(drawn)

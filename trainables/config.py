@@ -172,7 +172,7 @@ class Workload:
         weights: "pretrained", "random" (cost is real, quality is not), "stand-in" (trained from nothing) or "demo".
         data: as the user named it: a hub id, a file or "demo".
         data_folder: local Arrow cache of the tokenized splits.
-        data_digest: SHA-256 over the split rows and the tokenizer.
+        data_digest: SHA-256 over the split rows and all that decides their tokens.
         compute_dtype: of base weights and matrix products, the same for both precisions.
         stand_in_seconds: for how long a stand-in was trained, else None.
     """

@@ -1,6 +1,7 @@
 """Rows in their splits -> tokens in an Arrow cache -> padded batches."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import numpy as np
 
 from trainables.alpaca import SPLIT_ROWS, CheckedRows, Row, split_rows
 from trainables.config import PROTOCOL_VERSION, canonical_json
+from trainables.errors import ConfigError
 from trainables.task_kind import task_kind
 
 if TYPE_CHECKING:
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
 
 CACHE_FORMAT = 2
 """Version of the Arrow cache's columns; a cache of another version is left alone and a new one written."""
+TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges.txt"),  # tokenizer.json, tokenizer_config.json, tokenizer.model, ...
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+"""What a tokenizer is read from, as patterns."""
+TOKEN_SETTINGS = ("model_type", "eos_token_id")
+"""What config.json and generation_config.json say of it: whose tokenizer class, and which token ends a text."""
 IGNORE = -100
 """Label of positions that carry no loss (PyTorch's convention)."""
 
@@ -50,7 +59,7 @@ class TokenizedData:
 
     Attributes:
         folder: the Arrow cache, readable by `load`.
-        digest: SHA-256 over the split rows and the tokenizer.
+        digest: SHA-256 over the split rows and all that decides their tokens.
         counts: rows read, dropped (by reason) and in each split.
     """
 
@@ -67,6 +76,7 @@ def tokenize(checked: CheckedRows, tokenizer_folder: Path, cache: Path) -> Token
         cache: folder under which the Arrow cache of each digest lives.
     Raises:
         DataError: too few rows.
+        ConfigError: the tokenizer has no end token.
     """
     splits = split_rows(checked.rows)
     digest = _digest(splits, tokenizer_folder)
@@ -83,9 +93,14 @@ def _digest(splits: Mapping[str, Sequence[Row]], tokenizer_folder: Path) -> str:
     for name, rows in splits.items():
         for row in rows:
             hasher.update(canonical_json([name, row.instruction, row.input, row.output]).encode())
-    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
-        if (tokenizer_folder / name).is_file():
-            hasher.update((tokenizer_folder / name).read_bytes())
+    paths = {path for pattern in TOKENIZER_FILES for path in tokenizer_folder.glob(pattern) if path.is_file()}
+    for path in sorted(paths):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        hasher.update(canonical_json([path.name, content]).encode())
+    for name in ("config.json", "generation_config.json"):
+        path = tokenizer_folder / name
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        hasher.update(canonical_json([name, [values.get(setting) for setting in TOKEN_SETTINGS]]).encode())
     return hasher.hexdigest()
 
 
@@ -95,6 +110,9 @@ def _write_cache(splits: Mapping[str, Sequence[Row]], tokenizer_folder: Path, fo
 
     disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
+
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"BASE_MODEL: the tokenizer in {str(tokenizer_folder)!r} has no end token (eos_token)")
 
     def encode(texts: list[str]) -> list[list[int]]:
         # A row may quote "<|endoftext|>": as text it must not end the row.
