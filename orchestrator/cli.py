@@ -131,6 +131,7 @@ def run(
     chosen = {"space": space, "trials": trials, "base_model": base_model, "data": data, "sampler": sampler}
     settings = plan.choose(name, device, chosen, {k: v for k, v in given.items() if v is not None}, say)
     if dry_run:
+        plan.check_rows(settings, say)
         _print_plan(settings, as_json)
         return
     _run(settings, resume=False, as_json=as_json)

@@ -9,6 +9,7 @@ import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.search import warm_start
 from orchestrator.settings import SweepSettings
+from trainables import alpaca, base_model
 from trainables.config import ComputeDtype, TrialConfig
 from trainables.device import count_gpus
 from trainables.errors import ConfigError, did_you_mean
@@ -44,11 +45,13 @@ def choose(
     """
     if chosen["space"] is not None:
         search_spaces.load(chosen["space"])  # a wrong name is said before anything is looked at
+    if chosen["base_model"] is not None:
+        base_model.local_folder(chosen["base_model"])  # so is a base that cannot be used
     if device is None:
         device = "cuda" if _gpu_in_reach(given.get("address"), insecure=bool(given.get("insecure"))) else "cpu"
     if device == "cpu" and "gpus_per_trial" in given:
         raise ConfigError(f"gpus_per_trial is {given['gpus_per_trial']:g}, but there are 0 GPUs in reach")
-    defaults = GPU_DEFAULTS if device == "cuda" else DEMO_DEFAULTS
+    defaults = defaults_for(device, chosen["base_model"])
     values = {key: value if value is not None else defaults.get(key) for key, value in chosen.items()}
     space = search_spaces.load(values["space"])
     if values.get("sampler") is not None:
@@ -67,6 +70,7 @@ def choose(
         device=device,
         **{**given, **steps},
     )
+    _check_known_lengths(settings)
     warm_start.check(settings, settings_file.ROOT)
     if device == "cpu" and chosen["base_model"] is None:
         say(
@@ -74,6 +78,51 @@ def choose(
             f"GPT-2 Medium on Alpaca: space {GPU_DEFAULTS['space']}, {GPU_DEFAULTS['trials']} trials of 200 steps."
         )
     return settings
+
+
+def defaults_for(device: str | None, named_base: str | None) -> Mapping[str, Any]:
+    """What is run where nothing is said; the demo's rows go with the demo's model alone."""
+    defaults = GPU_DEFAULTS if device == "cuda" else DEMO_DEFAULTS
+    return defaults if named_base in (None, "demo") else {**defaults, "data": GPU_DEFAULTS["data"]}
+
+
+def check_lengths(settings: SweepSettings, n_positions: int) -> None:
+    """Refuse, before any trial does, rows that are longer than the base has positions.
+
+    Raises:
+        ConfigError: the space may ask for such rows.
+    """
+    longest = max(settings.lengths_tokens)
+    if longest > n_positions:
+        raise ConfigError(
+            f"max_length_tokens is {longest} in space {settings.space.name}, but base {settings.base_model} has "
+            f"{n_positions} positions; give at most {n_positions}"
+        )
+
+
+def _check_known_lengths(settings: SweepSettings) -> None:
+    folder = base_model.local_folder(settings.base_model)
+    if folder is not None:
+        check_lengths(settings, base_model.context_tokens(folder))
+    elif shape := shape_named(settings.base_model):
+        check_lengths(settings, shape.n_positions)
+
+
+def check_rows(settings: SweepSettings, say: Callable[[str], None]) -> None:
+    """Check the rows of a local file as `run` does; one line says what only the hub could tell.
+
+    Raises:
+        DataError: see trainables.alpaca.read_rows, or there are too few rows.
+    """
+    on_hub = []
+    if base_model.local_folder(settings.base_model) is None:
+        on_hub.append(f"base model {settings.base_model}")
+    if alpaca.local_file(settings.data) is None:
+        on_hub.append(f"data {settings.data}")
+    else:
+        alpaca.split_rows(alpaca.read_rows(settings.data).rows)
+    if on_hub:
+        say(f"not checked, as it is on the hub: {' and '.join(on_hub)}")
 
 
 def _sampled_by(space: search_spaces.Space, sampler: str) -> search_spaces.Space:

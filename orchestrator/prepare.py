@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import duration
+from orchestrator import duration, plan
 from orchestrator.cluster import ray_cluster
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.store import check_server
-from trainables import data, inputs
+from trainables import base_model, data, inputs
 from trainables.config import ComputeDtype, Workload
 from trainables.device import device_name, native_dtype
 from trainables.predicted_time import Speed
@@ -64,6 +64,7 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     if settings.address is not None:
         ray_cluster.connect(settings.address, insecure=settings.insecure)  # first: what does not answer is said at once
     found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
+    plan.check_lengths(settings, base_model.context_tokens(found.base.folder))
     from orchestrator.cluster import nodes  # imports Ray: after what finds bad input
 
     if settings.address is None:
@@ -76,14 +77,7 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     device = ask_device(settings)
     if device.speed is not None:
         duration.keep(device, root)
-    limit = shortest_limit(settings)
+    limit = min(settings.lengths_tokens)
     too_long = data.n_longer(data.load(found.tokens.folder)["train"], limit)
     counts = {**found.tokens.counts, f"longer than {limit} tokens": too_long}
     return found.workload(device.compute_dtype), counts, device.memory_mib
-
-
-def shortest_limit(settings: SweepSettings) -> int:
-    """The fewest tokens that a training row may keep in this sweep."""
-    searched = settings.space.parameters.get("max_length_tokens")
-    first = {name: parameter.samples[0] for name, parameter in settings.space.parameters.items()}
-    return min(int(n) for n in searched.samples) if searched else settings.config(first).max_length_tokens

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from orchestrator.plan import DEMO_DEFAULTS, GPU_DEFAULTS
+from orchestrator.plan import GPU_DEFAULTS, defaults_for
 from orchestrator.settings import sweep_folder
 from trainables import base_model, data, inputs
 from trainables.config import Workload
@@ -125,7 +125,9 @@ def choose(
     n_gpus = 0 if device == "cpu" else count_gpus()
     if device == "cuda" and not n_gpus:
         raise ConfigError("device is 'cuda', but there are 0 GPUs in reach; say --device cpu")
-    defaults = GPU_DEFAULTS if n_gpus else DEMO_DEFAULTS
+    if base is not None:
+        base_model.local_folder(base)  # what is wrong with it is said before rows are fetched
+    defaults = defaults_for("cuda" if n_gpus else "cpu", base)
     settings = SensitivitySettings(
         name=name,
         base_model=base or str(defaults["base_model"]),

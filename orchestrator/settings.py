@@ -123,6 +123,15 @@ class SweepSettings(Frozen):
         points = [first | {"max_steps": n_steps} for n_steps in searched.samples] if searched else [first]
         return max(self.config(point).max_steps for point in points)
 
+    @property
+    def lengths_tokens(self) -> tuple[int, ...]:
+        """Every max_length_tokens that the space lists, both ends of a range, or the one that all trials have."""
+        searched = self.space.parameters.get("max_length_tokens")
+        if searched:
+            return tuple(int(n_tokens) for n_tokens in searched.samples)
+        first = {name: parameter.samples[0] for name, parameter in self.space.parameters.items()}
+        return (self.config(first).max_length_tokens,)
+
     def config(self, params: dict[str, Any]) -> TrialConfig:
         """The trial that a point of the space stands for in this sweep."""
         in_space = {*self.space.parameters, *self.space.fixed}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -115,6 +116,42 @@ def test_a_dry_run_says_the_first_configs_and_writes_nothing(tmp_path):
     assert len(finished.json["first_configs"]) == 3
     assert finished.json["settings"]["n_trials"] == 3
     assert not os.listdir(tmp_path)
+
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192}
+IMPORTED = (
+    *(sys.executable, "-c"),
+    "import sys; from orchestrator import cli\ntry: cli.main()\nfinally: print({'ray', 'torch'} & set(sys.modules))",
+)
+"""The command, which then says what of these it has imported."""
+
+
+@pytest.mark.parametrize("verb", [("run",), ("run", "--dry-run"), ("sensitivity",)], ids="-".join)
+def test_a_base_of_another_architecture_is_refused_by_its_model_type_before_ray_or_torch_is_imported(verb, tmp_path):
+    (tmp_path / "base").mkdir()
+    for name, text in {"config.json": json.dumps(LLAMA), "tokenizer.json": "{}", "model.safetensors": ""}.items():
+        (tmp_path / "base" / name).write_text(text)
+    refused = command(*verb, "--base-model", "base", cwd=tmp_path, program=IMPORTED)
+    assert refused.code == 2, refused.err
+    assert refused.err.startswith("error: BASE_MODEL: model_type 'llama'"), refused.err
+    assert "(have: gpt2)" in refused.err
+    assert refused.out == "set()\n"
+    assert refused.seconds < 5
+    assert os.listdir(tmp_path) == ["base"]
+
+
+def test_a_dry_run_reads_the_rows_of_a_file(tmp_path):
+    (tmp_path / "few.json").write_text(json.dumps([ROW]))
+    finished = command("run", "--dry-run", "--data", "few.json", cwd=tmp_path)
+    assert (finished.code, finished.out) == (3, ""), finished.err
+    assert "too few rows" in finished.err
+
+
+def test_a_dry_run_says_in_one_line_what_only_the_hub_could_tell(tmp_path):
+    finished = command("run", "--dry-run", "--base-model", "some/model", cwd=tmp_path)
+    assert finished.code == 0, finished.err
+    (line,) = [line for line in finished.err.splitlines() if "not checked" in line]
+    assert "base model some/model and data tatsu-lab/alpaca" in line
 
 
 def test_without_a_gpu_one_line_says_that_this_is_the_demo_and_what_a_gpu_would_run(tmp_path):

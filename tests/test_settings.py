@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import ray
+import yaml
 
 from orchestrator import plan, settings
+from orchestrator.prepare import prepare
 from tests.sweeps import GRID, TPE, Desk, make, space
+from trainables import demo
 from trainables.errors import ConfigError
 
 NOTHING = {"space": None, "trials": None, "base_model": None, "data": None}
@@ -103,6 +107,53 @@ def test_a_gpu_gets_gpt2_medium_on_alpaca_and_a_cpu_the_demo():
     assert (on_gpu.base_model, on_gpu.data) == ("openai-community/gpt2-medium", "tatsu-lab/alpaca")
     assert (on_gpu.space.name, on_gpu.n_trials) == ("pareto", 32)
     assert (on_cpu.base_model, on_cpu.data, on_cpu.n_trials) == ("demo", "demo", 12)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_base_of_ones_own_takes_alpaca_and_never_the_demos_rows(device):
+    folder = str(demo.FOLDER)
+    for base in (folder, f"random:{folder}", "some/model"):
+        found = plan.choose(None, device, NOTHING | {"base_model": base}, {}, lambda line: None)
+        assert (found.base_model, found.data) == (base, "tatsu-lab/alpaca")
+    own = plan.choose(None, device, NOTHING | {"base_model": folder, "data": "demo"}, {}, lambda line: None)
+    assert own.data == "demo"
+    assert plan.choose(None, "cpu", NOTHING | {"base_model": "demo"}, {}, lambda line: None).data == "demo"
+
+
+LENGTHS = {
+    "fixed": (GRID["parameters"], GRID["fixed"] | {"max_length_tokens": 1025}),
+    "values": (GRID["parameters"] | {"max_length_tokens": {"values": [1025, 64]}}, GRID["fixed"]),
+    "range": (
+        GRID["parameters"] | {"max_length_tokens": {"distribution": "int_uniform", "min": 64, "max": 1025}},
+        GRID["fixed"],
+    ),
+}
+
+
+def choose_over(base, tmp_path, parameters, fixed):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"parameters": parameters, "fixed": fixed}))
+    chosen = NOTHING | {"space": str(tmp_path / "mine.yaml"), "base_model": base, "trials": 1}
+    return plan.choose(None, "cuda", chosen, {}, lambda line: None)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(("base", "n_positions"), [("demo", 256), ("openai-community/gpt2-medium", 1024)])
+def test_rows_longer_than_the_base_are_refused_before_anything_starts(base, n_positions, lengths, tmp_path):
+    with pytest.raises(ConfigError, match=f"max_length_tokens is 1025 in space mine, .*{base} has {n_positions} "):
+        choose_over(base, tmp_path, *LENGTHS[lengths])
+
+
+def test_rows_as_long_as_the_base_and_a_base_that_only_the_hub_knows_are_let_through(tmp_path):
+    whole = (GRID["parameters"], GRID["fixed"] | {"max_length_tokens": 256})
+    assert choose_over("demo", tmp_path, *whole).lengths_tokens == (256,)
+    assert max(choose_over("some/model", tmp_path, *LENGTHS["range"]).lengths_tokens) == 1025
+
+
+def test_rows_longer_than_a_base_that_was_fetched_are_refused_before_ray_starts(tmp_path):
+    parameters, fixed = LENGTHS["values"]
+    with pytest.raises(ConfigError, match=r"max_length_tokens is 1025 .* 256 positions"):
+        prepare(make(space(parameters=parameters, fixed=fixed)), tmp_path)
+    assert not ray.is_initialized()
 
 
 def test_a_grid_is_run_whole_unless_a_number_is_said():

@@ -60,9 +60,15 @@ def read_rows(source: str) -> CheckedRows:
         DataError: the file is missing, empty, truncated or not UTF-8, or more than 5 % of the rows are bad.
         Unreachable: the hub does not answer and nothing is cached.
     """
+    path = local_file(source)
+    return check_rows(_read_file(path) if path else hub.fetch_rows(source), source)
+
+
+def local_file(source: str) -> Path | None:
+    """The file that `source` names on this machine, there or not; None where it names a repo on the hub."""
     path = demo.ROWS_FILE if source == "demo" else Path(source).expanduser()
     is_file = path.suffix in (".json", ".jsonl", ".parquet") or path.exists()
-    return check_rows(_read_file(path) if is_file else hub.fetch_rows(source), source)
+    return path if is_file else None
 
 
 def _read_file(path: Path) -> list[Any]:
