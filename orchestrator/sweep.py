@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import settings as settings_file
 from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.schema import ID_FILE
 from orchestrator.search.budgets import ENDED, Ended
 from orchestrator.security.folder_access import narrow, refuse_shared
 from orchestrator.settings import SweepSettings, sweep_folder, write_whole
@@ -108,6 +109,8 @@ def run(
             raise ConfigError(
                 f"NAME: sweep {settings.name!r} exists; say resume {settings.name}, or choose another NAME"
             )
+        if known:
+            Ledger(folder / "ledger.db", read_only=True).close()  # a damaged one is said before anything is begun
         if prepare is None:
             from orchestrator.prepare import prepare
 
@@ -117,7 +120,7 @@ def run(
         settings_file.save(settings, folder)
         ledger = Ledger(folder / "ledger.db")
         try:
-            _note_start(ledger, workload, counts, folder / "id")
+            _note_start(ledger, workload, counts, folder / ID_FILE)
             ledger.set_fact("device_memory_mib", memory_mib)
             ledger.requeue_running()
             _forget_checkpoints(ledger, folder)
@@ -138,14 +141,9 @@ def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int], id_f
     """Keep what the sweep is about, and beside the ledger its name, by which a new one is told from an emptied one.
 
     Raises:
-        ConfigError: the ledger has lost its content, or holds trials on another base model, data set or arithmetic.
+        ConfigError: the ledger holds trials on another base model, data set or arithmetic.
     """
     before = ledger.workload()
-    if id_file.exists() and id_file.read_text("utf-8", errors="replace") not in ("", ledger.fact("id")):
-        raise ConfigError(
-            f"{ledger.path} is not the ledger that {id_file} names, or has lost its content; restore it, "
-            "start under a new NAME, or delete the latter if the ledger is right"
-        )
     if before is None:
         ledger.set_fact("id", uuid.uuid4().hex)
         ledger.set_fact("created_at", time.time())

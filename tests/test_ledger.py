@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orchestrator.ledger import TRANSITIONS, Ledger, LedgerError
+from orchestrator.ledger.checksums import TABLES
 from orchestrator.ledger.schema import SCHEMA_VERSION
 from tests.sweeps import REPO, WORKLOAD, cost, judgement, measurement, similarity
 from trainables.config import FINAL_STATES, State, TrialConfig, canonical_json
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, LedgerDamaged
 from trainables.findings import Comparison
 from trainables.results import Cost
 
@@ -134,7 +135,7 @@ class LedgerAndModel(RuleBasedStateMachine):
         key=ANY_KEY,
         i=st.integers(0, len(KEYS) - 1),
         what=st.sampled_from(["add", "start", "record", "finish", "requeue"]),
-        n_instructions=st.integers(1, 120),
+        n_instructions=st.integers(1, 400),
     )
     def break_off(self, key: str, i: int, what: str, n_instructions: int) -> None:
         """An operation ends in its middle, after so many of SQLite's instructions: it counts whole, or not at all."""
@@ -261,6 +262,55 @@ def test_who_reads_the_file_holds_up_no_write(tmp_path):
     ledger.close()
 
 
+def test_a_closed_ledger_lies_in_the_one_file_though_another_thread_has_it_open(tmp_path):
+    with closing(Ledger(tmp_path / "ledger.db")) as of_driver, closing(Ledger(tmp_path / "ledger.db")) as of_display:
+        of_driver.add(KEYS[0], CONFIGS[0], params={}, origin="search")
+        assert len(of_display.trials()) == 1
+        of_driver.close()
+        shutil.copy(of_driver.path, tmp_path / "alone.db")
+        with closing(Ledger(tmp_path / "alone.db", read_only=True)) as alone:
+            assert alone.trials() == of_display.trials()
+
+
+def test_a_value_of_every_kind_has_the_checksum_of_what_is_stored(ledger):
+    """What SQLite stores is not always what it was given: -0.0 comes back as 0.0, an integer as a real number."""
+    ledger.add(KEYS[0], CONFIGS[0], params={"text": "ü \u2028 \U0001f600"}, origin="search")
+    ledger.start(KEYS[0])
+    for step, loss in enumerate((-0.0, 0.0, 7, 1e-320, 1e308, float("inf"), 2**53 + 1)):
+        ledger.record(KEYS[0], measurement(step, loss))
+    ledger.finish(KEYS[0], "failed", reason="a\x00b", train_seconds=-0.0)
+    for read_only in (True, False):
+        Ledger(ledger.path, read_only=read_only).close()
+
+
+def test_a_damaged_row_is_not_given_a_new_checksum(ledger):
+    for i in (0, 1):
+        ledger.add(KEYS[i], CONFIGS[i], params={}, origin="search")
+    with closing(sqlite3.connect(ledger.path)) as other:  # as a disk would do it under a running sweep
+        other.execute("UPDATE trials SET number = 7 WHERE number = 0")
+        other.commit()
+    with pytest.raises(LedgerDamaged, match="a row of trials is not as it was written"):
+        ledger.start(KEYS[0])
+    ledger.start(KEYS[1])
+    with pytest.raises(LedgerDamaged, match="trial 7 is not as it was written"):
+        Ledger(ledger.path, read_only=True)
+
+
+def test_whoever_opens_a_ledger_while_it_is_written_sees_no_damage(tmp_path):
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path / "ledger.db")], stdout=subprocess.PIPE, text=True, cwd=REPO
+    )
+    writer.stdout.readline()
+    counts = []
+    for i in range(40):
+        with closing(Ledger(tmp_path / "ledger.db", read_only=bool(i % 4))) as reader:
+            counts.append(len(reader.trials()))
+    writer.kill()
+    writer.communicate()
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0] > 0
+
+
 def test_the_workload_is_read_back_and_absent_at_first(ledger):
     assert ledger.workload() is None
     ledger.set_fact("workload", asdict(WORKLOAD))
@@ -293,14 +343,15 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_ledger_is_a_config_error_that_names_the_file(damage, tmp_path):
+def test_a_damaged_ledger_is_an_error_that_names_the_file(damage, tmp_path):
     path = tmp_path / "ledger.db"
     ledger = Ledger(path)
     ledger.add(KEYS[0], CONFIGS[0], params={}, origin="search")
     ledger.close()
     DAMAGE[damage](path)
-    with pytest.raises(ConfigError, match=r"ledger\.db is no readable ledger.*start under a new NAME"):
-        Ledger(path)
+    for read_only in (False, True):
+        with pytest.raises(LedgerDamaged, match=r"ledger\.db is no readable ledger.*start under a new NAME"):
+            Ledger(path, read_only=read_only)
 
 
 def test_a_ledger_of_another_version_is_refused(tmp_path):
@@ -382,6 +433,8 @@ def version_1(tmp_path) -> Path:
 
 def test_a_ledger_of_version_1_is_taken_over_with_all_but_its_similarities(version_1):
     """A similarity without intervals and yardsticks cannot be judged: it is measured again."""
+    with closing(sqlite3.connect(version_1)) as db:
+        before = list(db.iterdump())
     ledger = Ledger(version_1)
     results = [entry.result for entry in ledger.entries()]
     assert [(t.key, t.number, t.config, t.state) for t in results] == [
@@ -396,8 +449,40 @@ def test_a_ledger_of_version_1_is_taken_over_with_all_but_its_similarities(versi
     assert [entry.adapter_sha256 for entry in ledger.entries()] == ["ab", "ab", None]
     assert ledger.fact("id") == "abc"
     ledger.close()
+    with closing(sqlite3.connect(f"{version_1}.v1")) as as_it_was:
+        assert list(as_it_was.iterdump()) == before
     with sqlite3.connect(version_1) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,) == (2,)
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,) == (3,)
+
+
+RECORDED = REPO / "mlflow_runs" / "recorded" / "standin-h200" / "ledger.db"
+
+
+def test_a_ledger_of_version_2_is_taken_over_whole_in_one_transaction(tmp_path):
+    path = tmp_path / "ledger.db"
+    shutil.copy(RECORDED, path)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        before = [db.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES]
+    with closing(Ledger(path, read_only=True)) as copy:
+        read = copy.entries()
+    assert path.read_bytes() == RECORDED.read_bytes()
+    with closing(Ledger(path)) as ledger:
+        assert ledger.entries() == read
+        assert len(read) == 12
+    with closing(sqlite3.connect(path)) as db:
+        assert [[row[:-1] for row in db.execute(f"SELECT * FROM {table}")] for table in TABLES] == before
+    with closing(sqlite3.connect(f"{path}.v2")) as as_it_was:
+        assert [as_it_was.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES] == before
+
+
+def test_a_ledger_that_says_an_older_version_than_its_tables_is_damaged(ledger):
+    for version in (1, 2):
+        with closing(sqlite3.connect(ledger.path)) as db:
+            db.execute(f"PRAGMA user_version = {version}")
+        for read_only in (True, False):
+            with pytest.raises(LedgerDamaged, match=f"its version is {version}, its tables are of a later one"):
+                Ledger(ledger.path, read_only=read_only)
 
 
 def columns_of(path) -> set[tuple]:
@@ -455,7 +540,7 @@ def test_reading_leaves_a_ledger_of_any_version_as_it_is(version_1, tmp_path):
             ledger.requeue_running()
         ledger.close()
         assert path.read_bytes() == before
-        assert list(path.parent.glob("ledger.db*")) == [path]
+        assert {p.name for p in path.parent.glob("ledger.db*")} <= {path.name, "ledger.db.v1"}
     assert found[0] == found[1]
     assert len(found[0]) == 3
 

@@ -294,9 +294,13 @@ LEDGER_DAMAGE = {
         "UPDATE trials SET state = 'running', ended_at = NULL WHERE number = 0",
         "ledger: trial 0 is running; go on with: qlora-sweep resume t",
     ),
-    "a trial that is gone": ("DELETE FROM trials WHERE number = 1", "ledger: trial 1 is gone"),
-    "measurements of no trial": ("DELETE FROM trials WHERE number = 1", "measurements are of no trial"),
+    "a trial that is gone": (
+        "DELETE FROM measurements WHERE key = (SELECT key FROM trials WHERE number = 1);"
+        "DELETE FROM trials WHERE number = 1",
+        "ledger: trial 1 is gone",
+    ),
     "fewer trials than asked for": (
+        "DELETE FROM measurements WHERE key = (SELECT key FROM trials ORDER BY number DESC LIMIT 1);"
         "DELETE FROM trials WHERE number = (SELECT max(number) FROM trials)",
         "ledger: it comes to",
     ),
@@ -337,25 +341,65 @@ LEDGER_DAMAGE = {
 
 @pytest.mark.parametrize("damage", LEDGER_DAMAGE)
 def test_each_fault_of_the_ledger_is_named_and_survives_a_look(root, tmp_path, damage):
+    """As this program itself would have written it: the checksums are those of the rows."""
     statements, words = LEDGER_DAMAGE[damage]
     folder = tmp_path / "mlflow_runs" / "sweeps" / "t"
     shutil.copytree(root / "sweeps" / "t", folder)
-    with closing(sqlite3.connect(folder / "ledger.db")) as db:
-        db.executescript(statements)
+    with closing(Ledger(folder / "ledger.db")) as ledger:
+        ledger._db.executescript(statements)
     kept = verify.read(settings.load(folder), folder)
     lines = [str(found) for check in (verify.of_ledger, verify.of_study) for found in check(kept)]
     assert any(words in line for line in lines), lines
 
 
-def test_a_ledger_whose_pages_are_damaged_is_named(root, tmp_path):
-    folder = tmp_path / "mlflow_runs" / "sweeps" / "t"
+EDITS = {
+    "a value": ("UPDATE trials SET train_seconds = 7 WHERE number = 0", "trial 0 is not as it was written"),
+    "a loss": ("UPDATE measurements SET eval_loss_nats = 1 WHERE step = 8", "at step 8 is not as it was written"),
+    "a fact": ("UPDATE sweep SET value = '2.0' WHERE name = 'created_at'", "fact 'created_at' is not as"),
+    "a checksum": ("UPDATE trials SET checksum = checksum + 1 WHERE number = 2", "trial 2 is not as it was written"),
+    "a row lost": ("DELETE FROM measurements WHERE step = 8", "table measurements holds"),
+    "a trial lost with its measurements": (
+        "DELETE FROM measurements WHERE key = (SELECT key FROM trials WHERE number = 1);"
+        "DELETE FROM trials WHERE number = 1",
+        "table trials holds 7 rows, 8 were written",
+    ),
+    "a row added": ("INSERT INTO cost_cells VALUES ('x', '{}', 0)", "cost cell 'x' is not as it was written"),
+    "a digest": ("UPDATE digests SET digest = digest + 1 WHERE name = 'sweep'", "table sweep holds other rows"),
+    "its tables": ("DROP INDEX trials_by_state", "its tables are others"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_what_another_program_changed_in_the_ledger_is_named_with_what_to_do(root, tmp_path, edit):
+    statements, words = EDITS[edit]
+    folder = tmp_path / "sweeps" / "t"
     shutil.copytree(root / "sweeps" / "t", folder)
     with closing(sqlite3.connect(folder / "ledger.db")) as db:
-        db.execute("PRAGMA writable_schema = ON")
-        db.execute("DELETE FROM sqlite_master WHERE name = 'trials_by_state'")  # its page belongs to nothing now
-        db.commit()
-    kept = verify.read(settings.load(folder), folder)
-    assert any("never used" in str(found) for found in verify.of_ledger(kept))
+        db.executescript(statements)
+    (line,) = found(tmp_path)
+    assert words in line
+    assert line.endswith("restore it from a copy, or start under a new NAME")
+
+
+def test_a_ledger_that_was_emptied_or_replaced_is_said_to_be(root, tmp_path):
+    folder = tmp_path / "sweeps" / "t"
+    shutil.copytree(root / "sweeps" / "t", folder)
+    path = folder / "ledger.db"
+
+    def said() -> str:
+        (line,) = found(tmp_path)
+        return line
+
+    path.write_bytes(b"")
+    assert "was emptied: adapters, front.json, trials.parquet are of trials" in said()
+    (folder / "id").write_text("abc")
+    assert "has lost its content" in said()
+    path.unlink()
+    assert f"{path} is gone" in said()
+    with closing(Ledger(tmp_path / "other.db")) as other:
+        other.set_fact("id", "xyz")
+    shutil.copy(other.path, path)
+    assert "is another ledger than the one that" in said()
 
 
 # --- sweeps that are not finished, and stores that are not there

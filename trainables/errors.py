@@ -5,6 +5,7 @@ SweepError
 |-- DataError       fix the data file and run again          (exit 3)
 |-- DiskFull        free some space and resume               (exit 4)
 |-- Unreachable     give a local folder, or wait for the net (exit 5)
+|-- LedgerDamaged   restore the ledger from a copy           (exit 1)
 |-- TrialFailed     nothing: the sweep goes on without this trial
 `-- DeviceLost      nothing: another process takes the trial up again
 """
@@ -41,6 +42,10 @@ class Unreachable(SweepError, ConnectionError):
     """A model or data hub, or a Ray cluster, does not answer."""
 
     exit_code = 5
+
+
+class LedgerDamaged(SweepError):
+    """A sweep's ledger is not as it was written, or not the one that was there; the message names the row."""
 
 
 class TrialFailed(SweepError):

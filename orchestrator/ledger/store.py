@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.rows import Entry, cost_of, entry_of
-from orchestrator.ledger.schema import connect, transaction
+from orchestrator.ledger.schema import close, connect, named_errors, transaction
 from trainables.config import Origin, State, TrialConfig, Workload, canonical_json
 from trainables.findings import Comparison, Judgement
 from trainables.results import Cost, Evaluation, Measurement, TrialResult
@@ -36,7 +36,7 @@ class LedgerError(RuntimeError):
 
 
 class Ledger:
-    """An open ledger. One connection; open another for another thread or process."""
+    """An open ledger. One connection; open another for another thread, and read a copy in another process."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """See orchestrator.ledger.schema.connect."""
@@ -44,7 +44,14 @@ class Ledger:
         self._db = connect(path, read_only=read_only)
 
     def close(self) -> None:
+        """With everything in the one file, see orchestrator.ledger.schema.close."""
+        close(self._db)
+
+    def read_again(self) -> None:
+        """Of one that reads a copy: take a new one."""
+        db = connect(self.path, read_only=True)
         self._db.close()
+        self._db = db
 
     def together(self) -> AbstractContextManager[None]:
         """Changes made inside are one: kept whole or not at all, with one wait for the disk."""
@@ -55,12 +62,12 @@ class Ledger:
     def set_fact(self, name: str, value: Any) -> None:
         """Keep one JSON value about the whole sweep."""
         with self.together():
-            self._db.execute("INSERT OR REPLACE INTO sweep VALUES (?, ?)", (name, canonical_json(value)))
+            self._db.execute("INSERT OR REPLACE INTO sweep (name, value) VALUES (?, ?)", (name, canonical_json(value)))
 
     def fact(self, name: str, default: Any = None) -> Any:
         """Read back `set_fact`."""
-        row = self._db.execute("SELECT value FROM sweep WHERE name = ?", (name,)).fetchone()
-        return json.loads(row[0]) if row else default
+        rows = self._read("SELECT value FROM sweep WHERE name = ?", name)
+        return json.loads(rows[0][0]) if rows else default
 
     def workload(self) -> Workload | None:
         """What all trials of this sweep share; None before the first run."""
@@ -107,7 +114,8 @@ class Ledger:
             if state is None or state["state"] != "running":
                 raise LedgerError(f"trial {key[:12]} reports step {measurement.step} but does not run")
             self._db.execute(
-                "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO measurements (key, step, at, train_loss_nats, eval_loss_nats) "
+                "VALUES (?, ?, ?, ?, ?)",
                 (key, measurement.step, time.time(), measurement.train_loss_nats, measurement.eval_loss_nats),
             )
 
@@ -149,7 +157,7 @@ class Ledger:
 
     def requeue_running(self) -> int:
         """Take up all that was running when the driver stopped; returns how many."""
-        keys = [row["key"] for row in self._db.execute("SELECT key FROM trials WHERE state = 'running'")]
+        keys = [row["key"] for row in self._read("SELECT key FROM trials WHERE state = 'running'")]
         for key in keys:
             self.requeue(key)
         return len(keys)
@@ -189,35 +197,29 @@ class Ledger:
         with self.together():
             first = self.cost(cell)
             name = cell if first is None or first.device == cost.device else f"{cell}{ON}{cost.device}"
-            self._db.execute("INSERT OR IGNORE INTO cost_cells VALUES (?, ?)", (name, canonical_json(asdict(cost))))
+            self._db.execute(
+                "INSERT OR IGNORE INTO cost_cells (cell, cost) VALUES (?, ?)", (name, canonical_json(asdict(cost)))
+            )
             if of is not None:
                 self._db.execute("UPDATE trials SET cost_cell = ? WHERE key = ?", (name, of))
         return self.cost(name)  # type: ignore[return-value]
 
     # --- reading
 
-    def damage(self) -> list[str]:
-        """What SQLite finds wrong with the file's pages and tables, a line each; empty where nothing is."""
-        try:
-            lines = [row[0] for row in self._db.execute("PRAGMA integrity_check(20)")]
-            n_orphans = len(self._db.execute("PRAGMA foreign_key_check").fetchall())
-            lines += [f"{n_orphans} measurements are of no trial"] if n_orphans else []
-        except sqlite3.DatabaseError as error:
-            return [str(error)]
-        return [line for line in lines if line != "ok"]
+    def _read(self, statement: str, *values: Any) -> list[sqlite3.Row]:
+        with named_errors(self.path):
+            return self._db.execute(statement, values).fetchall()
 
     def costs(self, cell: str) -> tuple[Cost, ...]:
         """Measured memory and time of a cost cell on each kind of device where they are known."""
-        rows = self._db.execute(
-            "SELECT cost FROM cost_cells WHERE cell = ? OR substr(cell, 1, ?) = ? ORDER BY cell",
-            (cell, len(cell + ON), cell + ON),
-        )
+        named = "cell = ? OR substr(cell, 1, ?) = ?"
+        rows = self._read(f"SELECT cost FROM cost_cells WHERE {named} ORDER BY cell", cell, len(cell + ON), cell + ON)
         return tuple(cost_of(row[0]) for row in rows)
 
     def cost(self, cell: str) -> Cost | None:
         """Measured memory and time of a cost cell, on the kind of device that was first, if they are known."""
-        row = self._db.execute("SELECT cost FROM cost_cells WHERE cell = ?", (cell,)).fetchone()
-        return cost_of(row[0]) if row else None
+        rows = self._read("SELECT cost FROM cost_cells WHERE cell = ?", cell)
+        return cost_of(rows[0][0]) if rows else None
 
     def entry(self, key: str) -> Entry | None:
         """One trial, or None."""
@@ -235,10 +237,10 @@ class Ledger:
     def _entries(self, where: str, *values: Any) -> list[Entry]:
         self._db.execute("SAVEPOINT one_state")  # of all reads, inside a transaction or not
         try:
-            rows = self._db.execute(f"SELECT * FROM trials {where} ORDER BY number", values).fetchall()
-            marks = self._db.execute(f"SELECT * FROM measurements {where} ORDER BY key, step", values).fetchall()
+            rows = self._read(f"SELECT * FROM trials {where} ORDER BY number", *values)
+            marks = self._read(f"SELECT * FROM measurements {where} ORDER BY key, step", *values)
             named = f"SELECT cost_cell FROM trials {where}"
-            cells = self._db.execute(f"SELECT cell, cost FROM cost_cells WHERE cell IN ({named})", values).fetchall()
+            cells = self._read(f"SELECT cell, cost FROM cost_cells WHERE cell IN ({named})", *values)
             faults = self.fact(FAULTS, {})
         finally:
             self._db.execute("RELEASE one_state")

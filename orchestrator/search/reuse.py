@@ -10,7 +10,7 @@ from orchestrator.prepare import ask_device
 from orchestrator.settings import SweepSettings
 from orchestrator.workers import adapter_store
 from trainables.config import Workload
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, LedgerDamaged
 
 REUSED = "reused"
 """Fact: key of each reused trial -> the sweep that ran it."""
@@ -51,7 +51,7 @@ def completed_elsewhere(root: Path, own: str, workload: Workload, settings: Swee
 def _completed(folder: Path, workload: Workload) -> list[Known]:
     try:
         ledger = Ledger(folder / "ledger.db", read_only=True)
-    except ConfigError:
+    except (ConfigError, LedgerDamaged):
         return []  # of another program's version, or damaged: nothing to be had there
     try:
         theirs = ledger.workload()

@@ -16,7 +16,7 @@ from orchestrator.sweep import owned
 from orchestrator.verify.files import of_adapters, of_front_file, of_table
 from orchestrator.verify.ledger import Difference, Kept, of_ledger, of_study, read
 from orchestrator.workers import adapter_store
-from trainables.errors import ConfigError, SweepError
+from trainables.errors import ConfigError, LedgerDamaged, SweepError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +71,16 @@ def run(name: str, root: Path, say: Callable[[str], None], *, repair: bool = Fal
     """Verify a sweep that no process runs; with `repair` write its projections again, and verify them.
 
     Raises:
-        ConfigError: there is no such sweep, it is being run, or its ledger cannot be read.
+        ConfigError: there is no such sweep, it is being run, or its ledger cannot be opened.
     """
     folder = sweep_folder(name, root)
     settings = settings_file.load(folder)
     try:
         with owned(folder):  # a running sweep is ahead of its projections, and a repair beside it would double them
-            kept = read(settings, folder)
+            try:
+                kept = read(settings, folder)
+            except LedgerDamaged as error:
+                return Verified(name=name, n_trials=0, differences=(Difference(part="ledger", text=str(error)),))
             found = differences_of(kept, root)
             if not (repair and found):
                 return Verified(name=name, n_trials=len(kept.entries), differences=found)

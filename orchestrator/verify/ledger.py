@@ -18,6 +18,7 @@ from trainables.config import FINAL_STATES, TrialConfig, Workload
 from trainables.errors import ConfigError
 from trainables.results import TrialResult
 
+LEFT_BY_TRIALS = ("adapters", "front.json", "trials.parquet")
 Part = Literal["ledger", "study", "adapters", "front.json", "trials.parquet", "MLflow"]
 
 
@@ -45,7 +46,6 @@ class Kept:
 
     Attributes:
         facts: those that say how far the sweep is.
-        damage: what SQLite finds wrong with the file.
     """
 
     settings: SweepSettings
@@ -54,7 +54,6 @@ class Kept:
     entries: tuple[Entry, ...]
     front: Front
     facts: Mapping[str, Any]
-    damage: tuple[str, ...]
 
     @property
     def trials(self) -> list[TrialResult]:
@@ -66,6 +65,7 @@ def read(settings: SweepSettings, folder: Path) -> Kept:
 
     Raises:
         ConfigError: there is none, or its rows cannot be read.
+        LedgerDamaged: see orchestrator.ledger.schema.connect.
     """
     ledger = Ledger(folder / "ledger.db", read_only=True)
     try:
@@ -79,7 +79,6 @@ def read(settings: SweepSettings, folder: Path) -> Kept:
             entries=entries,
             front=front_of(trials, settings, facts[REFERENCE]),
             facts=facts,
-            damage=tuple(ledger.damage()),
         )
     except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -96,9 +95,10 @@ def of_ledger(kept: Kept) -> Iterator[Difference]:
 
 def _of_ledger(kept: Kept) -> Iterator[str]:
     resume = f"go on with: qlora-sweep resume {kept.settings.name}"
-    yield from kept.damage
     if not kept.entries or kept.workload is None:
-        yield f"no trial was started; {resume}"
+        left = [name for name in LEFT_BY_TRIALS if (kept.folder / name).exists()]
+        emptied = f"it was emptied: {', '.join(left)} are of trials that it does not hold; restore it from a copy"
+        yield emptied if left and kept.facts["id"] is None else f"no trial was started; {resume}"
         return
     for what, count in Counter(trial.key for trial in kept.trials).items():
         if count > 1:
