@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import pytest
@@ -142,6 +143,27 @@ def test_the_writer_ends_with_its_driver(tmp_path):
     assert process.wait(SLACK_SECONDS) == 0
     flusher._process = None
     assert "not started" in str(flusher.finish([], 1.0, interrupted=False).reason)
+
+
+def test_the_writer_killed_at_work_leaves_the_whole_ledger_in_its_one_file(tmp_path):
+    """As every sweep ends: the driver closes the ledger, then kills the writer."""
+    settings, result = swept(tmp_path, n_trials=1)
+    place_store(tmp_path)
+    flusher = Flusher(settings.name, tmp_path)
+    with closing(Ledger(sweep_folder("t", tmp_path) / "ledger.db")) as ledger:
+        flusher.start()
+        ledger.set_fact("finished", True)
+        client, experiment_id = open_client(store_uri(tmp_path), tmp_path)
+        end = time.monotonic() + SLACK_SECONDS
+        while not client.search_runs([experiment_id]):  # it has the ledger by now
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        ledger.set_fact("last", "words")
+    flusher.stop()
+    copyfile(ledger.path, tmp_path / "alone.db")
+    with closing(Ledger(tmp_path / "alone.db", read_only=True)) as alone:
+        assert alone.fact("last") == "words"
+        assert alone.trials() == list(result.trials)
 
 
 # --- answers that are lost, and calls that are heard late

@@ -46,7 +46,7 @@ class Writer:
     def __init__(self, settings: SweepSettings, root: Path) -> None:
         self._settings = settings
         self._root = root
-        self._ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
+        self._ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db", read_only=True)
         self._tracker: Any = None
         self.fault: str | None = None
 
@@ -58,16 +58,18 @@ class Writer:
     def write(self, finish: Callable[[Any], None] | None = None) -> bool:
         """Write what the ledger holds and MLflow does not, and `finish` it; returns whether that went well."""
         try:
-            self._open()
+            self._look()
             (finish or (lambda tracker: tracker.sync(live=True)))(self._tracker)
             self.fault = None
         except Exception as error:
             self.fault = reason_of(error, self._settings.tracking_uri)
         return self.fault is None
 
-    def _open(self) -> None:
+    def _look(self) -> None:
+        """At what the ledger holds now, in a copy: this process is killed at its end, and holds nothing of it open."""
         from orchestrator.tracking.projection import Tracker
 
+        self._ledger.read_again()
         if self._tracker is None:
             self._tracker = Tracker(self._settings, self._ledger, self._root)
         elif self.fault:
@@ -78,8 +80,11 @@ class Writer:
         from orchestrator.sweep import result_of
         from orchestrator.tracking.publishing import page_text
 
-        result = result_of(self._settings, self._ledger, interrupted=interrupted)
-        done = self.write(lambda tracker: tracker.finish(result, [Path(file) for file in files]))
+        def finish(tracker: Any) -> None:
+            result = result_of(self._settings, self._ledger, interrupted=interrupted)
+            tracker.finish(result, [Path(file) for file in files])
+
+        done = self.write(finish)
         page = page_text(self._settings, self._tracker) if done else None
         return Flushed(page=page, reason=self.fault, n_whole=self.n_whole)
 

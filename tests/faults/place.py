@@ -1,6 +1,7 @@
 """A folder with one sweep of pretended trials in processes of their own, and what its ledger and its log say."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -22,6 +23,18 @@ from trainables.results import TrialResult
 
 PATIENCE_SECONDS = 240.0
 """For what takes seconds on a machine that has nothing else to do."""
+
+
+def read(path: Path) -> list[TrialResult]:
+    """Trials of a ledger; none where there is none that can be read."""
+    try:
+        ledger = Ledger(path, read_only=True)
+    except SweepError:
+        return []
+    try:
+        return ledger.trials()
+    finally:
+        ledger.close()
 
 
 @dataclass
@@ -82,8 +95,12 @@ class Place:
         return self.start("resume" if (self.sweep / "settings.json").exists() else "run")
 
     def end(self, process: subprocess.Popen[str]) -> Finished:
-        """Wait for a driver."""
+        """Wait for a driver; however it ends, a copy of the one file is the whole ledger."""
         code = process.wait(timeout=PATIENCE_SECONDS)
+        if (self.sweep / "ledger.db").exists():
+            alone = self.folder.parent / f"{self.folder.name}.alone.db"
+            shutil.copy(self.sweep / "ledger.db", alone)
+            assert read(alone) == self.trials(), "the file alone lacks some of the ledger"
         return Finished(code, "", self.said_by(process), 0.0)
 
     def said_by(self, process: subprocess.Popen[str]) -> str:
@@ -110,14 +127,7 @@ class Place:
 
     def trials(self) -> list[TrialResult]:
         """As a copy of the ledger has them; none before there is a ledger."""
-        try:
-            ledger = Ledger(self.sweep / "ledger.db", read_only=True)
-        except SweepError:
-            return []
-        try:
-            return ledger.trials()
-        finally:
-            ledger.close()
+        return read(self.sweep / "ledger.db")
 
     @property
     def begun(self) -> Counter[str]:
