@@ -138,6 +138,7 @@ def run(
 
 
 def _print_plan(settings: "SweepSettings", as_json: bool) -> None:
+    plan.need_gpu(settings.device, settings.address)
     from orchestrator import duration
     from orchestrator.plan import first_configs, predicted_peaks_mib
     from orchestrator.settings import ROOT
@@ -172,9 +173,11 @@ def resume(name: Name, as_json: AsJson = False) -> None:
 
     settings = load_settings(sweep_folder(name))
     _run(settings, resume=True, as_json=as_json)
+    from orchestrator.plan import need_gpu
 
 
 def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
+    need_gpu(settings.device, settings.address)
     """Run and publish a sweep; `stand_ins` are orchestrator.sweep.run's, for tests of faults."""
     from rich.console import Console
 

@@ -125,6 +125,19 @@ def check_rows(settings: SweepSettings, say: Callable[[str], None]) -> None:
         say(f"not checked, as it is on the hub: {' and '.join(on_hub)}")
 
 
+def need_gpu(device: str, address: str | None = None) -> None:
+    """Refuse work for a GPU on a machine without one, before anything is fetched; of a cluster its nodes are asked.
+
+    Raises:
+        ConfigError: there is none here.
+    """
+    if device == "cuda" and address is None and not count_gpus():
+        raise ConfigError(
+            "device is 'cuda', but there is no GPU here (0 GPUs in reach); say --device cpu, or join a cluster that "
+            "has some: run --address"
+        )
+
+
 def _sampled_by(space: search_spaces.Space, sampler: str) -> search_spaces.Space:
     methods = get_args(search_spaces.Method)
     if sampler not in methods:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from orchestrator.plan import GPU_DEFAULTS, defaults_for
+from orchestrator.plan import GPU_DEFAULTS, defaults_for, need_gpu
 from orchestrator.settings import sweep_folder
 from trainables import base_model, data, inputs
 from trainables.config import Workload
@@ -122,9 +122,8 @@ def choose(
     if device not in (None, "cuda", "cpu"):
         raise ConfigError(f"no device {device!r}{did_you_mean(str(device), ('cuda', 'cpu'))}")
     name = name or f"sensitivity-{time.strftime('%Y%m%d-%H%M%S')}"
+    need_gpu(device or "cpu")
     n_gpus = 0 if device == "cpu" else count_gpus()
-    if device == "cuda" and not n_gpus:
-        raise ConfigError("device is 'cuda', but there are 0 GPUs in reach; say --device cpu")
     if base is not None:
         base_model.local_folder(base)  # what is wrong with it is said before rows are fetched
     defaults = defaults_for("cuda" if n_gpus else "cpu", base)

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.sweeps import command
+from orchestrator import settings as settings_file
+from tests.sweeps import command, make
 
 SPACE = """
 parameters: {{rank: {{values: [{rank}]}}, precision: {{values: [{precision}]}}}}
@@ -94,6 +95,26 @@ def test_an_unreachable_hub_ends_within_10_seconds_and_says_how_to_give_a_folder
     assert "DATA=" in finished.err
     assert "Traceback" not in finished.err
     assert finished.seconds < 10
+
+
+NO_GPU = ["--device", "cuda", "--data", "missing.json", "--base-model", "missing"]
+
+
+@pytest.mark.parametrize("verb", ["run", "sensitivity"])
+def test_a_gpu_that_is_not_there_is_said_before_the_data_and_leaves_nothing(verb, tmp_path):
+    finished = command(verb, *NO_GPU, cwd=tmp_path)
+    assert finished.code == 2, finished.err
+    assert finished.err.startswith("error: device is 'cuda', but there is no GPU here")
+    assert len(finished.err.splitlines()) == 1
+    assert not os.listdir(tmp_path)
+
+
+def test_a_sweep_on_a_gpu_elsewhere_can_be_planned_and_resumed_only_where_one_is(tmp_path):
+    assert command("run", "--device", "cuda", "--dry-run", cwd=tmp_path).code == 0
+    settings_file.save(make(device="cuda"), settings_file.sweep_folder("t", tmp_path / "mlflow_runs"))
+    resumed = command("resume", "t", cwd=tmp_path)
+    assert resumed.code == 2, resumed.err
+    assert "there is no GPU here" in resumed.err
 
 
 def test_an_address_where_nothing_listens_is_unreachable(tmp_path):
