@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainables.errors import SweepError
+from trainables.errors import ConfigError, DiskFull, SweepError
 
 if TYPE_CHECKING:
     from orchestrator.report.content import Report
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 UI_PORT = 5000
+UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP})
+"""Of a path that its user has to mend; EEXIST is a file, or a link to nowhere, in a folder's place."""
 
 app = typer.Typer(
     help="Which LoRA settings, at 4 or 16 bits, and what does each gigabyte and second buy?",
@@ -134,11 +136,11 @@ def run(
         plan.check_rows(settings, say)
         _print_plan(settings, as_json)
         return
+    plan.need_gpu(settings.device, settings.address)
     _run(settings, resume=False, as_json=as_json)
 
 
 def _print_plan(settings: "SweepSettings", as_json: bool) -> None:
-    plan.need_gpu(settings.device, settings.address)
     from orchestrator import duration
     from orchestrator.plan import first_configs, predicted_peaks_mib
     from orchestrator.settings import ROOT
@@ -169,15 +171,15 @@ def _print_plan(settings: "SweepSettings", as_json: bool) -> None:
 @app.command()
 def resume(name: Name, as_json: AsJson = False) -> None:
     """Go on with a sweep that was interrupted; finished trials are kept."""
+    from orchestrator.plan import need_gpu
     from orchestrator.settings import load as load_settings
 
     settings = load_settings(sweep_folder(name))
+    need_gpu(settings.device, settings.address)
     _run(settings, resume=True, as_json=as_json)
-    from orchestrator.plan import need_gpu
 
 
 def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
-    need_gpu(settings.device, settings.address)
     """Run and publish a sweep; `stand_ins` are orchestrator.sweep.run's, for tests of faults."""
     from rich.console import Console
 
@@ -504,10 +506,15 @@ def main(work: Callable[[], Any] = app) -> None:
         say("interrupted")
         sys.exit(INTERRUPTED)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        where = error.filename or Path.cwd()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            say(f"error: no disk space left ({where}); free some and resume")
+            sys.exit(DiskFull.exit_code)
+        if error.errno not in UNUSABLE:
             raise
-        say(f"error: no disk space left ({error.filename or Path.cwd()}); free some and resume")
-        sys.exit(4)
+        why = "no folder" if error.errno == errno.EEXIST else error.strerror
+        say(f"error: {where} cannot be used ({why}); make it one that you may read and write, or start elsewhere")
+        sys.exit(ConfigError.exit_code)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,17 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator import settings as settings_file
 from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.schema import ID_FILE
 from orchestrator.search.budgets import ENDED, Ended
-from orchestrator.security.folder_access import narrow, refuse_shared
+from orchestrator.security.folder_access import narrowed, refuse_shared
 from orchestrator.settings import SweepSettings, sweep_folder, write_whole
 from orchestrator.workers import checkpoints
 from trainables.config import Workload
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from orchestrator.search.searcher import SweepSearcher
 
 
+OWNER = "owner"
+"""In a sweep's folder: the number of the process that runs it, which locks it."""
 Prepare = Callable[[SweepSettings, Path], tuple[Workload, dict[str, int], float | None]]
 
 
@@ -57,26 +59,47 @@ class SweepResult:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder for this process.
+    """Hold a sweep's folder for this process; a folder in which nothing began is gone again afterwards.
 
     Raises:
         ConfigError: another process runs this sweep; the message names it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "owner").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise ConfigError(
-                f"NAME: sweep {folder.name!r} is being run by process {owner}; choose another NAME"
-            ) from None
+    with _locked(folder) as file:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
-        file.truncate(0)
+        try:
+            yield
+        finally:
+            file.truncate(0)
+            with suppress(OSError):
+                if os.listdir(folder) == [OWNER]:
+                    (folder / OWNER).unlink()
+                    folder.rmdir()
+
+
+def _locked(folder: Path, n_tries: int = 100) -> TextIO:
+    """The file that holds a sweep's folder, locked; a start that was refused may take both away at any moment."""
+    path = folder / OWNER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except (FileNotFoundError, FileExistsError):
+        if not n_tries:
+            raise
+        return _locked(folder, n_tries - 1)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+        raise ConfigError(f"NAME: sweep {folder.name!r} is being run by process {owner}; choose another NAME") from None
+    with suppress(FileNotFoundError):
+        if os.path.samefile(path, file.fileno()):
+            return file
+    file.close()
+    return _locked(folder, n_tries)
 
 
 def run(
@@ -102,8 +125,7 @@ def run(
     folder = sweep_folder(settings.name, root)
     if resume and folder.exists():
         refuse_shared(folder, root)
-    narrow(root)
-    with owned(folder):
+    with narrowed(root), owned(folder):
         known = (folder / "ledger.db").exists()
         if known and not resume:
             raise ConfigError(

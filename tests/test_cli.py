@@ -1,13 +1,19 @@
 """Bad command lines and files: an exit code, the field by name, no traceback, at once."""
 
+import errno
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from time import sleep
 
 import pytest
 
+from orchestrator import cli, sweep
 from orchestrator import settings as settings_file
 from tests.sweeps import command, make
+from trainables.errors import ConfigError
 
 SPACE = """
 parameters: {{rank: {{values: [{rank}]}}, precision: {{values: [{precision}]}}}}
@@ -115,6 +121,92 @@ def test_a_sweep_on_a_gpu_elsewhere_can_be_planned_and_resumed_only_where_one_is
     resumed = command("resume", "t", cwd=tmp_path)
     assert resumed.code == 2, resumed.err
     assert "there is no GPU here" in resumed.err
+
+
+REFUSED = {
+    "bad rows": (3, ["--data", "missing.json"]),
+    "a cluster that is away": (5, ["--address", "127.0.0.1:1", "--device", "cpu"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_start_leaves_no_folder_and_an_empty_one_as_it_was(case, tmp_path):
+    code, arguments = REFUSED[case]
+    assert command("run", "--name", "t", *arguments, cwd=tmp_path).code == code
+    assert not os.listdir(tmp_path)
+    (tmp_path / "mlflow_runs" / "sweeps" / "other").mkdir(parents=True)
+    assert command("run", "--name", "t", *arguments, cwd=tmp_path).code == code
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["mlflow_runs", "sweeps", "other"]
+
+
+def test_of_many_starts_that_end_in_a_refusal_one_at_a_time_holds_the_folder(tmp_path):
+    folder, inside, most = tmp_path / "sweeps" / "t", [], []
+
+    def start(_):
+        with suppress(ConfigError), sweep.owned(folder):  # the error of the others is tested where two sweeps run
+            inside.append(1)
+            sleep(0.001)
+            most.append(len(inside))
+            inside.pop()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(start, range(200)))
+    assert set(most) == {1}
+    assert not folder.exists()
+
+
+def a_file(root):
+    root.write_text("mine")
+
+
+def a_link_to_nowhere(root):
+    root.symlink_to("/nowhere")
+
+
+def a_link_to_what_takes_no_folders(root):
+    root.symlink_to("/proc")
+
+
+def a_file_for_its_sweeps(root):
+    root.mkdir()
+    (root / "sweeps").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [a_file, a_link_to_nowhere, a_link_to_what_takes_no_folders, a_file_for_its_sweeps],
+    ids=lambda f: f.__name__,
+)
+def test_a_state_folder_that_nobody_can_write_is_one_line_with_exit_code_2(place, tmp_path):
+    place(tmp_path / "mlflow_runs")
+    finished = command("run", "--trials", "2", cwd=tmp_path)
+    assert finished.code == 2, finished.err
+    (error,) = [line for line in finished.err.splitlines() if line.startswith("error: ")]
+    assert error == finished.err.splitlines()[-1]
+    assert "mlflow_runs" in error
+    assert "cannot be used" in error
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EROFS, 2), (errno.EACCES, 2), (errno.ENOSPC, 4), (errno.EDQUOT, 4)]
+)
+def test_a_path_that_cannot_be_written_is_named_by_every_command(number, code, capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+
+    def work():
+        raise OSError(number, os.strerror(number), "report.md")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(work)
+    assert ended.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "report.md" in line
+
+
+def test_a_fault_that_no_user_can_mend_keeps_its_traceback(monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cli.main(lambda: os.close(10_000))
 
 
 def test_an_address_where_nothing_listens_is_unreachable(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.errors import ConfigError
@@ -10,13 +11,34 @@ from trainables.errors import ConfigError
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-def narrow(root: Path) -> None:
-    """Take from others the right to write into the folder of all state, where it is ours to take."""
-    for folder in (root, root / "sweeps", root / "cache"):
-        folder.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def narrowed(root: Path) -> Iterator[None]:
+    """Take from others the right to write into the folder of all state, where it is ours to take.
+
+    What had to be made for that and is still empty at the end is gone again.
+
+    Raises:
+        ConfigError: no folder can be made there.
+        OSError: nor by this user; the error has its path.
+    """
+    folders = (root, root / "sweeps", root / "cache")
+    new = [folder for folder in folders if not folder.exists()]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{folder} cannot be used ({root} takes no folders); make it a folder of a disk"
+            ) from None
         mode = folder.stat().st_mode
         if mode & OTHERS and folder.stat().st_uid == os.geteuid():
             folder.chmod(stat.S_IMODE(mode) & ~OTHERS)
+    try:
+        yield
+    finally:
+        for folder in reversed(new):
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def refuse_shared(folder: Path, root: Path) -> None:
