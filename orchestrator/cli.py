@@ -69,7 +69,7 @@ def run(
     name: Annotated[str | None, typer.Option(help="of the sweep; default: space and time")] = None,
     address: Annotated[str | None, typer.Option(help="of a running Ray cluster: auto, HOST:PORT")] = None,
     base_model: Annotated[str | None, typer.Option(help="hub id, folder, random:FOLDER or demo")] = None,
-    data: Annotated[str | None, typer.Option(help="hub id, .json / .jsonl / .parquet file or demo")] = None,
+    data: Annotated[str | None, typer.Option(help="hub id, file of JSON, JSON Lines or Parquet, or demo")] = None,
     objective: Annotated[list[str] | None, typer.Option(help="of the front; repeat for several")] = None,
     min_similarity: Annotated[
         float | None, typer.Option(help="4-bit trials less like their twin enter no front")
@@ -388,7 +388,7 @@ def export(
 @app.command()
 def sensitivity(
     base_model: Annotated[str | None, typer.Option(help="hub id, folder, random:FOLDER or demo")] = None,
-    data: Annotated[str | None, typer.Option(help="hub id, .json / .jsonl / .parquet file or demo")] = None,
+    data: Annotated[str | None, typer.Option(help="hub id, file of JSON, JSON Lines or Parquet, or demo")] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: what the machine has")] = None,
     name: Annotated[str | None, typer.Option(help="of the run; default: the time")] = None,
     as_json: AsJson = False,

@@ -283,18 +283,19 @@ def test_the_metadata_is_what_the_hub_knows_and_its_results_are_those_of_the_tab
     assert "# Model card: GPT-2 Medium tuned on Alpaca with QLoRA" in str(card)
 
 
+@pytest.mark.parametrize("data", ["/home/me/secret/a.json", "secret/a.JSONL", "secret/a.txt"])
 @pytest.mark.parametrize("base", ["/home/me/secret/gpt2", "random:/home/me/secret/gpt2", "../secret/gpt2"])
-def test_a_card_travels_without_paths_of_this_machine_and_names_no_hub_id_that_is_none(base):
+def test_a_card_travels_without_paths_of_this_machine_and_names_no_hub_id_that_is_none(base, data):
     local = replace(
         WORKLOAD,
         base_model=base,
         base_folder="/home/me/secret/gpt2",
         weights="pretrained",
-        data="/home/me/secret/a.json",
+        data=data,
     )
     card = cards.card_of(report(whole_sweep(), local), None, whole_sweep()[1])
     assert "secret" not in str(card)
-    assert "tuned on a.json" in str(card)
+    assert f"tuned on {data.rpartition('/')[2]}" in str(card)
     assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "unknown")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,9 @@ BAD_FILES = {
     "truncated.json": (json.dumps([GOOD] * 9)[:-20], "not whole JSON"),
     "latin.json": ('[{"instruction": "caf\xe9", "output": "x"}]'.encode("latin-1"), "not UTF-8 .byte 21."),
     "object.json": ('{"instruction": "a", "output": "b"}', "must hold a list of rows, got dict"),
+    "object.txt": (json.dumps({"data": [GOOD]}, indent=1), "must hold a list of rows, got dict"),
+    "prose.txt": ("Once upon a time, there", "in no form that is known here"),
+    "cut.JSONL": (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)[:-3]}", "line 2.*truncated"),
     "none.json": ("[]", "holds no rows"),
     "blank.jsonl": ("\n\n", "holds no rows"),
     "fieldless.json": (json.dumps([{"text": "x"}] * 9), "9 of 9 rows .* instruction missing"),
@@ -162,10 +166,58 @@ def test_a_damaged_file_is_refused_with_what_is_wrong(name, tmp_path):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["gone.json", "gone.jsonl", "gone.parquet", ""])
-def test_an_absent_file_or_a_folder_is_refused_without_asking_a_hub(name, tmp_path):
+@pytest.mark.parametrize("name", ["gone.json", "gone.JSONL", "gone.parquet", "gone.txt", "gone.csv"])
+def test_an_absent_file_is_refused_without_asking_a_hub(name, tmp_path):
     with pytest.raises(DataError, match="no file"):
         alpaca.read_rows(str(tmp_path / name))
+
+
+def test_a_folder_is_refused_with_the_files_in_it_that_could_be_meant(tmp_path):
+    (tmp_path / "deeper.json").mkdir()
+    for name in ("notes.md", "config.yaml"):
+        written(tmp_path, name, "x")
+    with pytest.raises(DataError, match=r"is a folder without \.json or .*give a file of rows as a JSON list"):
+        alpaca.read_rows(str(tmp_path))
+    for name in ("b.JSONL", "a.json", "c.parquet"):
+        written(tmp_path, name, "x")
+    named = ", ".join(str(tmp_path / name) for name in ("a.json", "b.JSONL", "c.parquet"))
+    with pytest.raises(DataError, match=re.escape(f"is a folder; give one file, as there are {named}")) as caught:
+        alpaca.read_rows(str(tmp_path))
+    assert "no file" not in str(caught.value)
+    for n in range(4):
+        written(tmp_path, f"d{n}.json", "x")
+    with pytest.raises(DataError, match=r"d0\.json, .*d1\.json and 2 more$"):
+        alpaca.read_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.txt", "rows.json", "rows"])
+def test_csv_is_said_to_be_that_and_not_truncated(name, tmp_path):
+    mark = "\t" if name == "rows.tsv" else ","
+    path = written(tmp_path, name, mark.join(GOOD) + "\n" + mark.join(GOOD.values()))
+    with pytest.raises(DataError, match=r"is CSV, which is not read yet; give .* JSON Lines or Parquet") as caught:
+        alpaca.read_rows(str(path))
+    assert "truncated" not in str(caught.value)
+
+
+NAMES = ["rows.json", "rows.jsonl", "rows.JSON", "rows.JSONL", "rows.ndjson", "rows.txt", "rows.data", "rows"]
+FORMS = {
+    "a JSON list": json.dumps([GOOD] * 9).encode(),
+    "a JSON list over lines": json.dumps([GOOD] * 9, indent=2).encode(),
+    "JSON Lines": "\n".join([json.dumps(GOOD)] * 9).encode(),
+    "JSON Lines with empty ones": b"\xef\xbb\xbf\n" + "\r\n\n".join([json.dumps(GOOD)] * 9).encode() + b"\n",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_are_read_by_what_a_file_holds_and_not_by_its_name(form, name, tmp_path):
+    assert alpaca.read_rows(str(written(tmp_path, name, FORMS[form]))).rows == (Row(**GOOD),) * 9
+
+
+@pytest.mark.parametrize("name", [*NAMES, "rows.PARQUET"])
+def test_parquet_is_read_under_any_name(name, tmp_path):
+    pq.write_table(pa.Table.from_pylist([GOOD] * 9), tmp_path / name)
+    assert alpaca.read_rows(str(tmp_path / name)).rows == (Row(**GOOD),) * 9
 
 
 def test_a_cut_parquet_file_is_refused_and_a_whole_one_is_read(tmp_path):

@@ -22,6 +22,10 @@ SPLIT_ROWS = {"search": 128, "report": 256, "train": 1000}
 """Rows of each split, filled in this order (measurement protocol 1)."""
 SPLIT_SEED = 0
 MAX_BAD_SHARE = 0.05
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
+TABLES = (".csv", ".tsv")
+FORMS = "a file of rows as a JSON list, JSON Lines or Parquet"
+N_FILES_NAMED = 5
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 """Half a surrogate pair: JSON can escape one, no tokenizer takes it."""
 
@@ -54,10 +58,11 @@ class CheckedRows:
 
 
 def read_rows(source: str) -> CheckedRows:
-    """Read and check rows from "demo", a local .json / .jsonl / .parquet file or a hub id.
+    """Read and check rows from "demo", a local file (see FORMS) or a hub id.
 
     Raises:
-        DataError: the file is missing, empty, truncated or not UTF-8, or more than 5 % of the rows are bad.
+        DataError: the file is missing, empty, truncated or in no form that is read, or more than 5 % of the rows are
+            bad.
         Unreachable: the hub does not answer and nothing is cached.
     """
     path = local_file(source)
@@ -66,30 +71,72 @@ def read_rows(source: str) -> CheckedRows:
 
 def local_file(source: str) -> Path | None:
     """The file that `source` names on this machine, there or not; None where it names a repo on the hub."""
-    path = demo.ROWS_FILE if source == "demo" else Path(source).expanduser()
-    is_file = path.suffix in (".json", ".jsonl", ".parquet") or path.exists()
-    return path if is_file else None
+    if source == "demo":
+        return demo.ROWS_FILE
+    return Path(source).expanduser() if is_path(source) else None
+
+
+def is_path(source: str) -> bool:
+    """Whether rows are named by a path, be there a file or not, and not by a hub id."""
+    path = Path(source).expanduser()
+    return path.suffix.lower() in (*SUFFIXES, *TABLES, ".txt") or path.exists()
 
 
 def _read_file(path: Path) -> list[Any]:
-    """All records of a local file; JSON is read strictly, since `datasets` fails on mixed types."""
+    """All records of a local file, whose content tells its form; what it is called decides nothing that can be read."""
+    if path.is_dir():
+        raise DataError(_not_a_file(path))
     if not path.is_file():
         raise DataError(f"DATA: no file {str(path)!r}")
     if path.stat().st_size == 0:
         raise DataError(f"DATA: {path} is empty")
-    if path.suffix == ".parquet":
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    if is_parquet or path.suffix.lower() == ".parquet":
         return _read_parquet(path)
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except UnicodeDecodeError as error:
         raise DataError(f"DATA: {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    if path.suffix == ".jsonl":  # not splitlines: text may hold other line ends, as U+2028
-        lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        return [_parse_json(line, path, first_line=n) for n, line in lines]
-    records = _parse_json(text, path)
-    if not isinstance(records, list):
-        raise DataError(f"DATA: {path} must hold a list of rows, got {type(records).__name__}")
-    return records
+    return _read_json(text, path)
+
+
+def _read_json(text: str, path: Path) -> list[Any]:
+    """Records of a JSON list or of JSON Lines, read strictly, since `datasets` fails on mixed types."""
+    first = text.lstrip()[:1]
+    if first == "[":
+        return _parse_json(text, path)
+    if first not in ("", "{"):
+        what = "CSV, which is not read yet" if _is_table(text, path) else "in no form that is known here"
+        raise DataError(f"DATA: {path} is {what}; give {FORMS}")
+    if _is_one_object(text, path):
+        raise DataError(f"DATA: {path} must hold a list of rows, got dict")
+    lines = enumerate(text.split("\n"), start=1)  # not splitlines: text may hold other line ends, as U+2028
+    return [_parse_json(line, path, first_line=n) for n, line in lines if line.strip()]
+
+
+def _is_table(text: str, path: Path) -> bool:
+    """Whether a text is, by its name or by the fields in its first line, separated by commas or tabs."""
+    return path.suffix.lower() in TABLES or "instruction" in text.lstrip().partition("\n")[0].lower()
+
+
+def _not_a_file(folder: Path) -> str:
+    """What to say of a folder in a file's place, with the files in it that could be meant."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        return f"DATA: {str(folder)!r} is a folder without {' or '.join(SUFFIXES)} files; give {FORMS}"
+    more = f" and {len(files) - N_FILES_NAMED} more" if len(files) > N_FILES_NAMED else ""
+    named = ", ".join(map(str, files[:N_FILES_NAMED]))
+    return f"DATA: {str(folder)!r} is a folder; give one file, as there are {named}{more}"
+
+
+def _is_one_object(text: str, path: Path) -> bool:
+    """Whether a text is one JSON object, and not a row of JSON Lines alone, as which it stands on one line."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return path.suffix.lower() == ".json" or "\n" in text.strip()
 
 
 def _parse_json(text: str, path: Path, first_line: int = 1) -> Any:

@@ -18,6 +18,7 @@ from orchestrator.report.card_results import NOT_MEASURED, Layers
 from orchestrator.report.card_trial import HOW, METHODS, TAGS
 from orchestrator.report.content import Report
 from orchestrator.report.markdown import safe, table
+from trainables import alpaca
 from trainables.config import TrialConfig, Workload, canonical_json
 from trainables.results import TrialResult
 
@@ -136,7 +137,7 @@ def base_on_hub(workload: Workload) -> str | None:
 
 
 def _data_on_hub(workload: Workload) -> str | None:
-    is_file = workload.data.endswith((".json", ".jsonl", ".parquet"))
+    is_file = alpaca.is_path(workload.data)
     return None if is_file or not re.fullmatch(r"[\w.-]+/[\w.-]+", workload.data, re.ASCII) else workload.data
 
 
