@@ -13,11 +13,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.command import command, python
 from trainables.errors import ConfigError, DiskFull, SweepError
 
 if TYPE_CHECKING:
@@ -216,7 +218,7 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
 
         run_page = end(settings, ROOT, flusher, say, monotonic() - begin, result.interrupted)
     except KeyboardInterrupt:
-        say(f"interrupted; if it had begun, go on with: qlora-sweep resume {settings.name}")
+        say(f"interrupted; if it had begun, go on with: {command()} resume {settings.name}")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         display.stop()
@@ -235,7 +237,7 @@ def refuse_unless_whole(result: "SweepResult") -> None:
     from orchestrator.analysis.verdict import failed_evaluations
     from orchestrator.progress import why_empty
 
-    resume = f"qlora-sweep resume {result.settings.name}"
+    resume = f"{command()} resume {result.settings.name}"
     if result.stopped:
         raise SweepError(f"stopped: {result.stopped}; once that is mended: {resume}")
     if result.interrupted:
@@ -378,7 +380,8 @@ def export(
         print(json.dumps(exported))
         return
     print(f"trial {exported['trial']}: {exported['why']}")
-    print(f"it is in {dest}; try: python {dest}/{exports.SCRIPT} 'Name three colours.'")
+    script = quote(str(dest / exports.SCRIPT))
+    print(f"it is in {dest}; try: {python()} {script} 'Name three colours.'")
     if check:
         print(f"read back: {exported['reloaded_loss_nats']:.4f} nats, recorded {exported['eval_loss_nats']:.4f}")
     if push:

@@ -18,6 +18,7 @@ from orchestrator.analysis.finalists import finalists
 from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
 from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
+from orchestrator.command import command, pages
 from orchestrator.ledger import Ledger
 from orchestrator.search.budgets import ENDED, FINISHED
 from orchestrator.search.infeasible import nothing_counts
@@ -81,7 +82,7 @@ def counted_line(name: str, status: Status) -> str:
 
 
 def how_to_stop(name: str) -> str:
-    return f"Ctrl-C stops; qlora-sweep resume {name} goes on, and keeps every trial that has ended"
+    return f"Ctrl-C stops; {command()} resume {name} goes on, and keeps every trial that has ended"
 
 
 def status_view(name: str, status: Status, memory: str = "") -> Group:
@@ -242,4 +243,4 @@ def print_result(result: SweepResult, run_page: str | None, *, as_json: bool) ->
         print(empty)
     print(f"measured on: {result.caption}")
     if run_page:
-        print(f"look further: make ui, then {run_page}")
+        print(f"look further: {pages()}, then {run_page}")

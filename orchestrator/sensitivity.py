@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from orchestrator.command import pages
 from orchestrator.plan import GPU_DEFAULTS, defaults_for, need_gpu
 from orchestrator.settings import sweep_folder
 from trainables import base_model, data, inputs
@@ -244,4 +245,4 @@ def print_result(result: SensitivityResult, root: Path, run_page: str | None, *,
     print(f"{len(result.variants)} variants in {result.variants_seconds:.1f} s, {result.n_response_tokens} tokens each")
     print(f"loss of the unquantized base: {result.unquantized_loss_nats:.4f} nats; heat map and more: {folder}")
     if run_page:
-        print(f"look further: make ui, then {run_page}")
+        print(f"look further: {pages()}, then {run_page}")

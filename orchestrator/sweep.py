@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator import settings as settings_file
 from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.command import command
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.schema import ID_FILE
 from orchestrator.search.budgets import ENDED, Ended
@@ -129,7 +130,8 @@ def run(
         known = (folder / "ledger.db").exists()
         if known and not resume:
             raise ConfigError(
-                f"NAME: sweep {settings.name!r} exists; say resume {settings.name}, or choose another NAME"
+                f"NAME: sweep {settings.name!r} exists; choose another NAME, or go on with it: "
+                f"{command()} resume {settings.name}"
             )
         if known:
             Ledger(folder / "ledger.db", read_only=True).close()  # a damaged one is said before anything is begun
@@ -237,7 +239,7 @@ def _tune(
             verbose=0,
         ),
     )
-    lost = f"the Ray cluster was lost; once it is back: qlora-sweep resume {settings.name}"
+    lost = f"the Ray cluster was lost; once it is back: {command()} resume {settings.name}"
     try:
         with pulse.watched(lost) as heart, ray_guard.keep_cloud_secrets():
             tuner.fit()

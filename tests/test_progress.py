@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from orchestrator import command as hints
 from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
 from orchestrator.progress import ProgressDisplay, counted_line, status_view
@@ -89,7 +90,7 @@ def test_the_last_error_is_one_line_however_long_and_broken_it_is():
 
 def test_the_view_says_how_to_stop_and_go_on_until_all_is_done():
     going = status_of([ended(0, 1.0), running(1, 1000.0)], make())
-    assert "Ctrl-C stops; qlora-sweep resume a goes on" in shown(going)
+    assert f"Ctrl-C stops; {hints.command()} resume a goes on" in shown(going)
     done = status_of([ended(0, 1.0)], make(n_trials=1), finished=True)
     assert "resume" not in shown(done)
 
@@ -149,7 +150,7 @@ def test_elsewhere_than_on_a_terminal_each_trial_is_a_line_with_what_is_left_aft
         display.stop()
         desk.ledger.close()
     first, *lines = console.file.getvalue().splitlines()
-    assert first.startswith("Ctrl-C stops; qlora-sweep resume t goes on")
+    assert first.startswith(f"Ctrl-C stops; {hints.command()} resume t goes on")
     ledger = Ledger(tmp_path / "ledger.db", read_only=True)
     n_ended = sum(t.ended_at is not None for t in ledger.trials())
     ledger.close()

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator import command as hints
 from orchestrator import settings
 from orchestrator.ledger import Ledger
 from orchestrator.sweep import owned
@@ -292,7 +293,7 @@ def test_an_adapter_without_a_whole_copy_stays_a_difference_after_a_repair(root)
 LEDGER_DAMAGE = {
     "a trial that is running": (
         "UPDATE trials SET state = 'running', ended_at = NULL WHERE number = 0",
-        "ledger: trial 0 is running; go on with: qlora-sweep resume t",
+        f"ledger: trial 0 is running; go on with: {hints.command()} resume t",
     ),
     "a trial that is gone": (
         "DELETE FROM measurements WHERE key = (SELECT key FROM trials WHERE number = 1);"
@@ -409,7 +410,7 @@ def test_a_sweep_that_never_started_is_one_difference(tmp_path):
     folder = settings.sweep_folder("t", tmp_path)
     settings.save(make(GRID), folder)
     Ledger(folder / "ledger.db").close()
-    assert found(tmp_path) == ["ledger: no trial was started; go on with: qlora-sweep resume t"]
+    assert found(tmp_path) == [f"ledger: no trial was started; go on with: {hints.command()} resume t"]
     assert verified(tmp_path, repair=True).differences
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.analysis.front import Front, counted, device_of, front_of, losses_of, objective_value
+from orchestrator.command import command
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, SweepSettings
 from trainables.errors import ConfigError
 from trainables.results import TrialResult
@@ -33,7 +34,7 @@ class Choice:
         settings = self.trial.config.to_dict() | {"targets": "+".join(self.trial.config.targets)}
         config = " ".join(f"{name}={value}" for name, value in settings.items())
         values = ", ".join(f"{name} {value:.6g}" for name, value in self.values.items() if value is not None)
-        export = f"its adapter: qlora-sweep export {self.sweep} DEST --trial {self.trial.number}"
+        export = f"its adapter: {command()} export {self.sweep} DEST --trial {self.trial.number}"
         return f"trial {self.trial.number}: {self.why}\n{config}\n{values}\n{export}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def choose(
     found = counting(trials, settings)
     if not found:
         name = settings.name
-        raise ConfigError(f"NAME: no trial of sweep {name!r} counts for its front; see qlora-sweep report {name}")
+        raise ConfigError(f"NAME: no trial of sweep {name!r} counts for its front; see {command()} report {name}")
     limit = math.inf if max_memory_mib is None else max_memory_mib
     within = [trial for trial in trials if trial.history and trial.history[-1].peak_memory_mib <= limit]
     chosen = knee(front_of(within, settings, reference)) if at_knee else best(counting(within, settings))

@@ -13,6 +13,7 @@ from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.analysis.repeats import Figure, Rows, figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.sufficient_rank import SufficientRank
 from orchestrator.analysis.verdict import FailedEvaluation, Verdict, comparison_of, failed_evaluations, verdict_of
+from orchestrator.command import command
 from orchestrator.ledger import Ledger
 from orchestrator.plan import predicted_peaks_mib
 from orchestrator.report.budget import WithinMemory, within_memory
@@ -166,7 +167,7 @@ def newest(root: Path) -> str:
     """
     found = sorted((root / "sweeps").glob("*/settings.json"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise ConfigError(f"there is no sweep under {root / 'sweeps'} yet; run one first: qlora-sweep run")
+        raise ConfigError(f"there is no sweep under {root / 'sweeps'} yet; run one first: {command()} run")
     return found[-1].parent.name
 
 

@@ -1,6 +1,5 @@
 """A sweep in optuna-dashboard: its study, written from the ledger into an SQLite file of its own."""
 
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -9,6 +8,7 @@ from typing import Any
 
 from orchestrator import settings as settings_file
 from orchestrator.analysis.front import dissimilarity, is_reused, objective_value
+from orchestrator.command import python
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.search.proposer import BROKEN, distribution, is_within
@@ -30,9 +30,7 @@ def serve(name: str, root: Path, port: int, say: Callable[[str], None]) -> None:
     folder = settings_file.sweep_folder(name, root)
     settings = settings_file.load(folder)
     if find_spec("optuna_dashboard") is None:
-        raise ConfigError(
-            f"it needs optuna-dashboard: {sys.executable} -m pip install -c constraints.txt optuna-dashboard"
-        )
+        raise ConfigError(f"it needs optuna-dashboard: {python()} -m pip install -c constraints.txt optuna-dashboard")
     from optuna_dashboard import run_server
 
     ledger = Ledger(folder / "ledger.db", read_only=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.command import command
 from orchestrator.ledger import Ledger
 from orchestrator.report import content as report
 from orchestrator.security.redaction import reason_of
@@ -40,7 +41,7 @@ def end(
     flushed = flusher.finish(files, seconds, interrupted=interrupted)
     if flushed.page is None:
         pending = f"{len(result.trials) - flushed.n_whole} of {len(result.trials)} trials and the sweep's own run"
-        say(f"MLflow lacks {pending} ({flushed.reason}); complete it with: qlora-sweep sync {settings.name}")
+        say(f"MLflow lacks {pending} ({flushed.reason}); complete it with: {command()} sync {settings.name}")
     return flushed.page
 
 
@@ -61,7 +62,7 @@ def publish(settings: SweepSettings, root: Path, say: Callable[[str], None], *, 
         raise
     except Exception as error:
         reason = reason_of(error, settings.tracking_uri)
-        say(f"MLflow was not written ({reason}); later: qlora-sweep sync {settings.name}")
+        say(f"MLflow was not written ({reason}); later: {command()} sync {settings.name}")
         return None
     finally:
         ledger.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from orchestrator.command import command
 from orchestrator.security.redaction import reason_of
 from trainables.errors import ConfigError
 
@@ -84,7 +85,7 @@ def check_server(uri: str) -> None:
         where = urlsplit(uri)
         raise ConfigError(
             f"tracking_uri: the MLflow server at {where.hostname}:{where.port or ''} is version {theirs[:20]}, here is "
-            f"{ours}; give a server of the same major version, or leave it out and run `qlora-sweep sync` later"
+            f"{ours}; give a server of the same major version, or leave it out and run `{command()} sync` later"
         )
 
 

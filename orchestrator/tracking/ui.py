@@ -6,6 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from orchestrator.command import python
 from orchestrator.tracking.store import CLIENT, UI_PORT, check_schema, store_file, store_uri
 from trainables.errors import ConfigError
 
@@ -72,7 +73,9 @@ def _checked(host: str, allowed_hosts: str | None) -> str:
             f"user admin into {PASSWORD}, or the path of MLflow's own settings into {AUTH_CONFIG}"
         )
     if find_spec("flask_wtf") is None:
-        raise ConfigError(f"HOST is {host}: its password needs Flask-WTF; pip install -c constraints.txt '.[auth]'")
+        raise ConfigError(
+            f"HOST is {host}: its password needs Flask-WTF; {python()} -m pip install -c constraints.txt '.[auth]'"
+        )
     return ",".join(names)
 
 

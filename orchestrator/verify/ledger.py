@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from orchestrator.analysis.finalists import to_judge
 from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.command import command
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.search.budgets import ENDED, FINISHED, Ended
@@ -94,7 +95,7 @@ def of_ledger(kept: Kept) -> Iterator[Difference]:
 
 
 def _of_ledger(kept: Kept) -> Iterator[str]:
-    resume = f"go on with: qlora-sweep resume {kept.settings.name}"
+    resume = f"go on with: {command()} resume {kept.settings.name}"
     if not kept.entries or kept.workload is None:
         left = [name for name in LEFT_BY_TRIALS if (kept.folder / name).exists()]
         emptied = f"it was emptied: {', '.join(left)} are of trials that it does not hold; restore it from a copy"
