@@ -466,10 +466,11 @@ def ui(
         from orchestrator.report.content import newest
         from orchestrator.tracking import dashboard
 
-        dashboard.serve(name or newest(ROOT), ROOT, port or dashboard.PORT, say)
+        dashboard.serve(name or newest(ROOT), ROOT, dashboard.PORT if port is None else port, say)
         return
-    port = port or UI_PORT
+    port = UI_PORT if port is None else port
     pages.arguments(ROOT, host, port, allowed_hosts)
+    pages.refuse_port(host, port)
     say(f"MLflow: http://{host}:{port}/{experiment_page(store_file(ROOT))}  (Ctrl-C ends it)")
     pages.serve(ROOT, host, port, allowed_hosts)
 

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import socket
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from time import sleep
@@ -12,6 +14,7 @@ import pytest
 
 from orchestrator import cli, sweep
 from orchestrator import settings as settings_file
+from orchestrator.tracking import ui
 from tests.sweeps import command, make
 from trainables.errors import ConfigError
 
@@ -272,6 +275,44 @@ def test_without_a_gpu_one_line_says_that_this_is_the_demo_and_what_a_gpu_would_
     (line,) = [line for line in finished.err.splitlines() if "demo" in line]
     assert "GPT-2 Medium on Alpaca" in line
     assert "32 trials of 200 steps" in line
+
+
+@pytest.fixture
+def busy() -> Iterator[int]:
+    """A port of this machine that something listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("port", "said"), [("0", "got 0"), ("70000", "got 70000"), ("-1", "got -1"), ("busy", "in use")]
+)
+@pytest.mark.parametrize("pages", ["mlflow", "optuna"])
+def test_a_port_that_nothing_can_listen_on_is_named_before_the_server_begins(pages, port, said, busy, tmp_path):
+    settings_file.save(make(), settings_file.sweep_folder("t", tmp_path / "mlflow_runs"))
+    (tmp_path / "mlflow_runs" / "mlflow.db").touch()
+    which = ["t", "--optuna"] if pages == "optuna" else []
+    finished = command("ui", *which, "--port", port.replace("busy", str(busy)), cwd=tmp_path)
+    assert finished.code == 2, finished.err
+    (line,) = finished.err.splitlines()
+    assert line.startswith("error: PORT")
+    assert said in line
+
+
+def test_a_port_that_is_free_again_is_not_refused(busy):
+    with pytest.raises(ConfigError, match=f"127.0.0.1:{busy} .*choose another PORT"):
+        ui.refuse_port("127.0.0.1", busy)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as caller:
+        free = server.getsockname()[1]
+        server.accept()[0].close()  # the server's end is closed first, so its address waits for a minute
+        assert not caller.recv(1)
+    ui.refuse_port("127.0.0.1", free)
+    ui.refuse_port("localhost", free)
+
+
+def test_a_host_that_is_no_address_is_named():
+    with pytest.raises(ConfigError, match="HOST: 'no such host' is no address"):
+        ui.refuse_port("no such host", 5000)
 
 
 def test_ui_without_a_store_says_what_to_do(tmp_path):

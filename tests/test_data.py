@@ -1,8 +1,8 @@
 """Rows: checked, dealt to splits, tokenized once, padded."""
 
 import json
-import shutil
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path

@@ -13,6 +13,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.search.proposer import BROKEN, distribution, is_within
 from orchestrator.settings import MAXIMISED, SweepSettings
+from orchestrator.tracking.ui import refuse_port
 from trainables.config import FINAL_STATES, State
 from trainables.errors import ConfigError
 
@@ -25,10 +26,11 @@ def serve(name: str, root: Path, port: int, say: Callable[[str], None]) -> None:
     """Write a sweep's study and show it on the loopback address until interrupted.
 
     Raises:
-        ConfigError: there is no such sweep, or optuna-dashboard is not installed.
+        ConfigError: there is no such sweep, nothing can listen on the port, or optuna-dashboard is not installed.
     """
     folder = settings_file.sweep_folder(name, root)
     settings = settings_file.load(folder)
+    refuse_port(HOST, port)
     if find_spec("optuna_dashboard") is None:
         raise ConfigError(f"it needs optuna-dashboard: {python()} -m pip install -c constraints.txt optuna-dashboard")
     from optuna_dashboard import run_server

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ PASSWORD, AUTH_CONFIG, SESSION_KEY = (
     "MLFLOW_FLASK_SERVER_SECRET_KEY",
 )
 MIN_PASSWORD_CHARS = 12
+MAX_PORT = 65535
 AUTH = """[mlflow]
 default_permission = READ
 database_uri = sqlite:///{database}
@@ -38,6 +40,28 @@ def serve(root: Path, host: str, port: int, allowed_hosts: str | None) -> None:
         os.environ.setdefault(AUTH_CONFIG, str(_auth_config(root)))
         os.environ.setdefault(SESSION_KEY, secrets.token_hex(32))
     os.execv(sys.executable, [sys.executable, *given])
+
+
+def refuse_port(host: str, port: int) -> None:
+    """Refuse a port before this process becomes a server: that would end without an error of its own.
+
+    Raises:
+        ConfigError: nothing can listen there; the message names the port, or the host where that is no name here.
+    """
+    if not 1 <= port <= MAX_PORT:
+        raise ConfigError(f"PORT must be 1 to {MAX_PORT}, got {port}")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as servers do: one that has ended is no fault
+            listener.bind(place)
+    except socket.gaierror as error:
+        raise ConfigError(f"HOST: {host!r} is no address ({error.strerror})") from None
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise ConfigError(f"PORT: nothing can listen on {host}:{port} ({reason}); choose another PORT") from None
 
 
 def arguments(root: Path, host: str, port: int, allowed_hosts: str | None) -> list[str]:
