@@ -21,7 +21,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.report import export
 from orchestrator.workers import adapter_store
 from tests.hub_server import Answer, as_error, as_json, handler_of, hub_server
-from tests.sweeps import command, environment, make
+from tests.sweeps import WORKLOAD, command, environment, make
 from trainables import base_model, data, evaluation, inputs
 from trainables.alpaca import Row
 from trainables.bench import Bench
@@ -116,11 +116,40 @@ def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_
     answer = tokenizer.decode(expected[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
     assert answer
     assert capsys.readouterr().out.strip() == answer.strip()
-    assert len((dest / "generate.py").read_text().splitlines()) <= 14
+    assert len((dest / "generate.py").read_text().splitlines()) <= 22
 
     card = ModelCard.load(dest / "README.md")
     assert f"trial {number} (key `{trial.key[:16]}`)" in card.text
     assert f"loss {recorded:.4f} nats on the search rows, on the embedded demo model" in card.text
+
+
+NEEDED = {
+    ("nf4", False): ["accelerate", "bitsandbytes", "peft", "torch", "transformers"],
+    ("16bit", False): ["accelerate", "peft", "torch", "transformers"],
+    ("nf4", True): ["accelerate", "torch", "transformers"],
+}
+
+
+@pytest.mark.parametrize(("precision", "merged"), NEEDED)
+def test_the_script_says_in_one_line_how_it_is_used_and_what_it_lacks(precision, merged, tmp_path):
+    script, packages = tmp_path / "generate.py", tmp_path / "packages"
+    script.write_text(export.script(precision, WORKLOAD, merged=merged))
+
+    def said(*arguments):
+        bare = [sys.executable, "-S", str(script)]  # without the packages of this environment
+        ended = subprocess.run([*bare, *arguments], env={"PYTHONPATH": str(packages)}, capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+        (line,) = ended.stderr.splitlines()
+        return line
+
+    for arguments in ((), ("Name", "three", "colours.")):
+        assert 'python generate.py "Name three colours."' in said(*arguments)
+    needed = NEEDED[precision, merged]
+    assert said("Name three colours.").endswith(f"-m pip install {' '.join(needed)}")
+    for name in needed[1:]:
+        (packages / name).mkdir(parents=True)
+        (packages / name / "__init__.py").touch()
+    assert said("Name three colours.").endswith(f"-m pip install {needed[0]}")
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["nf4", "16bit"])

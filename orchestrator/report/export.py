@@ -147,10 +147,20 @@ def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
     if merged:
         how = 'dtype="auto", device_map="auto", trust_remote_code=False'
         model = f'model = AutoModelForCausalLM.from_pretrained(here / "{MERGED}", {how})'
+    needed = ["accelerate", "torch", "transformers"] + ([] if merged else ["peft"])
+    needed += ["bitsandbytes"] if quantized else []
     return (
         '"""Answer an instruction: python generate.py "Name three colours." """\n'
         "import sys\n"
+        "from importlib.util import find_spec\n"
         "from pathlib import Path\n"
+        "if len(sys.argv) != 2:\n"
+        "    print(__doc__, file=sys.stderr)\n"
+        "    sys.exit(2)\n"
+        f"missing = [name for name in {sorted(needed)} if not find_spec(name)]\n"
+        "if missing:\n"
+        """    print(f"this needs: {sys.executable} -m pip install {' '.join(missing)}", file=sys.stderr)\n"""
+        "    sys.exit(2)\n"
         + ("" if merged else "from peft import PeftModel\n")
         + f"from transformers import {imports}\n"
         "here = Path(__file__).parent\n"

@@ -53,9 +53,7 @@ def refuse_port(host: str, port: int) -> None:
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:
-            listener.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as servers do: one that has ended is no fault
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: one that ended is no fault
             listener.bind(place)
     except socket.gaierror as error:
         raise ConfigError(f"HOST: {host!r} is no address ({error.strerror})") from None
