@@ -172,13 +172,43 @@ def _print_plan(settings: "SweepSettings", as_json: bool) -> None:
 
 @app.command()
 def resume(name: Name, as_json: AsJson = False) -> None:
-    """Go on with a sweep that was interrupted; finished trials are kept."""
+    """Go on with a sweep that was interrupted; finished trials are kept, and a finished sweep as it is."""
     from orchestrator.plan import need_gpu
     from orchestrator.settings import load as load_settings
 
     settings = load_settings(sweep_folder(name))
+    if _say_finished(settings, as_json):
+        return
     need_gpu(settings.device, settings.address)
     _run(settings, resume=True, as_json=as_json)
+
+
+def _say_finished(settings: "SweepSettings", as_json: bool) -> bool:
+    """Print a sweep of which nothing is left to do, and write nothing; False of any other."""
+    from orchestrator.search.budgets import ENDED, Ended
+    from orchestrator.security.folder_access import refuse_shared
+    from orchestrator.settings import ROOT
+    from orchestrator.sweep import SweepResult
+    from orchestrator.verify import checks
+    from orchestrator.verify import ledger as kept_of
+
+    folder, name = sweep_folder(settings.name), settings.name
+    refuse_shared(folder, ROOT)
+    kept = kept_of.read(settings, folder) if (folder / "ledger.db").is_file() else None
+    if kept is None or kept.workload is None or not checks.is_over(kept):
+        return False
+    from orchestrator.progress import print_result
+    from orchestrator.tracking.store import has_whole_run, store_file
+
+    ended = Ended.from_fact(kept.facts[ENDED])
+    about = {"settings": settings, "workload": kept.workload, "trials": tuple(kept.trials), "front": kept.front}
+    print_result(SweepResult(**about, interrupted=False, ended=ended), None, as_json=as_json)
+    say(f"sweep {name} is finished, nothing is left to run; what it came to: {command()} report {name}")
+    if settings.tracking_uri is not None:
+        say(f"whether MLflow has all of it says: {command()} verify {name}")
+    elif not has_whole_run(store_file(ROOT), str(kept.facts["id"])):
+        say(f"MLflow lacks some of it; complete it with: {command()} sync {name}")
+    return True
 
 
 def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins: Any) -> None:

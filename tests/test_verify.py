@@ -3,7 +3,7 @@
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +14,17 @@ import pytest
 
 from orchestrator import command as hints
 from orchestrator import settings
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.search.budgets import FINISHED
 from orchestrator.sweep import owned
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import open_client, store_uri
 from orchestrator.verify import checks as verify
+from orchestrator.verify.ledger import read
 from orchestrator.workers import adapter_store
 from tests.stores import place_store
 from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
+from trainables.config import TrialConfig
 from trainables.errors import ConfigError
 
 
@@ -426,6 +429,49 @@ def test_without_a_store_that_is_said_and_a_look_makes_none(root, tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
     (line,) = found(tmp_path)
     assert line.startswith("MLflow: cannot be read (")
+
+
+def states_of(root: Path) -> dict[str, tuple[int, bytes]]:
+    """When each file of a sweep was written, and what it holds."""
+    files = [path for path in (root / "sweeps").rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_a_finished_sweep_is_not_resumed_and_nothing_is_written(root):
+    before = states_of(root)
+    done = command("resume", "t", cwd=root.parent)
+    assert (done.code, done.seconds < 10) == (0, True), done.err
+    (line,) = done.err.splitlines()
+    assert line.startswith("sweep t is finished, nothing is left to run; what it came to: ")
+    assert line.endswith("-m orchestrator.cli report t")
+    assert "Pareto front" in done.out
+    (root / "mlflow.db").rename(root / "mlflow.away")
+    as_json = command("resume", "t", "--json", cwd=root.parent)
+    (root / "mlflow.away").rename(root / "mlflow.db")
+    assert len(as_json.json["members"]) == len(
+        json.loads((root / "sweeps" / "t" / "front.json").read_text())["members"]
+    )
+    assert as_json.err.splitlines()[-1].endswith("orchestrator.cli sync t")
+    assert states_of(root) == before
+
+
+CONFIG = TrialConfig(precision="nf4", rank=8, alpha=8)
+LEFT: dict[str, Callable[[Ledger], None]] = {
+    "a comparison that failed": lambda ledger: ledger.set_fact(FAULTS, {"compare x": "no memory"}),
+    "what follows the search": lambda ledger: ledger.set_fact(FINISHED, False),
+    "a trial": lambda ledger: ledger.add("f" * 64, CONFIG, params={}, origin="search"),
+    "its files": lambda ledger: (ledger.path.parent / "trials.parquet").unlink(),
+}
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_a_sweep_of_which_anything_is_left_is_resumed(what, root, tmp_path):
+    folder = Path(shutil.copytree(root / "sweeps" / "t", tmp_path / "t"))
+    asked = settings.load(folder)
+    assert verify.is_over(read(asked, folder))
+    with closing(Ledger(folder / "ledger.db")) as ledger:
+        LEFT[what](ledger)
+    assert not verify.is_over(read(asked, folder))
 
 
 def test_the_command_ends_with_1_and_a_line_for_each_difference(root):

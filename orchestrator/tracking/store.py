@@ -157,6 +157,19 @@ def experiment_page(store: Path) -> str:
     return f"#/experiments/{row[0]}/runs?{MODEL_TRAINING}" if row else ""
 
 
+def has_whole_run(store: Path, sweep_id: str) -> bool:
+    """Whether a store holds a run of a sweep that was written to its end; MLflow, which takes seconds, is not asked."""
+    asked = (
+        "SELECT 1 FROM runs JOIN tags USING (run_uuid) WHERE tags.key = 'sweep_id' AND tags.value = ? "
+        "AND runs.status = 'FINISHED' AND runs.lifecycle_stage = 'active'"
+    )
+    try:
+        with closing(sqlite3.connect(f"{store.resolve().as_uri()}?mode=ro", uri=True, timeout=LOOK_SECONDS)) as db:
+            return db.execute(asked, (sweep_id,)).fetchone() is not None
+    except sqlite3.Error:
+        return False
+
+
 def page_of(experiment_id: str, run_id: str) -> str:
     """A run's page on any MLflow server; without the last part the browser that comes first opens it as GenAI."""
     return f"#/experiments/{experiment_id}/runs/{run_id}?{MODEL_TRAINING}"

@@ -6,10 +6,13 @@ repair writes again; what is wrong with the ledger itself, or with an adapter th
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from orchestrator import settings as settings_file
+from orchestrator.ledger import FAULTS
+from orchestrator.search.budgets import FINISHED
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import sweep_folder
 from orchestrator.sweep import owned
@@ -65,6 +68,13 @@ def differences_of(kept: Kept, root: Path) -> tuple[Difference, ...]:
     for check in (of_study, of_adapters, of_front_file, of_table):
         found += check(kept)
     return (*found, *of_mlflow(kept, root))
+
+
+def is_over(kept: Kept) -> bool:
+    """Whether a resumed sweep would find nothing to do: its trials are settled, none of what followed them failed, and
+    the files beside the ledger were written after the last. MLflow, which `sync` completes, is not asked."""
+    done = kept.facts[FINISHED] and not kept.facts[FAULTS] and any(t.state == "completed" for t in kept.trials)
+    return bool(done) and not any(chain(of_ledger(kept), of_front_file(kept), of_table(kept)))
 
 
 def run(name: str, root: Path, say: Callable[[str], None], *, repair: bool = False) -> Verified:
