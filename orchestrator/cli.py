@@ -370,6 +370,7 @@ def _report_one(name: str | None, as_json: bool) -> None:
 def card(
     name: Name,
     output: Annotated[Path, typer.Option(help="file to write")] = Path("MODEL_CARD.md"),
+    force: Annotated[bool, typer.Option("--force", help="replace the file where there is one")] = False,
 ) -> None:
     """Fill the model card from a sweep's ledger, whatever the sweep has measured so far."""
     from orchestrator.report import card as cards
@@ -377,6 +378,8 @@ def card(
     from orchestrator.settings import ROOT
 
     found, _ = _report_of(name)
+    if output.exists() and not force:
+        raise ConfigError(f"OUTPUT: {output} exists; say --force to replace it, or name another file with --output")
     say(f"wrote {cards.write(cards.card_of(found, layers_of(ROOT, found.workload)), output)}")
 
 

@@ -363,7 +363,7 @@ def test_layers_are_those_of_the_newest_run_over_the_same_base_and_rows(tmp_path
     assert layers_of(tmp_path, None) is None
 
 
-def test_the_command_writes_the_card_and_again_the_same_and_refuses_an_unknown_sweep(tmp_path):
+def test_the_command_replaces_no_file_unasked_and_writes_the_same_again_and_refuses_an_unknown_sweep(tmp_path):
     settings = make()
     folder = settings_file.sweep_folder("t", tmp_path / "mlflow_runs")
     settings_file.save(settings, folder)
@@ -372,7 +372,11 @@ def test_the_command_writes_the_card_and_again_the_same_and_refuses_an_unknown_s
     desk.finish(lambda task: completes(task, loss=1.0 + task.config.rank))
     desk.crash()
     (tmp_path / "MODEL_CARD.md").write_text("old")
-    done = command("card", "t", cwd=tmp_path)
+    refused = command("card", "t", cwd=tmp_path)
+    assert (refused.code, refused.out) == (2, "")
+    assert "OUTPUT: MODEL_CARD.md exists; say --force" in refused.err
+    assert (tmp_path / "MODEL_CARD.md").read_text() == "old"
+    done = command("card", "t", "--force", cwd=tmp_path)
     assert (done.code, done.out) == (0, ""), done.err
     first = (tmp_path / "MODEL_CARD.md").read_bytes()
     assert ModelCard.load(tmp_path / "MODEL_CARD.md").data.model_name == "t"
