@@ -2,7 +2,7 @@
 # make ui          open MLflow over mlflow_runs/, on this machine only; others: HOST PORT ALLOWED_HOSTS and a password
 # make audit       hold constraints.txt against the known advisories (needs the package index's)
 # make report      say what a sweep came to: NAME, or else the newest
-# make card        fill MODEL_CARD.md from the sweep NAME
+# make card        fill MODEL_CARD.md from the sweep NAME; what stands there is replaced
 # make test        install the test extras and run the tests
 # make faults      the whole fault suite: killed drivers, workers, nodes and heads, damaged files, a full disk, ...
 #
@@ -14,45 +14,66 @@
 # make bench-cluster   whether one driver keeps up with 256 trials at once (simulated; 5,000 trials)
 # make bench-mlflow-faults   how much later a sweep ends over an MLflow that is locked, away or silent
 #
-# Variables of `make sweep`: SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL STORAGE
-# TRACKING_URI BASE_MODEL DATA
-# (each passed to qlora-sweep run as the flag of that name; unset ones are chosen for the machine).
-# Variables of `make bench-measurement`: BASE_MODEL DATA DEVICE; of `make bench-memory`: SEED OUTPUT FROM;
-# of `make bench-speed`: BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP; of `make bench-overhead` and
-# `make bench-load`: TRIALS; of `make bench-cluster`: AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI; of
-# `make bench-search`: TABLE SEEDS PROCESSES; of `make bench-mlflow-faults`: TRIALS STEPS ONLY.
+# Variables stand below as TARGET_takes, each passed on as the flag of that name; any other is refused. ARGS goes to the
+# program as it is: make sweep ARGS='--max-hours 2'. Of `make sweep`, unset ones are chosen for the machine.
 # `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
+
+sweep_takes := SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL STORAGE TRACKING_URI \
+	BASE_MODEL DATA
+ui_takes := HOST PORT ALLOWED_HOSTS
+report_takes := NAME
+card_takes := NAME
+bench-measurement_takes := BASE_MODEL DATA DEVICE
+bench-memory_takes := SEED OUTPUT FROM
+bench-speed_takes := BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP
+bench-overhead_takes := TRIALS
+bench-load_takes := TRIALS
+bench-cluster_takes := AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI
+bench-mlflow-faults_takes := TRIALS STEPS ONLY
+bench-search_takes := TABLE SEEDS PROCESSES
+stand-in_takes := CONFIG DATA OUT SECONDS SEED
+bench_takes := $(sort $(foreach b,measurement memory speed overhead load,$(bench-$(b)_takes)))
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-flags = $(foreach v,$(1),$(if $($(v)),--$(shell echo $(v) | tr A-Z_ a-z-) "$($(v))"))
+quoted = '$(subst ','\'',$(value $(1)))'
+flags = $(foreach v,$(or $(1),$($@_takes)),$(if $(value $(v)),--$(shell echo $(v) | tr A-Z_ a-z-) $(call quoted,$(v)))) \
+	$(value ARGS)
+named = $(if $(value NAME),$(call quoted,NAME)) $(value ARGS)
+
+given := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $(v))),$(v)))
+known := ARGS PYTHON $(sort $(foreach goal,$(or $(MAKECMDGOALS),sweep),$($(goal)_takes)))
+unknown := $(firstword $(filter-out $(known) VENV SHELL MAKEFLAGS,$(given)))
+match := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], n=1))
+nearest = $(addprefix ; did you mean ,$(shell $(PYTHON) -c '$(match)' '$(unknown)' $(known)))
+$(if $(unknown),$(error there is no variable $(unknown) here$(nearest) (have: $(known))))
 
 .PHONY: sweep ui report card test test-all faults lint audit demo clean bench bench-measurement bench-memory \
 	bench-rank-rule bench-speed bench-overhead bench-mlflow-faults bench-load bench-search bench-cluster stand-in
 
 sweep: $(VENV)/installed
-	@$(BIN)/qlora-sweep run $(call flags,SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL \
-		STORAGE TRACKING_URI BASE_MODEL DATA)
+	@$(BIN)/qlora-sweep run $(flags)
 
 ui: $(VENV)/installed
-	@$(BIN)/qlora-sweep ui $(call flags,HOST PORT ALLOWED_HOSTS)
+	@$(BIN)/qlora-sweep ui $(flags)
 
 report: $(VENV)/installed
-	@$(BIN)/qlora-sweep report $(NAME)
+	@$(BIN)/qlora-sweep report $(named)
 
 card: $(VENV)/installed
-	@$(BIN)/qlora-sweep card $(NAME)
+	@$(BIN)/qlora-sweep card --force $(named)
 
 test: $(VENV)/installed-test
-	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		$(value ARGS)
 
 test-all: $(VENV)/installed-test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(value ARGS)
 
 faults: $(VENV)/installed-test
-	@$(BIN)/python -m pytest tests/faults
+	@$(BIN)/python -m pytest tests/faults $(value ARGS)
 
 audit: $(VENV)/installed-audit
 	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
@@ -66,34 +87,34 @@ demo: $(VENV)/installed
 bench: bench-measurement bench-memory bench-rank-rule bench-speed bench-overhead bench-load
 
 bench-measurement: $(VENV)/installed
-	@$(BIN)/python tests/bench/measurement.py $(call flags,BASE_MODEL DATA DEVICE)
+	@$(BIN)/python tests/bench/measurement.py $(flags)
 
 bench-memory: $(VENV)/installed
-	@$(BIN)/python tests/bench/memory_shapes.py $(call flags,SEED OUTPUT FROM)
+	@$(BIN)/python tests/bench/memory_shapes.py $(flags)
 
 bench-rank-rule: $(VENV)/installed
-	@$(BIN)/python tests/bench/rank_rule.py
+	@$(BIN)/python tests/bench/rank_rule.py $(value ARGS)
 
 bench-speed: $(VENV)/installed
-	@$(BIN)/python tests/bench/speed.py $(call flags,BASE_MODEL DATA DEVICE TRIALS STEPS PEER PEER_STEPS SWEEP)
+	@$(BIN)/python tests/bench/speed.py $(flags)
 
 bench-overhead: $(VENV)/installed
-	@$(BIN)/python tests/bench/overhead.py $(call flags,TRIALS)
+	@$(BIN)/python tests/bench/overhead.py $(flags)
 
 bench-load: $(VENV)/installed
-	@PYTHONPATH=. $(BIN)/python tests/bench/load.py $(call flags,TRIALS)
+	@PYTHONPATH=. $(BIN)/python tests/bench/load.py $(flags)
 
 bench-cluster: $(VENV)/installed
-	@$(BIN)/python -m tests.bench.cluster $(call flags,AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI)
+	@$(BIN)/python -m tests.bench.cluster $(flags)
 
 bench-mlflow-faults: $(VENV)/installed
-	@$(BIN)/python tests/bench/mlflow_faults.py $(call flags,TRIALS STEPS ONLY)
+	@$(BIN)/python tests/bench/mlflow_faults.py $(flags)
 
 bench-search: $(VENV)/installed-bench
-	@PYTHONPATH=. $(BIN)/python tests/bench/search.py $(call flags,TABLE SEEDS PROCESSES)
+	@PYTHONPATH=. $(BIN)/python tests/bench/search.py $(flags)
 
 stand-in: $(VENV)/installed
-	@$(BIN)/python tests/bench/stand_in.py "$(CONFIG)" "$(DATA)" "$(OUT)" $(call flags,SECONDS SEED)
+	@$(BIN)/python tests/bench/stand_in.py $(foreach v,CONFIG DATA OUT,$(call quoted,$(v))) $(call flags,SECONDS SEED)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
