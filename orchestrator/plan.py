@@ -8,6 +8,7 @@ from typing import Any, get_args
 import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.search import warm_start
+from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
 from trainables import alpaca, base_model
 from trainables.config import ComputeDtype, TrialConfig
@@ -43,6 +44,8 @@ def choose(
         ConfigError: a value is wrong, or the cluster has no GPU and no device was said.
         Unreachable: the cluster at the given address does not answer.
     """
+    if given.get("address") is not None:
+        refuse_secrets("address", given["address"])  # what does not answer there is said with its address
     if chosen["space"] is not None:
         search_spaces.load(chosen["space"])  # a wrong name is said before anything is looked at
     if chosen["base_model"] is not None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from orchestrator.command import pages
 from orchestrator.plan import GPU_DEFAULTS, defaults_for, need_gpu
+from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import sweep_folder
 from trainables import base_model, data, inputs
 from trainables.config import Workload
@@ -120,6 +121,8 @@ def choose(
     Raises:
         ConfigError: an unknown or absent device, a bad name, or one that is taken.
     """
+    for field, given in (("base_model", base), ("data", source)):
+        refuse_secrets(field, given or "")
     if device not in (None, "cuda", "cpu"):
         raise ConfigError(f"no device {device!r}{did_you_mean(str(device), ('cuda', 'cpu'))}")
     name = name or f"sensitivity-{time.strftime('%Y%m%d-%H%M%S')}"

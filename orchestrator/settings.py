@@ -4,10 +4,10 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from orchestrator.security.addresses import refuse_secrets
 from search_spaces import Frozen, Space, first_fault
 from trainables.config import ComputeDtype, Engine, Loop, TrialConfig
 from trainables.errors import ConfigError, did_you_mean
@@ -17,6 +17,9 @@ ROOT = Path("mlflow_runs")
 
 ADDRESS_FILE = "tracking-address"
 """Of MLflow, in the sweep's folder, for its owner alone; kept out of settings.json, which reports and MLflow show."""
+
+ADDRESSES = ("base_model", "data", "address", "storage", "tracking_uri")
+"""Settings that name a place, and are kept and shown."""
 
 Objective = Literal["peak_memory_mib", "seconds_per_step", "eval_loss_nats", "embedding_cosine", "token_match_rate"]
 MAXIMISED = frozenset({"embedding_cosine", "token_match_rate"})
@@ -35,16 +38,6 @@ def _check_name(name: str) -> str:
             f"NAME must be 1 to 64 letters, digits, '.', '_' or '-', starting with one of the first two, got {name!r}"
         )
     return name
-
-
-def _check_tracking(uri: str) -> str:
-    parts = urlsplit(uri)
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigError(
-            "tracking_uri must hold no user, password or query: give MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
-        )
-    return uri
 
 
 class SweepSettings(Frozen):
@@ -97,7 +90,7 @@ class SweepSettings(Frozen):
     seed: int = Field(default=0, ge=0, lt=2**32)
     repeats: int = Field(default=1, ge=1, le=100)
     reseeds: int = Field(default=2, ge=2, le=100)
-    tracking_uri: Annotated[str, AfterValidator(_check_tracking)] | None = Field(default=None, exclude=True, repr=False)
+    tracking_uri: str | None = Field(default=None, exclude=True, repr=False)
     insecure: bool = False
     max_gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -106,6 +99,13 @@ class SweepSettings(Frozen):
     stop_when_flat: bool = False
     reuse: bool = True
     warm_start: Annotated[str, AfterValidator(_check_name)] | None = None
+
+    @model_validator(mode="after")
+    def _without_secrets(self) -> "SweepSettings":
+        for field in ADDRESSES:
+            if (value := getattr(self, field)) is not None:
+                refuse_secrets(field, value)
+        return self
 
     @property
     def resources(self) -> dict[str, float]:
@@ -192,6 +192,7 @@ def save(settings: SweepSettings, folder: Path) -> None:
     if settings.tracking_uri is not None:
         path = folder / ADDRESS_FILE
         path.touch(mode=0o600)
+        path.chmod(0o600)  # one that was there
         path.write_text(settings.tracking_uri, encoding="utf-8")
 
 
@@ -219,7 +220,7 @@ def load(folder: Path) -> SweepSettings:
         settings = SweepSettings.model_validate_json(path.read_bytes())
         if (folder / ADDRESS_FILE).is_file():
             address = (folder / ADDRESS_FILE).read_text(encoding="utf-8")
-            settings = settings.model_copy(update={"tracking_uri": _check_tracking(address)})
+            settings = settings.model_copy(update={"tracking_uri": refuse_secrets("tracking_uri", address)})
         return settings
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_fault(error, SweepSettings)}") from None

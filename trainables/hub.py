@@ -210,4 +210,4 @@ def _endpoint() -> str:
     """Address of the hub, without a password that it may hold."""
     from huggingface_hub.constants import ENDPOINT
 
-    return re.sub(r"//[^/]*@", "//", ENDPOINT)
+    return re.sub(r"//.*@", "//", ENDPOINT)

@@ -17,6 +17,7 @@ from orchestrator.report import card as cards
 from orchestrator.report import content as reports
 from orchestrator.report.card import base_on_hub
 from orchestrator.report.card_results import layers_of
+from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
 from orchestrator.workers import adapter_store
 from trainables import adapter, base_model, hub
@@ -238,6 +239,7 @@ def run(
         ConfigError: see `chosen`, `write` and `with_base`; or a push that nobody could use.
         SweepError: the adapter that was read back does not have its loss; the folder is kept.
     """
+    refuse_secrets("push", push or "")
     folder = settings_file.sweep_folder(name, root)
     settings = settings_file.load(folder)
     ledger = Ledger(folder / "ledger.db", read_only=True)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from orchestrator.command import python
+from orchestrator.security.addresses import refuse_secrets
 from orchestrator.tracking.store import CLIENT, UI_PORT, check_schema, store_file, store_uri
 from trainables.errors import ConfigError
 
@@ -70,6 +71,8 @@ def arguments(root: Path, host: str, port: int, allowed_hosts: str | None) -> li
     Raises:
         ConfigError: there is no store, or another host than this machine without names and a password.
     """
+    for field, given in (("host", host), ("allowed_hosts", allowed_hosts or "")):
+        refuse_secrets(field, given)
     if not store_file(root).is_file():
         raise ConfigError(f"there is no {store_file(root)} yet; run a sweep first")
     names = f"localhost,localhost:*,127.0.0.1,127.0.0.1:*,[[]::1]:{port}"
