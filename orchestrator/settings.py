@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from orchestrator.security.addresses import refuse_secrets
+from orchestrator.security.folder_access import refuse_shared
 from search_spaces import Frozen, Space, first_fault
 from trainables.config import ComputeDtype, Engine, Loop, TrialConfig
 from trainables.errors import ConfigError, did_you_mean
@@ -207,15 +208,16 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def load(folder: Path) -> SweepSettings:
-    """Read settings.json.
+    """Read settings.json: what every command begins with that reads a sweep.
 
     Raises:
-        ConfigError: there is no such sweep, or the file is damaged.
+        ConfigError: there is no such sweep, others may have written into its folder, or the file is damaged.
     """
     path = folder / "settings.json"
     if not path.is_file():
         others = [p.parent.name for p in folder.parent.glob("*/settings.json")]
         raise ConfigError(f"NAME: no sweep {folder.name!r}{did_you_mean(folder.name, others)}")
+    refuse_shared(folder, folder.parents[1])
     try:
         settings = SweepSettings.model_validate_json(path.read_bytes())
         if (folder / ADDRESS_FILE).is_file():

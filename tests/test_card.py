@@ -35,6 +35,7 @@ from tests.sweeps import (
     trial,
 )
 from trainables.config import TrialConfig
+from trainables.errors import ConfigError
 from trainables.findings import BiasShift, Comparison, KlShare
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
@@ -361,6 +362,15 @@ def test_layers_are_those_of_the_newest_run_over_the_same_base_and_rows(tmp_path
         os.utime(path, (1000 + age, 1000 + age))
     assert layers_of(tmp_path, WORKLOAD)["name"] == "new"
     assert layers_of(tmp_path, None) is None
+
+
+def test_layers_that_others_can_write_are_on_no_card(tmp_path):
+    path = tmp_path / "sensitivity" / "one" / "sensitivity.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(layers(WORKLOAD)))
+    path.chmod(0o666)
+    with pytest.raises(ConfigError, match=r"sensitivity: .* can be written by others"):
+        layers_of(tmp_path, WORKLOAD)
 
 
 def test_the_command_replaces_no_file_unasked_and_writes_the_same_again_and_refuses_an_unknown_sweep(tmp_path):

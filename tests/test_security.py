@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator import cli
 from orchestrator.ledger import Ledger
 from orchestrator.report import content as report
 from orchestrator.report import outputs
@@ -231,6 +232,64 @@ def test_a_folder_that_is_a_link_is_not_resumed(folder, tmp_path):
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="is a link"):
         refuse_shared(folder, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["ledger.db", "settings.json", "adapters", "adapters/k"])
+def test_a_folder_with_a_link_in_it_is_not_resumed(folder, tmp_path, place):
+    (folder / place).rename(tmp_path / "elsewhere")
+    (folder / place).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=f"{place} is a link"):
+        refuse_shared(folder, tmp_path)
+
+
+def test_the_folder_of_all_state_may_be_a_link_to_one_that_is_closed_to_others(folder, tmp_path):
+    (tmp_path / "work").mkdir()
+    root = tmp_path / "work" / "mlflow_runs"
+    root.symlink_to(tmp_path)
+    refuse_shared(sweep_folder("t", root), root)
+    tmp_path.chmod(0o770)
+    with pytest.raises(ConfigError, match="can be written by others"):
+        refuse_shared(sweep_folder("t", root), root)
+
+
+def test_a_file_that_goes_away_meanwhile_is_no_fault(folder, tmp_path, monkeypatch):
+    walked = [(str(folder), ["ray"], ["ledger.db-wal"])]
+    monkeypatch.setattr(os, "walk", lambda place: iter(walked))
+    refuse_shared(folder, tmp_path)
+
+
+READERS = {
+    "resume": ["resume", "t"],
+    "status": ["status", "t"],
+    "best": ["best"],
+    "report": ["report"],
+    "report of two": ["report", "t", "t"],
+    "card": ["card", "t"],
+    "export": ["export", "t", "out"],
+    "sync": ["sync", "t"],
+    "verify": ["verify", "t"],
+    "repair": ["verify", "t", "--repair"],
+    "ui --optuna": ["ui", "t", "--optuna"],
+    "run --warm-start": ["run", "--warm-start", "t"],
+}
+
+
+@pytest.mark.parametrize("how", ["link", "writable"])
+@pytest.mark.parametrize("words", READERS.values(), ids=list(READERS))
+def test_no_command_reads_a_sweep_that_others_can_write_or_that_is_a_link(words, how, folder, tmp_path, monkeypatch):
+    (tmp_path / "cwd").mkdir()
+    shutil.copytree(tmp_path / "sweeps", tmp_path / "cwd" / "mlflow_runs" / "sweeps")
+    monkeypatch.chdir(tmp_path / "cwd")
+    theirs = Path("mlflow_runs/sweeps/t")
+    if how == "link":
+        theirs.rename("elsewhere")
+        theirs.symlink_to(Path("elsewhere").resolve())
+    else:
+        (theirs / "ledger.db").chmod(0o666)
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(ConfigError, match=r"is a link|can be written by others"):
+        cli.app(words, standalone_mode=False)
+    assert sorted(Path().rglob("*")) == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")

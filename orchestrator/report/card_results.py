@@ -14,6 +14,7 @@ from orchestrator.report import tables
 from orchestrator.report.answer import PRESERVE, WHOSE, WHOSE_COST, headlines, whose
 from orchestrator.report.content import Felt, Report
 from orchestrator.report.markdown import safe
+from orchestrator.security.folder_access import refuse_shared
 from trainables.config import Loop, Workload
 from trainables.findings import Comparison, Judgement
 
@@ -25,10 +26,15 @@ Layers = Mapping[str, Any]
 
 
 def layers_of(root: Path, workload: Workload | None) -> Layers | None:
-    """The newest sensitivity run over the same base and rows, if there is one."""
+    """The newest sensitivity run over the same base and rows, if there is one.
+
+    Raises:
+        ConfigError: others may have written it.
+    """
     same = ("base_fingerprint", "data_digest")
     paths = sorted((root / "sensitivity").glob("*/sensitivity.json"), key=lambda p: (p.stat().st_mtime, p.parent.name))
     for path in reversed(paths if workload else []):
+        refuse_shared(path.parent, root, field="sensitivity")
         found = json.loads(path.read_text(encoding="utf-8"))
         if all(found["workload"][name] == getattr(workload, name) for name in same):
             return found

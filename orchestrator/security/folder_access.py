@@ -1,4 +1,4 @@
-"""Who may write where a sweep keeps its state: whoever can, decides what a resumed sweep takes for its own results."""
+"""Who may write where a sweep keeps its state: whoever can, decides what others take for its results."""
 
 import os
 import stat
@@ -41,27 +41,39 @@ def narrowed(root: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def refuse_shared(folder: Path, root: Path) -> None:
-    """Before a sweep is resumed.
+def refuse_shared(folder: Path, root: Path, *, field: str = "NAME") -> None:
+    """Before a sweep is resumed, and before its results are read, learned from, taken over or handed on.
 
+    `root` itself may be a link of this user's, to another disk say: what it leads to is looked at.
+
+    Args:
+        field: setting that names the sweep.
     Raises:
         ConfigError: the sweep's folder, a folder above it up to `root`, or something in it is a link, of another
             user's, or can be written by others; the message names it and says how to mend that.
     """
     for path in _paths(folder, root):
-        found = path.lstat()
-        if stat.S_ISLNK(found.st_mode):
-            raise ConfigError(f"NAME: {path} is a link, so what is there may be anybody's; put the folder itself there")
-        if found.st_uid not in (os.geteuid(), 0):
-            raise ConfigError(f"NAME: {path} belongs to user {found.st_uid}, who can change what would be resumed")
-        if found.st_mode & OTHERS:
-            raise ConfigError(
-                f"NAME: {path} can be written by others, who can change what would be resumed; "
-                f"look whether it is as you left it, then: chmod -R go-w {root}"
-            )
+        with suppress(FileNotFoundError):  # a running sweep's files come and go
+            _refuse(path, root, field)
+
+
+def _refuse(path: Path, root: Path, field: str) -> None:
+    found = path.lstat()
+    if found.st_uid not in (os.geteuid(), 0):
+        raise ConfigError(f"{field}: {path} belongs to user {found.st_uid}, who can change what is read there")
+    if stat.S_ISLNK(found.st_mode):
+        if path == root:
+            _refuse(root.resolve(), root, field)
+            return
+        raise ConfigError(f"{field}: {path} is a link, so what is there may be anybody's; put what it leads to there")
+    if found.st_mode & OTHERS:
+        raise ConfigError(
+            f"{field}: {path} can be written by others, who can change what is read there; "
+            f"look whether it is as you left it, then: chmod -R go-w {root}"
+        )
 
 
 def _paths(folder: Path, root: Path) -> Iterator[Path]:
-    yield from (path for path in (root, root / "sweeps", root / "cache") if path.exists())
-    yield folder
-    yield from folder.rglob("*")
+    yield from (path for path in (root, root / "sweeps", root / "cache", folder) if os.path.lexists(path))
+    for above, folders, files in os.walk(folder):
+        yield from (Path(above, name) for name in (*folders, *files))
