@@ -112,6 +112,12 @@ def run(
     no_reuse: Annotated[
         bool, typer.Option("--no-reuse", help="run again what another sweep under mlflow_runs/ has run")
     ] = False,
+    reuse_across_versions: Annotated[
+        bool,
+        typer.Option(
+            "--reuse-across-versions", help="reuse also what ran under other versions of PyTorch and the like"
+        ),
+    ] = False,
     warm_start: Annotated[
         str | None, typer.Option(help="name of a sweep over the same space that the sampler learns from")
     ] = None,
@@ -130,7 +136,7 @@ def run(
     given |= {"max_gpu_hours": max_gpu_hours, "max_hours": max_hours, "max_usd": max_usd}
     given |= {"device_kind": device_kind, "storage": storage}
     given |= {"usd_per_gpu_hour": usd_per_gpu_hour, "warm_start": warm_start}
-    given |= {"insecure": insecure or None}
+    given |= {"insecure": insecure or None, "reuse_across_versions": reuse_across_versions or None}
     given |= {"stop_when_flat": stop_when_flat or None, "reuse": False if no_reuse else None}
     chosen = {"space": space, "trials": trials, "base_model": base_model, "data": data, "sampler": sampler}
     settings = plan.choose(name, device, chosen, {k: v for k, v in given.items() if v is not None}, say)

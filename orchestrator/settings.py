@@ -69,6 +69,7 @@ class SweepSettings(Frozen):
         max_usd, usd_per_gpu_hour: a budget in money, and what it is counted with.
         stop_when_flat: end the search when the front's hypervolume hardly grows any more.
         reuse: take the results of known trials from other sweeps' ledgers.
+        reuse_across_versions: also of those that ran under other versions of torch, transformers, peft, bitsandbytes.
         warm_start: a sweep over the same space, whose trials the sampler learns from.
     """
 
@@ -99,6 +100,7 @@ class SweepSettings(Frozen):
     usd_per_gpu_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     stop_when_flat: bool = False
     reuse: bool = True
+    reuse_across_versions: bool = False
     warm_start: Annotated[str, AfterValidator(_check_name)] | None = None
 
     @model_validator(mode="after")
@@ -162,6 +164,8 @@ def make(**values: Any) -> SweepSettings:
         raise ConfigError(f"gpus_per_trial over 1 must be a whole number, got {settings.gpus_per_trial:g}")
     if settings.device_kind is not None and settings.device == "cpu":
         raise ConfigError(f"device_kind is {settings.device_kind!r}, but trials run on the CPU")
+    if settings.reuse_across_versions and not settings.reuse:
+        raise ConfigError("reuse_across_versions is set, but reuse is off; leave one of them out")
     _check_budgets(settings)
     return settings
 

@@ -12,15 +12,18 @@ from orchestrator.search.reuse import REUSED, completed_elsewhere
 from orchestrator.search.searcher import SweepSearcher
 from orchestrator.settings import sweep_folder
 from tests.sweeps import GRID, TPE, WORKLOAD, Desk, breaks, completes, cost, make, space
-from trainables.device import device_name
+from trainables.device import device_name, versions
 from trainables.errors import ConfigError
 
 HERE = device_name("cpu")
+VERSIONS = versions()
 
 
-def on_this_cpu(task, *, device=HERE, loss=2.0):
+def on_this_cpu(task, *, device=HERE, loss=2.0, **other_versions):
+    known = {"environment": {"device": device, **VERSIONS, **other_versions}}
     for report in completes(task, loss=loss):
-        yield {**report, **({"cost": asdict(cost(device=device))} if "cost" in report else {})}
+        ran = {"cost": asdict(cost(device=device))} if "cost" in report else {}
+        yield {**report, **ran, **(known if report["done"] else {})}
 
 
 def sweep(root, asked, outcome=on_this_cpu, *, finish=True, workload=WORKLOAD) -> Desk:
@@ -94,6 +97,82 @@ def test_another_device_is_no_known_trial(tmp_path):
     sweep(tmp_path, make(GRID, name="far"), lambda task: on_this_cpu(task, device="NVIDIA H200"))
     here = sweep(tmp_path, make(GRID, name="here"))
     assert not any(is_reused(t) for t in here.ledger.trials())
+
+
+DECISIVE = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+ONE = GRID | {"parameters": {"rank": {"values": [1]}, "precision": {"values": ["16bit"]}}}
+
+
+def reused(root, **values) -> set[str]:
+    """Sweeps whose results a new one would take over."""
+    found = completed_elsewhere(root, "here", WORKLOAD, make(ONE, name="here", **values))
+    return {known.sweep for known in found.values()}
+
+
+@pytest.mark.parametrize("package", DECISIVE)
+def test_a_result_of_another_version_is_reused_only_if_that_is_asked_for(package, tmp_path, capsys):
+    sweep(tmp_path, make(ONE, name="old"), lambda task: on_this_cpu(task, **{package: "0.0.1"}))
+    assert reused(tmp_path) == set()
+    ours = VERSIONS[package].partition("+")[0]
+    said = f"trials of sweep 'old' are not reused ({package} 0.0.1, here {ours}); --reuse-across-versions takes them\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert reused(tmp_path, reuse_across_versions=True) == {"old"}
+
+
+def test_an_unknown_version_is_another_and_another_build_of_one_is_not(tmp_path):
+    sweep(tmp_path, make(ONE, name="unknown"), lambda task: on_this_cpu(task, torch="unknown"))
+    assert reused(tmp_path) == set()
+    build = VERSIONS["torch"].partition("+")[0] + "+cu130"
+    sweep(tmp_path, make(ONE, name="cuda", reuse=False), lambda task: on_this_cpu(task, torch=build))
+    assert reused(tmp_path) == {"cuda"}
+
+
+def test_a_newer_result_of_this_version_goes_before_an_older_one_of_another(tmp_path):
+    sweep(tmp_path, make(ONE, name="old"), lambda task: on_this_cpu(task, torch="0.0.1")).ledger.close()
+    sweep(tmp_path, make(ONE, name="new", reuse=False)).ledger.close()
+    assert reused(tmp_path) == {"new"}
+
+
+def test_reuse_across_versions_without_reuse_is_refused():
+    with pytest.raises(ConfigError, match="reuse_across_versions is set, but reuse is off"):
+        make(reuse=False, reuse_across_versions=True)
+
+
+def forged(root, how) -> None:
+    """A sweep with losses of somebody else's making, where `resume` would not take it up."""
+    desk = sweep(root, make(ONE, name="forged"), lambda task: on_this_cpu(task, loss=0.001))
+    desk.ledger.close()
+    if how == "link":
+        desk.folder.rename(root / "elsewhere")
+        desk.folder.symlink_to(root / "elsewhere")
+    elif how == "linked ledger":
+        (desk.folder / "ledger.db").rename(root / "ledger.db")
+        (desk.folder / "ledger.db").symlink_to(root / "ledger.db")
+    else:
+        path = desk.folder / how
+        path.chmod(path.stat().st_mode | 0o020)
+
+
+HOW = ("link", "linked ledger", ".", "ledger.db", "adapters", "..")
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_nothing_is_reused_of_a_sweep_that_others_can_write_or_that_is_a_link(how, tmp_path, capsys):
+    forged(tmp_path, how)
+    assert reused(tmp_path) == set()
+    said = capsys.readouterr().err
+    assert said.startswith("nothing is reused of sweep 'forged': reuse: ")
+    assert "is a link" in said if "link" in how else "can be written by others" in said
+
+
+def test_a_trial_whose_adapter_is_not_the_recorded_one_is_run_again(tmp_path):
+    first = sweep(tmp_path, make(GRID, name="first"))
+    damaged = first.candidates[0].key
+    (first.folder / "adapters" / damaged / "adapter_model.safetensors").write_bytes(b"another")
+    again = sweep(tmp_path, make(GRID, name="again"))
+    assert [task.key for task in again.asked if task.kind == "train"] == [damaged]
 
 
 def test_another_base_model_is_no_known_trial(tmp_path):
