@@ -26,6 +26,10 @@ def on_this_cpu(task, *, device=HERE, loss=2.0, **other_versions):
         yield {**report, **ran, **(known if report["done"] else {})}
 
 
+def at(task, device):
+    return on_this_cpu(task, device=device)
+
+
 def sweep(root, asked, outcome=on_this_cpu, *, finish=True, workload=WORKLOAD) -> Desk:
     """A sweep under `root`, run as orchestrator.sweep runs it."""
     folder = sweep_folder(asked.name, root)
@@ -167,6 +171,13 @@ def test_nothing_is_reused_of_a_sweep_that_others_can_write_or_that_is_a_link(ho
     assert "is a link" in said if "link" in how else "can be written by others" in said
 
 
+@pytest.mark.parametrize("how", HOW)
+def test_nothing_is_learned_from_a_sweep_that_others_can_write_or_that_is_a_link(how, tmp_path):
+    forged(tmp_path, how)
+    with pytest.raises(ConfigError, match=r"^warm_start: .* (is a link|can be written by others)"):
+        warm_start.check(make(ONE, name="b", warm_start="forged"), tmp_path)
+
+
 def test_a_trial_whose_adapter_is_not_the_recorded_one_is_run_again(tmp_path):
     first = sweep(tmp_path, make(GRID, name="first"))
     damaged = first.candidates[0].key
@@ -269,3 +280,44 @@ def test_a_space_of_another_sampler_or_pruning_is_the_same_space(tmp_path):
     first = make(space(TPE), name="first")
     other = make(space(TPE, method="random", early_terminate={"type": "asha"}), name="b", seed=9)
     assert warm_start.differences(first, other) == []
+
+
+LOSS_ALONE = {"objectives": ("eval_loss_nats",)}
+
+
+@pytest.mark.parametrize("objective", ["peak_memory_mib", "seconds_per_step"])
+def test_a_warm_start_takes_no_memory_and_no_time_of_another_kind_of_device(objective, tmp_path, capsys):
+    sweep(tmp_path, make(TPE, name="far", n_trials=6), lambda task: at(task, "NVIDIA H200")).ledger.close()
+    asked = {"objectives": (objective, "eval_loss_nats"), "warm_start": "far"}
+    assert warm_start.entries(make(TPE, name="here", **asked), WORKLOAD, tmp_path) == []
+    assert f"are those of NVIDIA H200, this sweep runs on {HERE}\n" in capsys.readouterr().err
+
+
+def test_a_warm_start_takes_losses_of_every_kind_of_device_where_nothing_else_is_searched(tmp_path, capsys):
+    first = sweep(tmp_path, make(TPE, name="far", n_trials=6), lambda task: at(task, "NVIDIA H200"))
+    asked = make(TPE, name="here", warm_start="far", **LOSS_ALONE)
+    assert len(warm_start.entries(asked, WORKLOAD, tmp_path)) == len(first.candidates)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_warm_start_from_a_mixed_cluster_takes_what_ran_on_this_kind_of_device(tmp_path):
+    def mixed(task):
+        return at(task, "NVIDIA H200" if task.config.rank == 1 else HERE)
+
+    first = sweep(tmp_path, make(GRID, name="mixed"), mixed)
+    learned = warm_start.entries(make(GRID, name="here", warm_start="mixed"), WORKLOAD, tmp_path)
+    assert {e.result.key for e in learned} == {t.key for t in first.candidates if t.config.rank != 1}
+
+
+@pytest.mark.parametrize("state", ["oom", "refused"])
+def test_what_was_too_large_for_another_kind_of_device_says_nothing_here(state, tmp_path):
+    first = sweep(tmp_path, make(GRID, name="far"), lambda task: at(task, "NVIDIA T4"))
+    config = replace(first.candidates[0].config, rank=64)
+    key = WORKLOAD.key(config)
+    first.ledger.add(key, config, params={"rank": 64, "precision": config.precision}, origin="search")
+    if state == "oom":
+        first.ledger.start(key)
+    first.ledger.finish(key, state, reason="too large", environment={"device": "NVIDIA T4"} if state == "oom" else {})
+    asked = make(GRID, name="here", warm_start="far", **LOSS_ALONE)
+    learned = [entry.result for entry in warm_start.entries(asked, WORKLOAD, tmp_path)]
+    assert {trial.state for trial in learned} == {"completed"}
