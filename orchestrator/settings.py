@@ -1,7 +1,9 @@
 """Everything one sweep was asked to do: frozen, checked, kept beside its ledger for `resume`."""
 
+import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -28,6 +30,9 @@ DEFAULT_OBJECTIVES: tuple[Objective, ...] = ("peak_memory_mib", "seconds_per_ste
 
 KIND_PREFIX = "accelerator_type:"
 """Of the resource that Ray gives a node for its kind of GPU: T4, A100, H200, ..."""
+
+ASKED = "settings"
+"""Fact of a ledger: the settings that its sweep began with, as JSON text, which keeps the order of parameters."""
 
 FLAT_TRIALS = 8
 """Fewest completed trials over which the front's growth is looked at, see stop_when_flat."""
@@ -199,6 +204,28 @@ def save(settings: SweepSettings, folder: Path) -> None:
         path.touch(mode=0o600)
         path.chmod(0o600)  # one that was there
         path.write_text(settings.tracking_uri, encoding="utf-8")
+
+
+def edits(settings: SweepSettings, began: str | None) -> Iterator[tuple[str, Any, Any]]:
+    """Fields in which settings are not what they were at the sweep's start.
+
+    Args:
+        began: the fact ASKED, of this version of the program or an earlier one; None in older ledgers.
+    Yields:
+        Name, and the value then and now; of a search space each of its parts by itself.
+    """
+    if began is None:
+        return
+    now, then = json.loads(settings.model_dump_json()), json.loads(began)
+    fields = SweepSettings.model_fields
+    for name in now:
+        if name == "space":
+            parts = [(f"space.{part}", then["space"].get(part, value), value) for part, value in now["space"].items()]
+        else:  # a field that came later has its default
+            parts = [(name, then.get(name, fields[name].default), now[name])]
+        for part, before, value in parts:
+            if json.dumps(before) != json.dumps(value):  # the order of a space's parameters counts too
+                yield part, before, value
 
 
 def write_whole(path: Path, text: str) -> None:

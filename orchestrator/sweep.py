@@ -134,7 +134,7 @@ def run(
                 f"{command()} resume {settings.name}"
             )
         if known:
-            Ledger(folder / "ledger.db", read_only=True).close()  # a damaged one is said before anything is begun
+            _refuse_edited(settings, folder)  # a damaged ledger is said too, before anything is begun
         if prepare is None:
             from orchestrator.prepare import prepare
 
@@ -145,6 +145,7 @@ def run(
         ledger = Ledger(folder / "ledger.db")
         try:
             _note_start(ledger, workload, counts, folder / ID_FILE)
+            ledger.set_fact(settings_file.ASKED, settings.model_dump_json())
             ledger.set_fact("device_memory_mib", memory_mib)
             ledger.requeue_running()
             _forget_checkpoints(ledger, folder)
@@ -159,6 +160,22 @@ def run(
             return replace(result, stopped=searcher.stopped)
         finally:
             ledger.close()
+
+
+def _refuse_edited(settings: SweepSettings, folder: Path) -> None:
+    """Refuse to go on under other settings than those that the sweep began with.
+
+    Raises:
+        ConfigError: names the first field that differs.
+    """
+    ledger = Ledger(folder / "ledger.db", read_only=True)
+    began = ledger.fact(settings_file.ASKED)
+    ledger.close()
+    for name, then, now in settings_file.edits(settings, began):
+        raise ConfigError(
+            f"{folder / 'settings.json'}: {name} is {now!r}, but the sweep began with {then!r}; bring it back with "
+            f"`qlora-sweep verify {settings.name} --repair`, or start under a new NAME"
+        )
 
 
 def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int], id_file: Path) -> None:

@@ -1,12 +1,14 @@
 """What a sweep was asked to do: checked once, kept as it was, filled in for the machine."""
 
 import json
+from contextlib import closing
 
 import pytest
 import ray
 import yaml
 
-from orchestrator import plan, settings
+from orchestrator import plan, settings, sweep
+from orchestrator.ledger import Ledger
 from orchestrator.prepare import prepare
 from tests.sweeps import GRID, TPE, Desk, make, space
 from trainables import demo
@@ -175,3 +177,34 @@ def test_the_plan_names_the_configs_that_the_sweep_then_starts_with(base, tmp_pa
 def test_a_yardstick_that_says_nothing_is_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=field):
         make(**{field: value})
+
+
+# --- a sweep goes on under the settings that it began with
+
+
+def test_settings_edited_since_the_start_are_refused_by_field_before_anything_is_fetched(tmp_path):
+    began = make()
+    folder = settings.sweep_folder(began.name, tmp_path)
+    with closing(Ledger(folder / "ledger.db")) as ledger:
+        ledger.set_fact(settings.ASKED, began.model_dump_json())
+
+    def resume(asked: settings.SweepSettings) -> None:
+        sweep.run(asked, tmp_path, resume=True, started=print, prepare=fetched)
+
+    def fetched(*_) -> None:
+        raise InterruptedError
+
+    with pytest.raises(ConfigError, match=r"min_similarity is 0.5, but the sweep began with 0.95; .*verify t --repair"):
+        resume(began.model_copy(update={"min_similarity": 0.5}))
+    with pytest.raises(InterruptedError):
+        resume(began)
+
+
+def test_an_edit_is_named_by_its_field_and_one_that_came_later_has_its_default():
+    began = make()
+    older = json.dumps({name: value for name, value in began.model_dump(mode="json").items() if name != "reuse"})
+    other = make(space(fixed={"alpha": 16, "max_steps": 8}), reuse=False)
+    assert list(settings.edits(began, None)) == list(settings.edits(began, older)) == []
+    assert [name for name, *_ in settings.edits(other, older)] == ["space.fixed", "reuse"]
+    turned = make(space(parameters=dict(reversed(GRID["parameters"].items()))))
+    assert [name for name, *_ in settings.edits(turned, older)] == ["space.parameters"]
