@@ -360,14 +360,14 @@ def _report_of(name: str) -> "tuple[Report, SweepResult | None]":
 
 def _report_one(name: str | None, as_json: bool) -> None:
     from orchestrator.report import content as report_of
-    from orchestrator.report import outputs
+    from orchestrator.report import digests, outputs
     from orchestrator.settings import ROOT
 
     chosen = name or report_of.newest(ROOT)
     found, result = _report_of(chosen)
-    if result:
-        outputs.draw(result, sweep_folder(chosen))
+    pictures = outputs.draw(result, sweep_folder(chosen)) if result else []
     files = outputs.write_report(found, sweep_folder(chosen))
+    digests.keep([*pictures, *files], sweep_folder(chosen))
     print(json.dumps(found.to_dict()) if as_json else files[0].read_text(encoding="utf-8"))
     say(f"to open in a browser: {files[1]}")
 
@@ -466,7 +466,7 @@ def sync(name: Name) -> None:
 def verify(
     name: Name,
     repair: Annotated[
-        bool, typer.Option("--repair", help="write MLflow, trials.parquet and front.json again from the ledger")
+        bool, typer.Option("--repair", help="write settings, files, figures, report and MLflow again from the ledger")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

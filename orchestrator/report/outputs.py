@@ -36,9 +36,9 @@ def write_data(result: SweepResult, folder: Path) -> list[Path]:
     return [front, table]
 
 
-def draw(result: SweepResult, folder: Path) -> None:
-    """Draw the report's pictures."""
-    gallery.write_png(result, gallery.of_report(result), folder)
+def draw(result: SweepResult, folder: Path) -> list[Path]:
+    """Draw the report's pictures; returns the files."""
+    return gallery.write_png(result, gallery.of_report(result), folder)
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:

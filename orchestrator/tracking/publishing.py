@@ -6,6 +6,7 @@ from pathlib import Path
 from orchestrator.command import command
 from orchestrator.ledger import Ledger
 from orchestrator.report import content as report
+from orchestrator.report.digests import FILES, digests
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.sweep import SweepResult, result_of
@@ -19,7 +20,10 @@ def write_files(settings: SweepSettings, ledger: Ledger, result: SweepResult, ro
     """Write front.json, trials.parquet, figures and report into the sweep's folder; returns them."""
     from orchestrator.report import outputs
 
-    return outputs.write(result, report.read(settings, ledger), sweep_folder(settings.name, root))
+    folder = sweep_folder(settings.name, root)
+    files = outputs.write(result, report.read(settings, ledger), folder)
+    ledger.set_fact(FILES, digests(files, folder))
+    return files
 
 
 def end(
