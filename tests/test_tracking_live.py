@@ -13,7 +13,8 @@ from orchestrator.settings import sweep_folder
 from orchestrator.sweep import result_of
 from orchestrator.tracking import live as tracking_live
 from orchestrator.tracking import publishing
-from orchestrator.tracking.live import Live, growth
+from orchestrator.tracking.contents import GROWTH, growth
+from orchestrator.tracking.live import Live
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import open_client, store_uri
 from tests.stores import place_store
@@ -37,7 +38,7 @@ def test_hypervolume_and_device_time_have_a_point_after_each_trial_and_never_fal
     _, _, result = finished
     points = growth(result, reference_is_fixed=True, final=True)
     n_ended = sum(trial.ended_at is not None for trial in result.trials)
-    for name in tracking_live.GROWTH:
+    for name in GROWTH:
         steps, values = zip(*of(points, name), strict=True)
         assert list(steps) == list(range(1, n_ended + 1))
         assert np.all(np.diff(values) >= 0)
@@ -73,7 +74,7 @@ def test_points_written_while_trials_come_in_are_those_of_the_finished_sweep(tmp
     result = result_of(settings, desk.ledger)
     expected = growth(result, reference_is_fixed=True, final=True)
     client, _ = open_client(store_uri(tmp_path), tmp_path)
-    for name in tracking_live.GROWTH:
+    for name in GROWTH:
         found = {(m.step, m.value) for m in client.get_metric_history(tracker.run_id, name)}
         assert found == set(of(expected, name))
     desk.ledger.close()

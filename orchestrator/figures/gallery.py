@@ -15,6 +15,7 @@ FOLDER, LEFT_OUT, PAGE = "figures", "left_out.txt", "figures.html"
 """In a sweep's folder: the pictures; in there, which have nothing to show and why; the interactive page."""
 FRONT, FRONT_OF = "front.png", "loss_memory"
 """A smaller form of one picture, for MLflow's description of a run, which cuts off what is wider than its column."""
+FRONT_FILE = f"{FOLDER}/{FRONT}"
 FRONT_DOTS_PER_INCH = 88
 IN_REPORT: Mapping[str, tuple[str, Draw]] = {
     "rank_memory": (scatter.RANK_TITLE, scatter.rank_memory),

@@ -22,6 +22,16 @@ def source_of(data: str) -> tuple[str, dict[str, str]]:
     return "hugging_face", {"path": data}
 
 
+def digest_of(workload: Workload) -> str:
+    """Of the rows, as MLflow keeps it."""
+    return workload.data_digest[:DIGEST_CHARS]
+
+
+def tags_of(counts: Mapping[str, int]) -> dict[str, str]:
+    """Of the input: what it is for, and rows read, dropped and kept."""
+    return {CONTEXT: "training", **{f"rows {what}": str(n) for what, n in counts.items()}}
+
+
 def log_data(client: Any, run_id: str, workload: Workload, counts: Mapping[str, int]) -> None:
     """Log the rows as the run's input, unless it has them already.
 
@@ -32,7 +42,7 @@ def log_data(client: Any, run_id: str, workload: Workload, counts: Mapping[str, 
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
 
-    digest = workload.data_digest[:DIGEST_CHARS]
+    digest = digest_of(workload)
     known = client.get_run(run_id).inputs.dataset_inputs
     if any(one.dataset.digest == digest for one in known):
         return
@@ -45,7 +55,7 @@ def log_data(client: Any, run_id: str, workload: Workload, counts: Mapping[str, 
         source=json.dumps(where),
         profile=json.dumps(profile),
     )
-    tags = [InputTag(CONTEXT, "training"), *(InputTag(f"rows {what}", str(n)) for what, n in counts.items())]
+    tags = [InputTag(name, value) for name, value in tags_of(counts).items()]
     try:
         client.log_inputs(run_id, [DatasetInput(dataset, tags)])
     except MlflowException as error:  # another sweep wrote the same rows between MLflow's look and its writing

@@ -1,24 +1,18 @@
-"""What a sweep's own run in MLflow shows while trials come in: its figures, and how far the search has come."""
+"""What a sweep's own run in MLflow shows while trials come in: its figures, and what the machine does."""
 
 import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
 
-from orchestrator.analysis.front import is_candidate
-from orchestrator.figures import gallery, hypervolume
+from orchestrator.figures import gallery
 from orchestrator.sweep import SweepResult
-from orchestrator.tracking.store import page_of
 
 FIGURES_SECONDS = 15.0
 """At least so long between two drawings; with the time of a drawing and of a sync this keeps them under 30 s old."""
 MACHINE_SECONDS = 10.0
 """Between two samples of what the machine does."""
-GROWTH = ("hypervolume", "train_device_seconds")
-"""Metrics of the sweep's run after each trial that ended: the step is the number of trials that had ended."""
-REPORT = "report.html"
 
 
 class Live:
@@ -55,7 +49,7 @@ class Live:
         front = gallery.front(result, found)
         if front:
             options = {"dpi": gallery.FRONT_DOTS_PER_INCH}
-            self._client.log_figure(self._run_id, front, f"{gallery.FOLDER}/{gallery.FRONT}", save_kwargs=options)
+            self._client.log_figure(self._run_id, front, gallery.FRONT_FILE, save_kwargs=options)
             self.has_front = True
         self._drawn = known
         self._next = self._clock() + FIGURES_SECONDS
@@ -77,39 +71,3 @@ def log_files(client: Any, run_id: str, files: Sequence[Path]) -> None:
     for path in files:
         folder = gallery.FOLDER if path.parent.name == gallery.FOLDER else None
         client.log_artifact(run_id, str(path), folder)
-
-
-def links(experiment_id: str, run_id: str) -> str:
-    """To the run's interactive figures and to its report, in Markdown."""
-    where = {"All figures, interactive": gallery.PAGE, "The whole report": REPORT}
-    run, _, query = page_of(experiment_id, run_id).partition("?")
-    return " · ".join(f"[{what}]({run}/artifacts/{quote(path)}?{query})" for what, path in where.items())
-
-
-def picture(run_id: str) -> str:
-    """The front's picture in Markdown, asked of the server that shows it."""
-    title, _ = gallery.IN_REPORT[gallery.FRONT_OF]
-    path = f"{gallery.FOLDER}/{gallery.FRONT}"
-    return f"![{title}](get-artifact?{urlencode({'path': path, 'run_uuid': run_id})})"
-
-
-def growth(result: SweepResult, *, reference_is_fixed: bool, final: bool) -> list[tuple[str, float, int, int]]:
-    """What the search had spent and found by when: name, value, time in ms and step of each point.
-
-    Pure in what the ledger holds, so that writing it again changes nothing. Hypervolumes that can still change are left
-    out: all before the reference point is fixed, and those since a 4-bit trial completed that waits for its similarity.
-
-    Args:
-        final: none will come any more.
-    """
-    ended = sorted(((t.ended_at, t) for t in result.trials if t.ended_at), key=lambda pair: pair[0])
-    waits = [at for at, t in ended if is_candidate(t) and t.config.precision == "nf4" and t.similarity is None]
-    until = float("inf") if final or not waits else min(waits)
-    volumes = {moment.at: moment.volume for moment in hypervolume.curve(result)}  # of one time the last
-    points, seconds = [], 0.0
-    for step, (at, trial) in enumerate(ended, start=1):
-        seconds += (trial.train_seconds or 0.0) * hypervolume.devices_per_trial(result)
-        points.append((GROWTH[1], seconds, int(at * 1000), step))
-        if reference_is_fixed and at < until and at in volumes:
-            points.append((GROWTH[0], volumes[at], int(at * 1000), step))
-    return points

@@ -1,17 +1,15 @@
 """MLflow's logged models: one for each member of the front, the best of them in the model registry."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.verdict import figures_of
 from orchestrator.ledger.rows import Entry
+from orchestrator.tracking.contents import MODEL_TYPE, SWEEP, of_model
 from trainables.results import TrialResult
 
 ALIAS = "best"
 """Of the registered version, so that `models:/SWEEP@best` finds it."""
-MODEL_TYPE = "lora-adapter"
 NEW_STATE_SECONDS = 10
 """How long MLflow may take to make a registered version ready."""
 
@@ -20,7 +18,7 @@ def models_of(client: Any, experiment_id: str, sweep_id: str) -> list[Any]:
     """All logged models of a sweep; each has the tag trial_key."""
     models, token = [], None
     while True:
-        page = client.search_logged_models([experiment_id], f"tags.sweep_id = '{sweep_id}'", page_token=token)
+        page = client.search_logged_models([experiment_id], f"tags.{SWEEP} = '{sweep_id}'", page_token=token)
         models += page
         token = page.token
         if not token:
@@ -62,14 +60,15 @@ class FrontModels:
         return written
 
     def _known(self) -> dict[str, Any]:
-        """This sweep's models by trial key; what a call whose answer was lost left twice is deleted."""
+        """This sweep's models by trial key; what is there twice, or of another run, is deleted."""
         found = models_of(self._client, self._experiment_id, self._sweep_id)
         models: dict[str, Any] = {}
         for model in sorted(found, key=lambda model: (model.status != "READY", model.model_id)):
-            if model.tags["trial_key"] in models:
+            key = model.tags["trial_key"]
+            if key in models or model.source_run_id != self._children.get(key):  # its run was deleted, and came again
                 self._client.delete_logged_model(model.model_id)
             else:
-                models[model.tags["trial_key"]] = model
+                models[key] = model
         return models
 
     def _log(self, entry: Entry, model: Any) -> str:
@@ -77,21 +76,20 @@ class FrontModels:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
         trial = entry.result
-        run_id = self._children[trial.key]
+        run_id, contents = self._children[trial.key], of_model(entry, self._sweep_id)
         if model is None:
-            config = trial.config
             model = self._client.create_logged_model(
                 self._experiment_id,
-                name=f"{trial.number:03d}-{config.precision}-r{config.rank}",
+                name=contents.name,
                 source_run_id=run_id,
-                tags={"sweep_id": self._sweep_id, "trial_key": trial.key},
-                params={k: "+".join(v) if isinstance(v, list) else str(v) for k, v in config.to_dict().items()},
+                tags=dict(contents.tags),
+                params=dict(contents.params),
                 model_type=MODEL_TYPE,
             )
         there = {(metric.key, metric.value) for metric in model.metrics or ()}
         metrics = [
             Metric(name, value, at, step, model_id=model.model_id)
-            for name, value, at, step in metrics_of(entry)
+            for name, value, at, step in contents.points
             if (name, value) not in there
         ]
         if metrics:
@@ -128,18 +126,3 @@ class FrontModels:
             current = None
         if str(current) != str(version.version):
             self._client.set_registered_model_alias(name, ALIAS, version.version)
-
-
-def metrics_of(entry: Entry) -> Iterator[tuple[str, float, int, int]]:
-    """What a completed trial came to: its last measurement, its similarity and its judgement.
-
-    Yields:
-        Name, value, time in ms and step, as the trial's run has them: there they are no second points.
-    """
-    trial = entry.result
-    if trial.history:
-        last = asdict(trial.history[-1])
-        step, at = last.pop("step"), int(entry.measured_at[-1] * 1000)
-        yield from ((name, float(value), at, step) for name, value in last.items())
-    ended = int((trial.ended_at or 0) * 1000)
-    yield from ((name, float(value), ended, trial.config.max_steps) for name, value in figures_of(trial).items())

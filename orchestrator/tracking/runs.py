@@ -7,23 +7,7 @@ a moment later. Nothing is created without looking first, and what came twice al
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.ledger import Ledger
-from orchestrator.settings import SweepSettings
-from orchestrator.tracking.store import text_of
-from trainables.config import State
-from trainables.results import TrialResult
-
-SWEEP, CHILD_OF, PARENT = "sweep_id", "child_of_sweep", "mlflow.parentRunId"
-"""Tags: of the parent and of each child the sweep's id, and of each child its parent's run id."""
-STATUS: Mapping[State, str] = {
-    "completed": "FINISHED",
-    "pruned": "KILLED",
-    "refused": "KILLED",
-    "oom": "FAILED",
-    "diverged": "FAILED",
-    "failed": "FAILED",
-}
-"""Of a run, by the state in which its trial ended."""
+from orchestrator.tracking.contents import CHILD_OF, PARENT, SWEEP, Contents
 
 
 def search(client: Any, experiment_id: str, tag: str, value: str) -> list[Any]:
@@ -53,16 +37,17 @@ class Runs:
 
     Args:
         client: an MlflowClient.
+        name, created_at: of the sweep.
     Attributes:
         parent_id: run id of the sweep's own run.
     """
 
-    def __init__(self, client: Any, experiment_id: str, settings: SweepSettings, ledger: Ledger) -> None:
+    def __init__(self, client: Any, experiment_id: str, sweep_id: str, name: str, created_at: float) -> None:
         self._client = client
         self._experiment_id = experiment_id
-        self._settings = settings
-        self._sweep_id = ledger.fact("id")
-        self._created_at = ledger.fact("created_at")
+        self._sweep_id = sweep_id
+        self._name = name
+        self._created_at = created_at
         self._children: dict[str, str] = {}
         self.parent_id = ""
         self.look()
@@ -84,8 +69,8 @@ class Runs:
             children, others = [], [first]
             parent = self._create_parent()
         self.parent_id = parent.info.run_id
-        if not parent.data.params:  # a program was killed after it created the run
-            self._write_params()
+        if parent.info.run_name != self._name:
+            self._client.update_run(self.parent_id, name=self._name)
         surplus = [run for _, theirs in others for run in theirs] + [run for run, _ in others if run]
         of_trial: dict[str, list[Any]] = {}
         for run in children:
@@ -100,37 +85,18 @@ class Runs:
             self._client.delete_run(run.info.run_id)
         return len(surplus)
 
-    def child(self, trial: TrialResult) -> str:
-        """Run id of a trial, whose run is created where there is none."""
-        if trial.key not in self._children:
-            self._children[trial.key] = self._create_child(trial)
-        return self._children[trial.key]
+    def child(self, key: str, contents: Contents, started_at: float | None) -> str:
+        """Run id of a trial, whose run is created, with its tags, where there is none."""
+        if key not in self._children:
+            began, tags = int((started_at or 0) * 1000), dict(contents.tags)
+            run = self._client.create_run(self._experiment_id, start_time=began, tags=tags, run_name=contents.name)
+            self._children[key] = run.info.run_id
+        return self._children[key]
 
     def _create_parent(self) -> Any:
-        tags = {SWEEP: self._sweep_id, "space": self._settings.space.name}
         return self._client.create_run(
-            self._experiment_id, start_time=int(self._created_at * 1000), tags=tags, run_name=self._settings.name
-        )
-
-    def _write_params(self) -> None:
-        from mlflow.entities import Param
-
-        asked = self._settings.model_dump(mode="json", exclude={"space", "name", "address"})
-        self._client.log_batch(self.parent_id, params=[Param(name, text_of(value)) for name, value in asked.items()])
-
-    def _create_child(self, trial: TrialResult) -> str:
-        config = trial.config
-        tags = {
-            PARENT: self.parent_id,
-            CHILD_OF: self._sweep_id,
-            "trial_key": trial.key,
-            "precision": config.precision,
-            "rank": str(config.rank),
-        }
-        run = self._client.create_run(
             self._experiment_id,
-            start_time=int((trial.started_at or 0) * 1000),
-            tags=tags,
-            run_name=f"{trial.number:03d} {config.precision} r{config.rank}",
+            start_time=int(self._created_at * 1000),
+            tags={SWEEP: self._sweep_id},
+            run_name=self._name,
         )
-        return run.info.run_id

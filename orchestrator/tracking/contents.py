@@ -1,0 +1,237 @@
+"""What the runs and models of a sweep hold in MLflow, from its ledger alone.
+
+The projection writes these values and `verify` compares MLflow with them, so that nothing is written that is not
+compared. Pure; MLflow is not imported.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from orchestrator.analysis.front import is_candidate
+from orchestrator.analysis.verdict import figures_of, verdict_of
+from orchestrator.figures import gallery, hypervolume
+from orchestrator.ledger.rows import Entry
+from orchestrator.report import text as report_text
+from orchestrator.report.content import Report
+from orchestrator.settings import SweepSettings
+from orchestrator.sweep import SweepResult
+from orchestrator.tracking.store import page_of, text_of
+from trainables.config import State, TrialConfig, canonical_json
+from trainables.results import TrialResult
+
+Point = tuple[str, float, int, int]
+"""Of a metric: name, value, time in ms and step, in the order of MLflow's Metric."""
+
+SWEEP, CHILD_OF, PARENT = "sweep_id", "child_of_sweep", "mlflow.parentRunId"
+"""Tags: of the parent and of each child the sweep's id, and of each child its parent's run id."""
+NOTE, NOTE_CHARS = "mlflow.note.content", 5000
+"""Tag: a run's description. MLflow takes 8000 characters."""
+STATUS: Mapping[State, str] = {
+    "completed": "FINISHED",
+    "pruned": "KILLED",
+    "refused": "KILLED",
+    "oom": "FAILED",
+    "diverged": "FAILED",
+    "failed": "FAILED",
+}
+"""Of a run, by the state in which its trial ended."""
+GROWTH = ("hypervolume", "train_device_seconds")
+"""Metrics of the sweep's run after each trial that ended: the step is the number of trials that had ended."""
+MODEL_TYPE = "lora-adapter"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """Of one run, or of one model.
+
+    Attributes:
+        status: of a run, RUNNING while something is still to come.
+        ended_ms: when a run that is not RUNNING ended.
+        points: of all metrics, each step of a metric once.
+    """
+
+    name: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    points: tuple[Point, ...]
+    status: str = "RUNNING"
+    ended_ms: int | None = None
+
+
+# --- a trial's run and model
+
+
+def of_trial(
+    entry: Entry, settings: SweepSettings, sweep_id: str, parent_id: str, *, on_front: bool, final: bool
+) -> Contents:
+    """A trial's run.
+
+    Args:
+        final: no similarity will come any more, so that trials that wait for theirs have ended too.
+    """
+    trial = entry.result
+    waits = trial.state == "completed" and trial.config.precision == "nf4" and trial.similarity is None
+    status = "RUNNING" if waits and not final else STATUS.get(trial.state, "RUNNING")
+    tags = {PARENT: parent_id, CHILD_OF: sweep_id, "trial_key": trial.key}
+    tags |= {"precision": trial.config.precision, "rank": str(trial.config.rank)}
+    tags |= {"state": trial.state, "origin": trial.origin} | front_tag(on_front)
+    tags |= {"reason": trial.reason} if trial.reason else {}
+    points = [*_rungs(entry)]
+    if status != "RUNNING":
+        points += _end(trial)
+        tags |= {f"env.{name}": value for name, value in trial.environment.items()}
+        verdict = verdict_of(trial, settings.min_similarity)
+        tags |= {"verdict": str(verdict)} if verdict else {}
+    return Contents(
+        name=f"{trial.number:03d} {trial.config.precision} r{trial.config.rank}",
+        params=params_of(trial.config),
+        tags=tags,
+        points=tuple(points),
+        status=status,
+        ended_ms=_ended_ms(trial) if status != "RUNNING" else None,
+    )
+
+
+def front_tag(on_front: bool) -> dict[str, str]:
+    """The one tag that can change after a trial's end."""
+    return {"on_pareto_front": str(on_front).lower()}
+
+
+def params_of(config: TrialConfig) -> dict[str, str]:
+    """A config as MLflow keeps it."""
+    return {name: text_of(value) for name, value in config.to_dict().items()}
+
+
+def _rungs(entry: Entry) -> Iterator[Point]:
+    for measurement, at in zip(entry.result.history, entry.measured_at, strict=True):
+        values = asdict(measurement) | {"rank": entry.result.config.rank}
+        step = values.pop("step")
+        yield from ((name, float(value), int(at * 1000), step) for name, value in values.items())
+
+
+def _end(trial: TrialResult) -> Iterator[Point]:
+    values = figures_of(trial)
+    if trial.train_seconds is not None:
+        values["train_seconds"] = trial.train_seconds
+    yield from ((name, float(value), _ended_ms(trial), trial.config.max_steps) for name, value in values.items())
+
+
+def _ended_ms(trial: TrialResult) -> int:
+    return int((trial.ended_at or 0) * 1000)
+
+
+def of_model(entry: Entry, sweep_id: str) -> Contents:
+    """The model of a front's member: its last measurement, its similarity and its judgement.
+
+    The points are those of the trial's run: there they are no second ones.
+    """
+    trial, config = entry.result, entry.result.config
+    steps = [measurement.step for measurement in trial.history[-1:]]
+    points = [point for point in _rungs(entry) if point[3] in steps and point[0] != "rank"]
+    points += [point for point in _end(trial) if point[0] != "train_seconds"]
+    return Contents(
+        name=f"{trial.number:03d}-{config.precision}-r{config.rank}",
+        params=params_of(config),
+        tags={SWEEP: sweep_id, "trial_key": trial.key},
+        points=tuple(points),
+    )
+
+
+# --- the sweep's own run
+
+
+def of_sweep(
+    result: SweepResult,
+    report: Report,
+    sweep_id: str,
+    where: tuple[str, str],
+    *,
+    reference_is_fixed: bool,
+    has_front: bool,
+    final: bool,
+) -> Contents:
+    """The sweep's own run.
+
+    Args:
+        where: ids of the experiment and of the run, for links.
+        has_front: the run has a picture of the front.
+        final: nothing will come any more.
+    """
+    settings = result.settings
+    asked = settings.model_dump(mode="json", exclude={"space", "name", "address"})
+    names = ("base_model", "weights", "data", "compute_dtype")
+    tags = {SWEEP: sweep_id, "space": settings.space.name}
+    tags |= {name: str(getattr(result.workload, name)) for name in names}
+    picture = _picture(where[1]) if has_front else ""
+    tags[NOTE] = report_text.description(report, NOTE_CHARS, _links(*where), picture)
+    points = growth(result, reference_is_fixed=reference_is_fixed, final=final)
+    if final:
+        points += _sums(result, with_hypervolume=all(name != GROWTH[0] for name, *_ in points))
+    return Contents(
+        name=settings.name,
+        params={name: text_of(value) for name, value in asked.items()},
+        tags=tags,
+        points=tuple(points),
+        status="FINISHED" if final else "RUNNING",
+        ended_ms=last_end_ms(result) if final else None,
+    )
+
+
+def last_end_ms(result: SweepResult) -> int:
+    """Of the sweep: when its last trial ended."""
+    return max((_ended_ms(trial) for trial in result.trials), default=0)
+
+
+def _sums(result: SweepResult, *, with_hypervolume: bool) -> list[Point]:
+    values = {"front_size": float(len(result.front.members))}
+    if with_hypervolume:
+        values[GROWTH[0]] = result.front.hypervolume
+    values |= {f"n_{state}": float(sum(t.state == state for t in result.trials)) for state in STATUS}
+    return [(name, value, last_end_ms(result), 0) for name, value in values.items()]
+
+
+def growth(result: SweepResult, *, reference_is_fixed: bool, final: bool) -> list[Point]:
+    """What the search had spent and found by when.
+
+    Pure in what the ledger holds, so that writing it again changes nothing. Hypervolumes that can still change are left
+    out: all before the reference point is fixed, and those since a 4-bit trial completed that waits for its similarity.
+
+    Args:
+        final: none will come any more.
+    """
+    ended = sorted(((t.ended_at, t) for t in result.trials if t.ended_at), key=lambda pair: pair[0])
+    waits = [at for at, t in ended if is_candidate(t) and t.config.precision == "nf4" and t.similarity is None]
+    until = float("inf") if final or not waits else min(waits)
+    volumes = {moment.at: moment.volume for moment in hypervolume.curve(result)}  # of one time the last
+    points, seconds = [], 0.0
+    for step, (at, trial) in enumerate(ended, start=1):
+        seconds += (trial.train_seconds or 0.0) * hypervolume.devices_per_trial(result)
+        points.append((GROWTH[1], seconds, int(at * 1000), step))
+        if reference_is_fixed and at < until and at in volumes:
+            points.append((GROWTH[0], volumes[at], int(at * 1000), step))
+    return points
+
+
+def _links(experiment_id: str, run_id: str) -> str:
+    """To the run's interactive figures and to its report, in Markdown."""
+    where = {"All figures, interactive": gallery.PAGE, "The whole report": REPORT}
+    run, _, query = page_of(experiment_id, run_id).partition("?")
+    return " · ".join(f"[{what}]({run}/artifacts/{quote(path)}?{query})" for what, path in where.items())
+
+
+def _picture(run_id: str) -> str:
+    """The front's picture in Markdown, asked of the server that shows it."""
+    title, _ = gallery.IN_REPORT[gallery.FRONT_OF]
+    return f"![{title}](get-artifact?{urlencode({'path': gallery.FRONT_FILE, 'run_uuid': run_id})})"
+
+
+def texts(result: SweepResult, data_counts: Mapping[str, int]) -> dict[str, str]:
+    """Artifacts of the sweep's run that are no files of its folder: name -> content."""
+    asked = result.settings.model_dump(mode="json", exclude={"address"})
+    facts: dict[str, Any] = {"workload": asdict(result.workload), "data_counts": data_counts}
+    facts["environments"] = sorted({canonical_json(dict(t.environment)) for t in result.trials if t.environment})
+    return {"settings.json": json.dumps(asked, indent=2), "environment.json": json.dumps(facts, indent=2)}
