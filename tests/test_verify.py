@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import pytest
 from orchestrator import command as hints
 from orchestrator import settings
 from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.report import digests
 from orchestrator.search.budgets import FINISHED
 from orchestrator.sweep import owned
+from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.publishing import publish
-from orchestrator.tracking.store import open_client, store_uri
+from orchestrator.tracking.store import open_client, store_file, store_uri
 from orchestrator.verify import checks as verify
 from orchestrator.verify.ledger import read
 from orchestrator.workers import adapter_store
@@ -43,6 +45,7 @@ def root(tmp_path_factory) -> Path:
     desk = Desk(sweep, asked)
     desk.ledger.set_fact("id", "abc")
     desk.ledger.set_fact("created_at", 1.0)
+    desk.ledger.set_fact(settings.ASKED, asked.model_dump_json())
     desk.ledger.set_fact("workload", asdict(WORKLOAD))
     desk.ledger.set_fact("data_counts", {"read": 3, "train": 1, "search": 1, "report": 1})
     desk.finish(outcome)
@@ -73,6 +76,20 @@ def child(root: Path, number: int) -> Any:
     return run
 
 
+def parent(root: Path) -> Any:
+    """The sweep's own MLflow run."""
+    client, experiment_id = open_client(store_uri(root), root)
+    (run,) = client.search_runs([experiment_id], "tags.sweep_id = 'abc'")
+    return run
+
+
+def members(root: Path) -> list[int]:
+    """Numbers of the front's members."""
+    asked, folder = make(GRID, n_trials=6), root / "sweeps" / "t"
+    front = verify.read(asked, folder).front
+    return sorted(trial.number for trial in front.members)
+
+
 @contextmanager
 def changed(path: Path, content: bytes) -> Iterator[None]:
     """A file with other content for a while."""
@@ -80,6 +97,16 @@ def changed(path: Path, content: bytes) -> Iterator[None]:
     path.write_bytes(content)
     yield
     path.write_bytes(before)
+
+
+@contextmanager
+def in_store(root: Path, *statements: str) -> Iterator[None]:
+    """MLflow's store as it is after someone's SQL, for a while."""
+    with closing(sqlite3.connect(store_file(root))) as db, closing(sqlite3.connect(":memory:")) as before:
+        db.backup(before)
+        db.executescript(";".join(statements))
+        yield
+        before.backup(db)
 
 
 def flipped(path: Path) -> bytes:
@@ -109,7 +136,7 @@ def child_doubled(root: Path) -> Iterator[list[str]]:
 
 @contextmanager
 def child_of_nothing(root: Path) -> Iterator[list[str]]:
-    run, client = child(root, 2), client_of(root)
+    run, client = child(root, 6), client_of(root)
     stray = client.create_run(run.info.experiment_id, tags=dict(run.data.tags) | {"trial_key": "f" * 64}).info.run_id
     yield [f"MLflow: run {stray} is of no trial of the ledger"]
     client.delete_run(stray)
@@ -155,11 +182,124 @@ def child_off_the_front(root: Path) -> Iterator[list[str]]:
 
 @contextmanager
 def child_with_another_loss(root: Path) -> Iterator[list[str]]:
-    run = child(root, 5)
-    was = run.data.metrics["eval_loss_nats"]
-    client_of(root).log_metric(run.info.run_id, "eval_loss_nats", 9.0, step=1000)
-    yield [f"MLflow: trial 5: eval_loss_nats is 9.0, the ledger has {was}"]
-    client_of(root).log_metric(run.info.run_id, "eval_loss_nats", was, step=1001)
+    """Its last value, on the run's page and in its history."""
+    of_run = f"WHERE run_uuid = '{child(root, 5).info.run_id}' AND key = 'eval_loss_nats' AND step = 8"
+    with in_store(root, *(f"UPDATE {table} SET value = 9.0 {of_run}" for table in ("metrics", "latest_metrics"))):
+        yield ["MLflow: trial 5: eval_loss_nats is 9.0, the ledger has 2.25"]
+
+
+@contextmanager
+def early_rung_tripled(root: Path) -> Iterator[list[str]]:
+    of_run = f"WHERE run_uuid = '{child(root, 7).info.run_id}' AND key = 'eval_loss_nats' AND step = 4"
+    with in_store(root, f"UPDATE metrics SET value = 3 * value {of_run}"):
+        yield ["MLflow: trial 7: eval_loss_nats at step 4 is 6.75, the ledger has 2.25"]
+
+
+@contextmanager
+def loss_history_deleted(root: Path) -> Iterator[list[str]]:
+    """The page still shows its last value."""
+    of_run = f"WHERE run_uuid = '{child(root, 3).info.run_id}' AND key LIKE '%_loss_nats'"
+    with in_store(root, f"DELETE FROM metrics {of_run}"):
+        yield ["MLflow: trial 3: eval_loss_nats at step"]
+
+
+@contextmanager
+def similarities_rewritten(root: Path) -> Iterator[list[str]]:
+    """Of every 4-bit trial, and of no model."""
+    of_runs = "WHERE key LIKE '%cosine%' AND key NOT LIKE 'report_%'"
+    with in_store(root, *(f"UPDATE {table} SET value = 0.25 {of_runs}" for table in ("metrics", "latest_metrics"))):
+        texts = "centered_cosine is 0.25, the ledger has 0.99 (and 11 more)"
+        yield [f"MLflow: trial {number}: {texts}" for number in (0, 2, 4)]
+
+
+@contextmanager
+def page_alone_rewritten(root: Path) -> Iterator[list[str]]:
+    of_run = f"WHERE run_uuid = '{child(root, 6).info.run_id}' AND key = 'train_seconds'"
+    with in_store(root, f"UPDATE latest_metrics SET value = 0.5 {of_run}"):
+        yield ["MLflow: trial 6: train_seconds is 0.5, the ledger has 1.0"]
+
+
+@contextmanager
+def sums_of_the_sweep_rewritten(root: Path) -> Iterator[list[str]]:
+    of_run = f"WHERE run_uuid = '{parent(root).info.run_id}' AND key = 'n_completed'"
+    with in_store(root, *(f"UPDATE {table} SET value = 99 {of_run}" for table in ("metrics", "latest_metrics"))):
+        yield ["MLflow: the run of this sweep: n_completed is 99.0, the ledger has 8.0"]
+
+
+@contextmanager
+def description_replaced(root: Path) -> Iterator[list[str]]:
+    run, client, name = parent(root), client_of(root), "mlflow.note.content"
+    client.set_tag(run.info.run_id, name, "All is well.")
+    yield ["MLflow: the run of this sweep: its description is not what the ledger gives"]
+    client.set_tag(run.info.run_id, name, run.data.tags[name])
+
+
+@contextmanager
+def params_rewritten(root: Path) -> Iterator[list[str]]:
+    with in_store(root, "UPDATE params SET value = 'x' WHERE key IN ('min_similarity', 'loop')"):
+        children = "params differ from what was asked: loop"
+        yield [
+            "MLflow: the run of this sweep: params differ from what was asked: loop, min_similarity",
+            *(f"MLflow: trial {number}: {children}" for number in range(8)),
+        ]
+
+
+@contextmanager
+def rows_counted_otherwise(root: Path) -> Iterator[list[str]]:
+    with in_store(root, "UPDATE input_tags SET value = '9' WHERE name = 'rows train'"):
+        yield ["MLflow: the run of this sweep: counts of its rows are not those of the ledger"]
+
+
+@contextmanager
+def report_of_the_run_emptied(root: Path) -> Iterator[list[str]]:
+    with changed(Path(parent(root).info.artifact_uri.removeprefix("file://")) / "report.html", b""):
+        yield ["MLflow: report.html of the sweep's run is not the one that was written"]
+
+
+@contextmanager
+def model_rewritten(root: Path) -> Iterator[list[str]]:
+    with in_store(root, "UPDATE logged_model_metrics SET metric_value = 0.5 WHERE metric_name = 'eval_loss_nats'"):
+        yield [f"MLflow: trial {number}: its model: its metrics are not those of its trial" for number in members(root)]
+
+
+@contextmanager
+def another_is_called_best(root: Path) -> Iterator[list[str]]:
+    client = client_of(root)
+    best = client.get_model_version_by_alias("t", ALIAS).version
+    client.delete_registered_model_alias("t", ALIAS)
+    yield ["MLflow: the registered model t@best is not that of trial"]
+    client.set_registered_model_alias("t", ALIAS, best)
+
+
+@contextmanager
+def settings_edited(root: Path) -> Iterator[list[str]]:
+    path = root / "sweeps" / "t" / "settings.json"
+    asked = json.loads(path.read_text()) | {"min_similarity": 0.5, "base_model": "gpt2"}
+    asked["space"]["fixed"]["alpha"] = 16
+    with changed(path, json.dumps(asked).encode()):
+        yield [
+            "settings.json: base_model is 'gpt2', the sweep began with 'demo'",
+            "settings.json: min_similarity is 0.5, the sweep began with 0.95",
+            "settings.json: space.fixed is {'alpha': 16, ",
+        ]
+
+
+@contextmanager
+def report_and_figures_emptied(root: Path) -> Iterator[list[str]]:
+    names = ("figures.html", "figures/rank_memory.png", "report.html", "report.md")
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(changed(root / "sweeps" / "t" / name, b""))
+        yield [f"files: {name} is not what was written (its SHA-256 differs)" for name in names]
+
+
+@contextmanager
+def figure_gone(root: Path) -> Iterator[list[str]]:
+    path = root / "sweeps" / "t" / "figures" / "similarity.png"
+    content = path.read_bytes()
+    path.unlink()
+    yield ["files: figures/similarity.png is gone"]
+    path.write_bytes(content)
 
 
 @contextmanager
@@ -182,7 +322,7 @@ def adapter_gone(root: Path) -> Iterator[list[str]]:
 def table_truncated(root: Path) -> Iterator[list[str]]:
     path = root / "sweeps" / "t" / "trials.parquet"
     with changed(path, path.read_bytes()[:-100]):
-        yield ["trials.parquet: cannot be read (ArrowInvalid: ", "MLflow: trials.parquet of the sweep's run is not the"]
+        yield ["trials.parquet: cannot be read (ArrowInvalid: "]
 
 
 @contextmanager
@@ -197,7 +337,6 @@ def table_of_other_values(root: Path) -> Iterator[list[str]]:
         yield [
             f"trials.parquet: trial {len(rows) - 1} is not in a row",
             f"trials.parquet: trial 0: eval_loss_nats is 9.0, the ledger has {losses[0]}",
-            "MLflow: trials.parquet of the sweep's run is not the one in",
         ]
 
 
@@ -207,7 +346,7 @@ def front_edited(root: Path) -> Iterator[list[str]]:
     front = json.loads(path.read_text())
     front["hypervolume"] += 1
     with changed(path, json.dumps(front, indent=2).encode()):
-        yield ["front.json: hypervolume is not what the ledger gives", "MLflow: front.json of the sweep's run is not"]
+        yield ["front.json: hypervolume is not what the ledger gives"]
 
 
 @contextmanager
@@ -218,7 +357,7 @@ def front_without_a_member(root: Path) -> Iterator[list[str]]:
     with closing(Ledger(root / "sweeps" / "t" / "ledger.db", read_only=True)) as ledger:
         number = ledger.entry(gone).result.number
     with changed(path, json.dumps(front).encode()):
-        yield [f"front.json: trial {number} is not on the front", "MLflow: front.json of the sweep's run is not"]
+        yield [f"front.json: trial {number} is not on the front"]
 
 
 def adapter(root: Path, number: int) -> Path:
@@ -227,45 +366,83 @@ def adapter(root: Path, number: int) -> Path:
 
 
 DAMAGE = (
-    child_deleted,
-    child_doubled,
-    child_of_nothing,
-    parent_doubled,
-    model_doubled,
-    child_running,
-    child_off_the_front,
-    child_with_another_loss,
-    adapter_flipped,
-    adapter_gone,
-    table_truncated,
-    table_of_other_values,
-    front_edited,
-    front_without_a_member,
+    (
+        child_deleted,
+        child_doubled,
+        child_of_nothing,
+        child_running,
+        child_off_the_front,
+        child_with_another_loss,
+        early_rung_tripled,
+        loss_history_deleted,
+        similarities_rewritten,
+        page_alone_rewritten,
+        sums_of_the_sweep_rewritten,
+        description_replaced,
+        rows_counted_otherwise,
+        report_of_the_run_emptied,
+        model_rewritten,
+        another_is_called_best,
+        adapter_flipped,
+        table_truncated,
+        front_edited,
+        settings_edited,
+        report_and_figures_emptied,
+        figure_gone,
+    ),
+    (params_rewritten, parent_doubled, model_doubled, adapter_gone, table_of_other_values, front_without_a_member),
 )
+"""Those of one group can be there at once."""
 
 
 def test_a_finished_sweep_is_whole(root):
     assert found(root) == []
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_each_damage_is_named_and_nothing_else(root, damage):
-    with damage(root) as expected:
+@pytest.mark.parametrize("group", DAMAGE, ids=["first", "second"])
+def test_each_damage_is_named_and_nothing_else(root, group):
+    with ExitStack() as stack:
+        expected = [start for damage in group for start in stack.enter_context(damage(root))]
         lines = found(root)
-    assert len(lines) == len(expected), lines
-    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True)), lines
+    unnamed = [start for start in expected if not any(line.startswith(start) for line in lines)]
+    assert not unnamed, lines
+    assert len(lines) == len(expected), [line for line in lines if not line.startswith(tuple(expected))]
     assert found(root) == []
+
+
+def test_every_value_of_the_runs_is_compared(root):
+    """All of MLflow's rows changed at once; what finds the runs, and what MLflow writes for itself, is left alone."""
+    ours = "key NOT IN ('sweep_id', 'child_of_sweep', 'trial_key') AND (key NOT LIKE 'mlflow.%' OR key LIKE '%note%')"
+    tables = ("metrics", "latest_metrics")
+    with closing(sqlite3.connect(store_file(root))) as db:
+        of_run = "SELECT run_uuid, count(*) FROM {} JOIN runs USING (run_uuid) WHERE lifecycle_stage = 'active' AND {} "
+        of_run += "GROUP BY run_uuid"
+        n_metrics = dict(db.execute(of_run.format("latest_metrics", "1")).fetchall())
+        n_tags = dict(db.execute(of_run.format("tags", ours)).fetchall())
+    with in_store(
+        root,
+        *(f"UPDATE {table} SET value = value + 1" for table in tables),
+        "UPDATE params SET value = value || 'x'",
+        f"UPDATE tags SET value = value || 'x' WHERE {ours}",
+        "UPDATE runs SET end_time = end_time + 1",
+    ):
+        lines = found(root)
+    for run, whose in [(parent(root), "the run of this sweep"), *((child(root, n), f"trial {n}") for n in range(8))]:
+        mine = [line for line in lines if line.startswith(f"MLflow: {whose}: ")]
+        run_id, names = run.info.run_id, ", ".join(sorted(run.data.params))
+        assert any(f"(and {n_metrics[run_id] - 1} more)" in line for line in mine), mine
+        assert sum(": tag " in line or "description" in line for line in mine) == n_tags[run_id]
+        assert any(line.endswith(f"asked: {names}") for line in mine)
+        assert any("its run ended at" in line for line in mine)
 
 
 def test_a_repair_brings_back_all_that_can_be_and_says_what_it_found(root):
     """Damage of every kind at once; an adapter comes back from its copy in MLflow."""
-    undone = {child_doubled, adapter_gone, table_of_other_values, front_without_a_member}
     with ExitStack() as stack:
-        for damage in DAMAGE:
-            if damage not in undone:
-                damage(root).__enter__()
+        for damage in DAMAGE[0]:
+            stack.enter_context(damage(root))
         n_before = len(found(root))
-        assert n_before >= len(DAMAGE) - len(undone)
+        assert n_before >= len(DAMAGE[0])
         after = verified(root, repair=True)
         assert after.differences == ()
         assert len(after.repaired) == n_before
@@ -274,6 +451,39 @@ def test_a_repair_brings_back_all_that_can_be_and_says_what_it_found(root):
             entry = ledger.entries()[0]
         assert adapter_store.fault(adapter(root, 0), entry.adapter_sha256) is None
         stack.pop_all()
+
+
+def test_params_that_were_rewritten_come_back_in_runs_of_their_own(root):
+    """MLflow changes no param, so the runs go, the sweep's own with them."""
+    before = parent(root).info.run_id
+    params_rewritten(root).__enter__()
+    assert verified(root, repair=True).differences == ()
+    assert parent(root).info.run_id != before
+
+
+def test_the_workload_is_that_of_the_settings_and_of_every_trial(root, tmp_path):
+    folder = tmp_path / "mlflow_runs" / "sweeps" / "t"
+    shutil.copytree(root / "sweeps" / "t", folder)
+    with closing(Ledger(folder / "ledger.db")) as ledger:
+        ledger.set_fact("workload", asdict(WORKLOAD) | {"weights": "pretrained", "data": "rows.json"})
+    kept = verify.read(settings.load(folder), folder)
+    ran = replace(kept.entries[1].result, environment={"weights": "demo"})
+    kept = replace(kept, entries=(kept.entries[0], replace(kept.entries[1], result=ran)))
+    assert [str(found) for found in verify.of_workload(kept)] == [
+        "ledger: data of its workload is 'rows.json', 'demo' was asked for",
+        "ledger: weights of its workload are 'pretrained', which those of 'demo' are not",
+        "ledger: trial 1 ran on weights 'demo', its workload has 'pretrained'",
+    ]
+
+
+def test_a_report_that_is_written_once_more_is_whole(root):
+    report = root / "sweeps" / "t" / "report.md"
+    report.write_text("by another version")
+    digests.keep([report], report.parent)
+    with closing(Ledger(root / "sweeps" / "t" / "ledger.db", read_only=True)) as ledger:
+        assert ledger.fact(digests.FILES)["report.md"] == digests.sha256_of(report)
+    assert found(root) == ["MLflow: report.md of the sweep's run is not the one that was written"]
+    assert verified(root, repair=True).differences == ()
 
 
 def test_an_adapter_without_a_whole_copy_stays_a_difference_after_a_repair(root):

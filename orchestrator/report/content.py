@@ -178,9 +178,13 @@ def read(settings: SweepSettings, ledger: Ledger, trials: Sequence[TrialResult] 
         trials: of the ledger, where they were read already.
     """
     facts = {name: ledger.fact(name) for name in FACTS}
-    workload = ledger.workload()
-    known = settings.model_copy(update={"compute_dtype": workload.compute_dtype} if workload else {})
-    trials = ledger.trials() if trials is None else trials
+    return from_facts(settings, ledger.trials() if trials is None else trials, facts)
+
+
+def from_facts(settings: SweepSettings, trials: Sequence[TrialResult], facts: Mapping[str, Any]) -> Report:
+    """The report of a sweep; FACTS of its ledger may each be None."""
+    workload = facts["workload"]
+    known = settings.model_copy(update={"compute_dtype": workload["compute_dtype"]} if workload else {})
     return report_of(settings, trials, facts, lambda config: predicted_peaks_mib(known, [config])[0])
 
 

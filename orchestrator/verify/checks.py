@@ -1,7 +1,8 @@
 """Whether a sweep is whole: its ledger against what was asked for, and against all that is written from the ledger.
 
-The ledger is the truth. Optuna's study, front.json, trials.parquet and MLflow's runs are projections of it, which a
-repair writes again; what is wrong with the ledger itself, or with an adapter that has no whole copy, stays.
+The ledger is the truth. Optuna's study, settings.json, front.json, trials.parquet, figures, report and MLflow's runs
+are projections of it, which a repair writes again; what is wrong with the ledger itself, or with an adapter that has no
+whole copy, stays.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from orchestrator.search.budgets import FINISHED
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import sweep_folder
 from orchestrator.sweep import owned
-from orchestrator.verify.files import of_adapters, of_front_file, of_table
+from orchestrator.verify.asked import of_settings, of_workload
+from orchestrator.verify.files import of_adapters, of_drawn, of_front_file, of_table
 from orchestrator.verify.ledger import Difference, Kept, of_ledger, of_study, read
 from orchestrator.workers import adapter_store
 from trainables.errors import ConfigError, LedgerDamaged, SweepError
@@ -59,13 +61,13 @@ class Verified:
 
 
 def differences_of(kept: Kept, root: Path) -> tuple[Difference, ...]:
-    """All differences, the ledger's own first; of a sweep that never started only that."""
-    found = list(of_ledger(kept))
+    """All differences, those of settings and ledger first; of a sweep that never started only that."""
+    found = [*of_settings(kept), *of_ledger(kept)]
     if not kept.entries or kept.workload is None:
         return tuple(found)
     from orchestrator.verify.mlflow_runs import of_mlflow
 
-    for check in (of_study, of_adapters, of_front_file, of_table):
+    for check in (of_workload, of_study, of_adapters, of_front_file, of_table, of_drawn):
         found += check(kept)
     return (*found, *of_mlflow(kept, root))
 
@@ -95,7 +97,7 @@ def run(name: str, root: Path, say: Callable[[str], None], *, repair: bool = Fal
             if not (repair and found):
                 return Verified(name=name, n_trials=len(kept.entries), differences=found)
             _repair(kept, root, found, say)
-            after = read(settings, folder)
+            after = read(settings_file.load(folder), folder)
             left = differences_of(after, root)
             return Verified(name=name, n_trials=len(after.entries), differences=left, repaired=found)
     except PermissionError as error:
@@ -104,23 +106,25 @@ def run(name: str, root: Path, say: Callable[[str], None], *, repair: bool = Fal
 
 def _repair(kept: Kept, root: Path, found: tuple[Difference, ...], say: Callable[[str], None]) -> None:
     """Bring damaged adapters back from MLflow's copies, delete wrong runs, and write everything from the ledger."""
+    if kept.edits:
+        settings_file.save(kept.settings, kept.folder)
     if not kept.entries or kept.workload is None:
         return
     from orchestrator.tracking.publishing import publish
     from orchestrator.verify.mlflow_runs import adapter_copies, forget
 
     damaged = {difference.key for difference in found if difference.key}
-    wrong = {difference.run_id for difference in found if difference.run_id}
+    runs = {difference.run_id for difference in found if difference.run_id}
+    models = {difference.model_id for difference in found if difference.model_id}
     try:
         copies = adapter_copies(kept, root) if damaged else {}
         for entry in kept.entries:
             copy = copies.get(entry.result.key) if entry.result.key in damaged else None
             if copy:
                 adapter_store.restore(kept.folder / "adapters", entry.result.key, copy, entry.adapter_sha256)
-        forget(kept, root, wrong)
+        forget(kept, root, runs, models)
     except SweepError:
         raise
     except Exception as error:
         say(f"MLflow cannot be written ({reason_of(error, kept.settings.tracking_uri)})")
-    is_open = any(trial.state in ("queued", "running") for trial in kept.trials)
-    publish(kept.settings, root, say, interrupted=is_open)
+    publish(kept.settings, root, say, interrupted=kept.is_open)

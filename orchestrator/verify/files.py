@@ -1,15 +1,20 @@
-"""What lies in a sweep's folder beside its ledger, against the ledger: adapters, front.json, trials.parquet."""
+"""What lies in a sweep's folder beside its ledger, against the ledger: adapters, data files, figures and report."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator.report import digests
+from orchestrator.report.digests import FILES
 from orchestrator.verify.ledger import Difference, Kept, Part
 from orchestrator.workers import adapter_store
 
 FILE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What reading a damaged file raises; Arrow's errors are among them."""
+
+
+COMPARED = ("front.json", "trials.parquet")
 
 
 def of_adapters(kept: Kept) -> Iterator[Difference]:
@@ -68,6 +73,13 @@ def of_table(kept: Kept) -> Iterator[Difference]:
             text = f"trial {trial.number}: {wrong[0]} is {was!r}, the ledger has {now!r}"
             more = f" (and {len(wrong) - 1} columns more)" if len(wrong) > 1 else ""
             yield Difference(part="trials.parquet", text=text + more)
+
+
+def of_drawn(kept: Kept) -> Iterator[Difference]:
+    """Figures and report are what was written; front.json and trials.parquet are compared value by value."""
+    known = {name: digest for name, digest in (kept.facts[FILES] or {}).items() if name not in COMPARED}
+    for name, fault in digests.faults(kept.folder, known):
+        yield Difference(part="files", text=f"{name} {fault}")
 
 
 def _of_keys(

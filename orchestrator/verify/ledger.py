@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator import settings as settings_file
 from orchestrator.analysis.finalists import to_judge
 from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.command import command
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger.rows import Entry
+from orchestrator.report import content
+from orchestrator.report.digests import FILES
 from orchestrator.search.budgets import ENDED, FINISHED, Ended
 from orchestrator.search.pairs import is_settled
 from orchestrator.settings import SweepSettings
@@ -20,7 +23,9 @@ from trainables.errors import ConfigError
 from trainables.results import TrialResult
 
 LEFT_BY_TRIALS = ("adapters", "front.json", "trials.parquet")
-Part = Literal["ledger", "study", "adapters", "front.json", "trials.parquet", "MLflow"]
+Part = Literal["settings.json", "ledger", "study", "adapters", "front.json", "trials.parquet", "files", "MLflow"]
+FACTS = ("id", settings_file.ASKED, FILES, *content.FACTS)
+"""Of a ledger: what its projections are written from beside its trials."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +34,14 @@ class Difference:
 
     Attributes:
         key: of the trial whose adapter is damaged or gone.
-        run_id: of the MLflow run that has to go before MLflow is written again.
+        run_id, model_id: of the MLflow run or model that has to go before MLflow is written again.
     """
 
     part: Part
     text: str
     key: str | None = None
     run_id: str | None = None
+    model_id: str | None = None
 
     def __str__(self) -> str:
         return f"{self.part}: {self.text}"
@@ -46,7 +52,9 @@ class Kept:
     """What a sweep's ledger holds, read at one moment.
 
     Attributes:
-        facts: those that say how far the sweep is.
+        settings: that the sweep began with; of an older ledger, which does not hold them, those of settings.json.
+        edits: of settings.json since then: field, value then, value now.
+        facts: FACTS, each may be None.
     """
 
     settings: SweepSettings
@@ -55,10 +63,16 @@ class Kept:
     entries: tuple[Entry, ...]
     front: Front
     facts: Mapping[str, Any]
+    edits: tuple[tuple[str, Any, Any], ...] = ()
 
     @property
     def trials(self) -> list[TrialResult]:
         return [entry.result for entry in self.entries]
+
+    @property
+    def is_open(self) -> bool:
+        """Trials are still to be run."""
+        return any(trial.state in ("queued", "running") for trial in self.trials)
 
 
 def read(settings: SweepSettings, folder: Path) -> Kept:
@@ -71,8 +85,12 @@ def read(settings: SweepSettings, folder: Path) -> Kept:
     ledger = Ledger(folder / "ledger.db", read_only=True)
     try:
         entries = tuple(ledger.entries())
-        facts = {name: ledger.fact(name) for name in ("id", ENDED, FINISHED, FAULTS, REFERENCE)}
+        facts = {name: ledger.fact(name) for name in FACTS}
         trials = [entry.result for entry in entries]
+        edits = tuple(settings_file.edits(settings, facts[settings_file.ASKED]))
+        if edits:
+            began = SweepSettings.model_validate_json(facts[settings_file.ASKED])
+            settings = began.model_copy(update={"tracking_uri": settings.tracking_uri})
         return Kept(
             settings=settings,
             folder=folder,
@@ -80,6 +98,7 @@ def read(settings: SweepSettings, folder: Path) -> Kept:
             entries=entries,
             front=front_of(trials, settings, facts[REFERENCE]),
             facts=facts,
+            edits=edits,
         )
     except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]

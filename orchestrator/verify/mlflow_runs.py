@@ -1,31 +1,42 @@
-"""A sweep's runs in MLflow against its ledger; MLflow is only read here."""
+"""A sweep's runs and models in MLflow against what the projection writes there; MLflow is only read here."""
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
-from math import isfinite
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from orchestrator.analysis.front import REFERENCE
+from orchestrator.figures import gallery
 from orchestrator.ledger.rows import Entry
+from orchestrator.report.content import Report, from_facts
+from orchestrator.report.digests import FILES, sha256_of
+from orchestrator.search.budgets import ENDED, Ended
 from orchestrator.security.redaction import reason_of
-from orchestrator.tracking.models import models_of
-from orchestrator.tracking.runs import STATUS, families
+from orchestrator.sweep import SweepResult
+from orchestrator.tracking.contents import MODEL_TYPE, NOTE, PARENT, Contents, of_model, of_sweep, of_trial, texts
+from orchestrator.tracking.inputs import digest_of, tags_of
+from orchestrator.tracking.models import ALIAS, models_of
+from orchestrator.tracking.runs import families
 from orchestrator.tracking.store import open_client, store_uri
+from orchestrator.verify import points
+from orchestrator.verify.files import COMPARED
 from orchestrator.verify.ledger import Difference, Kept
 from orchestrator.workers import adapter_store
 
-COPIES = ("front.json", "trials.parquet")
-"""Of the sweep's folder, which its run holds too."""
+Fault = tuple[str, bool]
+"""What is wrong with a run, and whether it has to be deleted and written anew: MLflow changes neither params nor
+points."""
 
 
-def difference(text: str, run: Any = None) -> Difference:
-    return Difference(part="MLflow", text=text, run_id=run.info.run_id if run else None)
+def difference(text: str, run: Any = None, model: Any = None) -> Difference:
+    run_id, model_id = run.info.run_id if run else None, model.model_id if model else None
+    return Difference(part="MLflow", text=text, run_id=run_id, model_id=model_id)
 
 
 def of_mlflow(kept: Kept, root: Path) -> list[Difference]:
-    """One finished run of the sweep, and one child for each trial, none twice, none running, with its figures.
+    """One run of the sweep, and one child for each trial, none twice, each with all that the projection writes.
 
     Whatever keeps MLflow from being read is a difference too.
     """
@@ -34,16 +45,18 @@ def of_mlflow(kept: Kept, root: Path) -> list[Difference]:
         return [difference(f"there is no store {root / 'mlflow.db'}")]
     try:
         client, experiment_id = open_client(uri, root)
-        return list(_of_store(kept, client, experiment_id))
+        return list(_of_store(Store(kept=kept, client=client, uri=uri, experiment_id=experiment_id)))
     except Exception as error:
         return [difference(f"cannot be read ({reason_of(error, kept.settings.tracking_uri)})")]
 
 
-def forget(kept: Kept, root: Path, run_ids: set[str]) -> None:
-    """Delete runs, as MLflow does: they can be brought back there."""
+def forget(kept: Kept, root: Path, run_ids: set[str], model_ids: set[str]) -> None:
+    """Delete runs, as MLflow does: they can be brought back there; and models."""
     client, _ = open_client(kept.settings.tracking_uri or store_uri(root), root)
     for run_id in sorted(run_ids):
         client.delete_run(run_id)
+    for model_id in sorted(model_ids):
+        client.delete_logged_model(model_id)
 
 
 def adapter_copies(kept: Kept, root: Path) -> dict[str, Path]:
@@ -52,14 +65,32 @@ def adapter_copies(kept: Kept, root: Path) -> dict[str, Path]:
     folders = {}
     for _, children in families(client, experiment_id, str(kept.facts["id"])):
         for run in children:
-            artifacts = _artifacts(run)
+            artifacts = _folder(run.info.artifact_uri)
             if artifacts:
                 folders[run.data.tags.get("trial_key", "")] = artifacts / "adapter"
     return folders
 
 
-def _of_store(kept: Kept, client: Any, experiment_id: str) -> Iterator[Difference]:
-    (parent, children), *others = families(client, experiment_id, str(kept.facts["id"]))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """Where MLflow keeps a sweep, and the sweep as its ledger has it.
+
+    Attributes:
+        client: an MlflowClient of `uri`.
+    """
+
+    kept: Kept
+    client: Any
+    uri: str
+    experiment_id: str
+
+    @property
+    def sweep_id(self) -> str:
+        return str(self.kept.facts["id"])
+
+
+def _of_store(store: Store) -> Iterator[Difference]:
+    (parent, children), *others = families(store.client, store.experiment_id, store.sweep_id)
     for other, theirs in [(parent, children), *others] if parent is None else others:
         if other is not None:
             yield difference(f"run {other.info.run_id} is a second run of this sweep", other)
@@ -69,30 +100,89 @@ def _of_store(kept: Kept, client: Any, experiment_id: str) -> Iterator[Differenc
     if parent is None:
         yield difference("there is no run of this sweep")
         return
+    report = from_facts(store.kept.settings, store.kept.trials, store.kept.facts)
+    yield from _of_parent(store, report, parent)
+    yield from _of_children(store, parent, children)
+    yield from _of_models(store, children, report.best_loss)
+
+
+# --- the sweep's own run
+
+
+def _of_parent(store: Store, report: Report, parent: Any) -> Iterator[Difference]:
+    kept, facts = store.kept, store.kept.facts
+    if kept.workload is None:
+        return
+    result = SweepResult(
+        settings=kept.settings,
+        workload=kept.workload,
+        trials=tuple(kept.trials),
+        front=kept.front,
+        interrupted=kept.is_open,
+        ended=Ended.from_fact(facts[ENDED]),
+    )
+    expected = of_sweep(
+        result,
+        report,
+        store.sweep_id,
+        (store.experiment_id, parent.info.run_id),
+        reference_is_fixed=facts[REFERENCE] is not None,
+        has_front=gallery.FRONT_FILE in (facts[FILES] or {}),
+        final=not kept.is_open,
+    )
     if parent.info.status != "FINISHED":
         yield difference(f"the run of this sweep is {parent.info.status}, not FINISHED")
-    artifacts = _artifacts(parent)
-    for name in COPIES if artifacts else ():
-        if _bytes(artifacts / name) != _bytes(kept.folder / name):
-            yield difference(f"{name} of the sweep's run is not the one in {kept.folder}")
-    yield from _of_children(kept, children)
-    yield from _of_models(kept, models_of(client, experiment_id, str(kept.facts["id"])))
+    found = points.histories(store.client, store.uri, [(parent, expected.points)])[parent.info.run_id]
+    for text, must_go in (*_of_run(parent, expected, found), *_of_input(kept, parent)):
+        yield difference(f"the run of this sweep: {text}", parent if must_go else None)
+    yield from _of_artifacts(kept, parent, texts(result, facts["data_counts"]))
 
 
-def _of_children(kept: Kept, children: list[Any]) -> Iterator[Difference]:
+def _of_input(kept: Kept, parent: Any) -> Iterator[Fault]:
+    """The rows. Their source and profile MLflow keeps once for all sweeps that read them."""
+    digest = digest_of(kept.workload) if kept.workload else ""
+    there = [one for one in parent.inputs.dataset_inputs if one.dataset.digest == digest]
+    n_inputs = len(parent.inputs.dataset_inputs)
+    if len(there) != 1 or n_inputs != 1:
+        yield f"its inputs are {n_inputs} data sets, not the one of its rows", n_inputs > 0
+    elif {tag.key: tag.value for tag in there[0].tags} != tags_of(kept.facts["data_counts"] or {}):
+        yield "counts of its rows are not those of the ledger", True
+
+
+def _of_artifacts(kept: Kept, parent: Any, written: Mapping[str, str]) -> Iterator[Difference]:
+    """What was logged with the run, where its artifacts lie on this machine."""
+    artifacts = _folder(parent.info.artifact_uri)
+    if artifacts is None:
+        return
+    expected = kept.facts[FILES] or {name: sha256_of(kept.folder / name) for name in COMPARED}
+    expected = {**expected, **{name: hashlib.sha256(text.encode()).hexdigest() for name, text in written.items()}}
+    for name, digest in expected.items():
+        if sha256_of(artifacts / name) != digest:
+            yield difference(f"{name} of the sweep's run is not the one that was written")
+
+
+# --- trials' runs
+
+
+def _of_children(store: Store, parent: Any, children: list[Any]) -> Iterator[Difference]:
+    kept = store.kept
     entries = {entry.result.key: entry for entry in kept.entries}
-    of_trial: dict[str, list[tuple[list[str], Any]]] = {}
+    due = []
     for run in children:
         key = run.data.tags.get("trial_key", "")
-        if key in entries:
-            faults = list(_of_child(run, entries[key], key in kept.front.keys))
-            of_trial.setdefault(key, []).append((faults, run))
-        else:
+        if key not in entries:
             yield difference(f"run {run.info.run_id} is of no trial of the ledger", run)
+        elif entries[key].result.state != "queued":
+            due.append((run, entries[key], _contents(store, entries[key], parent)))
+    found = points.histories(store.client, store.uri, [(run, contents.points) for run, _, contents in due])
+    of_trial: dict[str, list[tuple[list[Fault], Any]]] = {}
+    for run, entry, contents in due:
+        faults = [*_of_run(run, contents, found[run.info.run_id]), *_of_adapter(run, entry)]
+        of_trial.setdefault(entry.result.key, []).append((faults, run))
     for key, runs in of_trial.items():
         (faults, run), *others = sorted(runs, key=lambda pair: len(pair[0]))  # the best of several is the trial's
-        for text in faults:
-            yield difference(f"trial {entries[key].result.number}: {text}", run)
+        for text, must_go in faults:
+            yield difference(f"trial {entries[key].result.number}: {text}", run if must_go else None)
         for _, other in others:
             yield difference(f"run {other.info.run_id} is a second one of trial {entries[key].result.number}", other)
     for key, entry in entries.items():
@@ -100,53 +190,109 @@ def _of_children(kept: Kept, children: list[Any]) -> Iterator[Difference]:
             yield difference(f"trial {entry.result.number} has no run")
 
 
-def _of_models(kept: Kept, models: list[Any]) -> Iterator[Difference]:
-    """One model for each member of the front that has an adapter."""
-    there = Counter(model.tags["trial_key"] for model in models if model.status == "READY")
-    half = [model.tags["trial_key"] for model in models if model.status != "READY"]
-    for trial in kept.trials:
-        most = int(trial.key in kept.front.keys)
-        least = most if (kept.folder / "adapters" / trial.key).is_dir() else 0
-        count = there.pop(trial.key, 0)
-        if not least <= count <= most:
-            yield difference(f"trial {trial.number} has {count} models, expected {most}")
-        if trial.key in half:
-            yield difference(f"trial {trial.number} has a model that is half written")
-    if there:
-        yield difference(f"{there.total()} models are of no trial of the ledger")
+def _contents(store: Store, entry: Entry, parent: Any) -> Contents:
+    kept, on_front = store.kept, entry.result.key in store.kept.front.keys
+    where = (store.sweep_id, parent.info.run_id)
+    return of_trial(entry, kept.settings, *where, on_front=on_front, final=not kept.is_open)
 
 
-def _of_child(run: Any, entry: Entry, on_front: bool) -> Iterator[str]:
-    trial = entry.result
-    status = STATUS.get(trial.state, "RUNNING")
-    if run.info.status != status:
-        yield f"its run is {run.info.status}, expected {status}"
-    tags = {"state": trial.state, "on_pareto_front": str(on_front).lower(), "origin": trial.origin}
-    for name, value in tags.items():
-        if run.data.tags.get(name) != value:
-            yield f"tag {name} is {run.data.tags.get(name)!r}, the ledger has {value!r}"
-    params = {n: "+".join(v) if isinstance(v, list) else str(v) for n, v in trial.config.to_dict().items()}
-    if run.data.params != params:
-        wrong = sorted(n for n in {*params, *run.data.params} if params.get(n) != run.data.params.get(n))
-        yield f"params differ from its config: {', '.join(wrong)}"
-    last = asdict(trial.history[-1]) if trial.history else {}
-    last.pop("step", None)
-    for name, value in last.items():
-        found = run.data.metrics.get(name)
-        if isfinite(value) and found != value:
-            yield f"{name} is {found}, the ledger has {value}"
-    artifacts = _artifacts(run)
-    if trial.state == "completed" and artifacts:
+def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[Fault]:
+    """A run against its contents.
+
+    Args:
+        found: its points.
+    """
+    if expected.status != run.info.status and PARENT in expected.tags:
+        yield f"its run is {run.info.status}, expected {expected.status}", False
+    if run.info.run_name != expected.name:
+        yield f"its run is named {run.info.run_name!r}, expected {expected.name!r}", PARENT in expected.tags
+    if expected.ended_ms not in (None, run.info.end_time) and run.info.status == expected.status:
+        yield f"its run ended at {run.info.end_time}, the ledger has {expected.ended_ms} ms", False
+    for name, value in expected.tags.items():
+        there = run.data.tags.get(name)
+        if there != value and name == NOTE:
+            yield "its description is not what the ledger gives", False
+        elif there != value:
+            yield f"tag {name} is {there!r}, the ledger has {value!r}", False
+    if run.data.params != expected.params:
+        names = {*expected.params, *run.data.params}
+        wrong = sorted(n for n in names if expected.params.get(n) != run.data.params.get(n))
+        yield f"params differ from what was asked: {', '.join(wrong)}", True
+    faults = points.faults(found, run.data.metrics, expected.points)
+    if faults:
+        yield faults.text, not faults.only_gone
+
+
+def _of_adapter(run: Any, entry: Entry) -> Iterator[Fault]:
+    artifacts = _folder(run.info.artifact_uri)
+    if entry.result.state == "completed" and artifacts:
         fault = adapter_store.fault(artifacts / "adapter", entry.adapter_sha256)
         if fault:
-            yield f"its copy of the adapter: {fault}"
+            yield f"its copy of the adapter: {fault}", False
 
 
-def _artifacts(run: Any) -> Path | None:
-    """Where a run's artifacts lie on this machine; None where they lie elsewhere."""
-    place = urlsplit(run.info.artifact_uri)
+# --- models
+
+
+def _of_models(store: Store, children: Sequence[Any], best: int | None) -> Iterator[Difference]:
+    """One whole model for each member of the front that has an adapter, and the best of them registered.
+
+    Args:
+        best: number of the member that the report calls best.
+    """
+    kept = store.kept
+    runs = {run.data.tags.get("trial_key"): run for run in children}
+    models: dict[str, list[Any]] = {}
+    for model in models_of(store.client, store.experiment_id, store.sweep_id):
+        models.setdefault(model.tags["trial_key"], []).append(model)
+    for entry in kept.entries:
+        trial, there = entry.result, models.pop(entry.result.key, [])
+        most = int(trial.key in kept.front.keys)
+        least = most if (kept.folder / "adapters" / trial.key).is_dir() else 0
+        whole = [model for model in there if model.status == "READY"]
+        if not least <= len(whole) <= most:
+            yield difference(f"trial {trial.number} has {len(whole)} models, expected {most}")
+        if len(whole) < len(there):
+            yield difference(f"trial {trial.number} has a model that is half written")
+        for model in whole[:1] if len(whole) == len(there) == most else ():
+            for text in _of_model(model, entry, store.sweep_id, runs.get(trial.key)):
+                yield difference(f"trial {trial.number}: its model: {text}", model=model)
+            if trial.number == best and not kept.is_open and not _is_registered(store, model):
+                yield difference(f"the registered model {kept.settings.name}@{ALIAS} is not that of trial {best}")
+    if models:
+        yield difference(f"{sum(map(len, models.values()))} models are of no trial of the ledger")
+
+
+def _of_model(model: Any, entry: Entry, sweep_id: str, run: Any) -> Iterator[str]:
+    expected = of_model(entry, sweep_id)
+    if (model.name, model.model_type) != (expected.name, MODEL_TYPE):
+        yield f"it is {model.name!r}, a {model.model_type}; expected {expected.name!r}, a {MODEL_TYPE}"
+    if expected.params != model.params or not expected.tags.items() <= model.tags.items():
+        yield "its params or tags are not those of its trial"
+    metrics = {(m.key, points.stored(m.value), m.timestamp, m.step) for m in model.metrics or ()}
+    if metrics != {(name, points.stored(value), at, step) for name, value, at, step in expected.points}:
+        yield "its metrics are not those of its trial"
+    linked = {output.model_id for output in (run.outputs.model_outputs if run and run.outputs else ())}
+    if run and (model.source_run_id != run.info.run_id or model.model_id not in linked):
+        yield "it is not linked with the run of its trial"
+    folder = _folder(model.artifact_location)
+    fault = adapter_store.fault(folder, entry.adapter_sha256) if folder else None
+    if fault:
+        yield fault
+
+
+def _is_registered(store: Store, model: Any) -> bool:
+    """Whether a model is the one under the alias of the sweep's registered model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = store.client.get_model_version_by_alias(store.kept.settings.name, ALIAS)
+    except MlflowException:
+        return False
+    return (version.tags.get("model_id"), version.source) == (model.model_id, model.artifact_location)
+
+
+def _folder(uri: str) -> Path | None:
+    """Where artifacts lie on this machine; None where they lie elsewhere."""
+    place = urlsplit(uri)
     return Path(unquote(place.path)) if place.scheme in ("", "file") else None
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
