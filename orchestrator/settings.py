@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.security.folder_access import refuse_shared
 from search_spaces import Frozen, Space, first_fault
-from trainables.config import ComputeDtype, Engine, Loop, TrialConfig
-from trainables.errors import ConfigError, did_you_mean
+from trainables.values.config import ComputeDtype, Engine, Loop, TrialConfig
+from trainables.values.errors import ConfigError, did_you_mean
 
 ROOT = Path("mlflow_runs")
 """Where all state lives, relative to the working directory."""
@@ -54,7 +54,7 @@ class SweepSettings(Frozen):
         space: the search space itself, so that a later edit of its file changes nothing.
         n_trials: configs that the search takes up; each 4-bit one that completes adds its twin.
         max_steps: steps of a full trial, in place of the space's own.
-        base_model, data: sources as in trainables.base_model.find and trainables.alpaca.read_rows.
+        base_model, data: sources as in trainables.models.base_model.find and trainables.data.alpaca.read_rows.
         device: where trials run.
         gpus_per_trial: share of a GPU, or a whole number of them; 1 by default.
         device_kind: the one kind of GPU that trials run on, as Ray names it (T4, A100, H200); None takes any.

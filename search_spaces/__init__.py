@@ -14,8 +14,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trainables.config import MAX_WHOLE, TARGETS, TrialConfig
-from trainables.errors import ConfigError, did_you_mean
+from trainables.values.config import MAX_WHOLE, TARGETS, TrialConfig
+from trainables.values.errors import ConfigError, did_you_mean
 
 FOLDER = Path(__file__).parent
 Method = Literal["tpe", "nsga2", "gp", "random", "grid", "qmc"]

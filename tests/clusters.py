@@ -20,10 +20,10 @@ from orchestrator.security import ray_guard
 from orchestrator.workers import node_inputs
 from orchestrator.workers.adapter_store import WEIGHTS
 from orchestrator.workers.tune_trainable import Report, Task
-from trainables.config import Workload, rungs
-from trainables.errors import Unreachable
-from trainables.findings import Judgement
-from trainables.results import Cost, Measurement
+from trainables.values.config import Workload, rungs
+from trainables.values.errors import Unreachable
+from trainables.values.findings import Judgement
+from trainables.values.results import Cost, Measurement
 
 NICENESS = "RAY_worker_niceness"
 

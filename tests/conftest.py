@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from trainables.config import TrialConfig, Workload
+from trainables.values.config import TrialConfig, Workload
 
 if TYPE_CHECKING:  # what takes seconds is imported by who uses it: the process that only hands tests out does not
-    from trainables import data
-    from trainables.bench import Bench
+    from trainables.data import tokens as data
+    from trainables.worker_cache import Bench
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -54,14 +54,15 @@ def tiny_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tokens(tiny_folder, tmp_path_factory) -> "data.TokenizedData":
     """The demo's rows, split and tokenized."""
-    from trainables import alpaca, data
+    from trainables.data import alpaca
+    from trainables.data import tokens as data
 
     return data.tokenize(alpaca.read_rows("demo"), tiny_folder, tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="session")
 def splits(tokens) -> "dict[str, list[data.TokenRow]]":
-    from trainables import data
+    from trainables.data import tokens as data
 
     return data.load(tokens.folder)
 
@@ -69,8 +70,8 @@ def splits(tokens) -> "dict[str, list[data.TokenRow]]":
 @pytest.fixture(scope="session")
 def workload(tiny_folder, tokens) -> Workload:
     """The tiny base and the demo's rows in float32."""
-    from trainables.base_model import BaseModel
-    from trainables.inputs import Inputs
+    from trainables.models.base_model import BaseModel
+    from trainables.models.inputs import Inputs
 
     base = BaseModel(source=str(tiny_folder), folder=tiny_folder, weights="random")
     return Inputs(base=base, rows_source="demo", tokens=tokens).workload("float32")
@@ -79,7 +80,7 @@ def workload(tiny_folder, tokens) -> Workload:
 @pytest.fixture(scope="session")
 def bench(workload) -> "Bench":
     """A CPU bench. Who uses it gives both bases back untouched."""
-    from trainables.bench import Bench
+    from trainables.worker_cache import Bench
 
     return Bench(workload, "cpu")
 

@@ -18,17 +18,17 @@ from ray.tune.utils import flatten_dict
 
 import search_spaces
 from orchestrator import settings
+from orchestrator.driver.recorder import Recorder
+from orchestrator.driver.scheduler import Pruner
+from orchestrator.driver.searcher import SweepSearcher
 from orchestrator.ledger import Ledger
-from orchestrator.pruning.scheduler import Pruner
-from orchestrator.search.searcher import SweepSearcher
 from orchestrator.settings import SweepSettings
 from orchestrator.workers import adapter_store
-from orchestrator.workers.recorder import Recorder
 from orchestrator.workers.tune_trainable import Report, Task
 from search_spaces import Space
-from trainables.config import TrialConfig, Workload, rungs
-from trainables.findings import Comparison, Estimate, Judgement, Similarity
-from trainables.results import Cost, Measurement, TrialResult
+from trainables.values.config import TrialConfig, Workload, rungs
+from trainables.values.findings import Comparison, Estimate, Judgement, Similarity
+from trainables.values.results import Cost, Measurement, TrialResult
 
 REPO = Path(__file__).resolve().parents[1]
 COMMAND = (sys.executable, "-m", "orchestrator.cli")

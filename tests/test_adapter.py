@@ -10,10 +10,10 @@ from peft import PeftModel
 from safetensors.torch import load, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainables import adapter, base_model
-from trainables.config import TARGETS, TrialConfig
-from trainables.errors import ConfigError
-from trainables.training import EagerEngine
+from trainables.models import base_model, lora
+from trainables.training.eager import EagerEngine
+from trainables.values.config import TARGETS, TrialConfig
+from trainables.values.errors import ConfigError
 
 PRECISIONS = ("16bit", "nf4")
 SHAPES = {"attn.c_attn": (64, 192), "attn.c_proj": (64, 64), "mlp.c_fc": (64, 256), "mlp.c_proj": (256, 64)}
@@ -53,7 +53,7 @@ def train(model, config: TrialConfig, n_steps: int = 3) -> None:
         engine.step(IDS, IDS)
 
 
-CONFIG, WEIGHTS = adapter.FILES
+CONFIG, WEIGHTS = lora.FILES
 
 
 def trainable(model) -> dict[str, torch.Tensor]:
@@ -61,7 +61,7 @@ def trainable(model) -> dict[str, torch.Tensor]:
 
 
 def files_of(model, config: TrialConfig) -> dict[str, bytes]:
-    return adapter.to_files(config, adapter.matrices_of(model), base_name="tiny")
+    return lora.to_files(config, lora.matrices_of(model), base_name="tiny")
 
 
 @pytest.fixture(params=PRECISIONS)
@@ -75,12 +75,12 @@ def attached(bench):
     models = []
 
     def attach(config: TrialConfig, base=None):
-        models.append(adapter.attach(base or bench.base(config.precision), config, base_name="tiny"))
+        models.append(lora.attach(base or bench.base(config.precision), config, base_name="tiny"))
         return models[-1]
 
     yield attach
     for model in reversed(models):
-        adapter.detach(model)
+        lora.detach(model)
 
 
 def test_equal_seeds_give_equal_weights_at_both_precisions_and_other_seeds_do_not(attached, small_config):
@@ -94,9 +94,9 @@ def test_equal_seeds_give_equal_weights_at_both_precisions_and_other_seeds_do_no
 def test_another_seed_gives_other_weights(bench, small_config):
     drawn = []
     for seed in (3, 4):
-        model = adapter.attach(bench.base("16bit"), small_config(seed=seed), base_name="tiny")
+        model = lora.attach(bench.base("16bit"), small_config(seed=seed), base_name="tiny")
         drawn.append(trainable(model))
-        adapter.detach(model)
+        lora.detach(model)
     assert all(not torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0] if "lora_A" in name)
 
 
@@ -137,10 +137,10 @@ def test_detach_restores_the_base_bit_for_bit(bench, small_config, precision):
     before = snapshot(base)
     config = small_config(precision=precision, targets=TARGETS)
     for _ in range(2):
-        model = adapter.attach(base, config, base_name="tiny")
+        model = lora.attach(base, config, base_name="tiny")
         train(model, config)
         assert not torch.equal(logits(model), before["logits"])
-        assert adapter.detach(model) is base
+        assert lora.detach(model) is base
         assert_untouched(base, before)
 
 
@@ -174,7 +174,7 @@ def test_a_fresh_adapters_matrices_are_those_of_an_attached_one_and_leave_the_ba
 ):
     config = small_config(precision=precision, targets=TARGETS, seed=3)
     before = snapshot(bench.base(precision))
-    loose = adapter.fresh_matrices(bench.base(precision), config)
+    loose = lora.fresh_matrices(bench.base(precision), config)
     assert_untouched(bench.base(precision), before)
     theirs = trainable(attached(config))
     assert list(loose) == list(theirs)
@@ -185,13 +185,13 @@ def test_files_attach_again_and_come_off_again(bench, small_config, precision):
     base = bench.base(precision)
     before = snapshot(base)
     config = small_config(precision=precision)
-    model = adapter.attach(base, config, base_name="tiny")
+    model = lora.attach(base, config, base_name="tiny")
     train(model, config)
     tuned, files = logits(model), files_of(model, config)
-    adapter.detach(model)
-    again = adapter.from_files(base, files)
+    lora.detach(model)
+    again = lora.from_files(base, files)
     assert torch.equal(logits(again), tuned)
-    adapter.detach(again)
+    lora.detach(again)
     assert_untouched(base, before)
 
 
@@ -214,14 +214,14 @@ def without_a_weight(content: bytes) -> bytes:
 def test_files_that_cannot_be_attached_leave_the_base_alone(bench, small_config, precision, name, damage, message):
     base = bench.base(precision)
     config = small_config(precision=precision)
-    files = adapter.to_files(config, adapter.fresh_matrices(base, config), base_name="tiny")
+    files = lora.to_files(config, lora.fresh_matrices(base, config), base_name="tiny")
     before = snapshot(base)
     content = files.pop(name)
     if damage:
         assert damage(content) != content
         files[name] = damage(content)
     with pytest.raises(Exception, match=message):
-        adapter.from_files(base, files)
+        lora.from_files(base, files)
     assert_untouched(base, before)
 
 
@@ -241,7 +241,7 @@ def test_the_adapter_is_float32_on_a_bfloat16_base(workload, attached, small_con
     config = small_config(precision=precision)
     model = attached(config, base)
     assert {value.dtype for value in trainable(model).values()} == {torch.float32}
-    again = adapter.from_files(
+    again = lora.from_files(
         base_model.load(replace(workload, compute_dtype="bfloat16"), precision, "cpu"), files_of(model, config)
     )
     assert {p.dtype for name, p in again.named_parameters() if "lora" in name} == {torch.float32}
@@ -258,7 +258,7 @@ def test_a_target_that_the_base_does_not_have_is_refused_and_leaves_it_alone(sma
     )
     base = LlamaForCausalLM(shape)
     with pytest.raises(ConfigError, match=r"targets: 'attn\.c_attn' matches no module of other"):
-        adapter.attach(base, small_config(), base_name="other")
+        lora.attach(base, small_config(), base_name="other")
     assert not any("lora" in name for name, _ in base.named_modules())
 
 

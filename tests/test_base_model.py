@@ -16,8 +16,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainables import base_model, demo
-from trainables.errors import ConfigError
+from trainables import demo
+from trainables.models import base_model
+from trainables.values.errors import ConfigError
 
 BLOCK, NESTED_BLOCK = 64, 256
 

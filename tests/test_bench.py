@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.bench import measurement, memory_shapes, stand_in
-from trainables import alpaca, base_model, data
-from trainables.errors import ConfigError, DataError
-from trainables.evaluation import eval_loss
+from trainables.data import alpaca, tokens
+from trainables.evaluation.held_out import eval_loss
+from trainables.models import base_model
+from trainables.values.errors import ConfigError, DataError
 
 ROWS = alpaca.read_rows("demo").rows
 SECONDS = 40.0
@@ -87,9 +88,9 @@ def test_training_lowers_the_held_out_loss_and_keeps_the_best_weights(made, work
 
 def test_weights_from_before_the_held_out_loss_rose_are_kept(tiny_folder):
     noise = torch.randint(1, 1024, (4, 64), generator=torch.Generator().manual_seed(0)).tolist()
-    held_out = [data.TokenRow(input_ids=tuple(ids), n_prompt_tokens=1) for ids in noise]
+    held_out = [tokens.TokenRow(input_ids=tuple(ids), n_prompt_tokens=1) for ids in noise]
     rows = [
-        data.TokenRow(input_ids=(7,) * 64, n_prompt_tokens=0)
+        tokens.TokenRow(input_ids=(7,) * 64, n_prompt_tokens=0)
     ]  # whatever is learnt from these, noise is not like it
     model, untouched = (stand_in.untrained(tiny_folder, seed=0) for _ in range(2))
     first, *later = stand_in.train(model, rows, held_out, seconds=SECONDS, seed=0, clock=ticks())

@@ -19,11 +19,11 @@ from orchestrator.ledger.rows import COMPARISON, COST, JUDGEMENT
 from orchestrator.workers.tune_trainable import Task
 from tests.bench import overhead, speed
 from tests.sweeps import REPO
-from trainables import adapter, base_model
-from trainables.config import TARGETS, TrialConfig
-from trainables.predicted_memory import HUB_SHAPES, shape_in
-from trainables.results import Measurement
-from trainables.training import EagerEngine
+from trainables.cost.predicted_memory import HUB_SHAPES, shape_in
+from trainables.models import base_model, lora
+from trainables.training.eager import EagerEngine
+from trainables.values.config import TARGETS, TrialConfig
+from trainables.values.results import Measurement
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10)).map(lambda one: (one[0], one[0] + one[1])))
 
@@ -69,14 +69,14 @@ def test_a_step_s_operations_are_those_that_pytorch_counts(plain_attention_base,
     config = TrialConfig(
         precision="16bit", rank=4, alpha=8, targets=targets, batch_size=2, max_length_tokens=48, dropout=0.0, loop=loop
     )
-    model = adapter.attach(plain_attention_base, config, base_name="tiny")
+    model = lora.attach(plain_attention_base, config, base_name="tiny")
     try:
         engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
         ids = torch.randint(1024, (2, 48), generator=torch.Generator().manual_seed(0))
         with FlopCounterMode(display=False) as counter:
             engine.step(ids, ids)
     finally:
-        adapter.detach(model)
+        lora.detach(model)
     assert speed.step_flops(shape_in(tiny_folder), config) == counter.get_total_flops()
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from trainables import adapter, bias
-from trainables.findings import BiasShift
+from trainables.comparison import bias
+from trainables.models import lora
+from trainables.values.findings import BiasShift
 
 
 @pytest.fixture(scope="module", params=["16bit", "nf4"])
@@ -70,14 +71,14 @@ def test_padding_changes_no_prompts_distribution(base):
 
 def test_the_adapter_is_read_through(bench, small_config, tiny_folder):
     bare = bias.gaps(bench.base("16bit"), tiny_folder)
-    model = adapter.attach(bench.base("16bit"), small_config(), base_name="tiny")
+    model = lora.attach(bench.base("16bit"), small_config(), base_name="tiny")
     try:
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(p)
         tuned = bias.gaps(model, tiny_folder)
     finally:
-        adapter.detach(model)
+        lora.detach(model)
     assert all(not np.allclose(tuned[about], bare[about]) for about in bare)
 
 

@@ -16,14 +16,14 @@ from subprocess import Popen
 
 import pytest
 
+from orchestrator.driver.sweep import SweepResult, result_of
 from orchestrator.figures import gallery as figures
 from orchestrator.figures.style import PRECISION_COLOURS
 from orchestrator.settings import save, sweep_folder
-from orchestrator.sweep import SweepResult, result_of
 from orchestrator.tracking.publishing import publish
 from tests.stores import place_store
 from tests.sweeps import COMMAND, GRID, REPO, WORKLOAD, Desk, completes, cost, environment, make, space
-from trainables.results import MemoryBreakdown
+from trainables.values.results import MemoryBreakdown
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCREENSHOTS = REPO / "build" / "screenshots"

@@ -4,17 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.analysis.budgets import ENDED, FINISHED, SPENT, Ended, Spent, exceeded, flat, still_needed, window
 from orchestrator.analysis.front import REFERENCE, counted, fixed_reference, front_of, volume_of
 from orchestrator.analysis.pareto import hypervolume
+from orchestrator.analysis.status import status_of
+from orchestrator.driver.searcher import SweepSearcher
+from orchestrator.driver.stopping import Stopping
 from orchestrator.report.content import read
 from orchestrator.report.text import markdown
-from orchestrator.search.budgets import ENDED, FINISHED, SPENT, Ended, Spent, exceeded, flat, still_needed, window
-from orchestrator.search.searcher import SweepSearcher
-from orchestrator.search.stopping import Stopping
-from orchestrator.status import status_of
 from tests.sweeps import GRID, TPE, WORKLOAD, Desk, completes, make, measurement, space, trial
-from trainables.config import TrialConfig
-from trainables.errors import ConfigError
+from trainables.values.config import TrialConfig
+from trainables.values.errors import ConfigError
 
 ENDLESS = TPE | {"fixed": TPE["fixed"] | {"precision": "16bit"}}
 ENDLESS["parameters"] = {k: v for k, v in TPE["parameters"].items() if k != "precision"}

@@ -34,9 +34,9 @@ from tests.sweeps import (
     similarity,
     trial,
 )
-from trainables.config import TrialConfig
-from trainables.errors import ConfigError
-from trainables.findings import BiasShift, Comparison, KlShare
+from trainables.values.config import TrialConfig
+from trainables.values.errors import ConfigError
+from trainables.values.findings import BiasShift, Comparison, KlShare
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
 TWIN = NF4.counterpart

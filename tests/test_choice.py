@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from orchestrator import settings as settings_file
 from orchestrator.analysis.choice import BEST, KNEE, best, choose, knee, mib_of, stairs
 from orchestrator.analysis.front import front_of
+from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.report import export
 from orchestrator.report.content import report_of
-from orchestrator.search.infeasible import nothing_counts
 from orchestrator.settings import sweep_folder
 from tests.sweeps import (
     GRID,
@@ -28,8 +28,8 @@ from tests.sweeps import (
     space,
     trial,
 )
-from trainables.config import TrialConfig
-from trainables.errors import ConfigError
+from trainables.values.config import TrialConfig
+from trainables.values.errors import ConfigError
 
 OBJECTIVES = ("peak_memory_mib", "eval_loss_nats")
 ASKED = make(objectives=OBJECTIVES)

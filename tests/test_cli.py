@@ -12,11 +12,12 @@ from time import sleep
 
 import pytest
 
-from orchestrator import cli, sweep
 from orchestrator import settings as settings_file
+from orchestrator.cli import app
+from orchestrator.driver import sweep
 from orchestrator.tracking import ui
 from tests.sweeps import command, make
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 SPACE = """
 parameters: {{rank: {{values: [{rank}]}}, precision: {{values: [{precision}]}}}}
@@ -200,7 +201,7 @@ def test_a_path_that_cannot_be_written_is_named_by_every_command(number, code, c
         raise OSError(number, os.strerror(number), "report.md")
 
     with pytest.raises(SystemExit) as ended:
-        cli.main(work)
+        app.main(work)
     assert ended.value.code == code
     (line,) = capsys.readouterr().err.splitlines()
     assert "report.md" in line
@@ -209,7 +210,7 @@ def test_a_path_that_cannot_be_written_is_named_by_every_command(number, code, c
 def test_a_fault_that_no_user_can_mend_keeps_its_traceback(monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     with pytest.raises(OSError, match="Bad file descriptor"):
-        cli.main(lambda: os.close(10_000))
+        app.main(lambda: os.close(10_000))
 
 
 def test_an_address_where_nothing_listens_is_unreachable(tmp_path):

@@ -14,14 +14,14 @@ import ray
 from ray.exceptions import RayActorError
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator import plan, sweep
 from orchestrator.cluster import newcomers, nodes, ray_cluster
+from orchestrator.driver import plan, sweep
 from orchestrator.ledger import Ledger
 from orchestrator.workers import faults, node_inputs, warm
 from tests.clusters import Sleeper, add_node, joined_cluster
 from tests.sweeps import command, environment, make, space
-from trainables.config import Workload
-from trainables.errors import ConfigError, Unreachable
+from trainables.values.config import Workload
+from trainables.values.errors import ConfigError, Unreachable
 
 SIXTEEN = {"rank": {"values": [1, 2, 4, 8]}, "precision": {"values": ["16bit"]}}
 

@@ -18,7 +18,7 @@ import typer
 import yaml
 from dockerfile_parse import DockerfileParser
 
-from orchestrator.cli import app
+from orchestrator.cli.app import app
 from tests.sweeps import REPO
 
 FOLDER = REPO / "orchestrator" / "cluster"

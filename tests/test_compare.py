@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from tests.test_adapter import assert_untouched, snapshot
-from trainables import base_model, bias, compare, evaluation
-from trainables.bench import Bench
-from trainables.config import TrialConfig
-from trainables.findings import Comparison, Judgement
-from trainables.graph import Unrecordable
+from trainables.comparison import bias, compare
+from trainables.evaluation import held_out
+from trainables.models import base_model
+from trainables.training.graph import Unrecordable
 from trainables.trial import Trial
+from trainables.values.config import TrialConfig
+from trainables.values.findings import Comparison, Judgement
+from trainables.worker_cache import Bench
 
 CONFIG = TrialConfig(
     precision="nf4", rank=4, alpha=8, learning_rate=3e-3, batch_size=2, max_length_tokens=64, max_steps=6
@@ -35,7 +37,7 @@ def trained(bench: Bench, config: TrialConfig) -> dict[str, bytes]:
 def few(workload) -> Bench:
     """A bench of its own with few held-out rows, of which the decoded ones are a part."""
     own = Bench(workload, "cpu")
-    own.rows = own.rows | {name: own.rows[name][: evaluation.N_DECODED_ROWS + 6] for name in ("search", "report")}
+    own.rows = own.rows | {name: own.rows[name][: held_out.N_DECODED_ROWS + 6] for name in ("search", "report")}
     return own
 
 
@@ -69,8 +71,8 @@ def test_comparing_with_the_twin_repeats_exactly_and_leaves_both_bases_untouched
 
 def test_a_comparison_is_of_all_search_rows_and_of_the_first_ones_for_decoding(compared):
     for similarity in (compared.quantized, compared.untuned):
-        assert similarity.n_rows == evaluation.N_DECODED_ROWS + 6
-        assert similarity.n_decoded_rows == evaluation.N_DECODED_ROWS
+        assert similarity.n_rows == held_out.N_DECODED_ROWS + 6
+        assert similarity.n_decoded_rows == held_out.N_DECODED_ROWS
     assert 0.9 < compared.quantized.embedding_cosine.value < 1  # close to its twin and not the same
     assert 0 < compared.quantized.token_match_rate.value < 1
     assert compared.quantized.kl_nats.value > 0
@@ -78,13 +80,13 @@ def test_a_comparison_is_of_all_search_rows_and_of_the_first_ones_for_decoding(c
 
 def test_both_models_read_the_twins_text(few, pair, compared):
     """The cosine by hand; over each model's own text it would be another."""
-    rows = few.rows["search"][: evaluation.N_DECODED_ROWS]
+    rows = few.rows["search"][: held_out.N_DECODED_ROWS]
     with compare.attached(few.base("16bit"), pair[1]) as model:
-        texts = evaluation.greedy(model, rows)
-        twin = evaluation.pooled_states(model, rows, texts)
+        texts = held_out.greedy(model, rows)
+        twin = held_out.pooled_states(model, rows, texts)
     with compare.attached(few.base("nf4"), pair[0]) as model:
-        own_texts = evaluation.greedy(model, rows)
-        ours, on_own_text = (evaluation.pooled_states(model, rows, read) for read in (texts, own_texts))
+        own_texts = held_out.greedy(model, rows)
+        ours, on_own_text = (held_out.pooled_states(model, rows, read) for read in (texts, own_texts))
     norms = np.linalg.norm(twin, axis=1)
     cosine, other = (np.mean((x * twin).sum(axis=1) / np.linalg.norm(x, axis=1) / norms) for x in (ours, on_own_text))
     assert compared.quantized.embedding_cosine.value == pytest.approx(cosine, abs=1e-6)
@@ -149,8 +151,8 @@ def test_row_losses_sum_to_the_held_out_loss_with_and_without_the_adapter(few, p
     found = compare.judge(few, replace(CONFIG, precision=precision), files=files)
     rows = few.rows["report"]
     with compare.attached(few.base(precision), files) as model:
-        assert found.eval_loss_nats == pytest.approx(evaluation.eval_loss(model, rows), rel=1e-6)
-    assert found.untuned_loss_nats == pytest.approx(evaluation.eval_loss(few.base(precision), rows), rel=1e-6)
+        assert found.eval_loss_nats == pytest.approx(held_out.eval_loss(model, rows), rel=1e-6)
+    assert found.untuned_loss_nats == pytest.approx(held_out.eval_loss(few.base(precision), rows), rel=1e-6)
     assert found.eval_loss_nats < found.untuned_loss_nats
     assert [len(found.row_nats), len(found.row_tokens), len(found.untuned_row_nats)] == [len(rows)] * 3
     assert sum(found.row_tokens) == sum(
@@ -163,7 +165,7 @@ def test_each_row_carries_its_own_loss(few, pair):
     rows = few.rows["report"]
     found = compare.judge(few, CONFIG, files=pair[0])
     with compare.attached(few.base("nf4"), pair[0]) as model:
-        one_by_one = [evaluation.eval_loss(model, [row]) for row in rows[:7]]
+        one_by_one = [held_out.eval_loss(model, [row]) for row in rows[:7]]
     means = np.array(found.row_nats) / np.array(found.row_tokens)
     np.testing.assert_allclose(means[:7], one_by_one, rtol=1e-5)
 
@@ -186,9 +188,9 @@ def test_a_judgement_of_a_4_bit_trial_is_complete_and_repeats_exactly(few, pair,
 def test_the_groups_of_a_judgement_weigh_out_to_the_kl_of_all_tokens(few, pair, judged):
     rows = few.rows["report"]
     with compare.attached(few.base("16bit"), pair[1]) as model:
-        reference = evaluation.response_states(model, rows)
+        reference = held_out.response_states(model, rows)
     with compare.attached(few.base("nf4"), pair[0]) as model:
-        kl, _ = evaluation.divergence(model, evaluation.response_states(model, rows), reference)
+        kl, _ = held_out.divergence(model, held_out.response_states(model, rows), reference)
     for by in {share.by for share in judged.felt}:
         shares = [share for share in judged.felt if share.by == by]
         assert sum(share.n_tokens for share in shares) == len(kl) == sum(judged.row_tokens)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainables.config import FINAL_STATES, TARGETS, TrialConfig, Workload, canonical_json, rungs
-from trainables.errors import ConfigError, SweepError, TrialFailed
+from trainables.values.config import FINAL_STATES, TARGETS, TrialConfig, Workload, canonical_json, rungs
+from trainables.values.errors import ConfigError, SweepError, TrialFailed
 
 POSITIVE = st.floats(min_value=1e-300, max_value=1e30) | st.integers(min_value=1, max_value=10**9)
 CONFIGS = st.builds(

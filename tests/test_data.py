@@ -19,11 +19,14 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.conftest import SHARED_DATA
-from trainables import alpaca, base_model, data, demo
-from trainables.alpaca import SPLIT_ROWS, Row
-from trainables.data import IGNORE, TokenRow
-from trainables.errors import ConfigError, DataError
-from trainables.task_kind import TASK_KINDS, task_kind
+from trainables import demo
+from trainables.data import alpaca
+from trainables.data import tokens as data
+from trainables.data.alpaca import SPLIT_ROWS, Row
+from trainables.data.task_kind import TASK_KINDS, task_kind
+from trainables.data.tokens import IGNORE, TokenRow
+from trainables.models import base_model
+from trainables.values.errors import ConfigError, DataError
 
 GOOD = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
 BAD = {

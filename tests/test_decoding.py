@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainables import adapter, base_model, demo
-from trainables.config import TARGETS, TrialConfig
-from trainables.decoding import greedy_texts
+from trainables import demo
+from trainables.evaluation.decoding import greedy_texts
+from trainables.models import base_model, lora
+from trainables.values.config import TARGETS, TrialConfig
 
 END = 0
 PROMPTS = ([5], [9, 8, 7, 6], list(range(300, 340)), [17] * 11)
@@ -18,7 +19,7 @@ def model(request, workload):
     """The demo's base under an adapter that is not without effect."""
     base = base_model.load(replace(workload, base_folder=str(demo.FOLDER)), request.param, "cpu")
     config = TrialConfig(precision=request.param, rank=4, alpha=8, targets=TARGETS)
-    tuned = adapter.attach(base, config, base_name="demo").eval()
+    tuned = lora.attach(base, config, base_name="demo").eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in tuned.named_parameters():

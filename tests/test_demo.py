@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainables import demo
-from trainables.demo import build, check
-from trainables.demo.kinds import WITH_INPUT, WITHOUT_INPUT
-from trainables.demo.rows import alpaca_rows, framed, rows_by_kind
+from trainables.demo.build import build, check
+from trainables.demo.build.kinds import WITH_INPUT, WITHOUT_INPUT
+from trainables.demo.build.rows import alpaca_rows, framed, rows_by_kind
 
 
 @pytest.fixture(scope="module", autouse=True)

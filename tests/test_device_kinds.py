@@ -10,10 +10,10 @@ from rich.console import Console
 from orchestrator.analysis.choice import knee
 from orchestrator.analysis.costs import cost_table, savings
 from orchestrator.analysis.front import front_of
+from orchestrator.cli.progress import front_table
 from orchestrator.ledger import Ledger
-from orchestrator.progress import front_table
 from tests.sweeps import Desk, completes, cost, make, measurement, space, trial
-from trainables.config import TrialConfig
+from trainables.values.config import TrialConfig
 
 A100, T4 = "NVIDIA A100", "Tesla T4"
 CONFIG = TrialConfig(precision="16bit", rank=4, alpha=8)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from trainables.device_turn import DeviceTurn
+from trainables.cost.device_lock import DeviceTurn
 
 WORKER = """
 import sys, time

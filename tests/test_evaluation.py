@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from trainables import adapter, base_model, demo, evaluation
-from trainables.config import TARGETS, TrialConfig
-from trainables.data import TokenRow
-from trainables.evaluation import MAX_NEW_TOKENS
-from trainables.training import EagerEngine
+from trainables import demo
+from trainables.data.tokens import TokenRow
+from trainables.evaluation import held_out
+from trainables.evaluation.held_out import MAX_NEW_TOKENS
+from trainables.models import base_model, lora
+from trainables.training.eager import EagerEngine
+from trainables.values.config import TARGETS, TrialConfig
 
 END = 0
 
 
 def tuned_model(base, config, row: TokenRow):
     """The base under an adapter that says something: trained for two steps with dropout on."""
-    model = adapter.attach(base, config, base_name="tiny")
+    model = lora.attach(base, config, base_name="tiny")
     ids = torch.tensor([row.input_ids])
     engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
     for _ in range(2):
@@ -53,16 +55,16 @@ def test_eval_loss_is_the_token_weighted_mean_of_a_plain_loop(model, rows):
         log_probabilities = plain_logits(model, kept.input_ids).log_softmax(dim=-1)
         for position in range(max(1, kept.n_prompt_tokens), len(kept.input_ids)):
             losses.append(-float(log_probabilities[position - 1, kept.input_ids[position]]))
-    assert evaluation.eval_loss(model, rows) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert held_out.eval_loss(model, rows) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_eval_loss_depends_neither_on_the_order_of_rows_nor_on_training_mode(model, rows):
-    expected = evaluation.eval_loss(model.eval(), rows)
-    assert evaluation.eval_loss(model.train(), list(reversed(rows))) == pytest.approx(expected, rel=1e-6)
+    expected = held_out.eval_loss(model.eval(), rows)
+    assert held_out.eval_loss(model.train(), list(reversed(rows))) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_held_out_row_keeps_as_much_as_the_base_has_positions(model):
-    assert evaluation.eval_length(model) == evaluation.eval_length(model.get_base_model()) == 256
+    assert held_out.eval_length(model) == held_out.eval_length(model.get_base_model()) == 256
 
 
 def plain_greedy(model, prompt: list[int]) -> list[int]:
@@ -75,7 +77,7 @@ def plain_greedy(model, prompt: list[int]) -> list[int]:
 
 def test_greedy_is_argmax_token_by_token_to_the_end_token(model, rows):
     prompts = [list(row.input_ids[: row.n_prompt_tokens])[-(256 - MAX_NEW_TOKENS) :] for row in rows]
-    texts = evaluation.greedy(model.train(), rows)
+    texts = held_out.greedy(model.train(), rows)
     assert texts == [plain_greedy(model, prompt) for prompt in prompts]
     ended = [text[-1] == END for text in texts]
     assert any(ended), "no text ended: the test shows too little"
@@ -84,7 +86,7 @@ def test_greedy_is_argmax_token_by_token_to_the_end_token(model, rows):
 
 def test_pooled_states_are_the_mean_over_text_positions_of_a_plain_loop(model, rows):
     texts = [[5, 6, 7, END][: 1 + i % 4] for i in range(len(rows))]
-    pooled = evaluation.pooled_states(model.train(), rows, texts)
+    pooled = held_out.pooled_states(model.train(), rows, texts)
     assert pooled.shape == (len(rows), 128)
     for row, text, ours in zip(rows, texts, pooled, strict=True):
         prompt = list(row.input_ids[: row.n_prompt_tokens])[-(256 - MAX_NEW_TOKENS) :]
@@ -95,13 +97,13 @@ def test_pooled_states_are_the_mean_over_text_positions_of_a_plain_loop(model, r
 
 def test_each_row_needs_a_text(model, rows):
     with pytest.raises(ValueError, match="shorter"):
-        evaluation.pooled_states(model, rows[:2], [[5]])
+        held_out.pooled_states(model, rows[:2], [[5]])
 
 
 def test_evaluating_leaves_weights_and_gradients_alone(model, rows):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    evaluation.eval_loss(model, rows[:3])
-    evaluation.pooled_states(model, rows[:3], evaluation.greedy(model, rows[:3]))
+    held_out.eval_loss(model, rows[:3])
+    held_out.pooled_states(model, rows[:3], held_out.greedy(model, rows[:3]))
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
 
 
@@ -116,8 +118,8 @@ def plain_rows(model, rows) -> list[tuple[torch.Tensor, list[int]]]:
 
 
 def test_response_states_are_in_the_order_of_the_rows_and_have_a_token_each(model, rows):
-    states = evaluation.response_states(model.train(), rows)
-    tokens = evaluation.response_tokens(model, rows)
+    states = held_out.response_states(model.train(), rows)
+    tokens = held_out.response_tokens(model, rows)
     expected = plain_rows(model, rows)
     assert tokens == [row_tokens for _, row_tokens in expected]
     assert [len(row) for row in tokens[-2:]] == [255, 3], "the long response fills the row, the long prompt is cut"
@@ -132,21 +134,21 @@ def test_token_losses_are_those_of_a_plain_loop_and_sum_to_the_held_out_loss(mod
         for logits, tokens in plain_rows(model, rows)
     ] * 3
     rows = rows * 3
-    tokens = [token for row in evaluation.response_tokens(model, rows) for token in row]
-    assert len(tokens) > evaluation.HEAD_TOKENS, "more than one part: else the test shows too little"
-    losses = evaluation.token_losses(model, evaluation.response_states(model, rows), tokens)
+    tokens = [token for row in held_out.response_tokens(model, rows) for token in row]
+    assert len(tokens) > held_out.HEAD_TOKENS, "more than one part: else the test shows too little"
+    losses = held_out.token_losses(model, held_out.response_states(model, rows), tokens)
     np.testing.assert_allclose(losses, torch.cat(expected).numpy(), atol=2e-3)
-    assert losses.mean() == pytest.approx(evaluation.eval_loss(model, rows), rel=1e-6)
+    assert losses.mean() == pytest.approx(held_out.eval_loss(model, rows), rel=1e-6)
 
 
 def test_divergence_is_that_of_a_plain_loop(model, rows):
     """The tuned model as reference, the same weights without the adapter as the other."""
-    tuned = evaluation.response_states(model, rows)
+    tuned = held_out.response_states(model, rows)
     tuned_logits = torch.cat([logits for logits, _ in plain_rows(model, rows)])
     with model.disable_adapter():
-        bare = evaluation.response_states(model, rows)
+        bare = held_out.response_states(model, rows)
         bare_logits = torch.cat([logits for logits, _ in plain_rows(model, rows)])
-    kl, same = evaluation.divergence(model, bare, tuned)
+    kl, same = held_out.divergence(model, bare, tuned)
     p, log_p, log_q = tuned_logits.softmax(-1), tuned_logits.log_softmax(-1), bare_logits.log_softmax(-1)
     np.testing.assert_allclose(kl, (p * (log_p - log_q)).sum(-1).numpy(), atol=2e-3, rtol=1e-2)
     agrees = (tuned_logits.argmax(-1) == bare_logits.argmax(-1)).numpy()
@@ -154,12 +156,12 @@ def test_divergence_is_that_of_a_plain_loop(model, rows):
     assert 0 < same.mean() < 1
     assert kl.min() >= 0
     assert kl.mean() > 0.01
-    other_way, _ = evaluation.divergence(model, tuned, bare)
+    other_way, _ = held_out.divergence(model, tuned, bare)
     assert abs(other_way.mean() - kl.mean()) > 1e-4, "KL has a direction"
 
 
 def test_a_model_does_not_diverge_from_itself(model, rows):
-    states = evaluation.response_states(model, rows[:4])
-    kl, same = evaluation.divergence(model, states, states)
+    states = held_out.response_states(model, rows[:4])
+    kl, same = held_out.divergence(model, states, states)
     assert not kl.any()
     assert same.all()

@@ -22,12 +22,14 @@ from orchestrator.report import export
 from orchestrator.workers import adapter_store
 from tests.hub_server import Answer, as_error, as_json, handler_of, hub_server
 from tests.sweeps import WORKLOAD, command, environment, make
-from trainables import base_model, data, evaluation, inputs
-from trainables.alpaca import Row
-from trainables.bench import Bench
-from trainables.config import TrialConfig
-from trainables.errors import ConfigError, SweepError
+from trainables.data import tokens
+from trainables.data.alpaca import Row
+from trainables.evaluation import held_out
+from trainables.models import base_model, inputs
 from trainables.trial import Trial
+from trainables.values.config import TrialConfig
+from trainables.values.errors import ConfigError, SweepError
+from trainables.worker_cache import Bench
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8, learning_rate=1e-2, batch_size=4, max_length_tokens=64, max_steps=4)
 CONFIGS = (NF4, NF4.counterpart)
@@ -98,11 +100,11 @@ def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_
     trial, dest = trials[number], tmp_path / "new" / "d"
     done = export.run("t", dest, of(number), root, check=True)
     base = base_model.load(workload, trial.config.precision, "cpu")
-    rows = data.load(workload.data_folder)["search"]
-    untuned = evaluation.eval_loss(base, rows)
+    rows = tokens.load(workload.data_folder)["search"]
+    untuned = held_out.eval_loss(base, rows)
     model = PeftModel.from_pretrained(base, dest).eval()
     recorded = trial.history[-1].eval_loss_nats
-    assert evaluation.eval_loss(model, rows) == pytest.approx(recorded, abs=1e-3)
+    assert held_out.eval_loss(model, rows) == pytest.approx(recorded, abs=1e-3)
     assert done["reloaded_loss_nats"] == pytest.approx(recorded, abs=1e-3)
     assert abs(untuned - recorded) > 0.01  # without its adapter the base would not pass
 
@@ -158,7 +160,7 @@ def test_merged_weights_are_16_bit_and_keep_the_recorded_loss_without_peft(root,
     export.run("t", tmp_path / "d", of(number), root, merge=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "d" / "merged", dtype="auto", trust_remote_code=False)
     assert {p.dtype for p in merged.parameters()} == {torch.float16}
-    loss = evaluation.eval_loss(merged.float(), data.load(workload.data_folder)["search"])
+    loss = held_out.eval_loss(merged.float(), tokens.load(workload.data_folder)["search"])
     assert loss == pytest.approx(trials[number].history[-1].eval_loss_nats, abs=1e-3)
     assert "peft" not in (tmp_path / "d" / "generate.py").read_text()
     assert (tmp_path / "d" / "adapter_model.safetensors").is_file()

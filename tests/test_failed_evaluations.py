@@ -6,22 +6,22 @@ from dataclasses import asdict
 import pytest
 
 from orchestrator.analysis.verdict import failed_evaluations, verdict_of
-from orchestrator.cli import refuse_unless_whole
+from orchestrator.cli.app import refuse_unless_whole
+from orchestrator.cli.progress import print_result
+from orchestrator.driver.sweep import result_of
 from orchestrator.ledger import FAULTS
-from orchestrator.progress import print_result
 from orchestrator.report import card as cards
 from orchestrator.report import content as report
 from orchestrator.report import text as report_text
 from orchestrator.report.rows import trial_row
 from orchestrator.settings import save, sweep_folder
-from orchestrator.sweep import result_of
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import store_uri
 from orchestrator.workers.faults import BACK_OFF_SECONDS
 from tests.stores import place_store
 from tests.sweeps import GRID, WORKLOAD, Desk, breaks, completes, make, similarity, space, trial
-from trainables.config import TrialConfig
-from trainables.errors import SweepError
+from trainables.values.config import TrialConfig
+from trainables.values.errors import SweepError
 
 PAIR = space(GRID, parameters={"rank": {"values": [4]}, "precision": {"values": ["nf4", "16bit"]}})
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8, max_steps=8)

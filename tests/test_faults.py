@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayA
 from orchestrator.cluster.newcomers import NodeUnfit
 from orchestrator.workers.faults import BACK_OFF_SECONDS, MIN_FAILED, Retries, fault_of, too_many
 from tests.sweeps import GRID, TPE, Desk, breaks, completes, make, space
-from trainables.errors import DeviceLost
+from trainables.values.errors import DeviceLost
 
 
 def raised(error: Exception) -> RayTaskError:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainables import felt
-from trainables.data import TokenRow
-from trainables.task_kind import TASK_KINDS
+from trainables.comparison import kl_breakdown
+from trainables.data.task_kind import TASK_KINDS
+from trainables.data.tokens import TokenRow
 
 COUNTS = [0, 1, 9, 10, 99, 100, 999, 1000, 50_000]
 """Times that token i was seen in training."""
@@ -25,7 +25,7 @@ ROWS = st.lists(
 def shares_of(rows, seed: int = 0):
     tokens, kinds = [row for row, _ in rows], [kind for _, kind in rows]
     kl = np.random.default_rng(seed).exponential(size=sum(map(len, tokens)))
-    return kl, felt.shares(kl, tokens, kinds=kinds, seen=SEEN)
+    return kl, kl_breakdown.shares(kl, tokens, kinds=kinds, seen=SEEN)
 
 
 @settings(max_examples=15)
@@ -77,7 +77,7 @@ def test_a_group_that_differs_stands_out_and_its_interval_holds_its_mean():
     """First tokens at 1 nat and others at 0.1 or so, over 40 rows of 10 tokens."""
     rng = np.random.default_rng(0)
     kl = (np.where(np.arange(10) == 0, 1.0, 0.1) * rng.uniform(0.9, 1.1, size=(40, 10))).ravel()
-    shares = felt.shares(kl, [[1] * 10] * 40, kinds=["write"] * 40, seen=SEEN)
+    shares = kl_breakdown.shares(kl, [[1] * 10] * 40, kinds=["write"] * 40, seen=SEEN)
     by_position = {share.group: share.kl_nats for share in shares if share.by == "position in the response"}
     assert by_position["1"].low < 1 < by_position["1"].high
     assert by_position["2-4"].high < 0.2 < by_position["1"].low
@@ -95,9 +95,9 @@ def test_groups_come_in_their_natural_order():
 
 def test_tokens_are_counted_in_responses_only():
     rows = [TokenRow(input_ids=(7, 7, 5, 5, 0), n_prompt_tokens=2), TokenRow(input_ids=(5, 6, 0), n_prompt_tokens=1)]
-    assert felt.token_counts(rows) == {5: 2, 6: 1, 0: 2}
+    assert kl_breakdown.token_counts(rows) == {5: 2, 6: 1, 0: 2}
 
 
 def test_sizes_that_differ_are_refused():
     with pytest.raises(ValueError, match="got 2 figures for 3 tokens and 1 kinds for 2 rows"):
-        felt.shares(np.zeros(2), [[1, 2], [3]], kinds=["write"], seen=SEEN)
+        kl_breakdown.shares(np.zeros(2), [[1, 2], [3]], kinds=["write"], seen=SEEN)

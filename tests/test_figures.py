@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.analysis.front import front_of, objective_value
 from orchestrator.analysis.pareto import hypervolume
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import gallery as figures
 from orchestrator.figures import hypervolume as figure_hypervolume
 from orchestrator.figures import importance as figure_importance
@@ -22,10 +23,9 @@ from orchestrator.figures.style import PRECISION_COLOURS, Figure, LeftOut, finis
 from orchestrator.report import outputs
 from orchestrator.report.tables import PARTS
 from orchestrator.settings import DEFAULT_OBJECTIVES
-from orchestrator.sweep import SweepResult
 from tests.sweeps import GRID, TPE, WORKLOAD, cost, likeness, make, measurement, similarity, trial
-from trainables.config import TrialConfig
-from trainables.results import MemoryBreakdown, TrialResult
+from trainables.values.config import TrialConfig
+from trainables.values.results import MemoryBreakdown, TrialResult
 
 ALL = (*DEFAULT_OBJECTIVES, "embedding_cosine", "token_match_rate")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from orchestrator.analysis.finalists import finalists, other_seeds, runs_of, to_judge, under_seeds, wanted
 from orchestrator.analysis.front import front_of
 from tests.sweeps import GRID, Desk, breaks, completes, make, measurement, similarity, trial
-from trainables.config import TrialConfig
+from trainables.values.config import TrialConfig
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
 SETTINGS = make(objectives=("eval_loss_nats",))

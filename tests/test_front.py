@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.analysis.front import dissimilarity, front_of, losses_of, noise_of, objective_value
 from orchestrator.settings import DEFAULT_OBJECTIVES, MAXIMISED, Objective
 from tests.sweeps import cost, make, measurement, similarity, trial
-from trainables.config import State, TrialConfig
+from trainables.values.config import State, TrialConfig
 
 SETTINGS = make(min_similarity=0.9)
 CONFIGS = {p: TrialConfig(precision=p, rank=4, alpha=8) for p in ("nf4", "16bit")}

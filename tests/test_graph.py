@@ -7,15 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables import adapter, data
-from trainables.batches import StepShape, packed
-from trainables.config import TARGETS, TrialConfig
-from trainables.data import IGNORE, TokenRow
-from trainables.errors import ConfigError
-from trainables.graph import RANKS, kind_of
-from trainables.lean import LOSS_CHUNK_TOKENS, adapted_layers
-from trainables.training import EagerEngine
+from trainables.data import tokens
+from trainables.data.tokens import IGNORE, TokenRow
+from trainables.models import lora
+from trainables.models.lean import LOSS_CHUNK_TOKENS, adapted_layers
+from trainables.training.batches import StepShape, packed
+from trainables.training.eager import EagerEngine
+from trainables.training.graph import RANKS, kind_of
 from trainables.trial import Trial
+from trainables.values.config import TARGETS, TrialConfig
+from trainables.values.errors import ConfigError
 
 
 @given(st.integers(1, 300))
@@ -60,7 +61,7 @@ ROWS = st.lists(
 
 @given(ROWS)
 def test_a_packed_batch_can_be_read_back_and_its_vector_is_as_long_as_its_shape_says(rows):
-    input_ids, labels = data.pad(rows, max_length_tokens=64, pad_id=0, multiple=32)
+    input_ids, labels = tokens.pad(rows, max_length_tokens=64, pad_id=0, multiple=32)
     for loop in ("standard", "lean"):
         shape, vector = packed((input_ids, labels), loop)
         assert (shape.n_rows, shape.length) == tuple(input_ids.shape)
@@ -104,7 +105,7 @@ def precision(request):
 @pytest.fixture(scope="module")
 def batches(splits):
     rows = splits["train"]
-    return [data.pad(rows[i : i + 4], max_length_tokens=96, pad_id=0, multiple=32) for i in range(0, 80, 4)]
+    return [tokens.pad(rows[i : i + 4], max_length_tokens=96, pad_id=0, multiple=32) for i in range(0, 80, 4)]
 
 
 def trained(bench, config, batches, *, rank=None, stray=0.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -114,11 +115,11 @@ def trained(bench, config, batches, *, rank=None, stray=0.0) -> tuple[torch.Tens
         stray: what the padded rows of A are filled with.
     """
     base = bench.base(config.precision)
-    model = adapter.attach(base, config, base_name="tiny")
+    model = lora.attach(base, config, base_name="tiny")
     narrow = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     if rank:
-        adapter.detach(model)
-        model = adapter.attach(base, replace(config, rank=rank), base_name="tiny")
+        lora.detach(model)
+        model = lora.attach(base, replace(config, rank=rank), base_name="tiny")
         for name, weight in narrow.items():
             padded = model.get_parameter(name).data.fill_(stray if "lora_A" in name else 0.0)
             padded[: weight.shape[0], : weight.shape[1]] = weight
@@ -129,7 +130,7 @@ def trained(bench, config, batches, *, rank=None, stray=0.0) -> tuple[torch.Tens
         losses = EagerEngine(model, config, compute_dtype="float32", device="cpu").run(batches)
         return losses, {name: model.get_parameter(name).detach().clone() for name in narrow}
     finally:
-        adapter.detach(model)
+        lora.detach(model)
 
 
 @pytest.mark.parametrize(("loop", "dropout"), [("standard", 0.0), ("lean", 0.0), ("lean", 0.3)])

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.hub_server import hub_server
-from trainables.hub import MODEL_FILES
+from trainables.data.hub import MODEL_FILES
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "hf_canaryCanaryCanary"
@@ -83,7 +83,7 @@ def run_python(code: str, *args: str, endpoint: str, home: Path, **environment: 
 
 
 def fetch(*calls: tuple[str, str], endpoint: str, home: Path, **environment: str) -> Answers:
-    """Call functions of trainables.hub in order, in one fresh process."""
+    """Call functions of trainables.data.hub in order, in one fresh process."""
     output, seconds = run_python(FETCH, json.dumps(calls), endpoint=endpoint, home=home, **environment)
     return Answers(json.loads(output), seconds)
 
@@ -249,6 +249,6 @@ def test_a_password_in_the_endpoint_is_not_shown(tmp_path):
 
 
 def test_importing_the_module_imports_none_of_the_hubs_libraries(tmp_path):
-    code = "import sys, trainables.hub; print({'datasets', 'huggingface_hub', 'torch'} & set(sys.modules))"
+    code = "import sys, trainables.data.hub; print({'datasets', 'huggingface_hub', 'torch'} & set(sys.modules))"
     output, _ = run_python(code, endpoint="http://127.0.0.1:9", home=tmp_path)
     assert output == "set()\n"

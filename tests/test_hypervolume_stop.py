@@ -9,7 +9,7 @@ import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import sweep
+from orchestrator.driver import sweep
 from orchestrator.pruning.hypervolume import HypervolumeStop
 from orchestrator.pruning.learning_curves import MIN_CURVES, LearningCurves, measured
 from orchestrator.settings import DEFAULT_OBJECTIVES

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import bootstrap
 
-from trainables.intervals import bca
+from trainables.comparison.bootstrap import bca
 
 COLUMNS = {
     "normal": lambda rng, n: rng.normal(3, 1, n),

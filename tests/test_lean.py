@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from trainables import adapter
-from trainables.config import TARGETS
-from trainables.data import IGNORE
-from trainables.lean import (
+from trainables.data.tokens import IGNORE
+from trainables.models import lora
+from trainables.models.lean import (
     ALIGNMENT,
     ChunkedLoss,
     LoraLinear,
@@ -22,7 +21,8 @@ from trainables.lean import (
     read_through,
     supervised,
 )
-from trainables.training import standard_loss
+from trainables.training.eager import standard_loss
+from trainables.values.config import TARGETS
 
 LABELS = st.integers(1, 4).flatmap(
     lambda n_rows: st.integers(1, 9).flatmap(
@@ -84,13 +84,13 @@ def test_padding_takes_no_part_in_the_chunked_loss(n_tokens, n_words):
 def adapted(request, bench, small_config):
     """A model whose adapter on all targets is no longer without effect, and its base's precision."""
     config = small_config(precision=request.param, targets=TARGETS, dropout=0.0)
-    model = adapter.attach(bench.base(request.param), config, base_name="tiny")
+    model = lora.attach(bench.base(request.param), config, base_name="tiny")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
     yield model
-    adapter.detach(model)
+    lora.detach(model)
 
 
 def drawn_batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,7 +184,7 @@ def test_a_lora_linear_has_the_values_and_gradients_of_its_formula(adapted, drop
 
 
 def test_dropout_is_drawn_anew_in_training_and_never_in_evaluation(bench, small_config):
-    model = adapter.attach(bench.base("16bit"), small_config(dropout=0.5, targets=TARGETS), base_name="tiny")
+    model = lora.attach(bench.base("16bit"), small_config(dropout=0.5, targets=TARGETS), base_name="tiny")
     ids, labels = drawn_batch()
     try:
         for name, weight in model.named_parameters():
@@ -196,7 +196,7 @@ def test_dropout_is_drawn_anew_in_training_and_never_in_evaluation(bench, small_
                 for training in (True, False)
             }
     finally:
-        adapter.detach(model)
+        lora.detach(model)
     assert (len(losses[True]), len(losses[False])) == (3, 1)
 
 

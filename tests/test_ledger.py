@@ -22,10 +22,10 @@ from orchestrator.ledger import TRANSITIONS, Ledger, LedgerError
 from orchestrator.ledger.checksums import TABLES
 from orchestrator.ledger.schema import SCHEMA_VERSION
 from tests.sweeps import REPO, WORKLOAD, cost, judgement, measurement, similarity
-from trainables.config import FINAL_STATES, State, TrialConfig, canonical_json
-from trainables.errors import ConfigError, LedgerDamaged
-from trainables.findings import Comparison
-from trainables.results import Cost
+from trainables.values.config import FINAL_STATES, State, TrialConfig, canonical_json
+from trainables.values.errors import ConfigError, LedgerDamaged
+from trainables.values.findings import Comparison
+from trainables.values.results import Cost
 
 CONFIGS = [TrialConfig(precision=p, rank=r, alpha=8) for r in (1, 2) for p in ("nf4", "16bit")]
 KEYS = [f"{i}" * 64 for i in range(len(CONFIGS))]

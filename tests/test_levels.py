@@ -11,7 +11,7 @@ from orchestrator.pruning.levels import Levels
 from orchestrator.pruning.moasha import Moasha
 from orchestrator.settings import DEFAULT_OBJECTIVES
 from search_spaces import EarlyTerminate
-from trainables.results import Measurement
+from trainables.values.results import Measurement
 
 RULE = EarlyTerminate(type="moasha", eta=2, stratum_share=0.5)
 NOISES = st.sampled_from([0.0, 0.5, 1.0, 1.5])

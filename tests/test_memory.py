@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from trainables import adapter
-from trainables.memory import MIB, LiveStorages, allocated_mib, peak_of
-from trainables.training import EagerEngine
+from trainables.cost.memory import MIB, LiveStorages, allocated_mib, peak_of
+from trainables.models import lora
+from trainables.training.eager import EagerEngine
 
 
 def mib(n: int) -> torch.Tensor:
@@ -89,7 +89,7 @@ def profiled_peak_bytes(work) -> int:
 def test_a_training_steps_peak_is_that_of_the_profiler(bench, small_config, precision):
     """The profiler sees what a step allocates; residents are what both see before it."""
     config = small_config(precision=precision, dropout=0.05)
-    model = adapter.attach(bench.base(precision), config, base_name="tiny")
+    model = lora.attach(bench.base(precision), config, base_name="tiny")
     ids = torch.randint(1024, (4, 128), generator=torch.Generator().manual_seed(0))
     try:
         engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
@@ -103,19 +103,19 @@ def test_a_training_steps_peak_is_that_of_the_profiler(bench, small_config, prec
             engine.step(ids, ids)
         profiled = profiled_peak_bytes(lambda: engine.step(ids, ids))
     finally:
-        adapter.detach(model)
+        lora.detach(model)
     assert storages.peak_bytes - resident == pytest.approx(profiled, rel=0.01)
 
 
 def test_equal_work_has_an_equal_peak_and_more_work_a_higher_one(bench, small_config):
     peaks = []
     for n_tokens in (64, 64, 128):
-        model = adapter.attach(bench.base("16bit"), small_config(), base_name="tiny")
+        model = lora.attach(bench.base("16bit"), small_config(), base_name="tiny")
         engine = EagerEngine(model, small_config(), compute_dtype="float32", device="cpu")
         ids = torch.zeros(2, n_tokens, dtype=torch.int64)
         engine.step(ids, ids)
         peaks.append(peak_of(lambda engine=engine, ids=ids: engine.step(ids, ids), "cpu").allocated_mib)
-        adapter.detach(model)
+        lora.detach(model)
     assert peaks[0] == peaks[1] < peaks[2]
 
 

@@ -19,14 +19,14 @@ from urllib.request import urlopen
 
 import pytest
 
+from orchestrator.driver.prepare import prepare
 from orchestrator.ledger import Ledger
-from orchestrator.prepare import prepare
 from orchestrator.settings import sweep_folder
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import check_server
 from tests.sweeps import make
 from tests.test_tracking import swept
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 N_SWEEPS = 2
 BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)

@@ -11,14 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from orchestrator.plan import predicted_peaks_mib
+from orchestrator.driver.plan import predicted_peaks_mib
 from tests.bench import memory_shapes
 from tests.bench.memory_shapes import FITTED_SEED, RECORDED, errors, read, shapes, tolerance_mib
 from tests.sweeps import make
-from trainables import adapter, base_model
-from trainables.config import TARGETS, TrialConfig
-from trainables.memory import MIB, peak_of
-from trainables.predicted_memory import (
+from trainables.cost.memory import MIB, peak_of
+from trainables.cost.predicted_memory import (
     HUB_SHAPES,
     Shape,
     predicted_breakdown,
@@ -26,7 +24,9 @@ from trainables.predicted_memory import (
     shape_in,
     shape_of,
 )
-from trainables.training import EagerEngine
+from trainables.models import base_model, lora
+from trainables.training.eager import EagerEngine
+from trainables.values.config import TARGETS, TrialConfig
 
 SMALL = Shape(n_layer=2, n_embd=128, n_head=4, vocab_size=8192, n_positions=64)
 """Wide enough that each module has whole blocks of scales, with logits that outweigh a block."""
@@ -96,13 +96,13 @@ def test_the_bytes_of_the_base_and_its_constants_are_those_of_real_tensors(preci
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
 def test_the_bytes_of_the_adapter_and_its_moments_are_those_of_real_tensors(precision, targets, base_of):
     config = TrialConfig(precision=precision, rank=3, alpha=1, targets=targets)
-    model = adapter.attach(base_of(precision, "float32"), config, base_name="small")
+    model = lora.attach(base_of(precision, "float32"), config, base_name="small")
     engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
     ids = torch.zeros(1, 8, dtype=torch.int64)
     engine.step(ids, ids)
     moments = [slots[name] for slots in engine.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     n_adapter_bytes, n_moment_bytes = n_bytes(engine.parameters), n_bytes(moments)
-    adapter.detach(model)
+    lora.detach(model)
     predicted = predicted_breakdown(SMALL, config, "float32")
     assert predicted.adapter_mib * MIB == n_adapter_bytes
     assert predicted.optimizer_mib * MIB == n_moment_bytes
@@ -115,13 +115,13 @@ def test_what_the_forward_pass_keeps_is_counted_within_5_per_cent_of_a_real_step
     config = TrialConfig(
         precision="16bit", rank=8, alpha=8, targets=targets, dropout=0.0, max_length_tokens=64, loop=loop
     )
-    model = adapter.attach(base_of("16bit", "bfloat16"), config, base_name="small")
+    model = lora.attach(base_of("16bit", "bfloat16"), config, base_name="small")
     engine = EagerEngine(model, config, compute_dtype="bfloat16", device="cpu")
     ids = torch.randint(SMALL.vocab_size, (4, 64), generator=torch.Generator().manual_seed(0))
     engine.step(ids, ids)
     owners = {"base_weights": list(model.parameters()), "optimizer": _moments(engine)}
     kept = peak_of(lambda: engine.step(ids, ids), "cpu", lambda: owners).breakdown.activations_mib
-    adapter.detach(model)
+    lora.detach(model)
     predicted = predicted_breakdown(SMALL, config, "bfloat16").activations_mib
     assert predicted == pytest.approx(kept, rel=0.05)
 

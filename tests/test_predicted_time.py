@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import search_spaces
-from orchestrator import duration
-from orchestrator.prepare import Device
+from orchestrator.driver import duration
+from orchestrator.driver.prepare import Device
 from tests.sweeps import command, make, space
-from trainables.config import TrialConfig
-from trainables.predicted_memory import HUB_SHAPES, MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
-from trainables.predicted_time import Speed, measure, step_seconds, trial_seconds
+from trainables.cost.predicted_memory import HUB_SHAPES, MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
+from trainables.cost.predicted_time import Speed, measure, step_seconds, trial_seconds
+from trainables.values.config import TrialConfig
 
 MEDIUM = HUB_SHAPES["gpt2-medium"]
 H200 = Speed(products_flops=650e12, memory_bytes=4e12)

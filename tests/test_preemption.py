@@ -11,18 +11,18 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from orchestrator import sweep
+from orchestrator.analysis.budgets import FINISHED
 from orchestrator.cluster import nodes
 from orchestrator.cluster.ray_cluster import SLOTS_SECONDS
+from orchestrator.driver import sweep
 from orchestrator.ledger import Ledger
-from orchestrator.search.budgets import FINISHED
 from orchestrator.settings import sweep_folder
 from orchestrator.tracking.publishing import publish
 from orchestrator.verify import checks as verify
 from tests.clusters import Slow, add_node, joined_cluster
 from tests.stores import place_store
 from tests.sweeps import REPO, make, space
-from trainables.results import TrialResult
+from trainables.values.results import TrialResult
 
 Due = Callable[[int], bool]
 """Whether the next node is to go, after so many have gone."""

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from orchestrator import command as hints
+from orchestrator.analysis.status import status_of
+from orchestrator.cli.progress import ProgressDisplay, counted_line, status_view
 from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
-from orchestrator.progress import ProgressDisplay, counted_line, status_view
-from orchestrator.status import status_of
 from tests.sweeps import TPE, Desk, breaks, completes, make, trial
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.pruning.scheduler import Pruner
+from orchestrator.driver.scheduler import Pruner
 from orchestrator.workers.tune_trainable import Task
 from search_spaces import EarlyTerminate
 from tests.sweeps import ASHA, GRID, MOASHA, Desk, completes, cost, make, space
-from trainables.config import TrialConfig
+from trainables.values.config import TrialConfig
 
 
 def steps_of(desk: Desk, loss: float, *, protect: bool = False) -> str:

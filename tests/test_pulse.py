@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from orchestrator.cluster import pulse
+from orchestrator.cluster import heartbeat
 from tests.sweeps import REPO
 
 STUCK = """
@@ -31,7 +31,7 @@ def pythons_own_interrupt():
 
 @pytest.mark.usefixtures("pythons_own_interrupt")
 def test_a_silent_cluster_interrupts_a_main_thread_that_sleeps():
-    watched = pulse.watched("", is_alive=lambda: False, every=0.05, patience=0.2, grace=60)
+    watched = heartbeat.watched("", is_alive=lambda: False, every=0.05, patience=0.2, grace=60)
     with pytest.raises(KeyboardInterrupt), watched as heart:
         time.sleep(60)
     assert heart.lost
@@ -45,7 +45,7 @@ def test_a_cluster_that_answers_now_and_then_is_not_given_up():
         n_asked.append(next(asked))
         return n_asked[-1] % 3 == 0
 
-    with pulse.watched("", is_alive=is_alive, every=0.01, patience=0.025, grace=60) as heart:
+    with heartbeat.watched("", is_alive=is_alive, every=0.01, patience=0.025, grace=60) as heart:
         while len(n_asked) < 30:
             time.sleep(0.01)
     assert not heart.lost

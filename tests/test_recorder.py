@@ -2,7 +2,7 @@
 
 from ray.tune.experiment import Trial
 
-from orchestrator.workers.recorder import TUNES_OWN
+from orchestrator.driver.recorder import TUNES_OWN
 from tests.sweeps import GRID, Desk, make, space
 
 

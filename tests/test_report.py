@@ -15,7 +15,7 @@ from orchestrator import settings as settings_file
 from orchestrator.analysis.costs import cost_table, savings
 from orchestrator.analysis.repeats import figure, over_seeds, smallest_sufficient_rank
 from orchestrator.analysis.sufficient_rank import sufficient_rank
-from orchestrator.cli import app
+from orchestrator.cli.app import app
 from orchestrator.ledger import Ledger
 from orchestrator.report import answer as report_answer
 from orchestrator.report import outputs
@@ -41,10 +41,10 @@ from tests.sweeps import (
     space,
     trial,
 )
-from trainables.config import TrialConfig
-from trainables.errors import ConfigError
-from trainables.findings import BiasShift, Comparison, KlShare
-from trainables.results import MemoryBreakdown
+from trainables.values.config import TrialConfig
+from trainables.values.errors import ConfigError
+from trainables.values.findings import BiasShift, Comparison, KlShare
+from trainables.values.results import MemoryBreakdown
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
 TWIN = NF4.counterpart

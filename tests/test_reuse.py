@@ -7,13 +7,13 @@ import pytest
 
 from orchestrator import settings as settings_file
 from orchestrator.analysis.front import is_reused
-from orchestrator.search import warm_start
-from orchestrator.search.reuse import REUSED, completed_elsewhere
-from orchestrator.search.searcher import SweepSearcher
+from orchestrator.driver import warm_start
+from orchestrator.driver.reuse import REUSED, completed_elsewhere
+from orchestrator.driver.searcher import SweepSearcher
 from orchestrator.settings import sweep_folder
 from tests.sweeps import GRID, TPE, WORKLOAD, Desk, breaks, completes, cost, make, space
-from trainables.device import device_name, versions
-from trainables.errors import ConfigError
+from trainables.cost.device import device_name, versions
+from trainables.values.errors import ConfigError
 
 HERE = device_name("cpu")
 VERSIONS = versions()
@@ -31,7 +31,7 @@ def at(task, device):
 
 
 def sweep(root, asked, outcome=on_this_cpu, *, finish=True, workload=WORKLOAD) -> Desk:
-    """A sweep under `root`, run as orchestrator.sweep runs it."""
+    """A sweep under `root`, run as orchestrator.driver.sweep runs it."""
     folder = sweep_folder(asked.name, root)
     settings_file.save(asked, folder)
     desk = Desk(folder, asked, 1)

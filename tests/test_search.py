@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from orchestrator.driver.searcher import SweepSearcher
 from orchestrator.ledger import Ledger
 from orchestrator.search.proposer import Proposer
-from orchestrator.search.searcher import SweepSearcher
 from orchestrator.workers import adapter_store
 from orchestrator.workers.faults import BACK_OFF_SECONDS
 from tests.sweeps import ASHA, GRID, MOASHA, TPE, WORKLOAD, Desk, breaks, completes, make, shuffled, similarity, space
-from trainables.config import FINAL_STATES, TrialConfig
-from trainables.predicted_memory import HUB_SHAPES, predicted_peak_mib
+from trainables.cost.predicted_memory import HUB_SHAPES, predicted_peak_mib
+from trainables.values.config import FINAL_STATES, TrialConfig
 
 BROKEN = ("oom", "diverged", "failed")
 STOPS = st.sampled_from([ASHA, MOASHA, {"type": "none"}])

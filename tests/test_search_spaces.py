@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import search_spaces
 from search_spaces import FOLDER, load, names, parse
-from trainables.config import TARGETS
-from trainables.errors import ConfigError
+from trainables.values.config import TARGETS
+from trainables.values.errors import ConfigError
 
 SMALL = {"name": "small", "parameters": {"rank": {"values": [2, 4]}}, "fixed": {"precision": "nf4", "alpha": 16}}
 KEYS = ("description", "method", "parameters", "fixed", "early_terminate", "rank", "values", "min", "max", "targets")

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import plan, sensitivity, settings
+from orchestrator import settings
+from orchestrator.driver import plan
 from orchestrator.report import export
 from orchestrator.security.addresses import INSTEAD, refuse_secrets
 from orchestrator.security.redaction import HIDDEN, redacted
+from orchestrator.sensitivity import run
 from orchestrator.tracking import ui
 from tests.sweeps import command, make
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 ADDRESSES = ("storage", "tracking_uri", "address", "base_model", "data")
 PASSWORD = "Hush9" + "wJalrXUt"
@@ -126,8 +128,8 @@ def test_every_other_door_for_an_address_is_as_shut(tmp_path):
     chosen = {"space": None, "trials": None, "base_model": None, "data": None}
     doors = {
         "address": lambda: plan.choose(None, None, chosen, {"address": f"me:{PASSWORD}@h:1"}, print),
-        "base_model": lambda: sensitivity.choose(None, secret, None, "cpu", tmp_path, print),
-        "data": lambda: sensitivity.choose(None, None, secret, "cpu", tmp_path, print),
+        "base_model": lambda: run.choose(None, secret, None, "cpu", tmp_path, print),
+        "data": lambda: run.choose(None, None, secret, "cpu", tmp_path, print),
         "push": lambda: export.run("t", tmp_path / "out", "best", tmp_path, push=secret),
         "host": lambda: ui.arguments(tmp_path, secret, 5000, None),
         "allowed_hosts": lambda: ui.arguments(tmp_path, "0.0.0.0", 5000, f"a:1,me:{PASSWORD}@b:2"),

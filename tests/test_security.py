@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import cli
+from orchestrator.cli import app
 from orchestrator.ledger import Ledger
 from orchestrator.report import content as report
 from orchestrator.report import outputs
@@ -43,8 +43,9 @@ from tests.sweeps import (
     start,
     trial,
 )
-from trainables import base_model, demo
-from trainables.errors import ConfigError, Unreachable
+from trainables import demo
+from trainables.models import base_model
+from trainables.values.errors import ConfigError, Unreachable
 
 EVIL = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><svg onload='window.ran = 3'>"
 
@@ -288,7 +289,7 @@ def test_no_command_reads_a_sweep_that_others_can_write_or_that_is_a_link(words,
         (theirs / "ledger.db").chmod(0o666)
     before = sorted(Path().rglob("*"))
     with pytest.raises(ConfigError, match=r"is a link|can be written by others"):
-        cli.app(words, standalone_mode=False)
+        app.app(words, standalone_mode=False)
     assert sorted(Path().rglob("*")) == before
 
 

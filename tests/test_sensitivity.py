@@ -16,15 +16,13 @@ from matplotlib.image import imread
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, OPTConfig
 
-from orchestrator.figures import sensitivity as sensitivity_figures
-from orchestrator.sensitivity import SensitivityResult, SensitivitySettings, choose
+from orchestrator.sensitivity import heat_map as sensitivity_figures
+from orchestrator.sensitivity.run import SensitivityResult, SensitivitySettings, choose
 from orchestrator.tracking.store import EXPERIMENT, log_run, store_uri
 from tests.stores import place_store
 from tests.sweeps import WORKLOAD, command
-from trainables import base_model, demo, evaluation
-from trainables.config import TARGETS
-from trainables.errors import ConfigError
-from trainables.sensitivity import (
+from trainables import demo
+from trainables.comparison.sensitivity import (
     Sensitivity,
     Variant,
     measure,
@@ -34,6 +32,10 @@ from trainables.sensitivity import (
     round_trip,
     variants_of,
 )
+from trainables.evaluation import held_out
+from trainables.models import base_model
+from trainables.values.config import TARGETS
+from trainables.values.errors import ConfigError
 
 
 def places(n_blocks: int) -> list[tuple[int, str]]:
@@ -98,9 +100,9 @@ def test_round_trips_are_the_weights_that_the_4_bit_base_computes_with(dtype, wo
 def test_all_quantized_is_the_4_bit_base(base, workload, rows):
     packed = base_model.load(workload, "nf4", "cpu")
     with quantized(modules_of(base), frozenset(places(2))):
-        ours = evaluation.eval_loss(base, rows)
-    assert ours == pytest.approx(evaluation.eval_loss(packed, rows), rel=1e-6)
-    assert ours != pytest.approx(evaluation.eval_loss(base, rows), rel=1e-4)
+        ours = held_out.eval_loss(base, rows)
+    assert ours == pytest.approx(held_out.eval_loss(packed, rows), rel=1e-6)
+    assert ours != pytest.approx(held_out.eval_loss(base, rows), rel=1e-4)
 
 
 @pytest.mark.parametrize("fault", [None, RuntimeError])

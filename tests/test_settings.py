@@ -7,12 +7,13 @@ import pytest
 import ray
 import yaml
 
-from orchestrator import plan, settings, sweep
+from orchestrator import settings
+from orchestrator.driver import plan, sweep
+from orchestrator.driver.prepare import prepare
 from orchestrator.ledger import Ledger
-from orchestrator.prepare import prepare
 from tests.sweeps import GRID, TPE, Desk, make, space
 from trainables import demo
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 NOTHING = {"space": None, "trials": None, "base_model": None, "data": None}
 

@@ -8,9 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from trainables.findings import flat
-from trainables.intervals import bca
-from trainables.similarity import (
+from trainables.comparison.bootstrap import bca
+from trainables.comparison.similarity import (
     RowScores,
     compare_rows,
     row_cosines,
@@ -19,6 +18,7 @@ from trainables.similarity import (
     similarity,
     token_match,
 )
+from trainables.values.findings import flat
 
 TEXTS = st.lists(st.integers(0, 3), max_size=6)
 STATES = arrays(

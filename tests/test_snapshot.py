@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from orchestrator.workers import checkpoints
 from tests.sweeps import cost
-from trainables import memory
-from trainables.bench import Bench
-from trainables.config import TrialConfig
-from trainables.snapshot import EngineState, Snapshot
-from trainables.training import flattened
+from trainables.cost import memory
+from trainables.training.eager import flattened
 from trainables.trial import Trial
+from trainables.values.checkpoint import EngineState, Snapshot
+from trainables.values.config import TrialConfig
+from trainables.worker_cache import Bench
 
 STEPS = 8
 

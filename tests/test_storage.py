@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.workers import adapter_store, storage
 from tests.sweeps import Desk, completes, make
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 FILES = {"adapter_model.safetensors": b"weights" * 1000, "adapter_config.json": b"{}"}
 

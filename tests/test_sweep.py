@@ -20,7 +20,7 @@ from orchestrator.analysis.front import front_of
 from orchestrator.ledger import Ledger
 from orchestrator.tracking.store import EXPERIMENT, store_uri
 from tests.sweeps import CANARIES, CANARY, Finished, command, start
-from trainables.config import FINAL_STATES
+from trainables.values.config import FINAL_STATES
 
 SMALL = """
 method: grid
@@ -204,7 +204,9 @@ def test_each_child_run_holds_its_trials_settings_rungs_and_tags(swept, mlflow):
 def test_the_adapter_in_mlflow_gives_the_recorded_loss_through_peft(swept, mlflow, tmp_path, precision):
     from peft import PeftModel
 
-    from trainables import base_model, data, evaluation
+    from trainables.data import tokens
+    from trainables.evaluation import held_out
+    from trainables.models import base_model
 
     client, _, children = mlflow
     trial = next(t for t in trials(swept[0]) if t.config.precision == precision)
@@ -213,7 +215,7 @@ def test_the_adapter_in_mlflow_gives_the_recorded_loss_through_peft(swept, mlflo
     workload = ledger.workload()
     ledger.close()
     model = PeftModel.from_pretrained(base_model.load(workload, precision, "cpu"), folder)
-    loss = evaluation.eval_loss(model, data.load(workload.data_folder)["search"])
+    loss = held_out.eval_loss(model, tokens.load(workload.data_folder)["search"])
     assert loss == pytest.approx(trial.history[-1].eval_loss_nats, abs=1e-3)
 
 
@@ -229,12 +231,12 @@ def test_syncing_again_changes_nothing(swept, mlflow):
 
 
 def test_rows_over_the_limit_are_counted_and_said(swept):
-    from trainables import data
+    from trainables.data import tokens
 
     ledger = Ledger(swept[0] / "mlflow_runs" / "sweeps" / "a" / "ledger.db")
     counts, folder = ledger.fact("data_counts"), ledger.workload().data_folder
     ledger.close()
-    longer = sum(len(row.input_ids) > 64 for row in data.load(folder)["train"])
+    longer = sum(len(row.input_ids) > 64 for row in tokens.load(folder)["train"])
     assert counts["longer than 64 tokens"] == longer
     assert 0 < longer < 1000
     assert f"{longer} longer than 64 tokens" in swept[1].err

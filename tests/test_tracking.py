@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.driver.sweep import SweepResult, result_of
 from orchestrator.ledger import Ledger
 from orchestrator.report import content as report
 from orchestrator.settings import SweepSettings, save, sweep_folder
-from orchestrator.sweep import SweepResult, result_of
 from orchestrator.tracking.inputs import source_of
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.projection import Tracker

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.driver.sweep import result_of
 from orchestrator.ledger import Ledger
 from orchestrator.settings import save, sweep_folder
-from orchestrator.sweep import result_of
 from orchestrator.tracking.flusher import Flushed, Flusher
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.runs import families
@@ -25,7 +25,7 @@ from orchestrator.verify import checks as verify
 from tests.stores import place_store
 from tests.sweeps import REPO, environment
 from tests.test_tracking import swept
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 SLACK_SECONDS = 60.0
 """For a process to start on a busy machine; what is measured here would otherwise wait for minutes or for ever."""

@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
+from orchestrator.driver.sweep import result_of
 from orchestrator.figures import gallery as figures
 from orchestrator.ledger import Ledger
 from orchestrator.settings import sweep_folder
-from orchestrator.sweep import result_of
 from orchestrator.tracking import live as tracking_live
 from orchestrator.tracking import publishing
 from orchestrator.tracking.contents import GROWTH, growth

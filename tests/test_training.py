@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from tests.stock_trainer import trainer_losses
-from trainables import adapter, base_model, data
-from trainables.config import TARGETS
-from trainables.data import IGNORE
-from trainables.lean import ChunkedLoss
-from trainables.memory import peak_of
-from trainables.training import EagerEngine
+from trainables.cost.memory import peak_of
+from trainables.data import tokens
+from trainables.data.tokens import IGNORE
+from trainables.models import base_model, lora
+from trainables.models.lean import ChunkedLoss
+from trainables.training.eager import EagerEngine
+from trainables.values.config import TARGETS
 
 N_STEPS = 50
 BATCH = 4
@@ -20,7 +21,7 @@ def batches(splits):
     """Padded batches of real rows; each keeps some prompt, so that no label is shifted out."""
     rows = splits["train"]
     padded = [
-        data.pad(rows[start : start + BATCH], max_length_tokens=96, pad_id=0)
+        tokens.pad(rows[start : start + BATCH], max_length_tokens=96, pad_id=0)
         for start in range(0, N_STEPS * BATCH, BATCH)
     ]
     assert all((labels[:, 0] == IGNORE).all() for _, labels in padded)
@@ -33,10 +34,10 @@ def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
     precision, loop, workload, batches, small_config, tmp_path
 ):
     config = small_config(precision=precision, loop=loop, alpha=32, targets=TARGETS, dropout=0.0, learning_rate=2e-3)
-    model = adapter.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
+    model = lora.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
     engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
     ours = torch.stack([engine.step(*batch) for batch in batches])
-    stock = adapter.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
+    stock = lora.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
     theirs, norms = trainer_losses(stock, batches, learning_rate=config.learning_rate, folder=tmp_path, use_cpu=True)
     assert len(theirs) == len(norms) == N_STEPS
     assert max(norms) > 1.5, norms  # clipping had work to do
@@ -48,9 +49,9 @@ def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
 def tuned(request, bench, small_config):
     """A model with a fresh adapter, and its config."""
     config = small_config(precision=request.param)
-    model = adapter.attach(bench.base(request.param), config, base_name="tiny")
+    model = lora.attach(bench.base(request.param), config, base_name="tiny")
     yield model, config
-    adapter.detach(model)
+    lora.detach(model)
 
 
 def engine_of(tuned) -> EagerEngine:
@@ -123,10 +124,10 @@ def test_the_lean_loop_needs_less_memory_and_leaves_the_stock_activation(bench, 
     peaks = {}
     for loop in ("standard", "lean"):
         config = small_config(loop=loop)
-        model = adapter.attach(base, config, base_name="tiny")
+        model = lora.attach(base, config, base_name="tiny")
         engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
         engine.step(ids, ids)
         peaks[loop] = peak_of(lambda engine=engine: engine.step(ids, ids), "cpu").allocated_mib
-        adapter.detach(model)
+        lora.detach(model)
     assert peaks["lean"] < 0.7 * peaks["standard"], peaks
     assert [block.mlp.act for block in base.transformer.h] == stock

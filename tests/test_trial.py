@@ -13,14 +13,18 @@ import safetensors.torch
 import torch
 
 from tests.test_adapter import assert_untouched, snapshot
-from trainables import adapter, alpaca, data, demo, evaluation, trial
-from trainables.bench import MAX_KEPT, Bench
-from trainables.config import TrialConfig, rungs
-from trainables.device import count_gpus, environment, native_dtype
-from trainables.errors import ConfigError, TrialFailed
-from trainables.memory import MIB
-from trainables.results import Cost
+from trainables import demo, trial
+from trainables.cost.device import count_gpus, environment, native_dtype
+from trainables.cost.memory import MIB
+from trainables.data import alpaca
+from trainables.data import tokens as data
+from trainables.evaluation import held_out
+from trainables.models import lora
 from trainables.trial import Trial
+from trainables.values.config import TrialConfig, rungs
+from trainables.values.errors import ConfigError, TrialFailed
+from trainables.values.results import Cost
+from trainables.worker_cache import MAX_KEPT, Bench
 
 COST = Cost(
     peak_memory_mib=1.0,
@@ -76,7 +80,7 @@ def test_a_trial_learns_on_the_demo(workload, tmp_path):
     tokens = data.tokenize(alpaca.read_rows("demo"), demo.FOLDER, tmp_path)
     on = Bench(replace(workload, base_folder=str(demo.FOLDER), data_folder=str(tokens.folder)), "cpu")
     config = TrialConfig(precision="nf4", rank=4, alpha=8, learning_rate=2e-3, max_length_tokens=128, max_steps=16)
-    untuned = evaluation.eval_loss(on.base("nf4"), on.rows["search"])
+    untuned = held_out.eval_loss(on.base("nf4"), on.rows["search"])
     assert losses_of(config, on)[-1][1] < untuned - 0.05
 
 
@@ -260,9 +264,9 @@ def test_the_adapters_files_hold_what_the_last_rung_measured(bench, small_config
     *_, last = run.measurements()
     files = run.adapter_files()
     run.close()
-    model = adapter.from_files(bench.base(precision), files)
-    assert evaluation.eval_loss(model, bench.rows["search"]) == last.eval_loss_nats
-    adapter.detach(model)
+    model = lora.from_files(bench.base(precision), files)
+    assert held_out.eval_loss(model, bench.rows["search"]) == last.eval_loss_nats
+    lora.detach(model)
 
 
 def test_a_base_is_freed_when_a_trial_ran_out_of_memory_even_while_the_failure_is_handled(workload, small_config):

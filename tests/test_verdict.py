@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.verdict import figures_of, judged, verdict_of
 from tests.sweeps import estimate, judgement, likeness, similarity, trial
-from trainables.config import TrialConfig
-from trainables.findings import Comparison
+from trainables.values.config import TrialConfig
+from trainables.values.findings import Comparison
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
 SHARES = st.integers(0, 4).map(lambda n: n / 4)

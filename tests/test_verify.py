@@ -14,10 +14,10 @@ import pytest
 
 from orchestrator import command as hints
 from orchestrator import settings
+from orchestrator.analysis.budgets import FINISHED
+from orchestrator.driver.sweep import owned
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.report import digests
-from orchestrator.search.budgets import FINISHED
-from orchestrator.sweep import owned
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import open_client, store_file, store_uri
@@ -26,8 +26,8 @@ from orchestrator.verify.ledger import read
 from orchestrator.workers import adapter_store
 from tests.stores import place_store
 from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
-from trainables.config import TrialConfig
-from trainables.errors import ConfigError
+from trainables.values.config import TrialConfig
+from trainables.values.errors import ConfigError
 
 
 def outcome(task):

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.utils.object_cache import _ObjectCache
 
-from orchestrator import sweep
 from orchestrator.cluster import ray_cluster
+from orchestrator.driver import sweep
 from orchestrator.workers import warm
 from tests.clusters import Late, add_node, joined_cluster
 from tests.sweeps import make, space

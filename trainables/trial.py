@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from trainables import adapter, memory
-from trainables.batches import Batch, packed
-from trainables.bench import Bench
-from trainables.config import TrialConfig, rungs
-from trainables.device import device_name
-from trainables.errors import ConfigError, TrialFailed
-from trainables.graph import GraphEngine, Tape, Unrecordable
-from trainables.results import Cost, Measurement
-from trainables.snapshot import Snapshot
-from trainables.training import EagerEngine
+from trainables.cost import memory
+from trainables.cost.device import device_name
+from trainables.models import lora
+from trainables.training.batches import Batch, packed
+from trainables.training.eager import EagerEngine
+from trainables.training.graph import GraphEngine, Tape, Unrecordable
+from trainables.values.checkpoint import Snapshot
+from trainables.values.config import TrialConfig, rungs
+from trainables.values.errors import ConfigError, TrialFailed
+from trainables.values.results import Cost, Measurement
+from trainables.worker_cache import Bench
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -111,7 +112,7 @@ class Trial:
             return None, str(error)
 
     def _attach(self, base: "PreTrainedModel") -> "PeftModel":
-        return adapter.attach(base, self.config, base_name=self._bench.workload.base_model)
+        return lora.attach(base, self.config, base_name=self._bench.workload.base_model)
 
     def _engage(self) -> None:
         """A fresh adapter and its engine; recorded steps have it attached already, so that it need not be."""
@@ -122,7 +123,7 @@ class Trial:
             self._engine = GraphEngine(self._matrices.values(), self.config, self._tape)
         else:
             self._model = self._attach(self._bench.base(self.config.precision))
-            self._matrices = adapter.matrices_of(self._model)
+            self._matrices = lora.matrices_of(self._model)
             self._steps = self._batches.batches
             self._engine = self._eager(self._model)
 
@@ -167,11 +168,11 @@ class Trial:
             # A graph's memory does not show on replay: the peak is that of the same step done eagerly.
             return seconds, memory.peak_of(lambda: eager.step(*batch), device, lambda: _owners(model, eager))
         finally:
-            adapter.detach(model)
+            lora.detach(model)
 
     def _stepper(self, model: "PeftModel", batch: Batch) -> Callable[[], None]:
         """Replays one step again and again."""
-        GraphEngine(adapter.matrices_of(model).values(), self.config, self._tape)
+        GraphEngine(lora.matrices_of(model).values(), self.config, self._tape)
         shape, inputs = packed(batch, self.config.loop)
         inputs = inputs.to(self._bench.device)
         return lambda: self._tape.replay(shape, inputs)
@@ -251,7 +252,7 @@ class Trial:
 
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter as it is now, as peft's files by name."""
-        return adapter.to_files(self.config, self._matrices, base_name=self._bench.workload.base_model)
+        return lora.to_files(self.config, self._matrices, base_name=self._bench.workload.base_model)
 
     def close(self) -> None:
         """Let go of the adapter; the trial cannot be used afterwards.
@@ -260,7 +261,7 @@ class Trial:
             RuntimeError: more than memory.MAX_LEAK_MIB stay on the device; the next trial's figures would be wrong.
         """
         if self._model is not None:
-            adapter.detach(self._model)
+            lora.detach(self._model)
         del self._model, self._matrices, self._engine, self._tape
         if self._leak_mib() > memory.MAX_LEAK_MIB:
             gc.collect()

@@ -11,8 +11,8 @@ import numpy as np
 from orchestrator.analysis.front import Front, counted, device_of, front_of, losses_of, objective_value
 from orchestrator.command import command
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, SweepSettings
-from trainables.errors import ConfigError
-from trainables.results import TrialResult
+from trainables.values.errors import ConfigError
+from trainables.values.results import TrialResult
 
 BEST = "the lowest validation loss of the completed search trials that count for the front"
 KNEE = "the knee of the front, nearest to the best of every objective at once"

@@ -6,8 +6,8 @@ from itertools import product
 from statistics import median
 from typing import get_args
 
-from trainables.config import Loop, Precision, TrialConfig
-from trainables.results import Cost, TrialResult
+from trainables.values.config import Loop, Precision, TrialConfig
+from trainables.values.results import Cost, TrialResult
 
 Predict = Callable[[TrialConfig], float | None]
 """Predicted peak of a config in MiB, None where the base's shape is not known."""

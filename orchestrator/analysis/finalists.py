@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from orchestrator.analysis.choice import best, counting
 from orchestrator.analysis.front import Front, front_of, is_candidate
 from orchestrator.settings import SweepSettings
-from trainables.config import Origin, TrialConfig
-from trainables.results import TrialResult
+from trainables.values.config import Origin, TrialConfig
+from trainables.values.results import TrialResult
 
 N_SEEDS = 2**32
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis.pareto import hypervolume, pareto_mask
 from orchestrator.settings import MAXIMISED, Objective, SweepSettings
-from trainables.results import TrialResult
+from trainables.values.results import TrialResult
 
 REFERENCE_MARGIN = 0.1
 """Where none was fixed, the reference point lies so far beyond the worst counted trial, as a share of the range."""

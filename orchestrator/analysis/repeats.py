@@ -10,9 +10,9 @@ from orchestrator.analysis.finalists import N_SEEDS, runs_of
 from orchestrator.analysis.front import objective_value
 from orchestrator.analysis.sufficient_rank import MIN_SEEDS, SufficientRank, sufficient_rank
 from orchestrator.settings import MAXIMISED, Objective, SweepSettings
-from trainables.config import Precision
-from trainables.intervals import CONFIDENCE, t_quantile
-from trainables.results import TrialResult
+from trainables.comparison.bootstrap import CONFIDENCE, t_quantile
+from trainables.values.config import Precision
+from trainables.values.results import TrialResult
 
 Rows = Literal["report", "search"]
 COSTS: frozenset[Objective] = frozenset({"peak_memory_mib", "seconds_per_step"})

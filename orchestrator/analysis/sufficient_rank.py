@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trainables.intervals import t_quantile
+from trainables.comparison.bootstrap import t_quantile
 
 MARGIN_SHARE = 0.02
 """How much of what tuning gains (untuned loss - best loss) a sufficient rank may lose."""

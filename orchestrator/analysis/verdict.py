@@ -8,8 +8,8 @@ from orchestrator.analysis.finalists import to_judge
 from orchestrator.analysis.front import is_candidate
 from orchestrator.analysis.repeats import Rows
 from orchestrator.settings import SweepSettings
-from trainables.findings import Comparison, flat
-from trainables.results import Evaluation, TrialResult
+from trainables.values.findings import Comparison, flat
+from trainables.values.results import Evaluation, TrialResult
 
 Answer = Literal["preserved", "not preserved", "undecided", "evaluation failed"]
 EVALUATIONS: Mapping[Evaluation, str] = {

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from orchestrator.cluster import nodes
-from trainables.device import versions
+from trainables.cost.device import versions
 
 
 class NodeUnfit(RuntimeError):

@@ -12,10 +12,10 @@ import ray
 from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainables.config import ComputeDtype
-from trainables.device import device_name, free_memory_mib, native_dtype, versions
-from trainables.errors import ConfigError, Unreachable
-from trainables.predicted_time import Speed, measure
+from trainables.cost.device import device_name, free_memory_mib, native_dtype, versions
+from trainables.cost.predicted_time import Speed, measure
+from trainables.values.config import ComputeDtype
+from trainables.values.errors import ConfigError, Unreachable
 
 PACKAGES = (
     *("ray", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"),

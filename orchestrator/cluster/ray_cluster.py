@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from orchestrator.settings import KIND_PREFIX, SweepSettings
-from trainables.device import count_gpus
-from trainables.errors import ConfigError, Unreachable, did_you_mean
+from trainables.cost.device import count_gpus
+from trainables.values.errors import ConfigError, Unreachable, did_you_mean
 
 OBJECT_STORE_BYTES = 256 * 2**20
 MAX_CPU_WORKERS = 4

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as PngFigure
 
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import hypervolume, importance, memory, parallel, scatter, similarity
 from orchestrator.figures import page as pages
 from orchestrator.figures.style import DOTS_PER_INCH, Draw, Figure, LeftOut, finished_png
-from orchestrator.sweep import SweepResult
 
 FOLDER, LEFT_OUT, PAGE = "figures", "left_out.txt", "figures.html"
 """In a sweep's folder: the pictures; in there, which have nothing to show and why; the interactive page."""

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis import front
 from orchestrator.analysis.pareto import growing_hypervolume
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import PRECISION_COLOURS, PRECISION_NAMES, Figure, LeftOut, canvas, hover
 from orchestrator.settings import MAXIMISED
-from orchestrator.sweep import SweepResult
-from trainables.config import TrialConfig
-from trainables.results import TrialResult
+from trainables.values.config import TrialConfig
+from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.front import is_candidate, losses_of
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import OBJECTIVE_NAMES, OTHER_COLOURS, Figure, LeftOut, canvas
 from orchestrator.settings import Objective
-from orchestrator.sweep import SweepResult
 from search_spaces import Parameter
-from trainables.config import TrialConfig
-from trainables.results import TrialResult
+from trainables.values.config import TrialConfig
+from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.costs import measured_cells
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import (
     OTHER_COLOURS,
     PRECISION_COLOURS,
@@ -17,9 +18,8 @@ from orchestrator.figures.style import (
     short_targets,
 )
 from orchestrator.report.tables import BITS, PARTS
-from orchestrator.sweep import SweepResult
-from trainables.config import TrialConfig
-from trainables.results import MemoryBreakdown
+from trainables.values.config import TrialConfig
+from trainables.values.results import MemoryBreakdown
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.front import is_candidate, losses_of, objective_value
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import (
     AXES,
     OBJECTIVE_NAMES,
@@ -20,9 +21,8 @@ from orchestrator.figures.style import (
     canvas,
     short_targets,
 )
-from orchestrator.sweep import SweepResult
-from trainables.config import Precision
-from trainables.results import TrialResult
+from trainables.values.config import Precision
+from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.front import losses_of, objective_value
 from orchestrator.analysis.pareto import pareto_mask
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import (
     AXES,
     OBJECTIVE_NAMES,
@@ -22,8 +23,7 @@ from orchestrator.figures.style import (
     ring,
 )
 from orchestrator.settings import Objective
-from orchestrator.sweep import SweepResult
-from trainables.results import TrialResult
+from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

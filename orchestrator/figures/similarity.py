@@ -9,10 +9,10 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.finalists import finalists
 from orchestrator.analysis.verdict import comparison_of, verdict_of
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import OTHER_COLOURS, PRECISION_COLOURS, Figure, LeftOut, canvas
-from orchestrator.sweep import SweepResult
-from trainables.findings import Comparison, Estimate, Similarity
-from trainables.results import TrialResult
+from trainables.values.findings import Comparison, Estimate, Similarity
+from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -11,10 +11,10 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure as PngFigure
 
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.settings import Objective
-from orchestrator.sweep import SweepResult
-from trainables.config import Precision
-from trainables.results import TrialResult
+from trainables.values.config import Precision
+from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

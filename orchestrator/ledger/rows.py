@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from trainables.config import TrialConfig
-from trainables.findings import Comparison, Judgement
-from trainables.results import Cost, Evaluation, Measurement, TrialResult
+from trainables.values.config import TrialConfig
+from trainables.values.findings import Comparison, Judgement
+from trainables.values.results import Cost, Evaluation, Measurement, TrialResult
 
 COST: TypeAdapter[Cost] = TypeAdapter(Cost)
 COMPARISON: TypeAdapter[Comparison] = TypeAdapter(Comparison)

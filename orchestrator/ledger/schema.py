@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from orchestrator.ledger.checksums import TABLES, damage, watch
-from trainables.errors import ConfigError, DiskFull, LedgerDamaged
+from trainables.values.errors import ConfigError, DiskFull, LedgerDamaged
 
 SCHEMA_VERSION = 3
 SCHEMA = """

@@ -18,7 +18,7 @@ from orchestrator.pruning.learning_curves import LearningCurves, losses_at, meas
 from orchestrator.pruning.moasha import first_rung
 from orchestrator.settings import Objective
 from search_spaces import EarlyTerminate
-from trainables.results import Measurement, TrialResult
+from trainables.values.results import Measurement, TrialResult
 
 COSTS = frozenset({"peak_memory_mib", "seconds_per_step"})
 """Known from the first rung on, and at their end there."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.settings import Objective
-from trainables.results import Measurement
+from trainables.values.results import Measurement
 
 MIN_CURVES = 4
 """Completed trials before anything is expected of another."""

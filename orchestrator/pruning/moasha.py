@@ -11,8 +11,8 @@ from orchestrator.pruning.learning_curves import measured
 from orchestrator.pruning.levels import Levels
 from orchestrator.settings import Objective
 from search_spaces import EarlyTerminate
-from trainables.config import rungs
-from trainables.results import Measurement, TrialResult
+from trainables.values.config import rungs
+from trainables.values.results import Measurement, TrialResult
 
 
 def first_rung(rule: EarlyTerminate, max_steps: int) -> int:

@@ -7,7 +7,7 @@ from orchestrator.analysis.verdict import Answer
 from orchestrator.report import tables
 from orchestrator.report.content import Finalist, Report
 from orchestrator.report.markdown import safe
-from trainables.config import Loop, Weights
+from trainables.values.config import Loop, Weights
 
 Headlines = dict[str, str]
 

@@ -5,7 +5,7 @@ from orchestrator.report.answer import headlines
 from orchestrator.report.content import Report
 from orchestrator.report.markdown import safe, table
 from orchestrator.report.text import caption
-from trainables.config import Workload
+from trainables.values.config import Workload
 
 SAME = ("base_fingerprint", "data_digest", "compute_dtype")
 """Of the workload, without which losses and likenesses are of different things."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from orchestrator.analysis.choice import counting, stairs
 from orchestrator.settings import SweepSettings
-from trainables.config import TrialConfig
-from trainables.results import TrialResult
+from trainables.values.config import TrialConfig
+from trainables.values.results import TrialResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from orchestrator.progress import duration
+from orchestrator.cli.progress import duration
 from orchestrator.report import card_results as results
 from orchestrator.report import card_trial, tables
 from orchestrator.report.answer import WHOSE, WHOSE_COST, counted, whose
@@ -18,9 +18,9 @@ from orchestrator.report.card_results import NOT_MEASURED, Layers
 from orchestrator.report.card_trial import HOW, METHODS, TAGS
 from orchestrator.report.content import Report
 from orchestrator.report.markdown import safe, table
-from trainables import alpaca
-from trainables.config import TrialConfig, Workload, canonical_json
-from trainables.results import TrialResult
+from trainables.data import alpaca
+from trainables.values.config import TrialConfig, Workload, canonical_json
+from trainables.values.results import TrialResult
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 ALPACA, GPT2_MEDIUM = "tatsu-lab/alpaca", "openai-community/gpt2-medium"

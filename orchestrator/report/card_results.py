@@ -15,14 +15,14 @@ from orchestrator.report.answer import PRESERVE, WHOSE, WHOSE_COST, headlines, w
 from orchestrator.report.content import Felt, Report
 from orchestrator.report.markdown import safe
 from orchestrator.security.folder_access import refuse_shared
-from trainables.config import Loop, Workload
-from trainables.findings import Comparison, Judgement
+from trainables.values.config import Loop, Workload
+from trainables.values.findings import Comparison, Judgement
 
 NOT_MEASURED = "not measured"
 MADE_UP = {"dataset_type": "synthetic", "dataset_name": "full synthetic batch, every token supervised"}
 """What memory and time are measured on."""
 Layers = Mapping[str, Any]
-"""A recorded sensitivity run, as orchestrator.sensitivity writes it."""
+"""A recorded sensitivity run, as orchestrator.sensitivity.run writes it."""
 
 
 def layers_of(root: Path, workload: Workload | None) -> Layers | None:

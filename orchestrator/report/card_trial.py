@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from huggingface_hub import EvalResult
 
 from orchestrator.analysis.verdict import comparison_of, verdict_of
-from orchestrator.progress import duration
+from orchestrator.cli.progress import duration
 from orchestrator.report import card_results as results
 from orchestrator.report import tables
 from orchestrator.report.answer import PRESERVE, WHOSE, WHOSE_COST, whose
 from orchestrator.report.card_results import MADE_UP, NOT_MEASURED, Compared
 from orchestrator.report.content import Report
 from orchestrator.report.markdown import safe, table
-from trainables.config import Precision
-from trainables.results import TrialResult
+from trainables.values.config import Precision
+from trainables.values.results import TrialResult
 
 METHODS: Mapping[Precision, str] = {"nf4": "QLoRA", "16bit": "LoRA"}
 HOW: Mapping[Precision, str] = {

@@ -6,25 +6,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from orchestrator.analysis.budgets import ENDED, FINISHED, SPENT, Ended, Spent
 from orchestrator.analysis.choice import best, counting, knee
 from orchestrator.analysis.costs import CostTable, Predict, Saving, cost_table, savings
 from orchestrator.analysis.finalists import finalists, runs_of
 from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.repeats import Figure, Rows, figure, rows_of, smallest_sufficient_rank
+from orchestrator.analysis.status import status_of
 from orchestrator.analysis.sufficient_rank import SufficientRank
 from orchestrator.analysis.verdict import FailedEvaluation, Verdict, comparison_of, failed_evaluations, verdict_of
 from orchestrator.command import command
+from orchestrator.driver.plan import predicted_peaks_mib
 from orchestrator.ledger import Ledger
-from orchestrator.plan import predicted_peaks_mib
 from orchestrator.report.budget import WithinMemory, within_memory
-from orchestrator.search.budgets import ENDED, FINISHED, SPENT, Ended, Spent
-from orchestrator.search.infeasible import nothing_counts
 from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, SweepSettings
-from orchestrator.status import status_of
-from trainables.config import PROTOCOL_VERSION, Precision, State, TrialConfig, Workload
-from trainables.errors import ConfigError
-from trainables.findings import BiasShift, Comparison, KlShare
-from trainables.results import TrialResult
+from trainables.values.config import PROTOCOL_VERSION, Precision, State, TrialConfig, Workload
+from trainables.values.errors import ConfigError
+from trainables.values.findings import BiasShift, Comparison, KlShare
+from trainables.values.results import TrialResult
 
 FACTS = ("workload", "data_counts", "created_at", REFERENCE, ENDED, SPENT, FINISHED)
 """What a report needs of a ledger beside its trials."""

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.driver.sweep import owned
 from orchestrator.ledger import Ledger
-from orchestrator.sweep import owned
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 FILES = "files"
 """Fact: path in the sweep's folder -> SHA-256 (hex), as last written; not there in ledgers from before it was kept."""

@@ -20,11 +20,12 @@ from orchestrator.report.card_results import layers_of
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
 from orchestrator.workers import adapter_store
-from trainables import adapter, base_model, hub
-from trainables.config import Precision, Workload
-from trainables.device import count_gpus
-from trainables.errors import ConfigError, SweepError, did_you_mean
-from trainables.results import TrialResult
+from trainables.cost.device import count_gpus
+from trainables.data import hub
+from trainables.models import base_model, lora
+from trainables.values.config import Precision, Workload
+from trainables.values.errors import ConfigError, SweepError, did_you_mean
+from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -182,7 +183,7 @@ def merged_model(workload: Workload, precision: Precision, files: Mapping[str, b
     """
     import torch
 
-    from trainables.sensitivity import modules_of, round_trip
+    from trainables.comparison.sensitivity import modules_of, round_trip
 
     base = base_model.load(workload, "16bit", "cpu")
     if precision == "nf4":
@@ -190,18 +191,19 @@ def merged_model(workload: Workload, precision: Precision, files: Mapping[str, b
             module.weight.data = round_trip(module)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # at 4 bits Conv1D is a plain linear layer
-        model = adapter.from_files(base.float(), files)
+        model = lora.from_files(base.float(), files)
     dtype = torch.float16 if workload.compute_dtype == "float32" else getattr(torch, workload.compute_dtype)
     return model.merge_and_unload().to(dtype)
 
 
 def reloaded_loss_nats(folder: Path, trial: TrialResult, workload: Workload, device: str) -> float:
     """Held-out loss on the search rows of an exported adapter, read back from its folder."""
-    from trainables import data, evaluation
+    from trainables.data import tokens
+    from trainables.evaluation import held_out
 
     base = base_model.load(workload, trial.config.precision, device)
-    files = {name: (folder / name).read_bytes() for name in adapter.FILES}
-    return evaluation.eval_loss(adapter.from_files(base, files), data.load(workload.data_folder)["search"])
+    files = {name: (folder / name).read_bytes() for name in lora.FILES}
+    return held_out.eval_loss(lora.from_files(base, files), tokens.load(workload.data_folder)["search"])
 
 
 def with_base(workload: Workload, cache: Path) -> Workload:

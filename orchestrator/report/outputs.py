@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import gallery
 from orchestrator.report import page as report_page
 from orchestrator.report import text as report_text
 from orchestrator.report.content import Report
 from orchestrator.report.rows import trial_row
-from orchestrator.sweep import SweepResult
 
 PICTURES = {f"{gallery.FOLDER}/{name}.png": title for name, (title, _) in gallery.IN_REPORT.items()}
 """Of the report: path in the sweep's folder -> title."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from orchestrator.analysis.verdict import figures_of, verdict_of
-from trainables.results import Measurement, MemoryBreakdown, TrialResult
+from trainables.values.results import Measurement, MemoryBreakdown, TrialResult
 
 RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
 

@@ -6,14 +6,14 @@ from statistics import mean
 from orchestrator.analysis.costs import CostCell, CostTable, Saving
 from orchestrator.analysis.repeats import Figure
 from orchestrator.analysis.sufficient_rank import SufficientRank
-from orchestrator.progress import UNITS, shown
+from orchestrator.cli.progress import UNITS, shown
 from orchestrator.report.budget import WithinMemory
 from orchestrator.report.content import Felt, Finalist, Outcome
 from orchestrator.report.markdown import safe, table
 from orchestrator.settings import Objective
-from trainables.config import TARGETS, Precision, TrialConfig
-from trainables.findings import Comparison, Estimate
-from trainables.results import MemoryBreakdown
+from trainables.values.config import TARGETS, Precision, TrialConfig
+from trainables.values.findings import Comparison, Estimate
+from trainables.values.results import MemoryBreakdown
 
 BITS: Mapping[Precision, str] = {"nf4": "4 bits", "16bit": "16 bits"}
 METRICS = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from orchestrator.progress import UNITS, duration
+from orchestrator.cli.progress import UNITS, duration
 from orchestrator.report import tables
 from orchestrator.report.answer import WHOSE, WHOSE_COST, answer, bullets, counted, whose
 from orchestrator.report.content import Report

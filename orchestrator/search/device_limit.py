@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from trainables.config import ComputeDtype, TrialConfig
-from trainables.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, Shape, predicted_peak_mib
+from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, Shape, predicted_peak_mib
+from trainables.values.config import ComputeDtype, TrialConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from orchestrator.pruning.learning_curves import LearningCurves, losses_at, meas
 from orchestrator.search.design import N_FIRST, first_points
 from orchestrator.settings import SweepSettings
 from search_spaces import Parameter
-from trainables.results import TrialResult
+from trainables.values.results import TrialResult
 
 KeyOf = Callable[[Mapping[str, Any]], str]
 Losses = tuple[float, ...]

@@ -4,7 +4,7 @@ import re
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 HUB = "give a hub id or a local path; the hub's token goes into HF_TOKEN, or log in with `hf auth login`"
 PAGES = "give names and ports alone; the password goes into MLFLOW_AUTH_ADMIN_PASSWORD"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
-from trainables.errors import SweepError
+from trainables.values.errors import SweepError
 
 SECRET = re.compile(
     r"(TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY|ACCESS_KEY|CREDENTIALS?|CONNECTION_STRING)(_ID)?$"

@@ -12,15 +12,15 @@ from urllib.parse import quote, urlencode
 
 from orchestrator.analysis.front import is_candidate
 from orchestrator.analysis.verdict import figures_of, verdict_of
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import gallery, hypervolume
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import text as report_text
 from orchestrator.report.content import Report
 from orchestrator.settings import SweepSettings
-from orchestrator.sweep import SweepResult
 from orchestrator.tracking.store import page_of, text_of
-from trainables.config import State, TrialConfig, canonical_json
-from trainables.results import TrialResult
+from trainables.values.config import State, TrialConfig, canonical_json
+from trainables.values.results import TrialResult
 
 Point = tuple[str, float, int, int]
 """Of a metric: name, value, time in ms and step, in the order of MLflow's Metric."""

@@ -14,8 +14,8 @@ from orchestrator.ledger.rows import Entry
 from orchestrator.search.proposer import BROKEN, distribution, is_within
 from orchestrator.settings import MAXIMISED, SweepSettings
 from orchestrator.tracking.ui import refuse_port
-from trainables.config import FINAL_STATES, State
-from trainables.errors import ConfigError
+from trainables.values.config import FINAL_STATES, State
+from trainables.values.errors import ConfigError
 
 HOST, PORT = "127.0.0.1", 8080
 FILE = "optuna.db"

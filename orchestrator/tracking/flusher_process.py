@@ -77,7 +77,7 @@ class Writer:
 
     def finish(self, files: list[str], interrupted: bool) -> Flushed:
         """Write everything, to the end."""
-        from orchestrator.sweep import result_of
+        from orchestrator.driver.sweep import result_of
         from orchestrator.tracking.publishing import page_text
 
         def finish(tracker: Any) -> None:

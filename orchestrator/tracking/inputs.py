@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables import demo
-from trainables.config import Workload
+from trainables.values.config import Workload
 
 CONTEXT = "mlflow.data.context"
 """Input tag by which MLflow's pages say what a data set was used for."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import gallery
-from orchestrator.sweep import SweepResult
 
 FIGURES_SECONDS = 15.0
 """At least so long between two drawings; with the time of a drawing and of a sync this keeps them under 30 s old."""

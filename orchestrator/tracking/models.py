@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.ledger.rows import Entry
 from orchestrator.tracking.contents import MODEL_TYPE, SWEEP, of_model
-from trainables.results import TrialResult
+from trainables.values.results import TrialResult
 
 ALIAS = "best"
 """Of the registered version, so that `models:/SWEEP@best` finds it."""

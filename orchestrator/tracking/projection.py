@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.front import REFERENCE
+from orchestrator.driver.sweep import SweepResult, result_of
 from orchestrator.figures import gallery
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import content as report
 from orchestrator.report.digests import FILES
 from orchestrator.settings import SweepSettings, sweep_folder
-from orchestrator.sweep import SweepResult, result_of
 from orchestrator.tracking import live as tracking_live
 from orchestrator.tracking.contents import Contents, Point, front_tag, last_end_ms, of_sweep, of_trial, texts
 from orchestrator.tracking.inputs import log_data
 from orchestrator.tracking.models import FrontModels
 from orchestrator.tracking.runs import Runs
 from orchestrator.tracking.store import open_client, store_uri
-from trainables.config import State
+from trainables.values.config import State
 
 MAX_METRICS = 800
 """Written at once: MLflow takes 1000 values, params and tags included."""

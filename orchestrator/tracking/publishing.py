@@ -4,16 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.command import command
+from orchestrator.driver.sweep import SweepResult, result_of
 from orchestrator.ledger import Ledger
 from orchestrator.report import content as report
 from orchestrator.report.digests import FILES, digests
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import SweepSettings, sweep_folder
-from orchestrator.sweep import SweepResult, result_of
 from orchestrator.tracking.flusher import Flusher
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import UI_PORT, page_of
-from trainables.errors import SweepError
+from trainables.values.errors import SweepError
 
 
 def write_files(settings: SweepSettings, ledger: Ledger, result: SweepResult, root: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.command import command
 from orchestrator.security.redaction import reason_of
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 EXPERIMENT = "qlora-sweep"
 UI_PORT = 5000

@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.command import python
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.tracking.store import CLIENT, UI_PORT, check_schema, store_file, store_uri
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PASSWORD, AUTH_CONFIG, SESSION_KEY = (

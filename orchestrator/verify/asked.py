@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.verify.ledger import Difference, Kept
-from trainables.base_model import RANDOM_PREFIX
-from trainables.config import Weights
+from trainables.models.base_model import RANDOM_PREFIX
+from trainables.values.config import Weights
 
 SHOWN_CHARS = 80
 """Of a value that differs."""
@@ -43,7 +43,7 @@ def _of_workload(kept: Kept) -> Iterator[str]:
 
 
 def _kinds(base_model: str) -> tuple[Weights, ...]:
-    """What the weights of a base model can be, see trainables.base_model.find."""
+    """What the weights of a base model can be, see trainables.models.base_model.find."""
     if base_model == "demo":
         return ("demo",)
     return ("random",) if base_model.startswith(RANDOM_PREFIX) else ("pretrained", "stand-in")

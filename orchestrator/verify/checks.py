@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import settings as settings_file
+from orchestrator.analysis.budgets import FINISHED
+from orchestrator.driver.sweep import owned
 from orchestrator.ledger import FAULTS
-from orchestrator.search.budgets import FINISHED
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import sweep_folder
-from orchestrator.sweep import owned
 from orchestrator.verify.asked import of_settings, of_workload
 from orchestrator.verify.files import of_adapters, of_drawn, of_front_file, of_table
 from orchestrator.verify.ledger import Difference, Kept, of_ledger, of_study, read
 from orchestrator.workers import adapter_store
-from trainables.errors import ConfigError, LedgerDamaged, SweepError
+from trainables.values.errors import ConfigError, LedgerDamaged, SweepError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

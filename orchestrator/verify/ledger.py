@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator import settings as settings_file
+from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
 from orchestrator.analysis.finalists import to_judge
 from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.analysis.status import status_of
 from orchestrator.command import command
+from orchestrator.driver.pairs import is_settled
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import content
 from orchestrator.report.digests import FILES
-from orchestrator.search.budgets import ENDED, FINISHED, Ended
-from orchestrator.search.pairs import is_settled
 from orchestrator.settings import SweepSettings
-from orchestrator.status import status_of
-from trainables.config import FINAL_STATES, TrialConfig, Workload
-from trainables.errors import ConfigError
-from trainables.results import TrialResult
+from trainables.values.config import FINAL_STATES, TrialConfig, Workload
+from trainables.values.errors import ConfigError
+from trainables.values.results import TrialResult
 
 LEFT_BY_TRIALS = ("adapters", "front.json", "trials.parquet")
 Part = Literal["settings.json", "ledger", "study", "adapters", "front.json", "trials.parquet", "files", "MLflow"]

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from orchestrator.analysis.budgets import ENDED, Ended
 from orchestrator.analysis.front import REFERENCE
+from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import gallery
 from orchestrator.ledger.rows import Entry
 from orchestrator.report.content import Report, from_facts
 from orchestrator.report.digests import FILES, sha256_of
-from orchestrator.search.budgets import ENDED, Ended
 from orchestrator.security.redaction import reason_of
-from orchestrator.sweep import SweepResult
 from orchestrator.tracking.contents import MODEL_TYPE, NOTE, PARENT, Contents, of_model, of_sweep, of_trial, texts
 from orchestrator.tracking.inputs import digest_of, tags_of
 from orchestrator.tracking.models import ALIAS, models_of

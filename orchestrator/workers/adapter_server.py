@@ -9,7 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.workers import adapter_store, checkpoints
-from trainables.snapshot import Snapshot
+from trainables.values.checkpoint import Snapshot
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, concurrency_groups={"writing": 1})

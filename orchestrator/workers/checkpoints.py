@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from tempfile import mkstemp
 
-from trainables.snapshot import Snapshot
+from trainables.values.checkpoint import Snapshot
 
 FOLDER = "checkpoints"
 """In a sweep's folder."""

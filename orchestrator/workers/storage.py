@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from pyarrow import fs
 
-from trainables.errors import ConfigError
+from trainables.values.errors import ConfigError
 
 
 def locate(storage: str) -> tuple[fs.FileSystem, str]:

@@ -1,7 +1,7 @@
 """The only Trainable: a warm worker that takes one task after the other.
 
 A task is a trial to train, a finished pair of trials to compare, or a finished trial to judge. Each step of the
-Trainable is one rung; what it returns is a Report, read by orchestrator.workers.recorder on the driver.
+Trainable is one rung; what it returns is a Report, read by orchestrator.driver.recorder on the driver.
 """
 
 import json
@@ -19,13 +19,13 @@ from ray.exceptions import RayError
 from orchestrator.cluster import newcomers
 from orchestrator.ledger.rows import COST
 from orchestrator.workers import node_inputs, storage
-from trainables.config import State, TrialConfig, Workload, canonical_json
-from trainables.device import is_lost
-from trainables.errors import DeviceLost, TrialFailed
-from trainables.results import Cost
+from trainables.cost.device import is_lost
+from trainables.values.config import State, TrialConfig, Workload, canonical_json
+from trainables.values.errors import DeviceLost, TrialFailed
+from trainables.values.results import Cost
 
 if TYPE_CHECKING:
-    from trainables.findings import Comparison, Judgement
+    from trainables.values.findings import Comparison, Judgement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ class SweepTrainable(tune.Trainable):
         store = config["adapter_store"]
         try:
             if self._bench is None:
-                from trainables.bench import Bench
+                from trainables.worker_cache import Bench
 
                 workload = node_inputs.here(Workload(**config["workload"]), config.get("inputs"))
                 self._bench = Bench(workload, config["device"])
@@ -141,7 +141,7 @@ class SweepTrainable(tune.Trainable):
 def _end(
     bench: Any, state: State, fallback: str | None = None, continued_from: int | None = None, **values: Any
 ) -> Report:
-    from trainables.device import environment
+    from trainables.cost.device import environment
 
     facts = environment(bench.device) | {
         "compute_dtype": bench.workload.compute_dtype,
@@ -155,7 +155,7 @@ def _end(
 
 
 def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
-    from trainables.device import device_name
+    from trainables.cost.device import device_name
     from trainables.trial import Trial
 
     before = ray.get(store.snapshot.remote(task.key))
@@ -209,7 +209,7 @@ def _compare(bench: Any, task: Task, store: Any) -> Iterator[Report]:
 
 
 def _judge(bench: Any, task: Task, store: Any) -> Iterator[Report]:
-    from trainables.compare import judge
+    from trainables.comparison.compare import judge
     from trainables.trial import oom_as_failure
 
     files, *reseeds = _adapters(store, task.key, *task.reseed_keys)
@@ -220,7 +220,7 @@ def _judge(bench: Any, task: Task, store: Any) -> Iterator[Report]:
 
 
 def _compared(bench: Any, *, nf4: dict[str, bytes], twin: dict[str, bytes]) -> dict[str, Any]:
-    from trainables.compare import compare
+    from trainables.comparison.compare import compare
     from trainables.trial import oom_as_failure
 
     with oom_as_failure():

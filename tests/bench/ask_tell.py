@@ -16,15 +16,15 @@ from ray.tune.utils import flatten_dict
 
 import search_spaces
 from orchestrator import settings as settings_file
+from orchestrator.driver.recorder import Recorder
+from orchestrator.driver.scheduler import Pruner
+from orchestrator.driver.searcher import SweepSearcher
 from orchestrator.ledger import Ledger
-from orchestrator.pruning.scheduler import Pruner
-from orchestrator.search.searcher import SweepSearcher
-from orchestrator.workers.recorder import Recorder
 from orchestrator.workers.tune_trainable import Report, Task
 from tests.bench.overhead import fake_loss_nats
 from tests.bench.search_methods import WORKLOAD
-from trainables.config import TrialConfig, rungs
-from trainables.results import Cost, Measurement
+from trainables.values.config import TrialConfig, rungs
+from trainables.values.results import Cost, Measurement
 
 N_TIMED = 100
 SPACE = "pareto"

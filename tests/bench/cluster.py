@@ -33,17 +33,17 @@ from ray.tune.utils import flatten_dict
 
 import search_spaces
 from orchestrator import settings as settings_file
+from orchestrator.driver.recorder import Recorder
+from orchestrator.driver.scheduler import Pruner
+from orchestrator.driver.searcher import SweepSearcher
 from orchestrator.ledger import Ledger
-from orchestrator.pruning.scheduler import Pruner
-from orchestrator.search.searcher import SweepSearcher
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.flusher_process import REST_SHARE, SYNC_SECONDS
 from orchestrator.tracking.projection import Tracker
-from orchestrator.workers.recorder import Recorder
 from orchestrator.workers.tune_trainable import Report, Task
 from tests.bench.overhead import fake_comparison, whole_report
-from trainables.config import Workload, rungs
-from trainables.errors import ConfigError, SweepError
+from trainables.values.config import Workload, rungs
+from trainables.values.errors import ConfigError, SweepError
 
 WORKLOAD = Workload(
     base_model="none",

@@ -26,17 +26,17 @@ import numpy as np
 
 import search_spaces
 from orchestrator import settings as settings_file
+from orchestrator.analysis.budgets import ENDED, FINISHED
+from orchestrator.driver.sweep import result_of
 from orchestrator.ledger import Ledger
 from orchestrator.report import outputs
-from orchestrator.search.budgets import ENDED, FINISHED
 from orchestrator.settings import SweepSettings
-from orchestrator.sweep import result_of
 from orchestrator.tracking.publishing import publish
 from orchestrator.workers import adapter_store
 from tests.bench.overhead import fake_comparison, fake_loss_nats
-from trainables.config import TrialConfig, Workload, rungs
-from trainables.errors import ConfigError, SweepError
-from trainables.results import Cost, Measurement
+from trainables.values.config import TrialConfig, Workload, rungs
+from trainables.values.errors import ConfigError, SweepError
+from trainables.values.results import Cost, Measurement
 
 NAME = "load"
 LIMIT_SECONDS, LIMIT_MIB = 10.0, 1024.0

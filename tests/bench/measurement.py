@@ -22,16 +22,16 @@ from typing import Any, get_args
 import numpy as np
 from transformers.utils import logging
 
-from trainables import inputs
-from trainables.bench import Bench
-from trainables.compare import compare
-from trainables.config import TARGETS, Engine, Loop, Precision, TrialConfig
-from trainables.device import count_gpus, native_dtype
-from trainables.errors import SweepError, TrialFailed
-from trainables.findings import flat
-from trainables.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib, shape_in
-from trainables.results import Cost, Measurement
+from trainables.comparison.compare import compare
+from trainables.cost.device import count_gpus, native_dtype
+from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib, shape_in
+from trainables.models import inputs
 from trainables.trial import Trial
+from trainables.values.config import TARGETS, Engine, Loop, Precision, TrialConfig
+from trainables.values.errors import SweepError, TrialFailed
+from trainables.values.findings import flat
+from trainables.values.results import Cost, Measurement
+from trainables.worker_cache import Bench
 
 SHAPES: tuple[Mapping[str, Any], ...] = (
     {"rank": 1, "targets": ("mlp.c_fc",), "max_length_tokens": 128, "batch_size": 1},

@@ -20,9 +20,9 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, get_args
 
-from trainables.config import TARGETS, ComputeDtype, Loop, Precision, TrialConfig, Workload
-from trainables.device import count_gpus
-from trainables.predicted_memory import HUB_SHAPES, MAX_ERROR_MIB, MAX_ERROR_SHARE, Shape, predicted_peak_mib
+from trainables.cost.device import count_gpus
+from trainables.cost.predicted_memory import HUB_SHAPES, MAX_ERROR_MIB, MAX_ERROR_SHARE, Shape, predicted_peak_mib
+from trainables.values.config import TARGETS, ComputeDtype, Loop, Precision, TrialConfig, Workload
 
 RECORDED = tuple(sorted(Path(__file__).parent.glob("memory_shapes_*.jsonl")))
 """Earlier runs."""
@@ -86,8 +86,8 @@ def measured(shape: Shape, seed: int, dtype: ComputeDtype, device: str) -> Itera
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from trainables import base_model
-    from trainables.device import device_name
+    from trainables.cost.device import device_name
+    from trainables.models import base_model
 
     warnings.filterwarnings("ignore")
     yield {"shape": asdict(shape), "dtype": dtype, "device": device_name(device), "seed": seed}
@@ -108,17 +108,18 @@ def measured(shape: Shape, seed: int, dtype: ComputeDtype, device: str) -> Itera
 def _peak_mib(base: Any, config: TrialConfig, dtype: ComputeDtype, device: str) -> float:
     import torch
 
-    from trainables import adapter, memory
-    from trainables.training import EagerEngine
+    from trainables.cost import memory
+    from trainables.models import lora
+    from trainables.training.eager import EagerEngine
 
     ids = torch.randint(base.config.vocab_size, (config.batch_size, config.max_length_tokens))
-    model = adapter.attach(base, config, base_name="random")
+    model = lora.attach(base, config, base_name="random")
     try:
         engine = EagerEngine(model, config, compute_dtype=dtype, device=device)
         engine.step(ids, ids)
         return memory.peak_of(lambda: engine.step(ids, ids), device).allocated_mib
     finally:
-        adapter.detach(model)
+        lora.detach(model)
 
 
 def config_of(line: Values) -> TrialConfig:

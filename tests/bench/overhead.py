@@ -30,16 +30,16 @@ from ray import tune
 
 import search_spaces
 from orchestrator import settings as settings_file
-from orchestrator import sweep
 from orchestrator.cluster import ray_cluster
+from orchestrator.driver import sweep
 from orchestrator.tracking.flusher import Flusher
 from orchestrator.tracking.publishing import publish
 from orchestrator.workers.tune_trainable import Report, Task
 from search_spaces import EarlyTerminate
-from trainables.config import Workload
-from trainables.errors import ConfigError, SweepError
-from trainables.findings import Comparison, Estimate, Judgement, Similarity
-from trainables.results import Cost, Measurement
+from trainables.values.config import Workload
+from trainables.values.errors import ConfigError, SweepError
+from trainables.values.findings import Comparison, Estimate, Judgement, Similarity
+from trainables.values.results import Cost, Measurement
 
 SAMPLE_SECONDS = 0.2
 """Between two looks at the driver's memory."""

@@ -15,18 +15,18 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils import flatten_dict
 
 from orchestrator import settings as settings_file
+from orchestrator.driver.recorder import Recorder
+from orchestrator.driver.scheduler import Pruner
+from orchestrator.driver.searcher import SweepSearcher
 from orchestrator.ledger import Ledger
-from orchestrator.pruning.scheduler import Pruner
 from orchestrator.search.proposer import MAX_MODELLED, Proposer, distribution
-from orchestrator.search.searcher import SweepSearcher
 from orchestrator.settings import DEFAULT_OBJECTIVES
-from orchestrator.workers.recorder import Recorder
 from orchestrator.workers.tune_trainable import Task
 from search_spaces import EarlyTerminate, Space
 from tests.bench.overhead import fake_comparison
 from tests.bench.replay import Job, Method, Recorded, Row, Values
-from trainables.config import Workload
-from trainables.results import Cost, Measurement
+from trainables.values.config import Workload
+from trainables.values.results import Cost, Measurement
 
 WORKLOAD = Workload(
     base_model="demo",

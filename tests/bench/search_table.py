@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import search_spaces
-from trainables.config import TrialConfig, Workload
-from trainables.results import Cost
+from trainables.values.config import TrialConfig, Workload
+from trainables.values.results import Cost
 
 SPACE_FILE = Path(__file__).with_suffix(".yaml")
 N_SEEDS = 3
@@ -52,8 +52,8 @@ def points(space: search_spaces.Space, n_seeds: int) -> Iterator[tuple[Point, Tr
 
 def prepare(device: str, cache: Path) -> Workload:
     """The demo's base and rows on this machine."""
-    from trainables import inputs
-    from trainables.device import native_dtype
+    from trainables.cost.device import native_dtype
+    from trainables.models import inputs
 
     return inputs.fetch("demo", "demo", cache).workload(native_dtype(device))
 
@@ -68,7 +68,7 @@ def begin(workload: Workload, device: str) -> None:
     """Load what every trial of this process needs, on one thread."""
     import torch
 
-    from trainables.bench import Bench
+    from trainables.worker_cache import Bench
 
     torch.set_num_threads(1)
     BENCHES["bench"] = Bench(workload, device)
@@ -87,8 +87,8 @@ def cost_of(config: TrialConfig) -> Cost:
 
 def history_of(config: TrialConfig, cost: Cost) -> list[Row]:
     """A row a rung; of a trial that diverges, the last one says why and has no loss."""
-    from trainables.errors import TrialFailed
     from trainables.trial import Trial
+    from trainables.values.errors import TrialFailed
 
     trial = Trial(config, BENCHES["bench"], cost=cost)
     rows: list[Row] = []

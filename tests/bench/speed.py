@@ -28,15 +28,16 @@ import torch
 import yaml
 from transformers.utils import logging
 
-from trainables import demo, inputs
-from trainables.bench import Bench
-from trainables.compare import compare
-from trainables.config import Loop, Precision, TrialConfig
-from trainables.device import count_gpus, device_name, native_dtype
-from trainables.errors import ConfigError, SweepError
-from trainables.predicted_memory import Shape, shape_in
-from trainables.results import Cost
+from trainables import demo
+from trainables.comparison.compare import compare
+from trainables.cost.device import count_gpus, device_name, native_dtype
+from trainables.cost.predicted_memory import Shape, shape_in
+from trainables.models import inputs
 from trainables.trial import Trial
+from trainables.values.config import Loop, Precision, TrialConfig
+from trainables.values.errors import ConfigError, SweepError
+from trainables.values.results import Cost
+from trainables.worker_cache import Bench
 
 PEER = Path(__file__).with_name("peer.py")
 REPO = Path(__file__).resolve().parents[2]

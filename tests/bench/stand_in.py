@@ -23,9 +23,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from trainables import alpaca, data
-from trainables.base_model import STAND_IN_FILE
-from trainables.errors import ConfigError, DataError, SweepError
+from trainables.data import alpaca
+from trainables.data import tokens as data
+from trainables.models.base_model import STAND_IN_FILE
+from trainables.values.errors import ConfigError, DataError, SweepError
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ class Check:
 
     Attributes:
         seconds: since the start. n_steps, n_tokens: trained on until then, padding not counted.
-        held_out_loss_nats: over response tokens, see trainables.evaluation.eval_loss.
+        held_out_loss_nats: over response tokens, see trainables.evaluation.held_out.eval_loss.
     """
 
     seconds: float
@@ -124,7 +125,7 @@ def train(
     """
     import torch
 
-    from trainables.evaluation import eval_loss
+    from trainables.evaluation.held_out import eval_loss
 
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=0.0, weight_decay=WEIGHT_DECAY, fused=model.device.type == "cuda"
@@ -216,7 +217,7 @@ def build(
     """
     from transformers import AutoTokenizer
 
-    from trainables.device import device_name
+    from trainables.cost.device import device_name
 
     if not (config_folder / "config.json").is_file():
         raise ConfigError(f"CONFIG_FOLDER: no config.json in {str(config_folder)!r}")
@@ -255,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; one JSON object on standard output, progress on standard error."""
     from transformers.utils import logging
 
-    from trainables.device import count_gpus
+    from trainables.cost.device import count_gpus
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config_folder", type=Path, help="config.json and a tokenizer")

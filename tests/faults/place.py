@@ -17,9 +17,9 @@ from orchestrator.workers import checkpoints
 from tests.faults.pretend import noted
 from tests.stores import place_store
 from tests.sweeps import PRETEND, Finished, environment
-from trainables.config import FINAL_STATES
-from trainables.errors import SweepError
-from trainables.results import TrialResult
+from trainables.values.config import FINAL_STATES
+from trainables.values.errors import SweepError
+from trainables.values.results import TrialResult
 
 PATIENCE_SECONDS = 240.0
 """For what takes seconds on a machine that has nothing else to do."""

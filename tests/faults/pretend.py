@@ -22,14 +22,14 @@ import ray
 import typer
 from ray import tune
 
-from orchestrator import cli
 from orchestrator import settings as settings_file
+from orchestrator.cli import app as cli
 from orchestrator.cluster import ray_cluster
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.workers.tune_trainable import Report, Task
 from tests.sweeps import GRID, WORKLOAD, completes, judgement, make, similarity, space
-from trainables.config import Workload
-from trainables.snapshot import EngineState, Snapshot
+from trainables.values.checkpoint import EngineState, Snapshot
+from trainables.values.config import Workload
 
 SPACES: dict[str, dict[str, Any]] = {
     "plain": {"parameters": {"rank": {"values": [1, 2, 4, 8]}, "alpha": {"values": [1, 2, 4, 8, 16]}}},

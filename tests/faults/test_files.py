@@ -24,9 +24,10 @@ from tests.faults.place import Place
 from tests.stores import place_store
 from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
 from tests.test_data import BAD
-from trainables import alpaca, demo
-from trainables.config import FINAL_STATES
-from trainables.errors import SweepError, TrialFailed
+from trainables import demo
+from trainables.data import alpaca
+from trainables.values.config import FINAL_STATES
+from trainables.values.errors import SweepError, TrialFailed
 
 
 @pytest.fixture(scope="module")
@@ -270,8 +271,8 @@ def test_a_real_trial_whose_worker_is_killed_over_a_damaged_checkpoint_has_the_l
     import torch
 
     from tests.sweeps import start
-    from trainables.bench import Bench
     from trainables.trial import Trial
+    from trainables.worker_cache import Bench
 
     (tmp_path / "real.yaml").write_text(REAL)
     driver = start("run", "--space", "real.yaml", "--name", "a", cwd=tmp_path)

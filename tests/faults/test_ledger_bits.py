@@ -11,11 +11,11 @@ from random import Random
 import pytest
 import typer
 
-from orchestrator import cli
+from orchestrator.cli import app
 from orchestrator.ledger import Ledger
 from tests.sweeps import REPO, command
-from trainables.config import TrialConfig
-from trainables.errors import SweepError
+from trainables.values.config import TrialConfig
+from trainables.values.errors import SweepError
 
 RECORDED = REPO / "mlflow_runs" / "recorded" / "standin-h200"
 NAME = RECORDED.name
@@ -50,10 +50,10 @@ def resumed(path: Path) -> object:
 
 
 COMMANDS: dict[str, Callable[[Path], object]] = {
-    "verify": lambda path: cli.verify(NAME, repair=False, as_json=True),
-    "status": lambda path: cli.status(NAME, as_json=True),
-    "best": lambda path: cli.best(NAME, max_memory=None, as_json=True),
-    "report": lambda path: cli._report_of(NAME)[0].to_dict(),
+    "verify": lambda path: app.verify(NAME, repair=False, as_json=True),
+    "status": lambda path: app.status(NAME, as_json=True),
+    "best": lambda path: app.best(NAME, max_memory=None, as_json=True),
+    "report": lambda path: app._report_of(NAME)[0].to_dict(),
     "resume": resumed,
 }
 """Each from the file to what it prints; resume is the last, as it writes."""

@@ -9,10 +9,10 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from trainables.bench import Bench
-from trainables.config import TrialConfig, Workload
-from trainables.memory import MIB
+from trainables.cost.memory import MIB
 from trainables.trial import Trial
+from trainables.values.config import TrialConfig, Workload
+from trainables.worker_cache import Bench
 
 pytestmark = [
     pytest.mark.gpu,

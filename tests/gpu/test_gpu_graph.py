@@ -6,16 +6,16 @@ from time import perf_counter
 import pytest
 import torch
 
-from trainables import adapter
-from trainables.batches import packed
-from trainables.bench import Bench
-from trainables.config import TARGETS, TrialConfig
-from trainables.decoding import greedy_texts
-from trainables.graph import GraphEngine
-from trainables.memory import MIB
-from trainables.snapshot import Snapshot
-from trainables.training import EagerEngine
+from trainables.cost.memory import MIB
+from trainables.evaluation.decoding import greedy_texts
+from trainables.models import lora
+from trainables.training.batches import packed
+from trainables.training.eager import EagerEngine
+from trainables.training.graph import GraphEngine
 from trainables.trial import Trial
+from trainables.values.checkpoint import Snapshot
+from trainables.values.config import TARGETS, TrialConfig
+from trainables.worker_cache import Bench
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,21 +51,21 @@ def weights_of(model) -> list[torch.Tensor]:
 
 
 def starting_weights(bench: Bench, config: TrialConfig) -> list[torch.Tensor]:
-    model = adapter.attach(bench.base(config.precision), config, base_name="wide")
+    model = lora.attach(bench.base(config.precision), config, base_name="wide")
     try:
         return weights_of(model)
     finally:
-        adapter.detach(model)
+        lora.detach(model)
 
 
 def run_eagerly(bench: Bench, config: TrialConfig, batches) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Losses and final weights."""
-    model = adapter.attach(bench.base(config.precision), config, base_name="wide")
+    model = lora.attach(bench.base(config.precision), config, base_name="wide")
     try:
         engine = EagerEngine(model, config, compute_dtype=bench.workload.compute_dtype, device="cuda")
         return engine.run(batches).cpu(), weights_of(model)
     finally:
-        adapter.detach(model)
+        lora.detach(model)
 
 
 def run_recorded(bench: Bench, config: TrialConfig, batches, seed: int = 0):

@@ -11,14 +11,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import search_spaces
 from tests.stock_trainer import trainer_losses
-from trainables import adapter, base_model, memory, predicted_time
-from trainables.bench import Bench
-from trainables.config import TARGETS, TrialConfig, Workload
-from trainables.data import IGNORE
-from trainables.errors import TrialFailed
-from trainables.predicted_memory import HUB_SHAPES
-from trainables.training import EagerEngine
+from trainables.cost import memory, predicted_time
+from trainables.cost.predicted_memory import HUB_SHAPES
+from trainables.data.tokens import IGNORE
+from trainables.models import base_model, lora
+from trainables.training.eager import EagerEngine
 from trainables.trial import Trial, _owners
+from trainables.values.config import TARGETS, TrialConfig, Workload
+from trainables.values.errors import TrialFailed
+from trainables.worker_cache import Bench
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,7 +56,7 @@ def drawn_batches(n_batches: int, shape: tuple[int, int], seed: int = 0) -> list
 
 def our_losses(workload: Workload, config: TrialConfig, batches) -> torch.Tensor:
     base = base_model.load(workload, config.precision, "cuda")
-    model = adapter.attach(base, config, base_name="medium")
+    model = lora.attach(base, config, base_name="medium")
     engine = EagerEngine(model, config, compute_dtype=workload.compute_dtype, device="cuda")
     return torch.stack([engine.step(*batch) for batch in batches]).cpu()
 
@@ -68,7 +69,7 @@ def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
     workload = replace(medium, compute_dtype=dtype)
     config = config_of(precision=precision, dropout=0.0, targets=TARGETS)
     batches = drawn_batches(50, (4, 96))
-    stock = adapter.attach(base_model.load(workload, precision, "cuda"), config, base_name="medium")
+    stock = lora.attach(base_model.load(workload, precision, "cuda"), config, base_name="medium")
     theirs, _ = trainer_losses(stock, batches, learning_rate=config.learning_rate, folder=tmp_path, use_cpu=False)
     del stock
     for loop in ("standard", "lean"):
@@ -85,7 +86,7 @@ def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
 def test_the_parts_and_what_was_there_before_add_up_to_the_allocators_peak(medium, precision, loop):
     config = config_of(precision=precision, loop=loop)
     of_other_tests = memory.allocated_mib("cuda")
-    model = adapter.attach(base_model.load(medium, precision, "cuda"), config, base_name="medium")
+    model = lora.attach(base_model.load(medium, precision, "cuda"), config, base_name="medium")
     engine = EagerEngine(model, config, compute_dtype="bfloat16", device="cuda")
     ids = torch.randint(50257, (4, 256))
     engine.step(ids, ids)

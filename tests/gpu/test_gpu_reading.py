@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from trainables import adapter, evaluation
-from trainables.bench import Bench
-from trainables.compare import attached, compare
-from trainables.config import TARGETS, TrialConfig, Workload
-from trainables.reading import EagerReader, Reader, RecordedReader
+from trainables.comparison.compare import attached, compare
+from trainables.evaluation import held_out
+from trainables.evaluation.readers import EagerReader, Reader, RecordedReader
+from trainables.models import lora
+from trainables.values.config import TARGETS, TrialConfig, Workload
+from trainables.worker_cache import Bench
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,14 +29,14 @@ def exact_bench(wide: Workload) -> Bench:
 
 def files_of(bench: Bench, config: TrialConfig) -> dict[str, bytes]:
     """An adapter that is not without effect."""
-    model = adapter.attach(bench.base(config.precision), config, base_name="wide")
+    model = lora.attach(bench.base(config.precision), config, base_name="wide")
     generator = torch.Generator(device="cuda").manual_seed(config.seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(0, 0.05, generator=generator)
-    files = adapter.to_files(config, adapter.matrices_of(model), base_name="wide")
-    adapter.detach(model)
+    files = lora.to_files(config, lora.matrices_of(model), base_name="wide")
+    lora.detach(model)
     return files
 
 
@@ -59,7 +60,7 @@ def test_one_reader_reads_with_each_adapter_in_turn_as_if_it_were_attached(exact
     ]
     seen = []
     for files in (*adapters, None, adapters[0]):
-        reader = exact_bench.reader(precision, adapter.read_files(files) if files else None)
+        reader = exact_bench.reader(precision, lora.read_files(files) if files else None)
         assert isinstance(reader, RecordedReader)
         seen.append(reader)
         if files is None:
@@ -68,7 +69,7 @@ def test_one_reader_reads_with_each_adapter_in_turn_as_if_it_were_attached(exact
         with attached(base, files) as model:
             eager = EagerReader(model, rows)
             states = assert_same(reader, eager)
-        assert (states - evaluation.response_states(base, rows)).abs().max() > 1e-2, "the adapter does nothing"
+        assert (states - held_out.response_states(base, rows)).abs().max() > 1e-2, "the adapter does nothing"
     assert len(set(map(id, seen))) == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 import ray
 import torch
 
-from orchestrator import sweep
+from orchestrator.driver import sweep
 from orchestrator.workers.tune_trainable import Report, SweepTrainable
 from tests.sweeps import REPO, make, space
 

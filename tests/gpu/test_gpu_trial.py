@@ -6,15 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainables import adapter, evaluation
-from trainables.bench import Bench
-from trainables.compare import compare
-from trainables.config import TrialConfig
-from trainables.device import count_gpus, native_dtype
-from trainables.errors import TrialFailed
-from trainables.memory import MIB
-from trainables.training import EagerEngine
+from trainables.comparison.compare import compare
+from trainables.cost.device import count_gpus, native_dtype
+from trainables.cost.memory import MIB
+from trainables.evaluation import held_out as evaluation
+from trainables.models import lora
+from trainables.training.eager import EagerEngine
 from trainables.trial import Trial
+from trainables.values.config import TrialConfig
+from trainables.values.errors import TrialFailed
+from trainables.worker_cache import Bench
 
 pytestmark = [
     pytest.mark.gpu,
@@ -161,7 +162,7 @@ def test_float16_trains_with_finite_loss(half_bench, small_config, precision):
 
 def test_a_float16_overflow_skips_one_step_and_halves_the_scale(half_bench, small_config, precision):
     config = small_config(precision=precision, dropout=0.0)
-    model = adapter.attach(half_bench.base(precision), config, base_name="tiny")
+    model = lora.attach(half_bench.base(precision), config, base_name="tiny")
     engine = EagerEngine(model, config, compute_dtype="float16", device="cuda")
     scaler = engine._accelerator.scaler
     ids = torch.randint(1024, (2, 64), generator=torch.Generator().manual_seed(0))
@@ -185,7 +186,7 @@ def test_a_float16_overflow_skips_one_step_and_halves_the_scale(half_bench, smal
         scaler.update(2.0**10)
         assert step()
     finally:
-        adapter.detach(model)
+        lora.detach(model)
 
 
 def test_held_out_loss_on_the_gpu_is_that_of_the_cpu_within_rounding(gpu_bench, bench, precision):

@@ -1,0 +1,246 @@
+"""What a person sees of a sweep: the plan, progress while it runs, the front at its end."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.analysis.budgets import ENDED, FINISHED
+from orchestrator.analysis.finalists import finalists
+from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
+from orchestrator.analysis.infeasible import nothing_counts
+from orchestrator.analysis.status import Status, status_of
+from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
+from orchestrator.cluster.gpu_memory import gpu_memory, text_of
+from orchestrator.command import command, pages
+from orchestrator.driver.sweep import SweepResult
+from orchestrator.ledger import Ledger
+from orchestrator.settings import Objective, SweepSettings
+from trainables.cost.predicted_memory import predicted_peak_mib, shape_in
+from trainables.values.config import FINAL_STATES, TARGETS
+from trainables.values.results import TrialResult
+
+REFRESH_SECONDS = 1.0
+UNITS: dict[Objective, tuple[str, str, float]] = {
+    # objective: heading, format, factor from its own unit to the heading's
+    "peak_memory_mib": ("peak MiB", ".1f", 1.0),
+    "seconds_per_step": ("ms/step", ".1f", 1e3),
+    "eval_loss_nats": ("loss (nats)", ".4f", 1.0),
+    "embedding_cosine": ("cosine", ".4f", 1.0),
+    "token_match_rate": ("match", ".3f", 1.0),
+}
+
+
+def shown(value: float | None, objective: Objective) -> str:
+    """A value in the unit of its heading."""
+    _, form, factor = UNITS[objective]
+    return "-" if value is None else format(value * factor, form)
+
+
+def front_table(front: Front) -> Table:
+    """The Pareto front, for a terminal of 80 columns."""
+    shown_objectives = [*front.objectives]
+    if "embedding_cosine" not in shown_objectives:
+        shown_objectives.append("embedding_cosine")
+    table = Table(title=f"Pareto front: {len(front.members)} trials", title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("trial", "base", "rank", "alpha", "lr"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for objective in shown_objectives:
+        table.add_column(UNITS[objective][0], justify="right", no_wrap=True)
+    devices = {device_of(trial) for trial in front.members}
+    if len(devices) > 1:  # their times must not be read beside each other
+        table.add_column("device", overflow="fold")
+    table.add_column("targets", overflow="fold")
+    for trial in front.members:
+        config = trial.config
+        cells = [
+            str(trial.number),
+            config.precision,
+            str(config.rank),
+            f"{config.alpha:g}",
+            f"{config.learning_rate:.0e}",
+        ]
+        cells += [shown(objective_value(trial, objective), objective) for objective in shown_objectives]
+        cells += [device_of(trial)] if len(devices) > 1 else []
+        table.add_row(*cells, "all" if config.targets == TARGETS else " ".join(config.targets))
+    return table
+
+
+def counted_line(name: str, status: Status) -> str:
+    """How far a sweep is, and how long it will take from here."""
+    left = f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
+    return f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{left}"
+
+
+def how_to_stop(name: str) -> str:
+    return f"Ctrl-C stops; {command()} resume {name} goes on, and keeps every trial that has ended"
+
+
+def status_view(name: str, status: Status, memory: str = "") -> Group:
+    """The live view: a bar, trials by state, the best so far, what went wrong last.
+
+    Args:
+        memory: in use on GPUs, in one line.
+    """
+    states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
+    best = "  ".join(f"{UNITS[o][0]} {shown(v, o)}" for o, v in status.best.items())
+    lines = [
+        Text(counted_line(name, status), style="bold"),
+        Text(_bar(status.n_done / max(1, status.n_expected)), style="green"),
+        Text(f"states  {states}"),
+        Text(f"best    {best}   front {status.front_size}"),
+    ]
+    if memory:
+        lines.append(Text(f"memory  {memory}"))
+    if status.last_fault:
+        fault = " ".join(status.last_fault.split())
+        lines.append(Text(f"last error  {fault}", style="red", overflow="ellipsis", no_wrap=True))
+    if status.n_done < status.n_expected:
+        lines.append(Text(how_to_stop(name), style="dim"))
+    return Group(*lines)
+
+
+def _bar(share: float, width: int = 60) -> str:
+    return "━" * round(share * width) + "╌" * (width - round(share * width))
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def trial_line(trial: TrialResult) -> str:
+    """One finished trial, for a log."""
+    config = trial.config
+    text = f"trial {trial.number:>3} {trial.origin:<6} {config.precision:<5} r={config.rank:<3} {trial.state:<9}"
+    if trial.history:
+        last = trial.history[-1]
+        text += f" loss {last.eval_loss_nats:.4f} at step {last.step}, {last.peak_memory_mib:.1f} MiB, "
+        text += f"{last.seconds_per_step * 1e3:.1f} ms/step"
+    return text + (f" ({trial.reason})" if trial.reason and trial.state != "pruned" else "")
+
+
+class ProgressDisplay:
+    """Shows a running sweep from a thread of its own: a live view on a terminal, a line a trial elsewhere."""
+
+    def __init__(self, settings: SweepSettings, ledger_path: Path, console: Console) -> None:
+        self._settings = settings
+        self._path = ledger_path
+        self._console = console
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._stop.set()
+            self._thread.join()
+
+    def _show(self) -> None:
+        ledger = Ledger(self._path)
+        try:
+            (self._show_live if self._console.is_terminal else self._show_lines)(ledger)
+        finally:
+            ledger.close()
+
+    def _status(self, ledger: Ledger, trials: Sequence[TrialResult]) -> Status:
+        ended, finished = ledger.fact(ENDED) is not None, ledger.fact(FINISHED, False)
+        return status_of(trials, self._settings, ended=ended, finished=finished, now=time.time())
+
+    def _show_live(self, ledger: Ledger) -> None:
+        def view() -> Group:
+            found = self._status(ledger, ledger.trials())
+            return status_view(self._settings.name, found, text_of(gpu_memory()))
+
+        with Live(view(), console=self._console, refresh_per_second=2) as live:
+            while not self._stop.wait(REFRESH_SECONDS):
+                live.update(view())
+            live.update(view())
+
+    def _show_lines(self, ledger: Ledger) -> None:
+        said = {t.key for t in ledger.trials() if t.state in FINAL_STATES}
+        self._console.print(how_to_stop(self._settings.name), highlight=False, soft_wrap=True)
+        stopped = False
+        while True:
+            trials = ledger.trials()
+            new = [t for t in trials if t.state in FINAL_STATES and t.key not in said]
+            for trial in new:
+                said.add(trial.key)
+                self._console.print(trial_line(trial), highlight=False, soft_wrap=True)
+            if new:
+                memory = text_of(gpu_memory())
+                line = counted_line(self._settings.name, self._status(ledger, trials))
+                self._console.print(line + (f"; {memory}" if memory else ""), highlight=False, soft_wrap=True)
+            if stopped:
+                return
+            stopped = self._stop.wait(REFRESH_SECONDS)
+
+
+def verdict_lines(result: SweepResult) -> list[str]:
+    """What 4 bits did to each 4-bit finalist, beside what another seed does."""
+    lines = []
+    for trial in finalists(result.trials, result.settings, result.front):
+        verdict = verdict_of(trial, result.settings.min_similarity)
+        comparison = comparison_of(trial)
+        if verdict is None or comparison is None:
+            continue
+        line = f"trial {trial.number}, 4 bits against its 16-bit twin: {verdict}"
+        ratio = comparison.quantization_to_seed_ratio
+        if ratio:
+            line += (
+                f"; 4 bits move it {ratio.value:.2f} times as far as another seed ({ratio.low:.2f} to {ratio.high:.2f})"
+            )
+        lines.append(line)
+    return lines
+
+
+def why_empty(result: SweepResult) -> str | None:
+    """Why nothing is on the front, with the least violated config; None where something is."""
+    shape = shape_in(Path(result.workload.base_folder))
+    dtype = result.workload.compute_dtype
+    return nothing_counts(
+        result.trials, result.settings, lambda config: predicted_peak_mib(shape, config, dtype) if shape else None
+    )
+
+
+def print_result(result: SweepResult, run_page: str | None, *, as_json: bool) -> None:
+    """The front on standard output, and where to look further."""
+    if as_json:
+        found = {trial.number: verdict_of(trial, result.settings.min_similarity) for trial in result.trials}
+        verdicts = [{"trial": n, **asdict(verdict)} for n, verdict in found.items() if verdict]
+        whole = {"name": result.settings.name, "mlflow_run": run_page, **result.front.to_dict(), "verdicts": verdicts}
+        whole |= {"search_ended": result.ended.to_dict() if result.ended else None, "empty_because": why_empty(result)}
+        whole |= {"failed_evaluations": [asdict(one) for one in failed_evaluations(result.trials, result.settings)]}
+        print(json.dumps(whole))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file has no edge to wrap at
+    console.print(front_table(result.front))
+    for line in (*verdict_lines(result), *failed_evaluations(result.trials, result.settings)):
+        print(line)
+    counts = Counter(trial.state for trial in result.trials)
+    twins = sum(trial.origin == "twin" for trial in result.trials)
+    states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
+    n_reused = sum(is_reused(trial) for trial in result.trials)
+    print(f"{len(result.trials)} trials ({twins} of them twins{f', {n_reused} reused' if n_reused else ''}): {states}")
+    if result.ended:
+        print(f"the search ended: {result.ended.text}")
+    empty = why_empty(result)
+    if empty:
+        print(empty)
+    print(f"measured on: {result.caption}")
+    if run_page:
+        print(f"look further: {pages()}, then {run_page}")

@@ -1,0 +1,1 @@
+"""What runs next and when a trial ends; the life of a sweep."""

@@ -1,0 +1,64 @@
+"""How long a sweep will take, predicted before it starts: from shapes and from what its device was measured at."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.driver.plan import first_configs, shape_named
+from orchestrator.settings import SweepSettings
+from trainables.cost.predicted_time import Speed, trial_seconds
+from trainables.values.config import ComputeDtype
+
+if TYPE_CHECKING:
+    from orchestrator.driver.prepare import Device
+
+N_CONFIGS = 32
+"""First configs over which a trial's time is averaged: a space mixes cheap and dear ones."""
+
+
+def _file(root: Path) -> Path:
+    return root / "cache" / "device_speed.json"
+
+
+def keep(device: "Device", root: Path) -> None:
+    """Remember a device's speed, for a dry run, which must not touch it."""
+    _file(root).parent.mkdir(parents=True, exist_ok=True)
+    known = {"speed": asdict(device.speed), "compute_dtype": device.compute_dtype, "names": sorted(device.names)}
+    _file(root).write_text(json.dumps(known) + "\n", encoding="utf-8")
+
+
+def known(root: Path) -> tuple[Speed, ComputeDtype] | None:
+    """Speed and arithmetic of the device that the last sweep here ran on; None before the first on a GPU."""
+    try:
+        found = json.loads(_file(root).read_text(encoding="utf-8"))
+        return Speed(**found["speed"]), found["compute_dtype"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def predicted_seconds(settings: SweepSettings, root: Path, n_slots: int = 1) -> float | None:
+    """Of a search of which nothing is pruned, so that each 4-bit trial brings its twin; without start-up and what the
+    finalists need. None where it is not known.
+
+    Args:
+        n_slots: trials at once.
+    """
+    shape, device = shape_named(settings.base_model), known(root)
+    if settings.device == "cpu" or shape is None or device is None:
+        return None
+    speed, dtype = device
+    configs = first_configs(settings, N_CONFIGS)
+    twins = {config.counterpart for config in configs if config.precision == "nf4"}
+    whole = sum(trial_seconds(shape, config, dtype, speed) for config in twins.union(configs))
+    return settings.n_trials * whole / len(configs) / n_slots
+
+
+def text(settings: SweepSettings, root: Path, n_slots: int = 1) -> str | None:
+    """One line about it, None where nothing is known."""
+    seconds = predicted_seconds(settings, root, n_slots)
+    if seconds is None:
+        return None
+    size = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"
+    at_once = f" with {n_slots} at once" if n_slots > 1 else ""
+    return f"predicted time: about {size} of search{at_once} if nothing is pruned; start-up and yardsticks come on top"

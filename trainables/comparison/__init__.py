@@ -1,0 +1,1 @@
+"""A 4-bit trial against its 16-bit baseline."""

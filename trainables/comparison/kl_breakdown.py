@@ -1,0 +1,90 @@
+"""Where quantization is felt: a 4-bit trial's KL to its twin by token, by place and by task. Pure."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainables.comparison.bootstrap import bca
+from trainables.data.tokens import TokenRow
+from trainables.values.findings import KlShare
+
+SEEN = {0: "unseen", 1: "1-9", 10: "10-99", 100: "100-999", 1000: "1000+"}
+"""Least count in the training responses -> group."""
+POSITIONS = {1: "1", 2: "2-4", 5: "5-16", 17: "17-64", 65: "65+"}
+"""Least position in the response, from 1 -> group."""
+
+
+def token_counts(rows: Sequence[TokenRow]) -> Counter[int]:
+    """How often each token occurs in the responses of `rows`, end tokens included."""
+    return Counter(chain.from_iterable(row.input_ids[row.n_prompt_tokens :] for row in rows))
+
+
+def shares(
+    token_kl: NDArray[np.floating],
+    tokens: Sequence[Sequence[int]],
+    *,
+    kinds: Sequence[str],
+    seen: Mapping[int, int],
+) -> tuple[KlShare, ...]:
+    """Mean KL of every group that has a token, in the order of the groups; intervals are over all rows.
+
+    The token-weighted mean over the groups of one `by` is the mean over all tokens. The interval of a group that
+    is in one row only is that row's figure: it says nothing of other rows.
+
+    Args:
+        token_kl: (n_tokens,), KL(twin || 4-bit trial) in nats at each response token, row by row.
+        tokens: the response tokens of each row.
+        kinds: kind of task of each row.
+        seen: how often a token occurs in the responses of the training rows, see `token_counts`.
+    Raises:
+        ValueError: sizes differ.
+    """
+    lengths = [len(row) for row in tokens]
+    if len(kinds) != len(tokens) or len(token_kl) != sum(lengths):
+        raise ValueError(
+            f"need one figure a token and one kind a row, got {len(token_kl)} figures for {sum(lengths)} tokens "
+            f"and {len(kinds)} kinds for {len(tokens)} rows"
+        )
+    row_of_token = np.repeat(np.arange(len(tokens)), lengths)
+    groupings = {
+        "token frequency": (SEEN.values(), [_group(SEEN, seen.get(token, 0)) for row in tokens for token in row]),
+        "position in the response": (
+            POSITIONS.values(),
+            [_group(POSITIONS, place) for length in lengths for place in range(1, length + 1)],
+        ),
+        "kind of task": (sorted(set(kinds)), np.repeat(kinds, lengths)),
+    }
+    return tuple(
+        _share(by, group, token_kl * inside, row_of_token, inside)
+        for by, (groups, group_of_token) in groupings.items()
+        for group in groups
+        if (inside := np.array(group_of_token) == group).any()
+    )
+
+
+def _group(starts: Mapping[int, str], value: int) -> str:
+    """The group with the largest start that is at most `value`."""
+    return starts[max(start for start in starts if start <= value)]
+
+
+def _share(
+    by: str, group: str, kl: NDArray[np.floating], row_of_token: NDArray[np.integer], inside: NDArray[np.bool_]
+) -> KlShare:
+    """Sum of KL over number of tokens, both of the group only and summed over rows."""
+    n_tokens = np.bincount(row_of_token, weights=inside)
+    rows = np.column_stack([np.bincount(row_of_token, weights=kl), n_tokens])
+    return KlShare(
+        by=by,
+        group=group,
+        kl_nats=bca(rows, _ratio, bounds=(0.0, inf)),
+        n_tokens=int(n_tokens.sum()),
+        n_rows=int((n_tokens > 0).sum()),
+    )
+
+
+def _ratio(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    return means[..., 0] / means[..., 1]

@@ -1,0 +1,185 @@
+"""What quantizing one part of the base costs, without training: a block, a module kind, or all but it.
+
+No adapter takes part. The 16-bit base stays on the device; the weights of a variant are replaced by what
+NF4 makes of them for as long as it is read.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainables.comparison.similarity import row_cosines
+from trainables.data.tokens import TokenRow
+from trainables.evaluation import held_out
+from trainables.values.config import TARGETS
+from trainables.values.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+Place = tuple[int, str]
+"""A linear module: number of its block from 0, and its kind, one of TARGETS."""
+Scope = Literal["none", "module", "block", "kind", "all", "all_but_block", "all_but_kind"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A choice of modules to quantize.
+
+    Attributes:
+        scope: how it was chosen.
+        block: the block that it is about, None where it is about no single one.
+        kind: the module kind that it is about, None where it is about no single one.
+        quantized: the modules whose weights are quantized.
+    """
+
+    scope: Scope
+    block: int | None = None
+    kind: str | None = None
+    quantized: frozenset[Place]
+
+    @property
+    def label(self) -> str:
+        """For people, e.g. "all but block 3"."""
+        part = {
+            "module": f"{self.kind} of block {self.block}",
+            "block": f"block {self.block}",
+            "kind": str(self.kind),
+            "all_but_block": f"all but block {self.block}",
+            "all_but_kind": f"all but {self.kind}",
+        }
+        return part.get(self.scope, self.scope)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """What a variant costs against the unquantized base, on the same rows.
+
+    Attributes:
+        n_parameters: weights that are quantized.
+        loss_nats: token-weighted mean loss minus that of the unquantized base.
+        kl_nats: KL(unquantized || variant) of the next-token distribution, mean over response tokens.
+        cosine: of the response states after the final norm, pooled over each row; mean over rows.
+    """
+
+    variant: Variant
+    n_parameters: int
+    loss_nats: float
+    kl_nats: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a model makes of some rows.
+
+    Attributes:
+        states: (n_response_tokens, width), see evaluation.response_states.
+        losses: nats of each response token.
+        pooled: (n_rows, width), mean state over each row's response tokens.
+    """
+
+    states: torch.Tensor
+    losses: NDArray[np.float64]
+    pooled: NDArray[np.float32]
+
+
+def modules_of(base: "PreTrainedModel") -> "dict[Place, nn.Module]":
+    """The linear modules of the blocks, in the order of blocks and of TARGETS.
+
+    Raises:
+        ConfigError: the base has none of TARGETS.
+    """
+    found = {}
+    for name, module in base.named_modules():
+        kind = next((kind for kind in TARGETS if name.endswith(f".{kind}")), None)
+        if kind:
+            found[int(name.removesuffix(f".{kind}").rpartition(".")[2]), kind] = module
+    if not found:
+        raise ConfigError(
+            f"BASE_MODEL: {base.config.model_type!r} has no quantizable module ({', '.join(TARGETS)}); give a GPT-2"
+        )
+    return {place: found[place] for place in sorted(found, key=lambda place: (place[0], TARGETS.index(place[1])))}
+
+
+def variants_of(places: Sequence[Place]) -> list[Variant]:
+    """Nothing, each module, each block, each kind, everything, and everything but each block and each kind.
+
+    L blocks of 4 modules give 6 L + 10 variants.
+    """
+    every = frozenset(places)
+    blocks = {b: frozenset(p for p in places if p[0] == b) for b in dict.fromkeys(b for b, _ in places)}
+    kinds = {k: frozenset(p for p in places if p[1] == k) for k in dict.fromkeys(k for _, k in places)}
+    return [
+        Variant(scope="none", quantized=frozenset()),
+        *(Variant(scope="module", block=b, kind=k, quantized=frozenset({(b, k)})) for b, k in places),
+        *(Variant(scope="block", block=b, quantized=inside) for b, inside in blocks.items()),
+        *(Variant(scope="kind", kind=k, quantized=inside) for k, inside in kinds.items()),
+        Variant(scope="all", quantized=every),
+        *(Variant(scope="all_but_block", block=b, quantized=every - inside) for b, inside in blocks.items()),
+        *(Variant(scope="all_but_kind", kind=k, quantized=every - inside) for k, inside in kinds.items()),
+    ]
+
+
+def round_trip(module: "nn.Module") -> torch.Tensor:
+    """The module's weight after NF4 and back, in its own shape and dtype.
+
+    As base_model.load quantizes it: blocks of 64 with double quantization (Dettmers et al. 2023,
+    arXiv:2305.14314, section 3). Conv1D holds (in, out), and bitsandbytes quantizes (out, in).
+    """
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from transformers.pytorch_utils import Conv1D
+
+    flipped = isinstance(module, Conv1D)
+    weight = module.weight.data.T if flipped else module.weight.data
+    packed, state = quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4")
+    back = dequantize_4bit(packed, state)
+    return back.T.contiguous() if flipped else back
+
+
+@contextmanager
+def quantized(modules: "Mapping[Place, nn.Module]", places: frozenset[Place]) -> Iterator[None]:
+    """Put the round trips of some modules' weights in their place; the very same tensors come back after."""
+    originals = {place: modules[place].weight.data for place in places}
+    try:
+        for place in places:
+            modules[place].weight.data = round_trip(modules[place])
+        yield
+    finally:
+        for place, original in originals.items():
+            modules[place].weight.data = original
+
+
+def read(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> Reading:
+    """Read the responses of `rows` with the base as it is now."""
+    tokens = held_out.response_tokens(base, rows)
+    states = held_out.response_states(base, rows)
+    losses = held_out.token_losses(base, states, [token for row in tokens for token in row])
+    pooled = torch.stack([part.float().mean(dim=0) for part in states.split([len(row) for row in tokens])])
+    return Reading(states=states, losses=losses, pooled=pooled.cpu().numpy())
+
+
+def measure(base: "PreTrainedModel", variant: Variant, rows: Sequence[TokenRow], unquantized: Reading) -> Sensitivity:
+    """Quantize the variant's modules, read `rows`, and put the weights back.
+
+    Args:
+        base: at 16 bits, as base_model.load gives it.
+        unquantized: what `base` makes of the same rows.
+    """
+    modules = modules_of(base)
+    with quantized(modules, variant.quantized):
+        ours = read(base, rows)
+    kl, _ = held_out.divergence(base, ours.states, unquantized.states)
+    return Sensitivity(
+        variant=variant,
+        n_parameters=sum(modules[place].weight.numel() for place in variant.quantized),
+        loss_nats=float(ours.losses.mean() - unquantized.losses.mean()),
+        kl_nats=float(kl.mean()),
+        cosine=float(row_cosines(ours.pooled, unquantized.pooled).mean()),
+    )

@@ -1,0 +1,149 @@
+"""How close one model's outputs are to a reference model's. Pure: token lists and arrays in, estimates out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainables.comparison.bootstrap import bca
+from trainables.values.findings import Comparison, Estimate, Similarity
+
+SHARE = (0.0, 1.0)
+RESOLUTION = 1e-6
+"""Least distance 1 - cosine that is told from none; float32 states resolve no less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowScores:
+    """One model against a reference model, row by row; similarity and ratios are means of these.
+
+    Attributes:
+        match, cosine, centered: (n_decoded_rows,), see Similarity's token_match_rate and cosines.
+        top1, kl_nats: (n_rows,), means over each row's response tokens.
+    """
+
+    match: NDArray[np.float64]
+    cosine: NDArray[np.float64]
+    centered: NDArray[np.float64]
+    top1: NDArray[np.float64]
+    kl_nats: NDArray[np.float64]
+
+
+def row_scores(
+    *,
+    texts: Sequence[Sequence[int]],
+    reference_texts: Sequence[Sequence[int]],
+    states: NDArray[np.floating],
+    reference_states: NDArray[np.floating],
+    token_kl: NDArray[np.floating],
+    token_same: NDArray[np.bool_],
+    row_of_token: NDArray[np.integer],
+) -> RowScores:
+    """Row figures of what two models said and computed.
+
+    GPT-2's pooled states nearly share one direction, which makes the raw cosine of any two texts high
+    (Ethayarajh 2019, arXiv:1909.00512); the centered one takes the reference's mean over rows off both.
+
+    Args:
+        texts, reference_texts: greedy continuations, n_decoded_rows each.
+        states, reference_states: (n_decoded_rows, width), pooled.
+        token_kl: (n_tokens,), KL(reference || model) at each response token, nats.
+        token_same: (n_tokens,), whether both find the same token most likely there.
+        row_of_token: (n_tokens,), the row each token is in, from 0; every row has a token.
+    Raises:
+        ValueError: sizes differ, or a row has no token.
+    """
+    if len(texts) != len(states):
+        raise ValueError(f"need as many texts as pooled states, got {len(texts)} and {len(states)}")
+    n_tokens = np.bincount(row_of_token)
+    if not n_tokens.all():
+        raise ValueError(f"row {int(np.argmin(n_tokens))} has no response token")
+    center = reference_states.astype(np.float64).mean(axis=0)
+    return RowScores(
+        match=np.array([token_match(a, b) for a, b in zip(texts, reference_texts, strict=True)]),
+        cosine=row_cosines(states, reference_states),
+        centered=row_cosines(states - center, reference_states - center),
+        top1=np.bincount(row_of_token, weights=token_same) / n_tokens,
+        kl_nats=np.bincount(row_of_token, weights=token_kl) / n_tokens,
+    )
+
+
+def similarity(scores: RowScores, untuned: RowScores) -> Similarity:
+    """Means over rows with their intervals.
+
+    Args:
+        untuned: of the base without an adapter against the same reference, on the same rows; `scores` itself for its
+            own similarity, whose recovered_cosine is 0.
+    """
+    paired = np.column_stack([scores.cosine, untuned.cosine])
+    return Similarity(
+        token_match_rate=bca(scores.match, bounds=SHARE),
+        embedding_cosine=bca(scores.cosine, bounds=SHARE),
+        centered_cosine=bca(scores.centered, bounds=SHARE),
+        recovered_cosine=bca(paired, _recovered),
+        top1_agreement=bca(scores.top1, bounds=SHARE),
+        kl_nats=bca(scores.kl_nats, bounds=(0.0, inf)),
+        n_rows=len(scores.top1),
+        n_decoded_rows=len(scores.match),
+    )
+
+
+def seed_ratio(scores: RowScores, reseeded: Sequence[RowScores]) -> Estimate:
+    """(1 - mean cosine) / (1 - mean cosine over seeds), paired over rows; conditional on these seeds.
+
+    The lower part is at least RESOLUTION, so that the ratio stays finite where seeds change nothing.
+    """
+    other_seeds = np.mean([seed.cosine for seed in reseeded], axis=0)
+    return bca(np.column_stack([scores.cosine, other_seeds]), _distance_ratio)
+
+
+def compare_rows(quantized: RowScores, untuned: RowScores, reseeded: Sequence[RowScores] = ()) -> Comparison:
+    """A 4-bit trial beside its yardsticks, all against the same twin on the same rows."""
+    return Comparison(
+        quantized=similarity(quantized, untuned),
+        untuned=similarity(untuned, untuned),
+        reseeded=tuple(similarity(seed, untuned) for seed in reseeded),
+        quantization_to_seed_ratio=seed_ratio(quantized, reseeded) if reseeded else None,
+    )
+
+
+def _recovered(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    cosine, untuned = means[..., 0], means[..., 1]
+    return (cosine - untuned) / np.maximum(1 - untuned, RESOLUTION)
+
+
+def _distance_ratio(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (1 - means[..., 0]) / np.maximum(1 - means[..., 1], RESOLUTION)
+
+
+def token_match(ours: Sequence[int], twin: Sequence[int]) -> float:
+    """Share of equal positions, over the longer of two greedy continuations.
+
+    >>> token_match([5, 6, 7], [5, 9])
+    0.3333333333333333
+    """
+    if not ours and not twin:
+        return 1.0
+    return sum(a == b for a, b in zip(ours, twin, strict=False)) / max(len(ours), len(twin))
+
+
+def row_cosines(ours: NDArray[np.floating], twin: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Cosine of each row of one array with the same row of the other.
+
+    Args:
+        ours, twin: (n_rows, width).
+    Returns:
+        (n_rows,), in [-1, 1]; 1 where both rows are zero, 0 where one is.
+    Raises:
+        ValueError: shapes differ, or are not 2-D.
+    """
+    if ours.shape != twin.shape or ours.ndim != 2:
+        raise ValueError(f"need two equal (n_rows, width) arrays, got {ours.shape} and {twin.shape}")
+    a, b = ours.astype(np.float64), twin.astype(np.float64)
+    norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.sum((a / norm_a[:, None]) * (b / norm_b[:, None]), axis=1)
+    cosines = np.where((norm_a == 0) & (norm_b == 0), 1.0, np.nan_to_num(cosines, nan=0.0))
+    return np.clip(cosines, -1.0, 1.0)

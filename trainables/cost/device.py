@@ -1,0 +1,93 @@
+"""What the machine is: GPUs, arithmetic it has in hardware, versions in use."""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from trainables.values.config import ComputeDtype
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "ray", "optuna")
+
+
+def count_gpus() -> int:
+    """CUDA devices this process may use; imports PyTorch only where a driver is present."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    driver = shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    if hidden or not driver:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def native_dtype(device: str) -> ComputeDtype:
+    """The protocol's compute dtype on `device` ("cuda" or "cpu").
+
+    bfloat16 where the GPU has it (asked without emulation), float16 on a GPU without it, float32 on
+    every CPU: so the demo's keys and figures are those of any other CPU.
+    """
+    import torch
+
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def free_memory_mib(device: str) -> float | None:
+    """MiB of a GPU that this process can still allocate; None for a CPU."""
+    if device == "cpu":
+        return None
+    import torch
+
+    return torch.cuda.mem_get_info()[0] / 2**20
+
+
+def is_lost(device: str) -> bool:
+    """Whether this process can do nothing more with its device: some CUDA errors stay until the process ends (CUDA
+    Runtime API, cudaErrorIllegalAddress, cudaErrorAssert and others); one that is out of memory is not lost."""
+    if device == "cpu":
+        return False
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def device_name(device: str) -> str:
+    """Name of the hardware, e.g. "NVIDIA H200" or "CPU x86_64"."""
+    if device == "cpu":
+        return f"CPU {platform.machine()}"
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def device_id(device: str) -> str:
+    """What tells this device from the others of the machine, the same in every process."""
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    return str(torch.cuda.get_device_properties(0).uuid)
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Of Python and of packages, as they are installed here; imports none of them."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def environment(device: str) -> dict[str, str]:
+    """Device and package versions, as recorded with each trial."""
+    return {"device": device_name(device), **versions()}

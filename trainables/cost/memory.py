@@ -1,0 +1,201 @@
+"""Memory of a training step: its measured peak, and what the bytes at the peak are.
+
+On a GPU the allocator gives the peak; on a CPU live storages do. On both, live storages say what
+the bytes are.
+"""
+
+import gc
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from trainables.values.results import MemoryBreakdown
+
+MIB = 2**20
+MAX_LEAK_MIB = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """Memory at its highest, in MiB.
+
+    Attributes:
+        allocated_mib: bytes in live tensors.
+        reserved_mib: bytes held from the device by the allocator; the same as allocated on a CPU.
+        seen_mib: bytes in the storages that PyTorch's operations showed; the same as allocated on a CPU,
+            less on a GPU by what libraries allocate for themselves and by rounding.
+        breakdown: of allocated_mib.
+    """
+
+    allocated_mib: float
+    reserved_mib: float
+    seen_mib: float
+    breakdown: MemoryBreakdown
+
+
+class LiveStorages(TorchDispatchMode):
+    """Count the bytes of every storage on one device that an operation reads or writes, while it lives.
+
+    A storage that existed before counts from its first use or `see`, so show it before `reset_peak` to have
+    resident weights in the sum.
+
+    Attributes:
+        live_bytes: now.
+        peak_bytes: the largest sum seen since `reset_peak`.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__()
+        self._device = device
+        self._bytes: dict[int, int] = {}  # by storage address, which is used again after it was freed
+        self._refs: dict[int, weakref.ref] = {}
+        self._names: dict[int, int] = {}  # address -> number, never used again
+        self._n_named = 0
+        self._log: list[tuple[int, int]] = []  # (number, bytes more or less)
+        self._kept: frozenset[int] | None = None
+        self.live_bytes = 0
+        self.peak_bytes = 0
+
+    def reset_peak(self) -> None:
+        """Forget what was; what lives now is the start."""
+        self.peak_bytes = self.live_bytes
+        self._log = [(self._names[key], n_bytes) for key, n_bytes in self._bytes.items()]
+        self._kept = None
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self._kept is None and torch._C._current_graph_task_id() != -1:  # the backward pass begins
+            self._kept = frozenset(self._names.values())
+        self.see((args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        self.see(result)
+        return result
+
+    def see(self, values: Any) -> None:
+        """Count every tensor in nested containers."""
+        for value in tree_iter(values):
+            if isinstance(value, torch.Tensor) and value.device.type == self._device:
+                self._add(value.untyped_storage())
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._bytes:
+            self._n_named += 1
+            self._names[key] = self._n_named
+            self._bytes[key] = 0
+            self._refs[key] = weakref.ref(storage, lambda _, key=key: self._drop(key))
+        self._resize(key, storage.nbytes())
+
+    def _resize(self, key: int, n_bytes: int) -> None:
+        more = n_bytes - self._bytes[key]
+        if not more:
+            return
+        self._log.append((self._names[key], more))
+        self.live_bytes += more
+        self._bytes[key] = n_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def _drop(self, key: int) -> None:
+        self._resize(key, 0)
+        del self._bytes[key], self._refs[key], self._names[key]
+
+    def number(self, tensor: torch.Tensor) -> int | None:
+        """The number under which a live tensor's storage is counted."""
+        return self._names.get(tensor.untyped_storage()._cdata)
+
+    def at_peak(self) -> dict[int, int]:
+        """Bytes of each storage that lived at the (first) peak since `reset_peak`, by number."""
+        live: dict[int, int] = {}
+        total = 0
+        for number, more in self._log:
+            total += more
+            live[number] = live.get(number, 0) + more
+            if total == self.peak_bytes:
+                break
+        assert total == self.peak_bytes, f"{len(self._log)} changes come to {total}, not {self.peak_bytes} bytes"
+        return {number: n_bytes for number, n_bytes in live.items() if n_bytes}
+
+    @property
+    def kept_for_backward(self) -> frozenset[int]:
+        """Numbers of the storages that lived when the last backward pass began."""
+        return self._kept or frozenset()
+
+
+Owners = Callable[[], Mapping[str, Iterable[torch.Tensor]]]
+"""Gives the resident tensors by the part of MemoryBreakdown that they are ("base_weights", "adapter", ...)."""
+PARTS = ("base_weights", "quantization_constants", "adapter", "gradients", "optimizer", "activations")
+
+
+def peak_of(work: Callable[[], object], device: str, owners: Owners = dict) -> Peak:
+    """Peak memory while `work` runs twice, everything it needs being resident already.
+
+    Args:
+        work: one training step after the first, so that optimizer state exists.
+        device: "cuda" or "cpu".
+        owners: called after the work has run; gradients are found by themselves.
+    """
+    allocated = reserved = None
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        work()
+        torch.cuda.synchronize()
+        allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    seen, parts = _seen_peak(work, device, owners)
+    allocated = seen if allocated is None else allocated
+    reserved = allocated if reserved is None else reserved
+    named = {f"{name}_mib": n_bytes / MIB for name, n_bytes in parts.items()}
+    return Peak(
+        allocated_mib=allocated / MIB,
+        reserved_mib=reserved / MIB,
+        seen_mib=seen / MIB,
+        breakdown=MemoryBreakdown(**named, rest_mib=(allocated - sum(parts.values())) / MIB),
+    )
+
+
+def _seen_peak(work: Callable[[], object], device: str, owners: Owners) -> tuple[int, dict[str, int]]:
+    """Bytes in live storages at the peak of one run of `work`, and of the named parts among them."""
+    with LiveStorages(device) as storages:
+        if device == "cpu":
+            work()  # what it reads and nobody owns is resident too
+        storages.see(owners())
+        storages.reset_peak()
+        part_of = {storages.number(t): part for part, tensors in owners().items() for t in tensors}
+        hooks = [
+            p.register_post_accumulate_grad_hook(lambda p: part_of.update({storages.number(p.grad): "gradients"}))
+            for p in owners().get("adapter", ())
+        ]
+        try:
+            work()
+        finally:
+            for hook in hooks:
+                hook.remove()
+    sums = dict.fromkeys(PARTS, 0)
+    for number, n_bytes in storages.at_peak().items():
+        part = part_of.get(number, "activations" if number in storages.kept_for_backward else None)
+        if part:
+            sums[part] += n_bytes
+    return storages.peak_bytes, sums
+
+
+def allocated_mib(device: str) -> float:
+    """MiB in live tensors on the device now; on a CPU, those that the garbage collector knows of."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated() / MIB
+    kinds = _kinds(torch.Tensor)  # looked up: to ask each of all objects for its bases takes longer
+    tensors = [o for o in gc.get_objects() if type(o) in kinds]
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}
+    return sum(sizes.values()) / MIB
+
+
+def _kinds(kind: type) -> set[type]:
+    """A class and all that inherit from it."""
+    return {kind}.union(*map(_kinds, kind.__subclasses__()))

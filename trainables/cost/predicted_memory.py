@@ -1,0 +1,164 @@
+"""Predicted peak memory of a training step, from shapes alone: no GPU, no weights, no PyTorch.
+
+What is resident (weights, constants, adapter, AdamW's moments) is counted exactly. What the forward
+pass keeps for the backward pass is counted tensor by tensor, as transformers, peft and SDPA keep it
+on a GPU. The rest are a few constants, set by hand with shapes of tests/bench/memory_shapes.py on one H200 in view;
+how far predictions are off is said of other shapes, measured afterwards (`make bench-memory`).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from trainables.values.config import TARGETS, ComputeDtype, TrialConfig
+from trainables.values.results import MemoryBreakdown
+
+MIB = 2**20
+WORKSPACES_MIB = 65.0
+"""What CUDA's libraries keep from the first matrix product on (one H200)."""
+UNSPLIT_MIB_PER_QUANTIZED_MODULE = 0.126
+"""Ends of memory blocks too small to be used otherwise (one H200)."""
+UNEVEN_MIB = 16.0
+"""Ends of memory blocks where the tensors of a block do not fill whole 2 MiB (one H200)."""
+LOSS_CHUNK_BYTES_PER_LOGIT = 8.4
+"""Temporary bytes a logit of one chunk of the lean loss (one H200)."""
+LOSS_CHUNK_TOKENS = 256
+MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
+"""The larger of the two is what a prediction is allowed to be off; what might fit by that much is run."""
+BLOCK_SIZE = 64
+SCALES_PER_SCALE = 256
+"""Double quantization: so many 8-bit scales share one 32-bit scale (Dettmers et al. 2023, section 3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What the bytes of a GPT-2 depend on.
+
+    Attributes:
+        n_layer: blocks. n_embd: width. n_head: attention heads.
+        vocab_size, n_positions: rows of the two embeddings.
+    """
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    vocab_size: int = 50257
+    n_positions: int = 1024
+
+    @property
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each linear module of a block."""
+        d = self.n_embd
+        return {
+            "attn.c_attn": (d, 3 * d),
+            "attn.c_proj": (d, d),
+            "mlp.c_fc": (d, 4 * d),
+            "mlp.c_proj": (4 * d, d),
+        }
+
+
+HUB_SHAPES = {
+    "gpt2": Shape(n_layer=12, n_embd=768, n_head=12),
+    "gpt2-medium": Shape(n_layer=24, n_embd=1024, n_head=16),
+    "gpt2-large": Shape(n_layer=36, n_embd=1280, n_head=20),
+    "gpt2-xl": Shape(n_layer=48, n_embd=1600, n_head=25),
+}
+"""OpenAI's GPT-2s on the hub, whose shapes are known without asking it."""
+
+
+def shape_of(values: Mapping[str, Any]) -> Shape | None:
+    """The shape in a config.json's values; None where they are not a GPT-2's of the usual form."""
+    if values.get("model_type") != "gpt2" or values.get("n_inner") not in (None, 4 * values.get("n_embd", 0)):
+        return None
+    return Shape(**{field.name: values[field.name] for field in fields(Shape)})
+
+
+def shape_in(folder: Path) -> Shape | None:
+    """The shape of the model in a folder, or None."""
+    try:
+        return shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def predicted_breakdown(shape: Shape, config: TrialConfig, dtype: ComputeDtype) -> MemoryBreakdown:
+    """What the bytes at the peak of a full step will be; their sum is the predicted peak."""
+    width = 4 if dtype == "float32" else 2
+    adapter = shape.n_layer * config.rank * sum(sum(shape.modules[t]) for t in config.targets) * 4
+    return MemoryBreakdown(
+        base_weights_mib=_base_bytes(shape, config, width) / MIB,
+        quantization_constants_mib=_constants_bytes(shape, config) / MIB,
+        adapter_mib=adapter / MIB,
+        gradients_mib=0.0,  # the peak comes before the first of them
+        optimizer_mib=2 * adapter / MIB,
+        activations_mib=_kept_bytes(shape, config, width) / MIB,
+        rest_mib=_rest_mib(shape, config, width),
+    )
+
+
+def predicted_peak_mib(shape: Shape, config: TrialConfig, dtype: ComputeDtype) -> float:
+    """Predicted `peak_memory_mib` of a config on a GPU."""
+    parts = predicted_breakdown(shape, config, dtype)
+    return sum(getattr(parts, field.name) for field in fields(parts))
+
+
+def _n_linear_weights(shape: Shape) -> int:
+    return shape.n_layer * sum(n_in * n_out for n_in, n_out in shape.modules.values())
+
+
+def _base_bytes(shape: Shape, config: TrialConfig, width: int) -> float:
+    linear = _n_linear_weights(shape)
+    biases = shape.n_layer * sum(n_out for _, n_out in shape.modules.values())
+    norms = (2 * shape.n_layer + 1) * 2 * shape.n_embd
+    embeddings = (shape.vocab_size + shape.n_positions) * shape.n_embd
+    return linear * (0.5 if config.precision == "nf4" else width) + (biases + norms + embeddings) * width
+
+
+def _constants_bytes(shape: Shape, config: TrialConfig) -> float:
+    if config.precision == "16bit":
+        return 0.0
+    scales = _n_linear_weights(shape) / BLOCK_SIZE
+    a_module = (16 + 256 + 1) * 4  # two code books and the mean of the scales
+    return scales + scales / SCALES_PER_SCALE * 4 + shape.n_layer * len(shape.modules) * a_module
+
+
+def _kept_bytes(shape: Shape, config: TrialConfig, width: int) -> float:
+    """What the forward pass keeps: each line is one tensor of every token, in a block or above them."""
+    d, n_tokens = shape.n_embd, config.batch_size * config.max_length_tokens
+    before = {  # what is kept of the work before each module
+        "attn.c_attn": d * width + 8,  # norm's input and moments
+        "attn.c_proj": 3 * d * width + d * width + 4 * shape.n_head,  # q k v, output and log-sums of attention
+        "mlp.c_fc": d * width + 8,
+        "mlp.c_proj": 4 * d * width * (4 if config.loop == "standard" else 1),  # tensors of gelu
+    }
+    first = sum(before[t] for t in TARGETS[: TARGETS.index(config.targets[0]) + 1])  # needs no gradient
+    block = sum(before.values()) + sum(_kept_by_adapter(shape, t, config, width) for t in config.targets)
+    top = d * width + (shape.vocab_size * 4 if config.loop == "standard" else 4 * d)
+    return n_tokens * (shape.n_layer * block - first + top)
+
+
+def _kept_by_adapter(shape: Shape, target: str, config: TrialConfig, width: int) -> float:
+    """Bytes a token: the module's input (in float32 in peft's own layer), the dropout's mask, A's output."""
+    n_inputs = shape.modules[target][0]
+    if config.loop == "standard":
+        width = 4
+    elif target == "attn.c_proj":
+        width = 0  # its input is attention's output, which is kept anyway
+    return n_inputs * (width + (1 if config.dropout else 0)) + 4 * config.rank
+
+
+def _rest_mib(shape: Shape, config: TrialConfig, width: int) -> float:
+    """Temporary results at the peak, workspaces and rounding."""
+    fixed = WORKSPACES_MIB
+    if config.precision == "nf4":
+        fixed += UNSPLIT_MIB_PER_QUANTIZED_MODULE * shape.n_layer * len(shape.modules)
+    n_tokens = config.batch_size * config.max_length_tokens
+    if n_tokens * shape.n_embd * width % (2 * MIB):
+        fixed += UNEVEN_MIB
+    if config.loop == "standard":
+        return fixed + n_tokens * shape.vocab_size * 8 / MIB  # the float32 logits' softmax and gradient
+    loss = min(n_tokens, LOSS_CHUNK_TOKENS) * shape.vocab_size * LOSS_CHUNK_BYTES_PER_LOGIT
+    backward = n_tokens * max(shape.modules[t][0] for t in config.targets) * (10 if config.dropout else 6)
+    return fixed + max(loss, backward) / MIB  # of the head, or of the last block's adapter

@@ -1,0 +1,90 @@
+"""Predicted time of a training step and of a trial, from shapes and from two speeds that the device was measured at.
+
+A step is matrix products, at the device's speed for them, and everything else, which moves what the forward pass keeps
+through memory again and again. The shares are set by hand with the steps of one H200 in view (tests/bench/LOG.md: 8.7
+and 13.1 ms at 16 bits, 1.21 times 8.7 ms at NF4; GPT-2 Medium, 4 x 256 tokens), taken to reach 650 TFLOP/s and 4 TB/s.
+Another device enters by its own two speeds, never by its name. Good for "an evening or a week", not for comparing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+from trainables.cost.predicted_memory import MIB, Shape, predicted_breakdown
+from trainables.values.config import ComputeDtype, TrialConfig
+
+PRODUCTS_SHARE = 0.7
+"""Of the speed of one large matrix product that a step's products reach."""
+PASSES = {"lean": 36.0, "standard": 27.0}
+"""Times that a step moves what its forward pass keeps through memory; the lean loop keeps less and makes it again."""
+UNPACKINGS = 9.0
+"""Times that a 4-bit step's unpacking of all weights costs what reading and writing them once would."""
+EAGER_SECONDS = 0.04
+"""Of a step that is not recorded, however fast the device: the host's own work."""
+REST_SHARE = 0.83
+"""Of a trial beside its training steps: measurement, four evaluations, comparison with the twin."""
+N_PRODUCT = {"cuda": 4096, "cpu": 256}
+N_COPIED_MIB = {"cuda": 256, "cpu": 16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What a device was measured at.
+
+    Attributes:
+        products_flops: floating-point operations a second of a large matrix product in the compute dtype.
+        memory_bytes: a second, read and written, of a large copy.
+    """
+
+    products_flops: float
+    memory_bytes: float
+
+
+def measure(device: str, dtype: ComputeDtype) -> Speed:
+    """Ask a device ("cuda" or "cpu"); on a GPU a matter of milliseconds after its start."""
+    import torch
+
+    n, n_bytes = N_PRODUCT[device], N_COPIED_MIB[device] * MIB
+    a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
+    source = torch.zeros(n_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    product = _seconds(lambda: a @ a, device)
+    copy = _seconds(lambda: target.copy_(source), device)
+    return Speed(products_flops=2 * n**3 / product, memory_bytes=2 * n_bytes / copy)
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
+    """The best of a few runs after a first one."""
+    import torch
+
+    best = float("inf")
+    for i in range(6):
+        begin = perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if i:
+            best = min(best, perf_counter() - begin)
+    return max(best, 1e-9)
+
+
+def step_seconds(shape: Shape, config: TrialConfig, dtype: ComputeDtype, speed: Speed) -> float:
+    """Predicted `seconds_per_step`, full batches.
+
+    Products: forward and the gradient of every module's input; the frozen weights need none of their own.
+    """
+    n_tokens = config.batch_size * config.max_length_tokens
+    blocks = shape.n_layer * sum(n_in * n_out for n_in, n_out in shape.modules.values())
+    head = shape.vocab_size * shape.n_embd
+    attention = 2 * shape.n_layer * config.max_length_tokens * shape.n_embd
+    flops = 4 * n_tokens * (blocks + head + attention)
+    kept_bytes = predicted_breakdown(shape, config, dtype).activations_mib * MIB
+    seconds = flops / (PRODUCTS_SHARE * speed.products_flops) + PASSES[config.loop] * kept_bytes / speed.memory_bytes
+    if config.precision == "nf4":  # 4 bits read, the compute dtype written
+        seconds += UNPACKINGS * blocks * (0.5 + (4 if dtype == "float32" else 2)) / speed.memory_bytes
+    return max(seconds, EAGER_SECONDS) if config.engine == "eager" else seconds
+
+
+def trial_seconds(shape: Shape, config: TrialConfig, dtype: ComputeDtype, speed: Speed) -> float:
+    """Predicted time of a trial that is not pruned."""
+    return (1 + REST_SHARE) * config.max_steps * step_seconds(shape, config, dtype, speed)

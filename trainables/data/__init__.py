@@ -1,0 +1,1 @@
+"""Rows: from the hub or a file, in the prompt's frame, split and tokenised."""

@@ -1,0 +1,213 @@
+"""The only module that talks to the Hugging Face hub: one model folder, one list of rows; one folder up on request.
+
+Left alone, an absent hub costs 48 s for a model and 23 s for data, in retries. So the hub is asked
+once, with a deadline, before anything is loaded; where it does not answer, only the cache is read.
+
+No code and no pickle of a repo is ever run: MODEL_FILES are all that is downloaded, a model made of its own code is
+refused before its weights are fetched, and `datasets` has no loading scripts since version 4. Our errors hold neither
+text nor traceback of an HTTP error: it may quote a request's headers, and with them the user's token.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal
+
+from trainables.values.errors import ConfigError, DataError, DiskFull, SweepError, Unreachable
+
+ANSWER_SECONDS = 3.0
+"""How long the hub may take to answer, unless HF_HUB_ETAG_TIMEOUT is set; twice in a row is under 10 s."""
+
+NEEDED_FILES = ("config.json", "model.safetensors")
+CONFIG_FILES = ("config.json", "tokenizer_config.json")
+"""Small, and enough to know what a model is made of."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+MODEL_FILES = (*NEEDED_FILES, *TOKENIZER_FILES, "vocab.json", "merges.txt", "generation_config.json")
+
+Kind = Literal["model", "dataset"]
+SETTING = {"model": "BASE_MODEL", "dataset": "DATA"}
+ADVICE = {
+    "model": "give a local folder with BASE_MODEL=/path/to/folder, or BASE_MODEL=demo",
+    "dataset": "give a local file with DATA=/path/to/rows.json, or DATA=demo",
+}
+
+
+def fetch_model(repo_id: str, check: Callable[[Path], None] = lambda folder: None) -> Path:
+    """Bring a causal LM onto this machine: config, safetensors weights and tokenizer files.
+
+    The hub's `main` is resolved to one commit, every file comes from that commit and the folder is
+    named after it. Where the hub does not answer, it is the commit that was fetched last.
+
+    Args:
+        check: looks at the folder when it holds CONFIG_FILES, and raises what forbids to fetch the rest.
+    Raises:
+        ConfigError: no such repo, no access to it, or no model.safetensors in it.
+        DiskFull: no space left for the download.
+        Unreachable: the hub does not answer and the model is not wholly in the cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _asking(repo_id, "model") as silence:
+        cached_only = silence is not None
+        folder = Path(snapshot_download(repo_id, allow_patterns=[*CONFIG_FILES], local_files_only=cached_only))
+        if (folder / "config.json").is_file():
+            check(folder)
+        commit = folder.name
+        snapshot_download(repo_id, revision=commit, allow_patterns=[*MODEL_FILES], local_files_only=cached_only)
+        missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
+        if missing and silence:  # another program cached a part of it, say the tokenizer alone
+            raise _unreachable(repo_id, "model", silence)
+        if missing:
+            raise ConfigError(
+                f"BASE_MODEL: {repo_id!r} on {_endpoint()} has no {missing[0]}, and pickled or sharded weights "
+                f"are not loaded; choose another repo, or {ADVICE['model']}"
+            )
+        return folder
+
+
+def fetch_rows(repo_id: str) -> list[dict[str, Any]]:
+    """Read the `train` split of a dataset on the hub, in its order.
+
+    Raises:
+        ConfigError: no such repo, or no access to it.
+        DataError: the repo cannot be read as rows, or has no `train` split.
+        DiskFull: no space left for the download.
+        Unreachable: the hub does not answer and the rows are not in the cache.
+    """
+    from datasets import load_dataset
+    from datasets.packaged_modules.cache.cache import Cache
+
+    with _asking(repo_id, "dataset") as silence:
+        if silence is None:
+            return load_dataset(repo_id, split="train", trust_remote_code=False).to_list()
+        # What load_dataset itself does under HF_HUB_OFFLINE, which it reads only when imported.
+        builder = Cache(repo_id=repo_id, dataset_name=repo_id.split("/")[-1], version="auto", hash="auto")
+        return builder.as_dataset(split="train").to_list()
+
+
+def push_model(folder: Path, repo_id: str) -> str:
+    """Upload a folder as a model, into a private repo where there is none yet; returns its address.
+
+    Raises:
+        ConfigError: no hub id, or no right to write there.
+        Unreachable: the hub does not answer, or broke off.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    try:
+        repo = HfApi().create_repo(repo_id, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Add adapter")
+        return str(repo)
+    except HFValidationError:
+        raise ConfigError(f"PUSH: {repo_id!r} is no hub id (OWNER/NAME)") from None
+    except Exception as error:
+        if any(_status(cause) in (401, 403, 404) for cause in _causes(error)):
+            raise ConfigError(
+                f"PUSH: {_endpoint()} lets you not write to {repo_id!r}; check the id, log in with `hf auth login`"
+            ) from None
+        if any(isinstance(cause, (HTTPError, ConnectionError)) for cause in _causes(error)):
+            raise Unreachable(f"PUSH: cannot reach {_endpoint()} to write {repo_id!r}; the folder is ready") from None
+        raise
+
+
+@contextmanager
+def _asking(repo_id: str, kind: Kind) -> Iterator[str | None]:
+    """Ask the hub for a repo; give None where it answers, else why only the cache can be read.
+
+    What the hub's libraries raise inside becomes an error that says what to do.
+    """
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
+
+    silence = None
+    try:
+        silence = _silence(repo_id, kind)
+        yield silence
+    except SweepError:
+        raise
+    except HFValidationError:
+        text = f"{SETTING[kind]}: {repo_id!r} is neither a hub id (OWNER/NAME) nor a path here; {ADVICE[kind]}"
+        raise ConfigError(text) from None
+    except Exception as error:
+        causes = _causes(error)
+        if any(getattr(cause, "errno", None) == errno.ENOSPC for cause in causes):
+            text = f"{SETTING[kind]}: no space left for {repo_id!r}; free some, or set HF_HOME to another disk"
+            raise DiskFull(text) from None
+        if any(map(_is_refusal, causes)) or type(error).__name__ == "DatasetNotFoundError":
+            raise ConfigError(
+                f"{SETTING[kind]}: {_endpoint()} has no {kind} {repo_id!r} that you may read (unknown, private or "
+                f"gated); check the id, log in with `hf auth login`, or {ADVICE[kind]}"
+            ) from None
+        if silence and isinstance(error, (FileNotFoundError, ValueError)):
+            raise _unreachable(repo_id, kind, silence) from None
+        if any(isinstance(cause, (HTTPError, ConnectionError, LocalEntryNotFoundError)) for cause in causes):
+            raise _unreachable(repo_id, kind, f"the download broke off: {type(error).__name__}") from None
+        if kind == "dataset":
+            raise DataError(f"DATA: cannot read the train split of {repo_id!r}: {error}; {ADVICE[kind]}") from error
+        raise
+
+
+def _silence(repo_id: str, kind: Kind) -> str | None:
+    """Ask the hub once for a repo: None where it answers, else why it cannot be used.
+
+    In a thread of its own, since HTTP time-outs cover neither a name look-up nor a dripping answer.
+    """
+    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(repo_id)
+    if is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or ANSWER_SECONDS)
+    outcome: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi().repo_info(repo_id, repo_type=kind, timeout=seconds)
+            outcome.append(None)
+        except Exception as error:  # told apart in the caller's thread
+            outcome.append(error)
+
+    thread = Thread(target=ask, name="hub-probe", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        return f"no answer in {seconds:g} s; HF_HUB_ETAG_TIMEOUT=30 waits longer"
+    error = outcome[0]
+    if error is not None and _is_refusal(error):
+        raise error
+    return None if error is None else f"{type(error).__name__} {_status(error) or ''}".strip()
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """An error and what it was raised from, outermost first."""
+    return [] if error is None else [error, *_causes(error.__cause__)]
+
+
+def _status(error: BaseException) -> int | None:
+    """HTTP status of the answer behind an error."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the hub, not some proxy that blocks it, said that there is no such repo for this user."""
+    headers = getattr(getattr(error, "response", None), "headers", ())
+    return _status(error) in (401, 403, 404) and any(name.lower().startswith("x-error-") for name in headers)
+
+
+def _unreachable(repo_id: str, kind: Kind, reason: str) -> Unreachable:
+    return Unreachable(
+        f"{SETTING[kind]}: cannot reach {_endpoint()} for the {kind} {repo_id!r} ({reason}), "
+        f"and it is not in the cache; {ADVICE[kind]}"
+    )
+
+
+def _endpoint() -> str:
+    """Address of the hub, without a password that it may hold."""
+    from huggingface_hub.constants import ENDPOINT
+
+    return re.sub(r"//.*@", "//", ENDPOINT)

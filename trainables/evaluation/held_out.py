@@ -1,0 +1,224 @@
+"""What a tuned model does on held-out rows: loss, greedy text, pooled states.
+
+Every length here is a constant of the measurement protocol, not of the trial.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from trainables.data.tokens import IGNORE, TokenRow, pad
+from trainables.evaluation.decoding import greedy_texts
+from trainables.models.lean import aligned_logits, lean_modules, supervised
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+EVAL_LENGTH_TOKENS = 512
+"""Held-out rows keep their last so many tokens, or as many as the base has positions."""
+N_DECODED_ROWS = 64
+MAX_NEW_TOKENS = 64
+BATCH_TOKENS = 8192
+"""Of a batch, padding included: rows of about equal length then share one, and little of it is padding."""
+HEAD_TOKENS = 1024
+"""Tokens whose logits are made at once."""
+
+
+def eval_length(model: "PreTrainedModel | PeftModel") -> int:
+    """Tokens of a held-out row that this base reads."""
+    return min(EVAL_LENGTH_TOKENS, model.config.n_positions)
+
+
+def _core(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def batches_of(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of rows of about equal length together, BATCH_TOKENS of them with their padding; the shortest first."""
+    batches: list[list[int]] = [[]]
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[i] > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def _batches(rows: Sequence[TokenRow], max_length_tokens: int) -> list[list[int]]:
+    return batches_of([min(len(row.input_ids), max_length_tokens) for row in rows])
+
+
+def _padded(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    return pad(rows, max_length_tokens=eval_length(base), pad_id=base.config.eos_token_id)
+
+
+def _hidden(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor) -> torch.Tensor:
+    """States after the final norm: (rows, length) -> (rows, length, width)."""
+    with lean_modules(model):
+        return _core(model).transformer(input_ids=input_ids, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def response_states(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> torch.Tensor:
+    """The state after the final norm at each position that predicts a response or end token.
+
+    Returns:
+        (n_response_tokens, width) on the model's device, row by row in the order of `rows`, tokens in
+        their order; `response_tokens` gives the tokens they predict.
+    """
+    model.eval()
+    return states_of(model, held_out(_core(model), rows))
+
+
+def response_tokens(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
+    """The response and end tokens of each row that `response_states` has a state for."""
+    cut = [row.last(eval_length(model)) for row in rows]
+    return [list(row.input_ids[max(1, row.n_prompt_tokens) :]) for row in cut]
+
+
+@torch.no_grad()
+def token_losses(
+    model: "PreTrainedModel | PeftModel", states: torch.Tensor, tokens: Sequence[int]
+) -> NDArray[np.float64]:
+    """Cross-entropy in nats of each token given the state that predicts it: (n_tokens,)."""
+    targets = torch.tensor(tokens).to(states.device)
+    return torch.cat(list(_nats(states, _core(model).lm_head.weight, targets))).double().cpu().numpy()
+
+
+def _nats(states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Cross-entropy of each target, HEAD_TOKENS of them at a time."""
+    for some, wanted in zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True):
+        yield -_log_probabilities(some, head).gather(1, wanted[:, None]).flatten()
+
+
+def _log_probabilities(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """In float32, (n, vocabulary rounded up): beyond the vocabulary they are -inf."""
+    return aligned_logits(states, head).log_softmax(dim=-1, dtype=torch.float32)
+
+
+@torch.no_grad()
+def divergence(
+    model: "PreTrainedModel | PeftModel", ours: torch.Tensor, reference: torch.Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Compare two models' next-token distributions token by token.
+
+    Both share one head (it is never quantized nor tuned), so states stand for distributions.
+
+    Args:
+        model: whose head is used; any of the two.
+        ours, reference: (n_tokens, width), from `response_states` of the same rows.
+    Returns:
+        KL(reference || ours) in nats and whether the most likely token is the same, both (n_tokens,).
+    """
+    head = _core(model).lm_head.weight
+    kl, same = [], []
+    for a, b in zip(ours.split(HEAD_TOKENS), reference.split(HEAD_TOKENS), strict=True):
+        log_a, log_b = (_log_probabilities(s.to(head.dtype), head) for s in (a, b))
+        same.append(log_a.argmax(dim=-1) == log_b.argmax(dim=-1))
+        for beyond in (log_a[:, len(head) :], log_b[:, len(head) :]):
+            beyond.zero_()  # equal, so that whole rows can be taken
+        kl.append(F.kl_div(log_a, log_b, reduction="none", log_target=True).sum(dim=-1).clamp(min=0))
+    return torch.cat(kl).double().cpu().numpy(), torch.cat(same).cpu().numpy()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Held-out rows on the device, ready to be read.
+
+    Attributes:
+        batches: input_ids (rows, length), and positions and targets (n,) as from trainables.models.lean.supervised.
+        order: (n_tokens,), where each target is among those of all batches: row by row, as the rows were given.
+    """
+
+    batches: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]
+    order: torch.Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        """Targets in all."""
+        return len(self.order)
+
+
+def held_out(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> HeldOut:
+    """Batches of rows of about equal length on the base's device."""
+    batches, places, n_before = [], {}, 0
+    for batch in _batches(rows, eval_length(base)):
+        input_ids, labels = _padded(base, [rows[i] for i in batch])
+        batches.append(tuple(t.to(base.device) for t in (input_ids, *supervised(labels))))
+        for i, n_tokens in zip(batch, (labels[:, 1:] != IGNORE).sum(dim=1).tolist(), strict=True):
+            places[i] = torch.arange(n_before, n_before + n_tokens)
+            n_before += n_tokens
+    order = torch.cat([places[i] for i in range(len(rows))])
+    return HeldOut(batches=tuple(batches), order=order.to(base.device))
+
+
+@torch.no_grad()
+def states_of(model: "PreTrainedModel | PeftModel", held: HeldOut) -> torch.Tensor:
+    """The state after the final norm that predicts each target, (n_tokens, width), row by row."""
+    states = [_hidden(model, ids).flatten(0, 1).index_select(0, positions) for ids, positions, _ in held.batches]
+    return torch.cat(states).index_select(0, held.order)
+
+
+@torch.no_grad()
+def mean_nats(model: "PreTrainedModel | PeftModel", held: HeldOut) -> torch.Tensor:
+    """Token-weighted mean cross-entropy, float32 a token and float64 in sum; a scalar on the device, not waited for."""
+    head = _core(model).lm_head.weight
+    total = torch.zeros((), dtype=torch.float64, device=head.device)
+    for input_ids, positions, targets in held.batches:
+        states = _hidden(model, input_ids).flatten(0, 1).index_select(0, positions)
+        total += sum(nats.double().sum() for nats in _nats(states, head, targets))
+    return total / held.n_tokens
+
+
+def eval_loss(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> float:
+    """Token-weighted mean cross-entropy over response and end tokens, in nats."""
+    model.eval()
+    return float(mean_nats(model, held_out(_core(model), rows)))
+
+
+def greedy(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
+    """Greedy continuation of each row's prompt: up to MAX_NEW_TOKENS tokens, end token included."""
+    return greedy_texts(model.eval(), prompts_of(model, rows), n_new=MAX_NEW_TOKENS, end=model.config.eos_token_id)
+
+
+def prompts_of(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
+    """The last tokens of each row's prompt, so many that its continuation fits the evaluation length."""
+    room = eval_length(model) - MAX_NEW_TOKENS
+    return [list(row.input_ids[: row.n_prompt_tokens][-room:]) for row in rows]
+
+
+@torch.no_grad()
+def pooled_states(
+    model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow], texts: Sequence[Sequence[int]]
+) -> NDArray[np.float32]:
+    """Mean state after the final norm over the tokens of `texts`, each read after its row's prompt.
+
+    Args:
+        texts: one non-empty continuation a row.
+    Returns:
+        (len(rows), width).
+    """
+    model.eval()
+    joined = [
+        TokenRow(input_ids=tuple(prompt) + tuple(text), n_prompt_tokens=len(prompt))
+        for prompt, text in zip(prompts_of(model, rows), texts, strict=True)
+    ]
+    pooled: dict[int, torch.Tensor] = {}
+    for batch in _batches(joined, eval_length(model)):
+        input_ids, labels = _padded(_core(model), [joined[i] for i in batch])
+        weights = (labels != IGNORE).float()
+        means = mean_states(model, input_ids.to(model.device), weights.to(model.device))
+        pooled |= dict(zip(batch, means, strict=True))
+    return torch.stack([pooled[i] for i in range(len(rows))]).cpu().numpy()
+
+
+@torch.no_grad()
+def mean_states(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean over the positions whose weight is 1: input_ids and weights (rows, length) -> (rows, width), float32."""
+    hidden = _hidden(model, input_ids).float()
+    return (hidden * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)

@@ -1,0 +1,52 @@
+"""Names of a base model and of rows -> both on this machine, checked and tokenized: what a Workload is made of."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainables.data import alpaca
+from trainables.data import tokens as data
+from trainables.data.tokens import TokenizedData
+from trainables.models import base_model
+from trainables.models.base_model import BaseModel
+from trainables.values.config import ComputeDtype, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """A base model and rows that lie on this machine.
+
+    Attributes:
+        rows_source: the rows as the user named them.
+    """
+
+    base: BaseModel
+    rows_source: str
+    tokens: TokenizedData
+
+    def workload(self, compute_dtype: ComputeDtype) -> Workload:
+        """These under one arithmetic."""
+        return Workload(
+            base_model=self.base.source,
+            base_folder=str(self.base.folder.resolve()),
+            base_fingerprint=self.base.fingerprint(),
+            weights=self.base.weights,
+            data=self.rows_source,
+            data_folder=str(self.tokens.folder),
+            data_digest=self.tokens.digest,
+            compute_dtype=compute_dtype,
+            stand_in_seconds=self.base.stand_in_seconds,
+        )
+
+
+def fetch(base_source: str, rows_source: str, cache: Path) -> Inputs:
+    """Fetch, check, split and tokenize, each once; needs neither a device nor Ray.
+
+    Args:
+        base_source, rows_source: as in trainables.models.base_model.find and trainables.data.alpaca.read_rows.
+        cache: folder for what is made on the way.
+    Raises:
+        ConfigError, DataError, Unreachable: see those two.
+    """
+    checked = alpaca.read_rows(rows_source)  # first: bad rows show before a large model is fetched
+    base = base_model.find(base_source, cache)
+    return Inputs(base=base, rows_source=rows_source, tokens=data.tokenize(checked, base.folder, cache))

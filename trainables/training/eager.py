@@ -1,0 +1,173 @@
+"""The training step: AdamW on the adapter alone, gradient clipping, float16 with loss scaling.
+
+An engine owns the optimizer of one adapter and nothing global; `step` takes one padded batch.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from trainables.evaluation.held_out import HeldOut, mean_nats
+from trainables.models.lean import lean_loss, supervised
+from trainables.training.batches import Batch
+from trainables.values.checkpoint import EngineState
+from trainables.values.config import ComputeDtype, TrialConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+MAX_GRAD_NORM = 1.0
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+class EagerEngine:
+    """One operation at a time, as PyTorch executes Python.
+
+    Weights of the base stay in the compute dtype without autocast; the adapter, its gradients and
+    moments are float32 (peft casts its input). With float16 the loss is scaled and a step whose
+    gradients overflow is skipped, the scale halved (Micikevicius et al. 2018, arXiv:1710.03740).
+
+    Attributes:
+        n_bad_gradients: steps whose gradient norm was not finite; a scalar on the device.
+    """
+
+    def __init__(self, model: "PeftModel", config: TrialConfig, *, compute_dtype: ComputeDtype, device: str) -> None:
+        self._model = model
+        self._device = device
+        self._lean = config.loop == "lean"
+        self._accelerator = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="fp16" if compute_dtype == "float16" else "no",
+            kwargs_handlers=[AutocastKwargs(enabled=False)],  # loss scaling only
+        )
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        fused = self._lean and device == "cuda"
+        self.optimizer = self._accelerator.prepare(
+            torch.optim.AdamW(
+                self.parameters, lr=config.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=fused
+            )
+        )
+        self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
+        scaler = self._accelerator.scaler
+        return float(scaler.get_scale()) if scaler is not None else 1.0
+
+    def step(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Do one optimizer step.
+
+        Args:
+            input_ids, labels: (batch, length), still on the host; labels are IGNORE where no loss is taken.
+        Returns:
+            The batch's mean loss in nats, a detached float32 scalar on the device (no synchronisation).
+        """
+        self._model.train()
+        loss = self._loss(input_ids, labels)
+        self._accelerator.backward(loss)
+        norm = self._accelerator.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
+        self.n_bad_gradients += ~torch.isfinite(norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def run(self, batches: Sequence[Batch]) -> torch.Tensor:
+        """One step a batch; returns their losses, (len(batches),) on the device."""
+        return torch.stack([self.step(*batch) for batch in batches])
+
+    def eval_loss(self, held: HeldOut) -> float:
+        """Mean loss over held-out rows, in nats."""
+        self._model.eval()
+        return float(mean_nats(self._model, held))
+
+    def state(self) -> EngineState:
+        """Where training stands, on the host."""
+        slots = [self.optimizer.state[p] for p in self.parameters]
+        steps, first, second = ([slot[name] for slot in slots if slot] for name in ("step", "exp_avg", "exp_avg_sq"))
+        nothing = [torch.zeros_like(p) for p in self.parameters]  # float16 can have skipped every step so far
+        return EngineState(
+            weights=flattened(self.parameters),
+            first_moments=flattened(first or nothing),
+            second_moments=flattened(second or nothing),
+            n_updates=int(steps[0]) if steps else 0,
+            n_bad_gradients=int(self.n_bad_gradients),
+            **scaling_of(self._accelerator.scaler),
+        )
+
+    @torch.no_grad()
+    def restore(self, state: EngineState) -> None:
+        """Go on from what `state` of an engine of the same config gave.
+
+        Raises:
+            ValueError: it is of an adapter of another size.
+        """
+        pour(state.weights, self.parameters)
+        moments = [[torch.empty_like(p) for p in self.parameters] for _ in range(2)]
+        pour(state.first_moments, moments[0])
+        pour(state.second_moments, moments[1])
+        if state.n_updates:
+            slots = {
+                i: {"step": torch.tensor(float(state.n_updates)), "exp_avg": first, "exp_avg_sq": second}
+                for i, (first, second) in enumerate(zip(*moments, strict=True))
+            }
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.n_bad_gradients.fill_(state.n_bad_gradients)
+        set_scaling(self._accelerator.scaler, state)
+
+    def _loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        found = supervised(labels) if self._lean else (labels,)  # on the host: nothing waits for the device
+        values = [t.to(self._device, non_blocking=True) for t in (input_ids, *found)]
+        return (lean_loss if self._lean else standard_loss)(self._model, *values)
+
+
+def standard_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean loss from the logits of every position, as a stock training script takes it; all on the model's device."""
+    logits = model(input_ids=input_ids, use_cache=False).logits.float()  # (batch, length, vocabulary)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def flattened(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+    """All of them as one float32 vector on the host; takes no memory on their device, and no tensor lives on in it."""
+    sizes = [tensor.numel() for tensor in tensors]
+    host = np.empty(sum(sizes), dtype=np.float32)
+    for part, tensor in zip(torch.from_numpy(host).split(sizes), tensors, strict=True):
+        part.view(tensor.shape).copy_(tensor.detach())
+    return host
+
+
+@torch.no_grad()
+def pour(vector: NDArray[np.float32], tensors: Sequence[torch.Tensor]) -> None:
+    """The other way round, into tensors that exist.
+
+    Raises:
+        ValueError: the vector is of another length.
+    """
+    sizes = [tensor.numel() for tensor in tensors]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(f"the snapshot has {vector.size} values, the adapter {sum(sizes)}")
+    for part, tensor in zip(torch.tensor(vector).split(sizes), tensors, strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def scaling_of(scaler: torch.amp.GradScaler | None) -> dict[str, float | int]:
+    """The fields of EngineState that a loss scaler has."""
+    if scaler is None or not scaler.is_enabled():
+        return {}
+    state = scaler.state_dict()
+    return {"loss_scale": float(state["scale"]), "n_good_steps": int(state["_growth_tracker"])}
+
+
+def set_scaling(scaler: torch.amp.GradScaler | None, state: EngineState) -> None:
+    """Give a loss scaler what `scaling_of` read."""
+    if scaler is not None and scaler.is_enabled():
+        own = {"scale": state.loss_scale, "_growth_tracker": state.n_good_steps}
+        scaler.load_state_dict(scaler.state_dict() | own)

@@ -1,0 +1,333 @@
+"""The training step as CUDA graphs: recorded once, replayed for many trials without running Python again.
+
+A Tape is recorded on the bare base with an adapter of its own, whose rank is rounded up; what a trial chooses (rank,
+alpha, learning rate, seed) lies in tensors on the device. A padded row of A and the padded column of B beside it are
+both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from trainables.evaluation.held_out import HeldOut, mean_nats
+from trainables.models import lora
+from trainables.models.lean import adapted_layers, lean_loss
+from trainables.training.batches import Packed, StepShape
+from trainables.training.eager import (
+    BETAS,
+    EPSILON,
+    MAX_GRAD_NORM,
+    flattened,
+    pour,
+    scaling_of,
+    set_scaling,
+    standard_loss,
+)
+from trainables.values.checkpoint import EngineState
+from trainables.values.config import ComputeDtype, Precision, TrialConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+RANKS = (16, 64)
+"""A tape's rank: the first of these that is enough, or else the trial's own."""
+N_WARM_UP_STEPS = 2
+
+
+class Unrecordable(Exception):
+    """Work could not be recorded; the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapeKind:
+    """What a tape is recorded for; all else that a trial chooses may change between replays."""
+
+    precision: Precision
+    targets: tuple[str, ...]
+    dropout: float
+    loop: str
+    rank: int
+
+
+def padded_rank(rank: int) -> int:
+    """The rank that work is recorded for where an adapter has this one."""
+    return next((padded for padded in RANKS if padded >= rank), rank)
+
+
+def kind_of(config: TrialConfig) -> TapeKind:
+    """The kind of tape that can train a config."""
+    return TapeKind(
+        precision=config.precision,
+        targets=config.targets,
+        dropout=config.dropout,
+        loop=config.loop,
+        rank=padded_rank(config.rank),
+    )
+
+
+class Tape:
+    """Recorded steps of one kind on one base; belongs to a worker and serves one trial after the other.
+
+    Attributes:
+        kind: what it can train.
+        held: what it is evaluated on.
+        loss_nats: of the last replayed step.
+        eval_loss_nats: of the last replayed evaluation.
+        n_bad_gradients: since `load`; all scalars on the device.
+    """
+
+    def __init__(
+        self,
+        base: "PreTrainedModel",
+        config: TrialConfig,
+        *,
+        held: HeldOut,
+        compute_dtype: ComputeDtype,
+        pool: tuple[int, int],
+        stream: torch.cuda.Stream,
+    ) -> None:
+        """
+        Args:
+            base: without an adapter.
+            held: what a trial is evaluated on.
+            pool: from torch.cuda.graph_pool_handle; tapes that never replay at once may share it, since nothing
+                in it outlives a replay.
+            stream: to record on; libraries keep a workspace for each stream that they have seen.
+        """
+        self.kind = kind_of(config)
+        self._base = base
+        self._config = replace(config, rank=self.kind.rank)
+        self.held = held
+        self._pool = pool
+        self._stream = stream
+        self._evaluation: torch.cuda.CUDAGraph | None = None
+        self._steps: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._scaling = torch.zeros((), device="cuda")
+        self._learning_rate = torch.zeros((), device="cuda")
+        self.loss_nats = torch.zeros((), device="cuda")
+        self.eval_loss_nats = torch.zeros((), dtype=torch.float64, device="cuda")
+        self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device="cuda")
+        self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
+        self._fresh_scale = self._scaler.state_dict()
+        self._weights = lora.fresh_matrices(base, self._config)
+        self._optimizer = torch.optim.AdamW(
+            self._weights.values(),
+            lr=self._learning_rate,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=0.0,
+            fused=True,
+            capturable=True,
+        )
+
+    def record(self, shapes: Iterable[StepShape]) -> None:
+        """Record the evaluation and the steps that are not on the tape yet; the base is bare before and afterwards."""
+        missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
+        if not missing:
+            return
+        with attached_matrices(self._base, self._config, self._weights, self._scaling) as model:
+            if self._evaluation is None:
+                self._warm_up(model, missing[0])
+                model.eval()
+                self._evaluation = self._recorded(lambda: self._evaluate(model))
+            model.train()
+            for shape in missing:
+                inputs = _blank(shape)
+                self._steps[shape] = (self._recorded(partial(self._step, model, shape, inputs)), inputs)
+
+    def _recorded(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            work()
+        self._forget_gradients()  # they lie in the pool, which the next recording may use again
+        return graph
+
+    def _warm_up(self, model: "PeftModel", shape: StepShape) -> None:
+        """Let libraries and the optimizer allocate what they keep, on the stream that records."""
+        model.train()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(N_WARM_UP_STEPS):
+                self._step(model, shape, _blank(shape))
+            self._evaluate(model.eval())
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        for weight in self._weights.values():
+            weight.grad = None
+
+    def _step(self, model: "PeftModel", shape: StepShape, inputs: torch.Tensor) -> None:
+        """What is recorded: forward, backward, clipping, AdamW."""
+        input_ids, rest = inputs[: shape.n_tokens].view(shape.n_rows, shape.length), inputs[shape.n_tokens :]
+        if self.kind.loop == "lean":
+            loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
+        else:
+            loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
+        self._forget_gradients()
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
+        self.n_bad_gradients += ~torch.isfinite(norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.loss_nats.copy_(loss.detach())
+
+    def _evaluate(self, model: "PeftModel") -> None:
+        self.eval_loss_nats.copy_(mean_nats(model, self.held))
+
+    @torch.no_grad()
+    def load(self, config: TrialConfig, weights: Sequence[torch.Tensor]) -> None:
+        """Begin a trial: its adapter's weights, fresh moments, its own scaling and learning rate."""
+        for mine, theirs in zip(self._weights.values(), weights, strict=True):
+            mine.zero_()[: theirs.shape[0], : theirs.shape[1]].copy_(theirs)
+        for state in self._optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+        self._scaling.fill_(config.scaling)
+        self._learning_rate.fill_(config.learning_rate)
+        self.n_bad_gradients.zero_()
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(self._fresh_scale)
+
+    @torch.no_grad()
+    def store(self, weights: Sequence[torch.Tensor]) -> None:
+        """Copy the adapter as it is now into a trial's own, leaving out the padding."""
+        for mine, theirs in zip(_unpadded(self._weights.values(), weights), weights, strict=True):
+            theirs.copy_(mine)
+
+    def state(self, weights: Sequence[torch.Tensor]) -> EngineState:
+        """Where the trial whose adapter has weights of these shapes stands, on the host, leaving out the padding."""
+        slots = [self._optimizer.state[mine] for mine in self._weights.values()]
+        return EngineState(
+            weights=flattened(_unpadded(self._weights.values(), weights)),
+            first_moments=flattened(_unpadded([slot["exp_avg"] for slot in slots], weights)),
+            second_moments=flattened(_unpadded([slot["exp_avg_sq"] for slot in slots], weights)),
+            n_updates=int(slots[0]["step"]),
+            n_bad_gradients=int(self.n_bad_gradients),
+            **scaling_of(self._scaler),
+        )
+
+    def restore(self, state: EngineState, weights: Sequence[torch.Tensor]) -> None:
+        """Go on, after `load`, from where `state` was taken.
+
+        Raises:
+            ValueError: it is of an adapter of another size.
+        """
+        slots = [self._optimizer.state[mine] for mine in self._weights.values()]
+        pour(state.weights, _unpadded(self._weights.values(), weights))
+        pour(state.first_moments, _unpadded([slot["exp_avg"] for slot in slots], weights))
+        pour(state.second_moments, _unpadded([slot["exp_avg_sq"] for slot in slots], weights))
+        for slot in slots:
+            slot["step"].fill_(state.n_updates)
+        self.n_bad_gradients.fill_(state.n_bad_gradients)
+        set_scaling(self._scaler, state)
+
+    def replay(self, shape: StepShape, inputs: torch.Tensor) -> None:
+        """One step; `inputs` as from `packed`, on the device."""
+        graph, static = self._steps[shape]
+        static.copy_(inputs)
+        graph.replay()
+
+    def evaluate(self) -> None:
+        """Set `eval_loss_nats` to the loss of the adapter as it is now."""
+        self._evaluation.replay()
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
+        return float(self._scaler.get_scale())
+
+
+@contextmanager
+def attached_matrices(
+    base: "PreTrainedModel", config: TrialConfig, matrices: Mapping[str, torch.Tensor], scaling: torch.Tensor | float
+) -> "Iterator[PeftModel]":
+    """The base with an adapter of these very tensors, for recording; bare again afterwards."""
+    model = lora.attach(base, config, base_name="tape")
+    try:
+        for name, matrix in matrices.items():
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, matrix)
+        for layer in adapted_layers(model):
+            layer.scaling = dict.fromkeys(layer.scaling, scaling)
+        yield model
+    finally:
+        lora.detach(model)
+
+
+def _unpadded(padded: Iterable[torch.Tensor], weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The parts of a tape's tensors that a trial's own weights fill; views."""
+    return [mine[: own.shape[0], : own.shape[1]] for mine, own in zip(padded, weights, strict=True)]
+
+
+def _blank(shape: StepShape) -> torch.Tensor:
+    """Inputs of a shape: token 0 everywhere, and predicted everywhere."""
+    n_labels = 2 * shape.n_targets or shape.n_tokens
+    return torch.zeros(shape.n_tokens + n_labels, dtype=torch.int64, device="cuda")
+
+
+def abandon_recording() -> None:
+    """Undo what a failed recording leaves: its stream is current, and the generator waits for its end."""
+    torch.cuda.set_stream(torch.cuda.default_stream())
+    fresh = torch.Generator(device="cuda")
+    torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh.graphsafe_get_state())
+
+
+class GraphEngine:
+    """Trains one adapter by a tape; the same steps as EagerEngine's.
+
+    Attributes:
+        parameters: the trial's own weights; up to date after each `run`.
+    """
+
+    def __init__(self, matrices: Iterable[torch.Tensor], config: TrialConfig, tape: Tape) -> None:
+        """
+        Args:
+            matrices: of a fresh adapter, in the order that peft attaches them; they need not be attached.
+            tape: of the config's kind, with every shape on it that `run` will see.
+        """
+        self.parameters = list(matrices)
+        self._tape = tape
+        tape.load(config, self.parameters)
+
+    @property
+    def n_bad_gradients(self) -> torch.Tensor:
+        """Steps whose gradient norm was not finite; a scalar on the device."""
+        return self._tape.n_bad_gradients
+
+    @property
+    def loss_scale(self) -> float:
+        """See Tape."""
+        return self._tape.loss_scale
+
+    def state(self) -> EngineState:
+        """Where training stands, on the host; an EagerEngine can go on from it, and the other way round."""
+        return self._tape.state(self.parameters)
+
+    def restore(self, state: EngineState) -> None:
+        """Go on from it; see Tape."""
+        self._tape.restore(state, self.parameters)
+        self._tape.store(self.parameters)
+
+    def eval_loss(self, held: HeldOut) -> float:
+        """Mean loss in nats over held-out rows, which must be those of the tape."""
+        assert held is self._tape.held
+        self._tape.evaluate()
+        return float(self._tape.eval_loss_nats)
+
+    def run(self, steps: Sequence[Packed]) -> torch.Tensor:
+        """One step a packed batch; returns their losses, (len(steps),) on the device. Nothing waits for it."""
+        inputs = torch.cat([vector for _, vector in steps]).pin_memory().to("cuda", non_blocking=True)
+        losses = torch.empty(len(steps), device="cuda")
+        vectors = inputs.split([len(vector) for _, vector in steps])
+        for i, ((shape, _), vector) in enumerate(zip(steps, vectors, strict=True)):
+            self._tape.replay(shape, vector)
+            losses[i] = self._tape.loss_nats
+        self._tape.store(self.parameters)
+        return losses

@@ -1,0 +1,227 @@
+"""What a trial is asked to do, and on what: frozen, keyword-only, standard library only.
+
+One name is used here, in Ray Tune's results, in the ledger, as MLflow key, as Parquet column and in the figures.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import sqrt
+from typing import Any, Literal, get_args
+
+from trainables.values.errors import ConfigError, did_you_mean
+
+PROTOCOL_VERSION = 1
+"""Version of what every metric means. Results of different versions are never compared."""
+
+TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+"""The linear modules of a GPT-2 block. A bare "c_proj" would match two of them."""
+
+Precision = Literal["16bit", "nf4"]
+Engine = Literal["eager", "graph"]
+Loop = Literal["standard", "lean"]
+State = Literal["queued", "running", "completed", "pruned", "refused", "oom", "diverged", "failed"]
+Origin = Literal["search", "twin", "reseed", "repeat"]
+ComputeDtype = Literal["bfloat16", "float16", "float32"]
+Weights = Literal["pretrained", "random", "stand-in", "demo"]
+
+CHOICES = (("precision", get_args(Precision)), ("engine", get_args(Engine)), ("loop", get_args(Loop)))
+"""Settings that are one of a few words."""
+
+MAX_WHOLE = 2**31 - 1
+"""Largest rank, batch size, length or number of steps that a config may ask for."""
+
+MAX_REAL = 1e30
+"""Largest alpha and learning rate; float32 arithmetic on larger ones raises instead of diverging."""
+
+FINAL_STATES = frozenset(get_args(State)) - {"queued", "running"}
+
+
+def rungs(max_steps: int) -> tuple[int, ...]:
+    """Steps at which a trial is measured and may be pruned: an eighth, a quarter, half, all.
+
+    >>> rungs(200)
+    (25, 50, 100, 200)
+    """
+    first = -(-max_steps // 8)
+    return (*(step for step in (first, 2 * first, 4 * first) if step < max_steps), max_steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialConfig:
+    """Everything that decides one trial's outcome.
+
+    Attributes:
+        precision: of the frozen base; "nf4" is 4-bit NormalFloat in blocks of 64 with double
+            quantization (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+        rank: r in W + (alpha / r) B A (Hu et al. 2021, arXiv:2106.09685, section 4.1).
+        alpha: numerator of that scale; alpha / sqrt(r) where rank_stabilized.
+        targets: module names that get an adapter, a subset of TARGETS in its order.
+        dropout: probability on the adapter's input; GPT-2's own dropouts are always 0.
+        rank_stabilized: scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732).
+        learning_rate: AdamW step size, constant over the trial.
+        batch_size: rows a step, without accumulation.
+        max_length_tokens: training rows keep their last so many tokens.
+        max_steps: optimizer steps at full budget.
+        seed: of adapter weights, data order and dropout.
+        engine: how a step is executed.
+        loop: how a step is written; "standard" makes full logits, as a stock script does; "lean" makes
+            those of supervised tokens only, a few at a time.
+
+    Raises:
+        ConfigError: a value is out of range; the message names the field.
+    """
+
+    precision: Precision
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = ("attn.c_attn",)
+    dropout: float = 0.05
+    rank_stabilized: bool = False
+    learning_rate: float = 2e-4
+    batch_size: int = 4
+    max_length_tokens: int = 256
+    max_steps: int = 200
+    seed: int = 0
+    engine: Engine = "eager"
+    loop: Loop = "standard"
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES:
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"no {name} {value!r}{did_you_mean(str(value), allowed)}")
+        for name in ("rank", "batch_size", "max_length_tokens", "max_steps"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= MAX_WHOLE:
+                raise ConfigError(
+                    f"{name} must be a whole number of at least 1 (and at most {MAX_WHOLE}), got {value!r}"
+                )
+        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
+        for name in ("alpha", "learning_rate"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_REAL:
+                raise ConfigError(f"{name} must be positive and finite (at most {MAX_REAL:g}), got {value!r}")
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be at least 0 and under 1, got {self.dropout!r}")
+        if not isinstance(self.rank_stabilized, bool):
+            raise ConfigError(f"rank_stabilized must be true or false, got {self.rank_stabilized!r}")
+        self._check_targets()
+
+    def _check_targets(self) -> None:
+        if not isinstance(self.targets, tuple) or not self.targets:
+            raise ConfigError(f"targets must name at least one module, got {self.targets!r}")
+        for target in self.targets:
+            if target not in TARGETS:
+                raise ConfigError(f"targets: no module {target!r}{did_you_mean(str(target), TARGETS)}")
+        if list(self.targets) != [t for t in TARGETS if t in self.targets]:
+            raise ConfigError(f"targets must be distinct and in the order {TARGETS}, got {self.targets!r}")
+
+    @property
+    def scaling(self) -> float:
+        """Factor on B A: alpha / r, or alpha / sqrt(r) where rank_stabilized."""
+        return self.alpha / (sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    @property
+    def cost_cell(self) -> str:
+        """Name of what memory and time depend on; trials that share it share one measurement."""
+        return _cost_cell(*(getattr(self, name) for name in COST_FIELDS), self.dropout > 0)
+
+    @property
+    def counterpart(self) -> "TrialConfig":
+        """The same config at the other precision: of a 4-bit trial its twin, and the other way round."""
+        return replace(self, precision="16bit" if self.precision == "nf4" else "nf4")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` reads it back. Equal configs give equal JSON: 16 and 16.0 are one."""
+        real = {name: float(getattr(self, name)) for name in ("alpha", "dropout", "learning_rate")}
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict takes several times as long
+        return plain | real | {"targets": list(self.targets)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
+        """Build from plain values, as read from YAML or JSON.
+
+        Raises:
+            ConfigError: an unknown field (nearest name offered), or a value out of range.
+        """
+        known = cls.__dataclass_fields__
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"no trial setting {name!r}{did_you_mean(name, known)}")
+        missing = [name for name in ("precision", "rank", "alpha") if name not in values]
+        if missing:
+            raise ConfigError(f"{missing[0]} is missing from the trial's settings")
+        plain = dict(values)
+        if isinstance(plain.get("targets"), list):
+            plain["targets"] = tuple(plain["targets"])
+        return cls(**plain)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What all trials of one sweep share: the base model, the rows and the arithmetic.
+
+    Attributes:
+        base_model: as the user named it: a hub id, a folder, "random:FOLDER" or "demo".
+        base_folder: local folder that holds config, weights and tokenizer.
+        base_fingerprint: SHA-256 over config and weights.
+        weights: "pretrained", "random" (cost is real, quality is not), "stand-in" (trained from nothing) or "demo".
+        data: as the user named it: a hub id, a file or "demo".
+        data_folder: local Arrow cache of the tokenized splits.
+        data_digest: SHA-256 over the split rows and all that decides their tokens.
+        compute_dtype: of base weights and matrix products, the same for both precisions.
+        stand_in_seconds: for how long a stand-in was trained, else None.
+    """
+
+    base_model: str
+    base_folder: str
+    base_fingerprint: str
+    weights: Weights
+    data: str
+    data_folder: str
+    data_digest: str
+    compute_dtype: ComputeDtype
+    stand_in_seconds: float | None = None
+
+    @property
+    def base_caption(self) -> str:
+        """Whose weights every figure is of; says so where they are not pretrained ones."""
+        return {
+            "pretrained": self.base_model,
+            "random": f"random weights ({self.base_model}): memory and time are real, loss and similarity are not",
+            "stand-in": f"a stand-in base trained from nothing for {self.stand_in_seconds or 0:.0f} s "
+            "(weights of its own, not those of GPT-2)",
+            "demo": "the embedded demo model, not GPT-2 Medium",
+        }[self.weights]
+
+    def key(self, config: TrialConfig) -> str:
+        """SHA-256 (hex) of all that decides the outcome of `config` under this workload."""
+        return hashlib.sha256(
+            canonical_json(
+                {
+                    "config": config.to_dict(),
+                    "compute_dtype": self.compute_dtype,
+                    "base": self.base_fingerprint,
+                    "data": self.data_digest,
+                    "protocol": PROTOCOL_VERSION,
+                }
+            ).encode()
+        ).hexdigest()
+
+
+COST_FIELDS = ("precision", "rank", "targets", "batch_size", "max_length_tokens", "engine", "loop")
+"""On which memory and time depend, beside whether there is dropout."""
+
+
+@lru_cache(maxsize=4096)  # a report asks ten times for each of its trials, which have far fewer cells
+def _cost_cell(*values: Any) -> str:
+    return canonical_json(dict(zip((*COST_FIELDS, "dropout"), values, strict=True)))
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,156 @@
+"""The values that a comparison of models comes to: estimates with intervals, similarities, judgements.
+
+Frozen, keyword-only, standard library only, like those of trainables.values.config.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A figure over rows with its 95 % interval, conditional on the trial's seed.
+
+    Attributes:
+        value: of the rows that were measured.
+        low, high: BCa bootstrap over rows, see trainables.comparison.bootstrap.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Similarity:
+    """One model against a reference model (a 4-bit trial's 16-bit twin); means over rows of each row's own mean.
+
+    Attributes:
+        token_match_rate: greedy decoding, equal positions over the longer length.
+        embedding_cosine: mean-pooled response states after ln_f, both reading the reference's text.
+        centered_cosine: the same with the reference's mean over rows taken off both.
+        recovered_cosine: (cosine - untuned) / (1 - untuned), untuned being the base without an adapter.
+        top1_agreement: share of response tokens (teacher-forced) whose most likely token is the same.
+        kl_nats: KL(reference || this model) of the next-token distribution at each response token.
+        n_rows: rows behind top1_agreement and kl_nats.
+        n_decoded_rows: rows behind the others.
+    """
+
+    token_match_rate: Estimate
+    embedding_cosine: Estimate
+    centered_cosine: Estimate
+    recovered_cosine: Estimate
+    top1_agreement: Estimate
+    kl_nats: Estimate
+    n_rows: int
+    n_decoded_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A 4-bit trial against its 16-bit twin, beside the yardsticks that say what the figures mean.
+
+    Attributes:
+        quantized: the 4-bit trial against the twin.
+        untuned: the 16-bit base without an adapter against the twin.
+        reseeded: the twin's config under other seeds against the twin; empty until those were trained.
+        quantization_to_seed_ratio: (1 - cosine of quantized) / (1 - mean cosine of reseeded): how large the
+            effect of 4 bits is beside that of another seed; None without reseeded.
+    """
+
+    quantized: Similarity
+    untuned: Similarity
+    reseeded: tuple[Similarity, ...] = ()
+    quantization_to_seed_ratio: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KlShare:
+    """How much of a 4-bit trial's distance to its twin one group of tokens or rows carries.
+
+    Attributes:
+        by: what the groups are made by: "token frequency", "position in the response" or "kind of task".
+        group: name of the group.
+        kl_nats: mean over the group's response tokens.
+        n_tokens, n_rows: in the group.
+    """
+
+    by: str
+    group: str
+    kl_nats: Estimate
+    n_tokens: int
+    n_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BiasShift:
+    """Whether 4 bits move how a model tells two groups of people apart.
+
+    The same prompt is read with one group word and with the other; the gap between the two is the
+    total variation distance of the next-token distributions (0 to 1).
+
+    Attributes:
+        about: "gender", "origin", "religion" or "age".
+        gap_16bit, gap_nf4: mean gap over prompts of the twin and of the 4-bit trial.
+        change: mean paired difference, 4 bits minus 16 bits.
+        n_prompts: pairs of prompts.
+    """
+
+    about: str
+    gap_16bit: Estimate
+    gap_nf4: Estimate
+    change: Estimate
+    n_prompts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """A finished trial on the report rows, which no search has seen.
+
+    Attributes:
+        row_nats: summed loss over the response tokens of each report row.
+        row_tokens: response tokens of each report row.
+        untuned_row_nats: row_nats of this precision's base without an adapter.
+        comparison: of a 4-bit trial with its twin (and other seeds of it), else None.
+        felt: where its distance to the twin lies; empty where there is no comparison.
+        bias: the probe of bias; empty where there is no comparison.
+    """
+
+    row_nats: tuple[float, ...]
+    row_tokens: tuple[int, ...]
+    untuned_row_nats: tuple[float, ...]
+    comparison: Comparison | None = None
+    felt: tuple[KlShare, ...] = ()
+    bias: tuple[BiasShift, ...] = ()
+
+    @property
+    def eval_loss_nats(self) -> float:
+        """Token-weighted mean loss over the report rows."""
+        return sum(self.row_nats) / sum(self.row_tokens)
+
+    @property
+    def untuned_loss_nats(self) -> float:
+        """The same of the base without an adapter."""
+        return sum(self.untuned_row_nats) / sum(self.row_tokens)
+
+
+def flat(comparison: Comparison) -> Mapping[str, float]:
+    """One number a name, as MLflow and Parquet want them.
+
+    `embedding_cosine`, `embedding_cosine_low`, `embedding_cosine_high`, ...; yardsticks as
+    `untuned_embedding_cosine` and `reseeded_embedding_cosine` (mean over seeds).
+    """
+    names = [name for name in Similarity.__dataclass_fields__ if not name.startswith("n_")]
+    values: dict[str, float] = {}
+    for name in names:
+        estimate = getattr(comparison.quantized, name)
+        values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        values[f"untuned_{name}"] = getattr(comparison.untuned, name).value
+        if comparison.reseeded:
+            seeds = [getattr(similarity, name).value for similarity in comparison.reseeded]
+            values[f"reseeded_{name}"] = sum(seeds) / len(seeds)
+    ratio = comparison.quantization_to_seed_ratio
+    if ratio:
+        name = "quantization_to_seed_ratio"
+        values |= {name: ratio.value, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
+    return values | {"n_rows": comparison.quantized.n_rows, "n_decoded_rows": comparison.quantized.n_decoded_rows}

@@ -1,0 +1,127 @@
+"""What a trial reports: frozen, keyword-only, standard library only; names as in trainables.values.config."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trainables.values.config import Origin, State, TrialConfig
+from trainables.values.findings import Comparison, Judgement
+
+Evaluation = Literal["compare", "judge"]
+"""Of a completed 4-bit trial with its twin on the search rows; of a finalist on the report rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBreakdown:
+    """What the bytes are at the moment of a training step's peak, in MiB; they add up to the peak.
+
+    Attributes:
+        base_weights_mib: of the frozen base; 4-bit ones packed two a byte.
+        quantization_constants_mib: scales and code books of 4-bit weights.
+        adapter_mib: LoRA's A and B.
+        gradients_mib: of the adapter, as far as they exist at the peak.
+        optimizer_mib: AdamW's two moments and step counts.
+        activations_mib: what the forward pass keeps for the backward pass.
+        rest_mib: the temporary results of that moment, workspaces of libraries, rounding of the allocator.
+    """
+
+    base_weights_mib: float
+    quantization_constants_mib: float
+    adapter_mib: float
+    gradients_mib: float
+    optimizer_mib: float
+    activations_mib: float
+    rest_mib: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Memory and time of one cost cell on one device, on a full synthetic batch.
+
+    Attributes:
+        peak_memory_mib: allocated bytes at the peak of steps 2-3, only this trial's base resident.
+        reserved_memory_mib: what the allocator held from the device then; the peak on a CPU.
+        seconds_per_step: median over the timed steps.
+        seconds_per_step_p10: 10th percentile of them.
+        seconds_per_step_p90: 90th percentile of them.
+        tokens_per_second: batch_size * max_length_tokens / seconds_per_step.
+        device: name of the device it was measured on.
+        breakdown: of peak_memory_mib; None in ledgers from before it was measured.
+    """
+
+    peak_memory_mib: float
+    reserved_memory_mib: float
+    seconds_per_step: float
+    seconds_per_step_p10: float
+    seconds_per_step_p90: float
+    tokens_per_second: float
+    device: str
+    breakdown: MemoryBreakdown | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one rung of one trial reports.
+
+    Attributes:
+        step: optimizer steps done.
+        train_loss_nats: mean over the steps since the last rung.
+        eval_loss_nats: token-weighted mean over the search rows.
+        peak_memory_mib, reserved_memory_mib, seconds_per_step, tokens_per_second: the cost cell's.
+    """
+
+    step: int
+    train_loss_nats: float
+    eval_loss_nats: float
+    peak_memory_mib: float
+    reserved_memory_mib: float
+    seconds_per_step: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """One trial as the ledger knows it.
+
+    Attributes:
+        key: see Workload.key.
+        number: order in which the sweep took it up, from 0.
+        config: what it was asked.
+        state: see State; only "completed" trials enter a front.
+        origin: why it exists; a twin is the 16-bit half of a 4-bit trial.
+        history: one Measurement a rung, by step.
+        similarity: of a 4-bit trial with a completed twin, on the search rows, else None.
+        judgement: of a finalist and its repeats, on the report rows, else None.
+        failed_evaluations: why its comparison with its twin, or its judgement, failed, as long as it has not succeeded.
+        cost: of its cost cell, else None.
+        environment: device, versions and dtype it ran under.
+        reason: why it stopped early, else None.
+        train_seconds: wall time on the worker, start to end.
+        started_at, ended_at: seconds since the epoch, else None.
+    """
+
+    key: str
+    number: int
+    config: TrialConfig
+    state: State
+    origin: Origin
+    history: tuple[Measurement, ...] = ()
+    similarity: Comparison | None = None
+    judgement: Judgement | None = None
+    failed_evaluations: Mapping[Evaluation, str] = field(default_factory=dict)
+    cost: Cost | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    reason: str | None = None
+    train_seconds: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def is_of_search(self) -> bool:
+        """Whether the search took it up, or needed it as a twin; runs under other seeds measure such trials."""
+        return self.origin in ("search", "twin")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was measured at its last step, be it that it then counted as stopped."""
+        return bool(self.history) and self.history[-1].step == self.config.max_steps
