@@ -82,7 +82,7 @@ lint: $(VENV)/installed-test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 demo: $(VENV)/installed
-	@$(BIN)/python -m trainables.demo.build.build
+	@$(BIN)/python -m trainables.demo.build
 
 bench: bench-measurement bench-memory bench-rank-rule bench-speed bench-overhead bench-load
 

@@ -15,11 +15,12 @@ from ray import tune
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from orchestrator.cluster import newcomers, ray_cluster
+from orchestrator.cluster import ray_cluster
 from orchestrator.security import ray_guard
 from orchestrator.workers import node_inputs
 from orchestrator.workers.adapter_store import WEIGHTS
 from orchestrator.workers.tune_trainable import Report, Task
+from orchestrator.workers.versions import refuse_here
 from trainables.values.config import Workload, rungs
 from trainables.values.errors import Unreachable
 from trainables.values.findings import Judgement
@@ -109,7 +110,7 @@ class Sleeper(tune.Trainable):
     seconds_per_rung = 0.0
 
     def setup(self, config: dict[str, Any]) -> None:
-        newcomers.refuse_here(config.get("versions"))
+        refuse_here(config.get("versions"))
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -14,10 +14,10 @@ import ray
 from ray.exceptions import RayActorError
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator.cluster import newcomers, nodes, ray_cluster
+from orchestrator.cluster import nodes, ray_cluster
 from orchestrator.driver import plan, sweep
 from orchestrator.ledger import Ledger
-from orchestrator.workers import faults, node_inputs, warm
+from orchestrator.workers import faults, node_inputs, versions, warm
 from tests.clusters import Sleeper, add_node, joined_cluster
 from tests.sweeps import command, environment, make, space
 from trainables.values.config import Workload
@@ -100,7 +100,7 @@ def test_a_node_with_another_torch_is_named_with_both_versions(joined, tmp_path)
 def test_every_difference_is_named_and_builds_of_one_version_are_none():
     here = {"python": "3.11.7", "torch": "2.13.0+cpu", "ray": "2.60.0"}
     there = {"a": here | {"torch": "2.13.0+cu130"}, "b": {"python": "3.12.1", "torch": "absent", "ray": "2.59.0"}}
-    assert nodes.differences(here, there) == [
+    assert versions.differences(here, there) == [
         "node b has python 3.12.1, the driver has 3.11.7",
         "node b has no torch, the driver has 2.13.0",
         "node b has ray 2.59.0, the driver has 2.60.0",
@@ -145,7 +145,7 @@ def test_tasks_pinned_to_a_kind_run_on_its_nodes_alone(with_gpus):
     def node() -> str:
         return ray.get_runtime_context().get_node_id()
 
-    (t4,) = [n["NodeID"] for n in nodes.alive() if "accelerator_type:T4" in n["Resources"]]
+    (t4,) = [n["NodeID"] for n in versions.alive() if "accelerator_type:T4" in n["Resources"]]
     assert {ray.get(node.remote()) for _ in range(3)} == {t4}
 
 
@@ -316,7 +316,7 @@ def test_a_worker_of_other_versions_gives_its_task_back_as_a_fault_of_its_node(j
     @ray.remote(num_cpus=1)
     class Worker:
         def __init__(self) -> None:
-            newcomers.refuse_here({"torch": "1.2.3"})
+            versions.refuse_here({"torch": "1.2.3"})
 
         def __ray_ready__(self) -> None:
             pass
@@ -344,7 +344,7 @@ def test_what_a_worker_needs_is_never_given_nor_counted_on_a_node_that_is_avoide
     from ray.util import placement_group_table, remove_placement_group
 
     asked = make()
-    trained_on = [node["NodeID"] for node in nodes.alive() if node["Resources"].get("CPU")]
+    trained_on = [node["NodeID"] for node in versions.alive() if node["Resources"].get("CPU")]
     assert len(trained_on) == 3
     for alone in trained_on:
         avoided = [node for node in trained_on if node != alone]
@@ -353,5 +353,5 @@ def test_what_a_worker_needs_is_never_given_nor_counted_on_a_node_that_is_avoide
         ray.get(group.ready())
         assert set(placement_group_table(group)["bundles_to_node_id"].values()) == {alone}
         remove_placement_group(group)
-        (cpus,) = [node["Resources"]["CPU"] for node in nodes.alive() if node["NodeID"] == alone]
+        (cpus,) = [node["Resources"]["CPU"] for node in versions.alive() if node["NodeID"] == alone]
         assert ray_cluster.n_slots(asked, avoided) == cpus

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.test_adapter import assert_untouched, snapshot
+from trainables.capture.capture import Unrecordable
 from trainables.comparison import bias, compare
 from trainables.evaluation import held_out
 from trainables.models import base_model
-from trainables.training.graph import Unrecordable
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig
 from trainables.values.findings import Comparison, Judgement

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
-from orchestrator.cluster.newcomers import NodeUnfit
 from orchestrator.workers.faults import BACK_OFF_SECONDS, MIN_FAILED, Retries, fault_of, too_many
+from orchestrator.workers.versions import NodeUnfit
 from tests.sweeps import GRID, TPE, Desk, breaks, completes, make, space
 from trainables.values.errors import DeviceLost
 

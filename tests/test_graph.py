@@ -7,13 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainables.capture.capture import RANKS
 from trainables.data import tokens
 from trainables.data.tokens import IGNORE, TokenRow
 from trainables.models import lora
 from trainables.models.lean import LOSS_CHUNK_TOKENS, adapted_layers
 from trainables.training.batches import StepShape, packed
 from trainables.training.eager import EagerEngine
-from trainables.training.graph import RANKS, kind_of
+from trainables.training.graph import kind_of
 from trainables.trial import Trial
 from trainables.values.config import TARGETS, TrialConfig
 from trainables.values.errors import ConfigError

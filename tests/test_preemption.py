@@ -19,6 +19,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.settings import sweep_folder
 from orchestrator.tracking.publishing import publish
 from orchestrator.verify import checks as verify
+from orchestrator.workers import versions
 from tests.clusters import Slow, add_node, joined_cluster
 from tests.stores import place_store
 from tests.sweeps import REPO, make, space
@@ -158,7 +159,7 @@ def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no
                 time.sleep(0.2)
             odd.append(add_node(found, num_cpus=4, env_vars=with_another_torch(tmp_path)))
             try:
-                (node,) = (node for node in nodes.alive() if node["NodeID"] == odd[0].node_id)
+                (node,) = (node for node in versions.alive() if node["NodeID"] == odd[0].node_id)
                 ray.get(nodes.ask_versions(node))
                 time.sleep(2 * SLOTS_SECONDS)
             finally:

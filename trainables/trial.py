@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from trainables.capture.capture import Unrecordable
 from trainables.cost import memory
 from trainables.cost.device import device_name
 from trainables.models import lora
 from trainables.training.batches import Batch, packed
 from trainables.training.eager import EagerEngine
-from trainables.training.graph import GraphEngine, Tape, Unrecordable
+from trainables.training.graph import GraphEngine, Tape
 from trainables.values.checkpoint import Snapshot
 from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import ConfigError, TrialFailed

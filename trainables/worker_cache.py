@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
 
+from trainables.capture.capture import Unrecordable, abandon_recording, padded_rank
 from trainables.cost import memory
 from trainables.cost.device import device_id
 from trainables.cost.device_lock import DeviceTurn
@@ -18,7 +19,7 @@ from trainables.evaluation.readers import ReadRows, RecordedReader
 from trainables.models import base_model, lora
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, Draw, StepShape
 from trainables.training.eager import EagerEngine
-from trainables.training.graph import Tape, TapeKind, Unrecordable, abandon_recording, kind_of, padded_rank
+from trainables.training.graph import Tape, TapeKind, kind_of
 from trainables.values.config import TARGETS, Loop, Precision, TrialConfig, Workload
 
 if TYPE_CHECKING:

@@ -558,7 +558,3 @@ def main(work: Callable[[], Any] = app) -> None:
         why = "no folder" if error.errno == errno.EEXIST else error.strerror
         say(f"error: {where} cannot be used ({why}); make it one that you may read and write, or start elsewhere")
         sys.exit(ConfigError.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,23 +14,8 @@ import ray
 from ray.exceptions import RayError
 
 from orchestrator.cluster import nodes
+from orchestrator.workers.versions import PACKAGES, alive, differences, node_name
 from trainables.cost.device import versions
-
-
-class NodeUnfit(RuntimeError):
-    """Raised by a worker on a node of other versions than the driver's."""
-
-
-def refuse_here(driver: Mapping[str, str] | None) -> None:
-    """Hold this node's versions against the driver's.
-
-    Args:
-        driver: versions of `nodes.PACKAGES`; None where everything runs on one node.
-    Raises:
-        NodeUnfit: they differ; node and packages are named.
-    """
-    if driver is not None and (faults := nodes.differences(driver, {nodes.own_name(): versions(nodes.PACKAGES)})):
-        raise NodeUnfit("; ".join(faults))
 
 
 class Newcomers:
@@ -46,7 +31,7 @@ class Newcomers:
             say: told once of each node where no trial goes; by default standard error is.
         """
         self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
-        self._here = versions(nodes.PACKAGES)
+        self._here = versions(PACKAGES)
         self.avoided: list[str] = []
         self._seen: set[str] = set()
         self._asked: dict[ray.ObjectRef, dict[str, Any]] = {}
@@ -57,7 +42,7 @@ class Newcomers:
 
     def looked(self) -> list[str]:
         """Ask nodes that are new, take in the answers that have come; returns `avoided`."""
-        for node in nodes.alive():
+        for node in alive():
             if node["NodeID"] not in self._seen:
                 self._seen.add(node["NodeID"])
                 self._asked[nodes.ask_versions(node)] = node
@@ -71,6 +56,6 @@ class Newcomers:
             there = ray.get(answer)
         except RayError:  # it has gone away again, or can start no process: then no worker either
             return
-        if faults := nodes.differences(self._here, {nodes.name(node): there}):
+        if faults := differences(self._here, {node_name(node): there}):
             self.avoided.append(node["NodeID"])
             self._say(f"{'; '.join(faults)}: no trial goes there. {nodes.SAME_CODE}")

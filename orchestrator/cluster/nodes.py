@@ -12,16 +12,12 @@ import ray
 from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.workers.versions import PACKAGES, alive, differences, node_name
 from trainables.cost.device import device_name, free_memory_mib, native_dtype, versions
 from trainables.cost.predicted_time import Speed, measure
 from trainables.values.config import ComputeDtype
 from trainables.values.errors import ConfigError, Unreachable
 
-PACKAGES = (
-    *("ray", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"),
-    *("safetensors", "numpy", "pydantic", "pyarrow"),
-)
-"""What a worker imports."""
 SAME_CODE = (
     "Trials of one sweep must run the same code: install the same versions there (constraints.txt), or start nodes "
     "from the image of orchestrator/cluster/Dockerfile"
@@ -54,7 +50,7 @@ def _versions() -> dict[str, str]:
 
 @ray.remote(num_cpus=0)
 def _storage_fault(where: str, mark: str) -> str | None:
-    from orchestrator.workers import storage
+    from orchestrator.workers import storage  # needs pyarrow, which a node may lack
 
     return storage.fault(where, mark)
 
@@ -65,18 +61,13 @@ def _gpu() -> Gpu:
     return Gpu(name=device_name("cuda"), memory_mib=memory_mib, dtype=dtype, speed=measure("cuda", dtype))
 
 
-def alive() -> list[dict[str, Any]]:
-    """Ray's own description of each node that is up; needs a connected Ray."""
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
 def ask_all(question: Any, *arguments: Any, within_seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
     """What a remote function returns on each node, by the node's name; one that goes away meanwhile is left out.
 
     Raises:
         Unreachable: a node does not answer.
     """
-    asked = {question.options(scheduling_strategy=_on(node)).remote(*arguments): name(node) for node in alive()}
+    asked = {question.options(scheduling_strategy=_on(node)).remote(*arguments): node_name(node) for node in alive()}
     _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=within_seconds)
     if silent:
         names = ", ".join(asked[ref] for ref in silent)
@@ -86,7 +77,7 @@ def ask_all(question: Any, *arguments: Any, within_seconds: float = ANSWER_SECON
         try:
             found[where] = ray.get(ref)
         except (TaskUnschedulableError, WorkerCrashedError, NodeDiedError) as error:
-            if where in {name(node) for node in alive()}:
+            if where in {node_name(node) for node in alive()}:
                 raise Unreachable(f"ADDRESS: node {where} cannot run a task ({type(error).__name__})") from None
     return found
 
@@ -124,24 +115,6 @@ def check_storage(where: str) -> None:
         raise ConfigError("storage: " + "; ".join(f"{where} on node {node} {fault}" for node, fault in faults.items()))
 
 
-def differences(here: Mapping[str, str], nodes: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What is not as it is here, a phrase for each node and package, by node.
-
-    The build behind a "+" does not count: the driver may have PyTorch for the CPU.
-
-    >>> differences({"torch": "2.13.0+cpu"}, {"a": {"torch": "2.13.0+cu130"}, "b": {"torch": "2.12.1"}})
-    ['node b has torch 2.12.1, the driver has 2.13.0']
-    """
-    faults = []
-    for node, there in nodes.items():
-        for package, version in here.items():
-            theirs, ours = there.get(package, "absent").partition("+")[0], version.partition("+")[0]
-            if theirs != ours:
-                what = f"no {package}" if theirs == "absent" else f"{package} {theirs}"
-                faults.append(f"node {node} has {what}, the driver has {ours}")
-    return faults
-
-
 def gpus(resources: Mapping[str, float], question: Any = _gpu) -> list[Gpu]:
     """What trials will find, from one GPU of each node that has a free one; waits for the first.
 
@@ -169,14 +142,3 @@ def gpus(resources: Mapping[str, float], question: Any = _gpu) -> list[Gpu]:
 
 def _on(node: Mapping[str, Any]) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-
-
-def own_name() -> str:
-    """What the node of this process is called."""
-    here = ray.get_runtime_context().get_node_id()
-    return next((name(node) for node in alive() if node["NodeID"] == here), here[:8])
-
-
-def name(node: Mapping[str, Any]) -> str:
-    """What a node is called wherever it is spoken of."""
-    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"

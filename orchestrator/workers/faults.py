@@ -21,7 +21,7 @@ from trainables.values.errors import DeviceLost
 BACK_OFF_SECONDS = (2.0, 10.0)
 """Pause before a task is tried again, for the first time, for the second; it is not tried more often."""
 REFUSED = re.compile(r"NodeUnfit: (.+)")
-"""The last line that Ray keeps of a worker which found its node unfit, see orchestrator.cluster.newcomers."""
+"""The last line that Ray keeps of a worker which found its node unfit, see orchestrator.workers.versions."""
 MAX_FAILED_SHARE = 0.3
 MIN_FAILED = 5
 """A sweep stops when more than this share of its trials failed, and at least so many."""

@@ -16,9 +16,9 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 
-from orchestrator.cluster import newcomers
 from orchestrator.ledger.rows import COST
 from orchestrator.workers import node_inputs, storage
+from orchestrator.workers.versions import refuse_here
 from trainables.cost.device import is_lost
 from trainables.values.config import State, TrialConfig, Workload, canonical_json
 from trainables.values.errors import DeviceLost, TrialFailed
@@ -75,7 +75,7 @@ class SweepTrainable(tune.Trainable):
     """Runs tasks on one device; the base model and the tokens stay between them."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        newcomers.refuse_here(config.get("versions"))  # first: what is imported next may not be there
+        refuse_here(config.get("versions"))  # first: what is imported next may not be there
         os.environ["HF_HUB_OFFLINE"] = "1"  # all inputs are on this node already
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         import torch

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from trainables.capture.capture import Unrecordable
 from trainables.comparison import bias, kl_breakdown
 from trainables.comparison.similarity import RowScores, compare_rows, row_scores
 from trainables.data.tokens import TokenRow
 from trainables.evaluation import held_out
 from trainables.evaluation.readers import EagerReader, Reader, Texts
 from trainables.models import lora
-from trainables.training.graph import Unrecordable
 from trainables.values.config import Precision, TrialConfig
 from trainables.values.findings import Comparison, Judgement
 

@@ -1,7 +1,7 @@
 """The embedded demo: a tiny pretrained GPT-2, its tokenizer and its rows, for machines without GPU and network.
 
-`python -m trainables.demo.build.build` makes every file here that is not Python; `python -m trainables.demo.build.check` shows
-what tuning, 4 bits and the rank do to it. Importing this package costs nothing: no torch.
+`python -m trainables.demo.build` makes every file here that is not Python; `...build.check` shows what
+tuning, 4 bits and the rank do to it. Importing this package costs nothing: no torch.
 """
 
 from pathlib import Path

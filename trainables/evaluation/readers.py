@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainables.capture.capture import attached_matrices
 from trainables.data.tokens import TokenRow
 from trainables.evaluation import held_out
 from trainables.evaluation.decoding import GreedyDecoder
 from trainables.models.lean import full_weights, lean_modules, multiplied_by
 from trainables.models.lora import Weights, fresh_matrices, name_in_file
-from trainables.training.graph import attached_matrices
 
 if TYPE_CHECKING:
     from peft import PeftModel

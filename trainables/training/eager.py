@@ -6,25 +6,28 @@ An engine owns the optimizer of one adapter and nothing global; `step` takes one
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
-from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from trainables.evaluation.held_out import HeldOut, mean_nats
 from trainables.models.lean import lean_loss, supervised
 from trainables.training.batches import Batch
+from trainables.training.engine import (
+    BETAS,
+    EPSILON,
+    MAX_GRAD_NORM,
+    flattened,
+    pour,
+    scaling_of,
+    set_scaling,
+    standard_loss,
+)
 from trainables.values.checkpoint import EngineState
 from trainables.values.config import ComputeDtype, TrialConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-MAX_GRAD_NORM = 1.0
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
 
 
 class EagerEngine:
@@ -127,47 +130,3 @@ class EagerEngine:
         found = supervised(labels) if self._lean else (labels,)  # on the host: nothing waits for the device
         values = [t.to(self._device, non_blocking=True) for t in (input_ids, *found)]
         return (lean_loss if self._lean else standard_loss)(self._model, *values)
-
-
-def standard_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean loss from the logits of every position, as a stock training script takes it; all on the model's device."""
-    logits = model(input_ids=input_ids, use_cache=False).logits.float()  # (batch, length, vocabulary)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-
-
-def flattened(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-    """All of them as one float32 vector on the host; takes no memory on their device, and no tensor lives on in it."""
-    sizes = [tensor.numel() for tensor in tensors]
-    host = np.empty(sum(sizes), dtype=np.float32)
-    for part, tensor in zip(torch.from_numpy(host).split(sizes), tensors, strict=True):
-        part.view(tensor.shape).copy_(tensor.detach())
-    return host
-
-
-@torch.no_grad()
-def pour(vector: NDArray[np.float32], tensors: Sequence[torch.Tensor]) -> None:
-    """The other way round, into tensors that exist.
-
-    Raises:
-        ValueError: the vector is of another length.
-    """
-    sizes = [tensor.numel() for tensor in tensors]
-    if vector.shape != (sum(sizes),):
-        raise ValueError(f"the snapshot has {vector.size} values, the adapter {sum(sizes)}")
-    for part, tensor in zip(torch.tensor(vector).split(sizes), tensors, strict=True):
-        tensor.copy_(part.view(tensor.shape))
-
-
-def scaling_of(scaler: torch.amp.GradScaler | None) -> dict[str, float | int]:
-    """The fields of EngineState that a loss scaler has."""
-    if scaler is None or not scaler.is_enabled():
-        return {}
-    state = scaler.state_dict()
-    return {"loss_scale": float(state["scale"]), "n_good_steps": int(state["_growth_tracker"])}
-
-
-def set_scaling(scaler: torch.amp.GradScaler | None, state: EngineState) -> None:
-    """Give a loss scaler what `scaling_of` read."""
-    if scaler is not None and scaler.is_enabled():
-        own = {"scale": state.loss_scale, "_growth_tracker": state.n_good_steps}
-        scaler.load_state_dict(scaler.state_dict() | own)

@@ -5,19 +5,19 @@ alpha, learning rate, seed) lies in tensors on the device. A padded row of A and
 both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from trainables.capture.capture import attached_matrices, padded_rank
 from trainables.evaluation.held_out import HeldOut, mean_nats
 from trainables.models import lora
-from trainables.models.lean import adapted_layers, lean_loss
+from trainables.models.lean import lean_loss
 from trainables.training.batches import Packed, StepShape
-from trainables.training.eager import (
+from trainables.training.engine import (
     BETAS,
     EPSILON,
     MAX_GRAD_NORM,
@@ -34,13 +34,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-RANKS = (16, 64)
-"""A tape's rank: the first of these that is enough, or else the trial's own."""
 N_WARM_UP_STEPS = 2
-
-
-class Unrecordable(Exception):
-    """Work could not be recorded; the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +46,6 @@ class TapeKind:
     dropout: float
     loop: str
     rank: int
-
-
-def padded_rank(rank: int) -> int:
-    """The rank that work is recorded for where an adapter has this one."""
-    return next((padded for padded in RANKS if padded >= rank), rank)
 
 
 def kind_of(config: TrialConfig) -> TapeKind:
@@ -244,23 +233,6 @@ class Tape:
         return float(self._scaler.get_scale())
 
 
-@contextmanager
-def attached_matrices(
-    base: "PreTrainedModel", config: TrialConfig, matrices: Mapping[str, torch.Tensor], scaling: torch.Tensor | float
-) -> "Iterator[PeftModel]":
-    """The base with an adapter of these very tensors, for recording; bare again afterwards."""
-    model = lora.attach(base, config, base_name="tape")
-    try:
-        for name, matrix in matrices.items():
-            module, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module), leaf, matrix)
-        for layer in adapted_layers(model):
-            layer.scaling = dict.fromkeys(layer.scaling, scaling)
-        yield model
-    finally:
-        lora.detach(model)
-
-
 def _unpadded(padded: Iterable[torch.Tensor], weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The parts of a tape's tensors that a trial's own weights fill; views."""
     return [mine[: own.shape[0], : own.shape[1]] for mine, own in zip(padded, weights, strict=True)]
@@ -270,13 +242,6 @@ def _blank(shape: StepShape) -> torch.Tensor:
     """Inputs of a shape: token 0 everywhere, and predicted everywhere."""
     n_labels = 2 * shape.n_targets or shape.n_tokens
     return torch.zeros(shape.n_tokens + n_labels, dtype=torch.int64, device="cuda")
-
-
-def abandon_recording() -> None:
-    """Undo what a failed recording leaves: its stream is current, and the generator waits for its end."""
-    torch.cuda.set_stream(torch.cuda.default_stream())
-    fresh = torch.Generator(device="cuda")
-    torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 class GraphEngine:

@@ -1,4 +1,4 @@
-"""Rebuild the demo from nothing: `python -m trainables.demo.build.build` (`make demo`), a few minutes on two CPU cores.
+"""Rebuild the demo from nothing: `python -m trainables.demo.build` (`make demo`), a few minutes on two CPU cores.
 
 Rows, tokenizer and pretraining follow from the seeds here; on one machine with one torch the files come out byte for
 byte the same, elsewhere the weights differ by rounding. The first losses are recorded so that a test can redo them.
@@ -174,7 +174,3 @@ def main() -> None:
         build(Path(made))
         for path in sorted(Path(made).iterdir()):
             copyfile(path, FOLDER / path.name)
-
-
-if __name__ == "__main__":
-    main()

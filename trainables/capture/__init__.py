@@ -1,0 +1,1 @@
+"""CUDA-graph capture and attached matrices: what training and evaluation share."""

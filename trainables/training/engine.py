@@ -1,0 +1,101 @@
+"""What every engine of the training step is, and the pieces that they share."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from trainables.evaluation.held_out import HeldOut
+from trainables.values.checkpoint import EngineState
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+MAX_GRAD_NORM = 1.0
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+class Engine(Protocol):
+    """Trains the adapter of one trial: AdamW on its matrices alone, gradient clipping, float16 with loss scaling.
+
+    Attributes:
+        parameters: the trial's own matrices, in the order in which peft attaches them.
+        n_bad_gradients: steps whose gradient norm was not finite; a scalar on the device.
+    """
+
+    parameters: list[torch.Tensor]
+
+    @property
+    def n_bad_gradients(self) -> torch.Tensor: ...
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
+
+    def run(self, steps: Sequence[Any]) -> torch.Tensor:
+        """One optimizer step for each element of `steps`, a batch in the engine's own form.
+
+        Returns:
+            (len(steps),), the mean training loss in nats of each, on the device; nothing waits for it.
+        """
+
+    def eval_loss(self, held: HeldOut) -> float:
+        """Token-weighted mean loss in nats over held-out rows, with the adapter as it is now."""
+
+    def state(self) -> EngineState:
+        """Where training stands, on the host; any engine of the same config can go on from it."""
+
+    def restore(self, state: EngineState) -> None:
+        """Go on from what `state` of an engine of the same config gave.
+
+        Raises:
+            ValueError: it is of an adapter of another size.
+        """
+
+
+def standard_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean loss from the logits of every position, as a stock training script takes it; all on the model's device."""
+    logits = model(input_ids=input_ids, use_cache=False).logits.float()  # (batch, length, vocabulary)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def flattened(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+    """All of them as one float32 vector on the host; takes no memory on their device, and no tensor lives on in it."""
+    sizes = [tensor.numel() for tensor in tensors]
+    host = np.empty(sum(sizes), dtype=np.float32)
+    for part, tensor in zip(torch.from_numpy(host).split(sizes), tensors, strict=True):
+        part.view(tensor.shape).copy_(tensor.detach())
+    return host
+
+
+@torch.no_grad()
+def pour(vector: NDArray[np.float32], tensors: Sequence[torch.Tensor]) -> None:
+    """The other way round, into tensors that exist.
+
+    Raises:
+        ValueError: the vector is of another length.
+    """
+    sizes = [tensor.numel() for tensor in tensors]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(f"the snapshot has {vector.size} values, the adapter {sum(sizes)}")
+    for part, tensor in zip(torch.tensor(vector).split(sizes), tensors, strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def scaling_of(scaler: torch.amp.GradScaler | None) -> dict[str, float | int]:
+    """The fields of EngineState that a loss scaler has."""
+    if scaler is None or not scaler.is_enabled():
+        return {}
+    state = scaler.state_dict()
+    return {"loss_scale": float(state["scale"]), "n_good_steps": int(state["_growth_tracker"])}
+
+
+def set_scaling(scaler: torch.amp.GradScaler | None, state: EngineState) -> None:
+    """Give a loss scaler what `scaling_of` read."""
+    if scaler is not None and scaler.is_enabled():
+        own = {"scale": state.loss_scale, "_growth_tracker": state.n_good_steps}
+        scaler.load_state_dict(scaler.state_dict() | own)
