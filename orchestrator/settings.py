@@ -5,10 +5,11 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from orchestrator import objectives
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.security.folder_access import refuse_shared
 from search_spaces import Frozen, Space, first_fault
@@ -23,10 +24,6 @@ ADDRESS_FILE = "tracking-address"
 
 ADDRESSES = ("base_model", "data", "address", "storage", "tracking_uri")
 """Settings that name a place, and are kept and shown."""
-
-Objective = Literal["peak_memory_mib", "seconds_per_step", "eval_loss_nats", "embedding_cosine", "token_match_rate"]
-MAXIMISED = frozenset({"embedding_cosine", "token_match_rate"})
-DEFAULT_OBJECTIVES: tuple[Objective, ...] = ("peak_memory_mib", "seconds_per_step", "eval_loss_nats")
 
 KIND_PREFIX = "accelerator_type:"
 """Of the resource that Ray gives a node for its kind of GPU: T4, A100, H200, ..."""
@@ -44,6 +41,12 @@ def _check_name(name: str) -> str:
             f"NAME must be 1 to 64 letters, digits, '.', '_' or '-', starting with one of the first two, got {name!r}"
         )
     return name
+
+
+def _check_objectives(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        objectives.named(name)
+    return names
 
 
 class SweepSettings(Frozen):
@@ -92,7 +95,9 @@ class SweepSettings(Frozen):
     loop: Loop = "standard"
     address: str | None = None
     storage: str | None = Field(default=None, min_length=1)
-    objectives: tuple[Objective, ...] = Field(default=DEFAULT_OBJECTIVES, min_length=1)
+    objectives: Annotated[tuple[str, ...], AfterValidator(_check_objectives)] = Field(
+        default=objectives.DEFAULT, min_length=1
+    )
     min_similarity: float = Field(default=0.95, ge=0, le=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
     repeats: int = Field(default=1, ge=1, le=100)
@@ -155,9 +160,6 @@ def make(**values: Any) -> SweepSettings:
     Raises:
         ConfigError: a value is out of range or a name is unknown; the message names the field.
     """
-    for objective in values.get("objectives", ()):
-        if objective not in get_args(Objective):
-            raise ConfigError(f"no objective {objective!r}{did_you_mean(str(objective), get_args(Objective))}")
     try:
         settings = SweepSettings.model_validate(values)
     except ValidationError as error:

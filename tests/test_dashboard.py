@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 
 from orchestrator.analysis.front import front_of, objective_value
 from orchestrator.ledger import Ledger
-from orchestrator.settings import DEFAULT_OBJECTIVES, save, sweep_folder
+from orchestrator.objectives import DEFAULT
+from orchestrator.settings import save, sweep_folder
 from orchestrator.tracking import dashboard
 from tests.sweeps import COMMAND, TPE, WORKLOAD, Desk, breaks, completes, environment, make, space
 
@@ -24,7 +25,7 @@ from tests.sweeps import COMMAND, TPE, WORKLOAD, Desk, breaks, completes, enviro
 def swept(tmp_path_factory):
     """A sweep with completed, pruned and broken trials, and what its finalists needed."""
     cwd = tmp_path_factory.mktemp("dashboard")
-    settings = make(space(TPE), name="d", n_trials=8, objectives=(*DEFAULT_OBJECTIVES, "embedding_cosine"))
+    settings = make(space(TPE), name="d", n_trials=8, objectives=(*DEFAULT, "embedding_cosine"))
     folder = sweep_folder("d", cwd / "mlflow_runs")
     save(settings, folder)
     desk = Desk(folder, settings)

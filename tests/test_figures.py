@@ -20,14 +20,14 @@ from orchestrator.figures import parallel as figure_parallel
 from orchestrator.figures import scatter as figure_scatter
 from orchestrator.figures import similarity as figure_similarity
 from orchestrator.figures.style import PRECISION_COLOURS, Figure, LeftOut, finished_html, finished_png
+from orchestrator.objectives import DEFAULT
 from orchestrator.report import outputs
 from orchestrator.report.tables import PARTS
-from orchestrator.settings import DEFAULT_OBJECTIVES
 from tests.sweeps import GRID, TPE, WORKLOAD, cost, likeness, make, measurement, similarity, trial
 from trainables.values.config import TrialConfig
 from trainables.values.results import MemoryBreakdown, TrialResult
 
-ALL = (*DEFAULT_OBJECTIVES, "embedding_cosine", "token_match_rate")
+ALL = (*DEFAULT, "embedding_cosine", "token_match_rate")
 
 
 def result_of(*trials: TrialResult, workload=WORKLOAD, base=TPE, **values) -> SweepResult:
@@ -75,7 +75,7 @@ def ringed(html) -> set[tuple[float, float]]:
     }
 
 
-@pytest.mark.parametrize("objectives", [DEFAULT_OBJECTIVES, ALL])
+@pytest.mark.parametrize("objectives", [DEFAULT, ALL])
 def test_the_ringed_points_are_exactly_the_fronts(sweep, objectives):
     result = result_of(*sweep.trials, objectives=objectives)
     figure = figure_scatter.pair(result, "peak_memory_mib", "eval_loss_nats")
@@ -118,7 +118,7 @@ def test_the_hypervolume_never_falls_and_ends_at_the_fronts(sweep):
     assert np.all(np.diff(shares) >= 0)
     assert np.all(np.diff(seconds) >= 0)
     counted = [
-        [objective_value(t, o) for o in DEFAULT_OBJECTIVES]
+        [objective_value(t, o) for o in DEFAULT]
         for t in sweep.trials
         if t.config.precision == "16bit" or t.similarity.quantized.embedding_cosine.low >= 0.95
     ]

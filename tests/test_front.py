@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.front import dissimilarity, front_of, losses_of, noise_of, objective_value
-from orchestrator.settings import DEFAULT_OBJECTIVES, MAXIMISED, Objective
+from orchestrator.objectives import DEFAULT, OBJECTIVES
 from tests.sweeps import cost, make, measurement, similarity, trial
 from trainables.values.config import State, TrialConfig
 
@@ -37,7 +37,8 @@ def trials(draw):
     return found
 
 
-OBJECTIVES = st.lists(st.sampled_from(get_args(Objective)), min_size=1, max_size=4, unique=True).map(tuple)
+MAXIMISED = {"embedding_cosine", "token_match_rate"}
+NAMES = st.lists(st.sampled_from([*OBJECTIVES]), min_size=1, max_size=4, unique=True).map(tuple)
 
 
 def value_by_hand(t, objective):
@@ -59,14 +60,14 @@ def beats(a, b, objectives) -> bool:
     return all(x >= y if more else x <= y for x, y, more in pairs) and any(x != y for x, y, _ in pairs)
 
 
-@given(trials(), OBJECTIVES)
+@given(trials(), NAMES)
 def test_the_front_is_made_of_the_undominated_among_the_trials_that_count(found, objectives):
     counted = [t for t in found if counts(t, 0.9)]
     expected = {t.key for t in counted if not any(beats(other, t, objectives) for other in counted)}
     assert front_of(found, make(min_similarity=0.9, objectives=objectives)).keys == expected
 
 
-@given(trials(), OBJECTIVES)
+@given(trials(), NAMES)
 def test_front_json_holds_each_members_values_in_their_own_unit_and_sense(found, objectives):
     front = front_of(found, make(min_similarity=0.9, objectives=objectives))
     written = json.loads(json.dumps(front.to_dict(), allow_nan=False))
@@ -79,7 +80,7 @@ def test_front_json_holds_each_members_values_in_their_own_unit_and_sense(found,
         assert TrialConfig.from_dict(member["config"]) == by_key[member["key"]].config
 
 
-@given(trials(), OBJECTIVES)
+@given(trials(), NAMES)
 def test_every_counted_trial_lies_within_the_reference_point(found, objectives):
     front = front_of(found, make(min_similarity=0.9, objectives=objectives))
     if not front.members:
@@ -93,7 +94,7 @@ def test_every_counted_trial_lies_within_the_reference_point(found, objectives):
             assert value > corner if objective in MAXIMISED else value < corner
 
 
-@given(trials(), OBJECTIVES)
+@given(trials(), NAMES)
 def test_members_come_best_first_by_the_first_objective(found, objectives):
     front = front_of(found, make(min_similarity=0.9, objectives=objectives))
     firsts = [value_by_hand(member, objectives[0]) for member in front.members]
@@ -134,8 +135,8 @@ def test_a_maximised_objective_changes_sign_exactly_once():
 
 
 def test_a_trial_with_a_value_that_is_absent_or_not_finite_has_no_losses():
-    assert losses_of(trial(0, history=()), DEFAULT_OBJECTIVES) is None
-    assert losses_of(trial(0, history=(measurement(200, math.nan),)), DEFAULT_OBJECTIVES) is None
+    assert losses_of(trial(0, history=()), DEFAULT) is None
+    assert losses_of(trial(0, history=(measurement(200, math.nan),)), DEFAULT) is None
     assert losses_of(trial(0, config=CONFIGS["nf4"]), ("embedding_cosine",)) is None
 
 
@@ -165,7 +166,7 @@ SPREADS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 8)), max_size=8)
 ORIGINS = ("search", "twin", "reseed", "repeat")
 
 
-@given(SPREADS, st.lists(st.sampled_from(ORIGINS), min_size=8, max_size=8), OBJECTIVES)
+@given(SPREADS, st.lists(st.sampled_from(ORIGINS), min_size=8, max_size=8), NAMES)
 def test_noise_is_the_median_spread_of_the_candidates_cost_cells_and_of_time_alone(cells, origins, objectives):
     """Spreads are whole 64ths; all trials of one cell share its cost."""
     by_rank = dict(cells)

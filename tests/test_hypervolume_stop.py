@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.driver import sweep
+from orchestrator.objectives import DEFAULT
 from orchestrator.pruning.hypervolume import HypervolumeStop
 from orchestrator.pruning.learning_curves import MIN_CURVES, LearningCurves, measured
-from orchestrator.settings import DEFAULT_OBJECTIVES
 from search_spaces import EarlyTerminate
 from tests.faults.pretend import Worse, connected
 from tests.sweeps import REPO, Desk, completes, cost, make, measurement, space, trial
@@ -89,7 +89,7 @@ def test_a_resumed_sweep_stops_as_if_it_had_never_stopped(desk):
 
 
 def test_trials_of_another_kind_of_device_have_a_front_of_their_own():
-    rule = HypervolumeStop(RULE, 8, DEFAULT_OBJECTIVES)
+    rule = HypervolumeStop(RULE, 8, DEFAULT)
     for number, device in enumerate(["T4"] * MIN_CURVES):
         history = (measurement(1, 2.0), measurement(8, 1.0))
         rule.learn(trial(number, state="completed", history=history, cost=cost(device=device)))
@@ -113,7 +113,7 @@ def test_no_completed_trial_did_better_than_it_could_have_hoped_for_and_half_of_
 
 
 def test_costs_are_at_the_first_rung_what_they_are_at_the_end():
-    known = LearningCurves(measured(DEFAULT_OBJECTIVES))
+    known = LearningCurves(measured(DEFAULT))
     for _ in range(MIN_CURVES):
         known.learn((measurement(1, 4.0, peak_memory_mib=7.0), measurement(8, 1.0, peak_memory_mib=7.0)))
     shown = measurement(1, 2.0, peak_memory_mib=9.0)
@@ -196,7 +196,7 @@ def test_where_a_similarity_is_an_objective_a_stopped_trial_s_end_is_not_guessed
 
 
 def test_a_trial_that_came_back_to_a_rung_after_a_fault_counts_once():
-    rule = HypervolumeStop(RULE, 8, DEFAULT_OBJECTIVES)
+    rule = HypervolumeStop(RULE, 8, DEFAULT)
     for _ in range(2):
         rule.enter("a", measurement(1, 2.0), 0.0)
     rule.enter("a", replace(measurement(8, 1.0)), 0.0)

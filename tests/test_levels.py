@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.pareto import pareto_mask
+from orchestrator.objectives import DEFAULT
 from orchestrator.pruning.halving import depths, goes_on, is_undominated, ranking, stratum
 from orchestrator.pruning.levels import Levels
 from orchestrator.pruning.moasha import Moasha
-from orchestrator.settings import DEFAULT_OBJECTIVES
 from search_spaces import EarlyTerminate
 from trainables.values.results import Measurement
 
@@ -120,7 +120,7 @@ class SlowRung:
 def test_a_rung_stops_exactly_whom_its_definition_stops(seed):
     """Trials that come again, that are not asked about, of two kinds of device, under a noise that moves."""
     draw = np.random.default_rng(seed)
-    fast, slow = Moasha(RULE, 8, DEFAULT_OBJECTIVES), SlowRung()
+    fast, slow = Moasha(RULE, 8, DEFAULT), SlowRung()
     for n in range(150):
         number = n if draw.random() < 0.8 else int(draw.integers(0, n + 1))
         mib, loss = 10 + 3 * float(draw.random()), round(float(draw.random()), 2)
@@ -136,7 +136,7 @@ def test_a_rung_stops_exactly_whom_its_definition_stops(seed):
 
 def test_the_least_value_of_a_trial_that_was_stopped_here_counts_for_no_other():
     """The one that held it comes again with more; of the two that have it now, one was stopped."""
-    moasha = Moasha(RULE, 8, DEFAULT_OBJECTIVES)
+    moasha = Moasha(RULE, 8, DEFAULT)
     answers = []
     for key, mib, other in (("a", 10.0, 5.0), ("b", 10.0, 9.0), ("a", 10.1, 5.0), ("c", 10.0, 10.0)):
         cost = {"peak_memory_mib": mib, "reserved_memory_mib": mib, "seconds_per_step": other, "tokens_per_second": 1.0}

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator import objectives
 from orchestrator.analysis.front import Front, counted, device_of, front_of, losses_of, objective_value
 from orchestrator.command import command
-from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, SweepSettings
+from orchestrator.settings import SweepSettings
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
 
@@ -26,7 +27,7 @@ class Choice:
 
     sweep: str
     trial: TrialResult
-    values: Mapping[Objective, float | None]
+    values: Mapping[str, float | None]
     why: str
 
     @property
@@ -76,8 +77,8 @@ def choose(
     why = KNEE if at_knee else BEST
     if max_memory_mib is not None:
         why += f", of those that need at most {max_memory_mib:.1f} MiB"
-    objectives = dict.fromkeys((*DEFAULT_OBJECTIVES, *settings.objectives, "embedding_cosine"))
-    values = {objective: objective_value(chosen, objective) for objective in objectives}
+    names = dict.fromkeys((*objectives.DEFAULT, *settings.objectives, "embedding_cosine"))
+    values = {name: objective_value(chosen, name) for name in names}
     return Choice(sweep=settings.name, trial=chosen, values=values, why=why)
 
 

@@ -1,7 +1,7 @@
 """From the ledger's trials to the Pareto front: which trials count, their losses, the noise, `front.json`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.analysis.pareto import hypervolume, pareto_mask
-from orchestrator.settings import MAXIMISED, Objective, SweepSettings
-from trainables.values.results import TrialResult
+from orchestrator.objectives import OBJECTIVES
+from orchestrator.settings import SweepSettings
+from trainables.values.results import Cost, TrialResult
 
 REFERENCE_MARGIN = 0.1
 """Where none was fixed, the reference point lies so far beyond the worst counted trial, as a share of the range."""
@@ -37,7 +38,7 @@ class Front:
         keys: theirs, made once: many a caller asks for each of its trials whether it is on the front.
     """
 
-    objectives: tuple[Objective, ...]
+    objectives: tuple[str, ...]
     epsilon: tuple[float, ...]
     reference_point: tuple[float, ...] | None
     hypervolume: float
@@ -61,24 +62,24 @@ class Front:
         }
 
 
-def objective_value(trial: TrialResult, objective: Objective) -> float | None:
+def objective_value(trial: TrialResult, objective: str) -> float | None:
     """A trial's value of one objective in its own unit and sense, None where it has none.
 
     A 16-bit trial is its own twin: its similarities are 1.
     """
-    if objective in MAXIMISED:
+    if OBJECTIVES[objective].source == "similarity":
         if trial.config.precision == "16bit":
             return 1.0
         return getattr(trial.similarity.quantized, objective).value if trial.similarity else None
     return getattr(trial.history[-1], objective) if trial.history else None
 
 
-def losses_of(trial: TrialResult, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
+def losses_of(trial: TrialResult, objectives: Sequence[str]) -> tuple[float, ...] | None:
     """All objectives as losses (the one place where maximised ones change sign), None if one is absent."""
     values = [objective_value(trial, objective) for objective in objectives]
     if any(value is None or not math.isfinite(value) for value in values):
         return None
-    return tuple(-v if o in MAXIMISED else v for v, o in zip(values, objectives, strict=True))  # type: ignore[operator, misc]
+    return tuple(value * OBJECTIVES[name].sign for value, name in zip(values, objectives, strict=True))  # type: ignore[operator]
 
 
 def dissimilarity(trial: TrialResult, min_similarity: float) -> float | None:
@@ -104,16 +105,20 @@ def is_reused(trial: TrialResult) -> bool:
     return trial.state == "completed" and trial.train_seconds is None and (trial.reason or "").startswith("reused")
 
 
-def noise_of(trials: Sequence[TrialResult], objectives: Sequence[Objective]) -> tuple[float, ...]:
+def noise_of(trials: Sequence[TrialResult], objectives: Sequence[str]) -> tuple[float, ...]:
     """Epsilon of each objective, in its own unit, over the candidates.
 
     Of time the median over cost cells of p90 - p10. All else is 0: the same trial again has the same
     peak memory to the byte and the same loss.
     """
     cells = {(t.config.cost_cell, t.cost.device): t.cost for t in trials if is_candidate(t) and t.cost}
-    spreads = [cost.seconds_per_step_p90 - cost.seconds_per_step_p10 for cost in cells.values()]
-    seconds = float(np.median(spreads)) if spreads else 0.0
-    return tuple(seconds if objective == "seconds_per_step" else 0.0 for objective in objectives)
+    return tuple(_spread(name, cells.values()) if OBJECTIVES[name].is_timed else 0.0 for name in objectives)
+
+
+def _spread(objective: str, costs: Collection[Cost]) -> float:
+    """Median over cost cells of p90 - p10 over steps."""
+    spreads = [getattr(cost, f"{objective}_p90") - getattr(cost, f"{objective}_p10") for cost in costs]
+    return float(np.median(spreads)) if spreads else 0.0
 
 
 def counted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[tuple[TrialResult, tuple[float, ...]]]:
@@ -142,7 +147,7 @@ def comparable(found: Counted, settings: SweepSettings) -> list[Counted]:
     A step's time says nothing beside one on another kind of device: where it is an objective, trials of different
     kinds neither dominate each other nor share a hypervolume.
     """
-    if "seconds_per_step" not in settings.objectives:
+    if not any(OBJECTIVES[name].is_timed for name in settings.objectives):
         return [found] if found else []
     groups: dict[str, list[tuple[TrialResult, tuple[float, ...]]]] = {}
     for trial, losses in found:
@@ -152,7 +157,7 @@ def comparable(found: Counted, settings: SweepSettings) -> list[Counted]:
 
 def _signs(settings: SweepSettings) -> NDArray[np.float64]:
     """Of each objective: a value times its sign is a loss, and the other way round."""
-    return np.array([-1.0 if objective in MAXIMISED else 1.0 for objective in settings.objectives])
+    return np.array([OBJECTIVES[name].sign for name in settings.objectives])
 
 
 def fixed_reference(trials: Sequence[TrialResult], settings: SweepSettings) -> tuple[float, ...] | None:

@@ -9,14 +9,13 @@ from typing import Literal
 from orchestrator.analysis.finalists import N_SEEDS, runs_of
 from orchestrator.analysis.front import objective_value
 from orchestrator.analysis.sufficient_rank import MIN_SEEDS, SufficientRank, sufficient_rank
-from orchestrator.settings import MAXIMISED, Objective, SweepSettings
+from orchestrator.objectives import OBJECTIVES
+from orchestrator.settings import SweepSettings
 from trainables.comparison.bootstrap import CONFIDENCE, t_quantile
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
 Rows = Literal["report", "search"]
-COSTS: frozenset[Objective] = frozenset({"peak_memory_mib", "seconds_per_step"})
-"""Of a cost cell: measured once, whatever the seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,23 +51,23 @@ def rows_of(runs: Sequence[TrialResult]) -> Rows:
     return "report" if all(run.judgement for run in runs) else "search"
 
 
-def figure(runs: Sequence[TrialResult], objective: Objective) -> Figure | None:
+def figure(runs: Sequence[TrialResult], objective: str) -> Figure | None:
     """An objective over a finalist's runs, its own first; quality on `rows_of` them. None where a run has no value."""
     cost = runs[0].cost
-    if objective in COSTS:
-        if objective == "seconds_per_step" and cost:
-            low, high = cost.seconds_per_step_p10, cost.seconds_per_step_p90
-            return Figure(value=cost.seconds_per_step, low=low, high=high, n_seeds=0)
+    if OBJECTIVES[objective].source == "cost":
+        if OBJECTIVES[objective].is_timed and cost:
+            low, high = getattr(cost, f"{objective}_p10"), getattr(cost, f"{objective}_p90")
+            return Figure(value=getattr(cost, objective), low=low, high=high, n_seeds=0)
         value = objective_value(runs[0], objective)
         return None if value is None else Figure(value=value, n_seeds=0)
-    if objective in MAXIMISED and runs[0].config.precision == "16bit":
+    if OBJECTIVES[objective].source == "similarity" and runs[0].config.precision == "16bit":
         return Figure(value=1.0, n_seeds=0)  # its own twin
     values = [_quality(run, objective, rows_of(runs)) for run in runs]
     known = [value for value in values if value is not None]
     return over_seeds(known) if known else None
 
 
-def _quality(run: TrialResult, objective: Objective, rows: Rows) -> float | None:
+def _quality(run: TrialResult, objective: str, rows: Rows) -> float | None:
     if rows == "search" or run.judgement is None:
         return objective_value(run, objective)
     if objective == "eval_loss_nats":

@@ -7,7 +7,8 @@ from typing import Literal
 
 from orchestrator.analysis.finalists import wanted
 from orchestrator.analysis.front import front_of, objective_value
-from orchestrator.settings import MAXIMISED, Objective, SweepSettings
+from orchestrator.objectives import OBJECTIVES
+from orchestrator.settings import SweepSettings
 from trainables.values.config import FINAL_STATES
 from trainables.values.results import TrialResult
 
@@ -32,7 +33,7 @@ class Status:
     counts: dict[str, int]
     n_done: int
     n_expected: int
-    best: dict[Objective, float | None]
+    best: dict[str, float | None]
     front_size: int
     phase: Literal["search", "yardsticks"]
     seconds_left: float | None
@@ -88,11 +89,11 @@ def _n_yardsticks_to_come(trials: Sequence[TrialResult], settings: SweepSettings
     return sum(run.config not in known for run in wanted(trials, settings))
 
 
-def _best(trials: Sequence[TrialResult], objective: Objective) -> float | None:
+def _best(trials: Sequence[TrialResult], objective: str) -> float | None:
     values = [v for t in trials if (v := objective_value(t, objective)) is not None]
     if not values:
         return None
-    return max(values) if objective in MAXIMISED else min(values)
+    return min(values, key=lambda value: value * OBJECTIVES[objective].sign)
 
 
 def _seconds_left(trials: Sequence[TrialResult], n_expected: int, now: float | None) -> float | None:

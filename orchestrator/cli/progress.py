@@ -24,26 +24,13 @@ from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.command import command, pages
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.ledger import Ledger
-from orchestrator.settings import Objective, SweepSettings
+from orchestrator.objectives import OBJECTIVES
+from orchestrator.settings import SweepSettings
 from trainables.cost.predicted_memory import predicted_peak_mib, shape_in
 from trainables.values.config import FINAL_STATES, TARGETS
 from trainables.values.results import TrialResult
 
 REFRESH_SECONDS = 1.0
-UNITS: dict[Objective, tuple[str, str, float]] = {
-    # objective: heading, format, factor from its own unit to the heading's
-    "peak_memory_mib": ("peak MiB", ".1f", 1.0),
-    "seconds_per_step": ("ms/step", ".1f", 1e3),
-    "eval_loss_nats": ("loss (nats)", ".4f", 1.0),
-    "embedding_cosine": ("cosine", ".4f", 1.0),
-    "token_match_rate": ("match", ".3f", 1.0),
-}
-
-
-def shown(value: float | None, objective: Objective) -> str:
-    """A value in the unit of its heading."""
-    _, form, factor = UNITS[objective]
-    return "-" if value is None else format(value * factor, form)
 
 
 def front_table(front: Front) -> Table:
@@ -55,7 +42,7 @@ def front_table(front: Front) -> Table:
     for heading in ("trial", "base", "rank", "alpha", "lr"):
         table.add_column(heading, justify="right", no_wrap=True)
     for objective in shown_objectives:
-        table.add_column(UNITS[objective][0], justify="right", no_wrap=True)
+        table.add_column(OBJECTIVES[objective].heading, justify="right", no_wrap=True)
     devices = {device_of(trial) for trial in front.members}
     if len(devices) > 1:  # their times must not be read beside each other
         table.add_column("device", overflow="fold")
@@ -69,7 +56,7 @@ def front_table(front: Front) -> Table:
             f"{config.alpha:g}",
             f"{config.learning_rate:.0e}",
         ]
-        cells += [shown(objective_value(trial, objective), objective) for objective in shown_objectives]
+        cells += [OBJECTIVES[objective].shown(objective_value(trial, objective)) for objective in shown_objectives]
         cells += [device_of(trial)] if len(devices) > 1 else []
         table.add_row(*cells, "all" if config.targets == TARGETS else " ".join(config.targets))
     return table
@@ -92,7 +79,7 @@ def status_view(name: str, status: Status, memory: str = "") -> Group:
         memory: in use on GPUs, in one line.
     """
     states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
-    best = "  ".join(f"{UNITS[o][0]} {shown(v, o)}" for o, v in status.best.items())
+    best = "  ".join(f"{OBJECTIVES[o].heading} {OBJECTIVES[o].shown(v)}" for o, v in status.best.items())
     lines = [
         Text(counted_line(name, status), style="bold"),
         Text(_bar(status.n_done / max(1, status.n_expected)), style="green"),

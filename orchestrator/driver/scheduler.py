@@ -6,9 +6,9 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.utils import flatten_dict
 
+from orchestrator import objectives as objective_values
 from orchestrator.pruning.hypervolume import HypervolumeStop
 from orchestrator.pruning.moasha import Moasha, first_rung
-from orchestrator.settings import DEFAULT_OBJECTIVES, Objective
 from orchestrator.workers.faults import Fault, fault_of, fault_of_trial
 from orchestrator.workers.tune_trainable import Report, Task
 from orchestrator.workers.warm import Workers
@@ -28,7 +28,7 @@ class Pruner(FIFOScheduler):
         self,
         rule: EarlyTerminate,
         max_steps: int,
-        objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
+        objectives: Sequence[str] = objective_values.DEFAULT,
         workers: Workers | None = None,
     ) -> None:
         """

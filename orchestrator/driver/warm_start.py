@@ -7,15 +7,14 @@ from orchestrator import settings as settings_file
 from orchestrator.analysis.front import is_candidate
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
+from orchestrator.objectives import OBJECTIVES
 from orchestrator.security.folder_access import refuse_shared
-from orchestrator.settings import Objective, SweepSettings, sweep_folder
+from orchestrator.settings import SweepSettings, sweep_folder
 from trainables.values.config import TrialConfig, Workload
 from trainables.values.errors import ConfigError
 
 SAME = ("base_fingerprint", "data_digest", "compute_dtype")
 """Of the workload: what must be the same for figures to be comparable."""
-OF_DEVICE: frozenset[Objective] = frozenset({"peak_memory_mib", "seconds_per_step"})
-"""Objectives that a kind of device decides; the others mean the same on every one."""
 TOO_LARGE = ("refused", "oom")
 """Ends that say something about the memory of the device alone."""
 
@@ -92,7 +91,7 @@ def _of_this_device(found: list[Entry], settings: SweepSettings) -> list[Entry]:
     here, there = ask_device(settings).names, {_device_of(entry) for entry in found} - {None}
     if there <= here:
         return found
-    is_searched = not OF_DEVICE.isdisjoint(settings.objectives)
+    is_searched = any(OBJECTIVES[name].source == "cost" for name in settings.objectives)
     kept = []
     for entry in found:
         is_decided_by_device = is_searched or entry.result.state in TOO_LARGE

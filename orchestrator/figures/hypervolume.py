@@ -12,7 +12,7 @@ from orchestrator.analysis import front
 from orchestrator.analysis.pareto import growing_hypervolume
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import PRECISION_COLOURS, PRECISION_NAMES, Figure, LeftOut, canvas, hover
-from orchestrator.settings import MAXIMISED
+from orchestrator.objectives import OBJECTIVES
 from trainables.values.config import TrialConfig
 from trainables.values.results import TrialResult
 
@@ -50,7 +50,7 @@ def curve(result: SweepResult) -> list[Moment]:
     counted = {trial.key: losses for trial, losses in front.counted(result.trials, result.settings)}
     if result.front.reference_point is None or not counted:
         return []
-    signs = [-1.0 if objective in MAXIMISED else 1.0 for objective in result.settings.objectives]
+    signs = [OBJECTIVES[name].sign for name in result.settings.objectives]
     reference = np.multiply(result.front.reference_point, signs)
     box = float(np.prod(reference - np.min(list(counted.values()), axis=0)))
     ended = {trial.config: trial.ended_at for trial in result.trials if trial.ended_at}

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.front import is_candidate, losses_of
 from orchestrator.driver.sweep import SweepResult
-from orchestrator.figures.style import OBJECTIVE_NAMES, OTHER_COLOURS, Figure, LeftOut, canvas
-from orchestrator.settings import Objective
+from orchestrator.figures.style import Figure, LeftOut, canvas
+from orchestrator.objectives import OBJECTIVES
 from search_spaces import Parameter
 from trainables.values.config import TrialConfig
 from trainables.values.results import TrialResult
@@ -24,14 +24,7 @@ MIN_TRIALS = 10
 """A forest fitted to fewer says more about its seed than about the settings."""
 ROUNDING = 1e-9
 """alpha_ratio is alpha / rank again, not always to the last bit."""
-BAR_COLOURS: Mapping[Objective, str] = dict(
-    zip(
-        OBJECTIVE_NAMES,
-        (OTHER_COLOURS[4], OTHER_COLOURS[6], OTHER_COLOURS[2], OTHER_COLOURS[5], OTHER_COLOURS[0]),
-        strict=True,
-    )
-)
-Shares = Mapping[Objective, Mapping[str, float]]
+Shares = Mapping[str, Mapping[str, float]]
 Point = tuple[dict[str, Any], tuple[float, ...]]
 
 
@@ -52,7 +45,7 @@ def draw(result: SweepResult) -> Figure | LeftOut:
         f"Functional ANOVA (Hutter et al. 2014): Optuna's FanovaImportanceEvaluator, seed {result.settings.seed}, over "
         f"{len(points)} completed trials, without pruned ones. Shares of each objective's main effects add up to 1.",
     ]
-    same = [OBJECTIVE_NAMES[o] for i, o in enumerate(objectives) if i not in differing]
+    same = [OBJECTIVES[o].label for i, o in enumerate(objectives) if i not in differing]
     if same:
         notes.append(f"The same for all trials: {', '.join(same)}.")
     return Figure(name=NAME, title=TITLE, notes=tuple(notes), png=partial(_png, found), html=partial(_html, found))
@@ -133,7 +126,8 @@ def _png(shares: Shares) -> PngFigure:
     for i, (objective, found) in enumerate(shares.items()):
         rows = [row + (i - (len(shares) - 1) / 2) * height for row in range(len(names))]
         widths = [found[name] for name in names]
-        axes.barh(rows, widths, height=height * 0.92, color=BAR_COLOURS[objective], label=OBJECTIVE_NAMES[objective])
+        shown = OBJECTIVES[objective]
+        axes.barh(rows, widths, height=height * 0.92, color=shown.colour, label=shown.label)
         for row, width in zip(rows, widths, strict=True):
             axes.text(width, row, f" {width:.2f}", va="center", fontsize=7)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
@@ -161,8 +155,8 @@ def _html(shares: Shares) -> "go.Figure":
             x=[found[name] for name in names],
             y=[name.replace("_", " ") for name in names],
             orientation="h",
-            name=OBJECTIVE_NAMES[objective],
-            marker_color=BAR_COLOURS[objective],
+            name=OBJECTIVES[objective].label,
+            marker_color=OBJECTIVES[objective].colour,
             hovertemplate="%{y}: %{x:.3f}",
         )
         figure.add_trace(bar)

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure as PngFigure
 from orchestrator.analysis.front import is_candidate, losses_of, objective_value
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import (
-    AXES,
-    OBJECTIVE_NAMES,
     PRECISION_COLOURS,
     PRECISION_NAMES,
     Figure,
@@ -21,6 +19,7 @@ from orchestrator.figures.style import (
     canvas,
     short_targets,
 )
+from orchestrator.objectives import OBJECTIVES
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
@@ -124,9 +123,9 @@ def _even(places: Sequence[float], form: str, *, logarithmic: bool = False) -> d
 def _objectives(result: SweepResult, trials: Sequence[TrialResult]) -> list[Axis]:
     axes = []
     for objective in result.settings.objectives:
-        title, factor = AXES[objective]
-        title = f"{OBJECTIVE_NAMES[objective]} {title[title.index('(') :]}"
-        values = tuple((objective_value(trial, objective) or 0.0) * factor for trial in trials)
+        shown = OBJECTIVES[objective]
+        title = f"{shown.label} {shown.axis[shown.axis.index('(') :]}"
+        values = tuple((objective_value(trial, objective) or 0.0) * shown.factor for trial in trials)
         axes.append(Axis(title=title, places=values, ticks=_even(values, ".5g")))
     return axes
 

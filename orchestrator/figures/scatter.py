@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure as PngFigure
@@ -12,8 +12,6 @@ from orchestrator.analysis.front import losses_of, objective_value
 from orchestrator.analysis.pareto import pareto_mask
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import (
-    AXES,
-    OBJECTIVE_NAMES,
     PRECISION_COLOURS,
     PRECISION_NAMES,
     Figure,
@@ -22,7 +20,7 @@ from orchestrator.figures.style import (
     hover,
     ring,
 )
-from orchestrator.settings import Objective
+from orchestrator.objectives import OBJECTIVES
 from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
@@ -31,13 +29,6 @@ if TYPE_CHECKING:
 RANK_TITLE, LOSS_TITLE = "What a rank costs in memory", "What memory buys"
 SIDE_STEP = 2**0.06
 """Points of the two precisions are moved apart by this factor of the rank, so that neither hides the other."""
-SHORT: dict[Objective, str] = {
-    "peak_memory_mib": "memory",
-    "seconds_per_step": "time",
-    "eval_loss_nats": "loss",
-    "embedding_cosine": "cosine",
-    "token_match_rate": "match",
-}
 RING = "on the Pareto front"
 NOTHING = "no trial completed with both its figures"
 
@@ -63,28 +54,28 @@ def loss_memory(result: SweepResult) -> Figure | LeftOut:
 
 def pairs(result: SweepResult) -> list[Figure | LeftOut]:
     """Every pair of the sweep's objectives, beside `loss_memory`."""
-    ordered = [objective for objective in get_args(Objective) if objective in result.settings.objectives]
+    ordered = [objective for objective in OBJECTIVES if objective in result.settings.objectives]
     found = combinations(ordered, 2)
     return [pair(result, x, y) for x, y in found if (x, y) != ("peak_memory_mib", "eval_loss_nats")]
 
 
-def pair(result: SweepResult, x: Objective, y: Objective) -> Figure | LeftOut:
+def pair(result: SweepResult, x: str, y: str) -> Figure | LeftOut:
     """One objective against another; a line joins the members of the front that none beats in both."""
-    name = f"{SHORT[y]}_{SHORT[x]}"
+    name = f"{OBJECTIVES[y].short}_{OBJECTIVES[x].short}"
     trials = [t for t in result.trials if t.state == "completed" and losses_of(t, (x, y)) is not None]
     if not trials:
         return LeftOut(name=name, reason=NOTHING)
     is_known = name == "loss_memory"
     return Figure(
         name=name,
-        title=LOSS_TITLE if is_known else f"{OBJECTIVE_NAMES[y].capitalize()} against {OBJECTIVE_NAMES[x]}",
+        title=LOSS_TITLE if is_known else f"{OBJECTIVES[y].label.capitalize()} against {OBJECTIVES[x].label}",
         notes=(_rings(result), "The line joins those that no other of them beats in both of this figure's objectives."),
         png=partial(_pair_png, result, trials, x, y),
         html=partial(_pair_html, result, trials, x, y),
     )
 
 
-def edge(members: Sequence[TrialResult], x: Objective, y: Objective) -> list[TrialResult]:
+def edge(members: Sequence[TrialResult], x: str, y: str) -> list[TrialResult]:
     """Members of a front that no other one beats in both objectives, from the best of the first to the worst.
 
     In that order a line that goes along x first and then along y ends where the dominated region begins,
@@ -99,7 +90,7 @@ def edge(members: Sequence[TrialResult], x: Objective, y: Objective) -> list[Tri
 
 
 def _rings(result: SweepResult) -> str:
-    names = ", ".join(OBJECTIVE_NAMES[objective] for objective in result.settings.objectives)
+    names = ", ".join(OBJECTIVES[objective].label for objective in result.settings.objectives)
     return f"Each point is a completed trial. Black rings: on the Pareto front over {names}."
 
 
@@ -107,9 +98,9 @@ def _rank_x(trial: TrialResult) -> float:
     return trial.config.rank * (SIDE_STEP if trial.config.precision == "nf4" else 1 / SIDE_STEP)
 
 
-def _value(trial: TrialResult, objective: Objective) -> float:
+def _value(trial: TrialResult, objective: str) -> float:
     """In the unit of the axis."""
-    return (objective_value(trial, objective) or 0.0) * AXES[objective][1]
+    return (objective_value(trial, objective) or 0.0) * OBJECTIVES[objective].factor
 
 
 def _rank_panels(trials: Sequence[TrialResult]) -> list[tuple[str, dict[str, float]]]:
@@ -147,7 +138,7 @@ def _rank_png(result: SweepResult, trials: Sequence[TrialResult]) -> PngFigure:
     return figure
 
 
-def _pair_png(result: SweepResult, trials: Sequence[TrialResult], x: Objective, y: Objective) -> PngFigure:
+def _pair_png(result: SweepResult, trials: Sequence[TrialResult], x: str, y: str) -> PngFigure:
     figure = canvas(4.6)
     axes = figure.subplots()
     on_edge = edge(result.front.members, x, y)
@@ -155,8 +146,8 @@ def _pair_png(result: SweepResult, trials: Sequence[TrialResult], x: Objective, 
     axes.step(xs, ys, where="post", color="black", linewidth=1, alpha=0.6, zorder=1)
     _points(axes, result, trials, [_value(t, x) for t in trials], [_value(t, y) for t in trials])
     axes.ticklabel_format(useOffset=False)
-    axes.set_xlabel(AXES[x][0])
-    axes.set_ylabel(AXES[y][0])
+    axes.set_xlabel(OBJECTIVES[x].axis)
+    axes.set_ylabel(OBJECTIVES[y].axis)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
     return figure
 
@@ -203,7 +194,7 @@ def _rank_html(result: SweepResult, trials: Sequence[TrialResult]) -> "go.Figure
     return figure
 
 
-def _pair_html(result: SweepResult, trials: Sequence[TrialResult], x: Objective, y: Objective) -> "go.Figure":
+def _pair_html(result: SweepResult, trials: Sequence[TrialResult], x: str, y: str) -> "go.Figure":
     import plotly.graph_objects as go
 
     on_edge = edge(result.front.members, x, y)
@@ -214,6 +205,6 @@ def _pair_html(result: SweepResult, trials: Sequence[TrialResult], x: Objective,
         figure.add_trace(go.Scatter(x=xs, y=ys, mode="lines", line=line, name="front", hoverinfo="skip", opacity=0.6))
     for trace in _traces(result, trials, [_value(t, x) for t in trials], [_value(t, y) for t in trials]):
         figure.add_trace(trace)
-    figure.update_xaxes(title=AXES[x][0])
-    figure.update_yaxes(title=AXES[y][0])
+    figure.update_xaxes(title=OBJECTIVES[x].axis)
+    figure.update_yaxes(title=OBJECTIVES[y].axis)
     return figure

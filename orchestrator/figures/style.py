@@ -12,7 +12,6 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.driver.sweep import SweepResult
-from orchestrator.settings import Objective
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
@@ -24,21 +23,6 @@ PRECISION_COLOURS: Mapping[Precision, str] = {"nf4": "#d55e00", "16bit": "#0072b
 PRECISION_NAMES: Mapping[Precision, str] = {"nf4": "NF4 (4 bits)", "16bit": "16 bits"}
 OTHER_COLOURS = ("#999999", "#000000", "#cc79a7", "#f0e442", "#009e73", "#56b4e9", "#e69f00")
 """The rest of that palette."""
-AXES: Mapping[Objective, tuple[str, float]] = {
-    "peak_memory_mib": ("peak memory (MiB)", 1.0),
-    "seconds_per_step": ("time of a training step (ms)", 1e3),
-    "eval_loss_nats": ("held-out loss (nats per token)", 1.0),
-    "embedding_cosine": ("embedding cosine to the 16-bit twin (1: equal)", 1.0),
-    "token_match_rate": ("tokens equal to the 16-bit twin's (share)", 1.0),
-}
-"""Title of an objective's axis with its unit, and the factor from the objective's own unit to that one."""
-OBJECTIVE_NAMES: Mapping[Objective, str] = {
-    "peak_memory_mib": "peak memory",
-    "seconds_per_step": "step time",
-    "eval_loss_nats": "held-out loss",
-    "embedding_cosine": "embedding cosine",
-    "token_match_rate": "token match",
-}
 WIDTH_INCHES, DOTS_PER_INCH = 9.2, 130
 LINE_CHARS = 155
 HEAD_INCHES, LINE_INCHES = 0.36, 0.155

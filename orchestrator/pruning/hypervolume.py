@@ -14,14 +14,11 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis.front import REFERENCE_MARGIN
 from orchestrator.analysis.pareto import hypervolume, pareto_mask
+from orchestrator.objectives import OBJECTIVES
 from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
 from orchestrator.pruning.moasha import first_rung
-from orchestrator.settings import Objective
 from search_spaces import EarlyTerminate
 from trainables.values.results import Measurement, TrialResult
-
-COSTS = frozenset({"peak_memory_mib", "seconds_per_step"})
-"""Known from the first rung on, and at their end there."""
 
 
 @dataclass(slots=True)
@@ -63,11 +60,11 @@ class Device:
 class HypervolumeStop:
     """Same calls as orchestrator.pruning.moasha.Moasha, and `end`."""
 
-    def __init__(self, rule: EarlyTerminate, max_steps: int, objectives: Sequence[Objective]) -> None:
+    def __init__(self, rule: EarlyTerminate, max_steps: int, objectives: Sequence[str]) -> None:
         self._rule = rule
         self._first = first_rung(rule, max_steps)
         self._names = measured(objectives)
-        self._is_cost = np.array([name in COSTS for name in self._names])
+        self._is_cost = np.array([OBJECTIVES[name].source == "cost" for name in self._names])
         self._curves = LearningCurves(self._names)
         self._devices: dict[str, Device] = {}  # by kind
         self._running: dict[str, list[Measurement]] = {}

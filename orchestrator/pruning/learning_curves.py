@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.settings import Objective
+from orchestrator.objectives import OBJECTIVES
 from trainables.values.results import Measurement
 
 MIN_CURVES = 4
@@ -20,9 +20,9 @@ MAX_CURVES = 200
 """Completed trials, the latest, whose median is taken: a longer history would cost more and say no more."""
 
 
-def measured(objectives: Sequence[Objective]) -> tuple[str, ...]:
+def measured(objectives: Sequence[str]) -> tuple[str, ...]:
     """What a rung shows of the objectives: similarities are not known there, held-out loss stands in for them."""
-    return tuple(dict.fromkeys(o if o in Measurement.__dataclass_fields__ else "eval_loss_nats" for o in objectives))
+    return tuple(dict.fromkeys("eval_loss_nats" if OBJECTIVES[o].source == "similarity" else o for o in objectives))
 
 
 def losses_at(measurement: Measurement, names: Sequence[str]) -> NDArray[np.float64]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.objectives import OBJECTIVES
 from orchestrator.pruning.halving import goes_on, n_kept, stratum
 from orchestrator.pruning.learning_curves import measured
 from orchestrator.pruning.levels import Levels
-from orchestrator.settings import Objective
 from search_spaces import EarlyTerminate
 from trainables.values.config import rungs
 from trainables.values.results import Measurement, TrialResult
@@ -106,7 +106,7 @@ class Rung:
 class Moasha:
     """Multi-objective asynchronous successive halving (Schmucker et al. 2021, arXiv:2106.12639)."""
 
-    def __init__(self, rule: EarlyTerminate, max_steps: int, objectives: Sequence[Objective]) -> None:
+    def __init__(self, rule: EarlyTerminate, max_steps: int, objectives: Sequence[str]) -> None:
         self._rule = rule
         self._first = first_rung(rule, max_steps)
         self._objectives = measured(objectives)
@@ -157,4 +157,4 @@ class Moasha:
         )
 
     def _epsilon(self, noise_seconds: float) -> list[float]:
-        return [noise_seconds if objective == "seconds_per_step" else 0.0 for objective in self._objectives]
+        return [noise_seconds if OBJECTIVES[objective].is_timed else 0.0 for objective in self._objectives]

@@ -19,8 +19,9 @@ from orchestrator.analysis.verdict import FailedEvaluation, Verdict, comparison_
 from orchestrator.command import command
 from orchestrator.driver.plan import predicted_peaks_mib
 from orchestrator.ledger import Ledger
+from orchestrator.objectives import DEFAULT
 from orchestrator.report.budget import WithinMemory, within_memory
-from orchestrator.settings import DEFAULT_OBJECTIVES, Objective, SweepSettings
+from orchestrator.settings import SweepSettings
 from trainables.values.config import PROTOCOL_VERSION, Precision, State, TrialConfig, Workload
 from trainables.values.errors import ConfigError
 from trainables.values.findings import BiasShift, Comparison, KlShare
@@ -46,7 +47,7 @@ class Finalist:
     config: TrialConfig
     on_front: bool
     rows: Rows
-    figures: Mapping[Objective, Figure]
+    figures: Mapping[str, Figure]
     verdict: Verdict | None
     comparison: Comparison | None
 
@@ -88,7 +89,7 @@ class Measured:
     protocol_version: int | None
     data_counts: Mapping[str, int]
     environment: Mapping[str, tuple[str, ...]]
-    epsilon: Mapping[Objective, float]
+    epsilon: Mapping[str, float]
     wall_seconds: float | None
     train_seconds: float
 
@@ -237,7 +238,7 @@ def report_of(
 
 def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, settings: SweepSettings) -> Finalist:
     runs = runs_of(trial, trials, settings)
-    objectives = dict.fromkeys((*DEFAULT_OBJECTIVES, *settings.objectives))
+    objectives = dict.fromkeys((*DEFAULT, *settings.objectives))
     found = {objective: figure(runs, objective) for objective in objectives}
     return Finalist(
         number=trial.number,

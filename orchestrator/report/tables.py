@@ -6,11 +6,10 @@ from statistics import mean
 from orchestrator.analysis.costs import CostCell, CostTable, Saving
 from orchestrator.analysis.repeats import Figure
 from orchestrator.analysis.sufficient_rank import SufficientRank
-from orchestrator.cli.progress import UNITS, shown
+from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.budget import WithinMemory
 from orchestrator.report.content import Felt, Finalist, Outcome
 from orchestrator.report.markdown import safe, table
-from orchestrator.settings import Objective
 from trainables.values.config import TARGETS, Precision, TrialConfig
 from trainables.values.findings import Comparison, Estimate
 from trainables.values.results import MemoryBreakdown
@@ -44,23 +43,25 @@ def interval(estimate: Estimate, form: str = ".4f") -> str:
     return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
 
 
-def figure(found: Figure | None, objective: Objective) -> str:
+def figure(found: Figure | None, objective: str) -> str:
     """With its interval, or with the remark that it is of one seed."""
     if found is None:
         return NONE
-    value = shown(found.value, objective)
+    shown = OBJECTIVES[objective].shown
+    value = shown(found.value)
     if found.low is not None:
-        value += f" ({shown(found.low, objective)} to {shown(found.high, objective)})"
+        value += f" ({shown(found.low)} to {shown(found.high)})"
     return value + (", one seed" if found.n_seeds == 1 else f", {found.n_seeds} seeds" if found.n_seeds else "")
 
 
 def of_finalists(finalists: Sequence[Finalist]) -> str:
     objectives = list(dict.fromkeys(o for finalist in finalists for o in finalist.figures))
-    headings = ["trial", "front", "base", "targets", "rank", "alpha", "lr", *(UNITS[o][0] for o in objectives), "rows"]
+    measured = [OBJECTIVES[name].heading for name in objectives]
+    headings = ["trial", "front", "base", "targets", "rank", "alpha", "lr", *measured, "rows"]
     return table(headings, [_finalist_row(finalist, objectives) for finalist in finalists], n_words=4)
 
 
-def _finalist_row(finalist: Finalist, objectives: Sequence[Objective]) -> list[str]:
+def _finalist_row(finalist: Finalist, objectives: Sequence[str]) -> list[str]:
     config = finalist.config
     return [
         str(finalist.number),
@@ -80,12 +81,12 @@ def of_budgets(found: Sequence[WithinMemory]) -> str:
     headings = ["budget from (MiB)", "base", "rank", "targets", "loss (nats)", "ms/step", "trial"]
     rows = [
         [
-            shown(step.peak_memory_mib, "peak_memory_mib"),
+            OBJECTIVES["peak_memory_mib"].shown(step.peak_memory_mib),
             BITS[step.config.precision],
             str(step.config.rank),
             targets(step.config),
-            shown(step.eval_loss_nats, "eval_loss_nats"),
-            shown(step.seconds_per_step, "seconds_per_step"),
+            OBJECTIVES["eval_loss_nats"].shown(step.eval_loss_nats),
+            OBJECTIVES["seconds_per_step"].shown(step.seconds_per_step),
             str(step.number),
         ]
         for step in found

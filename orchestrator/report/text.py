@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from orchestrator.cli.progress import UNITS, duration
+from orchestrator.cli.progress import duration
+from orchestrator.objectives import OBJECTIVES
 from orchestrator.report import tables
 from orchestrator.report.answer import WHOSE, WHOSE_COST, answer, bullets, counted, whose
 from orchestrator.report.content import Report
@@ -111,7 +112,7 @@ def _front(report: Report) -> str:
         return ""
     repeats = report.settings.repeats
     n_front = sum(finalist.on_front for finalist in report.finalists)
-    objectives = ", ".join(UNITS[objective][0] for objective in report.settings.objectives)
+    objectives = ", ".join(OBJECTIVES[objective].heading for objective in report.settings.objectives)
     texts = [
         "## Front",
         f"{counted(n_front, 'trial')} on the Pareto front over {objectives}; 4-bit trials enter it where the lower end "
@@ -228,7 +229,7 @@ def _measured(report: Report) -> str:
     facts["asked"] = (
         f"{settings.n_trials} configs, {counted(settings.repeats, 'run')} of each finalist, seed {settings.seed}"
     )
-    noise = [f"{UNITS[o][0]} {value * UNITS[o][2]:.3g}" for o, value in measured.epsilon.items()]
+    noise = [f"{OBJECTIVES[o].heading} {value * OBJECTIVES[o].factor:.3g}" for o, value in measured.epsilon.items()]
     facts["differences that decide no dominance"] = ", ".join(noise)
     facts["from start to last end"] = tables.NONE if measured.wall_seconds is None else duration(measured.wall_seconds)
     facts["training, summed over trials"] = duration(measured.train_seconds)

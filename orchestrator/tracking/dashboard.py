@@ -11,8 +11,9 @@ from orchestrator.analysis.front import dissimilarity, is_reused, objective_valu
 from orchestrator.command import python
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
+from orchestrator.objectives import OBJECTIVES
 from orchestrator.search.proposer import BROKEN, distribution, is_within
-from orchestrator.settings import MAXIMISED, SweepSettings
+from orchestrator.settings import SweepSettings
 from orchestrator.tracking.ui import refuse_port
 from trainables.values.config import FINAL_STATES, State
 from trainables.values.errors import ConfigError
@@ -57,7 +58,7 @@ def write(settings: SweepSettings, entries: Sequence[Entry], path: Path) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path.unlink(missing_ok=True)
-    senses = ["maximize" if objective in MAXIMISED else "minimize" for objective in settings.objectives]
+    senses = [OBJECTIVES[name].direction for name in settings.objectives]
     study = optuna.create_study(study_name=settings.name, storage=f"sqlite:///{path.resolve()}", directions=senses)
     study.set_metric_names(list(settings.objectives))
     known = {name: distribution(parameter) for name, parameter in settings.space.parameters.items()}

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from orchestrator.analysis.pareto import hypervolume, pareto_mask
-from orchestrator.settings import DEFAULT_OBJECTIVES
+from orchestrator.objectives import DEFAULT
 from search_spaces import Scalar, Space
 
 REFERENCE_MARGIN = 0.1
@@ -55,7 +55,7 @@ class Recorded:
     def losses(self, values: Values) -> tuple[float, ...] | None:
         """A point's objectives at full length; None where it diverges."""
         last = self.rungs[values][-1]
-        return None if last["reason"] else tuple(float(last[objective]) for objective in DEFAULT_OBJECTIVES)
+        return None if last["reason"] else tuple(float(last[objective]) for objective in DEFAULT)
 
 
 def seconds(row: Row, before: Row | None) -> float:

@@ -19,8 +19,8 @@ from orchestrator.driver.recorder import Recorder
 from orchestrator.driver.scheduler import Pruner
 from orchestrator.driver.searcher import SweepSearcher
 from orchestrator.ledger import Ledger
+from orchestrator.objectives import DEFAULT
 from orchestrator.search.proposer import MAX_MODELLED, Proposer, distribution
-from orchestrator.settings import DEFAULT_OBJECTIVES
 from orchestrator.workers.tune_trainable import Task
 from search_spaces import EarlyTerminate, Space
 from tests.bench.overhead import fake_comparison
@@ -87,7 +87,7 @@ class Ours:
         )
         self._now = 0.0
         self._ledger = Ledger(folder / "ledger.db")
-        self._pruner = Pruner(ours.early_terminate, self._settings.longest_steps, DEFAULT_OBJECTIVES)
+        self._pruner = Pruner(ours.early_terminate, self._settings.longest_steps, DEFAULT)
         self._searcher = SweepSearcher(
             self._settings,
             WORKLOAD,
@@ -148,7 +148,7 @@ class RayStock:
     """Ray Tune's OptunaSearch over all objectives and its ASHAScheduler on held-out loss."""
 
     def __init__(self, space: Space, seed: int, max_steps: int, eta: float = ETA) -> None:
-        objectives = list(DEFAULT_OBJECTIVES)
+        objectives = list(DEFAULT)
         space_of = {name: distribution(parameter) for name, parameter in space.parameters.items()}
         self._searcher = OptunaSearch(space_of, metric=objectives, mode=["min"] * len(objectives), seed=seed)
         self._asha = ASHAScheduler(
@@ -194,7 +194,7 @@ class SyneTune:
         self._trial, self._n_asked = Trial, 0
         self._moasha = MOASHA(
             {name: choice(list(parameter.choices or ())) for name, parameter in space.parameters.items()},
-            metrics=list(DEFAULT_OBJECTIVES),
+            metrics=list(DEFAULT),
             time_attr="step",
             max_t=max_steps,
             grace_period=-(-max_steps // 8),
