@@ -25,6 +25,7 @@ from orchestrator.command import command, pages
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.ledger import Ledger
 from orchestrator.objectives import OBJECTIVES
+from orchestrator.report.markdown import duration
 from orchestrator.settings import SweepSettings
 from trainables.cost.predicted_memory import predicted_peak_mib, shape_in
 from trainables.values.config import FINAL_STATES, TARGETS
@@ -98,12 +99,6 @@ def status_view(name: str, status: Status, memory: str = "") -> Group:
 
 def _bar(share: float, width: int = 60) -> str:
     return "━" * round(share * width) + "╌" * (width - round(share * width))
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def trial_line(trial: TrialResult) -> str:

@@ -17,9 +17,8 @@ from orchestrator.figures.style import (
     canvas,
     short_targets,
 )
-from orchestrator.report.tables import BITS, PARTS
-from trainables.values.config import TrialConfig
-from trainables.values.results import MemoryBreakdown
+from trainables.values.config import BITS, TrialConfig
+from trainables.values.results import PARTS, MemoryBreakdown
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -7,7 +7,7 @@ from orchestrator.analysis.verdict import Answer
 from orchestrator.report import tables
 from orchestrator.report.content import Finalist, Report
 from orchestrator.report.markdown import safe
-from trainables.values.config import Loop, Weights
+from trainables.values.config import BITS, Loop, Weights
 
 Headlines = dict[str, str]
 
@@ -113,7 +113,7 @@ def _best(report: Report) -> Headlines:
 def _config(finalist: Finalist) -> str:
     c = finalist.config
     return (
-        f"trial {finalist.number}, {tables.BITS[c.precision]}, rank {c.rank}, alpha {c.alpha:g}, "
+        f"trial {finalist.number}, {BITS[c.precision]}, rank {c.rank}, alpha {c.alpha:g}, "
         f"learning rate {c.learning_rate:.1e}, targets {tables.targets(c)}"
     )
 
@@ -126,7 +126,7 @@ def _figures(finalist: Finalist) -> str:
 
 def _sufficient(report: Report) -> Headlines:
     return {
-        f"Smallest sufficient rank, {tables.BITS[precision]}": (
+        f"Smallest sufficient rank, {BITS[precision]}": (
             ("" if found.rank is None else f"{found.rank}: ")
             + found.reason
             + (f"{whose(report, WHOSE)}." if found.ranks else ".")

@@ -10,16 +10,15 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from orchestrator.cli.progress import duration
 from orchestrator.report import card_results as results
 from orchestrator.report import card_trial, tables
 from orchestrator.report.answer import WHOSE, WHOSE_COST, counted, whose
 from orchestrator.report.card_results import NOT_MEASURED, Layers
 from orchestrator.report.card_trial import HOW, METHODS, TAGS
 from orchestrator.report.content import Report
-from orchestrator.report.markdown import safe, table
+from orchestrator.report.markdown import duration, safe, table
 from trainables.data import alpaca
-from trainables.values.config import TrialConfig, Workload, canonical_json
+from trainables.values.config import BITS, TrialConfig, Workload, canonical_json
 from trainables.values.results import TrialResult
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -88,7 +87,7 @@ def _of_trial(report: Report, layers: Layers | None, trial: TrialResult) -> dict
     """What it says of one trial, and what of its sweep."""
     return {
         "number": trial.number,
-        "bits": tables.BITS[trial.config.precision],
+        "bits": BITS[trial.config.precision],
         "method": METHODS[trial.config.precision],
         "procedure": card_trial.procedure(trial),
         "standing": card_trial.standing(report, trial),
@@ -209,7 +208,7 @@ def _adapter(report: Report, trial: TrialResult) -> str:
     c = trial.config
     loss = trial.history[-1].eval_loss_nats if trial.history else None
     said = (
-        f"trial {trial.number} (key `{trial.key[:16]}`): trained over the base at {tables.BITS[c.precision]}, "
+        f"trial {trial.number} (key `{trial.key[:16]}`): trained over the base at {BITS[c.precision]}, "
         f"rank {c.rank}, alpha {c.alpha:g}, targets {tables.targets(c)}, learning rate {c.learning_rate:.1e}, "
         f"seed {c.seed}"
     )

@@ -15,7 +15,7 @@ from orchestrator.report.answer import PRESERVE, WHOSE, WHOSE_COST, headlines, w
 from orchestrator.report.content import Felt, Report
 from orchestrator.report.markdown import safe
 from orchestrator.security.folder_access import refuse_shared
-from trainables.values.config import Loop, Workload
+from trainables.values.config import BITS, Loop, Workload
 from trainables.values.findings import Comparison, Judgement
 
 NOT_MEASURED = "not measured"
@@ -55,7 +55,7 @@ def lines(report: Report, layers: Layers | None) -> list[tuple[str, str]]:
     found.append((ratio, said.get(ratio, NOT_MEASURED)))
     found.append((PRESERVE, said[PRESERVE] if report.best_4bit is not None else NOT_MEASURED))
     found += [
-        (f"Which rank is best (smallest sufficient), {tables.BITS[precision]}?", said[_rank(tables.BITS[precision])])
+        (f"Which rank is best (smallest sufficient), {BITS[precision]}?", said[_rank(BITS[precision])])
         for precision in report.sufficient_ranks
     ]
     found.append(("Which rank is best within a memory budget (lowest validation loss)?", _budgets(report)))
@@ -68,7 +68,7 @@ def lines(report: Report, layers: Layers | None) -> list[tuple[str, str]]:
 
 def _budgets(report: Report) -> str:
     steps = [
-        f"from {step.peak_memory_mib:.1f} MiB rank {step.config.rank} at {tables.BITS[step.config.precision]} on "
+        f"from {step.peak_memory_mib:.1f} MiB rank {step.config.rank} at {BITS[step.config.precision]} on "
         f"{tables.targets(step.config)} ({step.eval_loss_nats:.4f} nats, trial {step.number})"
         for step in report.within_memory
     ]
@@ -146,7 +146,7 @@ def _steps(report: Report) -> list[tuple[str, str]]:
                 f"peak {cost.peak_memory_mib:.1f} MiB, rank {c.rank}, {c.batch_size} x {c.max_length_tokens} tokens, "
                 f"{c.engine} engine, {safe(cost.device)}{whose(report, WHOSE_COST)}."
             )
-        found.append((f"Seconds a step, {tables.BITS[cell.precision]}, {cell.loop} loop", said))
+        found.append((f"Seconds a step, {BITS[cell.precision]}, {cell.loop} loop", said))
     return found
 
 
@@ -211,7 +211,7 @@ def eval_results(report: Report, data: Mapping[str, str]) -> list[EvalResult]:
         if s.rank is None
     ]
     for cell in report.costs.cells if report.costs else ():
-        where = f"{tables.BITS[cell.precision]}, {cell.loop} loop"
+        where = f"{BITS[cell.precision]}, {cell.loop} loop"
         kind = f"{cell.precision}_{cell.loop}"
         if cell.cost:
             found.append(

@@ -22,3 +22,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, n_words: in
     """
     rules = ["---" if i < n_words else "---:" for i in range(len(headings))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, rules, *rows))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "2 h 5 min", "3 min 7 s", "9 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,6 +1,6 @@
 """The tables of a report, each a function from its part of the report to Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import mean
 
 from orchestrator.analysis.costs import CostCell, CostTable, Saving
@@ -10,11 +10,10 @@ from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.budget import WithinMemory
 from orchestrator.report.content import Felt, Finalist, Outcome
 from orchestrator.report.markdown import safe, table
-from trainables.values.config import TARGETS, Precision, TrialConfig
+from trainables.values.config import BITS, TARGETS, TrialConfig
 from trainables.values.findings import Comparison, Estimate
-from trainables.values.results import MemoryBreakdown
+from trainables.values.results import PARTS, MemoryBreakdown
 
-BITS: Mapping[Precision, str] = {"nf4": "4 bits", "16bit": "16 bits"}
 METRICS = {
     "token_match_rate": "token match rate",
     "embedding_cosine": "embedding cosine",
@@ -22,15 +21,6 @@ METRICS = {
     "recovered_cosine": "recovered cosine",
     "top1_agreement": "top-1 agreement",
     "kl_nats": "KL (nats)",
-}
-PARTS = {
-    "base_weights_mib": "base weights",
-    "quantization_constants_mib": "quantization constants",
-    "adapter_mib": "adapter",
-    "gradients_mib": "gradients",
-    "optimizer_mib": "optimizer",
-    "activations_mib": "activations",
-    "rest_mib": "rest",
 }
 NONE = "-"
 

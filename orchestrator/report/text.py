@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from orchestrator.cli.progress import duration
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.report import tables
 from orchestrator.report.answer import WHOSE, WHOSE_COST, answer, bullets, counted, whose
 from orchestrator.report.content import Report
-from orchestrator.report.markdown import safe, table
+from orchestrator.report.markdown import duration, safe, table
+from trainables.values.config import BITS
 
 MEANING = (
     "*Preserved*: the cosine keeps its threshold and the KL to the 16-bit twin is at most that of another seed. "
@@ -178,7 +178,7 @@ def _ranks(report: Report) -> str:
         "Each rank by its best config of the search, on the report rows, under the seeds that all ranks have.",
     ]
     for precision, rank in found.items():
-        texts += [f"{tables.BITS[precision]}: {rank.reason}{whose(report, WHOSE)}.", tables.of_ranks(rank)]
+        texts += [f"{BITS[precision]}: {rank.reason}{whose(report, WHOSE)}.", tables.of_ranks(rank)]
     return "\n\n".join(texts)
 
 

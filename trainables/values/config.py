@@ -20,6 +20,8 @@ TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 """The linear modules of a GPT-2 block. A bare "c_proj" would match two of them."""
 
 Precision = Literal["16bit", "nf4"]
+BITS: Mapping[Precision, str] = {"nf4": "4 bits", "16bit": "16 bits"}
+"""A precision in a sentence."""
 Engine = Literal["eager", "graph"]
 Loop = Literal["standard", "lean"]
 State = Literal["queued", "running", "completed", "pruned", "refused", "oom", "diverged", "failed"]

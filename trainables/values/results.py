@@ -34,6 +34,18 @@ class MemoryBreakdown:
     rest_mib: float
 
 
+PARTS: Mapping[str, str] = {
+    "base_weights_mib": "base weights",
+    "quantization_constants_mib": "quantization constants",
+    "adapter_mib": "adapter",
+    "gradients_mib": "gradients",
+    "optimizer_mib": "optimizer",
+    "activations_mib": "activations",
+    "rest_mib": "rest",
+}
+"""What the parts of a breakdown are called, in their order."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """Memory and time of one cost cell on one device, on a full synthetic batch.
