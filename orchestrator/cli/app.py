@@ -226,7 +226,10 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
     from orchestrator.driver import duration, sweep
     from orchestrator.settings import ROOT
     from orchestrator.tracking.flusher import Flusher
+    from orchestrator.tracking.store import check_server
 
+    if settings.tracking_uri is not None:
+        check_server(settings.tracking_uri)
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
     flusher = Flusher(settings.name, ROOT)
     begin = monotonic()

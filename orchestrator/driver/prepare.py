@@ -6,7 +6,6 @@ from pathlib import Path
 from orchestrator.cluster import ray_cluster
 from orchestrator.driver import duration, plan
 from orchestrator.settings import SweepSettings
-from orchestrator.tracking.store import check_server
 from trainables.cost.device import device_name, native_dtype
 from trainables.cost.predicted_time import Speed
 from trainables.data import tokens
@@ -60,8 +59,6 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     Raises:
         ConfigError, DataError, Unreachable: before any GPU is used.
     """
-    if settings.tracking_uri is not None:
-        check_server(settings.tracking_uri)
     if settings.address is not None:
         ray_cluster.connect(settings.address, insecure=settings.insecure)  # first: what does not answer is said at once
     found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())

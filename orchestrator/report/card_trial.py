@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from huggingface_hub import EvalResult
 
 from orchestrator.analysis.verdict import comparison_of, verdict_of
-from orchestrator.cli.progress import duration
 from orchestrator.report import card_results as results
 from orchestrator.report import tables
 from orchestrator.report.answer import PRESERVE, WHOSE, WHOSE_COST, whose
 from orchestrator.report.card_results import MADE_UP, NOT_MEASURED, Compared
 from orchestrator.report.content import Report
-from orchestrator.report.markdown import safe, table
+from orchestrator.report.markdown import duration, safe, table
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
