@@ -18,7 +18,7 @@
 # program as it is: make sweep ARGS='--max-hours 2'. Of `make sweep`, unset ones are chosen for the machine.
 # `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
 
-sweep_takes := SPACE TRIALS STEPS REPEATS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL STORAGE TRACKING_URI \
+sweep_takes := SPACE TRIALS STEPS FINALIST_SEEDS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL STORAGE TRACKING_URI \
 	BASE_MODEL DATA
 ui_takes := HOST PORT ALLOWED_HOSTS
 report_takes := NAME

@@ -55,7 +55,7 @@ class SweepSettings(Frozen):
     Attributes:
         name: of the sweep and of its folder under mlflow_runs/sweeps.
         space: the search space itself, so that a later edit of its file changes nothing.
-        n_trials: configs that the search takes up; each 4-bit one that completes adds its twin.
+        n_trials: configs that the search takes up; each 4-bit one that completes adds its baseline.
         max_steps: steps of a full trial, in place of the space's own.
         base_model, data: sources as in trainables.models.base_model.find and trainables.data.alpaca.read_rows.
         device: where trials run.
@@ -69,10 +69,10 @@ class SweepSettings(Frozen):
         min_similarity: 4-bit trials whose embedding_cosine may be lower (by its interval) enter no front.
         seed: of the sampler, and of every trial unless the space says otherwise.
         repeats: runs of each finalist, under seeds that follow its own; 1 is the one that made it a finalist.
-        reseeds: other seeds of a 4-bit finalist's twin, the yardstick of what a seed moves.
+        replicates: other seeds of a 4-bit finalist's baseline, the seed replicate of what a seed moves.
         tracking_uri: of MLflow; None is the SQLite file under the root. It stands in no dump of the settings.
         insecure: join a Ray cluster that asks for no token.
-        max_gpu_hours: of all tasks together, other seeds and judgements included; the search ends early enough.
+        max_gpu_hours: of all tasks together, other seeds and test evaluations included; the search ends early enough.
         max_hours: of wall-clock time at work, the same; pauses before a resume do not count.
         max_usd, usd_per_gpu_hour: a budget in money, and what it is counted with.
         stop_when_flat: end the search when the front's hypervolume hardly grows any more.
@@ -100,8 +100,8 @@ class SweepSettings(Frozen):
     )
     min_similarity: float = Field(default=0.95, ge=0, le=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    repeats: int = Field(default=1, ge=1, le=100)
-    reseeds: int = Field(default=2, ge=2, le=100)
+    finalist_seeds: int = Field(default=1, ge=1, le=100)
+    baseline_seeds: int = Field(default=2, ge=2, le=100)
     tracking_uri: str | None = Field(default=None, exclude=True, repr=False)
     insecure: bool = False
     max_gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -188,7 +188,7 @@ def _check_budgets(settings: SweepSettings) -> None:
     if settings.stop_when_flat and 2 * settings.n_trials <= FLAT_TRIALS:
         raise ConfigError(
             f"stop_when_flat looks back over {FLAT_TRIALS} completed trials, but n_trials is {settings.n_trials} "
-            "(twins make it twice that at most); leave one of them out"
+            "(baselines make it twice that at most); leave one of them out"
         )
 
 

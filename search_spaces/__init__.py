@@ -81,7 +81,7 @@ class EarlyTerminate(Frozen):
 
     Attributes:
         type: at each rung "hypervolume" stops what can no longer add to the front, at the last one a 4-bit trial whose
-            twin then need not run; "moasha" keeps the first 1 / eta by
+            baseline then need not run; "moasha" keeps the first 1 / eta by
             non-dominated depth over the objectives, among trials of about the same memory; "asha" the best 1 / eta by
             held-out loss; "none" keeps all.
         min_share: share of its steps that every trial is given before it may be stopped.

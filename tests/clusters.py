@@ -23,7 +23,7 @@ from orchestrator.workers.tune_trainable import Report, Task
 from orchestrator.workers.versions import refuse_here
 from trainables.values.config import Workload, rungs
 from trainables.values.errors import Unreachable
-from trainables.values.findings import Judgement
+from trainables.values.findings import TestEvaluation
 from trainables.values.results import Cost, Measurement
 
 NICENESS = "RAY_worker_niceness"
@@ -32,8 +32,8 @@ NICENESS = "RAY_worker_niceness"
 def reports_of(task: Task) -> Iterator[Report]:
     """What a worker says of a task that goes well; made here, so that workers import little."""
     if task.kind != "train":
-        judgement = Judgement(row_nats=(2.0, 4.0), row_tokens=(1, 2), untuned_row_nats=(4.0, 8.0))
-        yield {"state": "completed", "done": True, "judgement": asdict(judgement)}
+        test_evaluation = TestEvaluation(row_nats=(2.0, 4.0), row_tokens=(1, 2), untuned_row_nats=(4.0, 8.0))
+        yield {"state": "completed", "done": True, "test_evaluation": asdict(test_evaluation)}
         return
     figures = {name: 1.0 for name in Cost.__dataclass_fields__ if name not in ("device", "breakdown")}
     shared = {name: figures[name] for name in Measurement.__dataclass_fields__ if name in figures}

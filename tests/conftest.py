@@ -1,4 +1,4 @@
-"""What several test modules share: a tiny GPT-2, its tokens, a workload and a bench."""
+"""What several test modules share: a tiny GPT-2, its tokens, a workload and a cache."""
 
 import gc
 import shutil
@@ -12,7 +12,7 @@ from trainables.values.config import TrialConfig, Workload
 
 if TYPE_CHECKING:  # what takes seconds is imported by who uses it: the process that only hands tests out does not
     from trainables.data import tokens as data
-    from trainables.worker_cache import Bench
+    from trainables.worker_cache import WorkerCache
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -78,11 +78,11 @@ def workload(tiny_folder, tokens) -> Workload:
 
 
 @pytest.fixture(scope="session")
-def bench(workload) -> "Bench":
-    """A CPU bench. Who uses it gives both bases back untouched."""
-    from trainables.worker_cache import Bench
+def cache(workload) -> "WorkerCache":
+    """A CPU cache. Who uses it gives both bases back untouched."""
+    from trainables.worker_cache import WorkerCache
 
-    return Bench(workload, "cpu")
+    return WorkerCache(workload, "cpu")
 
 
 @pytest.fixture

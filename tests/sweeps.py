@@ -27,7 +27,7 @@ from orchestrator.workers import adapter_store
 from orchestrator.workers.tune_trainable import Report, Task
 from search_spaces import Space
 from trainables.values.config import TrialConfig, Workload, rungs
-from trainables.values.findings import Comparison, Estimate, Judgement, Similarity
+from trainables.values.findings import Comparison, Estimate, Similarity, TestEvaluation
 from trainables.values.results import Cost, Measurement, TrialResult
 
 REPO = Path(__file__).resolve().parents[1]
@@ -77,7 +77,7 @@ def make(base: Mapping[str, Any] | Space = GRID, **values: Any) -> SweepSettings
 
 
 def cost(**values: Any) -> Cost:
-    """A cost cell's measurement; any field can be given."""
+    """A cost key's measurement; any field can be given."""
     names = [name for name in Cost.__dataclass_fields__ if name not in ("device", "breakdown")]
     return Cost(**{**dict.fromkeys(names, 1.0), "device": "CPU", **values})
 
@@ -108,14 +108,14 @@ def likeness(cosine: float = 0.99, match: float = 0.5, kl_nats: float = 0.01, lo
 
 
 def similarity(cosine: float = 0.99, match: float = 0.5, **values: Any) -> Comparison:
-    """A 4-bit trial beside its yardsticks on the search rows."""
+    """A 4-bit trial beside its references on the validation rows."""
     untuned = likeness(cosine=0.5, match=0.1, kl_nats=1.5)
     return Comparison(quantized=likeness(cosine, match, **values), untuned=untuned)
 
 
-def judgement(comparison: Comparison | None = None) -> Judgement:
-    """A trial on three report rows."""
-    return Judgement(
+def evaluated_on_test(comparison: Comparison | None = None) -> TestEvaluation:
+    """A trial on three test rows."""
+    return TestEvaluation(
         row_nats=(2.0, 4.0, 6.0), row_tokens=(1, 2, 3), untuned_row_nats=(4.0, 8.0, 12.0), comparison=comparison
     )
 
@@ -199,9 +199,9 @@ class Desk:
         return [task for task in self.all_asked if self.is_of_search(task)]
 
     def is_of_search(self, task: Task) -> bool:
-        """Whether a task is about a candidate, before any is judged."""
+        """Whether a task is about a candidate, before any is evaluated."""
         entry = self.ledger.entry(task.key)
-        return task.kind != "judge" and entry is not None and entry.result.is_of_search
+        return task.kind != "evaluate" and entry is not None and entry.result.is_of_search
 
     @property
     def states(self) -> dict[str, str]:
@@ -210,7 +210,7 @@ class Desk:
 
     @property
     def candidates(self) -> list[TrialResult]:
-        """Trials of the search and their twins, by number."""
+        """Trials of the search and their baselines, by number."""
         return [trial for trial in self.ledger.trials() if trial.is_of_search]
 
     def crash(self) -> None:
@@ -234,13 +234,13 @@ class Desk:
 
     def _with_similarity(self, task: Task, outcome: Outcome) -> Iterator[Report]:
         """As the worker does: the second half of a pair, or a comparison, brings the similarity."""
-        if task.kind == "judge":
-            compared = similarity() if task.twin_key else None
+        if task.kind == "evaluate":
+            compared = similarity() if task.baseline_key else None
             for report in outcome(task):
                 done = report["state"] == "completed"
-                yield {**report, **({"judgement": asdict(judgement(compared))} if done else {})}
+                yield {**report, **({"test_evaluation": asdict(evaluated_on_test(compared))} if done else {})}
             return
-        half = WORKLOAD.key(task.config.counterpart)
+        half = WORKLOAD.key(task.config.at_other_precision)
         of = task.key if task.config.precision == "nf4" else half
         for report in outcome(task):
             other_exists = adapter_store.read(self.folder / "adapters", half) is not None

@@ -70,12 +70,12 @@ def precision(request):
 
 
 @pytest.fixture
-def attached(bench):
+def attached(cache):
     """Attach adapters that are detached when the test ends."""
     models = []
 
     def attach(config: TrialConfig, base=None):
-        models.append(lora.attach(base or bench.base(config.precision), config, base_name="tiny"))
+        models.append(lora.attach(base or cache.base(config.precision), config, base_name="tiny"))
         return models[-1]
 
     yield attach
@@ -86,22 +86,22 @@ def attached(bench):
 def test_equal_seeds_give_equal_weights_at_both_precisions_and_other_seeds_do_not(attached, small_config):
     config = small_config(targets=TARGETS, seed=3)
     ours = trainable(attached(config))
-    twin = trainable(attached(config.counterpart))
-    assert ours.keys() == twin.keys()
-    assert all(torch.equal(ours[name], twin[name]) for name in ours)
+    baseline = trainable(attached(config.at_other_precision))
+    assert ours.keys() == baseline.keys()
+    assert all(torch.equal(ours[name], baseline[name]) for name in ours)
 
 
-def test_another_seed_gives_other_weights(bench, small_config):
+def test_another_seed_gives_other_weights(cache, small_config):
     drawn = []
     for seed in (3, 4):
-        model = lora.attach(bench.base("16bit"), small_config(seed=seed), base_name="tiny")
+        model = lora.attach(cache.base("16bit"), small_config(seed=seed), base_name="tiny")
         drawn.append(trainable(model))
         lora.detach(model)
     assert all(not torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0] if "lora_A" in name)
 
 
-def test_a_fresh_adapter_changes_no_logit(bench, attached, small_config, precision):
-    before = logits(bench.base(precision))
+def test_a_fresh_adapter_changes_no_logit(cache, attached, small_config, precision):
+    before = logits(cache.base(precision))
     model = attached(small_config(precision=precision, targets=TARGETS))
     assert torch.equal(logits(model), before)
     assert all(not value.any() for name, value in trainable(model).items() if "lora_B" in name)
@@ -132,8 +132,8 @@ def test_an_adapted_module_computes_w_plus_scaling_b_a(attached, small_config, p
         assert not torch.allclose(expected, module.base_layer(x), atol=1e-4)
 
 
-def test_detach_restores_the_base_bit_for_bit(bench, small_config, precision):
-    base = bench.base(precision)
+def test_detach_restores_the_base_bit_for_bit(cache, small_config, precision):
+    base = cache.base(precision)
     before = snapshot(base)
     config = small_config(precision=precision, targets=TARGETS)
     for _ in range(2):
@@ -170,19 +170,19 @@ def test_the_files_are_those_that_peft_itself_writes(attached, small_config, pre
 
 
 def test_a_fresh_adapters_matrices_are_those_of_an_attached_one_and_leave_the_base_bare(
-    bench, attached, small_config, precision
+    cache, attached, small_config, precision
 ):
     config = small_config(precision=precision, targets=TARGETS, seed=3)
-    before = snapshot(bench.base(precision))
-    loose = lora.fresh_matrices(bench.base(precision), config)
-    assert_untouched(bench.base(precision), before)
+    before = snapshot(cache.base(precision))
+    loose = lora.fresh_matrices(cache.base(precision), config)
+    assert_untouched(cache.base(precision), before)
     theirs = trainable(attached(config))
     assert list(loose) == list(theirs)
     assert all(torch.equal(loose[name], theirs[name]) for name in theirs)
 
 
-def test_files_attach_again_and_come_off_again(bench, small_config, precision):
-    base = bench.base(precision)
+def test_files_attach_again_and_come_off_again(cache, small_config, precision):
+    base = cache.base(precision)
     before = snapshot(base)
     config = small_config(precision=precision)
     model = lora.attach(base, config, base_name="tiny")
@@ -211,8 +211,8 @@ def without_a_weight(content: bytes) -> bytes:
         (WEIGHTS, without_a_weight, "missing adapter keys"),
     ],
 )
-def test_files_that_cannot_be_attached_leave_the_base_alone(bench, small_config, precision, name, damage, message):
-    base = bench.base(precision)
+def test_files_that_cannot_be_attached_leave_the_base_alone(cache, small_config, precision, name, damage, message):
+    base = cache.base(precision)
     config = small_config(precision=precision)
     files = lora.to_files(config, lora.fresh_matrices(base, config), base_name="tiny")
     before = snapshot(base)

@@ -117,14 +117,14 @@ def test_each_library_finds_a_small_table_s_front(name, tmp_path):
     assert 0 < outcome.gpu_seconds <= 20 * table.seconds
 
 
-def test_ours_brings_twins_and_ends_by_itself(tmp_path):
+def test_ours_brings_baselines_and_ends_by_itself(tmp_path):
     space, table = small_table()
     method = Ours(space, 2, 0, tmp_path)
     run(table, method, n_workers=2, share=2.0, seconds=1e9)
     trials = [trial for trial in method._ledger.trials() if trial.is_of_search]
     assert len(trials) == space.n_points
     completed = {trial.config for trial in trials if trial.state == "completed"}
-    assert all(c.counterpart in completed for c in completed if c.precision == "nf4")
+    assert all(c.at_other_precision in completed for c in completed if c.precision == "nf4")
 
 
 def test_a_time_that_was_never_reached_is_endless_in_the_quartiles():
@@ -151,7 +151,7 @@ def test_a_table_goes_on_from_its_file(tmp_path):
     again = Table(tmp_path / "t.parquet", space)
     assert first in again
     assert second not in again
-    assert again.costs({first: config})[config.cost_cell] == cost(seconds_per_step_p90=2.0)
+    assert again.costs({first: config})[config.cost_key] == cost(seconds_per_step_p90=2.0)
 
 
 def test_the_recorded_table_is_whole_and_small():

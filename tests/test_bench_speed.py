@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.ledger.rows import COMPARISON, COST, JUDGEMENT
+from orchestrator.ledger.rows import COMPARISON, COST, TEST_EVALUATION
 from orchestrator.workers.tune_trainable import Task
 from tests.bench import overhead, speed
 from tests.sweeps import REPO
@@ -210,7 +210,7 @@ def test_the_peer_trains_and_says_how_long_it_took(tiny_folder, precision):
 # --- overhead
 
 
-@pytest.mark.parametrize("kind", ["train", "compare", "judge"])
+@pytest.mark.parametrize("kind", ["train", "compare", "evaluate"])
 def test_a_no_op_report_holds_what_the_recorder_reads(kind):
     config = TrialConfig(precision="nf4", rank=2, alpha=4)
     report = overhead.whole_report(Task(kind=kind, key="k" * 64, config=config))
@@ -221,7 +221,7 @@ def test_a_no_op_report_holds_what_the_recorder_reads(kind):
     elif kind == "compare":
         assert COMPARISON.validate_python(report["similarity"]) == overhead.fake_comparison()
     else:
-        assert JUDGEMENT.validate_python(report["judgement"]).comparison is None
+        assert TEST_EVALUATION.validate_python(report["test_evaluation"]).comparison is None
 
 
 def test_a_fake_loss_depends_on_the_trial_alone():

@@ -13,8 +13,8 @@ from trainables.values.findings import BiasShift
 
 
 @pytest.fixture(scope="module", params=["16bit", "nf4"])
-def base(request, bench):
-    return bench.base(request.param)
+def base(request, cache):
+    return cache.base(request.param)
 
 
 def test_every_prompt_of_a_pair_is_the_other_with_one_word_changed():
@@ -69,9 +69,9 @@ def test_padding_changes_no_prompts_distribution(base):
     torch.testing.assert_close(bias.next_token_probabilities(base, [[5, 6, 7], [9] * 40])[:1], alone)
 
 
-def test_the_adapter_is_read_through(bench, small_config, tiny_folder):
-    bare = bias.gaps(bench.base("16bit"), tiny_folder)
-    model = lora.attach(bench.base("16bit"), small_config(), base_name="tiny")
+def test_the_adapter_is_read_through(cache, small_config, tiny_folder):
+    bare = bias.gaps(cache.base("16bit"), tiny_folder)
+    model = lora.attach(cache.base("16bit"), small_config(), base_name="tiny")
     try:
         for name, p in model.named_parameters():
             if "lora_B" in name:

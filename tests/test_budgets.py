@@ -31,7 +31,7 @@ class Hours:
 
 
 def at_work(folder, asked, *, hours_per_task: float, clock: Hours | None = None, n_slots: int = 1) -> Desk:
-    """A finished sweep, each of whose trials took so long, and each judgement a tenth of it."""
+    """A finished sweep, each of whose trials took so long, and each test evaluation a tenth of it."""
     clock = clock or Hours()
     desk = Desk(folder, asked, n_slots)
     desk.searcher = SweepSearcher(asked, WORKLOAD, desk.ledger, desk.pruner, n_slots=n_slots, shared={}, clock=clock)
@@ -40,7 +40,7 @@ def at_work(folder, asked, *, hours_per_task: float, clock: Hours | None = None,
         if trial_id is None:
             assert desk.searcher.finished
             break
-        clock.seconds += 3600 * hours_per_task * (0.1 if desk.all_asked[-1].kind == "judge" else 1.0)
+        clock.seconds += 3600 * hours_per_task * (0.1 if desk.all_asked[-1].kind == "evaluate" else 1.0)
         desk.end(trial_id)
     return desk
 
@@ -199,23 +199,23 @@ def test_a_search_ends_while_its_budget_has_room_for_what_finalists_need(tmp_pat
     assert 5 <= n_searched < 20
     assert desk.ledger.fact(SPENT)["wall_seconds"] / 3600 <= 20
     assert desk.ledger.fact(FINISHED) is True
-    judged = [task for task in desk.all_asked if task.kind == "judge"]
-    assert judged
+    evaluated = [task for task in desk.all_asked if task.kind == "evaluate"]
+    assert evaluated
 
 
-def test_a_budget_that_is_overdrawn_begins_no_yardstick_and_still_judges(tmp_path):
+def test_a_budget_that_is_overdrawn_begins_no_seed_replicates_and_still_judges(tmp_path):
     nf4 = make(GRID | {"parameters": {"rank": {"values": [1, 2, 4]}}, "fixed": GRID["fixed"] | {"precision": "nf4"}},
                max_hours=1.0)  # fmt: skip
     desk = at_work(tmp_path, nf4, hours_per_task=5.0)
-    assert {t.origin for t in desk.ledger.trials()} == {"search", "twin"}
-    assert desk.all_asked[-1].kind == "judge"
+    assert {t.origin for t in desk.ledger.trials()} == {"search", "baseline"}
+    assert desk.all_asked[-1].kind == "evaluate"
 
 
 def test_gpu_hours_count_every_task_by_its_share_of_a_gpu(tmp_path):
     asked = make(space(ENDLESS), n_trials=3, device="cuda", gpus_per_trial=0.5)
     desk = at_work(tmp_path, asked, hours_per_task=1.0)
     spent = Spent(**desk.ledger.fact(SPENT))
-    assert [task.kind for task in desk.all_asked] == ["train"] * 3 + ["judge"] * 3
+    assert [task.kind for task in desk.all_asked] == ["train"] * 3 + ["evaluate"] * 3
     assert spent.device_seconds == pytest.approx(0.5 * 3600 * 3.3)
     assert spent.wall_seconds == pytest.approx(3600 * 3.3)
 
@@ -277,8 +277,8 @@ def test_an_interrupted_sweep_has_no_reason_yet(tmp_path):
     assert Stopping(desk.settings, desk.ledger, 1).ended is None
 
 
-def test_yardsticks_are_counted_at_a_trial_each_and_judgements_at_a_tenth():
+def test_seed_replicates_are_counted_at_a_trial_each_and_test_evaluations_at_a_tenth():
     asked = make(device="cuda", gpus_per_trial=0.5)
-    needs = still_needed(asked, seconds_per_trial=10.0, n_runs=4, n_judgements=10, n_slots=2)
+    needs = still_needed(asked, seconds_per_trial=10.0, n_runs=4, n_evaluations=10, n_slots=2)
     assert needs == Spent(device_seconds=25.0, wall_seconds=25.0)
-    assert still_needed(asked, seconds_per_trial=0.0, n_runs=4, n_judgements=0, n_slots=2) == Spent()
+    assert still_needed(asked, seconds_per_trial=0.0, n_runs=4, n_evaluations=0, n_slots=2) == Spent()

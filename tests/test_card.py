@@ -27,7 +27,7 @@ from tests.sweeps import (
     completes,
     cost,
     estimate,
-    judgement,
+    evaluated_on_test,
     likeness,
     make,
     measurement,
@@ -39,7 +39,7 @@ from trainables.values.errors import ConfigError
 from trainables.values.findings import BiasShift, Comparison, KlShare
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
-TWIN = NF4.counterpart
+BASELINE = NF4.at_other_precision
 SECTIONS = """Model details; Intended uses; Out-of-scope uses; Training data; Training procedure; Evaluation; Results;
 Limitations; Biases; Ethical considerations: misuse and mitigations; Licences; Environmental impact; Citation"""
 HUB = replace(
@@ -54,38 +54,40 @@ EVIL = "{{ 7 * 7 }} | <b>x</b>\n---\n# heading [a](b)"
 
 
 def measured(number, config, peak, seconds=0.05, **values):
-    """A trial whose cost cell was measured."""
+    """A trial whose cost key was measured."""
     own = cost(peak_memory_mib=peak, seconds_per_step=seconds)
     rung = measurement(200, values.pop("loss", 2.0), peak_memory_mib=peak, seconds_per_step=seconds)
     return trial(number, config=config, history=(rung,), cost=own, **values)
 
 
 def compared():
-    """4 bits at a cosine of 0.99 beside its yardsticks."""
+    """4 bits at a cosine of 0.99 beside its references."""
     return Comparison(
         quantized=likeness(0.99, low=0.98, kl_nats=0.01),
         untuned=likeness(0.5, kl_nats=1.5),
-        reseeded=(likeness(0.9, kl_nats=0.2), likeness(0.8, kl_nats=0.2)),
+        replicates=(likeness(0.9, kl_nats=0.2), likeness(0.8, kl_nats=0.2)),
         quantization_to_seed_ratio=estimate(0.07, 0.05),
     )
 
 
-def judged():
+def evaluated():
     shares = tuple(
         KlShare(by="kind of task", group=group, kl_nats=estimate(kl), n_tokens=30, n_rows=3)
         for group, kl in (("write", 0.25), ("list", 0.75))
     )
     shift = BiasShift(about="age", gap_16bit=estimate(0.1), gap_nf4=estimate(0.2), change=estimate(0.3), n_prompts=24)
-    return replace(judgement(compared()), felt=shares, bias=(shift,))
+    return replace(evaluated_on_test(compared()), breakdown=shares, bias=(shift,))
 
 
 def whole_sweep():
-    """Both precisions and loops, compared and judged."""
+    """Both precisions and loops, compared and evaluated."""
     lean = replace(NF4, loop="lean")
     return [
-        measured(0, TWIN, 100.0, judgement=judgement(), environment={"device": "H200"}, ended_at=165.0),
-        measured(1, NF4, 90.0, 0.06, similarity=similarity(), judgement=judged(), loss=1.5),
-        measured(2, lean.counterpart, 50.0),
+        measured(
+            0, BASELINE, 100.0, test_evaluation=evaluated_on_test(), environment={"device": "H200"}, ended_at=165.0
+        ),
+        measured(1, NF4, 90.0, 0.06, similarity=similarity(), test_evaluation=evaluated(), loss=1.5),
+        measured(2, lean.at_other_precision, 50.0),
         measured(3, lean, 30.0, loss=3.0),
     ]
 
@@ -139,12 +141,12 @@ def test_the_results_are_the_figures_of_the_ledger():
     assert "40.0 % of the peak" in saved["lean"]
     like = found["Is similarity to the 16-bit baseline at least 0.95?"]
     assert like.startswith("yes: embedding cosine 0.9900 (0.9800 to 1.0000); another seed 0.8500 (mean of 2)")
-    assert "untuned base 0.5000, on 64 report rows" in like
+    assert "untuned base 0.5000, on 64 test rows" in like
     assert "0.2000 (mean of 2), untuned base 1.5000" in found["Similarity to the 16-bit baseline: KL (nats)"]
     assert "undetermined: it takes 3 runs" in found["Which rank is best (smallest sufficient), 4 bits?"]
     assert found["Seconds a step, 4 bits, standard loop"].startswith("0.0600 (1.0000 to 1.0000), peak 90.0 MiB, rank 4")
-    assert "block 7 (KL 0.400000 nats) and in mlp.c_fc (KL 0.300000" in found["Where is quantization felt, by layer?"]
-    assert "list (0.7500" in found["Where is quantization felt, by token and task?"]
+    assert "block 7 (KL 0.400000 nats) and in mlp.c_fc (KL 0.300000" in found["Where does quantization show, by layer?"]
+    assert "list (0.7500" in found["Where does quantization show, by token and task?"]
 
 
 def test_similarity_under_the_threshold_is_a_no():
@@ -159,11 +161,11 @@ def test_what_was_not_measured_says_so_and_shows_no_figure():
     empty = cards.card_of(report([], workload=None))
     assert "no trial completed" in section(str(empty), "Results")
     assert empty.data.eval_results is None
-    alone = answers(str(cards.card_of(report([measured(0, TWIN, 100.0)]))))
+    alone = answers(str(cards.card_of(report([measured(0, BASELINE, 100.0)]))))
     for found in (answers(str(empty)), alone):
         for what in ("How much memory does QLoRA save, lean loop?", "`quantization_to_seed_ratio`"):
             assert found[what] == "not measured"
-        assert {said for what, said in found.items() if "Similarity" in what or "felt" in what} == {"not measured"}
+        assert {said for what, said in found.items() if "Similarity" in what or "breakdown" in what} == {"not measured"}
     assert not [said for said in answers(str(empty)).values() if re.search(r"\d\.\d", said)]
     assert alone["Seconds a step, 16 bits, standard loop"].startswith("0.0500")
     assert alone["Seconds a step, 4 bits, standard loop"] == "not measured"
@@ -226,8 +228,8 @@ def test_the_figures_of_an_adapter_are_its_own_in_the_results_and_in_the_model_i
     assert found["embedding_cosine", "report"] == 0.99
     assert card.data.model_name == "t-trial-1"
     said = answers(str(card))
-    assert said["Validation loss, on the search rows"] == "1.5000 nats after 200 steps, on the embedded demo model."
-    assert said["Is similarity to its 16-bit twin at least 0.95?"].startswith("yes: embedding cosine 0.9900")
+    assert said["Validation loss, on the validation rows"] == "1.5000 nats after 200 steps, on the embedded demo model."
+    assert said["Is similarity to its 16-bit baseline at least 0.95?"].startswith("yes: embedding cosine 0.9900")
     assert said["Do 4 bits preserve what 16 bits learn?"].startswith("preserved (cosine is at least 0.9800")
 
 
@@ -276,10 +278,10 @@ def test_the_metadata_is_what_the_hub_knows_and_its_results_are_those_of_the_tab
     assert found["memory_saved_percent_standard"] == (10.0, None)
     assert found["memory_saved_percent_lean"] == (40.0, None)
     assert found["seconds_per_step_nf4_standard"] == (0.06, None)
-    assert found["embedding_cosine"] == (0.99, "report")
-    assert found["kl_nats"] == (0.01, "report")
-    assert found["eval_loss_nats"] == (2.0, "report")  # 12 nats over 6 tokens
-    assert found["quantization_to_seed_ratio"] == (0.07, "report")
+    assert found["embedding_cosine"] == (0.99, "test")
+    assert found["kl_nats"] == (0.01, "test")
+    assert found["eval_loss_nats"] == (2.0, "test")  # 12 nats over 6 tokens
+    assert found["quantization_to_seed_ratio"] == (0.07, "test")
     assert ModelCard(str(card)).data.eval_results == card.data.eval_results
     assert "# Model card: GPT-2 Medium tuned on Alpaca with QLoRA" in str(card)
 

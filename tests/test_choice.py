@@ -97,7 +97,7 @@ def test_best_report_finalists_and_export_mean_the_same_trial_and_the_same_knee(
         chosen, middle = (choose(trials, asked, None, at_knee=at_knee).trial for at_knee in (False, True))
         assert found.best_loss == chosen.number
         assert found.knee == middle.number
-        assert found.finalist(chosen.number), "so that it is judged, and the report shows it"
+        assert found.finalist(chosen.number), "so that it is evaluated, and the report shows it"
         assert export.chosen(export.Which(), trials, asked) == (chosen, BEST)
         assert export.chosen(export.Which(at_knee=True), trials, asked) == (middle, KNEE)
 
@@ -109,7 +109,7 @@ def test_a_trial_that_keeps_no_similarity_was_pruned_or_is_another_seed_is_never
         trial(1, config=nf4, similarity=similarity(0.5), **low),
         trial(2, config=nf4, **low),
         trial(3, state="pruned", reason="too high", **low),
-        trial(4, origin="repeat", **low),
+        trial(4, origin="replicate", **low),
     ]
     assert choose([trial(0), *others], ASKED, None).trial.number == 0
 

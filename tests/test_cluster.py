@@ -255,7 +255,7 @@ def test_what_is_not_a_cluster_is_unreachable_at_once(answer):
             with connection:
                 connection.recv(100)
                 connection.sendall(answer)
-                time.sleep(2 * ray_cluster.KNOCK_SECONDS)
+                time.sleep(2 * ray_cluster.PROBE_SECONDS)
 
         if answer is None:
             server.close()
@@ -263,8 +263,8 @@ def test_what_is_not_a_cluster_is_unreachable_at_once(answer):
             threading.Thread(target=reply, daemon=True).start()
         begun = time.monotonic()
         with pytest.raises(Unreachable, match=address):
-            ray_cluster.knock(address)
-        assert time.monotonic() - begun < 2 * ray_cluster.KNOCK_SECONDS
+            ray_cluster.probe(address)
+        assert time.monotonic() - begun < 2 * ray_cluster.PROBE_SECONDS
 
 
 def test_a_cluster_that_is_not_there_is_said_before_anything_is_fetched(tmp_path):
@@ -297,7 +297,7 @@ def test_the_driver_imports_no_mlflow_for_rays_statistics_and_can_import_it_afte
 
 def test_ray_clients_address_is_refused_with_what_to_do_instead():
     with pytest.raises(ConfigError, match="head node with ADDRESS=auto"):
-        ray_cluster.knock("ray://127.0.0.1:10001")
+        ray_cluster.probe("ray://127.0.0.1:10001")
 
 
 def test_a_node_that_does_not_answer_is_named(joined):
@@ -324,7 +324,7 @@ def test_a_worker_of_other_versions_gives_its_task_back_as_a_fault_of_its_node(j
     with pytest.raises(RayActorError) as error:
         ray.get(Worker.remote().__ray_ready__.remote())
     fault = faults.fault_of(error.value)
-    assert (fault.kind, fault.is_own) == ("unfit node", False)
+    assert (fault.kind, fault.is_own) == ("incompatible node", False)
     assert fault.text.startswith("its node was unfit: node ")
     assert fault.text.endswith(", the driver has 1.2.3")
 
@@ -333,7 +333,7 @@ def test_a_task_that_a_node_was_unfit_for_is_tried_again_however_often():
     now = [0.0]
     retries = faults.Retries(lambda: now[0])
     for _ in range(5):
-        assert retries.again(("train", "k"), faults.Fault(kind="unfit node", text=""))
+        assert retries.again(("train", "k"), faults.Fault(kind="incompatible node", text=""))
         assert not retries.is_due(("train", "k"))
         now[0] += faults.BACK_OFF_SECONDS[0]
         assert retries.is_due(("train", "k"))

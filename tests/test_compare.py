@@ -1,4 +1,4 @@
-"""Comparing and judging: exact for a model against itself, right in its sums, gone without a trace."""
+"""Comparing and evaluating: exact for a model against itself, right in its sums, gone without a trace."""
 
 import gc
 import weakref
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from tests.test_adapter import assert_untouched, snapshot
-from trainables.capture.capture import Unrecordable
+from trainables.capture.capture import CaptureFailed
 from trainables.comparison import bias, compare
 from trainables.evaluation import held_out
 from trainables.models import base_model
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig
-from trainables.values.findings import Comparison, Judgement
-from trainables.worker_cache import Bench
+from trainables.values.findings import Comparison, TestEvaluation
+from trainables.worker_cache import WorkerCache
 
 CONFIG = TrialConfig(
     precision="nf4", rank=4, alpha=8, learning_rate=3e-3, batch_size=2, max_length_tokens=64, max_steps=6
@@ -23,9 +23,9 @@ CONFIG = TrialConfig(
 PRECISIONS = ("16bit", "nf4")
 
 
-def trained(bench: Bench, config: TrialConfig) -> dict[str, bytes]:
+def trained(cache: WorkerCache, config: TrialConfig) -> dict[str, bytes]:
     """The adapter of a trial run to its end."""
-    run = Trial(config, bench)
+    run = Trial(config, cache)
     try:
         list(run.measurements())
         return run.adapter_files()
@@ -34,61 +34,63 @@ def trained(bench: Bench, config: TrialConfig) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def few(workload) -> Bench:
+def few(workload) -> WorkerCache:
     """A bench of its own with few held-out rows, of which the decoded ones are a part."""
-    own = Bench(workload, "cpu")
-    own.rows = own.rows | {name: own.rows[name][: held_out.N_DECODED_ROWS + 6] for name in ("search", "report")}
+    own = WorkerCache(workload, "cpu")
+    own.rows = own.rows | {name: own.rows[name][: held_out.N_DECODED_ROWS + 6] for name in ("validation", "test")}
     return own
 
 
 @pytest.fixture(scope="module")
 def pair(few):
-    """Adapter files of a 4-bit trial and of its twin."""
-    return trained(few, CONFIG), trained(few, CONFIG.counterpart)
+    """Adapter files of a 4-bit trial and of its baseline."""
+    return trained(few, CONFIG), trained(few, CONFIG.at_other_precision)
 
 
 @pytest.fixture(scope="module")
-def reseeds(few):
-    return [trained(few, replace(CONFIG.counterpart, seed=seed)) for seed in (1, 2)]
+def replicates(few):
+    return [trained(few, replace(CONFIG.at_other_precision, seed=seed)) for seed in (1, 2)]
 
 
 @pytest.fixture(scope="module")
 def compared(few, pair) -> Comparison:
-    return compare.compare(few, nf4=pair[0], twin=pair[1])
+    return compare.compare(few, nf4=pair[0], baseline=pair[1])
 
 
 @pytest.fixture(scope="module")
-def judged(few, pair, reseeds) -> Judgement:
-    return compare.judge(few, CONFIG, files=pair[0], twin=pair[1], reseeds=reseeds)
+def evaluated(few, pair, replicates) -> TestEvaluation:
+    return compare.evaluate_on_test(few, CONFIG, files=pair[0], baseline=pair[1], replicates=replicates)
 
 
-def test_comparing_with_the_twin_repeats_exactly_and_leaves_both_bases_untouched(few, pair, compared):
+def test_comparing_with_the_baseline_repeats_exactly_and_leaves_both_bases_untouched(few, pair, compared):
     before = {precision: snapshot(few.base(precision)) for precision in PRECISIONS}
-    assert compare.compare(few, nf4=pair[0], twin=pair[1]) == compared
+    assert compare.compare(few, nf4=pair[0], baseline=pair[1]) == compared
     for precision, state in before.items():
         assert_untouched(few.base(precision), state)
 
 
-def test_a_comparison_is_of_all_search_rows_and_of_the_first_ones_for_decoding(compared):
+def test_a_comparison_is_of_all_validation_rows_and_of_the_first_ones_for_decoding(compared):
     for similarity in (compared.quantized, compared.untuned):
         assert similarity.n_rows == held_out.N_DECODED_ROWS + 6
         assert similarity.n_decoded_rows == held_out.N_DECODED_ROWS
-    assert 0.9 < compared.quantized.embedding_cosine.value < 1  # close to its twin and not the same
+    assert 0.9 < compared.quantized.embedding_cosine.value < 1  # close to its baseline and not the same
     assert 0 < compared.quantized.token_match_rate.value < 1
     assert compared.quantized.kl_nats.value > 0
 
 
-def test_both_models_read_the_twins_text(few, pair, compared):
+def test_both_models_read_the_baselines_text(few, pair, compared):
     """The cosine by hand; over each model's own text it would be another."""
-    rows = few.rows["search"][: held_out.N_DECODED_ROWS]
+    rows = few.rows["validation"][: held_out.N_DECODED_ROWS]
     with compare.attached(few.base("16bit"), pair[1]) as model:
         texts = held_out.greedy(model, rows)
-        twin = held_out.pooled_states(model, rows, texts)
+        baseline = held_out.pooled_states(model, rows, texts)
     with compare.attached(few.base("nf4"), pair[0]) as model:
         own_texts = held_out.greedy(model, rows)
         ours, on_own_text = (held_out.pooled_states(model, rows, read) for read in (texts, own_texts))
-    norms = np.linalg.norm(twin, axis=1)
-    cosine, other = (np.mean((x * twin).sum(axis=1) / np.linalg.norm(x, axis=1) / norms) for x in (ours, on_own_text))
+    norms = np.linalg.norm(baseline, axis=1)
+    cosine, other = (
+        np.mean((x * baseline).sum(axis=1) / np.linalg.norm(x, axis=1) / norms) for x in (ours, on_own_text)
+    )
     assert compared.quantized.embedding_cosine.value == pytest.approx(cosine, abs=1e-6)
     assert abs(cosine - other) > 1e-3, "the texts are too alike: the test shows too little"
     matches = [
@@ -100,7 +102,7 @@ def test_both_models_read_the_twins_text(few, pair, compared):
 
 def test_the_pair_is_closer_than_a_4_bit_model_under_another_adapter(few, pair, compared):
     stranger = trained(few, replace(CONFIG, learning_rate=1e-1, seed=8))
-    near, far = compared.quantized, compare.compare(few, nf4=stranger, twin=pair[1]).quantized
+    near, far = compared.quantized, compare.compare(few, nf4=stranger, baseline=pair[1]).quantized
     assert near.embedding_cosine.value > far.embedding_cosine.value
     assert near.centered_cosine.value > far.centered_cosine.value
     assert near.token_match_rate.value > far.token_match_rate.value
@@ -110,26 +112,28 @@ def test_the_pair_is_closer_than_a_4_bit_model_under_another_adapter(few, pair, 
 
 def test_the_untuned_base_is_compared_at_16_bits(few, pair, compared):
     """An adapter that changes nothing, on the 16-bit base: the untuned base by another way."""
-    idle = Trial(CONFIG.counterpart, few)
+    idle = Trial(CONFIG.at_other_precision, few)
     try:
         files = idle.adapter_files()
     finally:
         idle.close()
-    judgement = compare.judge(few, CONFIG.counterpart, files=files, twin=pair[1])
-    twin_rows = few.rows
-    few.rows = few.rows | {"search": few.rows["report"]}
+    test_evaluation = compare.evaluate_on_test(few, CONFIG.at_other_precision, files=files, baseline=pair[1])
+    baseline_rows = few.rows
+    few.rows = few.rows | {"validation": few.rows["test"]}
     try:
-        untuned = compare.compare(few, nf4=pair[0], twin=pair[1]).untuned
+        untuned = compare.compare(few, nf4=pair[0], baseline=pair[1]).untuned
     finally:
-        few.rows = twin_rows
-    assert judgement.comparison.quantized == judgement.comparison.untuned == untuned
-    assert judgement.row_nats == judgement.untuned_row_nats
+        few.rows = baseline_rows
+    assert test_evaluation.comparison.quantized == test_evaluation.comparison.untuned == untuned
+    assert test_evaluation.row_nats == test_evaluation.untuned_row_nats
     assert untuned.kl_nats.value > 0
 
 
-def test_a_twin_against_itself_is_equal_in_everything_by_the_rule_of_three(few, pair, reseeds):
-    judgement = compare.judge(few, CONFIG.counterpart, files=pair[1], twin=pair[1], reseeds=reseeds)
-    same = judgement.comparison.quantized
+def test_a_baseline_against_itself_is_equal_in_everything_by_the_rule_of_three(few, pair, replicates):
+    test_evaluation = compare.evaluate_on_test(
+        few, CONFIG.at_other_precision, files=pair[1], baseline=pair[1], replicates=replicates
+    )
+    same = test_evaluation.comparison.quantized
     n, n_decoded = same.n_rows, same.n_decoded_rows
     for name, low in (
         ("token_match_rate", 1 - 3 / n_decoded),
@@ -140,16 +144,16 @@ def test_a_twin_against_itself_is_equal_in_everything_by_the_rule_of_three(few, 
         assert (estimate.value, estimate.low, estimate.high) == (pytest.approx(1), pytest.approx(low), pytest.approx(1))
     assert same.kl_nats.value == 0
     assert same.recovered_cosine.value == pytest.approx(1)
-    assert judgement.comparison.quantization_to_seed_ratio.value == pytest.approx(0, abs=1e-6)
-    assert all(share.kl_nats.value == 0 for share in judgement.felt)
-    assert all(shift.change.value == 0 and shift.gap_16bit == shift.gap_nf4 for shift in judgement.bias)
+    assert test_evaluation.comparison.quantization_to_seed_ratio.value == pytest.approx(0, abs=1e-6)
+    assert all(share.kl_nats.value == 0 for share in test_evaluation.breakdown)
+    assert all(shift.change.value == 0 and shift.gap_16bit == shift.gap_nf4 for shift in test_evaluation.bias)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_row_losses_sum_to_the_held_out_loss_with_and_without_the_adapter(few, pair, precision):
     files = pair[PRECISIONS[::-1].index(precision)]
-    found = compare.judge(few, replace(CONFIG, precision=precision), files=files)
-    rows = few.rows["report"]
+    found = compare.evaluate_on_test(few, replace(CONFIG, precision=precision), files=files)
+    rows = few.rows["test"]
     with compare.attached(few.base(precision), files) as model:
         assert found.eval_loss_nats == pytest.approx(held_out.eval_loss(model, rows), rel=1e-6)
     assert found.untuned_loss_nats == pytest.approx(held_out.eval_loss(few.base(precision), rows), rel=1e-6)
@@ -158,58 +162,58 @@ def test_row_losses_sum_to_the_held_out_loss_with_and_without_the_adapter(few, p
     assert sum(found.row_tokens) == sum(
         len(row.input_ids) - max(1, row.n_prompt_tokens) for row in (r.last(256) for r in rows)
     )
-    assert (found.comparison, found.felt, found.bias) == (None, (), ())
+    assert (found.comparison, found.breakdown, found.bias) == (None, (), ())
 
 
 def test_each_row_carries_its_own_loss(few, pair):
-    rows = few.rows["report"]
-    found = compare.judge(few, CONFIG, files=pair[0])
+    rows = few.rows["test"]
+    found = compare.evaluate_on_test(few, CONFIG, files=pair[0])
     with compare.attached(few.base("nf4"), pair[0]) as model:
         one_by_one = [held_out.eval_loss(model, [row]) for row in rows[:7]]
     means = np.array(found.row_nats) / np.array(found.row_tokens)
     np.testing.assert_allclose(means[:7], one_by_one, rtol=1e-5)
 
 
-def test_a_judgement_of_a_4_bit_trial_is_complete_and_repeats_exactly(few, pair, reseeds, judged):
+def test_a_test_evaluation_of_a_4_bit_trial_is_complete_and_repeats_exactly(few, pair, replicates, evaluated):
     before = {precision: snapshot(few.base(precision)) for precision in PRECISIONS}
-    assert compare.judge(few, CONFIG, files=pair[0], twin=pair[1], reseeds=reseeds) == judged
+    assert compare.evaluate_on_test(few, CONFIG, files=pair[0], baseline=pair[1], replicates=replicates) == evaluated
     for precision, state in before.items():
         assert_untouched(few.base(precision), state)
-    assert len(judged.comparison.reseeded) == 2
-    ratio = (1 - judged.comparison.quantized.embedding_cosine.value) / np.mean(
-        [1 - seed.embedding_cosine.value for seed in judged.comparison.reseeded]
+    assert len(evaluated.comparison.replicates) == 2
+    ratio = (1 - evaluated.comparison.quantized.embedding_cosine.value) / np.mean(
+        [1 - seed.embedding_cosine.value for seed in evaluated.comparison.replicates]
     )
-    assert judged.comparison.quantization_to_seed_ratio.value == pytest.approx(ratio)
-    assert {share.by for share in judged.felt} == {"token frequency", "position in the response", "kind of task"}
-    assert {shift.about for shift in judged.bias} == set(bias.WORDS)
-    assert {share.group for share in judged.felt} & {"write", "classify", "explain"}
+    assert evaluated.comparison.quantization_to_seed_ratio.value == pytest.approx(ratio)
+    assert {share.by for share in evaluated.felt} == {"token frequency", "position in the response", "kind of task"}
+    assert {shift.about for shift in evaluated.bias} == set(bias.WORDS)
+    assert {share.group for share in evaluated.felt} & {"write", "classify", "explain"}
 
 
-def test_the_groups_of_a_judgement_weigh_out_to_the_kl_of_all_tokens(few, pair, judged):
-    rows = few.rows["report"]
+def test_the_groups_of_a_test_evaluation_weigh_out_to_the_kl_of_all_tokens(few, pair, evaluated):
+    rows = few.rows["test"]
     with compare.attached(few.base("16bit"), pair[1]) as model:
         reference = held_out.response_states(model, rows)
     with compare.attached(few.base("nf4"), pair[0]) as model:
         kl, _ = held_out.divergence(model, held_out.response_states(model, rows), reference)
-    for by in {share.by for share in judged.felt}:
-        shares = [share for share in judged.felt if share.by == by]
-        assert sum(share.n_tokens for share in shares) == len(kl) == sum(judged.row_tokens)
+    for by in {share.by for share in evaluated.felt}:
+        shares = [share for share in evaluated.breakdown if share.by == by]
+        assert sum(share.n_tokens for share in shares) == len(kl) == sum(evaluated.row_tokens)
         assert sum(share.kl_nats.value * share.n_tokens for share in shares) == pytest.approx(kl.sum())
 
 
 class OneBase:
-    """A bench as on a GPU: a swap frees the base that was there, or else reports that something holds it."""
+    """A cache as on a GPU: a swap frees the base that was there, or else reports that something holds it."""
 
-    def __init__(self, few: Bench, n_rows: int) -> None:
+    def __init__(self, few: WorkerCache, n_rows: int) -> None:
         self.workload = few.workload
-        self.rows = few.rows | {name: few.rows[name][:n_rows] for name in ("search", "report")}
+        self.rows = few.rows | {name: few.rows[name][:n_rows] for name in ("validation", "test")}
         self.untuned = {}
         self.swaps: list[str] = []
         self.held: list[str] = []
         self._base = None
 
     def reader(self, precision, weights):
-        raise Unrecordable("no GPU")
+        raise CaptureFailed("no GPU")
 
     def base(self, precision):
         if self.swaps[-1:] != [precision]:
@@ -222,10 +226,12 @@ class OneBase:
         return self._base
 
 
-def test_the_bases_are_swapped_once_and_the_first_is_freed(few, pair, reseeds):
+def test_the_bases_are_swapped_once_and_the_first_is_freed(few, pair, replicates):
     for work in (
-        lambda bench: compare.compare(bench, nf4=pair[0], twin=pair[1]),
-        lambda bench: compare.judge(bench, CONFIG, files=pair[0], twin=pair[1], reseeds=reseeds[:1]),
+        lambda cache: compare.compare(cache, nf4=pair[0], baseline=pair[1]),
+        lambda cache: compare.evaluate_on_test(
+            cache, CONFIG, files=pair[0], baseline=pair[1], replicates=replicates[:1]
+        ),
     ):
         own = OneBase(few, n_rows=3)
         work(own)
@@ -237,10 +243,10 @@ def test_the_bases_are_swapped_once_and_the_first_is_freed(few, pair, reseeds):
 def test_a_comparison_that_fails_leaves_the_bases_untouched(few, pair, broken):
     before = {precision: snapshot(few.base(precision)) for precision in PRECISIONS}
     rows = few.rows
-    few.rows = rows | {"search": []}
+    few.rows = rows | {"validation": []}
     try:
         with pytest.raises(ValueError, match="empty"):
-            compare.compare(few, nf4=pair[0], twin=pair[1])
+            compare.compare(few, nf4=pair[0], baseline=pair[1])
     finally:
         few.rows = rows
     files = pair[PRECISIONS[::-1].index(broken)]

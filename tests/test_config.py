@@ -86,18 +86,18 @@ def test_the_key_follows_base_data_and_dtype_but_not_where_they_lie():
 
 
 @given(CONFIGS)
-def test_a_counterpart_differs_in_precision_alone_and_twice_is_itself(config):
-    assert {config.precision, config.counterpart.precision} == {"16bit", "nf4"}
-    assert replace(config.counterpart, precision=config.precision) == config
-    assert config.counterpart.counterpart == config
+def test_the_config_at_the_other_precision_differs_in_precision_alone_and_twice_is_itself(config):
+    assert {config.precision, config.at_other_precision.precision} == {"16bit", "nf4"}
+    assert replace(config.at_other_precision, precision=config.precision) == config
+    assert config.at_other_precision.at_other_precision == config
 
 
-def test_a_cost_cell_depends_on_what_memory_and_time_depend_on():
+def test_a_cost_key_depends_on_what_memory_and_time_depend_on():
     free = {"alpha", "rank_stabilized", "learning_rate", "max_steps", "seed"}
     for name, value in OTHER_VALUES.items():
-        same = replace(CONFIG, **{name: value}).cost_cell == CONFIG.cost_cell
+        same = replace(CONFIG, **{name: value}).cost_key == CONFIG.cost_key
         assert same == (name in free or name == "dropout"), name
-    assert replace(CONFIG, dropout=0.0).cost_cell != CONFIG.cost_cell
+    assert replace(CONFIG, dropout=0.0).cost_key != CONFIG.cost_key
 
 
 def test_rank_stabilized_scaling_divides_by_the_root_of_the_rank():

@@ -309,7 +309,7 @@ def test_a_row_that_quotes_the_end_token_is_not_ended_by_it(tiny_folder, tmp_pat
         Row(instruction=f"{r.instruction} {demo.END}", input=demo.END, output=f"a{demo.END}b") for r in rows
     )
     tokenized = data.tokenize(alpaca.CheckedRows(rows=quoting, dropped={"output null": 3}), tiny_folder, tmp_path)
-    for row in data.load(tokenized.folder)["search"]:
+    for row in data.load(tokenized.folder)["validation"]:
         assert row.input_ids.index(0) == len(row.input_ids) - 1
     assert tokenized.counts["read"] == N_NEEDED + 3
     assert tokenized.counts["dropped: output null"] == 3
@@ -320,9 +320,9 @@ def test_a_row_that_quotes_the_end_token_is_not_ended_by_it(tiny_folder, tmp_pat
 def test_real_alpaca_rows_go_through_gpt2s_own_tokenizer(tmp_path):
     checked = alpaca.read_rows(str(SHARED_DATA / "alpaca" / "alpaca_subset.json"))
     tokenized = data.tokenize(checked, SHARED_DATA / "gpt2-medium", tmp_path)
-    search = data.load(tokenized.folder)["search"]
+    search = data.load(tokenized.folder)["validation"]
     tokenizer = AutoTokenizer.from_pretrained(SHARED_DATA / "gpt2-medium", trust_remote_code=False)
-    first = alpaca.split_rows(checked.rows)["search"][0]
+    first = alpaca.split_rows(checked.rows)["validation"][0]
     assert tokenizer.decode(search[0].input_ids) == first.prompt + first.output + "<|endoftext|>"
     long = max(search, key=lambda row: len(row.input_ids))
     assert long.last(128).input_ids[-1] == tokenizer.eos_token_id
@@ -366,14 +366,14 @@ def test_a_token_row_keeps_its_kind_of_task_in_the_cache_and_when_cut(splits):
     expected = alpaca.split_rows(alpaca.read_rows("demo").rows)
     for name, rows in expected.items():
         assert [row.kind for row in splits[name]] == [task_kind(row.instruction, row.input) for row in rows]
-    row = splits["search"][0]
+    row = splits["validation"][0]
     assert row.last(3).kind == row.kind != ""
 
 
 def test_a_cache_without_kinds_is_read_and_not_taken_for_a_new_one(tokens, splits, tiny_folder, tmp_path):
     old = tmp_path / f"tokens-{tokens.digest[:16]}"  # as caches were named before
     load_from_disk(str(tokens.folder)).remove_columns("kind").save_to_disk(str(old))
-    assert data.load(old)["search"] == [replace(row, kind="") for row in splits["search"]]
+    assert data.load(old)["validation"] == [replace(row, kind="") for row in splits["validation"]]
     again = data.tokenize(alpaca.read_rows("demo"), tiny_folder, tmp_path)
     assert (again.folder != old, again.digest) == (True, tokens.digest)
     assert data.load(again.folder) == splits
@@ -432,7 +432,7 @@ def test_two_folders_that_differ_only_in_the_end_token_do_not_share_tokens(sourc
     checked, ends = alpaca.read_rows("demo"), []
     for folder in (base, other):
         found = base_model.find(f"{source}{folder}", tmp_path / "cache")
-        rows = data.load(data.tokenize(checked, found.folder, tmp_path / "cache").folder)["search"]
+        rows = data.load(data.tokenize(checked, found.folder, tmp_path / "cache").folder)["validation"]
         ends.append({row.input_ids[-1] for row in rows})
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     assert ends == [{tokenizer.eos_token_id}, {tokenizer.convert_tokens_to_ids("a")}]

@@ -56,7 +56,7 @@ def test_the_front_is_the_front_of_each_kind_and_its_hypervolume_their_sum(rows)
     assert whole.hypervolume == sum(front.hypervolume for front in kinds)
 
 
-def test_a_cost_cell_is_measured_once_for_each_kind_and_a_trial_has_that_of_its_own(tmp_path):
+def test_a_cost_key_is_measured_once_for_each_kind_and_a_trial_has_that_of_its_own(tmp_path):
     ledger = Ledger(tmp_path / "ledger.db")
     keys = []
     for i, device in enumerate((A100, T4, A100)):
@@ -64,14 +64,14 @@ def test_a_cost_cell_is_measured_once_for_each_kind_and_a_trial_has_that_of_its_
         keys.append(f"{i:064x}")
         ledger.add(keys[-1], config, params={}, origin="search")
         ledger.start(keys[-1])
-        ledger.keep_cost(config.cost_cell, cost(device=device, peak_memory_mib=100.0 + i), of=keys[-1])
+        ledger.keep_cost(config.cost_key, cost(device=device, peak_memory_mib=100.0 + i), of=keys[-1])
         ledger.record(keys[-1], measurement(1, 2.0))
     found = [entry.result for entry in ledger.entries()]
     assert [t.cost.device for t in found] == [A100, T4, A100]
     assert [t.history[0].peak_memory_mib for t in found] == [100.0, 101.0, 100.0], "the third has the first's"
-    assert {c.device for c in ledger.costs(CONFIG.cost_cell)} == {A100, T4}
-    assert ledger.cost(CONFIG.cost_cell).device == A100
-    assert ledger.costs(replace(CONFIG, rank=8).cost_cell) == ()
+    assert {c.device for c in ledger.costs(CONFIG.cost_key)} == {A100, T4}
+    assert ledger.cost(CONFIG.cost_key).device == A100
+    assert ledger.costs(replace(CONFIG, rank=8).cost_key) == ()
     ledger.close()
 
 

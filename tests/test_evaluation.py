@@ -39,7 +39,7 @@ def rows(splits):
     """More rows than one batch, one of them longer than the base has positions, one with a long prompt."""
     long_response = TokenRow(input_ids=(*range(1, 300), END), n_prompt_tokens=40)
     long_prompt = TokenRow(input_ids=(*range(300, 600), 7, 8, END), n_prompt_tokens=300)
-    return [*splits["search"][:18], long_response, long_prompt]
+    return [*splits["validation"][:18], long_response, long_prompt]
 
 
 @torch.no_grad()

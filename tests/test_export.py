@@ -29,21 +29,21 @@ from trainables.models import base_model, inputs
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError, SweepError
-from trainables.worker_cache import Bench
+from trainables.worker_cache import WorkerCache
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8, learning_rate=1e-2, batch_size=4, max_length_tokens=64, max_steps=4)
-CONFIGS = (NF4, NF4.counterpart)
+CONFIGS = (NF4, NF4.at_other_precision)
 PRUNED = replace(NF4, rank=2)
 DTYPES = {"nf4": "uint8", "16bit": "float32"}
 
 
-def train(config, bench, ledger, folder):
+def train(config, cache, ledger, folder):
     """What a worker and the driver do of one trial, in this process."""
-    key = bench.workload.key(config)
+    key = cache.workload.key(config)
     ledger.add(key, config, params={}, origin="search")
     ledger.start(key)
-    training = Trial(config, bench)
-    ledger.keep_cost(config.cost_cell, training.cost)
+    training = Trial(config, cache)
+    ledger.keep_cost(config.cost_key, training.cost)
     for measurement in training.measurements():
         ledger.record(key, measurement)
     sha256 = adapter_store.write(folder / "adapters", key, training.adapter_files())
@@ -58,11 +58,11 @@ def root(tmp_path_factory):
     folder = settings_file.sweep_folder("t", root)
     settings_file.save(make(objectives=("eval_loss_nats",)), folder)
     workload = inputs.fetch("demo", "demo", root / "cache").workload("float32")
-    bench = Bench(workload, "cpu")
+    cache = WorkerCache(workload, "cpu")
     ledger = Ledger(folder / "ledger.db")
     ledger.set_fact("workload", asdict(workload))
     for config in CONFIGS:
-        train(config, bench, ledger, folder)
+        train(config, cache, ledger, folder)
     key = workload.key(PRUNED)
     ledger.add(key, PRUNED, params={}, origin="search")
     ledger.start(key)
@@ -100,7 +100,7 @@ def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_
     trial, dest = trials[number], tmp_path / "new" / "d"
     done = export.run("t", dest, of(number), root, check=True)
     base = base_model.load(workload, trial.config.precision, "cpu")
-    rows = tokens.load(workload.data_folder)["search"]
+    rows = tokens.load(workload.data_folder)["validation"]
     untuned = held_out.eval_loss(base, rows)
     model = PeftModel.from_pretrained(base, dest).eval()
     recorded = trial.history[-1].eval_loss_nats
@@ -122,7 +122,7 @@ def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_
 
     card = ModelCard.load(dest / "README.md")
     assert f"trial {number} (key `{trial.key[:16]}`)" in card.text
-    assert f"loss {recorded:.4f} nats on the search rows, on the embedded demo model" in card.text
+    assert f"loss {recorded:.4f} nats on the validation rows, on the embedded demo model" in card.text
 
 
 NEEDED = {
@@ -160,7 +160,7 @@ def test_merged_weights_are_16_bit_and_keep_the_recorded_loss_without_peft(root,
     export.run("t", tmp_path / "d", of(number), root, merge=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "d" / "merged", dtype="auto", trust_remote_code=False)
     assert {p.dtype for p in merged.parameters()} == {torch.float16}
-    loss = held_out.eval_loss(merged.float(), tokens.load(workload.data_folder)["search"])
+    loss = held_out.eval_loss(merged.float(), tokens.load(workload.data_folder)["validation"])
     assert loss == pytest.approx(trials[number].history[-1].eval_loss_nats, abs=1e-3)
     assert "peft" not in (tmp_path / "d" / "generate.py").read_text()
     assert (tmp_path / "d" / "adapter_model.safetensors").is_file()

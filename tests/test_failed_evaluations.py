@@ -1,4 +1,4 @@
-"""A comparison or judgement that failed: said wherever a verdict stands, an exit code, and tried again by resume."""
+"""A comparison or test evaluation that failed: said wherever a verdict stands, an exit code, and tried again by resume."""
 
 import json
 from dataclasses import asdict
@@ -51,19 +51,23 @@ def texts_of(desk: Desk, capsys) -> dict[str, str]:
     return said | {"card": str(cards.card_of(found)), "report as JSON": json.dumps(found.to_dict())}
 
 
-def test_a_judgement_that_failed_is_the_verdict_wherever_one_stands_and_no_seed_is_said_to_be_missing(tmp_path, capsys):
+def test_a_test_evaluation_that_failed_is_the_verdict_wherever_one_stands_and_no_seed_is_said_to_be_missing(
+    tmp_path, capsys
+):
     desk = desk_at(tmp_path)
-    desk.finish(failing("judge"))
+    desk.finish(failing("evaluate"))
     assert {t.state for t in desk.ledger.trials()} == {"completed"}
     for reader, text in texts_of(desk, capsys).items():
         assert "evaluation failed" in text, reader
-        assert "judging it on the report rows" in text, reader
+        assert "evaluating it on the test rows" in text, reader
         assert "oom here" in text, reader
         assert "undecided" not in text, reader
         assert "no other seed" not in text, reader
 
 
-@pytest.mark.parametrize(("kind", "what"), [("judge", "judging it"), ("compare", "comparing it with its 16-bit twin")])
+@pytest.mark.parametrize(
+    ("kind", "what"), [("evaluate", "evaluating it"), ("compare", "comparing it with its 16-bit baseline")]
+)
 def test_a_sweep_with_a_trial_that_could_not_be_evaluated_ends_with_an_error_until_resume_mends_it(
     tmp_path, kind, what
 ):
@@ -90,9 +94,9 @@ def test_a_sweep_with_a_trial_that_could_not_be_evaluated_ends_with_an_error_unt
 
 def test_an_evaluation_whose_worker_was_lost_too_often_failed_as_well(tmp_path):
     desk = desk_at(tmp_path)
-    while desk.all_asked[-1:] == [] or desk.all_asked[-1].kind != "judge":
+    while desk.all_asked[-1:] == [] or desk.all_asked[-1].kind != "evaluate":
         taken = desk.take()
-        if desk.all_asked[-1].kind != "judge":
+        if desk.all_asked[-1].kind != "evaluate":
             desk.end(taken)
     for _ in BACK_OFF_SECONDS:
         desk.lose(taken)
@@ -100,14 +104,14 @@ def test_an_evaluation_whose_worker_was_lost_too_often_failed_as_well(tmp_path):
     desk.lose(taken)
     desk.finish()
     (failed,) = failed_evaluations(desk.ledger.trials(), ASKED)
-    assert (failed.what, failed.reason) == ("judge", "its worker process was lost, the 3rd time")
+    assert (failed.what, failed.reason) == ("evaluate", "its worker process was lost, the 3rd time")
 
 
-def test_the_failure_counts_before_what_the_search_rows_say_and_names_their_rows():
-    found = trial(0, config=NF4, similarity=similarity(0.1), failed_evaluations={"judge": "out of memory"})
+def test_the_failure_counts_before_what_the_validation_rows_say_and_names_their_rows():
+    found = trial(0, config=NF4, similarity=similarity(0.1), failed_evaluations={"evaluate": "out of memory"})
     verdict = verdict_of(found, 0.95)
     assert (verdict.answer, verdict.rows) == ("evaluation failed", "search")
-    assert str(verdict) == "evaluation failed (judging it on the report rows: out of memory)"
+    assert str(verdict) == "evaluation failed (evaluating it on the test rows: out of memory)"
     assert trial_row(found, False, 0.95)["verdict"] == "evaluation failed"
     alone = verdict_of(trial(0, config=NF4, failed_evaluations={"compare": "out of memory"}), 0.95)
     assert (alone.answer, alone.rows) == ("evaluation failed", None)
@@ -115,11 +119,11 @@ def test_the_failure_counts_before_what_the_search_rows_say_and_names_their_rows
 
 def test_what_failed_of_a_trial_that_nobody_asks_about_any_more_is_no_error():
     """It was a finalist once; a better one has taken its place."""
-    once = trial(0, failed_evaluations={"judge": "out of memory"}, history=())
+    once = trial(0, failed_evaluations={"evaluate": "out of memory"}, history=())
     assert failed_evaluations([once, trial(1)], ASKED) == ()
 
 
-def test_the_tag_of_a_run_follows_a_judgement_that_fails_after_its_trial_has_ended(tmp_path):
+def test_the_tag_of_a_run_follows_a_test_evaluation_that_fails_after_its_trial_has_ended(tmp_path):
     from mlflow import MlflowClient
 
     root = tmp_path / "mlflow_runs"
@@ -132,9 +136,9 @@ def test_the_tag_of_a_run_follows_a_judgement_that_fails_after_its_trial_has_end
         desk.do()
     tracker = Tracker(ASKED, desk.ledger, root)
     tracker.sync()
-    desk.finish(failing("judge"))
+    desk.finish(failing("evaluate"))
     tracker.sync()
     (nf4,) = (t.key for t in desk.ledger.trials() if t.config == NF4)
     desk.ledger.close()
     (run,) = MlflowClient(store_uri(root)).search_runs([tracker.experiment_id], f"tags.trial_key = '{nf4}'")
-    assert run.data.tags["verdict"] == "evaluation failed (judging it on the report rows: oom here)"
+    assert run.data.tags["verdict"] == "evaluation failed (evaluating it on the test rows: oom here)"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
 from orchestrator.workers.faults import BACK_OFF_SECONDS, MIN_FAILED, Retries, fault_of, too_many
-from orchestrator.workers.versions import NodeUnfit
+from orchestrator.workers.versions import IncompatibleNode
 from tests.sweeps import GRID, TPE, Desk, breaks, completes, make, space
 from trainables.values.errors import DeviceLost
 
@@ -38,8 +38,8 @@ KINDS = {
         "ImportError: no module",
     ),
     "a worker that refused its node": (
-        ActorDiedError.from_task_error(raised(NodeUnfit("node a has torch 1.2.3, the driver has 2.13.0"))),
-        "unfit node",
+        ActorDiedError.from_task_error(raised(IncompatibleNode("node a has torch 1.2.3, the driver has 2.13.0"))),
+        "incompatible node",
         "its node was unfit: node a has torch 1.2.3, the driver has 2.13.0",
     ),
     "a worker that a node lacks a package for": (
@@ -108,14 +108,14 @@ def test_the_sweep_is_not_over_while_its_last_task_waits(tmp_path):
     assert Counter(desk.states.values()) == {"completed": 1}
 
 
-def test_a_judgement_is_tried_again_too(tmp_path):
+def test_a_test_evaluation_is_tried_again_too(tmp_path):
     desk = Desk(tmp_path, make(space(parameters={"rank": {"values": [1]}}, fixed={"alpha": 1, "precision": "16bit"})))
     desk.do()
     lost = desk.take()
-    assert desk.all_asked[-1].kind == "judge"
+    assert desk.all_asked[-1].kind == "evaluate"
     desk.lose(lost)
     desk.end(desk.take_again(lost))
-    assert desk.candidates[0].judgement is not None
+    assert desk.candidates[0].test_evaluation is not None
     assert desk.finish() == []
 
 

@@ -135,12 +135,12 @@ def test_pruned_trials_spend_time_without_raising_the_hypervolume(sweep):
     assert (after.share, after.trial) == (before.share, None)
 
 
-def test_a_4bit_trial_counts_from_when_its_twin_has_ended():
+def test_a_4bit_trial_counts_from_when_its_baseline_has_ended():
     config = TrialConfig(precision="nf4", rank=4, alpha=8)
     quick = trial(0, config=config, similarity=similarity(0.99), train_seconds=10.0, ended_at=100.0)
     other = trial(1, state="pruned", history=(), train_seconds=20.0, ended_at=150.0)
-    twin = trial(2, config=config.counterpart, origin="twin", train_seconds=30.0, ended_at=200.0)
-    moments = figure_hypervolume.curve(result_of(quick, other, twin))
+    baseline = trial(2, config=config.at_other_precision, origin="baseline", train_seconds=30.0, ended_at=200.0)
+    moments = figure_hypervolume.curve(result_of(quick, other, baseline))
     assert {m.seconds for m in moments if m.share == 0} == {0.0, 10.0, 30.0, 60.0}
     assert next(m.trial for m in moments if m.trial) is quick
 
@@ -167,12 +167,12 @@ def test_of_too_many_cells_those_of_the_front_are_kept(sweep):
     result = result_of(*sweep.trials, *wide)
     shown = figure_memory.bars(result)
     assert len(shown) == figure_memory.MAX_BARS
-    assert {m.config.cost_cell for m in result.front.members} <= {bar.config.cost_cell for bar in shown}
+    assert {m.config.cost_key for m in result.front.members} <= {bar.config.cost_key for bar in shown}
 
 
-def test_similarity_stands_beside_its_yardsticks_and_the_threshold():
+def test_similarity_stands_beside_its_seed_replicates_and_the_threshold():
     seeds = (likeness(cosine=0.97, kl_nats=0.05), likeness(cosine=0.96, kl_nats=0.06))
-    comparison = replace(similarity(0.995), reseeded=seeds)
+    comparison = replace(similarity(0.995), replicates=seeds)
     config = TrialConfig(precision="nf4", rank=4, alpha=8)
     figure = figure_similarity.draw(result_of(trial(0, config=config, similarity=comparison)))
     drawn = figure.html()
@@ -303,7 +303,7 @@ def test_what_has_nothing_to_show_is_left_out_and_said(tmp_path):
     assert names == {"front", "rank_memory", "loss_memory", "time_memory", "loss_time", "hypervolume"}
     reasons = dict(line.split(": ", 1) for line in (old.parent / figures.LEFT_OUT).read_text().splitlines())
     assert reasons.keys() == {"memory_breakdown", "similarity", "parallel_coordinates", "importance"}
-    assert reasons["similarity"] == "no 4-bit finalist was compared with a 16-bit twin"
+    assert reasons["similarity"] == "no 4-bit finalist was compared with a 16-bit baseline"
 
 
 def test_a_sweep_without_a_completed_trial_has_no_figure_and_no_fault(tmp_path):

@@ -1,9 +1,9 @@
-"""Which trials get yardsticks, and which runs those need."""
+"""Which trials get seed replicates, and which runs those need."""
 
 from collections import Counter
 from dataclasses import replace
 
-from orchestrator.analysis.finalists import finalists, other_seeds, runs_of, to_judge, under_seeds, wanted
+from orchestrator.analysis.finalists import finalists, other_seeds, runs_of, to_evaluate, under_seeds, wanted
 from orchestrator.analysis.front import front_of
 from tests.sweeps import GRID, Desk, breaks, completes, make, measurement, similarity, trial
 from trainables.values.config import TrialConfig
@@ -32,57 +32,57 @@ def test_with_repeats_the_best_trial_of_each_precision_and_rank_is_a_finalist():
     configs = [TrialConfig(precision="16bit", rank=rank, alpha=a) for rank in (1, 2) for a in (1, 2)]
     found = [lossy(n, loss, config=c) for n, (c, loss) in enumerate(zip(configs, (4.0, 3.0, 1.0, 2.0), strict=True))]
     assert [t.number for t in finalists(found, SETTINGS)] == [2]
-    assert [t.number for t in finalists(found, make(objectives=("eval_loss_nats",), repeats=3))] == [1, 2]
+    assert [t.number for t in finalists(found, make(objectives=("eval_loss_nats",), finalist_seeds=3))] == [1, 2]
 
 
-def test_repeats_and_reseeds_make_no_finalist():
-    luckier = [lossy(1, 0.1, origin="repeat"), lossy(2, 0.2, origin="reseed")]
+def test_seed_replicates_make_no_finalist():
+    luckier = [lossy(1, 0.1, origin="replicate"), lossy(2, 0.2, origin="baseline replicate")]
     assert [t.number for t in finalists([lossy(0, 1.0), *luckier], SETTINGS)] == [0]
 
 
-def test_a_4_bit_finalist_wants_its_twin_under_other_seeds_and_repeats_want_the_finalist_itself():
+def test_a_4_bit_finalist_wants_its_baseline_under_other_seeds_and_repeats_want_the_finalist_itself():
     found = [lossy(0, 1.0, config=NF4, similarity=similarity())]
-    runs = wanted(found, make(objectives=("eval_loss_nats",), repeats=3, reseeds=2))
+    runs = wanted(found, make(objectives=("eval_loss_nats",), finalist_seeds=3, baseline_seeds=2))
     assert [(run.origin, run.config.precision, run.config.seed) for run in runs] == [
-        ("repeat", "nf4", 1),
-        ("repeat", "nf4", 2),
-        ("reseed", "16bit", 1),
-        ("reseed", "16bit", 2),
+        ("replicate", "nf4", 1),
+        ("replicate", "nf4", 2),
+        ("baseline replicate", "16bit", 1),
+        ("baseline replicate", "16bit", 2),
     ]
     assert {replace(run.config, seed=0, precision="nf4") for run in runs} == {NF4}
 
 
-def test_other_seeds_of_a_twin_are_found_nearest_first_and_not_the_twin_itself():
-    twin = NF4.counterpart
-    found = [lossy(n, 1.0, config=replace(twin, seed=seed)) for n, seed in enumerate((0, 3, 1, 2))]
+def test_other_seeds_of_a_baseline_are_found_nearest_first_and_not_the_baseline_itself():
+    baseline = NF4.at_other_precision
+    found = [lossy(n, 1.0, config=replace(baseline, seed=seed)) for n, seed in enumerate((0, 3, 1, 2))]
     assert [t.config.seed for t in other_seeds(trial(9, config=NF4), found, 2)] == [1, 2]
 
 
 def test_a_finalists_runs_begin_with_its_own_and_leave_out_what_did_not_complete():
     first = lossy(0, 1.0)
-    others = [lossy(n, 1.1, config=replace(first.config, seed=n), origin="repeat") for n in (1, 2)]
+    others = [lossy(n, 1.1, config=replace(first.config, seed=n), origin="replicate") for n in (1, 2)]
     broken = replace(others[0], state="diverged")
-    settings = make(objectives=("eval_loss_nats",), repeats=3)
+    settings = make(objectives=("eval_loss_nats",), finalist_seeds=3)
     assert [t.number for t in runs_of(first, [first, *others], settings)] == [0, 1, 2]
     assert [t.number for t in runs_of(first, [first, broken, others[1]], settings)] == [0, 2]
 
 
-def test_a_sweep_ends_with_every_finalist_judged_and_every_yardstick_run_once(tmp_path):
-    desk = Desk(tmp_path, make(GRID, repeats=3, reseeds=2))
+def test_a_sweep_ends_with_every_finalist_evaluated_and_every_seed_replicates_run_once(tmp_path):
+    desk = Desk(tmp_path, make(GRID, finalist_seeds=3, baseline_seeds=2))
     desk.finish(lambda task: completes(task, loss=2.0 if task.config.precision == "nf4" else 2.1))
     trials = desk.ledger.trials()
-    assert all(t.judgement for t in to_judge(trials, desk.settings))
+    assert all(t.test_evaluation for t in to_evaluate(trials, desk.settings))
     assert max(Counter(task.key for task in desk.all_asked if task.kind == "train").values()) == 1
     assert {run.config for run in wanted(trials, desk.settings)} <= {t.config for t in trials}
-    judged = [t for t in finalists(trials, desk.settings) if t.config.precision == "nf4"]
-    assert judged
-    assert all(t.judgement.comparison for t in judged)
-    asked = [task for task in desk.all_asked if task.kind == "judge" and task.config.precision == "nf4"]
-    assert all(len(task.reseed_keys) == 2 for task in asked if task.config.seed == 0)
+    evaluated = [t for t in finalists(trials, desk.settings) if t.config.precision == "nf4"]
+    assert evaluated
+    assert all(t.test_evaluation.comparison for t in evaluated)
+    asked = [task for task in desk.all_asked if task.kind == "evaluate" and task.config.precision == "nf4"]
+    assert all(len(task.replicate_keys) == 2 for task in asked if task.config.seed == 0)
 
 
-def test_a_sweep_that_crashed_after_every_task_judges_the_same_trials_and_repeats_nothing(tmp_path):
-    settings = make(GRID, repeats=2)
+def test_a_sweep_that_crashed_after_every_task_evaluates_the_same_trials_and_repeats_nothing(tmp_path):
+    settings = make(GRID, finalist_seeds=2)
     desks = {}
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
@@ -97,23 +97,24 @@ def test_a_sweep_that_crashed_after_every_task_judges_the_same_trials_and_repeat
     assert desk.searcher.finished
     assert max(done.values()) == 1
     ends = [
-        {(t.key, t.state, t.origin, t.judgement is not None) for t in d.ledger.trials()} for d in (desk, desks["whole"])
+        {(t.key, t.state, t.origin, t.test_evaluation is not None) for t in d.ledger.trials()}
+        for d in (desk, desks["whole"])
     ]
     assert ends[0] == ends[1]
 
 
-def test_a_judgement_that_fails_is_not_asked_for_again_and_the_sweep_ends(tmp_path):
+def test_a_test_evaluation_that_fails_is_not_asked_for_again_and_the_sweep_ends(tmp_path):
     desk = Desk(tmp_path, make(GRID))
-    desk.finish(lambda task: breaks(task, state="oom") if task.kind == "judge" else completes(task))
-    judged = Counter(task.key for task in desk.all_asked if task.kind == "judge")
-    assert judged
-    assert set(judged.values()) == {1}
+    desk.finish(lambda task: breaks(task, state="oom") if task.kind == "evaluate" else completes(task))
+    evaluated = Counter(task.key for task in desk.all_asked if task.kind == "evaluate")
+    assert evaluated
+    assert set(evaluated.values()) == {1}
     assert {t.state for t in desk.ledger.trials()} == {"completed"}
-    assert not any(t.judgement for t in desk.ledger.trials())
+    assert not any(t.test_evaluation for t in desk.ledger.trials())
 
 
 def test_runs_under_other_seeds_are_told_to_nobody_and_are_on_no_front(tmp_path):
-    desk = Desk(tmp_path, make(GRID, repeats=2))
+    desk = Desk(tmp_path, make(GRID, finalist_seeds=2))
     desk.finish(lambda task: completes(task, loss=2.0 if task.config.seed == 0 else 0.1))
     others = {t.key for t in desk.ledger.trials() if t.config.seed != 0}
     assert others

@@ -119,7 +119,7 @@ def test_a_4_bit_trial_counts_from_the_similarity_asked_for_upwards():
     assert front_of(list(at.values()), SETTINGS).keys == {at[0.9].key, at[0.91].key}
 
 
-def test_a_16_bit_trial_is_its_own_twin():
+def test_a_16_bit_trial_is_its_own_baseline():
     own = trial(0)
     assert [objective_value(own, o) for o in sorted(MAXIMISED)] == [1.0, 1.0]
     assert dissimilarity(own, 0.9) == pytest.approx(-0.1)
@@ -156,18 +156,18 @@ def test_equal_trials_both_stay_and_a_worse_one_does_not_move_the_front():
 
 
 def timed(number: int, rank: int, spread: float, **values):
-    """A trial of rank's cost cell, whose timed steps lay so many seconds apart (10th to 90th percentile)."""
+    """A trial of rank's cost key, whose timed steps lay so many seconds apart (10th to 90th percentile)."""
     config = TrialConfig(precision="16bit", rank=rank, alpha=8)
     seconds = cost(seconds_per_step_p10=1.0, seconds_per_step_p90=1.0 + spread)
     return trial(number, **{"config": config, "cost": seconds, **values})
 
 
 SPREADS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 8)), max_size=8)
-ORIGINS = ("search", "twin", "reseed", "repeat")
+ORIGINS = ("search", "baseline", "baseline replicate", "replicate")
 
 
 @given(SPREADS, st.lists(st.sampled_from(ORIGINS), min_size=8, max_size=8), NAMES)
-def test_noise_is_the_median_spread_of_the_candidates_cost_cells_and_of_time_alone(cells, origins, objectives):
+def test_noise_is_the_median_spread_of_the_candidates_costs_and_of_time_alone(cells, origins, objectives):
     """Spreads are whole 64ths; all trials of one cell share its cost."""
     by_rank = dict(cells)
     found = [

@@ -1,4 +1,4 @@
-"""What recorded steps rest on, as far as a CPU shows it: kinds, packed batches, a padded rank that takes no part."""
+"""What captured steps rest on, as far as a CPU shows it: kinds, packed batches, a padded rank that takes no part."""
 
 from dataclasses import replace
 
@@ -14,16 +14,16 @@ from trainables.models import lora
 from trainables.models.lean import LOSS_CHUNK_TOKENS, adapted_layers
 from trainables.training.batches import StepShape, packed
 from trainables.training.eager import EagerEngine
-from trainables.training.graph import kind_of
+from trainables.training.graph import graph_key
 from trainables.trial import Trial
 from trainables.values.config import TARGETS, TrialConfig
 from trainables.values.errors import ConfigError
 
 
 @given(st.integers(1, 300))
-def test_a_tapes_rank_is_the_smallest_offered_that_is_enough_or_else_the_trials_own(rank):
+def test_a_graphs_rank_is_the_smallest_offered_that_is_enough_or_else_the_trials_own(rank):
     enough = [offered for offered in RANKS if offered >= rank]
-    assert kind_of(TrialConfig(precision="nf4", rank=rank, alpha=1)).rank == min(enough, default=rank)
+    assert graph_key(TrialConfig(precision="nf4", rank=rank, alpha=1)).rank == min(enough, default=rank)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_tapes_rank_is_the_smallest_offered_that_is_enough_or_else_the_trials_
 )
 def test_configs_share_a_tape_where_they_differ_only_in_what_is_set_between_replays(small_config, change, same):
     config = small_config(rank=4)
-    assert (kind_of(config) == kind_of(replace(config, **change))) == same
+    assert (graph_key(config) == graph_key(replace(config, **change))) == same
 
 
 ROWS = st.lists(
@@ -90,12 +90,12 @@ def test_batches_of_one_length_need_few_shapes(n_supervised, n_targets):
     assert packed((ids, labels), "standard")[0] == StepShape(n_rows=1, length=300)
 
 
-def test_on_a_cpu_a_graph_is_refused_with_the_engine_that_works(bench, small_config):
+def test_on_a_cpu_a_graph_is_refused_with_the_engine_that_works(cache, small_config):
     with pytest.raises(ConfigError, match="engine is graph, which needs a CUDA GPU; on a CPU it is eager"):
-        Trial(small_config(engine="graph"), bench)
+        Trial(small_config(engine="graph"), cache)
 
 
-# --- the padded rank: an eager AdamW on weights padded as a tape pads them
+# --- the padded rank: an eager AdamW on weights padded as step graphs pads them
 
 
 @pytest.fixture(params=["16bit", "nf4"])
@@ -109,13 +109,13 @@ def batches(splits):
     return [tokens.pad(rows[i : i + 4], max_length_tokens=96, pad_id=0, multiple=32) for i in range(0, 80, 4)]
 
 
-def trained(bench, config, batches, *, rank=None, stray=0.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def trained(cache, config, batches, *, rank=None, stray=0.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Losses and final weights of a trial; with a `rank` its weights lie in the corner of ones of that rank.
 
     Args:
         stray: what the padded rows of A are filled with.
     """
-    base = bench.base(config.precision)
+    base = cache.base(config.precision)
     model = lora.attach(base, config, base_name="tiny")
     narrow = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     if rank:
@@ -135,10 +135,10 @@ def trained(bench, config, batches, *, rank=None, stray=0.0) -> tuple[torch.Tens
 
 
 @pytest.mark.parametrize(("loop", "dropout"), [("standard", 0.0), ("lean", 0.0), ("lean", 0.3)])
-def test_the_padding_of_a_rank_takes_no_part_in_the_update(bench, small_config, batches, precision, loop, dropout):
+def test_the_padding_of_a_rank_takes_no_part_in_the_update(cache, small_config, batches, precision, loop, dropout):
     config = small_config(precision=precision, rank=5, alpha=10, targets=TARGETS, loop=loop, dropout=dropout)
-    losses, weights = trained(bench, config, batches)
-    padded_losses, padded_weights = trained(bench, config, batches, rank=16)
+    losses, weights = trained(cache, config, batches)
+    padded_losses, padded_weights = trained(cache, config, batches, rank=16)
     torch.testing.assert_close(padded_losses, losses, rtol=2e-6, atol=0)
     for name, weight in weights.items():
         padded = padded_weights[name].clone()
@@ -149,10 +149,10 @@ def test_the_padding_of_a_rank_takes_no_part_in_the_update(bench, small_config, 
     assert losses.std() > 0
 
 
-def test_padding_that_is_not_zero_would_take_part(bench, small_config, batches):
-    """B's padded column gets a gradient once A's padded row holds something: so a tape is cleared at each load."""
+def test_padding_that_is_not_zero_would_take_part(cache, small_config, batches):
+    """B's padded column gets a gradient once A's padded row holds something: so a step graphs is cleared at each load."""
     config = small_config(rank=5, targets=TARGETS, dropout=0.0)
-    losses, _ = trained(bench, config, batches)
-    stray, weights = trained(bench, config, batches, rank=16, stray=0.1)
+    losses, _ = trained(cache, config, batches)
+    stray, weights = trained(cache, config, batches, rank=16, stray=0.1)
     assert (stray - losses).abs().max() > 1e-3
     assert any(weight[:, 5:].any() for name, weight in weights.items() if "lora_B" in name)

@@ -128,7 +128,7 @@ def test_a_history_of_nothing_teaches_nothing_and_an_unknown_rung_has_no_end():
 
 @pytest.fixture
 def pairs(tmp_path) -> Desk:
-    """Two completed 4-bit trials, each with its twin; a quarter of the first rung's loss is left at the end."""
+    """Two completed 4-bit trials, each with its baseline; a quarter of the first rung's loss is left at the end."""
     desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME | {"fixed": WIDE["fixed"] | {"precision": "nf4"}})))
     for loss, mib in ((2.0, 100.0), (1.0, 120.0)):
         for precision in ("nf4", "16bit"):
@@ -137,18 +137,18 @@ def pairs(tmp_path) -> Desk:
     return desk
 
 
-def test_a_4_bit_trial_whose_end_adds_nothing_counts_as_stopped_there_and_gets_no_twin(pairs):
+def test_a_4_bit_trial_whose_end_adds_nothing_counts_as_stopped_there_and_gets_no_baseline(pairs):
     assert falls(pairs, (3.6, 2.7, 1.7, 1.5), 125.0) == "pruned"
     stopped = pairs.ledger.entry(pairs.asked[-1].key)
     assert [m.step for m in stopped.result.history] == [1, 2, 4, 8]
     assert "hypervolume: its end (peak_memory_mib 125, seconds_per_step 1, eval_loss_nats 1.5)" in stopped.result.reason
-    assert "for a 16-bit twin" in stopped.result.reason
+    assert "for a 16-bit baseline" in stopped.result.reason
     assert stopped.adapter_sha256 is None
     assert pairs.study.trials[-1].values == [125.0, 1.0, 1.5], "the sampler is told what it came to"
     assert falls(pairs, (2.0, 1.5, 1.0, 0.5), 130.0) == "completed"
     assert [task.config.precision for task in pairs.asked[-2:]] == ["nf4", "nf4"]
     assert falls(pairs, (2.0, 1.5, 1.0, 0.5), 180.0) == "completed"
-    assert pairs.asked[-1].config == pairs.asked[-2].config.counterpart
+    assert pairs.asked[-1].config == pairs.asked[-2].config.at_other_precision
 
 
 def test_a_16_bit_trial_completes_whatever_its_end_adds_as_nothing_more_is_spent_on_it(desk):
@@ -161,7 +161,7 @@ def test_runs_under_other_seeds_are_not_compared_with_the_search(tmp_path):
     for _ in range(2):
         falls(desk, (4.0, 3.0, 2.0, 1.0), 100.0)
     desk.finish(lambda task: completes(task, loss=0.01))
-    assert sum(trial.origin == "reseed" for trial in desk.ledger.trials()) == 2
+    assert sum(trial.origin == "baseline replicate" for trial in desk.ledger.trials()) == 2
     (device,) = desk.pruner._own._devices.values()
     assert device.front[:, -1].tolist() == [1.0]
 

@@ -81,10 +81,10 @@ def test_padding_takes_no_part_in_the_chunked_loss(n_tokens, n_words):
 
 
 @pytest.fixture(params=["16bit", "nf4"])
-def adapted(request, bench, small_config):
+def adapted(request, cache, small_config):
     """A model whose adapter on all targets is no longer without effect, and its base's precision."""
     config = small_config(precision=request.param, targets=TARGETS, dropout=0.0)
-    model = lora.attach(bench.base(request.param), config, base_name="tiny")
+    model = lora.attach(cache.base(request.param), config, base_name="tiny")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -183,8 +183,8 @@ def test_a_lora_linear_has_the_values_and_gradients_of_its_formula(adapted, drop
     assert 0 < mask.float().mean() <= 1
 
 
-def test_dropout_is_drawn_anew_in_training_and_never_in_evaluation(bench, small_config):
-    model = lora.attach(bench.base("16bit"), small_config(dropout=0.5, targets=TARGETS), base_name="tiny")
+def test_dropout_is_drawn_anew_in_training_and_never_in_evaluation(cache, small_config):
+    model = lora.attach(cache.base("16bit"), small_config(dropout=0.5, targets=TARGETS), base_name="tiny")
     ids, labels = drawn_batch()
     try:
         for name, weight in model.named_parameters():
@@ -201,8 +201,8 @@ def test_dropout_is_drawn_anew_in_training_and_never_in_evaluation(bench, small_
 
 
 @torch.no_grad()
-def test_4_bit_modules_multiply_by_full_weights_as_by_their_own_and_then_have_their_own_again(bench):
-    base = bench.base("nf4")
+def test_4_bit_modules_multiply_by_full_weights_as_by_their_own_and_then_have_their_own_again(cache):
+    base = cache.base("nf4")
     ids = torch.arange(40)[None]
     own = base(input_ids=ids, use_cache=False).logits
     weights = full_weights(base)
@@ -212,4 +212,4 @@ def test_4_bit_modules_multiply_by_full_weights_as_by_their_own_and_then_have_th
     with multiplied_by({module: torch.zeros_like(weight) for module, weight in weights.items()}):
         assert not torch.allclose(base(input_ids=ids, use_cache=False).logits, own)
     assert torch.equal(base(input_ids=ids, use_cache=False).logits, own)
-    assert not full_weights(bench.base("16bit"))
+    assert not full_weights(cache.base("16bit"))

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from orchestrator.ledger import TRANSITIONS, Ledger, LedgerError
 from orchestrator.ledger.checksums import TABLES
 from orchestrator.ledger.schema import SCHEMA_VERSION
-from tests.sweeps import REPO, WORKLOAD, cost, judgement, measurement, similarity
+from tests.sweeps import REPO, WORKLOAD, cost, evaluated_on_test, measurement, similarity
 from trainables.values.config import FINAL_STATES, State, TrialConfig, canonical_json
 from trainables.values.errors import ConfigError, LedgerDamaged
 from trainables.values.findings import Comparison
@@ -65,7 +65,7 @@ class LedgerAndModel(RuleBasedStateMachine):
                 operation(*arguments, **named)
         return allowed
 
-    @rule(i=st.integers(0, len(KEYS) - 1), origin=st.sampled_from(["search", "twin"]))
+    @rule(i=st.integers(0, len(KEYS) - 1), origin=st.sampled_from(["search", "baseline"]))
     def add(self, i: int, origin: str) -> None:
         params = {"rank": CONFIGS[i].rank}
         if self.attempt(KEYS[i] not in self.trials, self.ledger.add, KEYS[i], CONFIGS[i], params=params, origin=origin):
@@ -100,8 +100,8 @@ class LedgerAndModel(RuleBasedStateMachine):
 
     @rule(i=st.integers(0, len(CONFIGS) - 1), mib=st.floats(1, 9))
     def keep_cost(self, i: int, mib: float) -> None:
-        kept = self.ledger.keep_cost(CONFIGS[i].cost_cell, cost(peak_memory_mib=mib))
-        assert kept == self.costs.setdefault(CONFIGS[i].cost_cell, cost(peak_memory_mib=mib))
+        kept = self.ledger.keep_cost(CONFIGS[i].cost_key, cost(peak_memory_mib=mib))
+        assert kept == self.costs.setdefault(CONFIGS[i].cost_key, cost(peak_memory_mib=mib))
 
     @rule(name=st.sampled_from(["id", "counts"]), value=st.none() | st.integers() | st.dictionaries(st.text(), LOSSES))
     def set_fact(self, name: str, value: object) -> None:
@@ -178,7 +178,7 @@ class LedgerAndModel(RuleBasedStateMachine):
         assert {entry.result.key for entry in entries} == set(self.trials)
         for entry in entries:
             result, model = entry.result, self.trials[entry.result.key]
-            known = self.costs.get(result.config.cost_cell)
+            known = self.costs.get(result.config.cost_key)
             assert {name: getattr(result, name) for name in ("state", "origin", "number", "config", "reason")} == {
                 name: model[name] for name in ("state", "origin", "number", "config", "reason")
             }
@@ -224,7 +224,7 @@ def test_no_state_leads_out_of_a_final_one_except_pruned_back_into_the_queue():
 def test_a_refused_operation_says_which_trial_and_what_it_did(ledger):
     ledger.add(KEYS[0], CONFIGS[0], params={}, origin="search")
     with pytest.raises(LedgerError, match="000000000000 is in the ledger already"):
-        ledger.add(KEYS[0], CONFIGS[1], params={}, origin="twin")
+        ledger.add(KEYS[0], CONFIGS[1], params={}, origin="baseline")
     with pytest.raises(LedgerError, match="cannot go from queued to completed"):
         ledger.finish(KEYS[0], "completed")
     with pytest.raises(LedgerError, match="no trial ffffffffffff"):
@@ -238,7 +238,7 @@ def test_a_refused_operation_says_which_trial_and_what_it_did(ledger):
 def test_all_that_a_finished_trial_left_is_read_back(ledger):
     ledger.add(KEYS[0], CONFIGS[0], params={"rank": 1, "targets": "attn.c_attn"}, origin="search")
     ledger.start(KEYS[0])
-    ledger.keep_cost(CONFIGS[0].cost_cell, cost(peak_memory_mib=7.0))
+    ledger.keep_cost(CONFIGS[0].cost_key, cost(peak_memory_mib=7.0))
     ledger.record(KEYS[0], measurement(25, 3.0))
     ledger.record(KEYS[0], measurement(25, 2.5))  # reported again after a retry
     ledger.finish(
@@ -373,7 +373,7 @@ CREATE TABLE trials (
     reused INTEGER NOT NULL DEFAULT 0,
     config TEXT NOT NULL,
     params TEXT NOT NULL,
-    cost_cell TEXT NOT NULL,
+    cost_key TEXT NOT NULL,
     environment TEXT NOT NULL DEFAULT '{}',
     similarity TEXT,
     reason TEXT,
@@ -391,7 +391,7 @@ CREATE TABLE measurements (
     eval_loss_nats REAL NOT NULL,
     PRIMARY KEY (key, step)
 ) WITHOUT ROWID;
-CREATE TABLE cost_cells (cell TEXT PRIMARY KEY, cost TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE costs (cell TEXT PRIMARY KEY, cost TEXT NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = 1;
 """
 """The tables as they were, with similarities that were single figures and costs without a breakdown."""
@@ -411,20 +411,20 @@ def version_1(tmp_path) -> Path:
     for number, (config, key) in enumerate(zip(CONFIGS[:3], KEYS, strict=False)):
         db.execute(
             "INSERT INTO trials "
-            "(key, number, state, origin, config, params, cost_cell, similarity, adapter_sha256, ended_at) "
+            "(key, number, state, origin, config, params, cost_key, similarity, adapter_sha256, ended_at) "
             "VALUES (?, ?, ?, 'search', ?, '{\"rank\":1}', ?, ?, ?, ?)",
             (
                 key,
                 number,
                 "completed" if number < 2 else "running",
                 canonical_json(config.to_dict()),
-                config.cost_cell,
+                config.cost_key,
                 OLD_SIMILARITY if number == 0 else None,
                 "ab" if number < 2 else None,
                 5.0 if number < 2 else None,
             ),
         )
-        db.execute("INSERT OR IGNORE INTO cost_cells VALUES (?, ?)", (config.cost_cell, canonical_json(old_cost)))
+        db.execute("INSERT OR IGNORE INTO costs VALUES (?, ?)", (config.cost_key, canonical_json(old_cost)))
         db.execute("INSERT INTO measurements VALUES (?, 25, 4.0, 3.0, 2.5)", (key,))
     db.commit()
     db.close()
@@ -432,7 +432,7 @@ def version_1(tmp_path) -> Path:
 
 
 def test_a_ledger_of_version_1_is_taken_over_with_all_but_its_similarities(version_1):
-    """A similarity without intervals and yardsticks cannot be judged: it is measured again."""
+    """A similarity without intervals and seed replicates cannot be evaluated: it is measured again."""
     with closing(sqlite3.connect(version_1)) as db:
         before = list(db.iterdump())
     ledger = Ledger(version_1)
@@ -443,7 +443,7 @@ def test_a_ledger_of_version_1_is_taken_over_with_all_but_its_similarities(versi
             KEYS, range(3), CONFIGS, ("completed", "completed", "running"), strict=False
         )
     ]
-    assert [t.similarity for t in results] == [t.judgement for t in results] == [None] * 3
+    assert [t.similarity for t in results] == [t.test_evaluation for t in results] == [None] * 3
     assert all(t.cost == cost(peak_memory_mib=7.0) for t in results)
     assert all([m.eval_loss_nats for m in t.history] == [2.5] for t in results)
     assert [entry.adapter_sha256 for entry in ledger.entries()] == ["ab", "ab", None]
@@ -500,14 +500,14 @@ def test_a_ledger_that_was_taken_over_is_one_of_its_own_version(version_1, tmp_p
     """The same columns as a new one, and what this version writes is read back."""
     ledger = Ledger(version_1)
     ledger.set_similarity(KEYS[0], similarity())
-    ledger.set_judgement(KEYS[0], judgement(similarity()))
+    ledger.set_test_evaluation(KEYS[0], evaluated_on_test(similarity()))
     assert ledger.requeue_running() == 1
     ledger.close()
     Ledger(tmp_path / "new.db").close()
     assert columns_of(version_1) == columns_of(tmp_path / "new.db")
     again = Ledger(version_1)
     assert again.entry(KEYS[0]).result.similarity == similarity()
-    assert again.entry(KEYS[0]).result.judgement == judgement(similarity())
+    assert again.entry(KEYS[0]).result.test_evaluation == evaluated_on_test(similarity())
     assert again.entry(KEYS[2]).result.state == "queued"
     again.close()
 
@@ -515,7 +515,7 @@ def test_a_ledger_that_was_taken_over_is_one_of_its_own_version(version_1, tmp_p
 def test_a_rung_that_is_reported_again_replaces_the_first_and_a_requeued_trial_keeps_its_rungs(tmp_path):
     ledger = Ledger(tmp_path / "ledger.db")
     ledger.add(KEYS[0], CONFIGS[0], params={}, origin="search")
-    ledger.keep_cost(CONFIGS[0].cost_cell, cost())
+    ledger.keep_cost(CONFIGS[0].cost_key, cost())
     ledger.start(KEYS[0])
     ledger.record(KEYS[0], measurement(25, 3.0))
     ledger.requeue(KEYS[0])
@@ -579,7 +579,7 @@ for number in range(10_000):
     def done(what): print(number, what, flush=True)
     ledger.add(key, config, params={}, origin="search"); done("queued 0")
     ledger.start(key); done("running 0")
-    ledger.keep_cost(config.cost_cell, cost())
+    ledger.keep_cost(config.cost_key, cost())
     for n in (1, 2, 3):
         ledger.record(key, measurement(n, 1.0)); done(f"running {n}")
     ledger.finish(key, "completed"); done("completed 3")

@@ -86,10 +86,10 @@ def profiled_peak_bytes(work) -> int:
 
 
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
-def test_a_training_steps_peak_is_that_of_the_profiler(bench, small_config, precision):
+def test_a_training_steps_peak_is_that_of_the_profiler(cache, small_config, precision):
     """The profiler sees what a step allocates; residents are what both see before it."""
     config = small_config(precision=precision, dropout=0.05)
-    model = lora.attach(bench.base(precision), config, base_name="tiny")
+    model = lora.attach(cache.base(precision), config, base_name="tiny")
     ids = torch.randint(1024, (4, 128), generator=torch.Generator().manual_seed(0))
     try:
         engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
@@ -107,10 +107,10 @@ def test_a_training_steps_peak_is_that_of_the_profiler(bench, small_config, prec
     assert storages.peak_bytes - resident == pytest.approx(profiled, rel=0.01)
 
 
-def test_equal_work_has_an_equal_peak_and_more_work_a_higher_one(bench, small_config):
+def test_equal_work_has_an_equal_peak_and_more_work_a_higher_one(cache, small_config):
     peaks = []
     for n_tokens in (64, 64, 128):
-        model = lora.attach(bench.base("16bit"), small_config(), base_name="tiny")
+        model = lora.attach(cache.base("16bit"), small_config(), base_name="tiny")
         engine = EagerEngine(model, small_config(), compute_dtype="float32", device="cpu")
         ids = torch.zeros(2, n_tokens, dtype=torch.int64)
         engine.step(ids, ids)

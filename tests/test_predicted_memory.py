@@ -167,9 +167,9 @@ def test_the_recorded_shapes_are_those_of_its_seed(run):
 
 def test_a_run_of_shapes_unseen_when_the_constants_were_set_is_recorded():
     (unseen,) = [run for run in RUNS.values() if run.seed != FITTED_SEED]
-    seen = {config.cost_cell for config, _ in RUN.peaks_mib}
+    seen = {config.cost_key for config, _ in RUN.peaks_mib}
     assert len(unseen.peaks_mib) > 150
-    assert not [config for config, _ in unseen.peaks_mib if config.cost_cell in seen]
+    assert not [config for config, _ in unseen.peaks_mib if config.cost_key in seen]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -230,9 +230,9 @@ def test_4_bits_and_the_lean_loop_save_memory(config):
 
 
 @given(CONFIGS)
-def test_configs_of_one_cost_cell_have_one_prediction(config):
+def test_configs_of_one_cost_key_have_one_prediction(config):
     other = replace(config, alpha=64, learning_rate=1e-2, seed=9, max_steps=7, rank_stabilized=True)
-    assert other.cost_cell == config.cost_cell
+    assert other.cost_key == config.cost_key
     assert predicted_peak_mib(MEDIUM, other, "bfloat16") == predicted_peak_mib(MEDIUM, config, "bfloat16")
 
 

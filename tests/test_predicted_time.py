@@ -86,7 +86,7 @@ def test_a_sweeps_time_is_known_once_a_device_was_asked_and_falls_with_slots(tmp
     assert duration.predicted_seconds(make(), tmp_path) is None, "nothing is said of a CPU"
 
 
-def test_each_4_bit_trial_is_counted_with_its_twin_which_in_a_grid_may_be_another_of_its_points(tmp_path):
+def test_each_4_bit_trial_is_counted_with_its_baseline_which_in_a_grid_may_be_another_of_its_points(tmp_path):
     duration.keep(Device(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), tmp_path)
     fixed = {"alpha": 16, "batch_size": 4, "max_length_tokens": 256, "max_steps": 200}
     seconds = {}

@@ -73,7 +73,7 @@ def test_a_comparison_is_never_stopped():
     config = TrialConfig(precision="nf4", rank=1, alpha=1)
     answers = []
     for number, (kind, loss) in enumerate([("train", 1.0), ("train", 1.0), ("train", 9.0), ("compare", 9.0)]):
-        task = Task(kind=kind, key=f"k{number}", config=config, twin_key="t")
+        task = Task(kind=kind, key=f"k{number}", config=config, baseline_key="t")
         tune_trial = SimpleNamespace(trial_id=f"t{number}", config={"task": task.to_dict()})
         pruner.on_trial_add(None, tune_trial)
         answers.append(pruner.on_trial_result(None, tune_trial, {"step": 1, "eval_loss_nats": loss, "done": False}))

@@ -33,7 +33,7 @@ from tests.sweeps import (
     completes,
     cost,
     estimate,
-    judgement,
+    evaluated_on_test,
     likeness,
     make,
     measurement,
@@ -47,25 +47,25 @@ from trainables.values.findings import BiasShift, Comparison, KlShare
 from trainables.values.results import MemoryBreakdown
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
-TWIN = NF4.counterpart
+BASELINE = NF4.at_other_precision
 EVIL = "<script>alert(1)</script> | [x](javascript:alert(2)) `code` **bold** <img src=x onerror=alert(3)>\n# heading"
 FACTS = {"workload": asdict(WORKLOAD), "created_at": 100.0}
 LOSS = make(objectives=("eval_loss_nats",))
 
 
 def measured(number, config, peak, seconds=0.05, **values):
-    """A trial whose cost cell was measured on the full batch."""
+    """A trial whose cost key was measured on the full batch."""
     rung = measurement(200, values.pop("loss", 2.0), peak_memory_mib=peak, seconds_per_step=seconds)
     own = cost(peak_memory_mib=peak, seconds_per_step=seconds, **values.pop("costs", {}))
     return trial(number, config=config, history=(rung,), cost=own, **values)
 
 
 def compared(*, seeds=(0.9, 0.8)):
-    """4 bits at a cosine of 0.99 beside its yardsticks."""
+    """4 bits at a cosine of 0.99 beside its references."""
     return Comparison(
         quantized=likeness(0.99, low=0.98, kl_nats=0.01),
         untuned=likeness(0.5, kl_nats=1.5),
-        reseeded=tuple(likeness(cosine, kl_nats=0.2) for cosine in seeds),
+        replicates=tuple(likeness(cosine, kl_nats=0.2) for cosine in seeds),
         quantization_to_seed_ratio=estimate(0.07, 0.05) if seeds else None,
     )
 
@@ -89,44 +89,51 @@ def test_an_interval_over_seeds_is_the_t_interval_of_the_mean(values):
     assert (found.value, found.n_seeds) == (pytest.approx(sum(values) / len(values)), len(values))
 
 
-def test_loss_is_of_the_report_rows_where_all_runs_were_judged_and_of_the_search_rows_elsewhere():
-    runs = [trial(n, judgement=judgement()) for n in range(3)]  # 2 nats there
+def test_loss_is_of_the_test_rows_where_all_runs_were_evaluated_and_of_the_validation_rows_elsewhere():
+    runs = [trial(n, test_evaluation=evaluated_on_test()) for n in range(3)]  # 2 nats there
     searched = [replace(run, history=(measurement(200, 5.0),)) for run in runs]
     assert figure(searched, "eval_loss_nats").value == pytest.approx(2.0)
-    half = [searched[0], replace(searched[1], judgement=None)]
+    half = [searched[0], replace(searched[1], test_evaluation=None)]
     assert figure(half, "eval_loss_nats").value == pytest.approx(5.0)
 
 
 def test_memory_and_time_claim_no_interval_over_seeds():
-    runs = [measured(n, replace(TWIN, seed=n), 100.0, costs={"seconds_per_step_p10": 0.04}) for n in range(3)]
+    runs = [measured(n, replace(BASELINE, seed=n), 100.0, costs={"seconds_per_step_p10": 0.04}) for n in range(3)]
     peak, step = (figure(runs, name) for name in ("peak_memory_mib", "seconds_per_step"))
     assert (peak.value, peak.low, peak.n_seeds) == (100.0, None, 0)
     assert (step.value, step.low, step.high, step.n_seeds) == (0.05, 0.04, 1.0, 0)
 
 
 def test_a_single_run_is_marked_as_one_seed_and_several_as_so_many():
-    alone = trial(0, judgement=judgement())
+    alone = trial(0, test_evaluation=evaluated_on_test())
     assert "2.0000, one seed" in text_of([alone])
     nats = {1: (2.5, 4.0, 6.0), 2: (1.5, 4.0, 6.0)}
     others = [
-        trial(n, config=replace(TWIN, seed=n), origin="repeat", judgement=replace(judgement(), row_nats=rows))
+        trial(
+            n,
+            config=replace(BASELINE, seed=n),
+            origin="replicate",
+            test_evaluation=replace(evaluated_on_test(), row_nats=rows),
+        )
         for n, rows in nats.items()
     ]
     low, high = stats.t.interval(0.95, 2, loc=2.0, scale=stats.sem([2.0, 12.5 / 6, 11.5 / 6]))
-    text = text_of([alone, *others], make(objectives=("eval_loss_nats",), repeats=3))
+    text = text_of([alone, *others], make(objectives=("eval_loss_nats",), finalist_seeds=3))
     assert f"2.0000 ({low:.4f} to {high:.4f}), 3 seeds" in text
 
 
 def test_the_smallest_sufficient_rank_pairs_the_seeds_that_all_ranks_have():
-    settings = make(objectives=("eval_loss_nats",), repeats=4)
+    settings = make(objectives=("eval_loss_nats",), finalist_seeds=4)
     trials, by_rank = [], {1: [], 8: []}
     for rank, seed in ((1, 0), (1, 1), (1, 2), (1, 3), (8, 0), (8, 2), (8, 3)):  # rank 8 lost seed 1
         rows = tuple(10 * i + (1.0 if rank == 1 else 0.0) + 0.001 * seed * rank for i in range(1, 6))
-        found = replace(judgement(), row_nats=rows, row_tokens=(5,) * 5, untuned_row_nats=(99.0,) * 5)
-        config = replace(TWIN, rank=rank, seed=seed)
-        kind = "repeat" if seed else "search"
+        found = replace(evaluated_on_test(), row_nats=rows, row_tokens=(5,) * 5, untuned_row_nats=(99.0,) * 5)
+        config = replace(BASELINE, rank=rank, seed=seed)
+        kind = "replicate" if seed else "search"
         trials.append(
-            trial(len(trials), config=config, origin=kind, judgement=found, history=(measurement(200, 9.0 - rank),))
+            trial(
+                len(trials), config=config, origin=kind, test_evaluation=found, history=(measurement(200, 9.0 - rank),)
+            )
         )
         if seed != 1:
             by_rank[rank].append(rows)
@@ -135,7 +142,7 @@ def test_the_smallest_sufficient_rank_pairs_the_seeds_that_all_ranks_have():
     assert found == sufficient_rank(by_rank, row_tokens=[5] * 5, untuned_row_nats=[99.0] * 5)
     assert found.rank is not None
     assert smallest_sufficient_rank("nf4", chosen, trials, settings).rank is None
-    two = settings.model_copy(update={"repeats": 2})
+    two = settings.model_copy(update={"finalist_seeds": 2})
     assert "asked for 2" in smallest_sufficient_rank("16bit", chosen, trials, two).reason
 
 
@@ -146,14 +153,14 @@ def test_savings_are_medians_of_pairs_that_differ_in_precision_only_and_never_mi
     lean = replace(NF4, loop="lean")
     trials = [
         measured(0, NF4, 90.0, 0.10),
-        measured(1, TWIN, 100.0, 0.05),
+        measured(1, BASELINE, 100.0, 0.05),
         measured(2, replace(NF4, rank=8), 60.0, 0.10),
-        measured(3, replace(TWIN, rank=8), 100.0, 0.10),
+        measured(3, replace(BASELINE, rank=8), 100.0, 0.10),
         measured(4, lean, 20.0),
-        measured(5, lean.counterpart, 50.0),
+        measured(5, lean.at_other_precision, 50.0),
         measured(6, replace(NF4, rank=16), 1.0),  # no other half
         measured(7, replace(NF4, batch_size=8), 1.0),
-        measured(8, replace(TWIN, batch_size=8), 9.0, costs={"device": "another"}),
+        measured(8, replace(BASELINE, batch_size=8), 9.0, costs={"device": "another"}),
     ]
     found = {(s.loop, s.rank): (s.n_pairs, s.saved_mib, s.saved_share, s.time_ratio) for s in savings(trials)}
     assert found == {
@@ -169,8 +176,8 @@ def test_savings_are_medians_of_pairs_that_differ_in_precision_only_and_never_mi
 
 
 def test_the_cost_table_is_of_the_config_with_most_cells_and_marks_what_is_only_predicted():
-    full = [measured(0, replace(TWIN, rank=2), 7.0), measured(1, TWIN, 100.0), measured(2, NF4, 90.0)]
-    found = cost_table(full, replace(TWIN, rank=2), lambda config: 55.0 if config.precision == "nf4" else None)
+    full = [measured(0, replace(BASELINE, rank=2), 7.0), measured(1, BASELINE, 100.0), measured(2, NF4, 90.0)]
+    found = cost_table(full, replace(BASELINE, rank=2), lambda config: 55.0 if config.precision == "nf4" else None)
     assert found.config.rank == 4
     cells = {(c.precision, c.loop): (c.cost and c.cost.peak_memory_mib, c.predicted_peak_mib) for c in found.cells}
     assert cells == {
@@ -186,41 +193,41 @@ def test_the_cost_table_is_of_the_config_with_most_cells_and_marks_what_is_only_
 
 def test_every_part_of_the_peak_is_shown():
     parts = MemoryBreakdown(**{name: 11.0 + i for i, name in enumerate(MemoryBreakdown.__dataclass_fields__)})
-    text = text_of([measured(0, TWIN, 98.0, costs={"breakdown": parts})])
+    text = text_of([measured(0, BASELINE, 98.0, costs={"breakdown": parts})])
     assert [f"| {11 + i}.0 |" in text for i in range(7)] == [True] * 7
 
 
 # --- likeness
 
 
-def test_every_metric_stands_beside_its_yardsticks_and_says_its_rows():
-    found = trial(0, config=NF4, similarity=similarity(0.5), judgement=judgement(compared()))
+def test_every_metric_stands_beside_its_seed_replicates_and_says_its_rows():
+    found = trial(0, config=NF4, similarity=similarity(0.5), test_evaluation=evaluated_on_test(compared()))
     text = text_of([found])
     assert "| embedding cosine | 0.9900 (0.9800 to 1.0000) | 0.8500 | 0.5000 |" in text
     assert "| KL (nats) | 0.0100 (0.0100 to 1.0000) | 0.2000 | 1.5000 |" in text
-    assert "report rows, match and cosines on 64 of them" in text
+    assert "test rows, match and cosines on 64 of them" in text
     assert "**`quantization_to_seed_ratio`:** 0.07 (0.05 to 1.00)" in text
     assert "preserved in 1" in text
-    on_search = text_of([replace(found, judgement=None, similarity=compared(seeds=()))])
+    on_search = text_of([replace(found, test_evaluation=None, similarity=compared(seeds=()))])
     assert "| embedding cosine | 0.9900 (0.9800 to 1.0000) | - | 0.5000 |" in on_search
-    assert "128 search rows" in on_search
+    assert "128 validation rows" in on_search
     assert "undecided in 1" in on_search
 
 
-def test_where_4_bits_are_felt_is_of_the_best_4_bit_finalist_that_was_judged():
-    def judged(kl_nats):
+def test_where_quantization_shows_is_of_the_best_4_bit_finalist_that_was_evaluated():
+    def evaluated(kl_nats):
         share = KlShare(by="kind of task", group="write", kl_nats=estimate(kl_nats), n_tokens=30, n_rows=3)
         shift = BiasShift(
             about="age", gap_16bit=estimate(0.1), gap_nf4=estimate(0.2), change=estimate(kl_nats), n_prompts=24
         )
-        return replace(judgement(compared()), felt=(share,), bias=(shift,))
+        return replace(evaluated_on_test(compared()), breakdown=(share,), bias=(shift,))
 
     settings = make(objectives=("eval_loss_nats", "peak_memory_mib"))
     other = replace(NF4, rank=8)
     trials = [
-        measured(0, NF4, 9.0, loss=3.0, similarity=similarity(), judgement=judged(0.25)),
-        measured(1, other, 10.0, loss=2.0, similarity=similarity(), judgement=judged(0.75)),
-        measured(2, replace(NF4, rank=16), 11.0, loss=1.0, similarity=similarity()),  # best, but not judged
+        measured(0, NF4, 9.0, loss=3.0, similarity=similarity(), test_evaluation=evaluated(0.25)),
+        measured(1, other, 10.0, loss=2.0, similarity=similarity(), test_evaluation=evaluated(0.75)),
+        measured(2, replace(NF4, rank=16), 11.0, loss=1.0, similarity=similarity()),  # best, but not evaluated
     ]
     text = text_of(trials, settings)
     assert "KL of trial 1" in text
@@ -238,8 +245,8 @@ def test_where_4_bits_are_felt_is_of_the_best_4_bit_finalist_that_was_judged():
 def test_every_headline_figure_says_in_its_own_line_whose_weights_it_is_of(weights, said):
     workload = asdict(replace(WORKLOAD, weights=weights))
     trials = [
-        measured(0, TWIN, 100.0, judgement=judgement()),
-        measured(1, NF4, 90.0, similarity=similarity(), judgement=judgement(compared())),
+        measured(0, BASELINE, 100.0, test_evaluation=evaluated_on_test()),
+        measured(1, NF4, 90.0, similarity=similarity(), test_evaluation=evaluated_on_test(compared())),
     ]
     lines = headlines(text_of(trials, workload=workload))
     figures = [line for line in lines if "undetermined" not in line]
@@ -263,14 +270,16 @@ def test_trials_that_ended_alike_are_counted_together_whatever_their_figures():
     assert "2 pruned, 1 oom" in text
 
 
-def test_a_judgement_that_failed_is_told_with_its_trial():
-    text = text_of([trial(3, failed_evaluations={"judge": "out of memory"})])
-    assert "- trial 3 could not be evaluated: judging it on the report rows failed (out of memory)" in text
+def test_a_test_evaluation_that_failed_is_told_with_its_trial():
+    text = text_of([trial(3, failed_evaluations={"evaluate": "out of memory"})])
+    assert "- trial 3 could not be evaluated: evaluating it on the test rows failed (out of memory)" in text
     assert "**The evaluation of trial 3 failed;" in text
 
 
 def test_how_it_was_measured_names_rows_versions_noise_and_wall_time():
-    found = measured(0, TWIN, 9.0, environment={"torch": "2.13.0", "device": "H200"}, ended_at=165.0, train_seconds=3.0)
+    found = measured(
+        0, BASELINE, 9.0, environment={"torch": "2.13.0", "device": "H200"}, ended_at=165.0, train_seconds=3.0
+    )
     other = replace(found, number=1, key="e" * 64, environment={"torch": "2.12.0"})
     lines = text_of([found, other], data_counts={"read": 1384, "train": 1000}).splitlines()
     assert "| torch | 2.13.0, 2.12.0 |" in lines
@@ -278,7 +287,7 @@ def test_how_it_was_measured_names_rows_versions_noise_and_wall_time():
     assert "| from start to last end | 1 min 5 s |" in lines
     assert "| training, summed over trials | 6 s |" in lines
     assert "| protocol | another version than this program's |" in lines  # keys of these trials are made up
-    assert "| protocol | 1 |" in text_of([replace(found, key=WORKLOAD.key(TWIN))])
+    assert "| protocol | 1 |" in text_of([replace(found, key=WORKLOAD.key(BASELINE))])
 
 
 # --- sweeps at any stage
@@ -292,7 +301,7 @@ def test_a_sweep_without_a_trial_gives_a_report():
 
 
 def test_a_running_sweep_says_so_at_the_top():
-    ended = [trial(n, config=replace(TWIN, rank=n + 1)) for n in range(3)]
+    ended = [trial(n, config=replace(BASELINE, rank=n + 1)) for n in range(3)]
     runs = trial(3, config=replace(NF4, rank=9), state="running", history=())
     endless = make(space(method="tpe"), objectives=("eval_loss_nats",), n_trials=32)
     head = text_of([*ended, runs], endless).split("## ")[0]
@@ -310,7 +319,7 @@ GRID_OF_ONE = GRID | {"parameters": {"rank": {"values": [4]}, "precision": {"val
 
 
 def test_one_16_bit_trial_alone_gives_a_report_that_claims_nothing_about_4_bits():
-    text = text_of([measured(0, TWIN, 9.0)])
+    text = text_of([measured(0, BASELINE, 9.0)])
     assert "no 4-bit trial was compared" in text
     assert "no config was measured at both precisions" in text
     assert "How like" not in text
@@ -363,10 +372,10 @@ def test_markup_in_names_reasons_and_data_is_shown_and_not_read(tmp_path):
     settings = make(space(name=EVIL, description=EVIL), objectives=("eval_loss_nats",))
     workload = asdict(replace(WORKLOAD, base_model=EVIL, data=EVIL, weights="pretrained"))
     share = KlShare(by=EVIL, group=EVIL, kl_nats=estimate(0.1), n_tokens=1, n_rows=1)
-    nf4 = replace(judgement(compared()), felt=(share,))
+    nf4 = replace(evaluated_on_test(compared()), breakdown=(share,))
     trials = [
-        trial(0, environment={EVIL: EVIL, "device": EVIL}, failed_evaluations={"judge": EVIL}),
-        trial(1, config=NF4, similarity=similarity(), judgement=nf4),
+        trial(0, environment={EVIL: EVIL, "device": EVIL}, failed_evaluations={"evaluate": EVIL}),
+        trial(1, config=NF4, similarity=similarity(), test_evaluation=nf4),
         trial(2, state="failed", reason=EVIL, history=()),
     ]
     facts = {"workload": workload, "data_counts": {EVIL: 1}}
@@ -411,11 +420,11 @@ def test_the_command_writes_one_self_contained_page_and_prints_its_markdown(swep
 def test_the_command_gives_the_same_content_as_one_json_object(swept):
     found = command("report", "t", "--json", cwd=swept).json
     ledger = Ledger(swept / "mlflow_runs" / "sweeps" / "t" / "ledger.db")
-    judged = sum(t.judgement is not None for t in ledger.trials())
+    evaluated = sum(t.test_evaluation is not None for t in ledger.trials())
     ledger.close()
     assert found["name"] == "t"
     assert found["states"] == {"completed": found["n_done"]}
-    assert len(found["finalists"]) == judged
+    assert len(found["finalists"]) == evaluated
     assert found["savings"][0]["n_pairs"] == 3
     assert json.dumps(found, allow_nan=False)
 
@@ -430,9 +439,9 @@ def test_an_unknown_sweep_is_an_error_that_names_the_nearest(swept, tmp_path):
 
 
 def test_two_sweeps_side_by_side_say_where_they_cannot_be_compared():
-    one = report_of(LOSS, [measured(0, NF4, 90.0), measured(1, TWIN, 100.0)], FACTS, lambda config: None)
+    one = report_of(LOSS, [measured(0, NF4, 90.0), measured(1, BASELINE, 100.0)], FACTS, lambda config: None)
     elsewhere = asdict(replace(WORKLOAD, data_digest="e" * 64))
-    other = report_of(LOSS, [measured(0, TWIN, 100.0)], {"workload": elsewhere}, lambda config: None)
+    other = report_of(LOSS, [measured(0, BASELINE, 100.0)], {"workload": elsewhere}, lambda config: None)
     text = beside(one, other)
     assert "differ in data_digest:" in text
     assert re.search(r"\| Memory, standard loop \| 4 bits save 10.0 MiB.* \| - \|", text)

@@ -8,7 +8,7 @@ import pytest
 from orchestrator import settings as settings_file
 from orchestrator.analysis.front import is_reused
 from orchestrator.driver import warm_start
-from orchestrator.driver.reuse import REUSED, completed_elsewhere
+from orchestrator.driver.reuse import REUSED, cached_trials
 from orchestrator.driver.searcher import SweepSearcher
 from orchestrator.settings import sweep_folder
 from tests.sweeps import GRID, TPE, WORKLOAD, Desk, breaks, completes, cost, make, space
@@ -43,7 +43,7 @@ def sweep(root, asked, outcome=on_this_cpu, *, finish=True, workload=WORKLOAD) -
         desk.pruner,
         n_slots=1,
         shared={},
-        elsewhere=completed_elsewhere(root, asked.name, workload, asked) if asked.reuse else None,
+        elsewhere=cached_trials(root, asked.name, workload, asked) if asked.reuse else None,
         learned=warm_start.entries(asked, workload, root),
     )
     if finish:
@@ -54,7 +54,7 @@ def sweep(root, asked, outcome=on_this_cpu, *, finish=True, workload=WORKLOAD) -
 def test_a_sweep_that_another_has_run_whole_runs_no_trial_and_comes_to_the_same(tmp_path):
     first = sweep(tmp_path, make(GRID, name="first"))
     second = sweep(tmp_path, make(GRID, name="second"))
-    assert {task.kind for task in second.all_asked} == {"judge"}
+    assert {task.kind for task in second.all_asked} == {"evaluate"}
     assert second.states == first.states
     by_key = {t.key: t for t in first.ledger.trials()}
     for trial in second.ledger.trials():
@@ -82,17 +82,17 @@ def test_only_what_is_known_is_taken_over_and_the_rest_is_run(tmp_path):
     assert set(whole.states.values()) == {"completed"}
 
 
-def test_a_known_4_bit_trial_whose_twin_is_gone_still_gets_one(tmp_path):
+def test_a_known_4_bit_trial_whose_baseline_is_gone_still_gets_one(tmp_path):
     nf4 = GRID | {"parameters": {"rank": {"values": [1]}}, "fixed": GRID["fixed"] | {"precision": "nf4"}}
     first = sweep(tmp_path, make(nf4, name="first"))
-    twin = next(t for t in first.candidates if t.origin == "twin")
-    for file in (first.folder / "adapters" / twin.key).iterdir():
+    baseline = next(t for t in first.candidates if t.origin == "baseline")
+    for file in (first.folder / "adapters" / baseline.key).iterdir():
         file.unlink()
     second = sweep(tmp_path, make(nf4, name="second"))
     assert second.asked[0].config.precision == "16bit"
     assert {(t.origin, t.state, is_reused(t)) for t in second.candidates} == {
         ("search", "completed", True),
-        ("twin", "completed", False),
+        ("baseline", "completed", False),
     }
     assert second.searcher.finished
 
@@ -111,7 +111,7 @@ ONE = GRID | {"parameters": {"rank": {"values": [1]}, "precision": {"values": ["
 
 def reused(root, **values) -> set[str]:
     """Sweeps whose results a new one would take over."""
-    found = completed_elsewhere(root, "here", WORKLOAD, make(ONE, name="here", **values))
+    found = cached_trials(root, "here", WORKLOAD, make(ONE, name="here", **values))
     return {known.sweep for known in found.values()}
 
 
@@ -149,8 +149,8 @@ def forged(root, how) -> None:
     desk = sweep(root, make(ONE, name="forged"), lambda task: on_this_cpu(task, loss=0.001))
     desk.ledger.close()
     if how == "link":
-        desk.folder.rename(root / "elsewhere")
-        desk.folder.symlink_to(root / "elsewhere")
+        desk.folder.rename(root / "cached")
+        desk.folder.symlink_to(root / "cached")
     elif how == "linked ledger":
         (desk.folder / "ledger.db").rename(root / "ledger.db")
         (desk.folder / "ledger.db").symlink_to(root / "ledger.db")
@@ -189,7 +189,7 @@ def test_a_trial_whose_adapter_is_not_the_recorded_one_is_run_again(tmp_path):
 def test_another_base_model_is_no_known_trial(tmp_path):
     other = replace(WORKLOAD, base_fingerprint="0" * 64)
     sweep(tmp_path, make(GRID, name="other"), workload=other)
-    assert completed_elsewhere(tmp_path, "here", WORKLOAD, make(GRID)) == {}
+    assert cached_trials(tmp_path, "here", WORKLOAD, make(GRID)) == {}
 
 
 def test_what_did_not_complete_is_run_again(tmp_path):

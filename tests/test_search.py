@@ -1,4 +1,4 @@
-"""What is run next: no repeats, a twin for every 4-bit trial that completes, and no end without it.
+"""What is run next: no repeats, a baseline for every 4-bit trial that completes, and no end without it.
 
 A `Desk` calls the searcher, the pruner and the recorder in Ray Tune's order; workers are plain generators.
 """
@@ -83,32 +83,32 @@ def test_a_finite_space_is_run_whole_and_then_the_sweep_ends(method, tmp_path):
 
 
 @pytest.mark.parametrize("n_trials", [1, 4])
-def test_no_more_configs_are_searched_than_asked_for_and_twins_do_not_count(n_trials, tmp_path):
+def test_no_more_configs_are_searched_than_asked_for_and_baselines_do_not_count(n_trials, tmp_path):
     desk = Desk(tmp_path, make(grid((1, 2, 4, 8), ("nf4",)), n_trials=n_trials))
     desk.finish()
-    assert Counter(t.origin for t in desk.candidates) == {"search": n_trials, "twin": n_trials}
+    assert Counter(t.origin for t in desk.candidates) == {"search": n_trials, "baseline": n_trials}
 
 
-def test_a_completed_4_bit_trial_brings_its_16_bit_twin_next(tmp_path):
+def test_a_completed_4_bit_trial_brings_its_16_bit_baseline_next(tmp_path):
     desk = Desk(tmp_path, make(grid((1, 2), ("nf4",))))
-    nf4, twin = desk.do(), desk.do()
-    assert twin.config == nf4.config.counterpart
-    assert twin.config.precision == "16bit"
-    assert desk.ledger.entry(twin.key).result.origin == "twin"
+    nf4, baseline = desk.do(), desk.do()
+    assert baseline.config == nf4.config.at_other_precision
+    assert baseline.config.precision == "16bit"
+    assert desk.ledger.entry(baseline.key).result.origin == "baseline"
     assert similarity_of(desk, nf4.key) == similarity()
     desk.finish()
     assert Counter(task.key for task in desk.asked) == dict.fromkeys(desk.states, 1)
 
 
 @pytest.mark.parametrize("state", BROKEN)
-def test_a_4_bit_trial_that_broke_brings_no_twin(state, tmp_path):
+def test_a_4_bit_trial_that_broke_brings_no_baseline(state, tmp_path):
     desk = Desk(tmp_path, make(grid((1, 2), ("nf4",))))
     desk.finish(partial(breaks, state=state))
     assert set(desk.states.values()) == {state}
     assert len(desk.states) == 2
 
 
-def test_a_pruned_4_bit_trial_brings_no_twin(tmp_path):
+def test_a_pruned_4_bit_trial_brings_no_baseline(tmp_path):
     desk = Desk(tmp_path, make(grid((1,), ("nf4",))))
     desk.do(stop=True)
     assert desk.take() is None
@@ -116,7 +116,7 @@ def test_a_pruned_4_bit_trial_brings_no_twin(tmp_path):
     assert list(desk.states.values()) == ["pruned"]
 
 
-def test_a_16_bit_trial_of_the_search_serves_as_twin_and_is_not_run_again(tmp_path):
+def test_a_16_bit_trial_of_the_search_serves_as_baseline_and_is_not_run_again(tmp_path):
     desk = Desk(tmp_path, make(grid((1,), ("16bit", "nf4"))))
     full, nf4 = desk.do(), desk.do()
     assert desk.finish() == []
@@ -124,7 +124,7 @@ def test_a_16_bit_trial_of_the_search_serves_as_twin_and_is_not_run_again(tmp_pa
     assert desk.ledger.entry(full.key).result.origin == "search"
 
 
-def test_a_pruned_16_bit_trial_is_taken_up_again_as_a_twin_and_then_spared(tmp_path):
+def test_a_pruned_16_bit_trial_is_taken_up_again_as_a_baseline_and_then_spared(tmp_path):
     desk = Desk(tmp_path, make(grid((1,), ("16bit", "nf4"))))
     full = desk.do(stop=True)
     assert desk.states[full.key] == "pruned"
@@ -160,7 +160,7 @@ def test_two_finished_halves_without_similarity_bring_one_comparison(tmp_path):
     assert not desk.searcher.finished
     desk.end(first)
     nf4, full = key_of(desk, "nf4", 1), key_of(desk, "16bit", 1)
-    assert (desk.asked[-1].key, desk.asked[-1].twin_key) == (nf4, full)
+    assert (desk.asked[-1].key, desk.asked[-1].baseline_key) == (nf4, full)
     assert similarity_of(desk, nf4) == similarity()
     assert desk.finish() == []
     assert told(desk) == {nf4: 1, full: 1}
@@ -187,7 +187,7 @@ def test_a_comparison_that_fails_is_not_tried_for_ever(lost, tmp_path):
 
 
 @pytest.mark.parametrize("state", BROKEN)
-def test_a_twin_that_broke_leaves_its_4_bit_trial_without_similarity_and_the_sweep_ends(state, tmp_path):
+def test_a_baseline_that_broke_leaves_its_4_bit_trial_without_similarity_and_the_sweep_ends(state, tmp_path):
     desk = Desk(tmp_path, make(grid((1,), ("nf4",))))
     desk.finish(by_precision(completes, partial(breaks, state=state)))
     assert Counter(desk.states.values()) == {"completed": 1, state: 1}
@@ -205,7 +205,7 @@ def test_known_cost_is_handed_to_the_next_trial_of_its_cell(tmp_path):
     desk = Desk(tmp_path, make(space(parameters=parameters, fixed={"rank": 1, "alpha": 1, "precision": "16bit"})))
     first, second = desk.do(), desk.do()
     assert first.costs == ()
-    assert second.costs == (desk.ledger.cost(second.config.cost_cell),)
+    assert second.costs == (desk.ledger.cost(second.config.cost_key),)
     assert second.costs[0] is not None
 
 
@@ -229,18 +229,18 @@ def test_a_fresh_searcher_goes_on_with_what_is_left_and_repeats_nothing(tmp_path
     assert sum(t.origin == "search" for t in resumed.candidates) == 8
 
 
-def test_a_resumed_searcher_owes_the_same_twins(tmp_path):
+def test_a_resumed_searcher_owes_the_same_baselines(tmp_path):
     settings = make(grid((1,), ("nf4",)))
     desk = Desk(tmp_path, settings)
     nf4 = desk.do()
     desk.crash()
     resumed = Desk(tmp_path, settings)
-    twin = resumed.do(stop=True)
-    assert twin.config == nf4.config.counterpart
-    assert resumed.states[twin.key] == "completed", "a twin is never stopped"
+    baseline = resumed.do(stop=True)
+    assert baseline.config == nf4.config.at_other_precision
+    assert resumed.states[baseline.key] == "completed", "a baseline is never stopped"
 
 
-def test_a_twin_that_was_interrupted_is_spared_after_a_resume_too(tmp_path):
+def test_a_baseline_that_was_interrupted_is_spared_after_a_resume_too(tmp_path):
     settings = make(grid((1,), ("16bit", "nf4")))
     desk = Desk(tmp_path, settings)
     full = desk.do(stop=True)
@@ -322,7 +322,7 @@ def test_a_completed_trial_is_told_with_all_its_losses_and_its_constraint(tmp_pa
     assert last_told(desk, key_of(desk, "16bit", 1)).constraints["similarity"] == pytest.approx(-0.1)
 
 
-def test_a_4_bit_trial_unlike_its_twin_violates_the_constraint(tmp_path):
+def test_a_4_bit_trial_unlike_its_baseline_violates_the_constraint(tmp_path):
     desk = Desk(tmp_path, make(grid((1,)), min_similarity=0.995))
     desk.finish()
     nf4 = last_told(desk, key_of(desk, "nf4", 1))
@@ -334,8 +334,8 @@ def test_a_4_bit_trial_is_told_only_once_its_similarity_is_known(tmp_path):
     desk = Desk(tmp_path, make(grid((1,))))
     nf4 = desk.do()
     assert told(desk) == {}
-    twin = desk.do()
-    assert told(desk) == {nf4.key: 1, twin.key: 1}
+    baseline = desk.do()
+    assert told(desk) == {nf4.key: 1, baseline.key: 1}
 
 
 def test_a_pruned_trial_is_told_as_pruned_and_not_as_complete(tmp_path):
@@ -368,12 +368,12 @@ def test_a_broken_trial_is_never_tried_again_not_even_after_a_resume(state, tmp_
 
 @pytest.mark.parametrize("method", ["grid", "tpe"])
 @pytest.mark.parametrize("searched", [True, False], ids=["one value", "fixed"])
-def test_a_twin_at_a_precision_that_is_not_searched_is_kept_from_the_study(searched, method, tmp_path):
+def test_a_baseline_at_a_precision_that_is_not_searched_is_kept_from_the_study(searched, method, tmp_path):
     parameters = {"rank": {"values": [1, 2]}} | ({"precision": {"values": ["nf4"]}} if searched else {})
     fixed = GRID["fixed"] | ({} if searched else {"precision": "nf4"})
     desk = Desk(tmp_path, make(space(parameters=parameters, fixed=fixed, method=method)))
     desk.finish()
-    assert Counter(t.origin for t in desk.candidates) == {"search": 2, "twin": 2}
+    assert Counter(t.origin for t in desk.candidates) == {"search": 2, "baseline": 2}
     assert set(told(desk)) == {t.key for t in desk.candidates if t.config.precision == "nf4"}
 
 
@@ -475,12 +475,15 @@ def test_what_might_fit_by_the_predictions_tolerance_is_run(n_tolerances, expect
     assert list(desk.states.values()) == [expected]
 
 
-def test_a_twin_that_cannot_fit_is_refused_and_its_4_bit_trial_is_settled_without_similarity(tmp_path):
+def test_a_baseline_that_cannot_fit_is_refused_and_its_4_bit_trial_is_settled_without_similarity(tmp_path):
     asked_for = make(grid((1, 2), ("nf4",)))
     desk = on_device(tmp_path, asked_for, (needs_mib(asked_for, 1) + needs_mib(asked_for, 1, "nf4")) / 2)
     asked = desk.finish()
     assert [task.config.precision for task in asked] == ["nf4", "nf4"]
-    assert Counter((t.origin, t.state) for t in desk.candidates) == {("search", "completed"): 2, ("twin", "refused"): 2}
+    assert Counter((t.origin, t.state) for t in desk.candidates) == {
+        ("search", "completed"): 2,
+        ("baseline", "refused"): 2,
+    }
     assert set(told(desk)) >= {task.key for task in asked}
 
 
@@ -543,7 +546,7 @@ def test_whatever_happens_the_sweep_ends_with_every_promise_kept(seed, method, n
     for key, trial in trials.items():
         assert trial.state == "completed" or trial.reason
         if trial.state == "completed" and trial.config.precision == "nf4":
-            twin = trials[WORKLOAD.key(trial.config.counterpart)]
-            assert twin.state != "pruned", "a twin is never left pruned"
-        again = trial.config.precision == "16bit"  # pruned, then needed as a twin
+            baseline = trials[WORKLOAD.key(trial.config.at_other_precision)]
+            assert baseline.state != "pruned", "a baseline is never left pruned"
+        again = trial.config.precision == "16bit"  # pruned, then needed as a baseline
         assert handed_out[key] <= 1 + excuses[key] + again

@@ -49,7 +49,7 @@ def base(workload):
 
 @pytest.fixture(scope="module")
 def rows(splits):
-    return splits["search"][:20]
+    return splits["validation"][:20]
 
 
 @pytest.fixture(scope="module")
@@ -216,13 +216,13 @@ def finished(tmp_path_factory, tiny_folder):
     """The command over a base of two blocks with random weights and the demo's rows."""
     folder = tmp_path_factory.mktemp("command")
     base = ("--base-model", f"random:{tiny_folder}", "--data", "demo")
-    return folder, command("sensitivity", *base, "--name", "felt", "--json", cwd=folder)
+    return folder, command("sensitivity", *base, "--name", "breakdown", "--json", cwd=folder)
 
 
 def test_without_a_base_and_a_gpu_the_command_reads_the_demo_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     said = []
-    chosen = choose("felt", None, None, None, tmp_path, said.append)
+    chosen = choose("breakdown", None, None, None, tmp_path, said.append)
     assert (chosen.base_model, chosen.data, chosen.device) == ("demo", "demo", "cpu")
     assert "No GPU" in said[0]
 
@@ -240,7 +240,7 @@ def test_the_command_measures_every_variant_of_its_base(finished):
 
 def test_the_command_leaves_a_table_and_pictures(finished):
     folder, done = finished
-    where = folder / "mlflow_runs/sensitivity/felt"
+    where = folder / "mlflow_runs/sensitivity/breakdown"
     saved = json.loads((where / "sensitivity.json").read_text())
     assert saved["variants"] == done.json["variants"] == pq.read_table(where / "sensitivity.parquet").to_pylist()
     assert len(np.unique(imread(where / "sensitivity.png").reshape(-1, 4), axis=0)) > 100
@@ -265,7 +265,7 @@ def test_the_command_leaves_an_mlflow_run(finished):
 
 def test_a_name_that_is_taken_is_refused(finished):
     folder, _ = finished
-    again = command("sensitivity", "--name", "felt", cwd=folder)
+    again = command("sensitivity", "--name", "breakdown", cwd=folder)
     assert (again.code, again.out) == (2, "")
     assert "choose another NAME" in again.err
 

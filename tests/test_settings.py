@@ -174,8 +174,8 @@ def test_the_plan_names_the_configs_that_the_sweep_then_starts_with(base, tmp_pa
     assert plan.first_configs(asked, 4) == [task.config for task in desk.asked]
 
 
-@pytest.mark.parametrize(("field", "value"), [("repeats", 0), ("reseeds", 1), ("min_similarity", 1.1)])
-def test_a_yardstick_that_says_nothing_is_refused_by_name(field, value):
+@pytest.mark.parametrize(("field", "value"), [("finalist_seeds", 0), ("baseline_seeds", 1), ("min_similarity", 1.1)])
+def test_a_seed_replicates_that_says_nothing_is_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=field):
         make(**{field: value})
 

@@ -29,15 +29,15 @@ STATES = arrays(
 
 
 @given(TEXTS, TEXTS)
-def test_token_match_is_the_share_of_equal_positions_of_the_longer_text(ours, twin):
-    longer = max(len(ours), len(twin))
-    equal = sum(1 for i in range(longer) if i < len(ours) and i < len(twin) and ours[i] == twin[i])
-    assert token_match(ours, twin) == token_match(twin, ours) == (equal / longer if longer else 1.0)
+def test_token_match_is_the_share_of_equal_positions_of_the_longer_text(ours, baseline):
+    longer = max(len(ours), len(baseline))
+    equal = sum(1 for i in range(longer) if i < len(ours) and i < len(baseline) and ours[i] == baseline[i])
+    assert token_match(ours, baseline) == token_match(baseline, ours) == (equal / longer if longer else 1.0)
 
 
 @given(TEXTS, TEXTS)
-def test_token_match_is_one_exactly_for_equal_texts(ours, twin):
-    assert (token_match(ours, twin) == 1.0) == (ours == twin)
+def test_token_match_is_one_exactly_for_equal_texts(ours, baseline):
+    assert (token_match(ours, baseline) == 1.0) == (ours == baseline)
 
 
 @given(STATES, st.floats(0.01, 100), st.floats(0.01, 100))
@@ -59,8 +59,8 @@ def test_a_state_has_cosine_one_with_itself_and_minus_one_with_its_opposite(stat
 
 def test_cosines_of_zero_rows_are_defined():
     ours = np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
-    twin = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
-    assert row_cosines(ours, twin).tolist() == [1.0, 0.0, 0.0]
+    baseline = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    assert row_cosines(ours, baseline).tolist() == [1.0, 0.0, 0.0]
 
 
 def scored(**given) -> RowScores:
@@ -196,7 +196,7 @@ def test_the_seed_ratio_compares_distances_and_pairs_rows():
     assert (ratio.low, ratio.value, ratio.high) == pytest.approx((0.1, 0.1, 0.1), abs=1e-12)
 
 
-def test_yardsticks_at_no_distance_leave_every_figure_finite():
+def test_references_at_no_distance_leave_every_figure_finite():
     same = random_scores(1, near=0)
     comparison = compare_rows(random_scores(2), same, [same])
     assert np.isfinite(list(flat(comparison).values())).all()
@@ -208,13 +208,13 @@ def test_a_comparison_holds_each_side_against_the_same_untuned_base():
     comparison = compare_rows(quantized, untuned, seeds)
     assert comparison.quantized == similarity(quantized, untuned)
     assert comparison.untuned == similarity(untuned, untuned)
-    assert comparison.reseeded == tuple(similarity(seed, untuned) for seed in seeds)
+    assert comparison.replicates == tuple(similarity(seed, untuned) for seed in seeds)
     assert comparison.quantization_to_seed_ratio == seed_ratio(quantized, seeds)
 
 
 def test_a_comparison_without_other_seeds_has_no_seed_ratio():
     comparison = compare_rows(random_scores(0), random_scores(1))
-    assert comparison.reseeded == ()
+    assert comparison.replicates == ()
     assert comparison.quantization_to_seed_ratio is None
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator import settings
-from orchestrator.analysis.finalists import to_judge
+from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.front import front_of
 from orchestrator.ledger import Ledger
 from orchestrator.tracking.store import EXPERIMENT, store_uri
@@ -46,8 +46,8 @@ def trials(cwd: Path):
 
 
 def searched(cwd: Path):
-    """Trials of the search and their twins, without what the finalists needed afterwards."""
-    return [trial for trial in trials(cwd) if trial.origin in ("search", "twin")]
+    """Trials of the search and their baselines, without what the finalists needed afterwards."""
+    return [trial for trial in trials(cwd) if trial.origin in ("search", "baseline")]
 
 
 def wait_for(cwd: Path, condition, seconds: float = 90) -> None:
@@ -104,7 +104,7 @@ def test_standard_output_is_one_json_object(swept):
     assert tuple(whole) == ("name", "mlflow_run", *front, "verdicts", "search_ended", "empty_because")
     assert whole["search_ended"]["why"] == "trials"
     assert whole["empty_because"] is None
-    assert {verdict["rows"] for verdict in whole["verdicts"]} <= {"search", "report"}
+    assert {verdict["rows"] for verdict in whole["verdicts"]} <= {"validation", "test"}
 
 
 def test_every_trial_completed_and_every_4bit_one_has_its_similarity(swept):
@@ -126,20 +126,20 @@ def test_every_trial_completed_and_every_4bit_one_has_its_similarity(swept):
             assert trial.similarity.untuned.kl_nats.value > 0
 
 
-def test_every_finalist_is_judged_and_a_4_bit_one_beside_two_other_seeds_of_its_twin(swept):
+def test_every_finalist_is_evaluated_and_a_4_bit_one_beside_two_other_seeds_of_its_baseline(swept):
     found = trials(swept[0])
     asked_for = settings.load(swept[0] / "mlflow_runs" / "sweeps" / "a")
-    judged = to_judge(found, asked_for)
-    assert any(trial.config.precision == "nf4" for trial in judged)
-    for trial in judged:
-        assert 0 < trial.judgement.eval_loss_nats < trial.judgement.untuned_loss_nats
-        assert len(trial.judgement.row_nats) == len(trial.judgement.row_tokens) == 256
+    evaluated = to_evaluate(found, asked_for)
+    assert any(trial.config.precision == "nf4" for trial in evaluated)
+    for trial in evaluated:
+        assert 0 < trial.test_evaluation.eval_loss_nats < trial.test_evaluation.untuned_loss_nats
+        assert len(trial.test_evaluation.row_nats) == len(trial.test_evaluation.row_tokens) == 256
         if trial.config.precision == "nf4":
-            assert len(trial.judgement.comparison.reseeded) == 2
-            assert trial.judgement.comparison.quantization_to_seed_ratio.low > 0
-            assert {share.by for share in trial.judgement.felt} >= {"token frequency", "kind of task"}
-            assert {shift.about for shift in trial.judgement.bias} >= {"gender", "age"}
-    assert {t.origin for t in found} <= {"search", "twin", "reseed"}
+            assert len(trial.test_evaluation.comparison.replicates) == 2
+            assert trial.test_evaluation.comparison.quantization_to_seed_ratio.low > 0
+            assert {share.by for share in trial.test_evaluation.felt} >= {"token frequency", "kind of task"}
+            assert {shift.about for shift in trial.test_evaluation.bias} >= {"gender", "age"}
+    assert {t.origin for t in found} <= {"search", "baseline", "baseline replicate"}
 
 
 def test_the_front_is_the_same_in_ledger_json_parquet_and_mlflow(swept, mlflow):
@@ -215,7 +215,7 @@ def test_the_adapter_in_mlflow_gives_the_recorded_loss_through_peft(swept, mlflo
     workload = ledger.workload()
     ledger.close()
     model = PeftModel.from_pretrained(base_model.load(workload, precision, "cpu"), folder)
-    loss = held_out.eval_loss(model, tokens.load(workload.data_folder)["search"])
+    loss = held_out.eval_loss(model, tokens.load(workload.data_folder)["validation"])
     assert loss == pytest.approx(trial.history[-1].eval_loss_nats, abs=1e-3)
 
 
@@ -254,7 +254,7 @@ def test_status_counts_the_trials(swept):
     status = command("status", "a", "--json", cwd=swept[0]).json
     n = len(trials(swept[0]))
     assert (status["n_done"], status["n_expected"], status["counts"]) == (n, n, {"completed": n})
-    assert status["phase"] == "yardsticks"
+    assert status["phase"] == "finalists"
 
 
 def test_a_name_that_is_taken_is_refused(swept):

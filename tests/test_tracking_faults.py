@@ -17,10 +17,10 @@ import pytest
 from orchestrator.driver.sweep import result_of
 from orchestrator.ledger import Ledger
 from orchestrator.settings import save, sweep_folder
-from orchestrator.tracking.flusher import Flushed, Flusher
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.runs import families
 from orchestrator.tracking.store import open_client, store_file, store_uri
+from orchestrator.tracking.writer import MlflowWriter, WriteResult
 from orchestrator.verify import checks as verify
 from tests.stores import place_store
 from tests.sweeps import REPO, environment
@@ -31,12 +31,12 @@ SLACK_SECONDS = 60.0
 """For a process to start on a busy machine; what is measured here would otherwise wait for minutes or for ever."""
 
 
-def finished(settings, root: Path) -> tuple[Flushed, float]:
+def finished(settings, root: Path) -> tuple[WriteResult, float]:
     """What the writer comes to at the end of a sweep without files, and the seconds it took."""
-    flusher = Flusher(settings.name, root)
-    flusher.start()
+    writer = MlflowWriter(settings.name, root)
+    writer.start()
     begin = time.monotonic()
-    flushed = flusher.finish([], 1.0, interrupted=False)
+    flushed = writer.finish([], 1.0, interrupted=False)
     return flushed, time.monotonic() - begin
 
 
@@ -135,23 +135,23 @@ def test_a_store_of_a_newer_mlflow_is_said_in_one_sentence(tmp_path):
 def test_the_writer_ends_with_its_driver(tmp_path):
     """Whatever kills the driver closes the pipe between them."""
     settings, _ = swept(tmp_path)
-    flusher = Flusher(settings.name, tmp_path)
-    flusher.start()
-    process = flusher._process
+    writer = MlflowWriter(settings.name, tmp_path)
+    writer.start()
+    process = writer._process
     assert process is not None
     process.stdin.close()
     assert process.wait(SLACK_SECONDS) == 0
-    flusher._process = None
-    assert "not started" in str(flusher.finish([], 1.0, interrupted=False).reason)
+    writer._process = None
+    assert "not started" in str(writer.finish([], 1.0, interrupted=False).reason)
 
 
 def test_the_writer_killed_at_work_leaves_the_whole_ledger_in_its_one_file(tmp_path):
     """As every sweep ends: the driver closes the ledger, then kills the writer."""
     settings, result = swept(tmp_path, n_trials=1)
     place_store(tmp_path)
-    flusher = Flusher(settings.name, tmp_path)
+    writer = MlflowWriter(settings.name, tmp_path)
     with closing(Ledger(sweep_folder("t", tmp_path) / "ledger.db")) as ledger:
-        flusher.start()
+        writer.start()
         ledger.set_fact("finished", True)
         client, experiment_id = open_client(store_uri(tmp_path), tmp_path)
         end = time.monotonic() + SLACK_SECONDS
@@ -159,7 +159,7 @@ def test_the_writer_killed_at_work_leaves_the_whole_ledger_in_its_one_file(tmp_p
             assert time.monotonic() < end
             time.sleep(0.2)
         ledger.set_fact("last", "words")
-    flusher.stop()
+    writer.stop()
     copyfile(ledger.path, tmp_path / "alone.db")
     with closing(Ledger(tmp_path / "alone.db", read_only=True)) as alone:
         assert alone.fact("last") == "words"
@@ -221,7 +221,7 @@ def test_answers_that_are_lost_or_late_leave_no_run_and_no_model_twice(tmp_path,
     faulty: Any = kind(client)
     with closing(Ledger(sweep_folder("t", tmp_path) / "ledger.db")) as ledger:
         tracker, n_failed = None, 0
-        for _ in range(1000):  # as orchestrator.tracking.flusher_process.Writer does
+        for _ in range(1000):  # as orchestrator.tracking.writer_process.Writer does
             try:
                 if tracker is None:
                     tracker = Tracker(settings, ledger, tmp_path, (faulty, experiment_id))

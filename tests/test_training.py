@@ -46,10 +46,10 @@ def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
 
 
 @pytest.fixture(params=["16bit", "nf4"])
-def tuned(request, bench, small_config):
+def tuned(request, cache, small_config):
     """A model with a fresh adapter, and its config."""
     config = small_config(precision=request.param)
-    model = lora.attach(bench.base(request.param), config, base_name="tiny")
+    model = lora.attach(cache.base(request.param), config, base_name="tiny")
     yield model, config
     lora.detach(model)
 
@@ -117,8 +117,8 @@ def test_the_lean_loss_and_its_gradient_are_those_of_full_logits(n_tokens):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_the_lean_loop_needs_less_memory_and_leaves_the_stock_activation(bench, small_config):
-    base = bench.base("16bit")
+def test_the_lean_loop_needs_less_memory_and_leaves_the_stock_activation(cache, small_config):
+    base = cache.base("16bit")
     stock = [block.mlp.act for block in base.transformer.h]
     ids = torch.zeros(4, 128, dtype=torch.int64)
     peaks = {}

@@ -47,7 +47,7 @@ def root(tmp_path_factory) -> Path:
     desk.ledger.set_fact("created_at", 1.0)
     desk.ledger.set_fact(settings.ASKED, asked.model_dump_json())
     desk.ledger.set_fact("workload", asdict(WORKLOAD))
-    desk.ledger.set_fact("data_counts", {"read": 3, "train": 1, "search": 1, "report": 1})
+    desk.ledger.set_fact("data_counts", {"read": 3, "train": 1, "validation": 1, "test": 1})
     desk.finish(outcome)
     desk.ledger.close()
     place_store(folder)
@@ -522,9 +522,9 @@ LEDGER_DAMAGE = {
         "UPDATE trials SET origin = 'search'",
         "configs were asked for,",
     ),
-    "a twin of nothing": (
-        "UPDATE trials SET origin = 'twin' WHERE origin = 'search'",
-        "is the twin of no trial",
+    "a baseline of nothing": (
+        "UPDATE trials SET origin = 'baseline' WHERE origin = 'search'",
+        "is the baseline of no trial",
     ),
     "a config that is not its key's": (
         "UPDATE trials SET config = replace(config, '\"seed\":0', '\"seed\":7') WHERE number = 0",
@@ -536,11 +536,11 @@ LEDGER_DAMAGE = {
     ),
     "a pair that was not compared": (
         "UPDATE trials SET similarity = NULL",
-        "was not compared with its 16-bit twin",
+        "was not compared with its 16-bit baseline",
     ),
-    "a finalist that was not judged": (
-        "UPDATE trials SET judgement = NULL; DELETE FROM sweep WHERE name = 'finished'",
-        "was not judged on the report rows",
+    "a finalist that was not evaluated": (
+        "UPDATE trials SET test_evaluation = NULL; DELETE FROM sweep WHERE name = 'finished'",
+        "was not evaluated on the test rows",
     ),
     "a reason that is gone": (
         "UPDATE trials SET state = 'failed' WHERE number = 0",
@@ -577,7 +577,7 @@ EDITS = {
         "DELETE FROM trials WHERE number = 1",
         "table trials holds 7 rows, 8 were written",
     ),
-    "a row added": ("INSERT INTO cost_cells VALUES ('x', '{}', 0)", "cost cell 'x' is not as it was written"),
+    "a row added": ("INSERT INTO costs VALUES ('x', '{}', 0)", "cost key 'x' is not as it was written"),
     "a digest": ("UPDATE digests SET digest = digest + 1 WHERE name = 'sweep'", "table sweep holds other rows"),
     "its tables": ("DROP INDEX trials_by_state", "its tables are others"),
 }

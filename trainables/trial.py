@@ -1,7 +1,7 @@
 """One trial on one device: a config in, one Measurement a rung out, an adapter at the end.
 
-bench = Bench(workload, device="cuda")
-trial = Trial(config, bench)
+cache = WorkerCache(workload, device="cuda")
+trial = Trial(config, cache)
 for measurement in trial.measurements():
     ...                              # may stop early: pruned
 files = trial.adapter_files()
@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from trainables.capture.capture import Unrecordable
+from trainables.capture.capture import CaptureFailed
 from trainables.cost import memory
 from trainables.cost.device import device_name
 from trainables.models import lora
 from trainables.training.batches import Batch, packed
 from trainables.training.eager import EagerEngine
-from trainables.training.graph import GraphEngine, Tape
-from trainables.values.checkpoint import Snapshot
+from trainables.training.graph import GraphEngine, StepGraphs
+from trainables.values.checkpoint import Checkpoint
 from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import ConfigError, TrialFailed
 from trainables.values.results import Cost, Measurement
-from trainables.worker_cache import Bench
+from trainables.worker_cache import WorkerCache
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,32 +43,32 @@ MIN_LOSS_SCALE = 1.0
 
 
 class Trial:
-    """A config being trained on a bench. Owns its adapter; `close` gives the base back untouched.
+    """A config being trained on a cache. Owns its adapter; `close` gives the base back untouched.
 
     Attributes:
         config: what is trained.
-        cost: of its cost cell.
+        cost: of its cost key.
         fallback: why its engine is eager although a graph was asked for; None where it is what was asked for.
     """
 
     def __init__(
-        self, config: TrialConfig, bench: Bench, *, cost: Cost | None = None, snapshot: Snapshot | None = None
+        self, config: TrialConfig, cache: WorkerCache, *, cost: Cost | None = None, checkpoint: Checkpoint | None = None
     ) -> None:
         """
         Args:
-            cost: of this config's cost cell, where it is known already; measured here otherwise.
-            snapshot: of this config's trial, to go on from; what is measured then is what it would have measured.
+            cost: of this config's cost key, where it is known already; measured here otherwise.
+            checkpoint: of this config's trial, to go on from; what is measured then is what it would have measured.
         Raises:
             ConfigError: targets match no module, or rows are longer than the base has positions.
             TrialFailed: the device has too little memory (state "oom"), even for this trial alone.
         """
         self.config = config
-        self._bench = bench
-        self._snapshot = snapshot
-        n_positions = bench.base(config.precision).config.n_positions
+        self._cache = cache
+        self._checkpoint = checkpoint
+        n_positions = cache.base(config.precision).config.n_positions
         if config.max_length_tokens > n_positions:
             raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, the base has {n_positions} positions")
-        self._batches = bench.batches(config)
+        self._batches = cache.batches(config)
         try:
             self._begin(cost)
         except TrialFailed:
@@ -77,7 +77,7 @@ class Trial:
             self._begin_alone(cost)
 
     def _begin_alone(self, cost: Cost | None) -> None:
-        """With nothing else on the device; without recorded steps, which need memory of their own, if need be."""
+        """With nothing else on the device; without captured steps, which need memory of their own, if need be."""
         for recorded in (True, False) if self.config.engine == "graph" else (True,):
             try:
                 return self._begin(cost, recorded=recorded)
@@ -87,64 +87,64 @@ class Trial:
         raise failure
 
     def _free(self) -> bool:
-        """Let go of everything on the device, a tape and its base too; see Bench.forget."""
-        self._tape = None
-        return self._bench.forget()
+        """Let go of everything on the device, a step graphs and its base too; see WorkerCache.forget."""
+        self._graphs = None
+        return self._cache.forget()
 
     def _begin(self, cost: Cost | None, *, recorded: bool = True) -> None:
         # no name for the base: while a TrialFailed is handled its frames live, and the base must be freed then
         with oom_as_failure():
-            self._held = self._bench.held_out(self.config.precision)
-            self._tape, self.fallback = self._recorded() if recorded else (None, "no memory for recorded steps")
-            self._resident_mib = memory.allocated_mib(self._bench.device)
-            self.cost = cost or self._measure_cost(self._bench.base(self.config.precision))
+            self._held = self._cache.held_out(self.config.precision)
+            self._graphs, self.fallback = self._recorded() if recorded else (None, "no memory for captured steps")
+            self._resident_mib = memory.allocated_mib(self._cache.device)
+            self.cost = cost or self._measure_cost(self._cache.base(self.config.precision))
             self._engage()
 
-    def _recorded(self) -> tuple[Tape | None, str | None]:
-        """The tape that the engine needs, or why it has to do without."""
+    def _recorded(self) -> tuple[StepGraphs | None, str | None]:
+        """The step graphs that the engine needs, or why it has to do without."""
         if self.config.engine != "graph":
             return None, None
-        if self._bench.device != "cuda":
+        if self._cache.device != "cuda":
             raise ConfigError("engine is graph, which needs a CUDA GPU; on a CPU it is eager")
         steps = (packed(self._full_batch(), self.config.loop), *self._batches.packed(self.config.loop))
         try:
-            return self._bench.tape(self.config, [shape for shape, _ in steps]), None
-        except Unrecordable as error:
+            return self._cache.graphs(self.config, [shape for shape, _ in steps]), None
+        except CaptureFailed as error:
             return None, str(error)
 
     def _attach(self, base: "PreTrainedModel") -> "PeftModel":
-        return lora.attach(base, self.config, base_name=self._bench.workload.base_model)
+        return lora.attach(base, self.config, base_name=self._cache.workload.base_model)
 
     def _engage(self) -> None:
-        """A fresh adapter and its engine; recorded steps have it attached already, so that it need not be."""
+        """A fresh adapter and its engine; captured steps have it attached already, so that it need not be."""
         self._model: PeftModel | None = None
-        if self._tape:
-            self._matrices = self._bench.fresh_matrices(self.config)
+        if self._graphs:
+            self._matrices = self._cache.fresh_matrices(self.config)
             self._steps = self._batches.packed(self.config.loop)
-            self._engine = GraphEngine(self._matrices.values(), self.config, self._tape)
+            self._engine = GraphEngine(self._matrices.values(), self.config, self._graphs)
         else:
-            self._model = self._attach(self._bench.base(self.config.precision))
+            self._model = self._attach(self._cache.base(self.config.precision))
             self._matrices = lora.matrices_of(self._model)
             self._steps = self._batches.batches
             self._engine = self._eager(self._model)
 
     def _eager(self, model: "PeftModel") -> EagerEngine:
         return EagerEngine(
-            model, self.config, compute_dtype=self._bench.workload.compute_dtype, device=self._bench.device
+            model, self.config, compute_dtype=self._cache.workload.compute_dtype, device=self._cache.device
         )
 
     def _full_batch(self) -> Batch:
         """Synthetic: every token there may be, each supervised."""
         shape = (self.config.batch_size, self.config.max_length_tokens)
-        n_words = self._bench.base(self.config.precision).config.vocab_size
+        n_words = self._cache.base(self.config.precision).config.vocab_size
         ids = torch.randint(n_words, shape, generator=torch.Generator().manual_seed(0))
         return ids, ids
 
     def _measure_cost(self, base: "PreTrainedModel") -> Cost:
         """Memory and time of full synthetic batches on a throw-away adapter (measurement protocol 1)."""
-        batch, device = self._full_batch(), self._bench.device
-        others_mib = self._bench.others_mib(self.config.precision)
-        with self._bench.turn.alone():
+        batch, device = self._full_batch(), self._cache.device
+        others_mib = self._cache.others_mib(self.config.precision)
+        with self._cache.device_lock.alone():
             seconds, peak = self._full_steps(base, batch)
         p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
         return Cost(
@@ -160,12 +160,12 @@ class Trial:
 
     def _full_steps(self, base: "PreTrainedModel", batch: Batch) -> tuple[list[float], memory.Peak]:
         """Seconds of each step, and the peak; what it takes is gone from the device on return."""
-        device = self._bench.device
+        device = self._cache.device
         model = self._attach(base)
         try:
             eager = self._eager(model)
             eager.step(*batch)  # the optimizer's state exists from here on
-            seconds = _timed(self._stepper(model, batch) if self._tape else lambda: eager.step(*batch), device)
+            seconds = _timed(self._stepper(model, batch) if self._graphs else lambda: eager.step(*batch), device)
             # A graph's memory does not show on replay: the peak is that of the same step done eagerly.
             return seconds, memory.peak_of(lambda: eager.step(*batch), device, lambda: _owners(model, eager))
         finally:
@@ -173,37 +173,37 @@ class Trial:
 
     def _stepper(self, model: "PeftModel", batch: Batch) -> Callable[[], None]:
         """Replays one step again and again."""
-        GraphEngine(lora.matrices_of(model).values(), self.config, self._tape)
+        GraphEngine(lora.matrices_of(model).values(), self.config, self._graphs)
         shape, inputs = packed(batch, self.config.loop)
-        inputs = inputs.to(self._bench.device)
-        return lambda: self._tape.replay(shape, inputs)
+        inputs = inputs.to(self._cache.device)
+        return lambda: self._graphs.replay(shape, inputs)
 
     def measurements(self) -> Iterator[Measurement]:
-        """Train to each rung in turn, or to those after the snapshot, and measure there.
+        """Train to each rung in turn, or to those after the checkpoint, and measure there.
 
         Raises:
             TrialFailed: loss or gradient is not finite ("diverged"), or memory ran out ("oom").
-            ValueError: the snapshot is of an adapter of another size.
+            ValueError: the checkpoint is of an adapter of another size.
         """
-        torch.manual_seed(self.config.seed)  # dropout, equal for a trial and its twin
-        done = self._go_on() if self._snapshot else 0
+        torch.manual_seed(self.config.seed)  # dropout, equal for a trial and its baseline
+        done = self._go_on() if self._checkpoint else 0
         for rung in [rung for rung in rungs(self.config.max_steps) if rung > done]:
-            with self._bench.turn.shared(), oom_as_failure():
+            with self._cache.device_lock.shared(), oom_as_failure():
                 # no name for the losses: CPython 3.12 keeps a closed generator's locals alive
                 measurement = self._measure(rung, self._engine.run(self._steps[done:rung]))
             done = rung
             yield measurement
 
     def _go_on(self) -> int:
-        """Take up the snapshot; returns the steps that it has done."""
-        snapshot, self._snapshot = self._snapshot, None
-        self._engine.restore(snapshot.engine)
-        torch.set_rng_state(torch.tensor(snapshot.generators["cpu"]))
-        if "cuda" in snapshot.generators:
-            torch.cuda.set_rng_state(torch.tensor(snapshot.generators["cuda"]))
-        return snapshot.step
+        """Take up the checkpoint; returns the steps that it has done."""
+        checkpoint, self._checkpoint = self._checkpoint, None
+        self._engine.restore(checkpoint.engine)
+        torch.set_rng_state(torch.tensor(checkpoint.generators["cpu"]))
+        if "cuda" in checkpoint.generators:
+            torch.cuda.set_rng_state(torch.tensor(checkpoint.generators["cuda"]))
+        return checkpoint.step
 
-    def snapshot(self, step: int, *, seconds: float) -> Snapshot:
+    def checkpoint(self, step: int, *, seconds: float) -> Checkpoint:
         """Where the trial stands, between two measurements.
 
         Args:
@@ -211,10 +211,10 @@ class Trial:
             seconds: of training until then.
         """
         generators = {"cpu": torch.get_rng_state().numpy()}
-        if self._bench.device == "cuda":
+        if self._cache.device == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state().numpy()
-        return Snapshot(
-            key=self._bench.workload.key(self.config),
+        return Checkpoint(
+            key=self._cache.workload.key(self.config),
             step=step,
             seconds=seconds,
             engine=self._engine.state(),
@@ -253,7 +253,7 @@ class Trial:
 
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter as it is now, as peft's files by name."""
-        return lora.to_files(self.config, self._matrices, base_name=self._bench.workload.base_model)
+        return lora.to_files(self.config, self._matrices, base_name=self._cache.workload.base_model)
 
     def close(self) -> None:
         """Let go of the adapter; the trial cannot be used afterwards.
@@ -263,14 +263,14 @@ class Trial:
         """
         if self._model is not None:
             lora.detach(self._model)
-        del self._model, self._matrices, self._engine, self._tape
+        del self._model, self._matrices, self._engine, self._graphs
         if self._leak_mib() > memory.MAX_LEAK_MIB:
             gc.collect()
             if (leak := self._leak_mib()) > memory.MAX_LEAK_MIB:
                 raise RuntimeError(f"{leak:.1f} MiB stay on the device after a trial (at most {memory.MAX_LEAK_MIB:g})")
 
     def _leak_mib(self) -> float:
-        return memory.allocated_mib(self._bench.device) - self._resident_mib
+        return memory.allocated_mib(self._cache.device) - self._resident_mib
 
 
 @contextmanager

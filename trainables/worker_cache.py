@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
 
-from trainables.capture.capture import Unrecordable, abandon_recording, padded_rank
+from trainables.capture.capture import CaptureFailed, abandon_capture, padded_rank
 from trainables.cost import memory
 from trainables.cost.device import device_id
-from trainables.cost.device_lock import DeviceTurn
+from trainables.cost.device_lock import DeviceLock
 from trainables.data import tokens
 from trainables.evaluation import held_out as evaluation
-from trainables.evaluation.readers import ReadRows, RecordedReader
+from trainables.evaluation.readers import GraphReader, ReaderBuffers
 from trainables.models import base_model, lora
-from trainables.training.batches import MULTIPLE_TOKENS, Batches, Draw, StepShape
+from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
-from trainables.training.graph import Tape, TapeKind, kind_of
+from trainables.training.graph import GraphKey, StepGraphs, graph_key
 from trainables.values.config import TARGETS, Loop, Precision, TrialConfig, Workload
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 Made = TypeVar("Made")
 
-MAX_TAPES = 16
+MAX_STEP_GRAPHS = 16
 MAX_KEPT = 8
 """Draws of batches, and fresh adapters, that are kept on the host for the next trials."""
 LIBRARIES_MIB: dict[str, float] = {}
-"""What a device's libraries keep from first use on, by device: they allocate once a process, not once a bench."""
+"""What a device's libraries keep from first use on, by device: they allocate once a process, not once a cache."""
 
 
-class Bench:
-    """What a worker keeps between trials: the tokens, the base models and the recorded steps.
+class WorkerCache:
+    """What a worker keeps between trials: the tokens, the base models and the captured steps.
 
     On a GPU both precisions stay on the device, so that no trial waits for weights; a trial's memory leaves out what
     it would do without, see `others_mib`.
@@ -49,18 +49,18 @@ class Bench:
         self.workload = workload
         self.device = device
         self.rows = tokens.load(workload.data_folder)
-        self.turn = DeviceTurn(device_id(device))
+        self.device_lock = DeviceLock(device_id(device))
         self.untuned: dict[tuple[tokens.TokenRow, ...], tuple[list[list[int]], torch.Tensor]] = {}
         self._bases: dict[Precision, PreTrainedModel] = {}
         self._base_mib: dict[Precision, float] = {}
-        self._tapes: dict[TapeKind, Tape] = {}
-        self._readers: dict[tuple[Precision, tuple[str, ...], int], RecordedReader] = {}
-        self._read_rows: ReadRows | None = None
+        self._step_graphs: dict[GraphKey, StepGraphs] = {}
+        self._readers: dict[tuple[Precision, tuple[str, ...], int], GraphReader] = {}
+        self._read_rows: ReaderBuffers | None = None
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
-        self._unrecordable: str | None = None
-        self._held: evaluation.HeldOut | None = None
-        self._batches: dict[Draw, Batches] = {}
+        self._capture_fault: str | None = None
+        self._held: evaluation.EvalBatches | None = None
+        self._batches: dict[BatchPlan, Batches] = {}
         self._fresh: dict[tuple[int, int, tuple[str, ...]], dict[str, torch.Tensor]] = {}
 
     def base(self, precision: Precision) -> "PreTrainedModel":
@@ -87,16 +87,16 @@ class Bench:
         LIBRARIES_MIB.setdefault(self.device, memory.allocated_mib(self.device) - loaded)
         gc.freeze()  # a collection would look through all of this again, a quarter of a second each time
 
-    def held_out(self, precision: Precision) -> evaluation.HeldOut:
-        """The search rows on the device, once."""
+    def held_out(self, precision: Precision) -> evaluation.EvalBatches:
+        """The validation rows on the device, once."""
         if self._held is None:
-            self._held = evaluation.held_out(self.base(precision), self.rows["search"])
+            self._held = evaluation.held_out(self.base(precision), self.rows["validation"])
         return self._held
 
     def batches(self, config: TrialConfig) -> Batches:
         """What the steps of a trial read."""
         pad_id = self.base(config.precision).config.eos_token_id
-        draw = Draw.of(config)
+        draw = BatchPlan.of(config)
         return _kept(self._batches, draw, lambda: Batches(draw, self.rows["train"], pad_id=pad_id))
 
     def fresh_matrices(self, config: TrialConfig) -> dict[str, torch.Tensor]:
@@ -120,15 +120,15 @@ class Bench:
         gc.collect()
         return memory.allocated_mib(self.device) - self._base_mib[precision] - LIBRARIES_MIB[self.device]
 
-    def tape(self, config: TrialConfig, shapes: Iterable[StepShape]) -> Tape:
-        """A tape that can train a config, with these steps on it.
+    def graphs(self, config: TrialConfig, shapes: Iterable[StepShape]) -> StepGraphs:
+        """A step graphs that can train a config, with these steps on it.
 
         Raises:
-            Unrecordable: these steps cannot be recorded on this device, or it has too little memory for it.
+            CaptureFailed: these steps cannot be captured on this device, or it has too little memory for it.
         """
-        base, kind = self.base(config.precision), kind_of(config)
-        with self._recording():
-            tape = self._tapes.pop(kind, None) or Tape(
+        base, kind = self.base(config.precision), graph_key(config)
+        with self._capturing():
+            graphs = self._step_graphs.pop(kind, None) or StepGraphs(
                 base,
                 config,
                 held=self.held_out(config.precision),
@@ -136,49 +136,49 @@ class Bench:
                 pool=self._pool,
                 stream=self._stream,
             )
-            tape.record(shapes)
-        self._tapes[kind] = tape  # the last one used comes last
-        if len(self._tapes) > MAX_TAPES:
-            del self._tapes[next(iter(self._tapes))]
-        return tape
+            graphs.record(shapes)
+        self._step_graphs[kind] = graphs  # the last one used comes last
+        if len(self._step_graphs) > MAX_STEP_GRAPHS:
+            del self._step_graphs[next(iter(self._step_graphs))]
+        return graphs
 
-    def reader(self, precision: Precision, weights: lora.Weights | None) -> RecordedReader:
-        """What reads the search rows with an adapter, or without one as soon as it was recorded for any.
+    def reader(self, precision: Precision, weights: lora.Weights | None) -> GraphReader:
+        """What reads the validation rows with an adapter, or without one as soon as it was recorded for any.
 
         Raises:
-            Unrecordable: as of `tape`, or there is no GPU.
+            CaptureFailed: as of `graphs`, or there is no GPU.
         """
         if self.device != "cuda":
-            raise Unrecordable("there is no GPU")
-        with self._recording():
+            raise CaptureFailed("there is no GPU")
+        with self._capturing():
             if weights is None:
                 reader = next((one for (own, *_), one in self._readers.items() if own == precision), None)
             else:
                 reader = self._reader_for(precision, weights)
             if reader is None:
-                raise Unrecordable("nothing is recorded yet")
+                raise CaptureFailed("nothing is recorded yet")
             reader.load(weights)
         return reader
 
-    def _reader_for(self, precision: Precision, weights: lora.Weights) -> RecordedReader:
+    def _reader_for(self, precision: Precision, weights: lora.Weights) -> GraphReader:
         base, kind = self.base(precision), (precision, weights.targets, padded_rank(weights.rank))
         if kind not in self._readers:
-            self._read_rows = self._read_rows or ReadRows(base, self.rows["search"])
+            self._read_rows = self._read_rows or ReaderBuffers(base, self.rows["validation"])
             config = TrialConfig(precision=precision, rank=kind[2], alpha=1, targets=weights.targets, dropout=0.0)
-            self._readers[kind] = RecordedReader(base, config, self._read_rows, pool=self._pool, stream=self._stream)
+            self._readers[kind] = GraphReader(base, config, self._read_rows, pool=self._pool, stream=self._stream)
         return self._readers[kind]
 
     @contextmanager
-    def _recording(self) -> Iterator[None]:
+    def _capturing(self) -> Iterator[None]:
         """Work inside may be recorded: in the pool, on the stream.
 
         Raises:
-            Unrecordable: it cannot be, on this device or for lack of memory.
+            CaptureFailed: it cannot be, on this device or for lack of memory.
         """
-        if self._unrecordable:
-            raise Unrecordable(self._unrecordable)
+        if self._capture_fault:
+            raise CaptureFailed(self._capture_fault)
         self._stream = self._stream or torch.cuda.Stream()
-        if not self._tapes and not self._readers:  # a pool is gone with the last that draws from it
+        if not self._step_graphs and not self._readers:  # a pool is gone with the last that draws from it
             self._pool = torch.cuda.graph_pool_handle()
         try:
             yield
@@ -186,23 +186,23 @@ class Bench:
             traceback.clear_frames(error.__traceback__)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if not isinstance(error, torch.cuda.OutOfMemoryError):
-                self._unrecordable = reason
-                self._forget_recordings()  # they draw from the generator that is replaced now
-                abandon_recording()
-                print(f"steps cannot be recorded as CUDA graphs here; going on without: {reason}", file=sys.stderr)
-            raise Unrecordable(reason) from None
+                self._capture_fault = reason
+                self._forget_graphs()  # they draw from the generator that is replaced now
+                abandon_capture()
+                print(f"steps cannot be captured as CUDA graphs here; going on without: {reason}", file=sys.stderr)
+            raise CaptureFailed(reason) from None
 
-    def _forget_recordings(self) -> None:
-        self._tapes.clear()
+    def _forget_graphs(self) -> None:
+        self._step_graphs.clear()
         self._readers.clear()
         self._read_rows = None
 
     def forget(self) -> bool:
-        """Free every base and tape; returns whether there was more than one base."""
-        several = len(self._bases) + len(self._tapes) + len(self._readers) > 1
+        """Free every base and graphs; returns whether there was more than one base."""
+        several = len(self._bases) + len(self._step_graphs) + len(self._readers) > 1
         self._bases.clear()
         self._base_mib.clear()
-        self._forget_recordings()
+        self._forget_graphs()
         self.untuned.clear()
         self._held = None
         gc.unfreeze()

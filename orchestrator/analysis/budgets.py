@@ -73,21 +73,25 @@ def exceeded(settings: SweepSettings, spent: Spent, needs: Spent) -> Ended | Non
     for field, unit in words.items():
         limit = getattr(settings, field)
         if limit is not None and then[field] >= limit:
-            left = "is spent" if used[field] >= limit else "has no room for another trial and the finalists' yardsticks"
+            left = (
+                "is spent"
+                if used[field] >= limit
+                else "has no room for another trial and the finalists' seed replicates"
+            )
             return Ended(why=field, text=f"the budget of {limit:g} {unit} ({field}) {left}; used {used[field]:.3g}")
     return None
 
 
 def still_needed(
-    settings: SweepSettings, *, seconds_per_trial: float, n_runs: int, n_judgements: int, n_slots: int
+    settings: SweepSettings, *, seconds_per_trial: float, n_runs: int, n_evaluations: int, n_slots: int
 ) -> Spent:
-    """What trials at work, the next one and the yardsticks of the finalists will cost.
+    """What trials at work, the next one and the seed replicates of the finalists will cost.
 
-    A judgement trains nothing; a tenth of a trial is set aside for it.
+    A test evaluation trains nothing; a tenth of a trial is set aside for it.
     """
-    seconds = seconds_per_trial * (n_runs + 0.1 * n_judgements)
+    seconds = seconds_per_trial * (n_runs + 0.1 * n_evaluations)
     share = settings.gpus_per_trial if settings.device == "cuda" else 1.0
-    return Spent(device_seconds=seconds * share, wall_seconds=seconds / max(1, min(n_slots, n_runs + n_judgements)))
+    return Spent(device_seconds=seconds * share, wall_seconds=seconds / max(1, min(n_slots, n_runs + n_evaluations)))
 
 
 def window(n_completed: int) -> int:

@@ -88,7 +88,7 @@ def counting(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Tri
 
 
 def best(found: Sequence[TrialResult]) -> TrialResult | None:
-    """The lowest validation loss, that on the search rows; None of none.
+    """The lowest validation loss, that on the validation rows; None of none.
 
     Equal losses: the smaller peak, then the shorter step, then the earlier trial.
     """

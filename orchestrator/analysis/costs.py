@@ -1,4 +1,4 @@
-"""What 4 bits save in memory, and a 2 x 2 table of precision and loop: measured cost cells side by side. Pure."""
+"""What 4 bits save in memory, and a 2 x 2 table of precision and loop: measured cost keys side by side. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ Predict = Callable[[TrialConfig], float | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saving:
-    """4 bits against 16 bits at one loop, medians over pairs of cost cells that differ in nothing else.
+    """4 bits against 16 bits at one loop, medians over pairs of cost keys that differ in nothing else.
 
     Attributes:
         rank: of all its pairs; None stands for all ranks.
@@ -54,11 +54,11 @@ class CostTable:
 
 
 def measured_cells(trials: Iterable[TrialResult]) -> dict[str, tuple[TrialConfig, Cost]]:
-    """Every measured cost cell by its name, with the config that was first to bring it."""
+    """Every measured cost key by its name, with the config that was first to bring it."""
     found: dict[str, tuple[TrialConfig, Cost]] = {}
     for trial in trials:
         if trial.cost:
-            found.setdefault(trial.config.cost_cell, (trial.config, trial.cost))
+            found.setdefault(trial.config.cost_key, (trial.config, trial.cost))
     return found
 
 
@@ -79,18 +79,18 @@ def savings(trials: Iterable[TrialResult]) -> tuple[Saving, ...]:
     pairs: dict[tuple[Loop, int | None], list[tuple[Cost, Cost]]] = {}
     for cells in _cells_by_device(trials):
         for config, cost in cells.values():
-            _, twin = cells.get(config.counterpart.cost_cell, (None, None))
-            if config.precision == "nf4" and twin:
+            _, baseline = cells.get(config.at_other_precision.cost_key, (None, None))
+            if config.precision == "nf4" and baseline:
                 for rank in (None, config.rank):
-                    pairs.setdefault((config.loop, rank), []).append((cost, twin))
+                    pairs.setdefault((config.loop, rank), []).append((cost, baseline))
     order = sorted(pairs, key=lambda group: (get_args(Loop).index(group[0]), group[1] or 0))
     return tuple(_saving(loop, rank, pairs[loop, rank]) for loop, rank in order)
 
 
 def _saving(loop: Loop, rank: int | None, pairs: Sequence[tuple[Cost, Cost]]) -> Saving:
-    saved = [twin.peak_memory_mib - cost.peak_memory_mib for cost, twin in pairs]
-    shares = [mib / twin.peak_memory_mib for mib, (_, twin) in zip(saved, pairs, strict=True)]
-    ratios = [cost.seconds_per_step / twin.seconds_per_step for cost, twin in pairs]
+    saved = [baseline.peak_memory_mib - cost.peak_memory_mib for cost, baseline in pairs]
+    shares = [mib / baseline.peak_memory_mib for mib, (_, baseline) in zip(saved, pairs, strict=True)]
+    ratios = [cost.seconds_per_step / baseline.seconds_per_step for cost, baseline in pairs]
     return Saving(
         loop=loop,
         rank=rank,
@@ -109,9 +109,9 @@ def cost_table(trials: Iterable[TrialResult], preferred: TrialConfig | None, pre
     cells = next(iter(_cells_by_device(trials)), None)
     if not cells:
         return None
-    wished = [] if preferred is None or preferred.cost_cell not in cells else [preferred]
+    wished = [] if preferred is None or preferred.cost_key not in cells else [preferred]
     configs = [*wished, *(config for config, _ in cells.values())]
-    config = max(configs, key=lambda c: sum(other.cost_cell in cells for other in _four(c)))  # of equals the first
+    config = max(configs, key=lambda c: sum(other.cost_key in cells for other in _four(c)))  # of equals the first
     return CostTable(config=config, cells=tuple(_cell(other, cells, predict) for other in _four(config)))
 
 
@@ -120,6 +120,6 @@ def _four(config: TrialConfig) -> list[TrialConfig]:
 
 
 def _cell(config: TrialConfig, cells: Mapping[str, tuple[TrialConfig, Cost]], predict: Predict) -> CostCell:
-    _, cost = cells.get(config.cost_cell, (None, None))
+    _, cost = cells.get(config.cost_key, (None, None))
     predicted = None if cost else predict(config)
     return CostCell(precision=config.precision, loop=config.loop, cost=cost, predicted_peak_mib=predicted)

@@ -21,7 +21,7 @@ class Wanted:
 
     Attributes:
         config: of the run.
-        origin: "repeat" of a finalist, or "reseed" of its twin.
+        origin: "replicate" of a finalist, or "baseline replicate" of its baseline.
         like: the finalist's config at the seed that the search used.
     """
 
@@ -36,16 +36,16 @@ def under_seeds(config: TrialConfig, n_seeds: int) -> list[TrialConfig]:
 
 
 def finalists(trials: Sequence[TrialResult], settings: SweepSettings, front: Front | None = None) -> list[TrialResult]:
-    """Trials that get judged, by number.
+    """Trials that get evaluated, by number.
 
     The front's members and the best trial; with repeats also the best of each precision and rank, for the smallest
-    sufficient rank; and the best 4-bit trial where none is on the front, so that 4 bits never go without yardsticks.
+    sufficient rank; and the best 4-bit trial where none is on the front, so that 4 bits never go without seed replicates.
     """
     members = (front or front_of(trials, settings)).members
     lowest = best(counting(trials, settings))
     chosen = [*members, *([lowest] if lowest else []), *_best_4bit(trials, members)]
     found = {trial.key: trial for trial in chosen}
-    if settings.repeats > 1:
+    if settings.finalist_seeds > 1:
         found |= {trial.key: trial for trial in _best_of_each_rank(trials)}
     return sorted(found.values(), key=lambda trial: trial.number)
 
@@ -76,18 +76,21 @@ def _best_of_each_rank(trials: Sequence[TrialResult]) -> list[TrialResult]:
 def wanted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Wanted]:
     """Runs under other seeds, each once, whether they exist or not.
 
-    Repeats of all finalists, then reseeds of the twins of 4-bit ones on the front (or of the best). A 4-bit
-    repeat's own twin is not among them: it is brought like every completed 4-bit trial's.
+    Repeats of all finalists, then replicates of the baselines of 4-bit ones on the front (or of the best). A 4-bit
+    repeat's own baseline is not among them: it is brought like every completed 4-bit trial's.
     """
     front = front_of(trials, settings)
     runs = [
-        Wanted(config=config, origin="repeat", like=finalist.config)
+        Wanted(config=config, origin="replicate", like=finalist.config)
         for finalist in finalists(trials, settings, front)
-        for config in under_seeds(finalist.config, settings.repeats - 1)
+        for config in under_seeds(finalist.config, settings.finalist_seeds - 1)
     ]
     for trial in _best_4bit(trials, front.members):
-        twin = trial.config.counterpart
-        runs += [Wanted(config=c, origin="reseed", like=trial.config) for c in under_seeds(twin, settings.reseeds)]
+        baseline = trial.config.at_other_precision
+        runs += [
+            Wanted(config=c, origin="baseline replicate", like=trial.config)
+            for c in under_seeds(baseline, settings.baseline_seeds)
+        ]
     first: dict[TrialConfig, Wanted] = {}
     for run in runs:
         first.setdefault(run.config, run)
@@ -97,22 +100,22 @@ def wanted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Wante
 def runs_of(finalist: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
     """The finalist and its completed repeats, the search's own seed first."""
     by_config = {trial.config: trial for trial in trials if trial.state == "completed"}
-    others = under_seeds(finalist.config, settings.repeats - 1)
+    others = under_seeds(finalist.config, settings.finalist_seeds - 1)
     return [finalist, *(by_config[config] for config in others if config in by_config)]
 
 
-def to_judge(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
-    """Finalists and their repeats, by number, judged already or not."""
+def to_evaluate(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
+    """Finalists and their repeats, by number, evaluated already or not."""
     found = {run.key: run for f in finalists(trials, settings) for run in runs_of(f, trials, settings)}
     return sorted(found.values(), key=lambda trial: trial.number)
 
 
 def other_seeds(trial: TrialResult, trials: Sequence[TrialResult], n_seeds: int) -> list[TrialResult]:
     """Completed 16-bit runs of a 4-bit trial's config, at most the first `n_seeds` that follow its own."""
-    twin = trial.config.counterpart
+    baseline = trial.config.at_other_precision
     by_distance = {
-        (t.config.seed - twin.seed) % N_SEEDS: t
+        (t.config.seed - baseline.seed) % N_SEEDS: t
         for t in trials
-        if t.state == "completed" and t.config != twin and replace(t.config, seed=twin.seed) == twin
+        if t.state == "completed" and t.config != baseline and replace(t.config, seed=baseline.seed) == baseline
     }
     return [by_distance[distance] for distance in sorted(by_distance)[:n_seeds]]

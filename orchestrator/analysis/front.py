@@ -65,7 +65,7 @@ class Front:
 def objective_value(trial: TrialResult, objective: str) -> float | None:
     """A trial's value of one objective in its own unit and sense, None where it has none.
 
-    A 16-bit trial is its own twin: its similarities are 1.
+    A 16-bit trial is its own baseline: its similarities are 1.
     """
     if OBJECTIVES[objective].source == "similarity":
         if trial.config.precision == "16bit":
@@ -85,7 +85,7 @@ def losses_of(trial: TrialResult, objectives: Sequence[str]) -> tuple[float, ...
 def dissimilarity(trial: TrialResult, min_similarity: float) -> float | None:
     """How far a trial may miss the similarity asked for (at most 0: kept); None while it is not known.
 
-    Counted from the lower end of the cosine's 95 % interval; a 16-bit trial is its own twin, exactly.
+    Counted from the lower end of the cosine's 95 % interval; a 16-bit trial is its own baseline, exactly.
     """
     if trial.config.precision == "16bit":
         return min_similarity - 1.0
@@ -93,9 +93,9 @@ def dissimilarity(trial: TrialResult, min_similarity: float) -> float | None:
 
 
 def is_candidate(trial: TrialResult) -> bool:
-    """Whether a trial completed that the search took up, or needed as a twin.
+    """Whether a trial completed that the search took up, or needed as a baseline.
 
-    Repeats and reseeds measure candidates and are none: a front of the luckiest seeds would flatter.
+    Seed replicates measure candidates and are none: a front of the luckiest seeds would flatter.
     """
     return trial.state == "completed" and trial.is_of_search
 
@@ -108,15 +108,15 @@ def is_reused(trial: TrialResult) -> bool:
 def noise_of(trials: Sequence[TrialResult], objectives: Sequence[str]) -> tuple[float, ...]:
     """Epsilon of each objective, in its own unit, over the candidates.
 
-    Of time the median over cost cells of p90 - p10. All else is 0: the same trial again has the same
+    Of time the median over cost keys of p90 - p10. All else is 0: the same trial again has the same
     peak memory to the byte and the same loss.
     """
-    cells = {(t.config.cost_cell, t.cost.device): t.cost for t in trials if is_candidate(t) and t.cost}
+    cells = {(t.config.cost_key, t.cost.device): t.cost for t in trials if is_candidate(t) and t.cost}
     return tuple(_spread(name, cells.values()) if OBJECTIVES[name].is_timed else 0.0 for name in objectives)
 
 
 def _spread(objective: str, costs: Collection[Cost]) -> float:
-    """Median over cost cells of p90 - p10 over steps."""
+    """Median over cost keys of p90 - p10 over steps."""
     spreads = [getattr(cost, f"{objective}_p90") - getattr(cost, f"{objective}_p10") for cost in costs]
     return float(np.median(spreads)) if spreads else 0.0
 

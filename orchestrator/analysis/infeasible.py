@@ -29,7 +29,7 @@ def nothing_counts(trials: Sequence[TrialResult], settings: SweepSettings, predi
         reached = settings.min_similarity - (gaps[nearest.number] or 0.0)
         return (
             f"No trial keeps the similarity asked for (min_similarity {settings.min_similarity:g}). The nearest is "
-            f"{_config(nearest)}: its cosine to the 16-bit twin is at least {reached:.4f}."
+            f"{_config(nearest)}: its cosine to the 16-bit baseline is at least {reached:.4f}."
         )
     refused = [t for t in ended if t.state == "refused"]
     if refused and not any(t.state == "completed" for t in ended):

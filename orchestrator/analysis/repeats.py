@@ -15,7 +15,7 @@ from trainables.comparison.bootstrap import CONFIDENCE, t_quantile
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
-Rows = Literal["report", "search"]
+Rows = Literal["test", "validation"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +47,8 @@ def over_seeds(values: Sequence[float]) -> Figure:
 
 
 def rows_of(runs: Sequence[TrialResult]) -> Rows:
-    """The rows on which all runs of a finalist can be put side by side: the report's where all were judged."""
-    return "report" if all(run.judgement for run in runs) else "search"
+    """The rows on which all runs of a finalist can be put side by side: the report's where all were evaluated."""
+    return "test" if all(run.test_evaluation for run in runs) else "validation"
 
 
 def figure(runs: Sequence[TrialResult], objective: str) -> Figure | None:
@@ -61,40 +61,42 @@ def figure(runs: Sequence[TrialResult], objective: str) -> Figure | None:
         value = objective_value(runs[0], objective)
         return None if value is None else Figure(value=value, n_seeds=0)
     if OBJECTIVES[objective].source == "similarity" and runs[0].config.precision == "16bit":
-        return Figure(value=1.0, n_seeds=0)  # its own twin
+        return Figure(value=1.0, n_seeds=0)  # its own baseline
     values = [_quality(run, objective, rows_of(runs)) for run in runs]
     known = [value for value in values if value is not None]
     return over_seeds(known) if known else None
 
 
 def _quality(run: TrialResult, objective: str, rows: Rows) -> float | None:
-    if rows == "search" or run.judgement is None:
+    if rows == "validation" or run.test_evaluation is None:
         return objective_value(run, objective)
     if objective == "eval_loss_nats":
-        return run.judgement.eval_loss_nats
-    comparison = run.judgement.comparison
+        return run.test_evaluation.eval_loss_nats
+    comparison = run.test_evaluation.comparison
     return getattr(comparison.quantized, objective).value if comparison else None
 
 
 def smallest_sufficient_rank(
     precision: Precision, finalists: Sequence[TrialResult], trials: Sequence[TrialResult], settings: SweepSettings
 ) -> SufficientRank:
-    """The rule of orchestrator.analysis.sufficient_rank, on the report rows, for the best config of each rank."""
-    if settings.repeats < MIN_SEEDS:
-        return _undetermined(f"it takes {MIN_SEEDS} runs of each rank, and the sweep asked for {settings.repeats}")
-    judged = [t for t in finalists if t.config.precision == precision and t.judgement and t.history]
+    """The rule of orchestrator.analysis.sufficient_rank, on the test rows, for the best config of each rank."""
+    if settings.finalist_seeds < MIN_SEEDS:
+        return _undetermined(
+            f"it takes {MIN_SEEDS} runs of each rank, and the sweep asked for {settings.finalist_seeds}"
+        )
+    evaluated = [t for t in finalists if t.config.precision == precision and t.test_evaluation and t.history]
     best: dict[int, TrialResult] = {}
-    for trial in sorted(judged, key=lambda t: (t.history[-1].eval_loss_nats, t.number)):
+    for trial in sorted(evaluated, key=lambda t: (t.history[-1].eval_loss_nats, t.number)):
         best.setdefault(trial.config.rank, trial)
     if not best:
-        return _undetermined("no finalist at this precision was judged on the report rows")
+        return _undetermined("no finalist at this precision was evaluated on the test rows")
     losses = {rank: _by_seed(trial, trials, settings) for rank, trial in best.items()}
     shared = sorted(set.intersection(*(set(by_seed) for by_seed in losses.values())))
-    judgement = next(iter(best.values())).judgement
+    test_evaluation = next(iter(best.values())).test_evaluation
     return sufficient_rank(
         {rank: [by_seed[seed] for seed in shared] for rank, by_seed in losses.items()},
-        row_tokens=judgement.row_tokens,
-        untuned_row_nats=judgement.untuned_row_nats,
+        row_tokens=test_evaluation.row_tokens,
+        untuned_row_nats=test_evaluation.untuned_row_nats,
     )
 
 
@@ -105,6 +107,8 @@ def _undetermined(why: str) -> SufficientRank:
 def _by_seed(
     finalist: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings
 ) -> Mapping[int, tuple[float, ...]]:
-    """Row losses of its judged runs, by how far their seed is after the finalist's own."""
+    """Row losses of its evaluated runs, by how far their seed is after the finalist's own."""
     runs = runs_of(finalist, trials, settings)
-    return {(r.config.seed - finalist.config.seed) % N_SEEDS: r.judgement.row_nats for r in runs if r.judgement}
+    return {
+        (r.config.seed - finalist.config.seed) % N_SEEDS: r.test_evaluation.row_nats for r in runs if r.test_evaluation
+    }

@@ -20,10 +20,10 @@ class Status:
     Attributes:
         counts: trials by state.
         n_done: trials in a final state.
-        n_expected: trials the sweep will come to, as far as is known: twins are added as they are needed.
+        n_expected: trials the sweep will come to, as far as is known: baselines are added as they are needed.
         best: best value of each objective among completed trials.
         front_size: members of the Pareto front.
-        phase: "search"; then "yardsticks": other seeds and judgements of the finalists.
+        phase: "search"; then "finalists": other seeds and test evaluations of the finalists.
         seconds_left: from the measured time of trials that ended, be it early, and how many run at once; of those
             that began before any had ended nothing is taken, as each loaded the base first. None before the first
             of the others.
@@ -35,7 +35,7 @@ class Status:
     n_expected: int
     best: dict[str, float | None]
     front_size: int
-    phase: Literal["search", "yardsticks"]
+    phase: Literal["search", "finalists"]
     seconds_left: float | None
     last_fault: str | None
 
@@ -59,7 +59,7 @@ def status_of(
     done = [t for t in trials if t.state in FINAL_STATES]
     n_searched = 0 if ended or finished else _n_to_come(trials, settings)
     searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.is_of_search for t in trials)
-    expected = len(trials) + n_searched + (0 if searching or finished else _n_yardsticks_to_come(trials, settings))
+    expected = len(trials) + n_searched + (0 if searching or finished else _n_replicates_to_come(trials, settings))
     completed = [t for t in trials if t.state == "completed"]
     faults = [t for t in done if t.state in ("oom", "diverged", "failed", "refused")]
     return Status(
@@ -68,7 +68,7 @@ def status_of(
         n_expected=expected,
         best={objective: _best(completed, objective) for objective in settings.objectives},
         front_size=len(front_of(trials, settings).members),
-        phase="search" if searching else "yardsticks",
+        phase="search" if searching else "finalists",
         seconds_left=_seconds_left(trials, expected, now),
         last_fault=max(faults, key=lambda t: t.ended_at or 0).reason if faults else None,
     )
@@ -77,13 +77,13 @@ def status_of(
 def _n_to_come(trials: Sequence[TrialResult], settings: SweepSettings) -> int:
     """Trials the search will still take up."""
     n_left = settings.n_trials - sum(trial.origin == "search" for trial in trials)
-    if settings.space.method == "grid":  # a twin may be a point of the grid
+    if settings.space.method == "grid":  # a baseline may be a point of the grid
         known = {trial.config for trial in trials}
         n_left = min(n_left, sum(settings.config(point) not in known for point in settings.space.grid()))
     return max(0, n_left)
 
 
-def _n_yardsticks_to_come(trials: Sequence[TrialResult], settings: SweepSettings) -> int:
+def _n_replicates_to_come(trials: Sequence[TrialResult], settings: SweepSettings) -> int:
     """Runs under other seeds that the finalists still need."""
     known = {trial.config for trial in trials}
     return sum(run.config not in known for run in wanted(trials, settings))

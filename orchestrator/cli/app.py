@@ -65,7 +65,7 @@ def run(
         str | None, typer.Option(help="search space: demo, diagnostic, pareto, or a path to a .yaml")
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="configs to try; completed 4-bit ones add their 16-bit twin")
+        int | None, typer.Option(help="configs to try; completed 4-bit ones add their 16-bit baseline")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="steps of a full trial, in place of the space's")] = None,
     name: Annotated[str | None, typer.Option(help="of the sweep; default: space and time")] = None,
@@ -74,7 +74,7 @@ def run(
     data: Annotated[str | None, typer.Option(help="hub id, file of JSON, JSON Lines or Parquet, or demo")] = None,
     objective: Annotated[list[str] | None, typer.Option(help="of the front; repeat for several")] = None,
     min_similarity: Annotated[
-        float | None, typer.Option(help="4-bit trials less like their twin enter no front")
+        float | None, typer.Option(help="4-bit trials less like their baseline enter no front")
     ] = None,
     repeats: Annotated[
         int | None, typer.Option(help="runs of each finalist, under other seeds; 3 or more decide on ranks")
@@ -91,7 +91,7 @@ def run(
         str | None, typer.Option(help="bfloat16, float16 or float32; default: the protocol's")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="graph (recorded steps, needs a GPU) or eager; default: what is faster")
+        str | None, typer.Option(help="graph (captured steps, needs a GPU) or eager; default: what is faster")
     ] = None,
     loop: Annotated[
         str | None, typer.Option(help="lean, or standard as a stock script has it; default: lean on a GPU")
@@ -101,7 +101,7 @@ def run(
         str | None, typer.Option(help="tpe, nsga2, gp, random, qmc or grid; default: the space's method")
     ] = None,
     max_gpu_hours: Annotated[
-        float | None, typer.Option(help="budget of GPU time, the finalists' yardsticks included")
+        float | None, typer.Option(help="budget of GPU time, the finalists' seed replicates included")
     ] = None,
     max_hours: Annotated[float | None, typer.Option(help="budget of wall-clock time, the same")] = None,
     max_usd: Annotated[float | None, typer.Option(help="budget in money; needs --usd-per-gpu-hour")] = None,
@@ -130,7 +130,7 @@ def run(
     from orchestrator.driver import plan
 
     given = {"max_steps": steps, "address": address, "min_similarity": min_similarity, "gpus_per_trial": gpus_per_trial}
-    given |= {"repeats": repeats, "compute_dtype": compute_dtype, "engine": engine, "loop": loop}
+    given |= {"finalist_seeds": repeats, "compute_dtype": compute_dtype, "engine": engine, "loop": loop}
     given |= {"seed": seed, "tracking_uri": tracking_uri}
     given |= {"objectives": tuple(objective) if objective else None}
     given |= {"max_gpu_hours": max_gpu_hours, "max_hours": max_hours, "max_usd": max_usd}
@@ -164,7 +164,7 @@ def _print_plan(settings: "SweepSettings", as_json: bool) -> None:
     limits = {name: getattr(settings, name) for name in ("max_gpu_hours", "max_hours", "max_usd", "warm_start")}
     said = [f"{name} {value}" for name, value in limits.items() if value is not None]
     said += ["stop_when_flat"] if settings.stop_when_flat else []
-    print(f"sweep {settings.name}: space {space.name} ({space.method}), {settings.n_trials} trials and their twins")
+    print(f"sweep {settings.name}: space {space.name} ({space.method}), {settings.n_trials} trials and their baselines")
     print(f"base model {settings.base_model}, data {settings.data}, on {settings.device}")
     print(f"objectives {', '.join(settings.objectives)}; similarity at least {settings.min_similarity:g}")
     if said:
@@ -225,13 +225,13 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
     from orchestrator.cluster import ray_cluster
     from orchestrator.driver import duration, sweep
     from orchestrator.settings import ROOT
-    from orchestrator.tracking.flusher import Flusher
     from orchestrator.tracking.store import check_server
+    from orchestrator.tracking.writer import MlflowWriter
 
     if settings.tracking_uri is not None:
         check_server(settings.tracking_uri)
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
-    flusher = Flusher(settings.name, ROOT)
+    writer = MlflowWriter(settings.name, ROOT)
     begin = monotonic()
     say(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
 
@@ -247,7 +247,7 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
         if line := duration.text(settings, ROOT, ray_cluster.n_slots(settings)):
             say(line)
         display.start()
-        flusher.start()
+        writer.start()
         ray_cluster.spare_mlflow()
 
     try:
@@ -255,13 +255,13 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
         display.stop()
         from orchestrator.tracking.publishing import end  # with all figures: a second, which no bad input waits for
 
-        run_page = end(settings, ROOT, flusher, say, monotonic() - begin, result.interrupted)
+        run_page = end(settings, ROOT, writer, say, monotonic() - begin, result.interrupted)
     except KeyboardInterrupt:
         say(f"interrupted; if it had begun, go on with: {command()} resume {settings.name}")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         display.stop()
-        flusher.stop()
+        writer.stop()
     print_result(result, run_page, as_json=as_json)
     refuse_unless_whole(result)
 
@@ -438,7 +438,7 @@ def sensitivity(
     name: Annotated[str | None, typer.Option(help="of the run; default: the time")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show where in the base 4 bits are felt: each module, block and kind alone, and all but it; no training."""
+    """Show where in the base 4 bits shows: each module, block and kind alone, and all but it; no training."""
     from orchestrator.sensitivity import run as sensitivity
     from orchestrator.settings import ROOT
 

@@ -178,7 +178,7 @@ def verdict_lines(result: SweepResult) -> list[str]:
         comparison = comparison_of(trial)
         if verdict is None or comparison is None:
             continue
-        line = f"trial {trial.number}, 4 bits against its 16-bit twin: {verdict}"
+        line = f"trial {trial.number}, 4 bits against its 16-bit baseline: {verdict}"
         ratio = comparison.quantization_to_seed_ratio
         if ratio:
             line += (
@@ -214,10 +214,12 @@ def print_result(result: SweepResult, run_page: str | None, *, as_json: bool) ->
     for line in (*verdict_lines(result), *failed_evaluations(result.trials, result.settings)):
         print(line)
     counts = Counter(trial.state for trial in result.trials)
-    twins = sum(trial.origin == "twin" for trial in result.trials)
+    baselines = sum(trial.origin == "baseline" for trial in result.trials)
     states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
     n_reused = sum(is_reused(trial) for trial in result.trials)
-    print(f"{len(result.trials)} trials ({twins} of them twins{f', {n_reused} reused' if n_reused else ''}): {states}")
+    print(
+        f"{len(result.trials)} trials ({baselines} of them baselines{f', {n_reused} reused' if n_reused else ''}): {states}"
+    )
     if result.ended:
         print(f"the search ended: {result.ended.text}")
     empty = why_empty(result)

@@ -15,7 +15,7 @@ GRACE_SECONDS = 20.0
 """The main thread's time to come to its end in good order; it may wait for an answer that never comes."""
 
 
-class Pulse:
+class Heartbeat:
     """Asks again and again whether something lives, on a thread of its own; interrupts the main one when it does not.
 
     Attributes:
@@ -54,20 +54,20 @@ def watched(
     every: float = EVERY_SECONDS,
     patience: float = PATIENCE_SECONDS,
     grace: float = GRACE_SECONDS,
-) -> Iterator[Pulse]:
+) -> Iterator[Heartbeat]:
     """Watch the connected Ray cluster, or what else is given, while the block runs on the main thread.
 
     Args:
         last_words: printed where the process has to be ended from outside.
         every, patience, grace: seconds.
     """
-    pulse = Pulse(is_alive or ray_is_alive(), last_words)
+    heartbeat = Heartbeat(is_alive or ray_is_alive(), last_words)
     pace = {"every": every, "patience": patience, "grace": grace}
-    threading.Thread(target=pulse.watch, kwargs=pace, daemon=True, name="pulse").start()
+    threading.Thread(target=heartbeat.watch, kwargs=pace, daemon=True, name="heartbeat").start()
     try:
-        yield pulse
+        yield heartbeat
     finally:
-        pulse.leave()
+        heartbeat.leave()
 
 
 def ray_is_alive() -> Callable[[], bool]:

@@ -19,7 +19,7 @@ from trainables.values.errors import ConfigError, Unreachable, did_you_mean
 OBJECT_STORE_BYTES = 256 * 2**20
 MAX_CPU_WORKERS = 4
 """Trials at once on a machine without a GPU; each worker holds its own PyTorch."""
-KNOCK_SECONDS = 4.0
+PROBE_SECONDS = 4.0
 HTTP2_SETTINGS = b"\x04"
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + HTTP2_SETTINGS + b"\0\0\0\0\0"
 """With it a client begins (RFC 9113, section 3.4); Ray, as any gRPC server, answers at once with its own settings."""
@@ -59,7 +59,7 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
     if address is not None:
-        knock(address)  # before Ray is imported, which what does not answer need not wait for
+        probe(address)  # before Ray is imported, which what does not answer need not wait for
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # the ledger says which trials did not complete
     import ray
@@ -103,7 +103,7 @@ def spare_mlflow() -> None:
             del sys.modules["mlflow"]
 
 
-def knock(address: str) -> None:
+def probe(address: str) -> None:
     """Ask quickly whether a Ray cluster answers at HOST:PORT; `ray.init` itself would wait for minutes.
 
     Raises:
@@ -121,7 +121,7 @@ def knock(address: str) -> None:
     if not host or not port.isdigit():
         raise ConfigError(f"ADDRESS must be auto or HOST:PORT, got {address!r}")
     try:
-        with socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS) as connection:
+        with socket.create_connection((host, int(port)), timeout=PROBE_SECONDS) as connection:
             connection.sendall(HTTP2_GREETING)
             answer = connection.recv(9)
     except (OSError, OverflowError) as error:

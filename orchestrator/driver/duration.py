@@ -38,7 +38,7 @@ def known(root: Path) -> tuple[Speed, ComputeDtype] | None:
 
 
 def predicted_seconds(settings: SweepSettings, root: Path, n_slots: int = 1) -> float | None:
-    """Of a search of which nothing is pruned, so that each 4-bit trial brings its twin; without start-up and what the
+    """Of a search of which nothing is pruned, so that each 4-bit trial brings its baseline; without start-up and what the
     finalists need. None where it is not known.
 
     Args:
@@ -49,8 +49,8 @@ def predicted_seconds(settings: SweepSettings, root: Path, n_slots: int = 1) -> 
         return None
     speed, dtype = device
     configs = first_configs(settings, N_CONFIGS)
-    twins = {config.counterpart for config in configs if config.precision == "nf4"}
-    whole = sum(trial_seconds(shape, config, dtype, speed) for config in twins.union(configs))
+    baselines = {config.at_other_precision for config in configs if config.precision == "nf4"}
+    whole = sum(trial_seconds(shape, config, dtype, speed) for config in baselines.union(configs))
     return settings.n_trials * whole / len(configs) / n_slots
 
 
@@ -61,4 +61,4 @@ def text(settings: SweepSettings, root: Path, n_slots: int = 1) -> str | None:
         return None
     size = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"
     at_once = f" with {n_slots} at once" if n_slots > 1 else ""
-    return f"predicted time: about {size} of search{at_once} if nothing is pruned; start-up and yardsticks come on top"
+    return f"predicted time: about {size} of search{at_once} if nothing is pruned; start-up and seed replicates come on top"

@@ -8,7 +8,7 @@ from ray.tune import Callback
 
 from orchestrator.driver.scheduler import Pruner
 from orchestrator.ledger import Ledger
-from orchestrator.ledger.rows import COMPARISON, COST, JUDGEMENT
+from orchestrator.ledger.rows import COMPARISON, COST, TEST_EVALUATION
 from orchestrator.security.redaction import redacted
 from orchestrator.workers import adapter_store, checkpoints, storage
 from orchestrator.workers.tune_trainable import Task
@@ -62,8 +62,8 @@ class Recorder(Callback):
             self._ledger.set_fault(task.kind, task.key, result.get("reason"))
         if result.get("similarity") and self._completed(result["similarity_of"]):
             self._ledger.set_similarity(result["similarity_of"], COMPARISON.validate_python(result["similarity"]))
-        if result.get("judgement"):
-            self._ledger.set_judgement(task.key, JUDGEMENT.validate_python(result["judgement"]))
+        if result.get("test_evaluation"):
+            self._ledger.set_test_evaluation(task.key, TEST_EVALUATION.validate_python(result["test_evaluation"]))
 
     def _completed(self, key: str) -> bool:
         """False where a trial's adapter is all that a killed driver left of it."""
@@ -77,7 +77,7 @@ class Recorder(Callback):
 
     def _record_trial(self, task: Task, report: dict[str, Any], files: dict[str, bytes] | None) -> None:
         if report.get("cost"):
-            self._ledger.keep_cost(task.config.cost_cell, COST.validate_python(report["cost"]), of=task.key)
+            self._ledger.keep_cost(task.config.cost_key, COST.validate_python(report["cost"]), of=task.key)
         if report.get("measurement"):
             self._ledger.record(task.key, Measurement(**report["measurement"]))
         state, reason = report["state"], report.get("reason")

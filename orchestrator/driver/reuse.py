@@ -24,7 +24,7 @@ orchestrator.cluster.nodes.check_versions; as there, the build behind a "+" does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class CachedTrial:
     """A completed trial of another sweep.
 
     Attributes:
@@ -37,7 +37,7 @@ class Known:
     adapters: Path
 
 
-def completed_elsewhere(root: Path, own: str, workload: Workload, settings: SweepSettings) -> dict[str, Known]:
+def cached_trials(root: Path, own: str, workload: Workload, settings: SweepSettings) -> dict[str, CachedTrial]:
     """Completed trials of all other sweeps under `root` on devices and versions of this one, by key; of equal ones the
     oldest sweep's.
 
@@ -45,7 +45,7 @@ def completed_elsewhere(root: Path, own: str, workload: Workload, settings: Swee
     over for another reason than its key is said. Workers are asked for the devices' names only where there is something
     to reuse; needs a connected Ray.
     """
-    found: dict[str, Known] = {}
+    found: dict[str, CachedTrial] = {}
     folders = [path.parent for path in (root / "sweeps").glob("*/ledger.db") if path.parent.name != own]
     here = None if settings.reuse_across_versions else _decisive(versions(DECISIVE))
     for folder in sorted(folders, key=lambda path: (path / "ledger.db").stat().st_ctime):
@@ -86,7 +86,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _completed(folder: Path, workload: Workload) -> list[Known]:
+def _completed(folder: Path, workload: Workload) -> list[CachedTrial]:
     try:
         ledger = Ledger(folder / "ledger.db", read_only=True)
     except (ConfigError, LedgerDamaged):
@@ -100,7 +100,7 @@ def _completed(folder: Path, workload: Workload) -> list[Known]:
             return []
         ran_by = ledger.fact(REUSED, {})
         return [
-            Known(entry=e, sweep=ran_by.get(e.result.key, folder.name), adapters=folder / "adapters")
+            CachedTrial(entry=e, sweep=ran_by.get(e.result.key, folder.name), adapters=folder / "adapters")
             for e in ledger.entries()
             if e.result.state == "completed" and e.result.cost and e.result.history
         ]
@@ -108,7 +108,7 @@ def _completed(folder: Path, workload: Workload) -> list[Known]:
         ledger.close()
 
 
-def adopt(ledger: Ledger, adapters: Path, known: Known) -> bool:
+def import_result(ledger: Ledger, adapters: Path, known: CachedTrial) -> bool:
     """Complete a queued trial of `ledger` with what is known of it; False where its adapter is gone or damaged.
 
     Its training time stays unknown: this sweep spent none.
@@ -119,7 +119,7 @@ def adopt(ledger: Ledger, adapters: Path, known: Known) -> bool:
     if files is None or result.cost is None or damaged:
         return False
     ledger.start(result.key)
-    ledger.keep_cost(result.config.cost_cell, result.cost, of=result.key)
+    ledger.keep_cost(result.config.cost_key, result.cost, of=result.key)
     for measurement in result.history:
         ledger.record(result.key, measurement)
     digest = adapter_store.write(adapters, result.key, files)
@@ -134,4 +134,4 @@ def adopt(ledger: Ledger, adapters: Path, known: Known) -> bool:
     return True
 
 
-Elsewhere = Mapping[str, Known]
+CachedTrials = Mapping[str, CachedTrial]

@@ -21,7 +21,7 @@ class Pruner(FIFOScheduler):
 
     ASHA is Ray's own (Li et al. 2018, arXiv:1810.05934): at each rung a trial goes on when its loss is in the best
     1 / eta of those seen there so far.
-    Comparisons, judgements and protected trials (twins of completed 4-bit trials, repeats) are never stopped.
+    Comparisons, test evaluations and protected trials (baselines of completed 4-bit trials, repeats) are never stopped.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class Pruner(FIFOScheduler):
         if not isinstance(self._own, HypervolumeStop):
             return None
         self._own.enter(task.key, *_shown(flatten_dict(report)))
-        needs_twin = task.config.precision == "nf4" and "similarity" not in report
-        return self._own.end(may_stop=needs_twin and task.key not in self.protected)
+        needs_baseline = task.config.precision == "nf4" and "similarity" not in report
+        return self._own.end(may_stop=needs_baseline and task.key not in self.protected)
 
     def _beaten(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str | None:
         """Why ASHA stops a trial."""

@@ -1,4 +1,4 @@
-"""What to run next, as a Ray Searcher: the search itself, then the yardsticks of what it found."""
+"""What to run next, as a Ray Searcher: the search itself, then the seed replicates of what it found."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,10 +8,10 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from orchestrator.analysis.budgets import FINISHED, Ended
-from orchestrator.analysis.finalists import to_judge, wanted
+from orchestrator.analysis.finalists import to_evaluate, wanted
 from orchestrator.analysis.front import is_candidate
-from orchestrator.driver.pairs import is_settled, judgement_of, twin_params
-from orchestrator.driver.reuse import Elsewhere, adopt
+from orchestrator.driver.pairs import baseline_params, evaluation_task, is_settled
+from orchestrator.driver.reuse import CachedTrials, import_result
 from orchestrator.driver.scheduler import Pruner
 from orchestrator.driver.stopping import Clock, Stopping
 from orchestrator.ledger import Ledger
@@ -28,10 +28,10 @@ from trainables.values.results import TrialResult
 
 
 class SweepSearcher(Searcher):
-    """Hands out tasks: interrupted trials, twins and comparisons first, then what the study proposes.
+    """Hands out tasks: interrupted trials, baselines and comparisons first, then what the study proposes.
 
-    When nothing more is proposed and all candidates are settled come the yardsticks: runs of the finalists and of
-    their twins under other seeds, and when those are settled too, judgements on the report rows.
+    When nothing more is proposed and all candidates are settled come the seed replicates: runs of the finalists and of
+    their baselines under other seeds, and when those are settled too, test evaluations on the test rows.
     What to do next follows from the ledger's rows alone, so a fresh one takes up any sweep.
     """
 
@@ -45,7 +45,7 @@ class SweepSearcher(Searcher):
         n_slots: int | Callable[[], int],
         shared: Mapping[str, Any],
         workers: Workers | None = None,
-        elsewhere: Elsewhere | None = None,
+        elsewhere: CachedTrials | None = None,
         learned: Sequence[Entry] = (),
         clock: Clock = time.monotonic,
         proposer: Proposer | None = None,
@@ -71,8 +71,10 @@ class SweepSearcher(Searcher):
         self._entries = {entry.result.key: entry for entry in ledger.entries()}
         self._open = dict.fromkeys(self._entries)  # keys of trials that are not settled yet
         self._live: dict[str, Task] = {}
-        self._failed: set[tuple[str, str]] = set()  # kind and key of comparisons and judgements that would fail again
-        self._elsewhere = elsewhere or {}
+        self._failed: set[tuple[str, str]] = (
+            set()
+        )  # kind and key of comparisons and test evaluations that would fail again
+        self._cached = elsewhere or {}
         self._stopping = Stopping(settings, ledger, self._n_slots, clock)
         self._limit = DeviceLimit(
             shape=shape_in(Path(workload.base_folder)),
@@ -128,7 +130,11 @@ class SweepSearcher(Searcher):
         keys = {task.key, self._half(task.config)[0]}
         for key in keys:
             self._refresh(key)
-        done = {"train": True, "compare": self._result(task.key).similarity, "judge": self._result(task.key).judgement}
+        done = {
+            "train": True,
+            "compare": self._result(task.key).similarity,
+            "evaluate": self._result(task.key).test_evaluation,
+        }
         if task.kind == "train":
             self._count(self._result(task.key))
         if not done[task.kind]:
@@ -190,20 +196,20 @@ class SweepSearcher(Searcher):
 
     def _half(self, config: TrialConfig) -> tuple[str, TrialConfig]:
         """Key and config of the other precision's trial."""
-        other = config.counterpart
+        other = config.at_other_precision
         return self._workload.key(other), other
 
     def _settle(self, key: str) -> None:
         entry = self._entries.get(key)
         if entry is None or key not in self._open:
             return
-        twin = self._entries.get(self._half(entry.result.config)[0])
-        if ("compare", key) in self._failed or is_settled(entry.result, twin.result if twin else None):
+        baseline = self._entries.get(self._half(entry.result.config)[0])
+        if ("compare", key) in self._failed or is_settled(entry.result, baseline.result if baseline else None):
             del self._open[key]
             if entry.result.is_of_search:
                 self._proposer.tell(entry, self._limit.excess(entry.result.config))
-        elif entry.result.state == "completed" and twin:
-            self._pruner.protected.add(twin.result.key)  # from now on it must not be stopped
+        elif entry.result.state == "completed" and baseline:
+            self._pruner.protected.add(baseline.result.key)  # from now on it must not be stopped
 
     def _next_task(self) -> Task | None:
         """The first task there is; trials that need none, as they are refused or known, are passed on the way."""
@@ -225,7 +231,7 @@ class SweepSearcher(Searcher):
                 return task
         if self._stopping.ended is None:
             return self._search_task()
-        return None if self._open else self._yardstick_task()
+        return None if self._open else self._finalist_task()
 
     def _search_task(self) -> Task | None:
         trials = self._trials
@@ -250,13 +256,13 @@ class SweepSearcher(Searcher):
 
     def _reuse(self, trial: TrialResult) -> bool:
         """Take a trial's result over from another sweep; of the second half of a pair with their similarity."""
-        known = self._elsewhere.get(trial.key)
-        if known is None or not adopt(self._ledger, self._ledger.path.parent / "adapters", known):
+        known = self._cached.get(trial.key)
+        if known is None or not import_result(self._ledger, self._ledger.path.parent / "adapters", known):
             return False
         self._refresh(trial.key)
         half, _ = self._half(trial.config)
         nf4 = trial.key if trial.config.precision == "nf4" else half
-        similarity = self._elsewhere[nf4].entry.result.similarity if nf4 in self._elsewhere else None
+        similarity = self._cached[nf4].entry.result.similarity if nf4 in self._cached else None
         if similarity and half in self._entries and self._result(half).state == "completed":
             self._ledger.set_similarity(nf4, similarity)
             self._refresh(nf4)
@@ -271,8 +277,8 @@ class SweepSearcher(Searcher):
         self._refresh(key)
         return self._result(key)
 
-    def _yardstick_task(self) -> Task | None:
-        """All candidates are settled: a run under another seed, or, when there are none to come, a judgement.
+    def _finalist_task(self) -> Task | None:
+        """All candidates are settled: a run under another seed, or, when there are none to come, a test_evaluation.
 
         All runs are queued at once, before any starts, so that what a run is called never depends on which was first.
         """
@@ -283,11 +289,15 @@ class SweepSearcher(Searcher):
             left = [trial for trial in added if not self._reuse(trial)]
             return self._train(min(left, key=lambda trial: trial.number)) if left else None
         busy = {task.key for task in self._live.values()}
-        for trial in to_judge(trials, self._settings):
-            open_ = trial.judgement is None and trial.key not in busy and ("judge", trial.key) not in self._failed
-            if open_ and self._retries.is_due(("judge", trial.key)):
-                twin = self._entries.get(self._half(trial.config)[0])
-                return judgement_of(trial, twin.result if twin else None, trials, self._settings.reseeds)
+        for trial in to_evaluate(trials, self._settings):
+            open_ = (
+                trial.test_evaluation is None and trial.key not in busy and ("evaluate", trial.key) not in self._failed
+            )
+            if open_ and self._retries.is_due(("evaluate", trial.key)):
+                baseline = self._entries.get(self._half(trial.config)[0])
+                return evaluation_task(
+                    trial, baseline.result if baseline else None, trials, self._settings.baseline_seeds
+                )
         return None
 
     def _key_of(self, params: Mapping[str, Any]) -> str:
@@ -296,27 +306,27 @@ class SweepSearcher(Searcher):
     def _train(self, trial: TrialResult) -> Task:
         if trial.origin != "search":
             self._pruner.protected.add(trial.key)
-        costs = self._ledger.costs(trial.config.cost_cell)
+        costs = self._ledger.costs(trial.config.cost_key)
         return Task(kind="train", key=trial.key, config=trial.config, costs=costs)
 
     def _pair_task(self, entry: Entry) -> Task | None:
-        """What brings a completed 4-bit trial nearer to its similarity: its twin, or the comparison."""
+        """What brings a completed 4-bit trial nearer to its similarity: its baseline, or the comparison."""
         trial = entry.result
         if trial.state != "completed" or trial.config.precision != "nf4" or trial.similarity:
             return None
-        twin_key, twin_config = self._half(trial.config)
-        twin = self._entries.get(twin_key)
-        if twin is None:
+        baseline_key, baseline_config = self._half(trial.config)
+        baseline = self._entries.get(baseline_key)
+        if baseline is None:
             if is_candidate(trial):
-                return self._first_run(self._add(twin_config, twin_params(entry), "twin"))
-            return self._first_run(self._add(twin_config, {}, "reseed"))
-        if twin.result.state == "pruned":
-            self._ledger.requeue(twin_key)
-            self._open[twin_key] = None
-            self._pruner.protected.add(twin_key)
-            self._refresh(twin_key)
-            return self._train(self._result(twin_key))
+                return self._first_run(self._add(baseline_config, baseline_params(entry), "baseline"))
+            return self._first_run(self._add(baseline_config, {}, "baseline replicate"))
+        if baseline.result.state == "pruned":
+            self._ledger.requeue(baseline_key)
+            self._open[baseline_key] = None
+            self._pruner.protected.add(baseline_key)
+            self._refresh(baseline_key)
+            return self._train(self._result(baseline_key))
         is_free = not any(live.key == trial.key for live in self._live.values())
-        if twin.result.state == "completed" and is_free and self._retries.is_due(("compare", trial.key)):
-            return Task(kind="compare", key=trial.key, config=trial.config, twin_key=twin_key)
+        if baseline.result.state == "completed" and is_free and self._retries.is_due(("compare", trial.key)):
+            return Task(kind="compare", key=trial.key, config=trial.config, baseline_key=baseline_key)
         return None

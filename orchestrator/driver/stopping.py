@@ -6,7 +6,7 @@ from dataclasses import asdict
 from statistics import median
 
 from orchestrator.analysis.budgets import ENDED, SPENT, Ended, Spent, exceeded, flat, still_needed
-from orchestrator.analysis.finalists import to_judge, wanted
+from orchestrator.analysis.finalists import to_evaluate, wanted
 from orchestrator.analysis.front import N_FOR_REFERENCE, REFERENCE, counted, fixed_reference
 from orchestrator.ledger import Ledger
 from orchestrator.settings import SweepSettings
@@ -91,12 +91,12 @@ class Stopping:
             return None
         known = {trial.config for trial in trials}
         n_runs = 1 + len(self._live) + sum(run.config not in known for run in wanted(trials, self._settings))
-        n_judgements = sum(trial.judgement is None for trial in to_judge(trials, self._settings))
+        n_evaluations = sum(trial.test_evaluation is None for trial in to_evaluate(trials, self._settings))
         needs = still_needed(
             self._settings,
             seconds_per_trial=self._seconds_per_trial(trials),
             n_runs=n_runs,
-            n_judgements=n_judgements,
+            n_evaluations=n_evaluations,
             n_slots=self._n_slots(),
         )
         return exceeded(self._settings, self.spent, needs)
@@ -107,11 +107,11 @@ class Stopping:
         return median(seconds) if seconds else 0.0
 
     def is_spent(self) -> bool:
-        """Whether a budget is used up, so that no yardstick is begun either."""
+        """Whether a budget is used up, so that no seed replicate is begun either."""
         return self._limited and exceeded(self._settings, self.spent, Spent()) is not None
 
     def end_search(self, ended: Ended, trials: Sequence[TrialResult]) -> None:
-        """Keep why the search is over, once; what follows are the yardsticks."""
+        """Keep why the search is over, once; what follows are the seed replicates."""
         if self.ended is None:
             self.ended = ended
             self._ledger.set_fact(ENDED, ended.to_dict())

@@ -150,9 +150,9 @@ def run(
             ledger.requeue_running()
             _forget_checkpoints(ledger, folder)
             learned = warm_start.entries(settings, workload, root)
-            elsewhere = reuse.completed_elsewhere(root, settings.name, workload, settings) if settings.reuse else {}
+            elsewhere = reuse.cached_trials(root, settings.name, workload, settings) if settings.reuse else {}
             started(ledger, workload)
-            known = {"learned": learned, "elsewhere": elsewhere}
+            known = {"learned": learned, "cached": elsewhere}
             searcher = _tune(settings, workload, ledger, folder, trainable, known)
             ledger.requeue_running()
             _forget_checkpoints(ledger, folder)
@@ -216,7 +216,7 @@ def _tune(
     from ray import tune
 
     from orchestrator.cluster import heartbeat, ray_cluster
-    from orchestrator.cluster.newcomers import Newcomers
+    from orchestrator.cluster.node_watch import NodeVersionWatch
     from orchestrator.driver.recorder import Recorder
     from orchestrator.driver.scheduler import Pruner
     from orchestrator.driver.searcher import SweepSearcher
@@ -227,7 +227,7 @@ def _tune(
     adapters = folder / "adapters"
     store = adapter_server.serve(adapters, folder / checkpoints.FOLDER)
     shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
-    joined = Newcomers() if settings.address else None
+    joined = NodeVersionWatch() if settings.address else None
     shared |= joined.shared() if joined else {}
     shared |= {"inputs": node_inputs.serve(workload) if settings.address else None}
     shared |= {"storage": (settings.storage, settings.name) if settings.storage else None}

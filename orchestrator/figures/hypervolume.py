@@ -72,9 +72,9 @@ def curve(result: SweepResult) -> list[Moment]:
 
 
 def _counts_from(trial: TrialResult, ended: Mapping[TrialConfig, float]) -> float:
-    """A 4-bit trial counts once its 16-bit twin has ended too: before, its similarity was not known."""
+    """A 4-bit trial counts once its 16-bit baseline has ended too: before, its similarity was not known."""
     own = trial.ended_at or 0.0
-    return max(own, ended.get(trial.config.counterpart, own)) if trial.config.precision == "nf4" else own
+    return max(own, ended.get(trial.config.at_other_precision, own)) if trial.config.precision == "nf4" else own
 
 
 def devices_per_trial(result: SweepResult) -> float:

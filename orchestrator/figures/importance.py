@@ -63,7 +63,7 @@ def known_points(result: SweepResult) -> list[Point]:
 
 
 def _params(trial: TrialResult, result: SweepResult) -> dict[str, Any] | None:
-    """The point that a trial stands for; None where it is none of the space (a twin at an unsearched precision)."""
+    """The point that a trial stands for; None where it is none of the space (a baseline at an unsearched precision)."""
     params = {}
     for name, parameter in result.settings.space.parameters.items():
         params[name] = _param(parameter, _asked(trial.config, name))

@@ -1,4 +1,4 @@
-"""What the bytes of a training step are: a stacked bar for each measured cost cell."""
+"""What the bytes of a training step are: a stacked bar for each measured cost key."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ STAR = "\u2605"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """One cost cell.
+    """One cost key.
 
     Attributes:
         members: numbers of the front's trials in it.
@@ -50,7 +50,7 @@ def bars(result: SweepResult) -> list[Bar]:
     """Every cell with a breakdown, the least memory first; of too many those of the front, then the least."""
     numbers: dict[str, tuple[int, ...]] = {}
     for member in result.front.members:
-        numbers[member.config.cost_cell] = (*numbers.get(member.config.cost_cell, ()), member.number)
+        numbers[member.config.cost_key] = (*numbers.get(member.config.cost_key, ()), member.number)
     found = [
         Bar(config=config, breakdown=cost.breakdown, members=numbers.get(cell, ()))
         for cell, (config, cost) in measured_cells(result.trials).items()
@@ -64,9 +64,9 @@ def draw(result: SweepResult) -> Figure | LeftOut:
     """One bar a cell, the parts in the same order in each; they add up to the peak."""
     shown = bars(result)
     if not shown:
-        return LeftOut(name=NAME, reason="no cost cell was measured with its parts")
+        return LeftOut(name=NAME, reason="no cost key was measured with its parts")
     n_cells = sum(cost.breakdown is not None for _, cost in measured_cells(result.trials).values())
-    notes = [f"Each bar is a cost cell, shared by all trials like it. {STAR} holds trials of the Pareto front."]
+    notes = [f"Each bar is a cost key, shared by all trials like it. {STAR} holds trials of the Pareto front."]
     if len(shown) < n_cells:
         notes.append(f"{len(shown)} of {n_cells} cells: the front's, then those that need the least.")
     notes.append(_shared(shown))

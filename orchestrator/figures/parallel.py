@@ -63,7 +63,7 @@ def draw(result: SweepResult) -> Figure | LeftOut:
     axes = [*_settings(trials), *_objectives(result, trials)]
     trials_on = [trial.key in result.front.keys for trial in trials]
     notes = (
-        "Each line is a completed trial of the search or a twin; settings that are the same for all are left out. "
+        "Each line is a completed trial of the search or a baseline; settings that are the same for all are left out. "
         "On the Pareto front: thick lines in the picture, the last axis of the interactive form; there, drag along an "
         "axis to choose lines, and drag a title to move its axis.",
     )

@@ -1,4 +1,4 @@
-"""How like their 16-bit twins the 4-bit finalists are, beside what another seed and no training at all come to."""
+"""How like their 16-bit baselines the 4-bit finalists are, beside what another seed and no training at all come to."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from trainables.values.results import TrialResult
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-NAME, TITLE = "similarity", "How like its 16-bit twin a 4-bit trial is"
+NAME, TITLE = "similarity", "How like its 16-bit baseline a 4-bit trial is"
 MAX_TRIALS = 8
 NEAREST = 1e-5
 """Stands for a distance of nothing on a logarithmic axis."""
@@ -25,7 +25,7 @@ COSINE_TICKS = {0.0: "0", 0.5: "0.5", 0.8: "0.8", 0.95: "0.95", 0.99: "0.99", 0.
 PANELS = {
     "embedding_cosine": "embedding cosine",
     "centered_cosine": "centred cosine",
-    "kl_nats": "KL to the twin (nats per token)",
+    "kl_nats": "KL to the baseline (nats per token)",
     "recovered_cosine": "recovered cosine",
     "top1_agreement": "top-1 agreement (share)",
     "token_match_rate": "greedy tokens equal (share)",
@@ -35,7 +35,7 @@ COSINES = frozenset({"embedding_cosine", "centered_cosine", "recovered_cosine"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """What is held against a twin."""
+    """What is held against a baseline."""
 
     name: str
     colour: str
@@ -60,9 +60,9 @@ def compared(result: SweepResult) -> list[tuple[TrialResult, Comparison]]:
 
 def of_series(comparison: Comparison) -> Iterator[tuple[Series, Similarity]]:
     """Every similarity of a comparison under its name; each other seed is one."""
-    quantized, reseeded, untuned = SERIES
+    quantized, replicates, untuned = SERIES
     yield quantized, comparison.quantized
-    yield from ((reseeded, similarity) for similarity in comparison.reseeded)
+    yield from ((replicates, similarity) for similarity in comparison.replicates)
     yield untuned, comparison.untuned
 
 
@@ -71,7 +71,7 @@ def draw(result: SweepResult) -> Figure | LeftOut:
     whole = compared(result)
     found = whole[:MAX_TRIALS]
     if not found:
-        return LeftOut(name=NAME, reason="no 4-bit finalist was compared with a 16-bit twin")
+        return LeftOut(name=NAME, reason="no 4-bit finalist was compared with a 16-bit baseline")
     notes: tuple[str, ...] = (
         "Bars: 95 % over rows, given the seed. Cosines and KL on logarithmic axes of the distance to an equal model; "
         f"right is nearer. Dashed: the cosine's threshold, {result.settings.min_similarity:g}.",

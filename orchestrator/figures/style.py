@@ -110,7 +110,7 @@ def hover(trial: TrialResult) -> str:
     ]
     if trial.similarity:
         cosine = trial.similarity.quantized.embedding_cosine
-        lines.append(f"cosine to the 16-bit twin {cosine.value:.4f} ({cosine.low:.4f} to {cosine.high:.4f})")
+        lines.append(f"cosine to the 16-bit baseline {cosine.value:.4f} ({cosine.low:.4f} to {cosine.high:.4f})")
     return "<br>".join(lines)
 
 

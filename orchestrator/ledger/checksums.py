@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from hashlib import blake2b
 
-TABLES = ("sweep", "trials", "measurements", "cost_cells")
+TABLES = ("sweep", "trials", "measurements", "costs")
 MODULUS = 2**62
 """Of checksums and digests: two of them can be added within SQLite's integers."""
 DAMAGED = "is not as it was written"
@@ -21,7 +21,7 @@ LABELS = {
     "sweep": "fact {name!a:.40}",
     "trials": "trial {number!a:.20}",
     "measurements": "the measurement of trial {key!s:.12} at step {step!a:.20}",
-    "cost_cells": "cost cell {cell!a:.80}",
+    "costs": "cost key {cell!a:.80}",
 }
 """How a row of each table is named."""
 TRIGGERS = """

@@ -10,18 +10,18 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from trainables.values.config import TrialConfig
-from trainables.values.findings import Comparison, Judgement
+from trainables.values.findings import Comparison, TestEvaluation
 from trainables.values.results import Cost, Evaluation, Measurement, TrialResult
 
 COST: TypeAdapter[Cost] = TypeAdapter(Cost)
 COMPARISON: TypeAdapter[Comparison] = TypeAdapter(Comparison)
-JUDGEMENT: TypeAdapter[Judgement] = TypeAdapter(Judgement)
+TEST_EVALUATION: TypeAdapter[TestEvaluation] = TypeAdapter(TestEvaluation)
 """Values with values inside, read back from plain ones."""
 
 
 @lru_cache(maxsize=4096)
 def cost_of(text: str) -> Cost:
-    """A cost cell's value from its JSON: one for all trials of the cell, which a driver keeps by the thousand."""
+    """A cost key's value from its JSON: one for all trials of the cell, which a driver keeps by the thousand."""
     return COST.validate_json(text)
 
 
@@ -43,7 +43,7 @@ class Entry:
 
 
 def entry_of(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None, faults: Mapping[str, str]) -> Entry:
-    """One row of `trials`, with its rows of `measurements` by step, its cost cell's value and the fact FAULTS."""
+    """One row of `trials`, with its rows of `measurements` by step, its cost key's value and the fact FAULTS."""
     measured = [m for m in marks if cost]
     result = TrialResult(
         key=row["key"],
@@ -53,7 +53,7 @@ def entry_of(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None, faul
         origin=row["origin"],
         history=tuple(_measurement(mark, cost) for mark in measured if cost),
         similarity=COMPARISON.validate_json(row["similarity"]) if row["similarity"] else None,
-        judgement=JUDGEMENT.validate_json(row["judgement"]) if row["judgement"] else None,
+        test_evaluation=TEST_EVALUATION.validate_json(row["test_evaluation"]) if row["test_evaluation"] else None,
         failed_evaluations=_failed_evaluations(row, faults),
         cost=cost,
         environment=json.loads(row["environment"]),
@@ -71,7 +71,7 @@ def entry_of(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None, faul
 
 
 def _failed_evaluations(row: sqlite3.Row, faults: Mapping[str, str]) -> dict[Evaluation, str]:
-    values: dict[Evaluation, str | None] = {"compare": row["similarity"], "judge": row["judgement"]}
+    values: dict[Evaluation, str | None] = {"compare": row["similarity"], "evaluate": row["test_evaluation"]}
     whys = {what: faults.get(f"{what} {row['key']}") for what, value in values.items() if value is None}
     return {what: why for what, why in whys.items() if why}
 

@@ -27,10 +27,10 @@ CREATE TABLE trials (
     reused INTEGER NOT NULL DEFAULT 0,
     config TEXT NOT NULL,
     params TEXT NOT NULL,
-    cost_cell TEXT NOT NULL,
+    cost_key TEXT NOT NULL,
     environment TEXT NOT NULL DEFAULT '{}',
     similarity TEXT,
-    judgement TEXT,
+    test_evaluation TEXT,
     reason TEXT,
     adapter_sha256 TEXT,
     train_seconds REAL,
@@ -48,9 +48,9 @@ CREATE TABLE measurements (
     checksum INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (key, step)
 ) WITHOUT ROWID;
-CREATE TABLE cost_cells (cell TEXT PRIMARY KEY, cost TEXT NOT NULL, checksum INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE costs (cell TEXT PRIMARY KEY, cost TEXT NOT NULL, checksum INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE digests (name TEXT PRIMARY KEY, n_rows INTEGER NOT NULL, digest INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO digests VALUES ('sweep', 0, 0), ('trials', 0, 0), ('measurements', 0, 0), ('cost_cells', 0, 0);
+INSERT INTO digests VALUES ('sweep', 0, 0), ('trials', 0, 0), ('measurements', 0, 0), ('costs', 0, 0);
 """
 REMEDY = "restore it from a copy, or start under a new NAME"
 ID_FILE = "id"
@@ -128,7 +128,7 @@ def _version(db: sqlite3.Connection) -> int:
 def _create_or_take_over(db: sqlite3.Connection, path: Path) -> None:
     """Make the tables, and fill them from those of an older version.
 
-    Version 1 kept similarities without intervals and yardsticks, which `resume` measures again; version 2 had no
+    Version 1 kept similarities without intervals and seed replicates, which `resume` measures again; version 2 had no
     checksums.
     """
     version = _version(db)

@@ -16,18 +16,18 @@ from typing import Any
 from orchestrator.ledger.rows import Entry, cost_of, entry_of
 from orchestrator.ledger.schema import close, connect, named_errors, transaction
 from trainables.values.config import Origin, State, TrialConfig, Workload, canonical_json
-from trainables.values.findings import Comparison, Judgement
+from trainables.values.findings import Comparison, TestEvaluation
 from trainables.values.results import Cost, Evaluation, Measurement, TrialResult
 
 ON = " on "
-"""Between a cost cell's own name and the device, of all kinds of device but the first that it was measured on."""
+"""Between a cost key's own name and the device, of all kinds of device but the first that it was measured on."""
 FAULTS = "faults"
-"""Fact: "compare KEY" or "judge KEY" -> why that failed, as long as it has not succeeded."""
+"""Fact: "compare KEY" or "evaluate KEY" -> why that failed, as long as it has not succeeded."""
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     "queued": frozenset({"running", "refused"}),
     "running": frozenset({"queued", "completed", "pruned", "oom", "diverged", "failed"}),
-    "pruned": frozenset({"queued"}),  # taken up again as the twin of a 4-bit trial
+    "pruned": frozenset({"queued"}),  # taken up again as the baseline of a 4-bit trial
 }
 
 
@@ -86,9 +86,9 @@ class Ledger:
             if self._db.execute("SELECT 1 FROM trials WHERE key = ?", (key,)).fetchone():
                 raise LedgerError(f"trial {key[:12]} is in the ledger already")
             self._db.execute(
-                "INSERT INTO trials (key, number, state, origin, config, params, cost_cell) "
+                "INSERT INTO trials (key, number, state, origin, config, params, cost_key) "
                 "VALUES (?, (SELECT coalesce(max(number) + 1, 0) FROM trials), 'queued', ?, ?, ?, ?)",
-                (key, origin, canonical_json(config.to_dict()), canonical_json(dict(params)), config.cost_cell),
+                (key, origin, canonical_json(config.to_dict()), canonical_json(dict(params)), config.cost_key),
             )
 
     def _move(self, key: str, new: State, **columns: Any) -> None:
@@ -148,7 +148,7 @@ class Ledger:
             )
 
     def requeue(self, key: str) -> None:
-        """Take a trial up again: one that was interrupted, or a pruned one that is needed as a twin.
+        """Take a trial up again: one that was interrupted, or a pruned one that is needed as a baseline.
 
         Its rungs stay: it may go on from a checkpoint, and what it reports again is the same and replaces them.
         """
@@ -163,14 +163,14 @@ class Ledger:
         return len(keys)
 
     def set_similarity(self, key: str, similarity: Comparison) -> None:
-        """Write a completed 4-bit trial's similarity to its twin."""
+        """Write a completed 4-bit trial's similarity to its baseline."""
         self._set(key, "similarity", similarity)
 
-    def set_judgement(self, key: str, judgement: Judgement) -> None:
-        """Write what a completed trial came to on the report rows."""
-        self._set(key, "judgement", judgement)
+    def set_test_evaluation(self, key: str, test_evaluation: TestEvaluation) -> None:
+        """Write what a completed trial came to on the test rows."""
+        self._set(key, "test_evaluation", test_evaluation)
 
-    def _set(self, key: str, column: str, value: Comparison | Judgement) -> None:
+    def _set(self, key: str, column: str, value: Comparison | TestEvaluation) -> None:
         with self.together():
             changed = self._db.execute(
                 f"UPDATE trials SET {column} = ? WHERE key = ? AND state = 'completed'",
@@ -180,7 +180,7 @@ class Ledger:
                 raise LedgerError(f"no completed trial {key[:12]} to write a {column} to")
 
     def set_fault(self, what: Evaluation, key: str, reason: str | None) -> None:
-        """Keep why a comparison or judgement failed; None once it has succeeded. The trial itself stays completed."""
+        """Keep why a comparison or test evaluation failed; None once it has succeeded. The trial itself stays completed."""
         with self.together():
             before = self.fact(FAULTS, {})
             after = {name: why for name, why in before.items() if name != f"{what} {key}"}
@@ -189,7 +189,7 @@ class Ledger:
                 self.set_fact(FAULTS, after)
 
     def keep_cost(self, cell: str, cost: Cost, *, of: str | None = None) -> Cost:
-        """Keep a cost cell's measurement on a kind of device unless there is one; returns the one that counts.
+        """Keep a cost key's measurement on a kind of device unless there is one; returns the one that counts.
 
         Args:
             of: key of the trial that ran there; its memory and time are those of this cell on this kind from now on.
@@ -198,10 +198,10 @@ class Ledger:
             first = self.cost(cell)
             name = cell if first is None or first.device == cost.device else f"{cell}{ON}{cost.device}"
             self._db.execute(
-                "INSERT OR IGNORE INTO cost_cells (cell, cost) VALUES (?, ?)", (name, canonical_json(asdict(cost)))
+                "INSERT OR IGNORE INTO costs (cell, cost) VALUES (?, ?)", (name, canonical_json(asdict(cost)))
             )
             if of is not None:
-                self._db.execute("UPDATE trials SET cost_cell = ? WHERE key = ?", (name, of))
+                self._db.execute("UPDATE trials SET cost_key = ? WHERE key = ?", (name, of))
         return self.cost(name)  # type: ignore[return-value]
 
     # --- reading
@@ -211,14 +211,14 @@ class Ledger:
             return self._db.execute(statement, values).fetchall()
 
     def costs(self, cell: str) -> tuple[Cost, ...]:
-        """Measured memory and time of a cost cell on each kind of device where they are known."""
+        """Measured memory and time of a cost key on each kind of device where they are known."""
         named = "cell = ? OR substr(cell, 1, ?) = ?"
-        rows = self._read(f"SELECT cost FROM cost_cells WHERE {named} ORDER BY cell", cell, len(cell + ON), cell + ON)
+        rows = self._read(f"SELECT cost FROM costs WHERE {named} ORDER BY cell", cell, len(cell + ON), cell + ON)
         return tuple(cost_of(row[0]) for row in rows)
 
     def cost(self, cell: str) -> Cost | None:
-        """Measured memory and time of a cost cell, on the kind of device that was first, if they are known."""
-        rows = self._read("SELECT cost FROM cost_cells WHERE cell = ?", cell)
+        """Measured memory and time of a cost key, on the kind of device that was first, if they are known."""
+        rows = self._read("SELECT cost FROM costs WHERE cell = ?", cell)
         return cost_of(rows[0][0]) if rows else None
 
     def entry(self, key: str) -> Entry | None:
@@ -239,8 +239,8 @@ class Ledger:
         try:
             rows = self._read(f"SELECT * FROM trials {where} ORDER BY number", *values)
             marks = self._read(f"SELECT * FROM measurements {where} ORDER BY key, step", *values)
-            named = f"SELECT cost_cell FROM trials {where}"
-            cells = self._read(f"SELECT cell, cost FROM cost_cells WHERE cell IN ({named})", *values)
+            named = f"SELECT cost_key FROM trials {where}"
+            cells = self._read(f"SELECT cell, cost FROM costs WHERE cell IN ({named})", *values)
             faults = self.fact(FAULTS, {})
         finally:
             self._db.execute("RELEASE one_state")
@@ -248,4 +248,4 @@ class Ledger:
         history: dict[str, list[sqlite3.Row]] = {}
         for mark in marks:
             history.setdefault(mark["key"], []).append(mark)
-        return [entry_of(row, history.get(row["key"], []), costs.get(row["cost_cell"]), faults) for row in rows]
+        return [entry_of(row, history.get(row["key"], []), costs.get(row["cost_key"]), faults) for row in rows]

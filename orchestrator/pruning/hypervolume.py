@@ -3,7 +3,7 @@
 The predictive termination of Domhan et al. 2015 (IJCAI, section 4) with a front in place of one best value: a trial
 ends where even the best end that it can hope for would add next to nothing to the hypervolume of what completed. What
 alone has the least value of an objective at its rung is never stopped. A 4-bit trial that trained to its end without
-adding anything counts as stopped there: its 16-bit twin would cost as much again, and could not bring it to the front.
+adding anything counts as stopped there: its 16-bit baseline would cost as much again, and could not bring it to the front.
 """
 
 from collections.abc import Sequence
@@ -108,7 +108,7 @@ class HypervolumeStop:
             self._of(device).passed(history[-1].step, losses)
             self._of(device).complete(losses)
             return None
-        return f"hypervolume: its end ({self._shown(losses)}) {self._adds(gain)} for a 16-bit twin"
+        return f"hypervolume: its end ({self._shown(losses)}) {self._adds(gain)} for a 16-bit baseline"
 
     def why_stop(self, step: int) -> str | None:
         """Why the latest trial to come to a rung ends there, None where it goes on."""

@@ -36,7 +36,7 @@ class Arrivals:
         self._levels: dict[int, Levels] = {}
 
     def add(self, key: str, losses: Sequence[float], band: int, noise_seconds: float) -> None:
-        """Take in a trial, of a stratum, with p90 - p10 of its cost cell's timed steps."""
+        """Take in a trial, of a stratum, with p90 - p10 of its cost key's timed steps."""
         if self._n == len(self._strata):
             for name in ("_losses", "_strata", "_noise_seconds", "_there", "_alive"):
                 before = getattr(self, name)
@@ -63,7 +63,7 @@ class Arrivals:
         """Losses of the latest to come."""
         return self._losses[self._n - 1].tolist()
 
-    def judge(self, eta: float, epsilon_of: Callable[[float], Sequence[float]]) -> tuple[bool, int]:
+    def evaluate_on_test(self, eta: float, epsilon_of: Callable[[float], Sequence[float]]) -> tuple[bool, int]:
         """Whether the latest to come goes on, and how many its stratum has; it is alive still.
 
         Args:
@@ -146,7 +146,7 @@ class Moasha:
         if rung is None:
             return None
         arrivals = rung.by_device[rung.device]
-        goes, n = arrivals.judge(self._rule.eta, self._epsilon)
+        goes, n = arrivals.evaluate_on_test(self._rule.eta, self._epsilon)
         if goes:
             return None
         arrivals.stop(rung.key)

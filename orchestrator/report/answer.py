@@ -18,7 +18,7 @@ WHOSE: Mapping[Weights, str] = {
     "demo": ", on the embedded demo model",
 }
 """Said in the line of every headline figure of quality."""
-LOWEST = "Best (lowest validation loss, that on the search rows)"
+LOWEST = "Best (lowest validation loss, that on the validation rows)"
 PRESERVE = "Do 4 bits preserve what 16 bits learn?"
 WHOSE_COST: Mapping[Weights, str] = WHOSE | {"random": ", with random weights, which cost the same"}
 
@@ -69,14 +69,14 @@ def _saved(report: Report) -> Headlines:
 
 
 def _preserved(report: Report) -> Headlines:
-    judged = [finalist for finalist in report.finalists if finalist.verdict]
-    if not judged:
-        return {PRESERVE: "not known: no 4-bit trial was compared with its 16-bit twin."}
-    counts = {answer: sum(f.verdict.answer == answer for f in judged if f.verdict) for answer in get_args(Answer)}
+    evaluated = [finalist for finalist in report.finalists if finalist.verdict]
+    if not evaluated:
+        return {PRESERVE: "not known: no 4-bit trial was compared with its 16-bit baseline."}
+    counts = {answer: sum(f.verdict.answer == answer for f in evaluated if f.verdict) for answer in get_args(Answer)}
     said = ", ".join(f"{answer} in {n}" for answer, n in counts.items() if n)
-    failed = [f for f in judged if f.verdict and f.verdict.answer == "evaluation failed"]
+    failed = [f for f in evaluated if f.verdict and f.verdict.answer == "evaluation failed"]
     why = f" (trial {failed[0].number}: {safe('; '.join(failed[0].verdict.reasons))})" if failed else ""
-    line = f"of {counted(len(judged), '4-bit finalist')}: {said}{why}{whose(report, WHOSE)}."
+    line = f"of {counted(len(evaluated), '4-bit finalist')}: {said}{why}{whose(report, WHOSE)}."
     return {PRESERVE: line} | _headline(report)
 
 
@@ -87,7 +87,7 @@ def _headline(report: Report) -> Headlines:
         return {}
     said = (
         f"{tables.interval(ratio, '.2f')}: 4 bits move trial {best.number} {ratio.value:.2f} times as far from its "
-        f"16-bit twin as another seed moves that twin{whose(report, WHOSE)}."
+        f"16-bit baseline as another seed moves that baseline{whose(report, WHOSE)}."
     )
     return {"`quantization_to_seed_ratio`": said}
 

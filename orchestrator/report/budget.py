@@ -14,7 +14,7 @@ class WithinMemory:
     """A trial with the lowest validation loss of all that need no more peak memory, from its own peak on to the next's.
 
     Attributes:
-        eval_loss_nats: on the search rows, by which it was chosen.
+        eval_loss_nats: on the validation rows, by which it was chosen.
     """
 
     number: int

@@ -62,7 +62,7 @@ def card_of(report: Report, layers: Layers | None = None, trial: TrialResult | N
         details=_details(shown, trial, protocol),
         rows=_rows(shown),
         protocol=protocol,
-        repeats=counted(settings.repeats, "run"),
+        finalist_seeds=counted(settings.finalist_seeds, "run"),
         licences=f"Here: {_licences(shown.workload)}.",
         **(_of_trial(shown, layers, trial) if trial else _of_sweep(shown, layers)),
     )
@@ -78,7 +78,7 @@ def _of_sweep(report: Report, layers: Layers | None) -> dict[str, Any]:
         "procedure": _procedure(report),
         "standing": _standing(report),
         "results": _answers(results.lines(report, layers)),
-        "bias": results.bias(report, report.felt, report.best_4bit),
+        "bias": results.bias(report, report.breakdown, report.best_4bit),
         "impact": _impact(report),
     }
 
@@ -214,7 +214,7 @@ def _adapter(report: Report, trial: TrialResult) -> str:
     )
     if loss is None:
         return said
-    return f"{said}; loss {loss:.4f} nats on the search rows{whose(report, WHOSE)}"
+    return f"{said}; loss {loss:.4f} nats on the validation rows{whose(report, WHOSE)}"
 
 
 def _rows(report: Report) -> str:

@@ -12,11 +12,11 @@ from huggingface_hub import EvalResult
 from orchestrator.analysis.verdict import Verdict
 from orchestrator.report import tables
 from orchestrator.report.answer import PRESERVE, WHOSE, WHOSE_COST, headlines, whose
-from orchestrator.report.content import Felt, Report
+from orchestrator.report.content import Breakdown, Report
 from orchestrator.report.markdown import safe
 from orchestrator.security.folder_access import refuse_shared
 from trainables.values.config import BITS, Loop, Workload
-from trainables.values.findings import Comparison, Judgement
+from trainables.values.findings import Comparison, TestEvaluation
 
 NOT_MEASURED = "not measured"
 MADE_UP = {"dataset_type": "synthetic", "dataset_name": "full synthetic batch, every token supervised"}
@@ -61,8 +61,10 @@ def lines(report: Report, layers: Layers | None) -> list[tuple[str, str]]:
     found.append(("Which rank is best within a memory budget (lowest validation loss)?", _budgets(report)))
     found += [(what, said[what]) for what in said if what.startswith(("Best", "Least memory"))]
     found += _steps(report)
-    found.append(("Where is quantization felt, by layer?", _layers(layers)))
-    found.append(("Where is quantization felt, by token and task?", felt(report, report.felt, report.best_4bit)))
+    found.append(("Where does quantization show, by layer?", _layers(layers)))
+    found.append(
+        ("Where does quantization show, by token and task?", breakdown_line(report, report.breakdown, report.best_4bit))
+    )
     return found
 
 
@@ -98,8 +100,8 @@ def _best(report: Report) -> Compared | None:
 
 
 def _beside(comparison: Comparison, name: str) -> str:
-    """A metric with its interval, beside its yardsticks."""
-    seeds = [getattr(similarity, name).value for similarity in comparison.reseeded]
+    """A metric with its interval, beside its references."""
+    seeds = [getattr(similarity, name).value for similarity in comparison.replicates]
     other = f"another seed {mean(seeds):.4f} (mean of {len(seeds)})" if seeds else f"another seed {NOT_MEASURED}"
     untuned = getattr(comparison.untuned, name).value
     return f"{tables.interval(getattr(comparison.quantized, name))}; {other}, untuned base {untuned:.4f}"
@@ -166,13 +168,13 @@ def _layers(layers: Layers | None) -> str:
     )
 
 
-def felt(report: Report, found: Felt | Judgement | None, number: int | None) -> str:
+def breakdown_line(report: Report, found: Breakdown | TestEvaluation | None, number: int | None) -> str:
     """Where 4 bits move the trial of that number most, in one line.
 
     Args:
-        found: its judgement, or what a report keeps of that.
+        found: its test_evaluation, or what a report keeps of that.
     """
-    shares = (found.shares if isinstance(found, Felt) else found.felt) if found else ()
+    shares = (found.shares if isinstance(found, Breakdown) else found.breakdown) if found else ()
     groups = {by: [share for share in shares if share.by == by] for by in dict.fromkeys(share.by for share in shares)}
     most = [max(group, key=lambda share: share.kl_nats.value) for group in groups.values()]
     if not most:
@@ -181,11 +183,11 @@ def felt(report: Report, found: Felt | Judgement | None, number: int | None) -> 
     return f"highest KL in nats by {'; '.join(parts)} (trial {number}){whose(report, WHOSE)}."
 
 
-def bias(report: Report, found: Felt | Judgement | None, number: int | None) -> str:
+def bias(report: Report, found: Breakdown | TestEvaluation | None, number: int | None) -> str:
     """Whether 4 bits move how the trial of that number tells groups of people apart, in one line.
 
     Args:
-        found: see `felt`.
+        found: see `breakdown_line`.
     """
     shifts = found.bias if found else ()
     if not shifts:
@@ -228,7 +230,7 @@ def eval_results(report: Report, data: Mapping[str, str]) -> list[EvalResult]:
 
 
 def of_likeness(found: Compared | None, data: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A 4-bit trial against its twin, as metadata."""
+    """A 4-bit trial against its baseline, as metadata."""
     if found is None:
         return []
     rows = {"dataset_split": found.verdict.rows or "search", **data}

@@ -41,22 +41,22 @@ def place(report: Report, trial: TrialResult) -> str:
 def lines(report: Report, trial: TrialResult) -> list[tuple[str, str]]:
     """Question and answer; every answer with a figure says whose it is where it is not a pretrained model's."""
     found = [
-        ("Validation loss, on the search rows", _validation(report, trial)),
-        ("Loss on the report rows", _report_rows(report, trial)),
+        ("Validation loss, on the validation rows", _validation(report, trial)),
+        ("Loss on the test rows", _test_rows(report, trial)),
         ("Peak memory and seconds a step", _cost(report, trial)),
     ]
     if trial.config.precision == "16bit":
         return [*found, (PRESERVE, "does not apply: this adapter was trained over the base at 16 bits.")]
     likeness, verdict = _compared(report, trial), verdict_of(trial, report.settings.min_similarity)
     threshold = f"{report.settings.min_similarity:g}"
-    found.append((f"Is similarity to its 16-bit twin at least {threshold}?", results.like(report, likeness)))
+    found.append((f"Is similarity to its 16-bit baseline at least {threshold}?", results.like(report, likeness)))
     found.append((PRESERVE, f"{safe(str(verdict))}{whose(report, WHOSE)}."))
     found += results.likenesses(report, likeness)
     ratio = likeness.comparison.quantization_to_seed_ratio if likeness else None
     said = f"{tables.interval(ratio, '.2f')}{whose(report, WHOSE)}." if ratio else NOT_MEASURED
     found.append(("`quantization_to_seed_ratio`", said))
-    felt = results.felt(report, trial.judgement, trial.number)
-    return [*found, ("Where is quantization felt, by token and task?", felt)]
+    breakdown = results.breakdown_line(report, trial.test_evaluation, trial.number)
+    return [*found, ("Where does quantization show, by token and task?", breakdown)]
 
 
 def _compared(report: Report, trial: TrialResult) -> Compared | None:
@@ -73,11 +73,11 @@ def _validation(report: Report, trial: TrialResult) -> str:
     return f"{last.eval_loss_nats:.4f} nats after {last.step} steps{whose(report, WHOSE)}."
 
 
-def _report_rows(report: Report, trial: TrialResult) -> str:
-    if trial.judgement is None:
-        why = trial.failed_evaluations.get("judge")
-        return f"{NOT_MEASURED}: judging it failed ({safe(why)})." if why else NOT_MEASURED
-    own, untuned = trial.judgement.eval_loss_nats, trial.judgement.untuned_loss_nats
+def _test_rows(report: Report, trial: TrialResult) -> str:
+    if trial.test_evaluation is None:
+        why = trial.failed_evaluations.get("evaluate")
+        return f"{NOT_MEASURED}: evaluating it failed ({safe(why)})." if why else NOT_MEASURED
+    own, untuned = trial.test_evaluation.eval_loss_nats, trial.test_evaluation.untuned_loss_nats
     return f"{own:.4f} nats; untuned base {untuned:.4f}{whose(report, WHOSE)}."
 
 
@@ -100,7 +100,7 @@ def procedure(trial: TrialResult) -> str:
 
 def bias(report: Report, trial: TrialResult) -> str:
     """Whether 4 bits move how it tells groups of people apart, in one line."""
-    return results.bias(report, trial.judgement, trial.number)
+    return results.bias(report, trial.test_evaluation, trial.number)
 
 
 def impact(report: Report, trial: TrialResult) -> str:
@@ -123,8 +123,8 @@ def eval_results(report: Report, trial: TrialResult, data: Mapping[str, str]) ->
     if trial.history:
         loss = results.result("eval_loss_nats", "Validation loss (nats)", trial.history[-1].eval_loss_nats)
         found.append(loss | {"dataset_split": "search"} | data)
-    if trial.judgement:
-        loss = results.result("eval_loss_nats", "Loss on the report rows (nats)", trial.judgement.eval_loss_nats)
+    if trial.test_evaluation:
+        loss = results.result("eval_loss_nats", "Loss on the test rows (nats)", trial.test_evaluation.eval_loss_nats)
         found.append(loss | {"dataset_split": "report"} | data)
     if trial.config.precision == "nf4":
         found += results.of_likeness(_compared(report, trial), data)

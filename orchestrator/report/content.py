@@ -66,8 +66,8 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Felt:
-    """Where 4 bits are felt, of the best 4-bit finalist."""
+class Breakdown:
+    """Where quantization shows, of the best 4-bit finalist."""
 
     shares: tuple[KlShare, ...]
     bias: tuple[BiasShift, ...]
@@ -105,7 +105,7 @@ class Report:
         states: trials by state.
         best_loss: number of the best trial: the lowest validation loss of those that count for the front.
         best_memory: number of the front's member with the lowest peak.
-        best_4bit: number of the 4-bit finalist with the lowest such loss, of those judged if any were.
+        best_4bit: number of the 4-bit finalist with the lowest such loss, of those evaluated if any were.
         sufficient_ranks: by precision.
         within_memory: the best trial for each budget of peak memory.
         knee: number of the front's member that gives up least in every objective, see orchestrator.analysis.choice.
@@ -128,7 +128,7 @@ class Report:
     sufficient_ranks: Mapping[Precision, SufficientRank]
     finalists: tuple[Finalist, ...]
     costs: CostTable | None
-    felt: Felt | None
+    breakdown: Breakdown | None
     outcomes: tuple[Outcome, ...]
     faults: tuple[FailedEvaluation, ...]
     measured: Measured
@@ -207,7 +207,7 @@ def report_of(
     lowest = best(counting(trials, settings))
     least = min(members, key=lambda t: (t.history[-1].peak_memory_mib, t.number), default=None)
     compared = [trial for trial in chosen if trial.config.precision == "nf4" and trial.history and comparison_of(trial)]
-    best_4bit = min(compared, key=lambda t: (t.judgement is None, *_loss(t)), default=None)
+    best_4bit = min(compared, key=lambda t: (t.test_evaluation is None, *_loss(t)), default=None)
     workload = Workload(**facts["workload"]) if facts.get("workload") else None
     return Report(
         name=settings.name,
@@ -224,7 +224,7 @@ def report_of(
         sufficient_ranks={p: smallest_sufficient_rank(p, chosen, trials, settings) for p in get_args(Precision)},
         finalists=tuple(_finalist(trial, trials, front, settings) for trial in chosen),
         costs=cost_table(trials, lowest.config if lowest else None, predict),
-        felt=_felt(best_4bit),
+        breakdown=_breakdown(best_4bit),
         outcomes=_outcomes(trials),
         faults=failed_evaluations(trials, settings),
         measured=_measured(trials, front, workload, facts),
@@ -253,13 +253,13 @@ def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, s
 
 
 def _loss(trial: TrialResult) -> tuple[float, int]:
-    """On the search rows; of equal ones the earlier trial's goes first."""
+    """On the validation rows; of equal ones the earlier trial's goes first."""
     return trial.history[-1].eval_loss_nats, trial.number
 
 
-def _felt(best: TrialResult | None) -> Felt | None:
-    found = best.judgement if best else None
-    return Felt(shares=found.felt, bias=found.bias) if found and (found.felt or found.bias) else None
+def _breakdown(best: TrialResult | None) -> Breakdown | None:
+    found = best.test_evaluation if best else None
+    return Breakdown(shares=found.breakdown, bias=found.bias) if found and (found.breakdown or found.bias) else None
 
 
 def _outcomes(trials: Sequence[TrialResult]) -> tuple[Outcome, ...]:

@@ -197,13 +197,13 @@ def merged_model(workload: Workload, precision: Precision, files: Mapping[str, b
 
 
 def reloaded_loss_nats(folder: Path, trial: TrialResult, workload: Workload, device: str) -> float:
-    """Held-out loss on the search rows of an exported adapter, read back from its folder."""
+    """Held-out loss on the validation rows of an exported adapter, read back from its folder."""
     from trainables.data import tokens
     from trainables.evaluation import held_out
 
     base = base_model.load(workload, trial.config.precision, device)
     files = {name: (folder / name).read_bytes() for name in lora.FILES}
-    return held_out.eval_loss(lora.from_files(base, files), tokens.load(workload.data_folder)["search"])
+    return held_out.eval_loss(lora.from_files(base, files), tokens.load(workload.data_folder)["validation"])
 
 
 def with_base(workload: Workload, cache: Path) -> Workload:

@@ -8,7 +8,7 @@ from orchestrator.analysis.repeats import Figure
 from orchestrator.analysis.sufficient_rank import SufficientRank
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.budget import WithinMemory
-from orchestrator.report.content import Felt, Finalist, Outcome
+from orchestrator.report.content import Breakdown, Finalist, Outcome
 from orchestrator.report.markdown import safe, table
 from trainables.values.config import BITS, TARGETS, TrialConfig
 from trainables.values.findings import Comparison, Estimate
@@ -105,11 +105,11 @@ def of_verdicts(finalists: Sequence[Finalist]) -> str:
 
 
 def of_similarity(comparison: Comparison) -> str:
-    """Every metric of one 4-bit trial, always beside its yardsticks."""
-    n_seeds = len(comparison.reseeded)
+    """Every metric of one 4-bit trial, always beside its references."""
+    n_seeds = len(comparison.replicates)
     rows = []
     for name, heading in METRICS.items():
-        seeds = [getattr(similarity, name).value for similarity in comparison.reseeded]
+        seeds = [getattr(similarity, name).value for similarity in comparison.replicates]
         cells = [heading, interval(getattr(comparison.quantized, name)), f"{mean(seeds):.4f}" if seeds else NONE]
         rows.append([*cells, f"{getattr(comparison.untuned, name).value:.4f}"])
     return table(["metric", "4 bits", f"another seed (mean of {n_seeds})", "untuned base"], rows)
@@ -184,18 +184,18 @@ def of_ranks(found: SufficientRank) -> str:
     return table(headings, rows, n_words=2)
 
 
-def of_felt(felt: Felt) -> str:
+def of_breakdown(breakdown: Breakdown) -> str:
     rows = [
         [safe(share.by), safe(share.group), interval(share.kl_nats), str(share.n_tokens), str(share.n_rows)]
-        for share in felt.shares
+        for share in breakdown.shares
     ]
     return table(["by", "group", "KL (nats)", "tokens", "rows"], rows, n_words=2)
 
 
-def of_bias(felt: Felt) -> str:
+def of_bias(breakdown: Breakdown) -> str:
     rows = [
         [safe(s.about), f"{s.gap_16bit.value:.4f}", f"{s.gap_nf4.value:.4f}", interval(s.change), str(s.n_prompts)]
-        for s in felt.bias
+        for s in breakdown.bias
     ]
     return table(["about", "gap at 16 bits", "gap at 4 bits", "change", "prompts"], rows)
 

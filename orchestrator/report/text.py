@@ -10,13 +10,13 @@ from orchestrator.report.markdown import duration, safe, table
 from trainables.values.config import BITS
 
 MEANING = (
-    "*Preserved*: the cosine keeps its threshold and the KL to the 16-bit twin is at most that of another seed. "
+    "*Preserved*: the cosine keeps its threshold and the KL to the 16-bit baseline is at most that of another seed. "
     "`quantization_to_seed_ratio` is (1 - cosine) at 4 bits over (1 - cosine) of another seed: under 1, a seed moves "
     "the model further. *Evaluation failed*: nothing is said of such a trial, see what became of the trials. "
     "Intervals are 95 % over rows, given the seed."
 )
-UNJUDGED = (
-    "Rows *search*: not all its runs were judged on the report rows, so its loss is of the rows it was chosen on."
+NOT_EVALUATED = (
+    "Rows *search*: not all its runs were evaluated on the test rows, so its loss is of the rows it was chosen on."
 )
 SAID = frozenset({"compute_dtype", "weights"})
 """Of the environment, what the workload says already."""
@@ -58,7 +58,7 @@ def sections(report: Report, pictures: Pictures) -> list[str]:
         _costs(report),
         _ranks(report),
         "\n\n".join(["## Pictures", *(f"![{what}]({path})" for path, what in pictures.items())]) if pictures else "",
-        _felt(report),
+        _breakdown(report),
         _outcomes(report),
         _measured(report),
     ]
@@ -110,7 +110,7 @@ def _budgets(report: Report) -> str:
 def _front(report: Report) -> str:
     if not report.finalists:
         return ""
-    repeats = report.settings.repeats
+    repeats = report.settings.finalist_seeds
     n_front = sum(finalist.on_front for finalist in report.finalists)
     objectives = ", ".join(OBJECTIVES[objective].heading for objective in report.settings.objectives)
     texts = [
@@ -123,8 +123,8 @@ def _front(report: Report) -> str:
         "t-interval over seeds, or the value of one. Memory and time are measured once for all seeds (equal trials "
         "have equal peaks); the range of time is p10 to p90 over steps.",
     ]
-    if any(finalist.rows == "search" for finalist in report.finalists):
-        texts.append(UNJUDGED)
+    if any(finalist.rows == "validation" for finalist in report.finalists):
+        texts.append(NOT_EVALUATED)
     if any(finalist.verdict for finalist in report.finalists):
         texts += [f"### Verdict on 4 bits{whose(report, WHOSE)}", tables.of_verdicts(report.finalists), MEANING]
     return "\n\n".join(texts)
@@ -135,8 +135,8 @@ def _similarity(report: Report) -> str:
     if not compared:
         return ""
     texts = [
-        "## How like its 16-bit twin",
-        "Every figure stands beside its yardsticks: the same twin under another seed, and the base without an adapter. "
+        "## How like its 16-bit baseline",
+        "Every figure stands beside its references: the same baseline under another seed, and the base without an adapter. "
         f"Intervals are 95 % over rows, given the seed{whose(report, WHOSE)}.",
     ]
     for finalist in compared:
@@ -175,28 +175,28 @@ def _ranks(report: Report) -> str:
         return ""
     texts = [
         "## Which rank is enough",
-        "Each rank by its best config of the search, on the report rows, under the seeds that all ranks have.",
+        "Each rank by its best config of the search, on the test rows, under the seeds that all ranks have.",
     ]
     for precision, rank in found.items():
         texts += [f"{BITS[precision]}: {rank.reason}{whose(report, WHOSE)}.", tables.of_ranks(rank)]
     return "\n\n".join(texts)
 
 
-def _felt(report: Report) -> str:
-    if report.felt is None:
+def _breakdown(report: Report) -> str:
+    if report.breakdown is None:
         return ""
-    texts = [f"## Where 4 bits are felt{whose(report, WHOSE)}"]
-    if report.felt.shares:
+    texts = [f"## Where quantization shows{whose(report, WHOSE)}"]
+    if report.breakdown.shares:
         texts += [
-            f"KL of trial {report.best_4bit} to its 16-bit twin by how often a token occurs in the training rows, "
-            "by its place in the response and by kind of task, on the report rows:",
-            tables.of_felt(report.felt),
+            f"KL of trial {report.best_4bit} to its 16-bit baseline by how often a token occurs in the training rows, "
+            "by its place in the response and by kind of task, on the test rows:",
+            tables.of_breakdown(report.breakdown),
         ]
-    if report.felt.bias:
+    if report.breakdown.bias:
         texts += [
             "A probe of bias: the same prompt with one group word changed; the gap between the two next-token "
             "distributions (total variation, 0 to 1), and whether 4 bits change it:",
-            tables.of_bias(report.felt),
+            tables.of_bias(report.breakdown),
         ]
     return "\n\n".join(texts)
 
@@ -227,7 +227,7 @@ def _measured(report: Report) -> str:
     facts["rows"] = ", ".join(f"{safe(what)} {n}" for what, n in measured.data_counts.items()) or tables.NONE
     facts |= {name: ", ".join(map(safe, values)) for name, values in measured.environment.items() if name not in SAID}
     facts["asked"] = (
-        f"{settings.n_trials} configs, {counted(settings.repeats, 'run')} of each finalist, seed {settings.seed}"
+        f"{settings.n_trials} configs, {counted(settings.finalist_seeds, 'run')} of each finalist, seed {settings.seed}"
     )
     noise = [f"{OBJECTIVES[o].heading} {value * OBJECTIVES[o].factor:.3g}" for o, value in measured.epsilon.items()]
     facts["differences that decide no dominance"] = ", ".join(noise)

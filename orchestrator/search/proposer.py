@@ -175,7 +175,7 @@ class Proposer:
         return (point for key, point in self._grid.items() if not known(key))
 
     def tell(self, entry: Entry, excess: float | None = None) -> None:
-        """Tell the study about a settled trial, whether it asked for it or not (a twin, a resumed sweep).
+        """Tell the study about a settled trial, whether it asked for it or not (a baseline, a resumed sweep).
 
         Args:
             excess: predicted peak beyond the device's memory, as a share of it; None where not known.
@@ -207,7 +207,7 @@ class Proposer:
     def as_told(self, entry: Entry, excess: float | None = None) -> FrozenTrial | None:
         """What the study is told of a settled trial that it did not ask for, as after a resume.
 
-        None of a trial that is not what its point of this space asks for: a twin at a precision that is not searched.
+        None of a trial that is not what its point of this space asks for: a baseline at a precision that is not searched.
         """
         found = self._frozen(entry, excess)
         return found if found and self._settings.config(dict(entry.params)) == entry.result.config else None

@@ -21,7 +21,7 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Off, Ray takes the loopback address for this node's and binds every port to it, as it does on macOS and Windows; on
 Linux it would bind them to all addresses, and `_node_ip_address` is turned back into the outer one."""
 CLOUD_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
-KNOCK_SECONDS = 8.0
+PROBE_SECONDS = 8.0
 """For a Python process to start and ask once; the answer itself takes milliseconds."""
 Guard = Literal["open", "token"]
 
@@ -81,9 +81,9 @@ def guard_of(address: str) -> Guard:
     """
     environment = {name: value for name, value in os.environ.items() if name not in (TOKEN, LOOPBACK)}
     environment |= {MODE: "disabled"}
-    command = [sys.executable, "-m", "orchestrator.security.ray_knock", address]
+    command = [sys.executable, "-m", "orchestrator.security.ray_probe", address]
     try:
-        done = subprocess.run(command, env=environment, timeout=KNOCK_SECONDS, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, timeout=PROBE_SECONDS, capture_output=True, text=True)
     except subprocess.TimeoutExpired:
         raise Unreachable(f"ADDRESS: what listens at {address!r} does not answer as Ray does") from None
     answer = done.stdout.strip().rpartition("\n")[2]

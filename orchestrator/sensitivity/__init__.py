@@ -1,1 +1,1 @@
-"""Where in the base 4 bits are felt, without training."""
+"""Where in the base 4 bits shows, without training."""

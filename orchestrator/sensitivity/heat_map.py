@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from trainables.comparison.sensitivity import Sensitivity
 
-TITLE = "Where 4 bits are felt"
+TITLE = "Where quantization shows"
 UNIT = "KL to the unquantized model, nats per response token"
 SMALLEST_NATS = 1e-12
 """A logarithm's stand-in for a KL of nothing."""

@@ -1,4 +1,4 @@
-"""Where in the base 4 bits are felt, without training: a table, a heat map, files and an MLflow run."""
+"""Where in the base 4 bits shows, without training: a table, a heat map, files and an MLflow run."""
 
 import json
 import time
@@ -161,7 +161,7 @@ def _measure(settings: SensitivitySettings, workload: Workload) -> SensitivityRe
     from trainables.comparison import sensitivity
     from trainables.trial import oom_as_failure
 
-    rows = data.load(workload.data_folder)["search"]
+    rows = data.load(workload.data_folder)["validation"]
     with oom_as_failure():
         base = base_model.load(workload, "16bit", settings.device)
         variants = sensitivity.variants_of(list(sensitivity.modules_of(base)))
@@ -216,7 +216,7 @@ def publish(result: SensitivityResult, root: Path, files: list[Path], say: Calla
 
 
 def table(result: SensitivityResult) -> Table:
-    """Everything, each kind, and the blocks felt most: what each costs alone, and what all but it costs."""
+    """Everything, each kind, and the blocks breakdown most: what each costs alone, and what all but it costs."""
     shown = Table(title="What 4 bits cost, part by part, without training", caption=result.caption)
     shown.add_column("part")
     for side in ("alone", "all but it"):
@@ -230,8 +230,8 @@ def table(result: SensitivityResult) -> Table:
     for kind in result.kinds:
         shown.add_row(kind, *cells(result.of("kind", kind=kind)), *cells(result.of("all_but_kind", kind=kind)))
     shown.add_section()
-    felt = sorted(result.blocks, key=lambda block: -result.of("block", block).kl_nats)
-    for block in felt[:N_BLOCKS_SHOWN]:
+    most_sensitive = sorted(result.blocks, key=lambda block: -result.of("block", block).kl_nats)
+    for block in most_sensitive[:N_BLOCKS_SHOWN]:
         shown.add_row(f"block {block}", *cells(result.of("block", block)), *cells(result.of("all_but_block", block)))
     return shown
 

@@ -125,7 +125,7 @@ def _ended_ms(trial: TrialResult) -> int:
 
 
 def of_model(entry: Entry, sweep_id: str) -> Contents:
-    """The model of a front's member: its last measurement, its similarity and its judgement.
+    """The model of a front's member: its last measurement, its similarity and its test_evaluation.
 
     The points are those of the trial's run: there they are no second ones.
     """

@@ -49,7 +49,7 @@ def write(settings: SweepSettings, entries: Sequence[Entry], path: Path) -> Any:
     """The study of a sweep: a trial for each that ended and stands for a point of the space.
 
     Objectives are in their own units and senses; a trial without all of them is pruned or failed. The constraint is
-    the similarity to the 16-bit twin that was asked for.
+    the similarity to the 16-bit baseline that was asked for.
 
     Returns:
         The optuna.Study, in an SQLite file that replaces the one before.

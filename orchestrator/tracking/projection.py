@@ -48,7 +48,7 @@ class Tracker:
         self._runs = Runs(self._client, self.experiment_id, self._sweep_id, settings.name, ledger.fact("created_at"))
         self._tags: dict[str, dict[str, str]] = {}  # run id -> tags as last written
         self._points: dict[str, set[Point]] = {}  # run id -> points as written, of runs that go on
-        self._ended: dict[str, tuple[State, float | None, bool]] = {}  # run id -> state, when, and whether judged
+        self._ended: dict[str, tuple[State, float | None, bool]] = {}  # run id -> state, when, and whether evaluated
         self._data_logged = False
         self._live = tracking_live.Live(self._client, self.run_id)
 
@@ -95,7 +95,7 @@ class Tracker:
 
     def _sync_trial(self, entry: Entry, *, on_front: bool, final: bool) -> None:
         trial = entry.result
-        end = (trial.state, trial.ended_at, trial.judgement is not None, trial.failed_evaluations)
+        end = (trial.state, trial.ended_at, trial.test_evaluation is not None, trial.failed_evaluations)
         run_id = self._runs.children.get(trial.key, "")
         if self._ended.get(run_id) == end:
             self._set_tags(run_id, front_tag(on_front))

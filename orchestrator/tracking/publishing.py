@@ -10,9 +10,9 @@ from orchestrator.report import content as report
 from orchestrator.report.digests import FILES, digests
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import SweepSettings, sweep_folder
-from orchestrator.tracking.flusher import Flusher
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import UI_PORT, page_of
+from orchestrator.tracking.writer import MlflowWriter
 from trainables.values.errors import SweepError
 
 
@@ -27,7 +27,12 @@ def write_files(settings: SweepSettings, ledger: Ledger, result: SweepResult, ro
 
 
 def end(
-    settings: SweepSettings, root: Path, flusher: Flusher, say: Callable[[str], None], seconds: float, interrupted: bool
+    settings: SweepSettings,
+    root: Path,
+    writer: MlflowWriter,
+    say: Callable[[str], None],
+    seconds: float,
+    interrupted: bool,
 ) -> str | None:
     """What a sweep does at its end: write its files, then what MLflow lacks, for as long as that answers.
 
@@ -42,7 +47,7 @@ def end(
         files = write_files(settings, ledger, result, root)
     finally:
         ledger.close()
-    flushed = flusher.finish(files, seconds, interrupted=interrupted)
+    flushed = writer.finish(files, seconds, interrupted=interrupted)
     if flushed.page is None:
         pending = f"{len(result.trials) - flushed.n_whole} of {len(result.trials)} trials and the sweep's own run"
         say(f"MLflow lacks {pending} ({flushed.reason}); complete it with: {command()} sync {settings.name}")

@@ -19,7 +19,7 @@ from orchestrator.security.redaction import reason_of
 from orchestrator.settings import sweep_folder
 from orchestrator.verify.asked import of_settings, of_workload
 from orchestrator.verify.files import of_adapters, of_drawn, of_front_file, of_table
-from orchestrator.verify.ledger import Difference, Kept, of_ledger, of_study, read
+from orchestrator.verify.ledger import Difference, LedgerSnapshot, of_ledger, of_study, read
 from orchestrator.workers import adapter_store
 from trainables.values.errors import ConfigError, LedgerDamaged, SweepError
 
@@ -60,7 +60,7 @@ class Verified:
         }
 
 
-def differences_of(kept: Kept, root: Path) -> tuple[Difference, ...]:
+def differences_of(kept: LedgerSnapshot, root: Path) -> tuple[Difference, ...]:
     """All differences, those of settings and ledger first; of a sweep that never started only that."""
     found = [*of_settings(kept), *of_ledger(kept)]
     if not kept.entries or kept.workload is None:
@@ -72,7 +72,7 @@ def differences_of(kept: Kept, root: Path) -> tuple[Difference, ...]:
     return (*found, *of_mlflow(kept, root))
 
 
-def is_over(kept: Kept) -> bool:
+def is_over(kept: LedgerSnapshot) -> bool:
     """Whether a resumed sweep would find nothing to do: its trials are settled, none of what followed them failed, and
     the files beside the ledger were written after the last. MLflow, which `sync` completes, is not asked."""
     done = kept.facts[FINISHED] and not kept.facts[FAULTS] and any(t.state == "completed" for t in kept.trials)
@@ -104,7 +104,7 @@ def run(name: str, root: Path, say: Callable[[str], None], *, repair: bool = Fal
         raise ConfigError(f"NAME: {error.filename} cannot be written, so sweep {name!r} cannot be held") from None
 
 
-def _repair(kept: Kept, root: Path, found: tuple[Difference, ...], say: Callable[[str], None]) -> None:
+def _repair(kept: LedgerSnapshot, root: Path, found: tuple[Difference, ...], say: Callable[[str], None]) -> None:
     """Bring damaged adapters back from MLflow's copies, delete wrong runs, and write everything from the ledger."""
     if kept.edits:
         settings_file.save(kept.settings, kept.folder)

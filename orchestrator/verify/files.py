@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.report import digests
 from orchestrator.report.digests import FILES
-from orchestrator.verify.ledger import Difference, Kept, Part
+from orchestrator.verify.ledger import Difference, LedgerSnapshot, Part
 from orchestrator.workers import adapter_store
 
 FILE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -17,7 +17,7 @@ FILE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 COMPARED = ("front.json", "trials.parquet")
 
 
-def of_adapters(kept: Kept) -> Iterator[Difference]:
+def of_adapters(kept: LedgerSnapshot) -> Iterator[Difference]:
     """Every completed trial's adapter is there, with the checksums that were recorded."""
     for entry in kept.entries:
         if entry.result.state != "completed":
@@ -29,7 +29,7 @@ def of_adapters(kept: Kept) -> Iterator[Difference]:
             yield Difference(part="adapters", text=text, key=entry.result.key)
 
 
-def of_front_file(kept: Kept) -> Iterator[Difference]:
+def of_front_file(kept: LedgerSnapshot) -> Iterator[Difference]:
     """front.json is the ledger's front."""
     expected = json.loads(json.dumps(kept.front.to_dict()))
     try:
@@ -44,7 +44,7 @@ def of_front_file(kept: Kept) -> Iterator[Difference]:
             yield Difference(part="front.json", text=f"{name} is not what the ledger gives")
 
 
-def of_table(kept: Kept) -> Iterator[Difference]:
+def of_table(kept: LedgerSnapshot) -> Iterator[Difference]:
     """trials.parquet has one row a trial, each value as the ledger gives it; so has its front."""
     import pyarrow.parquet as pq
 
@@ -75,7 +75,7 @@ def of_table(kept: Kept) -> Iterator[Difference]:
             yield Difference(part="trials.parquet", text=text + more)
 
 
-def of_drawn(kept: Kept) -> Iterator[Difference]:
+def of_drawn(kept: LedgerSnapshot) -> Iterator[Difference]:
     """Figures and report are what was written; front.json and trials.parquet are compared value by value."""
     known = {name: digest for name, digest in (kept.facts[FILES] or {}).items() if name not in COMPARED}
     for name, fault in digests.faults(kept.folder, known):
@@ -83,7 +83,7 @@ def of_drawn(kept: Kept) -> Iterator[Difference]:
 
 
 def _of_keys(
-    part: Part, what: str, found: Sequence[str], expected: set[str] | frozenset[str], kept: Kept
+    part: Part, what: str, found: Sequence[str], expected: set[str] | frozenset[str], kept: LedgerSnapshot
 ) -> Iterator[Difference]:
     numbers = {trial.key: f"trial {trial.number}" for trial in kept.trials}
     for key, count in Counter(found).items():

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
-from orchestrator.analysis.finalists import to_judge
+from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.analysis.status import status_of
 from orchestrator.command import command
@@ -48,7 +48,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class LedgerSnapshot:
     """What a sweep's ledger holds, read at one moment.
 
     Attributes:
@@ -75,7 +75,7 @@ class Kept:
         return any(trial.state in ("queued", "running") for trial in self.trials)
 
 
-def read(settings: SweepSettings, folder: Path) -> Kept:
+def read(settings: SweepSettings, folder: Path) -> LedgerSnapshot:
     """Read a copy of the ledger.
 
     Raises:
@@ -91,7 +91,7 @@ def read(settings: SweepSettings, folder: Path) -> Kept:
         if edits:
             began = SweepSettings.model_validate_json(facts[settings_file.ASKED])
             settings = began.model_copy(update={"tracking_uri": settings.tracking_uri})
-        return Kept(
+        return LedgerSnapshot(
             settings=settings,
             folder=folder,
             workload=ledger.workload(),
@@ -107,13 +107,13 @@ def read(settings: SweepSettings, folder: Path) -> Kept:
         ledger.close()
 
 
-def of_ledger(kept: Kept) -> Iterator[Difference]:
+def of_ledger(kept: LedgerSnapshot) -> Iterator[Difference]:
     """Exactly the asked-for trials, each key once, each in a final state, each with what a finished one has."""
     for text in _of_ledger(kept):
         yield Difference(part="ledger", text=text)
 
 
-def _of_ledger(kept: Kept) -> Iterator[str]:
+def _of_ledger(kept: LedgerSnapshot) -> Iterator[str]:
     resume = f"go on with: {command()} resume {kept.settings.name}"
     if not kept.entries or kept.workload is None:
         left = [name for name in LEFT_BY_TRIALS if (kept.folder / name).exists()]
@@ -131,7 +131,7 @@ def _of_ledger(kept: Kept) -> Iterator[str]:
     yield from _of_counts(kept, resume)
 
 
-def _of_trial(entry: Entry, kept: Kept, resume: str) -> Iterator[str]:
+def _of_trial(entry: Entry, kept: LedgerSnapshot, resume: str) -> Iterator[str]:
     trial = entry.result
     if kept.workload and kept.workload.key(trial.config) != trial.key:
         yield f"trial {trial.number}: its key {trial.key[:12]} is not that of its config"
@@ -143,8 +143,8 @@ def _of_trial(entry: Entry, kept: Kept, resume: str) -> Iterator[str]:
         yield f"trial {trial.number} is {trial.state} without a reason"
 
 
-def _of_counts(kept: Kept, resume: str) -> Iterator[str]:
-    """More or fewer trials than the settings, the space, the twins and the finalists come to."""
+def _of_counts(kept: LedgerSnapshot, resume: str) -> Iterator[str]:
+    """More or fewer trials than the settings, the space, the baselines and the finalists come to."""
     settings, trials = kept.settings, kept.trials
     ended = Ended.from_fact(kept.facts[ENDED])
     whole = ("trials", "space") if settings.space.method == "grid" else ("trials",)
@@ -161,27 +161,30 @@ def _of_counts(kept: Kept, resume: str) -> Iterator[str]:
     for trial in trials:
         if f"compare {trial.key}" in faults or is_settled(trial, None):
             continue
-        if not is_settled(trial, by_config.get(trial.config.counterpart)):
-            yield f"trial {trial.number} was not compared with its 16-bit twin; {resume}"
+        if not is_settled(trial, by_config.get(trial.config.at_other_precision)):
+            yield f"trial {trial.number} was not compared with its 16-bit baseline; {resume}"
     if not kept.facts[FINISHED] and not over_budget:
-        for trial in to_judge(trials, settings):
-            if trial.judgement is None and f"judge {trial.key}" not in faults:
-                yield f"finalist {trial.number} was not judged on the report rows; {resume}"
+        for trial in to_evaluate(trials, settings):
+            if trial.test_evaluation is None and f"evaluate {trial.key}" not in faults:
+                yield f"finalist {trial.number} was not evaluated on the test rows; {resume}"
     candidates = {_but_precision_and_seed(t.config) for t in trials if t.is_of_search}
     searched = {trial.config for trial in trials if trial.origin == "search"}
     for trial in trials:
-        if trial.origin == "twin" and trial.config.counterpart not in searched:
-            yield f"trial {trial.number} is the twin of no trial"
-        if trial.origin in ("repeat", "reseed") and _but_precision_and_seed(trial.config) not in candidates:
+        if trial.origin == "baseline" and trial.config.at_other_precision not in searched:
+            yield f"trial {trial.number} is the baseline of no trial"
+        if (
+            trial.origin in ("replicate", "baseline replicate")
+            and _but_precision_and_seed(trial.config) not in candidates
+        ):
             yield f"trial {trial.number} is no other seed of any trial"
 
 
 def _but_precision_and_seed(config: TrialConfig) -> tuple[Any, ...]:
-    """What a trial has in common with its twin, and both with their runs under other seeds."""
+    """What a trial has in common with its baseline, and both with their runs under other seeds."""
     return tuple(getattr(config, name) for name in config.__dataclass_fields__ if name not in ("precision", "seed"))
 
 
-def of_study(kept: Kept) -> Iterator[Difference]:
+def of_study(kept: LedgerSnapshot) -> Iterator[Difference]:
     """The Optuna study that a resumed sweep would begin with knows every trial of the search once.
 
     What it would be told is held against the ledger; the study itself, which copies each trial some times over and

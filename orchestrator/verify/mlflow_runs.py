@@ -22,7 +22,7 @@ from orchestrator.tracking.runs import families
 from orchestrator.tracking.store import open_client, store_uri
 from orchestrator.verify import points
 from orchestrator.verify.files import COMPARED
-from orchestrator.verify.ledger import Difference, Kept
+from orchestrator.verify.ledger import Difference, LedgerSnapshot
 from orchestrator.workers import adapter_store
 
 Fault = tuple[str, bool]
@@ -35,7 +35,7 @@ def difference(text: str, run: Any = None, model: Any = None) -> Difference:
     return Difference(part="MLflow", text=text, run_id=run_id, model_id=model_id)
 
 
-def of_mlflow(kept: Kept, root: Path) -> list[Difference]:
+def of_mlflow(kept: LedgerSnapshot, root: Path) -> list[Difference]:
     """One run of the sweep, and one child for each trial, none twice, each with all that the projection writes.
 
     Whatever keeps MLflow from being read is a difference too.
@@ -50,7 +50,7 @@ def of_mlflow(kept: Kept, root: Path) -> list[Difference]:
         return [difference(f"cannot be read ({reason_of(error, kept.settings.tracking_uri)})")]
 
 
-def forget(kept: Kept, root: Path, run_ids: set[str], model_ids: set[str]) -> None:
+def forget(kept: LedgerSnapshot, root: Path, run_ids: set[str], model_ids: set[str]) -> None:
     """Delete runs, as MLflow does: they can be brought back there; and models."""
     client, _ = open_client(kept.settings.tracking_uri or store_uri(root), root)
     for run_id in sorted(run_ids):
@@ -59,7 +59,7 @@ def forget(kept: Kept, root: Path, run_ids: set[str], model_ids: set[str]) -> No
         client.delete_logged_model(model_id)
 
 
-def adapter_copies(kept: Kept, root: Path) -> dict[str, Path]:
+def adapter_copies(kept: LedgerSnapshot, root: Path) -> dict[str, Path]:
     """Folder of each trial's adapter in MLflow by key, where its artifacts lie on this machine."""
     client, experiment_id = open_client(kept.settings.tracking_uri or store_uri(root), root)
     folders = {}
@@ -79,7 +79,7 @@ class Store:
         client: an MlflowClient of `uri`.
     """
 
-    kept: Kept
+    kept: LedgerSnapshot
     client: Any
     uri: str
     experiment_id: str
@@ -138,7 +138,7 @@ def _of_parent(store: Store, report: Report, parent: Any) -> Iterator[Difference
     yield from _of_artifacts(kept, parent, texts(result, facts["data_counts"]))
 
 
-def _of_input(kept: Kept, parent: Any) -> Iterator[Fault]:
+def _of_input(kept: LedgerSnapshot, parent: Any) -> Iterator[Fault]:
     """The rows. Their source and profile MLflow keeps once for all sweeps that read them."""
     digest = digest_of(kept.workload) if kept.workload else ""
     there = [one for one in parent.inputs.dataset_inputs if one.dataset.digest == digest]
@@ -149,7 +149,7 @@ def _of_input(kept: Kept, parent: Any) -> Iterator[Fault]:
         yield "counts of its rows are not those of the ledger", True
 
 
-def _of_artifacts(kept: Kept, parent: Any, written: Mapping[str, str]) -> Iterator[Difference]:
+def _of_artifacts(kept: LedgerSnapshot, parent: Any, written: Mapping[str, str]) -> Iterator[Difference]:
     """What was logged with the run, where its artifacts lie on this machine."""
     artifacts = _folder(parent.info.artifact_uri)
     if artifacts is None:

@@ -9,7 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.workers import adapter_store, checkpoints
-from trainables.values.checkpoint import Snapshot
+from trainables.values.checkpoint import Checkpoint
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, concurrency_groups={"writing": 1})
@@ -24,11 +24,11 @@ class AdapterStore:
         return adapter_store.read(self._adapters, key)
 
     @ray.method(concurrency_group="writing")  # nobody who reads an adapter waits for a disk to sync
-    def keep(self, snapshot: Snapshot) -> None:
-        adapter_store.check_key(snapshot.key)
-        checkpoints.write(self._snapshots, snapshot)
+    def keep(self, checkpoint: Checkpoint) -> None:
+        adapter_store.check_key(checkpoint.key)
+        checkpoints.write(self._snapshots, checkpoint)
 
-    def snapshot(self, key: str) -> Snapshot | None:
+    def checkpoint(self, key: str) -> Checkpoint | None:
         adapter_store.check_key(key)
         return checkpoints.read(self._snapshots, key)
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from tempfile import mkstemp
 
-from trainables.values.checkpoint import Snapshot
+from trainables.values.checkpoint import Checkpoint
 
 FOLDER = "checkpoints"
 """In a sweep's folder."""
@@ -19,14 +19,14 @@ N_KEPT = 2
 """Of a trial: the last one, and the one before in case that is damaged."""
 
 
-def write(folder: Path, snapshot: Snapshot) -> None:
-    """Keep a snapshot under `folder`/key, and of that trial's others the newest only.
+def write(folder: Path, checkpoint: Checkpoint) -> None:
+    """Keep a checkpoint under `folder`/key, and of that trial's others the newest only.
 
     Raises:
         OSError: it cannot be written, and nothing of it is left.
     """
-    content = snapshot.to_bytes()
-    own = folder / snapshot.key
+    content = checkpoint.to_bytes()
+    own = folder / checkpoint.key
     own.mkdir(parents=True, exist_ok=True)
     handle, scratch = mkstemp(prefix=".", dir=own)
     try:
@@ -34,7 +34,7 @@ def write(folder: Path, snapshot: Snapshot) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(scratch, own / f"{snapshot.step:010d}-{hashlib.sha256(content).hexdigest()}.safetensors")
+        os.rename(scratch, own / f"{checkpoint.step:010d}-{hashlib.sha256(content).hexdigest()}.safetensors")
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise
@@ -42,23 +42,23 @@ def write(folder: Path, snapshot: Snapshot) -> None:
         old.unlink(missing_ok=True)
 
 
-def read(folder: Path, key: str) -> Snapshot | None:
-    """The newest snapshot of a trial that is as it was written, None where there is none."""
+def read(folder: Path, key: str) -> Checkpoint | None:
+    """The newest checkpoint of a trial that is as it was written, None where there is none."""
     return next(_whole(folder / key, key), None)
 
 
-def _whole(own: Path, key: str) -> Iterator[Snapshot]:
+def _whole(own: Path, key: str) -> Iterator[Checkpoint]:
     for path in _newest_first(own):
         step, _, sha256 = path.stem.partition("-")
         try:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != sha256:
                 continue
-            snapshot = Snapshot.from_bytes(content)
+            checkpoint = Checkpoint.from_bytes(content)
         except (OSError, ValueError):
             continue
-        if snapshot.key == key and snapshot.step == int(step):
-            yield snapshot
+        if checkpoint.key == key and checkpoint.step == int(step):
+            yield checkpoint
 
 
 def _newest_first(own: Path) -> list[Path]:

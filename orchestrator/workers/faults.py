@@ -20,13 +20,13 @@ from trainables.values.errors import DeviceLost
 
 BACK_OFF_SECONDS = (2.0, 10.0)
 """Pause before a task is tried again, for the first time, for the second; it is not tried more often."""
-REFUSED = re.compile(r"NodeUnfit: (.+)")
+REFUSED = re.compile(r"IncompatibleNode: (.+)")
 """The last line that Ray keeps of a worker which found its node unfit, see orchestrator.workers.versions."""
 MAX_FAILED_SHARE = 0.3
 MIN_FAILED = 5
 """A sweep stops when more than this share of its trials failed, and at least so many."""
 
-Kind = Literal["worker", "node", "unfit node", "host memory", "device", "own"]
+Kind = Literal["worker", "node", "incompatible node", "host memory", "device", "own"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ def fault_of(error: BaseException | None, text: str = "") -> Fault:
         return Fault(kind="device", text=f"its GPU was of no more use to its process: {said[:300]}")
     last = said.strip().splitlines()[-1:] or ["unknown"]
     if isinstance(error, RayActorError) and (refused := REFUSED.search(last[0])):
-        return Fault(kind="unfit node", text=f"its node was unfit: {refused[1][:300]}")
+        return Fault(kind="incompatible node", text=f"its node was unfit: {refused[1][:300]}")
     if isinstance(error, RayActorError) and "failed to import on the worker" in short:
         return Fault(kind="node", text=f"its node lacks what a worker needs: {last[0].strip()[:300]}")
     return Fault(kind="own", text=f"its worker could not go on: {last[0].strip()[:300]}")
@@ -103,7 +103,9 @@ class Retries:
 
     def again(self, task: tuple[str, str], fault: Fault) -> bool:
         """A task was given up; returns whether it is to be tried again, once `is_due`."""
-        if fault.kind == "unfit node":  # it never began; the driver soon knows the node, and places nothing there
+        if (
+            fault.kind == "incompatible node"
+        ):  # it never began; the driver soon knows the node, and places nothing there
             self._due_at[task] = self._clock() + BACK_OFF_SECONDS[0]
             return True
         n_lost = self._n_lost[task] = self._n_lost.get(task, 0) + 1

@@ -1,6 +1,6 @@
 """The only Trainable: a warm worker that takes one task after the other.
 
-A task is a trial to train, a finished pair of trials to compare, or a finished trial to judge. Each step of the
+A task is a trial to train, a finished pair of trials to compare, or a finished trial to evaluate on the test rows. Each step of the
 Trainable is one rung; what it returns is a Report, read by orchestrator.driver.recorder on the driver.
 """
 
@@ -25,7 +25,7 @@ from trainables.values.errors import DeviceLost, TrialFailed
 from trainables.values.results import Cost
 
 if TYPE_CHECKING:
-    from trainables.values.findings import Comparison, Judgement
+    from trainables.values.findings import Comparison, TestEvaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,19 +33,19 @@ class Task:
     """What one Tune trial does.
 
     Attributes:
-        kind: "train" a trial, "compare" a completed 4-bit trial with its completed twin on the search rows, or
-            "judge" a completed trial on the report rows.
+        kind: "train" a trial, "compare" a completed 4-bit trial with its completed baseline on the validation rows, or
+            "evaluate" a completed trial on the test rows.
         key, config: the trial; of a comparison the 4-bit one.
-        twin_key: of a comparison, and of the judgement of a 4-bit trial whose twin completed.
-        reseed_keys: of such a judgement: the twin's config under other seeds.
-        costs: of the config's cost cell, on each kind of device where the ledger knows them.
+        baseline_key: of a comparison, and of the test evaluation of a 4-bit trial whose baseline completed.
+        replicate_keys: of such a test_evaluation: the baseline's config under other seeds.
+        costs: of the config's cost key, on each kind of device where the ledger knows them.
     """
 
-    kind: Literal["train", "compare", "judge"]
+    kind: Literal["train", "compare", "evaluate"]
     key: str
     config: TrialConfig
-    twin_key: str | None = None
-    reseed_keys: tuple[str, ...] = ()
+    baseline_key: str | None = None
+    replicate_keys: tuple[str, ...] = ()
     costs: tuple[Cost, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,8 +53,8 @@ class Task:
             "kind": self.kind,
             "key": self.key,
             "config": self.config.to_dict(),
-            "twin_key": self.twin_key,
-            "reseed_keys": list(self.reseed_keys),
+            "baseline_key": self.baseline_key,
+            "replicate_keys": list(self.replicate_keys),
             "costs": [asdict(cost) for cost in self.costs],
         }
 
@@ -62,12 +62,12 @@ class Task:
     def from_dict(cls, values: dict[str, Any]) -> "Task":
         costs = tuple(COST.validate_python(cost) for cost in values["costs"])
         config = TrialConfig.from_dict(values["config"])
-        return cls(**values | {"config": config, "reseed_keys": tuple(values["reseed_keys"]), "costs": costs})
+        return cls(**values | {"config": config, "replicate_keys": tuple(values["replicate_keys"]), "costs": costs})
 
 
 Report = dict[str, Any]
 """state, done and, where they apply: step, eval_loss_nats, measurement, cost, adapter, adapter_at, similarity,
-similarity_of, judgement, environment, reason, train_seconds. The state of a comparison or judgement is the task's, not
+similarity_of, test_evaluation, environment, reason, train_seconds. The state of a comparison or test evaluation is the task's, not
 the trial's."""
 
 
@@ -85,7 +85,7 @@ class SweepTrainable(tune.Trainable):
         transformers.logging.disable_progress_bar()
         if config["device"] == "cpu":
             torch.set_num_threads(1)  # one core a trial
-        self._bench = None
+        self._cache = None
         self._reports: Iterator[Report] = iter(())
         self.reset_config(config)
 
@@ -110,7 +110,7 @@ class SweepTrainable(tune.Trainable):
         """Nothing: state lives in the ledger. Without this method Tune would not reuse the worker."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: an interrupted trial goes on from its snapshot in the adapter store."""
+        """Nothing: an interrupted trial goes on from its checkpoint in the adapter store."""
 
     def _leave(self) -> None:
         if hasattr(self._reports, "close"):
@@ -120,32 +120,34 @@ class SweepTrainable(tune.Trainable):
         task = Task.from_dict(config["task"])
         store = config["adapter_store"]
         try:
-            if self._bench is None:
-                from trainables.worker_cache import Bench
+            if self._cache is None:
+                from trainables.worker_cache import WorkerCache
 
                 workload = node_inputs.here(Workload(**config["workload"]), config.get("inputs"))
-                self._bench = Bench(workload, config["device"])
-            yield from {"train": _train, "compare": _compare, "judge": _judge}[task.kind](self._bench, task, store)
+                self._cache = WorkerCache(workload, config["device"])
+            yield from {"train": _train, "compare": _compare, "evaluate": _evaluate}[task.kind](
+                self._cache, task, store
+            )
         except TrialFailed as error:
-            yield _end(self._bench, error.state, reason=str(error))
+            yield _end(self._cache, error.state, reason=str(error))
         except RayError:  # the cluster's fault, not the trial's: orchestrator.workers.faults decides
             raise
         except Exception as error:
             traceback.print_exc()
-            self._bench = None  # of unknown state now
+            self._cache = None  # of unknown state now
             if is_lost(config["device"]):
                 raise DeviceLost(f"{type(error).__name__}: {error}") from None
             yield {"state": "failed", "done": True, "reason": f"{type(error).__name__}: {error}", "environment": {}}
 
 
 def _end(
-    bench: Any, state: State, fallback: str | None = None, continued_from: int | None = None, **values: Any
+    cache: Any, state: State, fallback: str | None = None, continued_from: int | None = None, **values: Any
 ) -> Report:
     from trainables.cost.device import environment
 
-    facts = environment(bench.device) | {
-        "compute_dtype": bench.workload.compute_dtype,
-        "weights": bench.workload.weights,
+    facts = environment(cache.device) | {
+        "compute_dtype": cache.workload.compute_dtype,
+        "weights": cache.workload.weights,
     }
     if fallback:
         facts["fallback"] = f"eager engine: {fallback}"
@@ -154,15 +156,15 @@ def _end(
     return {"state": state, "done": True, "environment": facts, **values}
 
 
-def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
+def _train(cache: Any, task: Task, store: Any) -> Iterator[Report]:
     from trainables.cost.device import device_name
     from trainables.trial import Trial
 
-    before = ray.get(store.snapshot.remote(task.key))
+    before = ray.get(store.checkpoint.remote(task.key))
     start = perf_counter() - (before.seconds if before else 0.0)
-    here = device_name(bench.device)
+    here = device_name(cache.device)
     cost = next((cost for cost in task.costs if cost.device == here), None)
-    trial = Trial(task.config, bench, cost=cost, snapshot=before)
+    trial = Trial(task.config, cache, cost=cost, checkpoint=before)
     kept: list[Any] = []
     try:
         for measurement in trial.measurements():
@@ -175,25 +177,25 @@ def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
             if measurement.step < task.config.max_steps:
                 yield {"state": "running", "done": False, **report}
                 if not kept or ray.wait(kept, timeout=0)[0]:  # a disk that is behind gets no more to do
-                    snapshot = trial.snapshot(measurement.step, seconds=perf_counter() - start)
-                    kept = [store.keep.remote(snapshot)]  # not waited for: it may be lost, training goes on
+                    checkpoint = trial.checkpoint(measurement.step, seconds=perf_counter() - start)
+                    kept = [store.keep.remote(checkpoint)]  # not waited for: it may be lost, training goes on
         files = trial.adapter_files()
     finally:
         trial.close()
     seconds = perf_counter() - start
     fallback = trial.fallback
-    half = task.config.counterpart
-    other_files = ray.get(store.read.remote(bench.workload.key(half)))
+    half = task.config.at_other_precision
+    other_files = ray.get(store.read.remote(cache.workload.key(half)))
     if other_files is not None:  # the second half of a pair measures it
         nf4 = task.config.precision == "nf4"
         try:
-            similarity = _compared(bench, nf4=files if nf4 else other_files, twin=other_files if nf4 else files)
+            similarity = _compared(cache, nf4=files if nf4 else other_files, baseline=other_files if nf4 else files)
         except Exception:  # the training was sound; the searcher asks for the comparison once more
             traceback.print_exc()
         else:
-            report |= {"similarity": similarity, "similarity_of": task.key if nf4 else bench.workload.key(half)}
+            report |= {"similarity": similarity, "similarity_of": task.key if nf4 else cache.workload.key(half)}
     yield _end(
-        bench,
+        cache,
         "completed",
         fallback,
         before.step if before else None,
@@ -203,31 +205,31 @@ def _train(bench: Any, task: Task, store: Any) -> Iterator[Report]:
     )
 
 
-def _compare(bench: Any, task: Task, store: Any) -> Iterator[Report]:
-    nf4, twin = _adapters(store, task.key, task.twin_key)
-    yield _end(bench, "completed", similarity=_compared(bench, nf4=nf4, twin=twin), similarity_of=task.key)
+def _compare(cache: Any, task: Task, store: Any) -> Iterator[Report]:
+    nf4, baseline = _adapters(store, task.key, task.baseline_key)
+    yield _end(cache, "completed", similarity=_compared(cache, nf4=nf4, baseline=baseline), similarity_of=task.key)
 
 
-def _judge(bench: Any, task: Task, store: Any) -> Iterator[Report]:
-    from trainables.comparison.compare import judge
+def _evaluate(cache: Any, task: Task, store: Any) -> Iterator[Report]:
+    from trainables.comparison.compare import evaluate_on_test
     from trainables.trial import oom_as_failure
 
-    files, *reseeds = _adapters(store, task.key, *task.reseed_keys)
-    twin = _adapters(store, task.twin_key)[0] if task.twin_key else None
+    files, *replicates = _adapters(store, task.key, *task.replicate_keys)
+    baseline = _adapters(store, task.baseline_key)[0] if task.baseline_key else None
     with oom_as_failure():
-        judgement = judge(bench, task.config, files=files, twin=twin, reseeds=reseeds)
-    yield _end(bench, "completed", judgement=_plain(judgement))
+        test_evaluation = evaluate_on_test(cache, task.config, files=files, baseline=baseline, replicates=replicates)
+    yield _end(cache, "completed", test_evaluation=_plain(test_evaluation))
 
 
-def _compared(bench: Any, *, nf4: dict[str, bytes], twin: dict[str, bytes]) -> dict[str, Any]:
+def _compared(cache: Any, *, nf4: dict[str, bytes], baseline: dict[str, bytes]) -> dict[str, Any]:
     from trainables.comparison.compare import compare
     from trainables.trial import oom_as_failure
 
     with oom_as_failure():
-        return _plain(compare(bench, nf4=nf4, twin=twin))
+        return _plain(compare(cache, nf4=nf4, baseline=baseline))
 
 
-def _plain(value: "Comparison | Judgement") -> dict[str, Any]:
+def _plain(value: "Comparison | TestEvaluation") -> dict[str, Any]:
     """As the ledger will keep it; a figure that is not finite fails here and not on the driver."""
     return json.loads(canonical_json(asdict(value)))
 

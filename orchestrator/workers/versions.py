@@ -17,7 +17,7 @@ PACKAGES = (
 """What a worker imports."""
 
 
-class NodeUnfit(RuntimeError):
+class IncompatibleNode(RuntimeError):
     """Raised by a worker on a node of other versions than the driver's."""
 
 
@@ -27,10 +27,10 @@ def refuse_here(driver: Mapping[str, str] | None) -> None:
     Args:
         driver: versions of PACKAGES; None where everything runs on one node.
     Raises:
-        NodeUnfit: they differ; node and packages are named.
+        IncompatibleNode: they differ; node and packages are named.
     """
     if driver is not None and (faults := differences(driver, {own_name(): versions(PACKAGES)})):
-        raise NodeUnfit("; ".join(faults))
+        raise IncompatibleNode("; ".join(faults))
 
 
 def differences(here: Mapping[str, str], nodes: Mapping[str, Mapping[str, str]]) -> list[str]:

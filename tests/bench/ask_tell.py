@@ -60,7 +60,7 @@ def measurement_of(key: str, config: TrialConfig, step: int) -> Measurement:
     )
 
 
-def space_without_twins() -> search_spaces.Space:
+def space_without_baselines() -> search_spaces.Space:
     """At 16 bits only: every task is a trial."""
     whole = search_spaces.load(SPACE)
     searched = {name: parameter for name, parameter in whole.parameters.items() if name != "precision"}
@@ -76,7 +76,7 @@ def fill(ledger: Ledger, settings: settings_file.SweepSettings, n_trials: int) -
         config = settings.config(params)
         key = WORKLOAD.key(config)
         ledger.add(key, config, params=params, origin="search")
-        ledger.keep_cost(config.cost_cell, cost_of(config))
+        ledger.keep_cost(config.cost_key, cost_of(config))
         ledger.start(key)
         for step in rungs(config.max_steps):
             ledger.record(key, measurement_of(key, config, step))
@@ -100,7 +100,7 @@ def report_of(task: Task, step: int) -> Report:
 def settings_of() -> settings_file.SweepSettings:
     """A sweep without end."""
     return settings_file.make(
-        name="long", space=space_without_twins(), n_trials=100_000, base_model="demo", data="demo", device="cpu"
+        name="long", space=space_without_baselines(), n_trials=100_000, base_model="demo", data="demo", device="cpu"
     )
 
 

@@ -4,7 +4,7 @@ python -m tests.bench.cluster --at-once 256 --trials 5000 --trial-seconds 60
 
 The real Searcher, scheduler, recorder, ledger and MLflow projection, called in Ray Tune's order by a simulated event
 loop; of Ray there is nothing, and a trial trains nothing. So many trials run at once, each reporting four rungs at even
-intervals unless it is stopped; 4-bit ones bring twins. Time is simulated but for the driver's own work: what that takes
+intervals unless it is stopped; 4-bit ones bring baselines. Time is simulated but for the driver's own work: what that takes
 is measured and passes on the simulated clock, and reports that arrive meanwhile wait. A decision's lag is what passes
 from a report's arrival until the driver has recorded it, decided on it and, where the trial ended, handed its place to
 the next one.
@@ -38,8 +38,8 @@ from orchestrator.driver.scheduler import Pruner
 from orchestrator.driver.searcher import SweepSearcher
 from orchestrator.ledger import Ledger
 from orchestrator.settings import SweepSettings
-from orchestrator.tracking.flusher_process import REST_SHARE, SYNC_SECONDS
 from orchestrator.tracking.projection import Tracker
+from orchestrator.tracking.writer_process import REST_SHARE, SYNC_SECONDS
 from orchestrator.workers.tune_trainable import Report, Task
 from tests.bench.overhead import fake_comparison, whole_report
 from trainables.values.config import Workload, rungs
@@ -130,7 +130,7 @@ class Driver:
 
     def _compare(self, task: Task, report: Report) -> None:
         """As the worker does: the second half of a pair brings its similarity."""
-        half = WORKLOAD.key(task.config.counterpart)
+        half = WORKLOAD.key(task.config.at_other_precision)
         if half in self.halves:
             quantized = task.key if task.config.precision == "nf4" else half
             report |= {"similarity": asdict(fake_comparison()), "similarity_of": quantized}
@@ -221,7 +221,7 @@ def measured(given: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
     settings = settings_file.make(
         name="bench",
         space=search_spaces.parse(space.model_dump() | {"method": given.sampler}, source="bench"),
-        n_trials=given.trials,  # never asked for in full: twins count too
+        n_trials=given.trials,  # never asked for in full: baselines count too
         base_model="none",
         data="none",
         device="cpu",
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--at-once", type=int, default=256, help="trials that run at the same time")
-    parser.add_argument("--trials", type=int, default=5000, help="about so many, twins counted")
+    parser.add_argument("--trials", type=int, default=5000, help="about so many, baselines counted")
     parser.add_argument("--trial-seconds", type=float, default=60.0, help="of a trial that is not pruned")
     parser.add_argument("--sampler", default="tpe", help="tpe, random, nsga2, qmc")
     parser.add_argument("--tracking-uri", default=None, help="of MLflow; default: a temporary SQLite file")

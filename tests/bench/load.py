@@ -55,7 +55,7 @@ WORKLOAD = Workload(
 
 
 def settings_of(n_trials: int) -> SweepSettings:
-    """Of a sweep that came to about so many trials, twins counted."""
+    """Of a sweep that came to about so many trials, baselines counted."""
     space = search_spaces.load("pareto")
     searched = max(5, round(n_trials * 3 / 5))
     return settings_file.make(
@@ -77,8 +77,8 @@ def _searched(space: search_spaces.Space) -> Any:
 
 
 def cost_of(config: TrialConfig) -> Cost:
-    """The same for one cost cell."""
-    n = int(sha256(config.cost_cell.encode()).hexdigest()[:4], 16)
+    """The same for one cost key."""
+    n = int(sha256(config.cost_key.encode()).hexdigest()[:4], 16)
     times = {"seconds_per_step": 0.01 + n * 1e-7, "seconds_per_step_p10": 0.01, "seconds_per_step_p90": 0.02}
     memory = {"peak_memory_mib": 1000.0 + n / 100, "reserved_memory_mib": 1100.0 + n / 100}
     return Cost(**times, **memory, tokens_per_second=1e5, device="none")
@@ -98,7 +98,7 @@ def record(ledger: Ledger, adapters: Path, config: TrialConfig, params: dict[str
     key, cost = WORKLOAD.key(config), cost_of(config)
     ledger.add(key, config, params=params, origin=origin)
     ledger.start(key)
-    ledger.keep_cost(config.cost_cell, cost)
+    ledger.keep_cost(config.cost_key, cost)
     for rung in rungs(config.max_steps)[: None if state == "completed" else 1]:
         loss = fake_loss_nats(key) + 1 / rung
         own = {"step": rung, "train_loss_nats": loss, "eval_loss_nats": loss}
@@ -127,8 +127,8 @@ def write(root: Path, n_trials: int) -> tuple[SweepSettings, int]:
         key = record(ledger, folder / "adapters", config, params, "search", state)
         n += 1
         if state == "completed":
-            twin = {**params, "precision": "16bit"}
-            record(ledger, folder / "adapters", config.counterpart, twin, "twin", "completed")
+            baseline = {**params, "precision": "16bit"}
+            record(ledger, folder / "adapters", config.at_other_precision, baseline, "baseline", "completed")
             comparison = fake_comparison()
             quantized = replace(comparison.quantized, n_rows=128)
             ledger.set_similarity(key, replace(comparison, quantized=quantized))
@@ -164,7 +164,7 @@ def timed(command: str, folder: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 1 where a command takes more than it may."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=10_000, help="recorded, about so many; twins counted")
+    parser.add_argument("--trials", type=int, default=10_000, help="recorded, about so many; baselines counted")
     parser.add_argument("--mlflow", action="store_true", help="write MLflow's runs too")
     given = parser.parse_args(arguments)
     try:

@@ -31,7 +31,7 @@ from trainables.values.config import TARGETS, Engine, Loop, Precision, TrialConf
 from trainables.values.errors import SweepError, TrialFailed
 from trainables.values.findings import flat
 from trainables.values.results import Cost, Measurement
-from trainables.worker_cache import Bench
+from trainables.worker_cache import WorkerCache
 
 SHAPES: tuple[Mapping[str, Any], ...] = (
     {"rank": 1, "targets": ("mlp.c_fc",), "max_length_tokens": 128, "batch_size": 1},
@@ -65,17 +65,17 @@ class Run:
         return measured | {"seconds_per_step_p90_over_p10": noise} | asdict(self.cost.breakdown)
 
 
-def cost_of(config: TrialConfig, bench: Bench) -> Cost | None:
-    """The cost cell of a config, measured now; None where memory runs out."""
+def cost_of(config: TrialConfig, cache: WorkerCache) -> Cost | None:
+    """The cost key of a config, measured now; None where memory runs out."""
     try:
-        trial = Trial(config, bench)
+        trial = Trial(config, cache)
     except TrialFailed:
         return None
     trial.close()
     return trial.cost
 
 
-def costs(bench: Bench, configs: Sequence[TrialConfig]) -> list[tuple[TrialConfig, Cost]]:
+def costs(cache: WorkerCache, configs: Sequence[TrialConfig]) -> list[tuple[TrialConfig, Cost]]:
     """Each config at both precisions in both loops, but those for which memory runs out."""
     cells = [
         replace(config, precision=precision, loop=loop)
@@ -83,7 +83,7 @@ def costs(bench: Bench, configs: Sequence[TrialConfig]) -> list[tuple[TrialConfi
         for loop in get_args(Loop)
         for config in configs
     ]
-    found = ((config, cost_of(config, bench)) for config in cells)
+    found = ((config, cost_of(config, cache)) for config in cells)
     return [(config, cost) for config, cost in found if cost]
 
 
@@ -111,12 +111,12 @@ def memory(cells: Sequence[tuple[TrialConfig, Cost]]) -> dict[str, Any]:
     return {"cells": table, "saved_by_nf4": saved}
 
 
-def prediction(bench: Bench, cells: Sequence[tuple[TrialConfig, Cost]]) -> dict[str, Any] | None:
+def prediction(cache: WorkerCache, cells: Sequence[tuple[TrialConfig, Cost]]) -> dict[str, Any] | None:
     """How far predicted peaks are off; None on a CPU, for which there are none, and for other models."""
-    shape = shape_in(Path(bench.workload.base_folder))
-    if bench.device == "cpu" or shape is None:
+    shape = shape_in(Path(cache.workload.base_folder))
+    if cache.device == "cpu" or shape is None:
         return None
-    dtype = bench.workload.compute_dtype
+    dtype = cache.workload.compute_dtype
     off = [
         (predicted_peak_mib(shape, config, dtype) - cost.peak_memory_mib, cost.peak_memory_mib)
         for config, cost in cells
@@ -130,11 +130,11 @@ def prediction(bench: Bench, cells: Sequence[tuple[TrialConfig, Cost]]) -> dict[
     }
 
 
-def runs(config: TrialConfig, bench: Bench, n_runs: int) -> list[Run]:
+def runs(config: TrialConfig, cache: WorkerCache, n_runs: int) -> list[Run]:
     """The same trial so many times, its cost measured anew each time."""
     found = []
     for _ in range(n_runs):
-        trial = Trial(config, bench)
+        trial = Trial(config, cache)
         try:
             *_, last = trial.measurements()
             found.append(Run(cost=trial.cost, last=last, files=trial.adapter_files()))
@@ -155,11 +155,11 @@ def spread(figures: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]
     return found
 
 
-def spreads(bench: Bench, config: TrialConfig, n_runs: int) -> dict[str, Any]:
-    """Of every metric at both precisions, and of the similarity of each 4-bit run to a twin run of its own."""
-    of = {p: runs(replace(config, precision=p), bench, n_runs) for p in get_args(Precision)}
+def spreads(cache: WorkerCache, config: TrialConfig, n_runs: int) -> dict[str, Any]:
+    """Of every metric at both precisions, and of the similarity of each 4-bit run to a baseline run of its own."""
+    of = {p: runs(replace(config, precision=p), cache, n_runs) for p in get_args(Precision)}
     pairs = zip(of["nf4"], of["16bit"], strict=True)
-    compared = [flat(compare(bench, nf4=nf4.files, twin=twin.files)) for nf4, twin in pairs]
+    compared = [flat(compare(cache, nf4=nf4.files, baseline=baseline.files)) for nf4, baseline in pairs]
     kept = [{name: x for name, x in one.items() if not name.startswith("n_")} for one in compared]
     return {
         "n_runs": n_runs,
@@ -209,18 +209,18 @@ def measured(base: str, rows: str, device: str, config: TrialConfig, n_runs: int
     """Everything, as the JSON object has it."""
     start = perf_counter()
     with TemporaryDirectory(prefix="qlora-sweep-") as cache:
-        bench = Bench(inputs.fetch(base, rows, Path(cache)).workload(native_dtype(device)), device)
-        cells = costs(bench, [config])
-        tried = costs(bench, [replace(config, **shape) for shape in SHAPES]) if device == "cuda" else []
-        repeated = spreads(bench, config, n_runs)
+        cache = WorkerCache(inputs.fetch(base, rows, Path(cache)).workload(native_dtype(device)), device)
+        cells = costs(cache, [config])
+        tried = costs(cache, [replace(config, **shape) for shape in SHAPES]) if device == "cuda" else []
+        repeated = spreads(cache, config, n_runs)
         names = ("rank", "targets", "batch_size", "max_length_tokens", "dropout", "engine")
         return {
-            "base": bench.workload.base_caption,
+            "base": cache.workload.base_caption,
             "device": cells[0][1].device,
-            "compute_dtype": bench.workload.compute_dtype,
+            "compute_dtype": cache.workload.compute_dtype,
             "shape": {name: config.to_dict()[name] for name in names},
             "memory": memory(cells),
-            "prediction": prediction(bench, [*cells, *tried]),
+            "prediction": prediction(cache, [*cells, *tried]),
             "spread": repeated,
             "seconds": perf_counter() - start,
         }

@@ -3,7 +3,7 @@
 python tests/bench/overhead.py --trials 2000
 
 Trials that do nothing, through the real Ray Tune, Searcher, ledger and MLflow over the pareto space (none is stopped,
-some are twins), beside as many through bare Ray Tune in reused workers under the same settings; and both for a tenth as
+some are baselines), beside as many through bare Ray Tune in reused workers under the same settings; and both for a tenth as
 many.
 Ray's own start is not counted, the workers' is. Also by how much the memory of the driver, and of bare Ray Tune's,
 grows a trial once a fifth of them is done. Prints a table and, as its last line, one JSON object; needs no GPU.
@@ -32,21 +32,21 @@ import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.cluster import ray_cluster
 from orchestrator.driver import sweep
-from orchestrator.tracking.flusher import Flusher
 from orchestrator.tracking.publishing import publish
+from orchestrator.tracking.writer import MlflowWriter
 from orchestrator.workers.tune_trainable import Report, Task
 from search_spaces import EarlyTerminate
 from trainables.values.config import Workload
 from trainables.values.errors import ConfigError, SweepError
-from trainables.values.findings import Comparison, Estimate, Judgement, Similarity
+from trainables.values.findings import Comparison, Estimate, Similarity, TestEvaluation
 from trainables.values.results import Cost, Measurement
 
 SAMPLE_SECONDS = 0.2
 """Between two looks at the driver's memory."""
 SETTLED_SHARE = 0.2
 """Of the trials, until what libraries allocate once is allocated."""
-TWINS_SHARE = 1 / 12
-"""Of all trials: half of those searched are NF4, and most of these are pruned before they need a twin."""
+BASELINES_SHARE = 1 / 12
+"""Of all trials: half of those searched are NF4, and most of these are pruned before they need a baseline."""
 
 
 def fake_loss_nats(key: str) -> float:
@@ -55,7 +55,7 @@ def fake_loss_nats(key: str) -> float:
 
 
 def fake_comparison() -> Comparison:
-    """Of a 4-bit trial that is nearly its twin."""
+    """Of a 4-bit trial that is nearly its baseline."""
     names = ("token_match_rate", "embedding_cosine", "centered_cosine", "recovered_cosine", "top1_agreement", "kl_nats")
 
     def similarity(value: float) -> Similarity:
@@ -68,9 +68,9 @@ def fake_comparison() -> Comparison:
 def whole_report(task: Task) -> Report:
     """What a worker says of a task that it has done."""
     report: Report = {"state": "completed", "done": True, "environment": {}}
-    if task.kind == "judge":
-        judgement = Judgement(row_nats=(2.0, 4.0), row_tokens=(1, 2), untuned_row_nats=(4.0, 8.0))
-        return report | {"judgement": asdict(judgement)}
+    if task.kind == "evaluate":
+        test_evaluation = TestEvaluation(row_nats=(2.0, 4.0), row_tokens=(1, 2), untuned_row_nats=(4.0, 8.0))
+        return report | {"test_evaluation": asdict(test_evaluation)}
     if task.kind == "compare":
         return report | {"similarity": asdict(fake_comparison()), "similarity_of": task.key}
     loss, config = fake_loss_nats(task.key), task.config
@@ -103,7 +103,7 @@ class NoOpTrainable(tune.Trainable):
         return True
 
     def step(self) -> Report:
-        half = self._workload.key(self._task.config.counterpart)
+        half = self._workload.key(self._task.config.at_other_precision)
         pair = self._task.kind == "train" and ray.get(self._store.read.remote(half)) is not None
         report = whole_report(self._task)
         if pair:
@@ -221,23 +221,23 @@ def measured(n_trials: int, root: Path) -> dict[str, Any]:
     settings = settings_file.make(
         name=f"overhead-{n_trials}",
         space=whole,
-        n_trials=max(1, round(n_trials * (1 - TWINS_SHARE))),
+        n_trials=max(1, round(n_trials * (1 - BASELINES_SHARE))),
         base_model="demo",
         data="demo",
         device="cpu",
     )
-    flusher = Flusher(settings.name, root)
+    writer = MlflowWriter(settings.name, root)
     marks = []
 
     def started(*_: Any) -> None:
         marks.append(perf_counter())
-        flusher.start()
+        writer.start()
 
     try:
         with Memory() as memory:
             result = sweep.run(settings, root, resume=False, started=started, trainable=NoOpTrainable)
     finally:
-        flusher.stop()
+        writer.stop()
     marks.append(perf_counter())
     if publish(settings, root, lambda line: print(line, file=sys.stderr), interrupted=result.interrupted) is None:
         raise SweepError("MLflow was not written")
@@ -286,7 +286,9 @@ def _more(kib: float | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=2000, help="about so many, twins counted; and a tenth of them")
+    parser.add_argument(
+        "--trials", type=int, default=2000, help="about so many, baselines counted; and a tenth of them"
+    )
     parser.add_argument("--bare", action="store_true", help="bare Ray Tune alone; prints its seconds and its growth")
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")

@@ -60,7 +60,7 @@ class Listed:
 
 
 class Ours:
-    """SweepSearcher, Pruner, Recorder and ledger, called in Ray Tune's order; twins included.
+    """SweepSearcher, Pruner, Recorder and ledger, called in Ray Tune's order; baselines included.
 
     Similarity is not recorded: every pair is told as similar enough.
     """
@@ -137,10 +137,10 @@ class Ours:
             cost = Cost(**{name: row[name] for name in Cost.__dataclass_fields__ if name != "breakdown"})
             report |= {"step": row["step"], "eval_loss_nats": row["eval_loss_nats"]}
             report |= {"measurement": asdict(measurement), "cost": asdict(cost)}
-            half = self._ledger.entry(WORKLOAD.key(task.config.counterpart))
+            half = self._ledger.entry(WORKLOAD.key(task.config.at_other_precision))
             if not last or half is None or half.result.state != "completed":
                 return report
-        nf4 = task.config if task.config.precision == "nf4" else task.config.counterpart
+        nf4 = task.config if task.config.precision == "nf4" else task.config.at_other_precision
         return report | {"similarity": asdict(fake_comparison()), "similarity_of": WORKLOAD.key(nf4)}
 
 
@@ -244,7 +244,7 @@ METHODS: Mapping[str, Make] = {
     "syne": lambda space, table, n_workers, seed, folder: SyneTune(space, seed, table.max_steps),
 }
 LABELS = {
-    "ours": "qlora-sweep: TPE, hypervolume stop, twins",
+    "ours": "qlora-sweep: TPE, hypervolume stop, baselines",
     "moasha": "the same with MOASHA in strata",
     "short": f"qlora-sweep, modelling {SHORT} to {2 * SHORT} trials",
     "random": "random without repeats, full budget",

@@ -2,7 +2,7 @@
 
 python tests/bench/search_table.py OUT.parquet --processes 16 --device cpu [--max-seconds 280]
 
-First the costs of all cost cells, each measured alone; then the trials, each in a process with one thread, seed by
+First the costs of all cost keys, each measured alone; then the trials, each in a process with one thread, seed by
 seed. What OUT.parquet holds already is not run again, and what is known when the time is up is written: run it again
 until it says whole. Needs neither Ray nor network.
 """
@@ -68,10 +68,10 @@ def begin(workload: Workload, device: str) -> None:
     """Load what every trial of this process needs, on one thread."""
     import torch
 
-    from trainables.worker_cache import Bench
+    from trainables.worker_cache import WorkerCache
 
     torch.set_num_threads(1)
-    BENCHES["bench"] = Bench(workload, device)
+    BENCHES["bench"] = WorkerCache(workload, device)
 
 
 def cost_of(config: TrialConfig) -> Cost:
@@ -127,10 +127,10 @@ class Table:
         return len(self._rows)
 
     def costs(self, configs: Mapping[Point, TrialConfig]) -> dict[str, Cost]:
-        """Those of the cost cells that some known trial is of."""
+        """Those of the cost keys that some known trial is of."""
         names = Cost.__dataclass_fields__.keys() - {"breakdown"}
         return {
-            configs[point].cost_cell: Cost(**{name: rows[0][name] for name in names})
+            configs[point].cost_key: Cost(**{name: rows[0][name] for name in names})
             for point, rows in self._rows.items()
             if point in configs
         }
@@ -162,7 +162,7 @@ def measure(args: argparse.Namespace, space: search_spaces.Space, table: Table, 
         workload = prepare(args.device, Path(cache))
         spawn = multiprocessing.get_context("spawn")
         costs = table.costs(configs)
-        cells = {config.cost_cell: config for config in left.values() if config.cost_cell not in costs}
+        cells = {config.cost_key: config for config in left.values() if config.cost_key not in costs}
         with ProcessPoolExecutor(1, spawn, begin, (workload, args.device)) as alone:
             for number, (cell, cost) in enumerate(zip(cells, alone.map(cost_of, cells.values()), strict=True), 1):
                 costs[cell] = cost
@@ -173,8 +173,8 @@ def measure(args: argparse.Namespace, space: search_spaces.Space, table: Table, 
                 )
         with ProcessPoolExecutor(args.processes, spawn, begin, (workload, args.device)) as pool:
             started = time.monotonic()
-            running = {pool.submit(history_of, c, costs[c.cost_cell]): point for point, c in left.items()}
-            _collect(running, lambda point: costs[configs[point].cost_cell], table, started, ends_at)
+            running = {pool.submit(history_of, c, costs[c.cost_key]): point for point, c in left.items()}
+            _collect(running, lambda point: costs[configs[point].cost_key], table, started, ends_at)
             pool.shutdown(cancel_futures=True)
 
 

@@ -37,7 +37,7 @@ from trainables.trial import Trial
 from trainables.values.config import Loop, Precision, TrialConfig
 from trainables.values.errors import ConfigError, SweepError
 from trainables.values.results import Cost
-from trainables.worker_cache import Bench
+from trainables.worker_cache import WorkerCache
 
 PEER = Path(__file__).with_name("peer.py")
 REPO = Path(__file__).resolve().parents[2]
@@ -148,24 +148,24 @@ def product_rate(device: str, dtype: torch.dtype, n_repetitions: int) -> float:
     return N_PRODUCTS * 2 * width**3 / seconds
 
 
-def cost_of(config: TrialConfig, bench: Bench) -> tuple[Cost, str | None]:
+def cost_of(config: TrialConfig, cache: WorkerCache) -> tuple[Cost, str | None]:
     """A full step's cost, measured now, and why it was eager where a graph was asked for."""
-    trial = Trial(replace(config, max_steps=1), bench)
+    trial = Trial(replace(config, max_steps=1), cache)
     trial.close()
     return trial.cost, trial.fallback
 
 
-def step_times(bench: Bench, like: TrialConfig, rate: float, n_repetitions: int) -> list[dict[str, Any]]:
+def step_times(cache: WorkerCache, like: TrialConfig, rate: float, n_repetitions: int) -> list[dict[str, Any]]:
     """Of a full step in every way that the device can run it; the ways take turns."""
-    shape = shape_in(Path(bench.workload.base_folder))
-    engines = ("eager", "graph") if bench.device == "cuda" else ("eager",)
+    shape = shape_in(Path(cache.workload.base_folder))
+    engines = ("eager", "graph") if cache.device == "cuda" else ("eager",)
     cells = [
         replace(like, precision=precision, engine=engine, loop=loop)
         for engine in engines
         for loop in get_args(Loop)
         for precision in get_args(Precision)
     ]
-    rounds = [[cost_of(cell, bench) for cell in cells] for _ in range(n_repetitions)]
+    rounds = [[cost_of(cell, cache) for cell in cells] for _ in range(n_repetitions)]
     table = []
     for cell, costs in zip(cells, zip(*rounds, strict=True), strict=True):
         seconds = [cost.seconds_per_step for cost, _ in costs]
@@ -189,11 +189,11 @@ def nf4_ratios(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {f"{e} {lo}": of[e, lo, "nf4"] / of[e, lo, "16bit"] for e, lo, precision in of if precision == "nf4"}
 
 
-def peaks(bench: Bench, like: TrialConfig) -> dict[str, Any]:
+def peaks(cache: WorkerCache, like: TrialConfig) -> dict[str, Any]:
     """Peak memory of an NF4 step at twice the usual length, in both loops."""
-    length = min(PEAK_LENGTH_TOKENS, bench.base("nf4").config.n_positions)
+    length = min(PEAK_LENGTH_TOKENS, cache.base("nf4").config.n_positions)
     config = replace(like, precision="nf4", engine="eager", max_length_tokens=length)
-    of = {loop: cost_of(replace(config, loop=loop), bench)[0].peak_memory_mib for loop in get_args(Loop)}
+    of = {loop: cost_of(replace(config, loop=loop), cache)[0].peak_memory_mib for loop in get_args(Loop)}
     found = {f"{loop}_mib": mib for loop, mib in of.items()}
     return found | {"max_length_tokens": length, "lean_over_standard": of["lean"] / of["standard"]}
 
@@ -203,7 +203,7 @@ class TrialSeconds:
     """Wall time of one trial.
 
     Attributes:
-        begin_seconds: recording steps and measuring the cost cell, where they are new, and attaching the adapter.
+        begin_seconds: recording steps and measuring the cost key, where they are new, and attaching the adapter.
         train_seconds: all steps, and the held-out loss at each rung.
         end_seconds: adapter to files, and off the base.
         compare_seconds: the pair's similarity, which its second half measures.
@@ -220,12 +220,12 @@ class TrialSeconds:
         return self.begin_seconds + self.train_seconds + self.end_seconds + self.compare_seconds
 
 
-def run_trial(bench: Bench, config: TrialConfig, costs: dict[str, Cost]) -> tuple[TrialSeconds, Files]:
+def run_trial(cache: WorkerCache, config: TrialConfig, costs: dict[str, Cost]) -> tuple[TrialSeconds, Files]:
     """One whole trial and its adapter; `costs` are the cells known so far, as a sweep's ledger has them."""
     marks = [perf_counter()]
-    trial = Trial(config, bench, cost=costs.get(config.cost_cell))
+    trial = Trial(config, cache, cost=costs.get(config.cost_key))
     try:
-        costs.setdefault(config.cost_cell, trial.cost)
+        costs.setdefault(config.cost_key, trial.cost)
         marks.append(perf_counter())
         for _ in trial.measurements():
             pass
@@ -239,15 +239,15 @@ def run_trial(bench: Bench, config: TrialConfig, costs: dict[str, Cost]) -> tupl
     return times, files
 
 
-def run_pairs(bench: Bench, configs: Sequence[TrialConfig], costs: dict[str, Cost]) -> list[TrialSeconds]:
-    """Each 4-bit trial, then its twin, which brings the comparison: as a sweep does it, on one device."""
+def run_pairs(cache: WorkerCache, configs: Sequence[TrialConfig], costs: dict[str, Cost]) -> list[TrialSeconds]:
+    """Each 4-bit trial, then its baseline, which brings the comparison: as a sweep does it, on one device."""
     found = []
     for config in configs:
-        quantized, nf4 = run_trial(bench, config, costs)
-        twin, of_twin = run_trial(bench, config.counterpart, costs)
+        quantized, nf4 = run_trial(cache, config, costs)
+        baseline, of_baseline = run_trial(cache, config.at_other_precision, costs)
         start = perf_counter()
-        compare(bench, nf4=nf4, twin=of_twin)
-        found += [quantized, replace(twin, compare_seconds=perf_counter() - start)]
+        compare(cache, nf4=nf4, baseline=of_baseline)
+        found += [quantized, replace(baseline, compare_seconds=perf_counter() - start)]
     return found
 
 
@@ -269,7 +269,9 @@ def trial_figures(times: Sequence[TrialSeconds], wall_seconds: float) -> dict[st
     }
 
 
-def held_out_seconds(bench: Bench, configs: Sequence[TrialConfig], costs: dict[str, Cost], n_repetitions: int) -> float:
+def held_out_seconds(
+    cache: WorkerCache, configs: Sequence[TrialConfig], costs: dict[str, Cost], n_repetitions: int
+) -> float:
     """What held-out loss at all rungs adds to a trial: what training would take if it had no steps.
 
     Trials of few steps and of many are measured at equally many rungs. The median over configs and repetitions.
@@ -278,7 +280,7 @@ def held_out_seconds(bench: Bench, configs: Sequence[TrialConfig], costs: dict[s
     for config in configs:
         few, many = replace(config, max_steps=FEW_STEPS), config
         for _ in range(n_repetitions):
-            a, b = (run_trial(bench, one, costs)[0].train_seconds for one in (few, many))
+            a, b = (run_trial(cache, one, costs)[0].train_seconds for one in (few, many))
             found.append(without_steps((few.max_steps, a), (many.max_steps, b)))
     return median(found)
 
@@ -302,7 +304,7 @@ def kernels(events: Iterable[Any]) -> Iterator[tuple[int, int]]:
 
 
 def busy_share(
-    bench: Bench, configs: Sequence[TrialConfig], *, n_trials: int, wall_seconds: float
+    cache: WorkerCache, configs: Sequence[TrialConfig], *, n_trials: int, wall_seconds: float
 ) -> dict[str, Any] | None:
     """Share of the wall time of `n_trials` trials, run before without a profiler, in which a kernel ran; None on a CPU.
 
@@ -312,18 +314,18 @@ def busy_share(
     Steps are recorded after an empty profile: the kernels of graphs from before it may stay unseen, which
     n_kernels_per_step would show.
     """
-    if bench.device != "cuda":
+    if cache.device != "cuda":
         return None
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities):
         torch.ones(1, device="cuda")
-    bench.forget()
+    cache.forget()
     costs: dict[str, Cost] = {}
     windows, n_kernels = [], 0
     for i in range(0, len(configs), PROFILED_PAIRS):
         pairs = configs[i : i + PROFILED_PAIRS]
         with torch.profiler.profile(activities=activities) as profile:
-            wall = synchronized(lambda pairs=pairs: run_pairs(bench, pairs, costs), bench.device)
+            wall = synchronized(lambda pairs=pairs: run_pairs(cache, pairs, costs), cache.device)
         found = list(kernels(profile.profiler.kineto_results.events()))
         n_kernels += len(found)
         windows.append({"n_trials": 2 * len(pairs), "busy_seconds": union(found) / 1e9, "wall_seconds": wall})
@@ -374,9 +376,9 @@ def peer_figures(found: Sequence[Mapping[str, Any]], steps: int) -> dict[str, An
 
 
 def swept(folder: str, rows: str, n_trials: int, n_steps: int, device: str) -> dict[str, Any]:
-    """A whole sweep of the model card's recipe at 4 bits by the command, none pruned; a twin each, and other seeds."""
+    """A whole sweep of the model card's recipe at 4 bits by the command, none pruned; a baseline each, and other seeds."""
     space = {
-        "description": "The recipe of the model card at 4 bits; each trial brings its 16-bit twin.",
+        "description": "The recipe of the model card at 4 bits; each trial brings its 16-bit baseline.",
         "method": "random",
         "parameters": {"rank": {"values": list(RANKS)}, "learning_rate": LEARNING_RATES},
         "fixed": {"precision": "nf4", "alpha": 16, "batch_size": 4, "max_length_tokens": 256, "max_steps": n_steps},
@@ -411,7 +413,7 @@ def swept(folder: str, rows: str, n_trials: int, n_steps: int, device: str) -> d
 
 
 def in_turns(
-    bench: Bench, configs: Sequence[TrialConfig], costs: dict[str, Cost], rows: str, given: argparse.Namespace
+    cache: WorkerCache, configs: Sequence[TrialConfig], costs: dict[str, Cost], rows: str, given: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Ours and the peer, a turn each and again; figures of both."""
     n_peer = 0 if given.peer == "none" else given.peer_trials
@@ -422,12 +424,12 @@ def in_turns(
     times, wall, last, found = [], 0.0, {}, []
     for n, turn in enumerate(np.array_split(np.arange(len(configs)), max(1, min(n_peer, len(configs))))):
         start = perf_counter()
-        own = run_pairs(bench, [configs[i] for i in turn], costs)
+        own = run_pairs(cache, [configs[i] for i in turn], costs)
         seconds = perf_counter() - start
         times, wall, last = times + own, wall + seconds, trial_figures(own, seconds)
         if n < n_peer:
             config = replace(peer_config, precision=get_args(Precision)[n % 2])
-            found.append(peer_trial(bench.workload.base_folder, rows, config, with_tune=with_tune))
+            found.append(peer_trial(cache.workload.base_folder, rows, config, with_tune=with_tune))
             say(json.dumps({"peer": found[-1]}))
     ours = trial_figures(times, wall) | {"trials_an_hour_in_last_turn": last["trials_an_hour"]}
     return ours, peer_figures(found, given.steps)
@@ -439,7 +441,7 @@ def measured(given: argparse.Namespace, base: str, rows: str) -> dict[str, Any]:
     device = given.device
     with TemporaryDirectory(prefix="qlora-sweep-") as cache:
         workload = inputs.fetch(base, rows, Path(cache)).workload(native_dtype(device))
-        bench = Bench(workload, device)
+        cache = WorkerCache(workload, device)
         like = TrialConfig(
             precision="16bit",
             rank=8,
@@ -450,7 +452,7 @@ def measured(given: argparse.Namespace, base: str, rows: str) -> dict[str, Any]:
             engine="graph" if device == "cuda" else "eager",
             loop="lean",
         )
-        load_seconds = {p: synchronized(lambda p=p: bench.base(p), device) for p in get_args(Precision)}
+        load_seconds = {p: synchronized(lambda p=p: cache.base(p), device) for p in get_args(Precision)}
         result: dict[str, Any] = {
             "base": workload.base_caption,
             "device": device_name(device),
@@ -469,26 +471,26 @@ def measured(given: argparse.Namespace, base: str, rows: str) -> dict[str, Any]:
         configs = drawn_configs(like, max(1, given.trials // 2))
         peer_rows = str(demo.ROWS_FILE) if rows == "demo" else absolute(rows)
         costs: dict[str, Cost] = {}
-        ours, peer = in_turns(bench, configs, costs, peer_rows, given)  # first: nothing is recorded or compiled yet
+        ours, peer = in_turns(cache, configs, costs, peer_rows, given)  # first: nothing is recorded or compiled yet
         keep("ours", ours)
         keep("peer", peer)
         known = peer is not None and peer["seconds_per_trial"] is not None
         keep("ratio", peer["seconds_per_trial"] / ours["seconds_per_trial"] if known else None)
-        bench.forget()
-        keep("peak", peaks(bench, like))
+        cache.forget()
+        keep("peak", peaks(cache, like))
         rate = product_rate(device, getattr(torch, workload.compute_dtype), given.repetitions)  # after the peaks
         keep("matrix_products_tflops", rate / 1e12)
-        keep("steps", step_times(bench, like, rate, given.repetitions))
+        keep("steps", step_times(cache, like, rate, given.repetitions))
         keep("nf4_over_16bit", nf4_ratios(result["steps"]))
         if given.steps > FEW_STEPS:
-            both = (configs[0], configs[0].counterpart)
-            keep("evaluation", evaluation_figures(ours, held_out_seconds(bench, both, costs, given.repetitions)))
+            both = (configs[0], configs[0].at_other_precision)
+            keep("evaluation", evaluation_figures(ours, held_out_seconds(cache, both, costs, given.repetitions)))
         profiled = drawn_configs(like, given.profiled_trials // 2)
         wall = ours["n_trials"] * ours["seconds_per_trial"]
         of_wall = {"n_trials": ours["n_trials"], "wall_seconds": wall}
-        keep("busy", busy_share(bench, profiled, **of_wall) if profiled else None)
+        keep("busy", busy_share(cache, profiled, **of_wall) if profiled else None)
         if given.sweep:
-            bench.forget()
+            cache.forget()
             keep("sweep", swept(workload.base_folder, peer_rows, given.sweep, given.steps, device))
         return result | {"seconds": perf_counter() - begun}
 
@@ -561,14 +563,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if gpu else "cpu")
     parser.add_argument("--base-model", help="hub id, folder, random:FOLDER or demo")
     parser.add_argument("--data", help="hub id, file or demo")
-    parser.add_argument("--trials", type=int, default=16, help="of ours; half of them twins")
+    parser.add_argument("--trials", type=int, default=16, help="of ours; half of them baselines")
     parser.add_argument("--steps", type=int, default=200, help="of each trial")
     parser.add_argument("--peer", choices=("auto", "tune", "plain", "none"), default="auto", help="auto: Tune if there")
     parser.add_argument("--peer-trials", type=int, default=2, help="16 bits and NF4 in turn")
     parser.add_argument("--peer-steps", type=int, help="fewer than --steps: its time is extrapolated")
     parser.add_argument("--repetitions", type=int, default=5, help="of each step's timing")
     parser.add_argument("--profiled-trials", type=int, default=16, help="for the busy share; 0: not measured")
-    parser.add_argument("--sweep", type=int, default=0, help="also a whole sweep of so many configs and their twins")
+    parser.add_argument(
+        "--sweep", type=int, default=0, help="also a whole sweep of so many configs and their baselines"
+    )
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-length-tokens", type=int, default=256)
     given = parser.parse_args(arguments)

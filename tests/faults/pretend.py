@@ -27,8 +27,8 @@ from orchestrator.cli import app as cli
 from orchestrator.cluster import ray_cluster
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.workers.tune_trainable import Report, Task
-from tests.sweeps import GRID, WORKLOAD, completes, judgement, make, similarity, space
-from trainables.values.checkpoint import EngineState, Snapshot
+from tests.sweeps import GRID, WORKLOAD, completes, evaluated_on_test, make, similarity, space
+from trainables.values.checkpoint import Checkpoint, EngineState
 from trainables.values.config import Workload
 
 SPACES: dict[str, dict[str, Any]] = {
@@ -87,11 +87,16 @@ class Pretend(tune.Trainable):
         """Nothing."""
 
     def _work(self, task: Task, store: Any) -> Iterator[Report]:
-        if task.kind == "judge":
-            compared = similarity() if task.twin_key else None
-            yield {"state": "completed", "done": True, "environment": {}, "judgement": asdict(judgement(compared))}
+        if task.kind == "evaluate":
+            compared = similarity() if task.baseline_key else None
+            yield {
+                "state": "completed",
+                "done": True,
+                "environment": {},
+                "test_evaluation": asdict(evaluated_on_test(compared)),
+            }
             return
-        half = WORKLOAD.key(task.config.counterpart)
+        half = WORKLOAD.key(task.config.at_other_precision)
         of = task.key if task.config.precision == "nf4" else half
         pair = {"similarity": asdict(similarity()), "similarity_of": of}
         if task.kind == "compare":
@@ -99,7 +104,7 @@ class Pretend(tune.Trainable):
             return
         if os.path.exists(os.environ.get("PRETEND_BROKEN", "")):
             raise RuntimeError("no driver for this GPU")
-        before = ray.get(store.snapshot.remote(task.key))
+        before = ray.get(store.checkpoint.remote(task.key))
         done = before.step if before else 0
         note("begin", key=task.key, step=done, node=ray.get_runtime_context().get_node_id())
         for report in completes(task, loss=2 + int(sha256(task.key.encode()).hexdigest()[:6], 16) / 2**24):
@@ -122,15 +127,18 @@ class Worse(Pretend):
             return
         for report in completes(task, loss=float(task.config.rank)):
             if report["done"] and task.config.precision == "16bit":
-                report |= {"similarity": asdict(similarity()), "similarity_of": WORKLOAD.key(task.config.counterpart)}
+                report |= {
+                    "similarity": asdict(similarity()),
+                    "similarity_of": WORKLOAD.key(task.config.at_other_precision),
+                }
             yield report
 
 
-def snapshot_at(key: str, step: int) -> Snapshot:
+def snapshot_at(key: str, step: int) -> Checkpoint:
     """Of an adapter with one weight."""
     one = np.ones(1, dtype=np.float32)
     state = EngineState(weights=one, first_moments=one, second_moments=one, n_updates=step, n_bad_gradients=0)
-    return Snapshot(key=key, step=step, seconds=0.0, engine=state, generators={})
+    return Checkpoint(key=key, step=step, seconds=0.0, engine=state, generators={})
 
 
 def main() -> None:

@@ -202,7 +202,7 @@ MORE_COMMAND_LINES = {
     "a number that is none": (["run", "--trials", "many"], ["--trials", "integer"]),
     "a seed below 0": (["run", "--seed", "-1"], ["seed", "-1"]),
     "a precision of arithmetic that is not there": (["run", "--compute-dtype", "int8"], ["compute_dtype", "int8"]),
-    "recorded steps without a GPU": (["run", "--engine", "graph", "--device", "cpu"], ["engine", "GPU"]),
+    "captured steps without a GPU": (["run", "--engine", "graph", "--device", "cpu"], ["engine", "GPU"]),
 }
 
 
@@ -272,7 +272,7 @@ def test_a_real_trial_whose_worker_is_killed_over_a_damaged_checkpoint_has_the_l
 
     from tests.sweeps import start
     from trainables.trial import Trial
-    from trainables.worker_cache import Bench
+    from trainables.worker_cache import WorkerCache
 
     (tmp_path / "real.yaml").write_text(REAL)
     driver = start("run", "--space", "real.yaml", "--name", "a", cwd=tmp_path)
@@ -306,7 +306,7 @@ def test_a_real_trial_whose_worker_is_killed_over_a_damaged_checkpoint_has_the_l
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     try:
-        alone = Trial(trial.config, Bench(workload, "cpu"), cost=trial.cost)
+        alone = Trial(trial.config, WorkerCache(workload, "cpu"), cost=trial.cost)
         expected = [(m.step, m.train_loss_nats, m.eval_loss_nats) for m in alone.measurements()]
         alone.close()
     finally:

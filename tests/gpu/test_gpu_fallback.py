@@ -1,4 +1,4 @@
-"""Where steps cannot be recorded, or a tape leaves too little memory, a trial goes on eagerly and says so."""
+"""Where steps cannot be captured, or step graphs leaves too little memory, a trial goes on eagerly and says so."""
 
 import io
 from concurrent.futures import ProcessPoolExecutor
@@ -12,7 +12,7 @@ import torch
 from trainables.cost.memory import MIB
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig, Workload
-from trainables.worker_cache import Bench
+from trainables.worker_cache import WorkerCache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,9 +20,9 @@ pytestmark = [
 ]
 
 
-def outcome(config: TrialConfig, bench: Bench) -> tuple[str | None, list[tuple[float, float]]]:
+def outcome(config: TrialConfig, cache: WorkerCache) -> tuple[str | None, list[tuple[float, float]]]:
     """Why a trial's engine was eager, and its losses."""
-    run = Trial(config, bench)
+    run = Trial(config, cache)
     try:
         return run.fallback, [(m.train_loss_nats, m.eval_loss_nats) for m in run.measurements()]
     finally:
@@ -40,10 +40,10 @@ def where_nothing_can_be_recorded(workload: Workload, config: TrialConfig):
 
     Anomaly detection reads each gradient on the host, which no recording allows.
     """
-    bench, said = Bench(workload, "cuda"), io.StringIO()
+    cache, said = WorkerCache(workload, "cuda"), io.StringIO()
     with torch.autograd.set_detect_anomaly(True), redirect_stderr(said):
-        recorded = [outcome(config, bench) for _ in range(2)]
-        return recorded, outcome(replace(config, engine="eager"), bench), said.getvalue()
+        recorded = [outcome(config, cache) for _ in range(2)]
+        return recorded, outcome(replace(config, engine="eager"), cache), said.getvalue()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -53,25 +53,25 @@ def test_steps_that_cannot_be_recorded_are_done_eagerly_which_is_said_once(workl
     print(recorded[0][0])
     assert no_fallback is None
     assert all(fallback and losses == expected for fallback, losses in recorded), (recorded, expected)
-    assert said.count("steps cannot be recorded as CUDA graphs here") == 1, said
+    assert said.count("steps cannot be captured as CUDA graphs here") == 1, said
 
 
 def with_memory_for_one_and_a_half(workload: Workload, config: TrialConfig):
     """A trial that asks for a graph where there is room for 1.5 times what its eager step takes beside the base."""
-    bench = Bench(workload, "cuda")
-    eager = outcome(replace(config, engine="eager"), bench)
+    cache = WorkerCache(workload, "cuda")
+    eager = outcome(replace(config, engine="eager"), cache)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     torch.cuda.reset_peak_memory_stats()
-    outcome(replace(config, engine="eager"), bench)
+    outcome(replace(config, engine="eager"), cache)
     step_bytes = torch.cuda.max_memory_reserved() - before
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((before + 1.5 * step_bytes) / total)
-    return step_bytes / MIB, eager, outcome(config, bench)
+    return step_bytes / MIB, eager, outcome(config, cache)
 
 
-def test_a_trial_that_fits_eagerly_is_not_lost_to_its_tapes_memory(workload, small_config):
+def test_a_trial_that_fits_eagerly_is_not_lost_to_its_graphs_memory(workload, small_config):
     config = small_config(engine="graph", loop="standard", batch_size=64, max_length_tokens=256, dropout=0.0)
     step_mib, (_, expected), (fallback, losses) = in_a_new_process(with_memory_for_one_and_a_half, workload, config)
     print(f"an eager step takes {step_mib:.0f} MiB; fallback: {fallback}")

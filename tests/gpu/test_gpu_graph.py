@@ -1,4 +1,4 @@
-"""Recorded steps on a real GPU against the same steps done eagerly: losses, weights, dropout, memory."""
+"""Captured steps on a real GPU against the same steps done eagerly: losses, weights, dropout, memory."""
 
 from dataclasses import replace
 from time import perf_counter
@@ -13,9 +13,9 @@ from trainables.training.batches import packed
 from trainables.training.eager import EagerEngine
 from trainables.training.graph import GraphEngine
 from trainables.trial import Trial
-from trainables.values.checkpoint import Snapshot
+from trainables.values.checkpoint import Checkpoint
 from trainables.values.config import TARGETS, TrialConfig
-from trainables.worker_cache import Bench
+from trainables.worker_cache import WorkerCache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,8 +25,8 @@ N_STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def exact_bench(wide) -> Bench:
-    return Bench(wide, "cuda")
+def exact_cache(wide) -> WorkerCache:
+    return WorkerCache(wide, "cuda")
 
 
 def config_of(**values) -> TrialConfig:
@@ -50,49 +50,49 @@ def weights_of(model) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters() if p.requires_grad]
 
 
-def starting_weights(bench: Bench, config: TrialConfig) -> list[torch.Tensor]:
-    model = lora.attach(bench.base(config.precision), config, base_name="wide")
+def starting_weights(cache: WorkerCache, config: TrialConfig) -> list[torch.Tensor]:
+    model = lora.attach(cache.base(config.precision), config, base_name="wide")
     try:
         return weights_of(model)
     finally:
         lora.detach(model)
 
 
-def run_eagerly(bench: Bench, config: TrialConfig, batches) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def run_eagerly(cache: WorkerCache, config: TrialConfig, batches) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Losses and final weights."""
-    model = lora.attach(bench.base(config.precision), config, base_name="wide")
+    model = lora.attach(cache.base(config.precision), config, base_name="wide")
     try:
-        engine = EagerEngine(model, config, compute_dtype=bench.workload.compute_dtype, device="cuda")
+        engine = EagerEngine(model, config, compute_dtype=cache.workload.compute_dtype, device="cuda")
         return engine.run(batches).cpu(), weights_of(model)
     finally:
         lora.detach(model)
 
 
-def run_recorded(bench: Bench, config: TrialConfig, batches, seed: int = 0):
-    """Losses, final weights, and the tape that made them."""
+def run_recorded(cache: WorkerCache, config: TrialConfig, batches, seed: int = 0):
+    """Losses, final weights, and the step graphs that made them."""
     steps = [packed(batch, config.loop) for batch in batches]
-    tape = bench.tape(config, [shape for shape, _ in steps])
-    engine = GraphEngine(bench.fresh_matrices(config).values(), config, tape)
+    graphs = cache.graphs(config, [shape for shape, _ in steps])
+    engine = GraphEngine(cache.fresh_matrices(config).values(), config, graphs)
     torch.manual_seed(seed)
-    return engine.run(steps).cpu(), [weight.clone() for weight in engine.parameters], tape
+    return engine.run(steps).cpu(), [weight.clone() for weight in engine.parameters], graphs
 
 
 @pytest.mark.parametrize("loop", ["standard", "lean"])
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
-def test_recorded_steps_have_the_losses_and_weights_of_eager_ones(exact_bench, precision, loop):
-    """One tape, four trials: rank, alpha and learning rate change between replays.
+def test_recorded_steps_have_the_losses_and_weights_of_eager_ones(exact_cache, precision, loop):
+    """One graphs, four trials: rank, alpha and learning rate change between replays.
 
     Weights are compared as a whole, by what training added: AdamW moves a weight whose gradients are near zero by
     their rounding, as far as any other.
     """
-    tapes = set()
+    step_graphs = set()
     for values in ({}, {"rank": 16}, {"alpha": 64, "learning_rate": 3e-4}, {"rank": 1, "rank_stabilized": True}):
         config = config_of(precision=precision, loop=loop, **values)
         batches = batches_of(config)
-        start = starting_weights(exact_bench, config)
-        eager, theirs = run_eagerly(exact_bench, config, batches)
-        recorded, ours, tape = run_recorded(exact_bench, config, batches)
-        tapes.add(id(tape))
+        start = starting_weights(exact_cache, config)
+        eager, theirs = run_eagerly(exact_cache, config, batches)
+        recorded, ours, graphs = run_recorded(exact_cache, config, batches)
+        step_graphs.add(id(graphs))
         ours, theirs, start = (torch.cat([w.flatten() for w in weights]) for weights in (ours, theirs, start))
         apart = float((ours - theirs).norm() / (theirs - start).norm())
         nats = float((recorded - eager).abs().max())
@@ -100,73 +100,73 @@ def test_recorded_steps_have_the_losses_and_weights_of_eager_ones(exact_bench, p
         torch.testing.assert_close(recorded, eager, rtol=1e-6, atol=0)
         assert apart < 5e-3
         assert eager.std() > 0
-    assert len(tapes) == 1
+    assert len(step_graphs) == 1
 
 
-def test_the_padding_of_a_tapes_rank_stays_zero(exact_bench):
+def test_the_padding_of_a_graphs_rank_stays_zero(exact_cache):
     config = config_of()
-    _, _, tape = run_recorded(exact_bench, config, batches_of(config))
-    assert tape.kind.rank == 16
-    for name, weight in tape._weights.items():
+    _, _, graphs = run_recorded(exact_cache, config, batches_of(config))
+    assert graphs.kind.rank == 16
+    for name, weight in graphs._weights.items():
         padding = weight[5:] if "lora_A" in name else weight[:, 5:]
         assert padding.numel()
         assert not padding.any()
         assert weight.any()
 
 
-def test_each_replay_draws_its_own_dropout_and_a_seed_repeats_them_all(exact_bench):
+def test_each_replay_draws_its_own_dropout_and_a_seed_repeats_them_all(exact_cache):
     config = config_of(dropout=0.4, learning_rate=1e-30)  # B does not move by as much as float32 shows
     batch = batches_of(config)[1]
     shape, vector = packed(batch, "lean")
-    tape = exact_bench.tape(config, [shape])
-    matrices = exact_bench.fresh_matrices(config)
+    graphs = exact_cache.graphs(config, [shape])
+    matrices = exact_cache.fresh_matrices(config)
     for name, matrix in matrices.items():
         if "lora_B" in name:
             matrix.fill_(0.02)
-    GraphEngine(matrices.values(), config, tape)
+    GraphEngine(matrices.values(), config, graphs)
     found = []
     for _ in range(2):
         torch.manual_seed(3)
         losses = []
         for _ in range(4):
-            tape.replay(shape, vector.cuda())
-            losses.append(tape.loss_nats.item())
+            graphs.replay(shape, vector.cuda())
+            losses.append(graphs.loss_nats.item())
         found.append(losses)
     assert len(set(found[0])) == 4, found
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
-def test_a_recorded_trial_repeats_exactly_whatever_ran_between(exact_bench):
+def test_a_recorded_trial_repeats_exactly_whatever_ran_between(exact_cache):
     config = config_of(dropout=0.2)
     batches = batches_of(config)
-    first, ours, _ = run_recorded(exact_bench, config, batches)
-    run_recorded(exact_bench, replace(config, rank=9, learning_rate=1e-2), batches_of(config, seed=1), seed=5)
-    again, same, _ = run_recorded(exact_bench, config, batches)
+    first, ours, _ = run_recorded(exact_cache, config, batches)
+    run_recorded(exact_cache, replace(config, rank=9, learning_rate=1e-2), batches_of(config, seed=1), seed=5)
+    again, same, _ = run_recorded(exact_cache, config, batches)
     assert first.tolist() == again.tolist()
     assert all(torch.equal(a, b) for a, b in zip(ours, same, strict=True))
 
 
 def test_a_recorded_overflow_skips_one_step_and_halves_the_scale(wide):
-    bench = Bench(replace(wide, compute_dtype="float16"), "cuda")
+    cache = WorkerCache(replace(wide, compute_dtype="float16"), "cuda")
     config = config_of()
     batch = batches_of(config)[1]
     shape, vector = packed(batch, "lean")
-    tape = bench.tape(config, [shape])
-    GraphEngine(bench.fresh_matrices(config).values(), config, tape)
+    graphs = cache.graphs(config, [shape])
+    GraphEngine(cache.fresh_matrices(config).values(), config, graphs)
     inputs, scales, moved = vector.cuda(), [], []
     for scale in (2.0**10, 2.0**60, 2.0**10):
-        tape._scaler._scale.fill_(scale)
-        before = [w.clone() for w in tape._weights.values()]
-        tape.replay(shape, inputs)
-        scales.append(tape.loss_scale)
-        moved.append(any(not torch.equal(a, b) for a, b in zip(before, tape._weights.values(), strict=True)))
+        graphs._scaler._scale.fill_(scale)
+        before = [w.clone() for w in graphs._weights.values()]
+        graphs.replay(shape, inputs)
+        scales.append(graphs.loss_scale)
+        moved.append(any(not torch.equal(a, b) for a, b in zip(before, graphs._weights.values(), strict=True)))
     assert (scales, moved) == ([2.0**10, 2.0**59, 2.0**10], [True, False, True])
-    assert int(tape.n_bad_gradients) == 1
+    assert int(graphs.n_bad_gradients) == 1
 
 
-def trained(bench: Bench, config: TrialConfig):
+def trained(cache: WorkerCache, config: TrialConfig):
     """Cost and measurements of one trial."""
-    run = Trial(config, bench)
+    run = Trial(config, cache)
     try:
         assert run.fallback is None
         return run.cost, list(run.measurements())
@@ -174,12 +174,12 @@ def trained(bench: Bench, config: TrialConfig):
         run.close()
 
 
-def test_a_recorded_trial_has_the_measurements_of_an_eager_one(exact_bench, small_config):
+def test_a_recorded_trial_has_the_measurements_of_an_eager_one(exact_cache, small_config):
     """But for time; batches are the same, as both loops are lean."""
     for precision in ("16bit", "nf4"):
         eager = small_config(precision=precision, loop="lean", dropout=0.0, max_steps=16)
-        cost, expected = trained(exact_bench, eager)
-        recorded_cost, found = trained(exact_bench, replace(eager, engine="graph"))
+        cost, expected = trained(exact_cache, eager)
+        recorded_cost, found = trained(exact_cache, replace(eager, engine="graph"))
         assert recorded_cost.peak_memory_mib == pytest.approx(cost.peak_memory_mib, abs=1.0)
         for ours, theirs in zip(found, expected, strict=True):
             assert ours.train_loss_nats == pytest.approx(theirs.train_loss_nats, rel=1e-6)
@@ -188,8 +188,8 @@ def test_a_recorded_trial_has_the_measurements_of_an_eager_one(exact_bench, smal
 
 def test_a_recorded_trials_peak_is_that_of_a_worker_that_has_nothing_else(wide, small_config):
     config = small_config(engine="graph", loop="lean", precision="nf4")
-    fresh, _ = trained(Bench(wide, "cuda"), config)
-    used = Bench(wide, "cuda")
+    fresh, _ = trained(WorkerCache(wide, "cuda"), config)
+    used = WorkerCache(wide, "cuda")
     for other in (replace(config, precision="16bit"), replace(config, targets=TARGETS), replace(config, rank=40)):
         trained(used, other)
     later, _ = trained(used, config)
@@ -199,26 +199,26 @@ def test_a_recorded_trials_peak_is_that_of_a_worker_that_has_nothing_else(wide, 
 
 def test_steps_are_recorded_again_after_everything_was_forgotten(wide, small_config):
     config = small_config(engine="graph", loop="lean")
-    bench = Bench(wide, "cuda")
-    _, expected = trained(bench, config)
-    bench.forget()
-    _, found = trained(bench, config)
+    cache = WorkerCache(wide, "cuda")
+    _, expected = trained(cache, config)
+    cache.forget()
+    _, found = trained(cache, config)
     assert [m.eval_loss_nats for m in found] == [m.eval_loss_nats for m in expected]
 
 
-def test_memory_returns_to_the_baseline_after_recorded_trials(exact_bench, small_config):
+def test_memory_returns_to_the_baseline_after_recorded_trials(exact_cache, small_config):
     config = small_config(engine="graph", loop="lean")
-    trained(exact_bench, config)
+    trained(exact_cache, config)
     torch.cuda.synchronize()
     baseline = torch.cuda.memory_allocated()
     for rank in (4, 8, 2):
-        trained(exact_bench, replace(config, rank=rank))
+        trained(exact_cache, replace(config, rank=rank))
         torch.cuda.synchronize()
         assert torch.cuda.memory_allocated() - baseline < 2 * MIB
 
 
-def test_greedy_text_by_recorded_steps_is_that_of_a_plain_loop(exact_bench):
-    base = exact_bench.base("16bit").eval()
+def test_greedy_text_by_recorded_steps_is_that_of_a_plain_loop(exact_cache):
+    base = exact_cache.base("16bit").eval()
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(1, 1024, (n,), generator=generator).tolist() for n in (3, 17, 9, 30)]
     expected = []
@@ -241,43 +241,43 @@ def test_a_recorded_trial_that_goes_on_from_a_snapshot_has_the_losses_and_weight
 ):
     """To the bit, on a worker that has trained another rank in between, and on a new one."""
     dtyped = replace(wide, compute_dtype=compute_dtype)
-    bench = Bench(dtyped, "cuda")
+    cache = WorkerCache(dtyped, "cuda")
     config = small_config(
         engine="graph", loop="lean", precision=precision, rank=5, dropout=dropout, max_steps=16, learning_rate=3e-3
     )
-    cost, _ = trained(bench, config)
-    found, files, snapshots = snapshotted(bench, config, cost)
-    trained(bench, replace(config, rank=9, seed=3))
-    for worker in (bench, Bench(dtyped, "cuda")):
-        rest, same, _ = snapshotted(worker, config, cost, start=Snapshot.from_bytes(snapshots[4].to_bytes()))
+    cost, _ = trained(cache, config)
+    found, files, snapshots = snapshotted(cache, config, cost)
+    trained(cache, replace(config, rank=9, seed=3))
+    for worker in (cache, WorkerCache(dtyped, "cuda")):
+        rest, same, _ = snapshotted(worker, config, cost, start=Checkpoint.from_bytes(snapshots[4].to_bytes()))
         assert rest == found[2:]
         assert same == files
 
 
-def snapshotted(bench: Bench, config: TrialConfig, cost, start: Snapshot | None = None):
-    """Measurements, the adapter's files, and a snapshot at each rung; prints what a snapshot costs."""
-    run = Trial(config, bench, cost=cost, snapshot=start)
+def snapshotted(cache: WorkerCache, config: TrialConfig, cost, start: Checkpoint | None = None):
+    """Measurements, the adapter's files, and a checkpoint at each rung; prints what a checkpoint costs."""
+    run = Trial(config, cache, cost=cost, checkpoint=start)
     try:
         found, snapshots = [], {}
         for measurement in run.measurements():
             found.append(measurement)
             begun = perf_counter()
-            snapshots[measurement.step] = run.snapshot(measurement.step, seconds=0.0)
+            snapshots[measurement.step] = run.checkpoint(measurement.step, seconds=0.0)
             milliseconds = 1000 * (perf_counter() - begun)
         size = snapshots[measurement.step].engine.weights.nbytes / MIB
-        print(f"a snapshot of an adapter of {size:.2f} MiB takes {milliseconds:.1f} ms")
+        print(f"a checkpoint of an adapter of {size:.2f} MiB takes {milliseconds:.1f} ms")
         return found, run.adapter_files(), snapshots
     finally:
         run.close()
 
 
-def test_either_engine_goes_on_from_a_snapshot_of_the_other(exact_bench, small_config):
+def test_either_engine_goes_on_from_a_snapshot_of_the_other(exact_cache, small_config):
     """As after a resume on a device that can or cannot record."""
     recorded = small_config(engine="graph", loop="lean", rank=5, dropout=0.0, max_steps=16)
     eager = replace(recorded, engine="eager")
-    cost, _ = trained(exact_bench, recorded)
-    expected, _, by_graph = snapshotted(exact_bench, recorded, cost)
-    _, _, by_eager = snapshotted(exact_bench, eager, cost)
+    cost, _ = trained(exact_cache, recorded)
+    expected, _, by_graph = snapshotted(exact_cache, recorded, cost)
+    _, _, by_eager = snapshotted(exact_cache, eager, cost)
     for config, snapshots in ((recorded, by_eager), (eager, by_graph)):
-        rest, _, _ = snapshotted(exact_bench, config, cost, start=snapshots[8])
+        rest, _, _ = snapshotted(exact_cache, config, cost, start=snapshots[8])
         assert rest[0].eval_loss_nats == pytest.approx(expected[-1].eval_loss_nats, rel=1e-5)

@@ -19,7 +19,7 @@ from trainables.training.eager import EagerEngine
 from trainables.trial import Trial, _owners
 from trainables.values.config import TARGETS, TrialConfig, Workload
 from trainables.values.errors import TrialFailed
-from trainables.worker_cache import Bench
+from trainables.worker_cache import WorkerCache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -113,16 +113,16 @@ def limited(gib: float):
 
 def test_the_trial_after_an_oom_has_the_figures_of_a_fresh_worker(medium):
     config = config_of(max_steps=8)
-    fresh = Trial(config, Bench(medium, "cuda"))
+    fresh = Trial(config, WorkerCache(medium, "cuda"))
     expected = [fresh.cost, *fresh.measurements()]
     fresh.close()
     del fresh
-    bench = Bench(medium, "cuda")
+    cache = WorkerCache(medium, "cuda")
     with limited(4), pytest.raises(TrialFailed, match=r"ran out of memory at \d+ MiB") as caught:
-        Trial(replace(config, batch_size=16, max_length_tokens=1024), bench)
+        Trial(replace(config, batch_size=16, max_length_tokens=1024), cache)
     assert caught.value.state == "oom"
     del caught
-    after = Trial(config, bench)
+    after = Trial(config, cache)
     found = [after.cost, *after.measurements()]
     after.close()
     assert found[0].peak_memory_mib == pytest.approx(expected[0].peak_memory_mib, rel=0.02)
@@ -130,7 +130,7 @@ def test_the_trial_after_an_oom_has_the_figures_of_a_fresh_worker(medium):
 
 
 def test_memory_that_stays_after_a_trial_is_an_error_that_names_its_size(medium):
-    trial = Trial(config_of(max_steps=1), Bench(medium, "cuda"))
+    trial = Trial(config_of(max_steps=1), WorkerCache(medium, "cuda"))
     list(trial.measurements())
     kept = torch.empty(3 * memory.MIB, dtype=torch.uint8, device="cuda")
     with pytest.raises(RuntimeError, match=r"3\.\d MiB stay on the device"):
@@ -156,7 +156,7 @@ def test_float16_as_on_a_t4_has_the_losses_of_float32(medium, precision, shape, 
 
 
 def test_every_corner_of_the_default_space_runs_in_15_gib_and_takes_about_the_predicted_time(medium, as_a_new_process):
-    """On one worker, as a sweep does: both bases and the tapes of earlier trials stay as long as there is room."""
+    """On one worker, as a sweep does: both bases and the step graphs of earlier trials stay as long as there is room."""
     as_a_new_process()
     workload, space = replace(medium, compute_dtype="float16"), search_spaces.load("pareto")
     speed, shape = predicted_time.measure("cuda", "float16"), HUB_SHAPES["gpt2-medium"]
@@ -164,11 +164,11 @@ def test_every_corner_of_the_default_space_runs_in_15_gib_and_takes_about_the_pr
     choices = [space.parameters[name].choices if only is None else only for name, only in names.items()]
     off = []
     with limited(T4_GIB):
-        bench = Bench(workload, "cuda")
+        cache = WorkerCache(workload, "cuda")
         for values in product(*choices):
             params = {"alpha_ratio": 1, "learning_rate": 1e-4} | dict(zip(names, values, strict=True))
             config = space.config(params, max_steps=8, engine="graph", loop="lean")
-            trial = Trial(config, bench)  # raises TrialFailed where memory runs out
+            trial = Trial(config, cache)  # raises TrialFailed where memory runs out
             list(trial.measurements())
             predicted = predicted_time.step_seconds(shape, config, "float16", speed)
             off.append(predicted / trial.cost.seconds_per_step)

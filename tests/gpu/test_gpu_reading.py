@@ -8,10 +8,10 @@ import torch
 
 from trainables.comparison.compare import attached, compare
 from trainables.evaluation import held_out
-from trainables.evaluation.readers import EagerReader, Reader, RecordedReader
+from trainables.evaluation.readers import EagerReader, GraphReader, Reader
 from trainables.models import lora
 from trainables.values.config import TARGETS, TrialConfig, Workload
-from trainables.worker_cache import Bench
+from trainables.worker_cache import WorkerCache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,16 +20,16 @@ pytestmark = [
 
 
 @pytest.fixture
-def exact_bench(wide: Workload) -> Bench:
+def exact_cache(wide: Workload) -> WorkerCache:
     """In float32, with few rows, so that both ways can agree to their last tokens."""
-    bench = Bench(replace(wide, compute_dtype="float32"), "cuda")
-    bench.rows = bench.rows | {"search": bench.rows["search"][:80]}
-    return bench
+    cache = WorkerCache(replace(wide, compute_dtype="float32"), "cuda")
+    cache.rows = cache.rows | {"validation": cache.rows["validation"][:80]}
+    return cache
 
 
-def files_of(bench: Bench, config: TrialConfig) -> dict[str, bytes]:
+def files_of(cache: WorkerCache, config: TrialConfig) -> dict[str, bytes]:
     """An adapter that is not without effect."""
-    model = lora.attach(bench.base(config.precision), config, base_name="wide")
+    model = lora.attach(cache.base(config.precision), config, base_name="wide")
     generator = torch.Generator(device="cuda").manual_seed(config.seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -50,18 +50,18 @@ def assert_same(recorded: Reader, eager: Reader) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
-def test_one_reader_reads_with_each_adapter_in_turn_as_if_it_were_attached(exact_bench, precision):
+def test_one_reader_reads_with_each_adapter_in_turn_as_if_it_were_attached(exact_cache, precision):
     """Ranks, scales and the base alone take turns; none leaves a trace in the next."""
-    rows, base = exact_bench.rows["search"], exact_bench.base(precision)
+    rows, base = exact_cache.rows["validation"], exact_cache.base(precision)
     config = TrialConfig(precision=precision, rank=5, alpha=10, targets=TARGETS)
     adapters = [
-        files_of(exact_bench, config),
-        files_of(exact_bench, replace(config, rank=16, alpha=8, seed=1, rank_stabilized=True)),
+        files_of(exact_cache, config),
+        files_of(exact_cache, replace(config, rank=16, alpha=8, seed=1, rank_stabilized=True)),
     ]
     seen = []
     for files in (*adapters, None, adapters[0]):
-        reader = exact_bench.reader(precision, lora.read_files(files) if files else None)
-        assert isinstance(reader, RecordedReader)
+        reader = exact_cache.reader(precision, lora.read_files(files) if files else None)
+        assert isinstance(reader, GraphReader)
         seen.append(reader)
         if files is None:
             assert_same(reader, EagerReader(base, rows))
@@ -73,16 +73,16 @@ def test_one_reader_reads_with_each_adapter_in_turn_as_if_it_were_attached(exact
     assert len(set(map(id, seen))) == 1
 
 
-def test_a_comparison_is_the_same_recorded_and_eagerly_and_leaves_the_bases_bare(exact_bench):
+def test_a_comparison_is_the_same_recorded_and_eagerly_and_leaves_the_bases_bare(exact_cache):
     config = TrialConfig(precision="nf4", rank=4, alpha=8)
-    nf4, twin = (files_of(exact_bench, half) for half in (config, config.counterpart))
-    recorded = compare(exact_bench, nf4=nf4, twin=twin)
-    again = compare(exact_bench, nf4=nf4, twin=twin)
+    nf4, baseline = (files_of(exact_cache, half) for half in (config, config.at_other_precision))
+    recorded = compare(exact_cache, nf4=nf4, baseline=baseline)
+    again = compare(exact_cache, nf4=nf4, baseline=baseline)
     assert recorded == again
-    exact_bench.forget()
-    exact_bench._unrecordable = "the test wants it done eagerly"
-    eager = compare(exact_bench, nf4=nf4, twin=twin)
+    exact_cache.forget()
+    exact_cache._capture_fault = "the test wants it done eagerly"
+    eager = compare(exact_cache, nf4=nf4, baseline=baseline)
     for name in ("embedding_cosine", "kl_nats", "top1_agreement", "token_match_rate"):
         ours, theirs = getattr(recorded.quantized, name), getattr(eager.quantized, name)
         assert ours.value == pytest.approx(theirs.value, abs=1e-4), name
-    assert not [name for name, _ in exact_bench.base("nf4").named_modules() if "lora" in name]
+    assert not [name for name, _ in exact_cache.base("nf4").named_modules() if "lora" in name]

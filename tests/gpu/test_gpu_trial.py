@@ -15,7 +15,7 @@ from trainables.training.eager import EagerEngine
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig
 from trainables.values.errors import TrialFailed
-from trainables.worker_cache import Bench
+from trainables.worker_cache import WorkerCache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,8 +25,8 @@ PRECISIONS = ("16bit", "nf4")
 
 
 @pytest.fixture
-def gpu_bench(workload) -> Bench:
-    return Bench(replace(workload, compute_dtype=native_dtype("cuda")), "cuda")
+def gpu_cache(workload) -> WorkerCache:
+    return WorkerCache(replace(workload, compute_dtype=native_dtype("cuda")), "cuda")
 
 
 @pytest.fixture(params=PRECISIONS)
@@ -34,9 +34,9 @@ def precision(request):
     return request.param
 
 
-def outcome(config: TrialConfig, bench: Bench) -> tuple[float, list[float], list[float]]:
+def outcome(config: TrialConfig, cache: WorkerCache) -> tuple[float, list[float], list[float]]:
     """Peak in MiB, training losses and held-out losses of one trial, closed afterwards."""
-    run = Trial(config, bench)
+    run = Trial(config, cache)
     try:
         measurements = list(run.measurements())
     finally:
@@ -61,48 +61,48 @@ def test_this_gpu_is_counted():
     torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False),
     reason="this GPU has no bfloat16 of its own",
 )
-def test_a_bfloat16_base_trains_and_its_loss_falls(gpu_bench, small_config, precision):
-    assert gpu_bench.workload.compute_dtype == "bfloat16"
+def test_a_bfloat16_base_trains_and_its_loss_falls(gpu_cache, small_config, precision):
+    assert gpu_cache.workload.compute_dtype == "bfloat16"
     config = small_config(precision=precision, max_steps=32, learning_rate=3e-3)
-    _, _, held_out = outcome(config, gpu_bench)
+    _, _, held_out = outcome(config, gpu_cache)
     assert held_out[-1] < held_out[0] - 0.05, held_out
-    floating = {p.dtype for p in gpu_bench.base(precision).parameters() if p.is_floating_point()}
+    floating = {p.dtype for p in gpu_cache.base(precision).parameters() if p.is_floating_point()}
     assert floating == {torch.bfloat16}
 
 
 def test_nf4_peaks_under_16_bits_by_most_of_the_weights(wide, small_config):
-    bench = Bench(replace(wide, compute_dtype=native_dtype("cuda")), "cuda")
-    peaks = {p: outcome(small_config(precision=p), bench)[0] for p in PRECISIONS}
+    cache = WorkerCache(replace(wide, compute_dtype=native_dtype("cuda")), "cuda")
+    peaks = {p: outcome(small_config(precision=p), cache)[0] for p in PRECISIONS}
     quantized_values = 4 * 12 * 256**2
     saved_mib = peaks["16bit"] - peaks["nf4"]
     assert saved_mib > 0.5 * quantized_values * (16 - 4.2) / 8 / MIB, peaks
 
 
-def test_two_identical_trials_give_identical_bytes_and_losses(gpu_bench, small_config, precision):
+def test_two_identical_trials_give_identical_bytes_and_losses(gpu_cache, small_config, precision):
     config = small_config(precision=precision, dropout=0.2, max_steps=16)
-    assert outcome(config, gpu_bench) == outcome(config, gpu_bench)
+    assert outcome(config, gpu_cache) == outcome(config, gpu_cache)
 
 
-def test_a_peak_does_not_depend_on_which_base_was_on_the_device_before(gpu_bench, small_config):
+def test_a_peak_does_not_depend_on_which_base_was_on_the_device_before(gpu_cache, small_config):
     configs = [small_config(precision=p) for p in (*PRECISIONS, *PRECISIONS)]
-    outcome(configs[0], gpu_bench)  # the device's libraries take their workspaces at first use
-    peaks = [outcome(config, gpu_bench)[0] for config in configs]
+    outcome(configs[0], gpu_cache)  # the device's libraries take their workspaces at first use
+    peaks = [outcome(config, gpu_cache)[0] for config in configs]
     assert peaks[:2] == peaks[2:]
 
 
-def test_memory_returns_to_the_baseline_when_a_trial_is_closed(gpu_bench, small_config, precision):
+def test_memory_returns_to_the_baseline_when_a_trial_is_closed(gpu_cache, small_config, precision):
     config = small_config(precision=precision)
-    outcome(config, gpu_bench)  # loads the base; the device's libraries take their workspaces
+    outcome(config, gpu_cache)  # loads the base; the device's libraries take their workspaces
     baseline = allocated_bytes()
     for _ in range(2):
-        outcome(config, gpu_bench)
+        outcome(config, gpu_cache)
         assert allocated_bytes() == baseline
 
 
-def test_a_pruned_trial_gives_its_memory_back(gpu_bench, small_config):
-    outcome(small_config(), gpu_bench)
+def test_a_pruned_trial_gives_its_memory_back(gpu_cache, small_config):
+    outcome(small_config(), gpu_cache)
     baseline = allocated_bytes()
-    run = Trial(small_config(), gpu_bench)
+    run = Trial(small_config(), gpu_cache)
     measurements = run.measurements()
     next(measurements)
     measurements.close()
@@ -110,25 +110,25 @@ def test_a_pruned_trial_gives_its_memory_back(gpu_bench, small_config):
     assert allocated_bytes() == baseline
 
 
-def test_out_of_memory_fails_the_trial_and_the_next_one_runs(gpu_bench, small_config):
+def test_out_of_memory_fails_the_trial_and_the_next_one_runs(gpu_cache, small_config):
     config = small_config()
-    expected = outcome(config, gpu_bench)
+    expected = outcome(config, gpu_cache)
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.02)
     try:
         with pytest.raises(TrialFailed, match=r"ran out of memory at \d+ MiB") as caught:
-            Trial(replace(config, batch_size=16_384), gpu_bench)
+            Trial(replace(config, batch_size=16_384), gpu_cache)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert caught.value.state == "oom"
-    assert not any("lora" in name for name, _ in gpu_bench.base(config.precision).named_modules())
+    assert not any("lora" in name for name, _ in gpu_cache.base(config.precision).named_modules())
     del caught
     gc.collect()
-    assert outcome(config, gpu_bench) == expected
+    assert outcome(config, gpu_cache) == expected
 
 
-def test_time_and_reserved_memory_are_plausible(gpu_bench, small_config, precision):
-    run = Trial(small_config(precision=precision), gpu_bench)
+def test_time_and_reserved_memory_are_plausible(gpu_cache, small_config, precision):
+    run = Trial(small_config(precision=precision), gpu_cache)
     cost = run.cost
     run.close()
     assert 0 < cost.seconds_per_step_p10 <= cost.seconds_per_step <= cost.seconds_per_step_p90 < 10
@@ -136,33 +136,33 @@ def test_time_and_reserved_memory_are_plausible(gpu_bench, small_config, precisi
     assert cost.device == torch.cuda.get_device_name()
 
 
-def test_comparing_a_pair_repeats_exactly(gpu_bench, small_config):
+def test_comparing_a_pair_repeats_exactly(gpu_cache, small_config):
     files = {}
     for precision in PRECISIONS:
-        run = Trial(small_config(precision=precision), gpu_bench)
+        run = Trial(small_config(precision=precision), gpu_cache)
         list(run.measurements())
         files[precision] = run.adapter_files()
         run.close()
-    found = compare(gpu_bench, nf4=files["nf4"], twin=files["16bit"])
-    assert found == compare(gpu_bench, nf4=files["nf4"], twin=files["16bit"])
+    found = compare(gpu_cache, nf4=files["nf4"], baseline=files["16bit"])
+    assert found == compare(gpu_cache, nf4=files["nf4"], baseline=files["16bit"])
     assert 0.5 < found.quantized.embedding_cosine.value < 1
 
 
 @pytest.fixture
-def half_bench(workload) -> Bench:
-    return Bench(replace(workload, compute_dtype="float16"), "cuda")
+def half_cache(workload) -> WorkerCache:
+    return WorkerCache(replace(workload, compute_dtype="float16"), "cuda")
 
 
-def test_float16_trains_with_finite_loss(half_bench, small_config, precision):
+def test_float16_trains_with_finite_loss(half_cache, small_config, precision):
     config = small_config(precision=precision, max_steps=32, learning_rate=3e-3)
-    _, training, held_out = outcome(config, half_bench)
+    _, training, held_out = outcome(config, half_cache)
     assert all(torch.tensor([*training, *held_out]).isfinite())
     assert held_out[-1] < held_out[0]
 
 
-def test_a_float16_overflow_skips_one_step_and_halves_the_scale(half_bench, small_config, precision):
+def test_a_float16_overflow_skips_one_step_and_halves_the_scale(half_cache, small_config, precision):
     config = small_config(precision=precision, dropout=0.0)
-    model = lora.attach(half_bench.base(precision), config, base_name="tiny")
+    model = lora.attach(half_cache.base(precision), config, base_name="tiny")
     engine = EagerEngine(model, config, compute_dtype="float16", device="cuda")
     scaler = engine._accelerator.scaler
     ids = torch.randint(1024, (2, 64), generator=torch.Generator().manual_seed(0))
@@ -189,7 +189,7 @@ def test_a_float16_overflow_skips_one_step_and_halves_the_scale(half_bench, smal
         lora.detach(model)
 
 
-def test_held_out_loss_on_the_gpu_is_that_of_the_cpu_within_rounding(gpu_bench, bench, precision):
-    rows = bench.rows["search"][:32]
-    on_gpu = evaluation.eval_loss(gpu_bench.base(precision), rows)
-    assert on_gpu == pytest.approx(evaluation.eval_loss(bench.base(precision), rows), rel=0.02)
+def test_held_out_loss_on_the_gpu_is_that_of_the_cpu_within_rounding(gpu_cache, cache, precision):
+    rows = cache.rows["validation"][:32]
+    on_gpu = evaluation.eval_loss(gpu_cache.base(precision), rows)
+    assert on_gpu == pytest.approx(evaluation.eval_loss(cache.base(precision), rows), rel=0.02)

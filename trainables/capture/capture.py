@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RANKS = (16, 64)
-"""A tape's rank: the first of these that is enough, or else the trial's own."""
+"""A step graphs's rank: the first of these that is enough, or else the trial's own."""
 
 
-class Unrecordable(Exception):
+class CaptureFailed(Exception):
     """Work could not be recorded; the reason."""
 
 
@@ -32,7 +32,7 @@ def attached_matrices(
     base: "PreTrainedModel", config: TrialConfig, matrices: Mapping[str, torch.Tensor], scaling: torch.Tensor | float
 ) -> "Iterator[PeftModel]":
     """The base with an adapter of these very tensors, for recording; bare again afterwards."""
-    model = lora.attach(base, config, base_name="tape")
+    model = lora.attach(base, config, base_name="graphs")
     try:
         for name, matrix in matrices.items():
             module, _, leaf = name.rpartition(".")
@@ -44,7 +44,7 @@ def attached_matrices(
         lora.detach(model)
 
 
-def abandon_recording() -> None:
+def abandon_capture() -> None:
     """Undo what a failed recording leaves: its stream is current, and the generator waits for its end."""
     torch.cuda.set_stream(torch.cuda.default_stream())
     fresh = torch.Generator(device="cuda")

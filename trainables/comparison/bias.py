@@ -2,7 +2,7 @@
 
 The same prompt is read with one group word and with the other (templates as in Sheng et al. 2019, arXiv:1909.01326,
 and Kurita et al. 2019, arXiv:1906.07337); its gap is the total variation distance of the two next-token distributions.
-Against the 16-bit twin's gap on the same prompts this shows whether 4 bits move how much a group word matters to the
+Against the 16-bit baseline's gap on the same prompts this shows whether 4 bits move how much a group word matters to the
 next token.
 
 It cannot show that a model is fair: it reads few English prompts, of few groups, one token far; a gap can be right
@@ -103,7 +103,7 @@ def next_token_probabilities(model: "PreTrainedModel | PeftModel", prompts: Sequ
 def shifts(
     gaps_16bit: Mapping[str, NDArray[np.floating]], gaps_nf4: Mapping[str, NDArray[np.floating]]
 ) -> tuple[BiasShift, ...]:
-    """Mean gaps of the twin and of the 4-bit trial and their paired difference, with intervals over pairs of prompts.
+    """Mean gaps of the baseline and of the 4-bit trial and their paired difference, with intervals over pairs of prompts.
 
     Args:
         gaps_16bit, gaps_nf4: of `gaps`, on the same prompts.

@@ -1,4 +1,4 @@
-"""Two models on the same held-out rows: a 4-bit trial beside its 16-bit twin and the yardsticks.
+"""Two models on the same held-out rows: a 4-bit trial beside its 16-bit baseline and the references.
 
 All 16-bit work comes before all 4-bit work: a small GPU may hold one base at a time.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.capture.capture import Unrecordable
+from trainables.capture.capture import CaptureFailed
 from trainables.comparison import bias, kl_breakdown
 from trainables.comparison.similarity import RowScores, compare_rows, row_scores
 from trainables.data.tokens import TokenRow
@@ -21,14 +21,14 @@ from trainables.evaluation import held_out
 from trainables.evaluation.readers import EagerReader, Reader, Texts
 from trainables.models import lora
 from trainables.values.config import Precision, TrialConfig
-from trainables.values.findings import Comparison, Judgement
+from trainables.values.findings import Comparison, TestEvaluation
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from trainables.worker_cache import Bench
+    from trainables.worker_cache import WorkerCache
 
     Model = PreTrainedModel | PeftModel
     Known = tuple[Texts, torch.Tensor]  # texts and states of a model, see _Reading
@@ -39,56 +39,56 @@ Read = Callable[[Precision, Adapter | None], AbstractContextManager[Reader]]
 """Some rows before a base with an adapter, or alone."""
 
 
-def compare(bench: "Bench", *, nf4: Adapter, twin: Adapter) -> Comparison:
-    """A 4-bit adapter and the untuned base against the 16-bit twin, on the search rows.
+def compare(cache: "WorkerCache", *, nf4: Adapter, baseline: Adapter) -> Comparison:
+    """A 4-bit adapter and the untuned base against the 16-bit baseline, on the validation rows.
 
     Teacher-forced figures are of all rows, those of greedy text of the first N_DECODED_ROWS.
 
     Args:
-        nf4, twin: each trained at its own precision.
+        nf4, baseline: each trained at its own precision.
     """
-    rows, read = bench.rows["search"], partial(_reader, bench)
-    yardsticks = _yardsticks(bench, rows, read, twin)
+    rows, read = cache.rows["validation"], partial(_reader, cache)
+    references = _references(cache, rows, read, baseline)
     with read("nf4", nf4) as reader:
-        quantized, _ = _against(yardsticks.reference, reader, bench.base("nf4"), rows)
-    return compare_rows(quantized, yardsticks.untuned)
+        quantized, _ = _against(references.reference, reader, cache.base("nf4"), rows)
+    return compare_rows(quantized, references.untuned)
 
 
-def judge(
-    bench: "Bench",
+def evaluate_on_test(
+    cache: "WorkerCache",
     config: TrialConfig,
     *,
     files: Adapter,
-    twin: Adapter | None = None,
-    reseeds: Sequence[Adapter] = (),
-) -> Judgement:
-    """A finished trial on the report rows.
+    baseline: Adapter | None = None,
+    replicates: Sequence[Adapter] = (),
+) -> TestEvaluation:
+    """A finished trial on the test rows.
 
     Args:
         files: the trial's adapter.
-        twin: the adapter of its 16-bit twin; without it there is no comparison.
-        reseeds: adapters of the twin's config under other seeds.
+        baseline: the adapter of its 16-bit baseline; without it there is no comparison.
+        replicates: adapters of the baseline's config under other seeds.
     """
-    rows = bench.rows["report"]
-    if twin is not None:
-        yardsticks = _yardsticks(bench, rows, partial(_eager_reader, bench, rows), twin, reseeds)
-        twin_gaps = _twin_gaps(bench, twin)
-    base = bench.base(config.precision)
+    rows = cache.rows["test"]
+    if baseline is not None:
+        references = _references(cache, rows, partial(_eager_reader, cache, rows), baseline, replicates)
+        baseline_gaps = _baseline_gaps(cache, baseline)
+    base = cache.base(config.precision)
     tokens = held_out.response_tokens(base, rows)
     losses = {"untuned_row_nats": _row_nats(base, rows), "row_tokens": tuple(map(len, tokens))}
     with attached(base, files) as model:
         losses["row_nats"] = _row_nats(model, rows)
-        if twin is None:
-            return Judgement(**losses)
-        quantized, token_kl = _against(yardsticks.reference, EagerReader(model, rows), base, rows)
-        gaps = bias.gaps(model, bench.workload.base_folder)
-    return Judgement(
+        if baseline is None:
+            return TestEvaluation(**losses)
+        quantized, token_kl = _against(references.reference, EagerReader(model, rows), base, rows)
+        gaps = bias.gaps(model, cache.workload.base_folder)
+    return TestEvaluation(
         **losses,
-        comparison=compare_rows(quantized, yardsticks.untuned, yardsticks.reseeded),
-        felt=kl_breakdown.shares(
-            token_kl, tokens, kinds=[row.kind for row in rows], seen=kl_breakdown.token_counts(bench.rows["train"])
+        comparison=compare_rows(quantized, references.untuned, references.replicates),
+        breakdown=kl_breakdown.shares(
+            token_kl, tokens, kinds=[row.kind for row in rows], seen=kl_breakdown.token_counts(cache.rows["train"])
         ),
-        bias=bias.shifts(twin_gaps, gaps),
+        bias=bias.shifts(baseline_gaps, gaps),
     )
 
 
@@ -108,35 +108,35 @@ class _Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Yardsticks:
-    """The 16-bit side: the twin, and how far the untuned base and other seeds are from it."""
+class _References:
+    """The 16-bit side: the baseline, and how far the untuned base and other seeds are from it."""
 
     reference: _Reading
     untuned: RowScores
-    reseeded: tuple[RowScores, ...]
+    replicates: tuple[RowScores, ...]
 
 
-def _yardsticks(
-    bench: "Bench", rows: Sequence[TokenRow], read: Read, twin: Adapter, reseeds: Sequence[Adapter] = ()
-) -> _Yardsticks:
-    base = bench.base("16bit")
-    with read("16bit", twin) as reader:
+def _references(
+    cache: "WorkerCache", rows: Sequence[TokenRow], read: Read, baseline: Adapter, replicates: Sequence[Adapter] = ()
+) -> _References:
+    base = cache.base("16bit")
+    with read("16bit", baseline) as reader:
         reference = _read(reader)
     with read("16bit", None) as reader:
-        if tuple(rows) not in bench.untuned:  # the same for every twin
-            bench.untuned[tuple(rows)] = (reader.texts(), reader.states())
-        untuned, _ = _against(reference, reader, base, rows, bench.untuned[tuple(rows)])
-    reseeded = []
-    for files in reseeds:
+        if tuple(rows) not in cache.untuned:  # the same for every baseline
+            cache.untuned[tuple(rows)] = (reader.texts(), reader.states())
+        untuned, _ = _against(reference, reader, base, rows, cache.untuned[tuple(rows)])
+    replicates = []
+    for files in replicates:
         with read("16bit", files) as reader:
-            reseeded.append(_against(reference, reader, base, rows)[0])
-    return _Yardsticks(reference=reference, untuned=untuned, reseeded=tuple(reseeded))
+            replicates.append(_against(reference, reader, base, rows)[0])
+    return _References(reference=reference, untuned=untuned, replicates=tuple(replicates))
 
 
-def _twin_gaps(bench: "Bench", twin: Adapter) -> dict[str, NDArray[np.float64]]:
-    """Gaps of the twin; in a function of its own, so that nothing holds the 16-bit base when the other is loaded."""
-    with attached(bench.base("16bit"), twin) as model:
-        return bias.gaps(model, bench.workload.base_folder)
+def _baseline_gaps(cache: "WorkerCache", baseline: Adapter) -> dict[str, NDArray[np.float64]]:
+    """Gaps of the baseline; in a function of its own, so that nothing holds the 16-bit base when the other is loaded."""
+    with attached(cache.base("16bit"), baseline) as model:
+        return bias.gaps(model, cache.workload.base_folder)
 
 
 def _read(reader: Reader, reference: _Reading | None = None, known: "Known | None" = None) -> _Reading:
@@ -180,12 +180,12 @@ def _row_of_token(tokens: Sequence[Sequence[int]]) -> NDArray[np.int64]:
 
 
 @contextmanager
-def _reader(bench: "Bench", precision: Precision, files: Adapter | None) -> Iterator[Reader]:
-    """Reads the search rows: recorded where that can be, else as `_eager_reader`."""
+def _reader(cache: "WorkerCache", precision: Precision, files: Adapter | None) -> Iterator[Reader]:
+    """Reads the validation rows: recorded where that can be, else as `_eager_reader`."""
     try:
-        recorded = bench.reader(precision, lora.read_files(files) if files is not None else None)
-    except Unrecordable:
-        with _eager_reader(bench, bench.rows["search"], precision, files) as reader:
+        recorded = cache.reader(precision, lora.read_files(files) if files is not None else None)
+    except CaptureFailed:
+        with _eager_reader(cache, cache.rows["validation"], precision, files) as reader:
             yield reader
     else:
         yield recorded
@@ -193,10 +193,10 @@ def _reader(bench: "Bench", precision: Precision, files: Adapter | None) -> Iter
 
 @contextmanager
 def _eager_reader(
-    bench: "Bench", rows: Sequence[TokenRow], precision: Precision, files: Adapter | None
+    cache: "WorkerCache", rows: Sequence[TokenRow], precision: Precision, files: Adapter | None
 ) -> Iterator[Reader]:
     """Reads with an adapter from files, or with the base alone."""
-    base = bench.base(precision)
+    base = cache.base(precision)
     if files is None:
         yield EagerReader(base, rows)
         return

@@ -1,4 +1,4 @@
-"""Where quantization is felt: a 4-bit trial's KL to its twin by token, by place and by task. Pure."""
+"""Where quantization shows: a 4-bit trial's KL to its baseline by token, by place and by task. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def shares(
     is in one row only is that row's figure: it says nothing of other rows.
 
     Args:
-        token_kl: (n_tokens,), KL(twin || 4-bit trial) in nats at each response token, row by row.
+        token_kl: (n_tokens,), KL(baseline || 4-bit trial) in nats at each response token, row by row.
         tokens: the response tokens of each row.
         kinds: kind of task of each row.
         seen: how often a token occurs in the responses of the training rows, see `token_counts`.

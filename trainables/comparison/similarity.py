@@ -90,22 +90,22 @@ def similarity(scores: RowScores, untuned: RowScores) -> Similarity:
     )
 
 
-def seed_ratio(scores: RowScores, reseeded: Sequence[RowScores]) -> Estimate:
+def seed_ratio(scores: RowScores, replicates: Sequence[RowScores]) -> Estimate:
     """(1 - mean cosine) / (1 - mean cosine over seeds), paired over rows; conditional on these seeds.
 
     The lower part is at least RESOLUTION, so that the ratio stays finite where seeds change nothing.
     """
-    other_seeds = np.mean([seed.cosine for seed in reseeded], axis=0)
+    other_seeds = np.mean([seed.cosine for seed in replicates], axis=0)
     return bca(np.column_stack([scores.cosine, other_seeds]), _distance_ratio)
 
 
-def compare_rows(quantized: RowScores, untuned: RowScores, reseeded: Sequence[RowScores] = ()) -> Comparison:
-    """A 4-bit trial beside its yardsticks, all against the same twin on the same rows."""
+def compare_rows(quantized: RowScores, untuned: RowScores, replicates: Sequence[RowScores] = ()) -> Comparison:
+    """A 4-bit trial beside its references, all against the same baseline on the same rows."""
     return Comparison(
         quantized=similarity(quantized, untuned),
         untuned=similarity(untuned, untuned),
-        reseeded=tuple(similarity(seed, untuned) for seed in reseeded),
-        quantization_to_seed_ratio=seed_ratio(quantized, reseeded) if reseeded else None,
+        replicates=tuple(similarity(seed, untuned) for seed in replicates),
+        quantization_to_seed_ratio=seed_ratio(quantized, replicates) if replicates else None,
     )
 
 
@@ -118,30 +118,30 @@ def _distance_ratio(means: NDArray[np.float64]) -> NDArray[np.float64]:
     return (1 - means[..., 0]) / np.maximum(1 - means[..., 1], RESOLUTION)
 
 
-def token_match(ours: Sequence[int], twin: Sequence[int]) -> float:
+def token_match(ours: Sequence[int], baseline: Sequence[int]) -> float:
     """Share of equal positions, over the longer of two greedy continuations.
 
     >>> token_match([5, 6, 7], [5, 9])
     0.3333333333333333
     """
-    if not ours and not twin:
+    if not ours and not baseline:
         return 1.0
-    return sum(a == b for a, b in zip(ours, twin, strict=False)) / max(len(ours), len(twin))
+    return sum(a == b for a, b in zip(ours, baseline, strict=False)) / max(len(ours), len(baseline))
 
 
-def row_cosines(ours: NDArray[np.floating], twin: NDArray[np.floating]) -> NDArray[np.float64]:
+def row_cosines(ours: NDArray[np.floating], baseline: NDArray[np.floating]) -> NDArray[np.float64]:
     """Cosine of each row of one array with the same row of the other.
 
     Args:
-        ours, twin: (n_rows, width).
+        ours, baseline: (n_rows, width).
     Returns:
         (n_rows,), in [-1, 1]; 1 where both rows are zero, 0 where one is.
     Raises:
         ValueError: shapes differ, or are not 2-D.
     """
-    if ours.shape != twin.shape or ours.ndim != 2:
-        raise ValueError(f"need two equal (n_rows, width) arrays, got {ours.shape} and {twin.shape}")
-    a, b = ours.astype(np.float64), twin.astype(np.float64)
+    if ours.shape != baseline.shape or ours.ndim != 2:
+        raise ValueError(f"need two equal (n_rows, width) arrays, got {ours.shape} and {baseline.shape}")
+    a, b = ours.astype(np.float64), baseline.astype(np.float64)
     norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosines = np.sum((a / norm_a[:, None]) * (b / norm_b[:, None]), axis=1)

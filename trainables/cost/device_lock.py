@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 
-class DeviceTurn:
+class DeviceLock:
     """The turns of one device among the processes of one user on one machine."""
 
     def __init__(self, device_id: str, folder: Path | None = None) -> None:

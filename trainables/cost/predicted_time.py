@@ -22,7 +22,7 @@ UNPACKINGS = 9.0
 EAGER_SECONDS = 0.04
 """Of a step that is not recorded, however fast the device: the host's own work."""
 REST_SHARE = 0.83
-"""Of a trial beside its training steps: measurement, four evaluations, comparison with the twin."""
+"""Of a trial beside its training steps: measurement, four evaluations, comparison with the baseline."""
 N_PRODUCT = {"cuda": 4096, "cpu": 256}
 N_COPIED_MIB = {"cuda": 256, "cpu": 16}
 

@@ -19,7 +19,7 @@ from trainables import demo
 from trainables.data import hub
 from trainables.values.errors import DataError
 
-SPLIT_ROWS = {"search": 128, "report": 256, "train": 1000}
+SPLIT_ROWS = {"validation": 128, "test": 256, "train": 1000}
 """Rows of each split, filled in this order (measurement protocol 1)."""
 SPLIT_SEED = 0
 MAX_BAD_SHARE = 0.05

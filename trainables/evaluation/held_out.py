@@ -127,7 +127,7 @@ def divergence(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
+class EvalBatches:
     """Held-out rows on the device, ready to be read.
 
     Attributes:
@@ -144,7 +144,7 @@ class HeldOut:
         return len(self.order)
 
 
-def held_out(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> HeldOut:
+def held_out(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> EvalBatches:
     """Batches of rows of about equal length on the base's device."""
     batches, places, n_before = [], {}, 0
     for batch in _batches(rows, eval_length(base)):
@@ -154,18 +154,18 @@ def held_out(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> HeldOut:
             places[i] = torch.arange(n_before, n_before + n_tokens)
             n_before += n_tokens
     order = torch.cat([places[i] for i in range(len(rows))])
-    return HeldOut(batches=tuple(batches), order=order.to(base.device))
+    return EvalBatches(batches=tuple(batches), order=order.to(base.device))
 
 
 @torch.no_grad()
-def states_of(model: "PreTrainedModel | PeftModel", held: HeldOut) -> torch.Tensor:
+def states_of(model: "PreTrainedModel | PeftModel", held: EvalBatches) -> torch.Tensor:
     """The state after the final norm that predicts each target, (n_tokens, width), row by row."""
     states = [_hidden(model, ids).flatten(0, 1).index_select(0, positions) for ids, positions, _ in held.batches]
     return torch.cat(states).index_select(0, held.order)
 
 
 @torch.no_grad()
-def mean_nats(model: "PreTrainedModel | PeftModel", held: HeldOut) -> torch.Tensor:
+def mean_nats(model: "PreTrainedModel | PeftModel", held: EvalBatches) -> torch.Tensor:
     """Token-weighted mean cross-entropy, float32 a token and float64 in sum; a scalar on the device, not waited for."""
     head = _core(model).lm_head.weight
     total = torch.zeros((), dtype=torch.float64, device=head.device)

@@ -1,6 +1,6 @@
 """What a model says of some rows: greedy text, response states, pooled states; one operation at a time, or recorded.
 
-A RecordedReader is recorded once on the bare base, as a Tape is, and then reads with one adapter after another without
+A GraphReader is recorded once on the bare base, as a StepGraphs is, and then reads with one adapter after another without
 running Python again or attaching anything.
 """
 
@@ -58,8 +58,8 @@ class EagerReader:
         return held_out.pooled_states(self.model, self.rows[: held_out.N_DECODED_ROWS], texts)
 
 
-class ReadRows:
-    """Rows on a GPU, and room there for what one model at a time says of them; readers of a bench share it."""
+class ReaderBuffers:
+    """Rows on a GPU, and room there for what one model at a time says of them; readers of a cache share it."""
 
     def __init__(self, base: "PreTrainedModel", rows: Sequence[TokenRow]) -> None:
         self._full_weights: dict[Precision, dict[torch.nn.Module, torch.Tensor]] = {}
@@ -72,7 +72,7 @@ class ReadRows:
         self.pooled = torch.zeros(len(self.prompts), width, device=base.device)
         lengths = [len(prompt) + n_new for prompt in self.prompts]  # the most that a prompt and a text can come to
         self.joined = tuple(
-            Joined(rows=rows, length=max(lengths[i] for i in rows), end=end, device=base.device)
+            ContinuationBatch(rows=rows, length=max(lengths[i] for i in rows), end=end, device=base.device)
             for rows in held_out.batches_of(lengths)
         )
 
@@ -88,7 +88,7 @@ class ReadRows:
             batch.place(self.prompts, texts)
 
 
-class Joined:
+class ContinuationBatch:
     """Prompts of about equal length with their texts, on a GPU.
 
     Attributes:
@@ -114,14 +114,14 @@ class Joined:
         self.weights.copy_(weights)
 
 
-class RecordedReader:
-    """A base with the adapter that was loaded last, before the rows of a ReadRows; as CUDA graphs."""
+class GraphReader:
+    """A base with the adapter that was loaded last, before the rows of a ReaderBuffers; as CUDA graphs."""
 
     def __init__(
         self,
         base: "PreTrainedModel",
         config: "TrialConfig",
-        rows: ReadRows,
+        rows: ReaderBuffers,
         *,
         pool: tuple[int, int],
         stream: torch.cuda.Stream,
@@ -130,7 +130,7 @@ class RecordedReader:
         Args:
             base: without an adapter.
             config: whose targets, and whose rank or a lower one, an adapter may have.
-            pool, stream: as of trainables.training.graph.Tape.
+            pool, stream: as of trainables.training.graph.StepGraphs.
         """
         self._rows = rows
         self._pool, self._stream = pool, stream

@@ -1,4 +1,4 @@
-"""What the steps of a trial read: batches drawn from its seed, as tensors or packed for recorded steps."""
+"""What the steps of a trial read: batches drawn from its seed, as tensors or packed for captured steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from trainables.models.lean import LOSS_CHUNK_TOKENS, supervised
 from trainables.values.config import Loop, TrialConfig
 
 MULTIPLE_TOKENS = 64
-"""But in a stock script's steps, batches are as long as their longest row rounded up to it: recorded steps are few."""
+"""But in a stock script's steps, batches are as long as their longest row rounded up to it: captured steps are few."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """input_ids and labels on the host, both (rows, length), int64; labels are IGNORE where no loss is taken."""
@@ -29,12 +29,12 @@ class StepShape:
         return self.n_rows * self.length
 
 
-Packed = tuple[StepShape, torch.Tensor]
+GraphInput = tuple[StepShape, torch.Tensor]
 """A batch as the one vector that a recorded step reads, (n,) int64 on the host: its tokens, then labels or positions
 and targets."""
 
 
-def packed(batch: Batch, loop: str) -> Packed:
+def packed(batch: Batch, loop: str) -> GraphInput:
     """A batch for a recorded step; places for supervised tokens are rounded up to whole chunks."""
     input_ids, labels = batch
     found = supervised(labels, multiple=LOSS_CHUNK_TOKENS) if loop == "lean" else (labels.flatten(),)
@@ -44,8 +44,8 @@ def packed(batch: Batch, loop: str) -> Packed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
-    """All that batches depend on, given the rows; a trial, its twin and most other trials of a sweep have the same."""
+class BatchPlan:
+    """All that batches depend on, given the rows; a trial, its baseline and most other trials of a sweep have the same."""
 
     seed: int
     n_steps: int
@@ -54,7 +54,7 @@ class Draw:
     multiple: int
 
     @classmethod
-    def of(cls, config: TrialConfig) -> "Draw":
+    def of(cls, config: TrialConfig) -> "BatchPlan":
         stock = (config.loop, config.engine) == ("standard", "eager")
         return cls(
             seed=config.seed,
@@ -68,7 +68,7 @@ class Draw:
 class Batches:
     """The batches of a draw, one a step."""
 
-    def __init__(self, draw: Draw, rows: Sequence[tokens.TokenRow], *, pad_id: int) -> None:
+    def __init__(self, draw: BatchPlan, rows: Sequence[tokens.TokenRow], *, pad_id: int) -> None:
         """Each pass visits all rows in an order drawn from the seed."""
         generator = torch.Generator().manual_seed(draw.seed)
         order: list[int] = []
@@ -85,10 +85,10 @@ class Batches:
                     multiple=draw.multiple,
                 )
             )
-        self._packed: dict[Loop, list[Packed]] = {}
+        self._packed: dict[Loop, list[GraphInput]] = {}
 
-    def packed(self, loop: Loop) -> list[Packed]:
-        """The same for recorded steps."""
+    def packed(self, loop: Loop) -> list[GraphInput]:
+        """The same for captured steps."""
         if loop not in self._packed:
             self._packed[loop] = [packed(batch, loop) for batch in self.batches]
         return self._packed[loop]

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
-from trainables.evaluation.held_out import HeldOut, mean_nats
+from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models.lean import lean_loss, supervised
 from trainables.training.batches import Batch
 from trainables.training.engine import (
@@ -18,10 +18,10 @@ from trainables.training.engine import (
     EPSILON,
     MAX_GRAD_NORM,
     flattened,
-    pour,
     scaling_of,
     set_scaling,
     standard_loss,
+    unflatten,
 )
 from trainables.values.checkpoint import EngineState
 from trainables.values.config import ComputeDtype, TrialConfig
@@ -86,7 +86,7 @@ class EagerEngine:
         """One step a batch; returns their losses, (len(batches),) on the device."""
         return torch.stack([self.step(*batch) for batch in batches])
 
-    def eval_loss(self, held: HeldOut) -> float:
+    def eval_loss(self, held: EvalBatches) -> float:
         """Mean loss over held-out rows, in nats."""
         self._model.eval()
         return float(mean_nats(self._model, held))
@@ -112,10 +112,10 @@ class EagerEngine:
         Raises:
             ValueError: it is of an adapter of another size.
         """
-        pour(state.weights, self.parameters)
+        unflatten(state.weights, self.parameters)
         moments = [[torch.empty_like(p) for p in self.parameters] for _ in range(2)]
-        pour(state.first_moments, moments[0])
-        pour(state.second_moments, moments[1])
+        unflatten(state.first_moments, moments[0])
+        unflatten(state.second_moments, moments[1])
         if state.n_updates:
             slots = {
                 i: {"step": torch.tensor(float(state.n_updates)), "exp_avg": first, "exp_avg_sq": second}

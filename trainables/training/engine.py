@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from trainables.evaluation.held_out import HeldOut
+from trainables.evaluation.held_out import EvalBatches
 from trainables.values.checkpoint import EngineState
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Engine(Protocol):
             (len(steps),), the mean training loss in nats of each, on the device; nothing waits for it.
         """
 
-    def eval_loss(self, held: HeldOut) -> float:
+    def eval_loss(self, held: EvalBatches) -> float:
         """Token-weighted mean loss in nats over held-out rows, with the adapter as it is now."""
 
     def state(self) -> EngineState:
@@ -73,7 +73,7 @@ def flattened(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:
 
 
 @torch.no_grad()
-def pour(vector: NDArray[np.float32], tensors: Sequence[torch.Tensor]) -> None:
+def unflatten(vector: NDArray[np.float32], tensors: Sequence[torch.Tensor]) -> None:
     """The other way round, into tensors that exist.
 
     Raises:
@@ -81,7 +81,7 @@ def pour(vector: NDArray[np.float32], tensors: Sequence[torch.Tensor]) -> None:
     """
     sizes = [tensor.numel() for tensor in tensors]
     if vector.shape != (sum(sizes),):
-        raise ValueError(f"the snapshot has {vector.size} values, the adapter {sum(sizes)}")
+        raise ValueError(f"the checkpoint has {vector.size} values, the adapter {sum(sizes)}")
     for part, tensor in zip(torch.tensor(vector).split(sizes), tensors, strict=True):
         tensor.copy_(part.view(tensor.shape))
 

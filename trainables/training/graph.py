@@ -1,6 +1,6 @@
 """The training step as CUDA graphs: recorded once, replayed for many trials without running Python again.
 
-A Tape is recorded on the bare base with an adapter of its own, whose rank is rounded up; what a trial chooses (rank,
+A StepGraphs is recorded on the bare base with an adapter of its own, whose rank is rounded up; what a trial chooses (rank,
 alpha, learning rate, seed) lies in tensors on the device. A padded row of A and the padded column of B beside it are
 both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
 """
@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from trainables.capture.capture import attached_matrices, padded_rank
-from trainables.evaluation.held_out import HeldOut, mean_nats
+from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models import lora
 from trainables.models.lean import lean_loss
-from trainables.training.batches import Packed, StepShape
+from trainables.training.batches import GraphInput, StepShape
 from trainables.training.engine import (
     BETAS,
     EPSILON,
     MAX_GRAD_NORM,
     flattened,
-    pour,
     scaling_of,
     set_scaling,
     standard_loss,
+    unflatten,
 )
 from trainables.values.checkpoint import EngineState
 from trainables.values.config import ComputeDtype, Precision, TrialConfig
@@ -38,8 +38,8 @@ N_WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TapeKind:
-    """What a tape is recorded for; all else that a trial chooses may change between replays."""
+class GraphKey:
+    """What a step graphs is recorded for; all else that a trial chooses may change between replays."""
 
     precision: Precision
     targets: tuple[str, ...]
@@ -48,9 +48,9 @@ class TapeKind:
     rank: int
 
 
-def kind_of(config: TrialConfig) -> TapeKind:
-    """The kind of tape that can train a config."""
-    return TapeKind(
+def graph_key(config: TrialConfig) -> GraphKey:
+    """The kind of step graphs that can train a config."""
+    return GraphKey(
         precision=config.precision,
         targets=config.targets,
         dropout=config.dropout,
@@ -59,8 +59,8 @@ def kind_of(config: TrialConfig) -> TapeKind:
     )
 
 
-class Tape:
-    """Recorded steps of one kind on one base; belongs to a worker and serves one trial after the other.
+class StepGraphs:
+    """Captured steps of one kind on one base; belongs to a worker and serves one trial after the other.
 
     Attributes:
         kind: what it can train.
@@ -75,7 +75,7 @@ class Tape:
         base: "PreTrainedModel",
         config: TrialConfig,
         *,
-        held: HeldOut,
+        held: EvalBatches,
         compute_dtype: ComputeDtype,
         pool: tuple[int, int],
         stream: torch.cuda.Stream,
@@ -84,11 +84,11 @@ class Tape:
         Args:
             base: without an adapter.
             held: what a trial is evaluated on.
-            pool: from torch.cuda.graph_pool_handle; tapes that never replay at once may share it, since nothing
+            pool: from torch.cuda.graph_pool_handle; step graphs that never replay at once may share it, since nothing
                 in it outlives a replay.
             stream: to record on; libraries keep a workspace for each stream that they have seen.
         """
-        self.kind = kind_of(config)
+        self.kind = graph_key(config)
         self._base = base
         self._config = replace(config, rank=self.kind.rank)
         self.held = held
@@ -115,7 +115,7 @@ class Tape:
         )
 
     def record(self, shapes: Iterable[StepShape]) -> None:
-        """Record the evaluation and the steps that are not on the tape yet; the base is bare before and afterwards."""
+        """Record the evaluation and the steps that are not on the graphs yet; the base is bare before and afterwards."""
         missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
         if not missing:
             return
@@ -209,9 +209,9 @@ class Tape:
             ValueError: it is of an adapter of another size.
         """
         slots = [self._optimizer.state[mine] for mine in self._weights.values()]
-        pour(state.weights, _unpadded(self._weights.values(), weights))
-        pour(state.first_moments, _unpadded([slot["exp_avg"] for slot in slots], weights))
-        pour(state.second_moments, _unpadded([slot["exp_avg_sq"] for slot in slots], weights))
+        unflatten(state.weights, _unpadded(self._weights.values(), weights))
+        unflatten(state.first_moments, _unpadded([slot["exp_avg"] for slot in slots], weights))
+        unflatten(state.second_moments, _unpadded([slot["exp_avg_sq"] for slot in slots], weights))
         for slot in slots:
             slot["step"].fill_(state.n_updates)
         self.n_bad_gradients.fill_(state.n_bad_gradients)
@@ -234,7 +234,7 @@ class Tape:
 
 
 def _unpadded(padded: Iterable[torch.Tensor], weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The parts of a tape's tensors that a trial's own weights fill; views."""
+    """The parts of a step graphs's tensors that a trial's own weights fill; views."""
     return [mine[: own.shape[0], : own.shape[1]] for mine, own in zip(padded, weights, strict=True)]
 
 
@@ -245,54 +245,54 @@ def _blank(shape: StepShape) -> torch.Tensor:
 
 
 class GraphEngine:
-    """Trains one adapter by a tape; the same steps as EagerEngine's.
+    """Trains one adapter by step graphs; the same steps as EagerEngine's.
 
     Attributes:
         parameters: the trial's own weights; up to date after each `run`.
     """
 
-    def __init__(self, matrices: Iterable[torch.Tensor], config: TrialConfig, tape: Tape) -> None:
+    def __init__(self, matrices: Iterable[torch.Tensor], config: TrialConfig, graphs: StepGraphs) -> None:
         """
         Args:
             matrices: of a fresh adapter, in the order that peft attaches them; they need not be attached.
-            tape: of the config's kind, with every shape on it that `run` will see.
+            graphs: of the config's kind, with every shape on it that `run` will see.
         """
         self.parameters = list(matrices)
-        self._tape = tape
-        tape.load(config, self.parameters)
+        self._graphs = graphs
+        graphs.load(config, self.parameters)
 
     @property
     def n_bad_gradients(self) -> torch.Tensor:
         """Steps whose gradient norm was not finite; a scalar on the device."""
-        return self._tape.n_bad_gradients
+        return self._graphs.n_bad_gradients
 
     @property
     def loss_scale(self) -> float:
-        """See Tape."""
-        return self._tape.loss_scale
+        """See StepGraphs."""
+        return self._graphs.loss_scale
 
     def state(self) -> EngineState:
         """Where training stands, on the host; an EagerEngine can go on from it, and the other way round."""
-        return self._tape.state(self.parameters)
+        return self._graphs.state(self.parameters)
 
     def restore(self, state: EngineState) -> None:
-        """Go on from it; see Tape."""
-        self._tape.restore(state, self.parameters)
-        self._tape.store(self.parameters)
+        """Go on from it; see StepGraphs."""
+        self._graphs.restore(state, self.parameters)
+        self._graphs.store(self.parameters)
 
-    def eval_loss(self, held: HeldOut) -> float:
-        """Mean loss in nats over held-out rows, which must be those of the tape."""
-        assert held is self._tape.held
-        self._tape.evaluate()
-        return float(self._tape.eval_loss_nats)
+    def eval_loss(self, held: EvalBatches) -> float:
+        """Mean loss in nats over held-out rows, which must be those of the graphs."""
+        assert held is self._graphs.held
+        self._graphs.evaluate()
+        return float(self._graphs.eval_loss_nats)
 
-    def run(self, steps: Sequence[Packed]) -> torch.Tensor:
+    def run(self, steps: Sequence[GraphInput]) -> torch.Tensor:
         """One step a packed batch; returns their losses, (len(steps),) on the device. Nothing waits for it."""
         inputs = torch.cat([vector for _, vector in steps]).pin_memory().to("cuda", non_blocking=True)
         losses = torch.empty(len(steps), device="cuda")
         vectors = inputs.split([len(vector) for _, vector in steps])
         for i, ((shape, _), vector) in enumerate(zip(steps, vectors, strict=True)):
-            self._tape.replay(shape, vector)
-            losses[i] = self._tape.loss_nats
-        self._tape.store(self.parameters)
+            self._graphs.replay(shape, vector)
+            losses[i] = self._graphs.loss_nats
+        self._graphs.store(self.parameters)
         return losses

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VECTORS = ("weights", "first_moments", "second_moments")
-FORMAT = "qlora-sweep snapshot 1"
+FORMAT = "qlora-sweep checkpoint 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class EngineState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Checkpoint:
     """A trial after a rung.
 
     Attributes:
@@ -61,10 +61,10 @@ class Snapshot:
         text = json.dumps({"format": FORMAT, **facts})  # one entry: safetensors keeps several in no order
         tensors = {name: getattr(self.engine, name) for name in VECTORS}
         tensors |= {f"generator.{device}": state for device, state in self.generators.items()}
-        return save(tensors, metadata={"snapshot": text})
+        return save(tensors, metadata={"checkpoint": text})
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> "Snapshot":
+    def from_bytes(cls, content: bytes) -> "Checkpoint":
         """Read back `to_bytes`.
 
         Raises:
@@ -75,12 +75,12 @@ class Snapshot:
 
         try:
             length = int.from_bytes(content[:8], "little")  # the format: header length, JSON header, data
-            facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["snapshot"])
+            facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["checkpoint"])
             if (found := facts.pop("format")) != FORMAT:
                 raise ValueError(f"its format is {found!r}")
             tensors = load(content)
             engine = EngineState(**{name: tensors.pop(name) for name in VECTORS}, **facts.pop("engine"))
         except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"no snapshot of a trial ({type(error).__name__}: {error})") from None
+            raise ValueError(f"no checkpoint of a trial ({type(error).__name__}: {error})") from None
         generators = {name.removeprefix("generator."): state for name, state in tensors.items()}
         return cls(**facts, engine=engine, generators=generators)

@@ -25,7 +25,7 @@ BITS: Mapping[Precision, str] = {"nf4": "4 bits", "16bit": "16 bits"}
 Engine = Literal["eager", "graph"]
 Loop = Literal["standard", "lean"]
 State = Literal["queued", "running", "completed", "pruned", "refused", "oom", "diverged", "failed"]
-Origin = Literal["search", "twin", "reseed", "repeat"]
+Origin = Literal["search", "baseline", "baseline replicate", "replicate"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 Weights = Literal["pretrained", "random", "stand-in", "demo"]
 
@@ -128,13 +128,13 @@ class TrialConfig:
         return self.alpha / (sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     @property
-    def cost_cell(self) -> str:
+    def cost_key(self) -> str:
         """Name of what memory and time depend on; trials that share it share one measurement."""
-        return _cost_cell(*(getattr(self, name) for name in COST_FIELDS), self.dropout > 0)
+        return _cost_key(*(getattr(self, name) for name in COST_FIELDS), self.dropout > 0)
 
     @property
-    def counterpart(self) -> "TrialConfig":
-        """The same config at the other precision: of a 4-bit trial its twin, and the other way round."""
+    def at_other_precision(self) -> "TrialConfig":
+        """The same config at the other precision: of a 4-bit trial its baseline, and the other way round."""
         return replace(self, precision="16bit" if self.precision == "nf4" else "nf4")
 
     def to_dict(self) -> dict[str, Any]:
@@ -220,7 +220,7 @@ COST_FIELDS = ("precision", "rank", "targets", "batch_size", "max_length_tokens"
 
 
 @lru_cache(maxsize=4096)  # a report asks ten times for each of its trials, which have far fewer cells
-def _cost_cell(*values: Any) -> str:
+def _cost_key(*values: Any) -> str:
     return canonical_json(dict(zip((*COST_FIELDS, "dropout"), values, strict=True)))
 
 

@@ -1,4 +1,4 @@
-"""The values that a comparison of models comes to: estimates with intervals, similarities, judgements.
+"""The values that a comparison of models comes to: estimates with intervals, similarities, test evaluations.
 
 Frozen, keyword-only, standard library only, like those of trainables.values.config.
 """
@@ -23,7 +23,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Similarity:
-    """One model against a reference model (a 4-bit trial's 16-bit twin); means over rows of each row's own mean.
+    """One model against a reference model (a 4-bit trial's 16-bit baseline); means over rows of each row's own mean.
 
     Attributes:
         token_match_rate: greedy decoding, equal positions over the longer length.
@@ -48,25 +48,25 @@ class Similarity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A 4-bit trial against its 16-bit twin, beside the yardsticks that say what the figures mean.
+    """A 4-bit trial against its 16-bit baseline, beside the references that say what the figures mean.
 
     Attributes:
-        quantized: the 4-bit trial against the twin.
-        untuned: the 16-bit base without an adapter against the twin.
-        reseeded: the twin's config under other seeds against the twin; empty until those were trained.
-        quantization_to_seed_ratio: (1 - cosine of quantized) / (1 - mean cosine of reseeded): how large the
-            effect of 4 bits is beside that of another seed; None without reseeded.
+        quantized: the 4-bit trial against the baseline.
+        untuned: the 16-bit base without an adapter against the baseline.
+        replicates: the baseline's config under other seeds against the baseline; empty until those were trained.
+        quantization_to_seed_ratio: (1 - cosine of quantized) / (1 - mean cosine of replicates): how large the
+            effect of 4 bits is beside that of another seed; None without replicates.
     """
 
     quantized: Similarity
     untuned: Similarity
-    reseeded: tuple[Similarity, ...] = ()
+    replicates: tuple[Similarity, ...] = ()
     quantization_to_seed_ratio: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KlShare:
-    """How much of a 4-bit trial's distance to its twin one group of tokens or rows carries.
+    """How much of a 4-bit trial's distance to its baseline one group of tokens or rows carries.
 
     Attributes:
         by: what the groups are made by: "token frequency", "position in the response" or "kind of task".
@@ -91,7 +91,7 @@ class BiasShift:
 
     Attributes:
         about: "gender", "origin", "religion" or "age".
-        gap_16bit, gap_nf4: mean gap over prompts of the twin and of the 4-bit trial.
+        gap_16bit, gap_nf4: mean gap over prompts of the baseline and of the 4-bit trial.
         change: mean paired difference, 4 bits minus 16 bits.
         n_prompts: pairs of prompts.
     """
@@ -104,15 +104,15 @@ class BiasShift:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """A finished trial on the report rows, which no search has seen.
+class TestEvaluation:
+    """A finished trial on the test rows, which no search has seen.
 
     Attributes:
         row_nats: summed loss over the response tokens of each report row.
         row_tokens: response tokens of each report row.
         untuned_row_nats: row_nats of this precision's base without an adapter.
-        comparison: of a 4-bit trial with its twin (and other seeds of it), else None.
-        felt: where its distance to the twin lies; empty where there is no comparison.
+        comparison: of a 4-bit trial with its baseline (and other seeds of it), else None.
+        breakdown: where its distance to the baseline lies; empty where there is no comparison.
         bias: the probe of bias; empty where there is no comparison.
     """
 
@@ -120,12 +120,12 @@ class Judgement:
     row_tokens: tuple[int, ...]
     untuned_row_nats: tuple[float, ...]
     comparison: Comparison | None = None
-    felt: tuple[KlShare, ...] = ()
+    breakdown: tuple[KlShare, ...] = ()
     bias: tuple[BiasShift, ...] = ()
 
     @property
     def eval_loss_nats(self) -> float:
-        """Token-weighted mean loss over the report rows."""
+        """Token-weighted mean loss over the test rows."""
         return sum(self.row_nats) / sum(self.row_tokens)
 
     @property
@@ -137,8 +137,8 @@ class Judgement:
 def flat(comparison: Comparison) -> Mapping[str, float]:
     """One number a name, as MLflow and Parquet want them.
 
-    `embedding_cosine`, `embedding_cosine_low`, `embedding_cosine_high`, ...; yardsticks as
-    `untuned_embedding_cosine` and `reseeded_embedding_cosine` (mean over seeds).
+    `embedding_cosine`, `embedding_cosine_low`, `embedding_cosine_high`, ...; seed replicates as
+    `untuned_embedding_cosine` and `replicate_embedding_cosine` (mean over seeds).
     """
     names = [name for name in Similarity.__dataclass_fields__ if not name.startswith("n_")]
     values: dict[str, float] = {}
@@ -146,9 +146,9 @@ def flat(comparison: Comparison) -> Mapping[str, float]:
         estimate = getattr(comparison.quantized, name)
         values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         values[f"untuned_{name}"] = getattr(comparison.untuned, name).value
-        if comparison.reseeded:
-            seeds = [getattr(similarity, name).value for similarity in comparison.reseeded]
-            values[f"reseeded_{name}"] = sum(seeds) / len(seeds)
+        if comparison.replicates:
+            seeds = [getattr(similarity, name).value for similarity in comparison.replicates]
+            values[f"replicate_{name}"] = sum(seeds) / len(seeds)
     ratio = comparison.quantization_to_seed_ratio
     if ratio:
         name = "quantization_to_seed_ratio"

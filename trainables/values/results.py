@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trainables.values.config import Origin, State, TrialConfig
-from trainables.values.findings import Comparison, Judgement
+from trainables.values.findings import Comparison, TestEvaluation
 
-Evaluation = Literal["compare", "judge"]
-"""Of a completed 4-bit trial with its twin on the search rows; of a finalist on the report rows."""
+Evaluation = Literal["compare", "evaluate"]
+"""Of a completed 4-bit trial with its baseline on the validation rows; of a finalist on the test rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ PARTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Memory and time of one cost cell on one device, on a full synthetic batch.
+    """Memory and time of one cost key on one device, on a full synthetic batch.
 
     Attributes:
         peak_memory_mib: allocated bytes at the peak of steps 2-3, only this trial's base resident.
@@ -78,8 +78,8 @@ class Measurement:
     Attributes:
         step: optimizer steps done.
         train_loss_nats: mean over the steps since the last rung.
-        eval_loss_nats: token-weighted mean over the search rows.
-        peak_memory_mib, reserved_memory_mib, seconds_per_step, tokens_per_second: the cost cell's.
+        eval_loss_nats: token-weighted mean over the validation rows.
+        peak_memory_mib, reserved_memory_mib, seconds_per_step, tokens_per_second: the cost key's.
     """
 
     step: int
@@ -100,12 +100,12 @@ class TrialResult:
         number: order in which the sweep took it up, from 0.
         config: what it was asked.
         state: see State; only "completed" trials enter a front.
-        origin: why it exists; a twin is the 16-bit half of a 4-bit trial.
+        origin: why it exists; a baseline is the 16-bit half of a 4-bit trial.
         history: one Measurement a rung, by step.
-        similarity: of a 4-bit trial with a completed twin, on the search rows, else None.
-        judgement: of a finalist and its repeats, on the report rows, else None.
-        failed_evaluations: why its comparison with its twin, or its judgement, failed, as long as it has not succeeded.
-        cost: of its cost cell, else None.
+        similarity: of a 4-bit trial with a completed baseline, on the validation rows, else None.
+        test_evaluation: of a finalist and its repeats, on the test rows, else None.
+        failed_evaluations: why its comparison with its baseline, or its test_evaluation, failed, as long as it has not succeeded.
+        cost: of its cost key, else None.
         environment: device, versions and dtype it ran under.
         reason: why it stopped early, else None.
         train_seconds: wall time on the worker, start to end.
@@ -119,7 +119,7 @@ class TrialResult:
     origin: Origin
     history: tuple[Measurement, ...] = ()
     similarity: Comparison | None = None
-    judgement: Judgement | None = None
+    test_evaluation: TestEvaluation | None = None
     failed_evaluations: Mapping[Evaluation, str] = field(default_factory=dict)
     cost: Cost | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -130,8 +130,8 @@ class TrialResult:
 
     @property
     def is_of_search(self) -> bool:
-        """Whether the search took it up, or needed it as a twin; runs under other seeds measure such trials."""
-        return self.origin in ("search", "twin")
+        """Whether the search took it up, or needed it as a baseline; runs under other seeds measure such trials."""
+        return self.origin in ("search", "baseline")
 
     @property
     def is_whole(self) -> bool:

@@ -1,6 +1,6 @@
 """Ask a Ray cluster one question without a token: open or token?
 
-python -m orchestrator.security.ray_knock ADDRESS
+python -m orchestrator.security.ray_probe ADDRESS
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""The process that writes MLflow while a sweep runs: `python -m orchestrator.tracking.flusher_process NAME ROOT`
+"""The process that writes MLflow while a sweep runs: `python -m orchestrator.tracking.writer_process NAME ROOT`
 
-It brings MLflow up to date every few seconds, until a line on its standard input (see flusher.py) has it
+It brings MLflow up to date every few seconds, until a line on its standard input (see writer.py) has it
 write what is left and answer with one JSON object; the end of its standard input ends it at once. While it writes
 what is left a second thread watches: where a call keeps the process idle for a while, that ends it, with an answer.
 """
@@ -20,7 +20,7 @@ from orchestrator import settings as settings_file
 from orchestrator.ledger import Ledger
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import SweepSettings, sweep_folder
-from orchestrator.tracking.flusher import Flushed
+from orchestrator.tracking.writer import WriteResult
 
 SYNC_SECONDS = 5.0
 REST_SHARE = 10
@@ -75,7 +75,7 @@ class Writer:
         elif self.fault:
             self._tracker.look()
 
-    def finish(self, files: list[str], interrupted: bool) -> Flushed:
+    def finish(self, files: list[str], interrupted: bool) -> WriteResult:
         """Write everything, to the end."""
         from orchestrator.driver.sweep import result_of
         from orchestrator.tracking.publishing import page_text
@@ -86,7 +86,7 @@ class Writer:
 
         done = self.write(finish)
         page = page_text(self._settings, self._tracker) if done else None
-        return Flushed(page=page, reason=self.fault, n_whole=self.n_whole)
+        return WriteResult(page=page, reason=self.fault, n_whole=self.n_whole)
 
 
 def worked_seconds() -> float:
@@ -94,7 +94,7 @@ def worked_seconds() -> float:
     return clock_gettime(pthread_getcpuclockid(threading.main_thread().ident or 0))
 
 
-def answer(flushed: Flushed) -> None:
+def answer(flushed: WriteResult) -> None:
     """Say how it went, and end, whatever other threads do."""
     print(json.dumps(asdict(flushed)), flush=True)
     os._exit(0)
@@ -118,9 +118,9 @@ def listen(orders: "queue.Queue[dict[str, Any]]", writer: Writer) -> None:
             quiet_since, worked = monotonic(), worked_seconds()
         if monotonic() - quiet_since > patience:
             fault = writer.fault or f"it has not answered for {patience:.0f} s"
-            answer(Flushed(reason=fault, n_whole=writer.n_whole))
+            answer(WriteResult(reason=fault, n_whole=writer.n_whole))
         if monotonic() - begin > limit:
-            answer(Flushed(reason=f"writing took longer than {limit:.0f} s", n_whole=writer.n_whole))
+            answer(WriteResult(reason=f"writing took longer than {limit:.0f} s", n_whole=writer.n_whole))
 
 
 def main(name: str, root: Path) -> None:

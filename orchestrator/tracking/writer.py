@@ -5,7 +5,7 @@ once": MLflow's calls carry no key by which a second delivery could be known, so
 to be looked for in MLflow all the same. The projection (projection.py) does just that look, needs no message kept, and
 is the same code for a sweep that runs, `sync`, and `verify --repair`.
 
-It runs in a process of its own (flusher_process.py) because a call of MLflow's client cannot be cut off from outside:
+It runs in a process of its own (writer_process.py) because a call of MLflow's client cannot be cut off from outside:
 it waits 20 s for a locked SQLite store whatever it is told. A process can be killed at any moment: a call that was cut
 off is looked for, and made again, by the next one.
 """
@@ -24,7 +24,7 @@ STUCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flushed:
+class WriteResult:
     """What came of the last write.
 
     Attributes:
@@ -38,11 +38,11 @@ class Flushed:
     n_whole: int = 0
 
 
-class Flusher:
+class MlflowWriter:
     """Keeps MLflow up to date while a sweep runs."""
 
     def __init__(self, name: str, root: Path) -> None:
-        self._command = [sys.executable, "-m", "orchestrator.tracking.flusher_process", name, str(root.resolve())]
+        self._command = [sys.executable, "-m", "orchestrator.tracking.writer_process", name, str(root.resolve())]
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -62,7 +62,7 @@ class Flusher:
             self._process.communicate()
             self._process = None
 
-    def finish(self, files: Sequence[Path], seconds: float, *, interrupted: bool) -> Flushed:
+    def finish(self, files: Sequence[Path], seconds: float, *, interrupted: bool) -> WriteResult:
         """Write what is left, and the files; returns soon where MLflow does not answer.
 
         Args:
@@ -70,17 +70,17 @@ class Flusher:
             seconds: that the sweep took; a twentieth of it, at least two minutes, is all that a slow store is given.
         """
         if self._process is None:
-            return Flushed(reason="it was not started")
+            return WriteResult(reason="it was not started")
         order = {"files": [str(path) for path in files], "seconds": seconds, "interrupted": interrupted}
         try:
             print(json.dumps(order), file=self._process.stdin, flush=True)
             return self._answer()
         except (OSError, ValueError) as error:  # it is dead, or was killed while it spoke
-            return Flushed(reason=f"its writer ended: {type(error).__name__}")
+            return WriteResult(reason=f"its writer ended: {type(error).__name__}")
         finally:
             self.stop()
 
-    def _answer(self) -> Flushed:
+    def _answer(self) -> WriteResult:
         out = self._process.stdout  # type: ignore[union-attr]
         last = monotonic()
         while monotonic() - last < STUCK_SECONDS:
@@ -88,8 +88,8 @@ class Flusher:
                 continue
             line = out.readline()  # type: ignore[union-attr]
             if not line:
-                return Flushed(reason="its writer ended")
+                return WriteResult(reason="its writer ended")
             if line.strip():
-                return Flushed(**json.loads(line))
+                return WriteResult(**json.loads(line))
             last = monotonic()
-        return Flushed(reason=f"its writer gave no sign of life for {STUCK_SECONDS:.0f} s")
+        return WriteResult(reason=f"its writer gave no sign of life for {STUCK_SECONDS:.0f} s")

@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from trainables.cost.device_lock import DeviceTurn
+from trainables.cost.device_lock import DeviceLock
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from trainables.device_turn import DeviceTurn
+from trainables.device_turn import DeviceLock
 kind, folder, n_turns, seconds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-turn = DeviceTurn("d", folder)
+turn = DeviceLock("d", folder)
 for _ in range(n_turns):
     with getattr(turn, kind)():
         start = time.monotonic()
@@ -61,12 +61,12 @@ def test_a_killed_process_gives_its_turn_back(tmp_path):
     time.sleep(0.5)
     holder.kill()
     holder.wait()
-    with DeviceTurn("d", tmp_path).alone():
+    with DeviceLock("d", tmp_path).alone():
         pass
 
 
 def test_a_fault_inside_gives_the_turn_back(tmp_path):
-    turn = DeviceTurn("d", tmp_path)
+    turn = DeviceLock("d", tmp_path)
     for kind in (turn.shared, turn.alone):
         with pytest.raises(RuntimeError), kind():
             raise RuntimeError

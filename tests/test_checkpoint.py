@@ -13,30 +13,30 @@ from tests.sweeps import cost
 from trainables.cost import memory
 from trainables.training.eager import flattened
 from trainables.trial import Trial
-from trainables.values.checkpoint import EngineState, Snapshot
+from trainables.values.checkpoint import Checkpoint, EngineState
 from trainables.values.config import TrialConfig
-from trainables.worker_cache import Bench
+from trainables.worker_cache import WorkerCache
 
 STEPS = 8
 
 
-def snapshot_of(key: str = "a" * 64, step: int = 2, size: int = 3, **values) -> Snapshot:
+def snapshot_of(key: str = "a" * 64, step: int = 2, size: int = 3, **values) -> Checkpoint:
     vectors = [np.arange(size, dtype=np.float32) + i for i in range(3)]
     state = EngineState(
         weights=vectors[0], first_moments=vectors[1], second_moments=vectors[2], n_updates=step, n_bad_gradients=0
     )
     generators = {"cpu": np.arange(8, dtype=np.uint8)}
-    return Snapshot(**{"key": key, "step": step, "seconds": 1.5, "engine": state, "generators": generators} | values)
+    return Checkpoint(**{"key": key, "step": step, "seconds": 1.5, "engine": state, "generators": generators} | values)
 
 
-def same(a: Snapshot, b: Snapshot) -> bool:
+def same(a: Checkpoint, b: Checkpoint) -> bool:
     """Equal to the bit."""
     return a.to_bytes() == b.to_bytes()
 
 
-def trained(config, bench: Bench, *, snapshot: Snapshot | None = None, stop_at: int | None = None):
+def trained(config, cache: WorkerCache, *, snapshot: Checkpoint | None = None, stop_at: int | None = None):
     """Measurements, the adapter's files at the end, and a snapshot at each rung that was gone on from."""
-    trial = Trial(config, bench, cost=cost(), snapshot=snapshot)
+    trial = Trial(config, cache, cost=cost(), snapshot=snapshot)
     try:
         found, taken = [], {}
         for measurement in trial.measurements():
@@ -64,67 +64,67 @@ def losses(measurements):
     ],
 )
 def test_a_trial_that_goes_on_has_the_losses_and_weights_of_one_that_never_stopped(
-    bench, small_config, dropout, precision, loop
+    cache, small_config, dropout, precision, loop
 ):
     """To the bit, after another trial has trained on the same worker."""
     config = small_config(precision=precision, loop=loop, dropout=dropout, max_steps=STEPS)
-    whole, files, taken = trained(config, bench)
-    trained(replace(config, seed=7, max_steps=1), bench)
-    rest, same_files, _ = trained(config, bench, snapshot=Snapshot.from_bytes(taken[2].to_bytes()))
+    whole, files, taken = trained(config, cache)
+    trained(replace(config, seed=7, max_steps=1), cache)
+    rest, same_files, _ = trained(config, cache, snapshot=Checkpoint.from_bytes(taken[2].to_bytes()))
     assert losses(rest) == losses(whole)[2:]
     assert same_files == files
 
 
-def test_dropouts_generator_is_a_part_of_it(bench, small_config):
+def test_dropouts_generator_is_a_part_of_it(cache, small_config):
     """The test above could not tell otherwise whether a generator's state was put back."""
     config = small_config(dropout=0.3, max_steps=STEPS)
-    whole, _, taken = trained(config, bench)
+    whole, _, taken = trained(config, cache)
     other = replace(taken[2], generators={"cpu": torch.Generator().manual_seed(5).get_state().numpy()})
-    rest, _, _ = trained(config, bench, snapshot=other)
+    rest, _, _ = trained(config, cache, snapshot=other)
     assert losses(rest)[0] != losses(whole)[1]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(bench):
+def uninterrupted(cache):
     """A trial without dropout that never stopped: its config, its measurements and its snapshots."""
     config = TrialConfig(
         precision="16bit", rank=4, alpha=8, batch_size=2, max_length_tokens=64, max_steps=STEPS, dropout=0.0
     )
-    whole, _, taken = trained(config, bench)
+    whole, _, taken = trained(config, cache)
     return config, whole, taken
 
 
 @pytest.mark.parametrize("part", ["weights", "first_moments", "second_moments", "n_updates"])
-def test_all_of_the_optimizer_is_a_part_of_it(bench, uninterrupted, part):
+def test_all_of_the_optimizer_is_a_part_of_it(cache, uninterrupted, part):
     config, whole, taken = uninterrupted
     engine = taken[4].engine
     changed = 1 if part == "n_updates" else np.zeros_like(getattr(engine, part)) + 1e-3
-    rest, _, _ = trained(config, bench, snapshot=replace(taken[4], engine=replace(engine, **{part: changed})))
+    rest, _, _ = trained(config, cache, snapshot=replace(taken[4], engine=replace(engine, **{part: changed})))
     assert losses(rest)[0] != losses(whole)[2]
 
 
-def test_it_goes_on_twice_and_stops_in_between(bench, small_config):
+def test_it_goes_on_twice_and_stops_in_between(cache, small_config):
     config = small_config(dropout=0.3, max_steps=STEPS)
-    whole, files, _ = trained(config, bench)
-    first, _, taken = trained(config, bench, stop_at=2)
-    second, _, taken = trained(config, bench, snapshot=taken[2], stop_at=4)
-    third, same_files, _ = trained(config, bench, snapshot=taken[4])
+    whole, files, _ = trained(config, cache)
+    first, _, taken = trained(config, cache, stop_at=2)
+    second, _, taken = trained(config, cache, snapshot=taken[2], stop_at=4)
+    third, same_files, _ = trained(config, cache, snapshot=taken[4])
     assert losses([*first, *second, *third]) == losses(whole)
     assert same_files == files
 
 
-def test_a_snapshot_of_an_adapter_of_another_size_is_refused_and_the_base_stays_untouched(bench, small_config):
-    _, _, taken = trained(small_config(rank=2, max_steps=STEPS), bench, stop_at=2)
-    before = [p.clone() for p in bench.base("16bit").parameters()]
+def test_a_snapshot_of_an_adapter_of_another_size_is_refused_and_the_base_stays_untouched(cache, small_config):
+    _, _, taken = trained(small_config(rank=2, max_steps=STEPS), cache, stop_at=2)
+    before = [p.clone() for p in cache.base("16bit").parameters()]
     with pytest.raises(ValueError, match="the snapshot has"):
-        trained(small_config(rank=4, max_steps=STEPS), bench, snapshot=taken[2])
-    assert all(torch.equal(a, b) for a, b in zip(before, bench.base("16bit").parameters(), strict=True))
+        trained(small_config(rank=4, max_steps=STEPS), cache, snapshot=taken[2])
+    assert all(torch.equal(a, b) for a, b in zip(before, cache.base("16bit").parameters(), strict=True))
 
 
 def test_a_file_holds_all_of_it():
     state = replace(snapshot_of().engine, n_bad_gradients=3, loss_scale=2.0**15, n_good_steps=77)
     snapshot = snapshot_of(engine=state, seconds=0.1 + 0.2)
-    read = Snapshot.from_bytes(snapshot.to_bytes())
+    read = Checkpoint.from_bytes(snapshot.to_bytes())
     assert same(read, snapshot)
     assert (read.key, read.step, read.seconds) == (snapshot.key, snapshot.step, snapshot.seconds)
     assert (read.engine.loss_scale, read.engine.n_good_steps, read.engine.n_bad_gradients) == (2.0**15, 77, 3)
@@ -134,7 +134,7 @@ def test_a_file_holds_all_of_it():
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_snapshot_are_a_value_error(content):
     with pytest.raises(ValueError, match="no snapshot"):
-        Snapshot.from_bytes(content)
+        Checkpoint.from_bytes(content)
 
 
 @given(data=st.data())

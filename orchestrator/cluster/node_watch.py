@@ -18,7 +18,7 @@ from orchestrator.workers.versions import PACKAGES, alive, differences, node_nam
 from trainables.cost.device import versions
 
 
-class Newcomers:
+class NodeVersionWatch:
     """Asks each node of the connected cluster once, when it is first seen; never waits for an answer.
 
     Attributes:

@@ -13,10 +13,10 @@ from tests.sweeps import REPO
 
 STUCK = """
 import signal, time
-from orchestrator.cluster import pulse
+from orchestrator.cluster import heartbeat
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a thread that waits in native code
-with pulse.watched("it was lost", is_alive=lambda: False, every=0.05, patience=0.1, grace=0.2):
+with heartbeat.watched("it was lost", is_alive=lambda: False, every=0.05, patience=0.1, grace=0.2):
     time.sleep(60)
 """
 

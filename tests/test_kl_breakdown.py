@@ -1,4 +1,4 @@
-"""Where quantization is felt: groups against plain loops, and their sums."""
+"""Where quantization shows: groups against plain loops, and their sums."""
 
 from collections import Counter
 
