@@ -14,7 +14,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trainables.values.config import MAX_WHOLE, TARGETS, TrialConfig
+from trainables.models.families import ordered_targets
+from trainables.values.config import MAX_WHOLE, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
 
 FOLDER = Path(__file__).parent
@@ -148,8 +149,8 @@ class Space(Frozen):
         values = {**self.fixed, **params, **overrides}
         if isinstance(values.get("targets"), str):
             values["targets"] = values["targets"].split("+")
-        if isinstance(values.get("targets"), list) and all(target in TARGETS for target in values["targets"]):
-            values["targets"] = sorted(values["targets"], key=TARGETS.index)
+        if isinstance(values.get("targets"), list | tuple):
+            values["targets"] = ordered_targets(values["targets"])
         ratio = values.pop("alpha_ratio", None)
         if ratio is not None:
             if isinstance(ratio, bool) or not isinstance(ratio, int | float):

@@ -11,8 +11,10 @@ from safetensors.torch import load, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainables.models import base_model, lora
+from trainables.models.families import ordered_targets
+from trainables.models.families.gpt2 import TARGETS
 from trainables.training.eager import EagerEngine
-from trainables.values.config import TARGETS, TrialConfig
+from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 
 PRECISIONS = ("16bit", "nf4")
@@ -262,6 +264,11 @@ def test_a_target_that_the_base_does_not_have_is_refused_and_leaves_it_alone(sma
     assert not any("lora" in name for name, _ in base.named_modules())
 
 
-def test_a_bare_c_proj_is_refused_since_it_names_two_modules(small_config):
+def test_a_bare_c_proj_is_refused_since_it_names_two_modules():
     with pytest.raises(ConfigError, match="no module 'c_proj'"):
-        small_config(targets=("c_proj",))
+        ordered_targets(("c_proj",))
+
+
+def test_equal_sets_of_targets_are_equal_tuples_in_the_familys_order():
+    assert ordered_targets(["mlp.c_proj", "attn.c_attn"]) == ordered_targets(("attn.c_attn", "mlp.c_proj"))
+    assert ordered_targets(reversed(TARGETS)) == TARGETS

@@ -19,10 +19,11 @@ from orchestrator.ledger.rows import COMPARISON, COST, TEST_EVALUATION
 from orchestrator.workers.tune_trainable import Task
 from tests.bench import overhead, speed
 from tests.sweeps import REPO
-from trainables.cost.predicted_memory import HUB_SHAPES, shape_in
 from trainables.models import base_model, lora
+from trainables.models.families import shape_in
+from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS
 from trainables.training.eager import EagerEngine
-from trainables.values.config import TARGETS, TrialConfig
+from trainables.values.config import TrialConfig
 from trainables.values.results import Measurement
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10)).map(lambda one: (one[0], one[0] + one[1])))

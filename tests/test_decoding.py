@@ -8,7 +8,8 @@ import torch
 from trainables import demo
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models import base_model, lora
-from trainables.values.config import TARGETS, TrialConfig
+from trainables.models.families.gpt2 import TARGETS
+from trainables.values.config import TrialConfig
 
 END = 0
 PROMPTS = ([5], [9, 8, 7, 6], list(range(300, 340)), [17] * 11)

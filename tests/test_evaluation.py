@@ -11,8 +11,9 @@ from trainables.data.tokens import TokenRow
 from trainables.evaluation import held_out
 from trainables.evaluation.held_out import MAX_NEW_TOKENS
 from trainables.models import base_model, lora
+from trainables.models.families.gpt2 import TARGETS
 from trainables.training.eager import EagerEngine
-from trainables.values.config import TARGETS, TrialConfig
+from trainables.values.config import TrialConfig
 
 END = 0
 

@@ -11,12 +11,13 @@ from trainables.capture.capture import RANKS
 from trainables.data import tokens
 from trainables.data.tokens import IGNORE, TokenRow
 from trainables.models import lora
+from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import LOSS_CHUNK_TOKENS, adapted_layers
 from trainables.training.batches import StepShape, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.graph import graph_key
 from trainables.trial import Trial
-from trainables.values.config import TARGETS, TrialConfig
+from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 
 

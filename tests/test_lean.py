@@ -1,20 +1,28 @@
 """The lean loop's own operations against plain ones: PyTorch's autograd, peft's layers, definitions."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from trainables.data.tokens import IGNORE
 from trainables.models import lora
+from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import (
     ALIGNMENT,
     ChunkedLoss,
     LoraLinear,
+    adapted_forward,
     adapted_layers,
     aligned_logits,
     full_weights,
+    is_plain_lora,
     lean_loss,
     lean_modules,
     multiplied_by,
@@ -22,7 +30,6 @@ from trainables.models.lean import (
     supervised,
 )
 from trainables.training.eager import standard_loss
-from trainables.values.config import TARGETS
 
 LABELS = st.integers(1, 4).flatmap(
     lambda n_rows: st.integers(1, 9).flatmap(
@@ -213,3 +220,60 @@ def test_4_bit_modules_multiply_by_full_weights_as_by_their_own_and_then_have_th
         assert not torch.allclose(base(input_ids=ids, use_cache=False).logits, own)
     assert torch.equal(base(input_ids=ids, use_cache=False).logits, own)
     assert not full_weights(cache.base("16bit"))
+
+
+class Square(torch.nn.Module):
+    """A frozen linear module as wide as it is high, where the wrong layout gives a wrong gradient without an error."""
+
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.proj = make()
+        self.config = SimpleNamespace(model_type="none")
+
+    def forward(self, x):
+        return self.proj(x)
+
+
+def square_layer(make, **lora):
+    """A square module of 16 with an adapter whose B is not zero, and peft's layer of it."""
+    torch.manual_seed(0)
+    model = get_peft_model(Square(make), LoraConfig(r=4, target_modules=["proj"], **lora))
+    (layer,) = adapted_layers(model)
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    return model, layer
+
+
+def gradients_of(model, layer, forward):
+    """Output of a forward pass, and the gradients to its input and to the adapter's matrices."""
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    out = forward(x)
+    return [out, *torch.autograd.grad((out * torch.arange(16.0)).sum(), [x, *weights])]
+
+
+@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(16, 16), lambda: Conv1D(16, 16)], ids=["Linear", "Conv1D"])
+def test_a_square_modules_gradients_are_those_of_pefts_own_forward_in_either_layout(make):
+    model, layer = square_layer(make, fan_in_fan_out=isinstance(make(), Conv1D))
+    assert is_plain_lora(layer)
+    stock = gradients_of(model, layer, layer.forward)
+    lean = gradients_of(model, layer, lambda x: adapted_forward(layer, x))
+    for ours, theirs in zip(lean, stock, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [{"use_dora": True}, {"lora_bias": True}], ids=["DoRA", "a bias"])
+def test_what_is_no_plain_lora_goes_through_pefts_own_forward(lora):
+    _, layer = square_layer(lambda: torch.nn.Linear(16, 16), **lora)
+    assert not is_plain_lora(layer)
+    with _lean_around(layer):
+        assert "forward" not in vars(layer)
+
+
+@contextmanager
+def _lean_around(layer):
+    """What lean_modules does to a model that has only this layer."""
+    owner = torch.nn.Module()
+    owner.layer = layer
+    owner.config = SimpleNamespace(model_type="none")
+    with lean_modules(owner):
+        yield

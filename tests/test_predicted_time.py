@@ -13,8 +13,9 @@ import search_spaces
 from orchestrator.driver import duration
 from orchestrator.driver.prepare import Device
 from tests.sweeps import command, make, space
-from trainables.cost.predicted_memory import HUB_SHAPES, MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
+from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
 from trainables.cost.predicted_time import Speed, measure, step_seconds, trial_seconds
+from trainables.models.families.gpt2 import HUB_SHAPES
 from trainables.values.config import TrialConfig
 
 MEDIUM = HUB_SHAPES["gpt2-medium"]

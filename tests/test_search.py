@@ -24,7 +24,8 @@ from orchestrator.search.proposer import Proposer
 from orchestrator.workers import adapter_store
 from orchestrator.workers.faults import BACK_OFF_SECONDS
 from tests.sweeps import ASHA, GRID, MOASHA, TPE, WORKLOAD, Desk, breaks, completes, make, shuffled, similarity, space
-from trainables.cost.predicted_memory import HUB_SHAPES, predicted_peak_mib
+from trainables.cost.predicted_memory import predicted_peak_mib
+from trainables.models.families.gpt2 import HUB_SHAPES
 from trainables.values.config import FINAL_STATES, TrialConfig
 
 BROKEN = ("oom", "diverged", "failed")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import search_spaces
 from search_spaces import FOLDER, load, names, parse
-from trainables.values.config import TARGETS
+from trainables.models.families.gpt2 import TARGETS
 from trainables.values.errors import ConfigError
 
 SMALL = {"name": "small", "parameters": {"rank": {"values": [2, 4]}}, "fixed": {"precision": "nf4", "alpha": 16}}

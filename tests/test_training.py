@@ -8,9 +8,9 @@ from trainables.cost.memory import peak_of
 from trainables.data import tokens
 from trainables.data.tokens import IGNORE
 from trainables.models import base_model, lora
+from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import ChunkedLoss
 from trainables.training.eager import EagerEngine
-from trainables.values.config import TARGETS
 
 N_STEPS = 50
 BATCH = 4

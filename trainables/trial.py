@@ -65,7 +65,7 @@ class Trial:
         self.config = config
         self._cache = cache
         self._checkpoint = checkpoint
-        n_positions = cache.base(config.precision).config.n_positions
+        n_positions = cache.base(config.precision).config.max_position_embeddings
         if config.max_length_tokens > n_positions:
             raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, the base has {n_positions} positions")
         self._batches = cache.batches(config)

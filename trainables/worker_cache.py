@@ -17,10 +17,11 @@ from trainables.data import tokens
 from trainables.evaluation import held_out as evaluation
 from trainables.evaluation.readers import GraphReader, ReaderBuffers
 from trainables.models import base_model, lora
+from trainables.models.families import family_of
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
 from trainables.training.graph import GraphKey, StepGraphs, graph_key
-from trainables.values.config import TARGETS, Loop, Precision, TrialConfig, Workload
+from trainables.values.config import Loop, Precision, TrialConfig, Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -213,11 +214,13 @@ class WorkerCache:
 
     def _warm_up(self, precision: Precision) -> None:
         """Let libraries allocate the workspaces that they keep: they are no trial's leak."""
-        length = min(MULTIPLE_TOKENS, self._bases[precision].config.n_positions)
+        base = self._bases[precision]
+        family = family_of(base.config.model_type)
+        length = min(MULTIPLE_TOKENS, base.config.max_position_embeddings)
         ids = torch.zeros(4, length, dtype=torch.int64)
         for loop in get_args(Loop):
-            config = TrialConfig(precision=precision, rank=8, alpha=1, targets=TARGETS, loop=loop)
-            model = lora.attach(self._bases[precision], config, base_name=self.workload.base_model)
+            config = TrialConfig(precision=precision, rank=8, alpha=1, targets=family.targets, loop=loop)
+            model = lora.attach(base, config, base_name=self.workload.base_model)
             try:
                 engine = EagerEngine(model, config, compute_dtype=self.workload.compute_dtype, device=self.device)
                 engine.step(ids, ids)

@@ -27,8 +27,9 @@ from orchestrator.ledger import Ledger
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.markdown import duration
 from orchestrator.settings import SweepSettings
-from trainables.cost.predicted_memory import predicted_peak_mib, shape_in
-from trainables.values.config import FINAL_STATES, TARGETS
+from trainables.cost.predicted_memory import predicted_peak_mib
+from trainables.models.families import all_targets, shape_in
+from trainables.values.config import FINAL_STATES
 from trainables.values.results import TrialResult
 
 REFRESH_SECONDS = 1.0
@@ -59,7 +60,7 @@ def front_table(front: Front) -> Table:
         ]
         cells += [OBJECTIVES[objective].shown(objective_value(trial, objective)) for objective in shown_objectives]
         cells += [device_of(trial)] if len(devices) > 1 else []
-        table.add_row(*cells, "all" if config.targets == TARGETS else " ".join(config.targets))
+        table.add_row(*cells, "all" if all_targets(config.targets) else " ".join(config.targets))
     return table
 
 

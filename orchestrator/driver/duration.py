@@ -5,9 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.driver.plan import first_configs, shape_named
+from orchestrator.driver.plan import first_configs
 from orchestrator.settings import SweepSettings
 from trainables.cost.predicted_time import Speed, trial_seconds
+from trainables.models.families import shape_named
 from trainables.values.config import ComputeDtype
 
 if TYPE_CHECKING:

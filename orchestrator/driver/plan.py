@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import search_spaces
@@ -11,9 +10,10 @@ from orchestrator.driver import warm_start
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
 from trainables.cost.device import count_gpus
-from trainables.cost.predicted_memory import HUB_SHAPES, Shape, predicted_peak_mib, shape_in
+from trainables.cost.predicted_memory import predicted_peak_mib
 from trainables.data import alpaca
 from trainables.models import base_model
+from trainables.models.families import shape_named
 from trainables.values.config import ComputeDtype, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
 
@@ -158,12 +158,6 @@ def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
     if not ray_cluster.has_gpu():
         raise ConfigError(f"ADDRESS: the cluster at {address!r} has no GPU; to run on its CPUs say --device cpu")
     return True
-
-
-def shape_named(base_model: str) -> Shape | None:
-    """The shape of a base, as far as its name or folder tells without asking the hub."""
-    name = base_model.removeprefix("random:")
-    return HUB_SHAPES.get(name.rsplit("/", 1)[-1]) or shape_in(Path(name).expanduser())
 
 
 def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:

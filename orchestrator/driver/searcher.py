@@ -22,7 +22,7 @@ from orchestrator.settings import SweepSettings
 from orchestrator.workers.faults import Retries, too_many
 from orchestrator.workers.tune_trainable import Task
 from orchestrator.workers.warm import Workers
-from trainables.cost.predicted_memory import shape_in
+from trainables.models.families import shape_in
 from trainables.values.config import Origin, TrialConfig, Workload
 from trainables.values.results import TrialResult
 

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.driver.sweep import SweepResult
+from trainables.models.families import all_targets
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
@@ -116,7 +117,7 @@ def hover(trial: TrialResult) -> str:
 
 def short_targets(targets: Sequence[str]) -> str:
     """Names of the target modules in little room."""
-    return "all" if len(targets) == 4 else " ".join(targets)
+    return "all" if all_targets(tuple(targets)) else " ".join(targets)
 
 
 def ring(axes: Any, xs: Sequence[float], ys: Sequence[float], label: str | None = None) -> None:

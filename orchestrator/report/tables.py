@@ -10,7 +10,8 @@ from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.budget import WithinMemory
 from orchestrator.report.content import Breakdown, Finalist, Outcome
 from orchestrator.report.markdown import safe, table
-from trainables.values.config import BITS, TARGETS, TrialConfig
+from trainables.models.families import all_targets
+from trainables.values.config import BITS, TrialConfig
 from trainables.values.findings import Comparison, Estimate
 from trainables.values.results import PARTS, MemoryBreakdown
 
@@ -26,7 +27,7 @@ NONE = "-"
 
 
 def targets(config: TrialConfig) -> str:
-    return "all" if config.targets == TARGETS else " ".join(config.targets)
+    return "all" if all_targets(config.targets) else " ".join(config.targets)
 
 
 def interval(estimate: Estimate, form: str = ".4f") -> str:

@@ -24,10 +24,12 @@ from transformers.utils import logging
 
 from trainables.comparison.compare import compare
 from trainables.cost.device import count_gpus, native_dtype
-from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib, shape_in
+from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
 from trainables.models import inputs
+from trainables.models.families import shape_in
+from trainables.models.families.gpt2 import TARGETS
 from trainables.trial import Trial
-from trainables.values.config import TARGETS, Engine, Loop, Precision, TrialConfig
+from trainables.values.config import Engine, Loop, Precision, TrialConfig
 from trainables.values.errors import SweepError, TrialFailed
 from trainables.values.findings import flat
 from trainables.values.results import Cost, Measurement

@@ -21,8 +21,9 @@ from time import perf_counter
 from typing import Any, get_args
 
 from trainables.cost.device import count_gpus
-from trainables.cost.predicted_memory import HUB_SHAPES, MAX_ERROR_MIB, MAX_ERROR_SHARE, Shape, predicted_peak_mib
-from trainables.values.config import TARGETS, ComputeDtype, Loop, Precision, TrialConfig, Workload
+from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, Shape, predicted_peak_mib
+from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS
+from trainables.values.config import ComputeDtype, Loop, Precision, TrialConfig, Workload
 
 RECORDED = tuple(sorted(Path(__file__).parent.glob("memory_shapes_*.jsonl")))
 """Earlier runs."""

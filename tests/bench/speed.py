@@ -31,8 +31,9 @@ from transformers.utils import logging
 from trainables import demo
 from trainables.comparison.compare import compare
 from trainables.cost.device import count_gpus, device_name, native_dtype
-from trainables.cost.predicted_memory import Shape, shape_in
+from trainables.cost.predicted_memory import Shape
 from trainables.models import inputs
+from trainables.models.families import shape_in
 from trainables.trial import Trial
 from trainables.values.config import Loop, Precision, TrialConfig
 from trainables.values.errors import ConfigError, SweepError

@@ -9,12 +9,13 @@ import torch
 from trainables.cost.memory import MIB
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models import lora
+from trainables.models.families.gpt2 import TARGETS
 from trainables.training.batches import packed
 from trainables.training.eager import EagerEngine
 from trainables.training.graph import GraphEngine
 from trainables.trial import Trial
 from trainables.values.checkpoint import Checkpoint
-from trainables.values.config import TARGETS, TrialConfig
+from trainables.values.config import TrialConfig
 from trainables.worker_cache import WorkerCache
 
 pytestmark = [

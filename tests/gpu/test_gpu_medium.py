@@ -12,12 +12,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import search_spaces
 from tests.stock_trainer import trainer_losses
 from trainables.cost import memory, predicted_time
-from trainables.cost.predicted_memory import HUB_SHAPES
 from trainables.data.tokens import IGNORE
 from trainables.models import base_model, lora
+from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS
 from trainables.training.eager import EagerEngine
 from trainables.trial import Trial, _owners
-from trainables.values.config import TARGETS, TrialConfig, Workload
+from trainables.values.config import TrialConfig, Workload
 from trainables.values.errors import TrialFailed
 from trainables.worker_cache import WorkerCache
 

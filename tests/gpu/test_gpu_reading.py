@@ -10,7 +10,8 @@ from trainables.comparison.compare import attached, compare
 from trainables.evaluation import held_out
 from trainables.evaluation.readers import EagerReader, GraphReader, Reader
 from trainables.models import lora
-from trainables.values.config import TARGETS, TrialConfig, Workload
+from trainables.models.families.gpt2 import TARGETS
+from trainables.values.config import TrialConfig, Workload
 from trainables.worker_cache import WorkerCache
 
 pytestmark = [

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from trainables.comparison.bootstrap import bca
 from trainables.data.alpaca import Row
+from trainables.models.base_model import core_of
 from trainables.values.findings import BiasShift
 
 if TYPE_CHECKING:
@@ -89,15 +90,15 @@ def next_token_probabilities(model: "PreTrainedModel | PeftModel", prompts: Sequ
 
     Prompts are read together, padded on the right: causal attention keeps padding out of what comes before.
     """
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    core = core_of(model)
     core.eval()
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     input_ids = torch.full((len(prompts), int(lengths.max())), core.config.eos_token_id)
     for i, prompt in enumerate(prompts):
         input_ids[i, : len(prompt)] = torch.tensor(prompt)
-    hidden = core.transformer(input_ids=input_ids.to(core.device), use_cache=False).last_hidden_state
+    hidden = core.base_model(input_ids=input_ids.to(core.device), use_cache=False).last_hidden_state
     last = hidden[torch.arange(len(prompts)), lengths - 1]  # (n_prompts, width)
-    return core.lm_head(last).double().softmax(dim=-1)
+    return core.get_output_embeddings()(last).double().softmax(dim=-1)
 
 
 def shifts(

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from trainables.comparison.similarity import row_cosines
 from trainables.data.tokens import TokenRow
 from trainables.evaluation import held_out
-from trainables.values.config import TARGETS
+from trainables.models.families import FAMILIES, family_of
+from trainables.models.lean import is_conv1d
 from trainables.values.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Place = tuple[int, str]
-"""A linear module: number of its block from 0, and its kind, one of TARGETS."""
+"""A linear module: number of its block from 0, and its kind, one of its family's targets."""
 Scope = Literal["none", "module", "block", "kind", "all", "all_but_block", "all_but_kind"]
 
 
@@ -91,21 +92,17 @@ class Reading:
 
 
 def modules_of(base: "PreTrainedModel") -> "dict[Place, nn.Module]":
-    """The linear modules of the blocks, in the order of blocks and of TARGETS.
+    """The linear modules of the blocks, in the order of blocks and of the family's targets.
 
     Raises:
-        ConfigError: the base has none of TARGETS.
+        ConfigError: the base is of no known family.
     """
-    found = {}
-    for name, module in base.named_modules():
-        kind = next((kind for kind in TARGETS if name.endswith(f".{kind}")), None)
-        if kind:
-            found[int(name.removesuffix(f".{kind}").rpartition(".")[2]), kind] = module
-    if not found:
-        raise ConfigError(
-            f"BASE_MODEL: {base.config.model_type!r} has no quantizable module ({', '.join(TARGETS)}); give a GPT-2"
-        )
-    return {place: found[place] for place in sorted(found, key=lambda place: (place[0], TARGETS.index(place[1])))}
+    family = family_of(base.config.model_type)
+    if family is None:
+        known = ", ".join(family.name for family in FAMILIES)
+        raise ConfigError(f"BASE_MODEL: {base.config.model_type!r} is of no family known here (have: {known})")
+    blocks = family.blocks_of(base)
+    return {(b, kind): block.get_submodule(kind) for b, block in enumerate(blocks) for kind in family.targets}
 
 
 def variants_of(places: Sequence[Place]) -> list[Variant]:
@@ -134,9 +131,8 @@ def round_trip(module: "nn.Module") -> torch.Tensor:
     arXiv:2305.14314, section 3). Conv1D holds (in, out), and bitsandbytes quantizes (out, in).
     """
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-    from transformers.pytorch_utils import Conv1D
 
-    flipped = isinstance(module, Conv1D)
+    flipped = is_conv1d(module)
     weight = module.weight.data.T if flipped else module.weight.data
     packed, state = quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4")
     back = dequantize_4bit(packed, state)

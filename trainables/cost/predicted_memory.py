@@ -6,13 +6,9 @@ on a GPU. The rest are a few constants, set by hand with shapes of tests/bench/m
 how far predictions are off is said of other shapes, measured afterwards (`make bench-memory`).
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
 
-from trainables.values.config import TARGETS, ComputeDtype, TrialConfig
+from trainables.values.config import ComputeDtype, TrialConfig
 from trainables.values.results import MemoryBreakdown
 
 MIB = 2**20
@@ -57,30 +53,6 @@ class Shape:
             "mlp.c_fc": (d, 4 * d),
             "mlp.c_proj": (4 * d, d),
         }
-
-
-HUB_SHAPES = {
-    "gpt2": Shape(n_layer=12, n_embd=768, n_head=12),
-    "gpt2-medium": Shape(n_layer=24, n_embd=1024, n_head=16),
-    "gpt2-large": Shape(n_layer=36, n_embd=1280, n_head=20),
-    "gpt2-xl": Shape(n_layer=48, n_embd=1600, n_head=25),
-}
-"""OpenAI's GPT-2s on the hub, whose shapes are known without asking it."""
-
-
-def shape_of(values: Mapping[str, Any]) -> Shape | None:
-    """The shape in a config.json's values; None where they are not a GPT-2's of the usual form."""
-    if values.get("model_type") != "gpt2" or values.get("n_inner") not in (None, 4 * values.get("n_embd", 0)):
-        return None
-    return Shape(**{field.name: values[field.name] for field in fields(Shape)})
-
-
-def shape_in(folder: Path) -> Shape | None:
-    """The shape of the model in a folder, or None."""
-    try:
-        return shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def predicted_breakdown(shape: Shape, config: TrialConfig, dtype: ComputeDtype) -> MemoryBreakdown:
@@ -133,7 +105,8 @@ def _kept_bytes(shape: Shape, config: TrialConfig, width: int) -> float:
         "mlp.c_fc": d * width + 8,
         "mlp.c_proj": 4 * d * width * (4 if config.loop == "standard" else 1),  # tensors of gelu
     }
-    first = sum(before[t] for t in TARGETS[: TARGETS.index(config.targets[0]) + 1])  # needs no gradient
+    modules = [*before]
+    first = sum(before[t] for t in modules[: modules.index(config.targets[0]) + 1])  # needs no gradient
     block = sum(before.values()) + sum(_kept_by_adapter(shape, t, config, width) for t in config.targets)
     top = d * width + (shape.vocab_size * 4 if config.loop == "standard" else 4 * d)
     return n_tokens * (shape.n_layer * block - first + top)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trainables.models.base_model import core_of
 from trainables.models.lean import aligned_logits, lean_modules
 
 if TYPE_CHECKING:
@@ -61,14 +62,14 @@ class GreedyDecoder:
         seen = (self._columns >= self._n_padding)[:, None] & (self._columns <= at[:, None])  # (prompts, n, columns)
         seen = seen | (self._columns == at[:, None])  # padding sees itself: a row of nothing would be NaN
         mask = torch.zeros_like(seen, dtype=base.dtype).masked_fill_(~seen, -torch.inf)
-        states = base.transformer(
+        states = base.base_model(
             input_ids=ids,
             attention_mask=mask[:, None],
             position_ids=(at - self._n_padding).clamp(min=0),
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
-        return aligned_logits(states[:, -1], base.lm_head.weight).argmax(dim=-1, keepdim=True)
+        return aligned_logits(states[:, -1], base.get_output_embeddings().weight).argmax(dim=-1, keepdim=True)
 
     @property
     def ended(self) -> bool:
@@ -85,7 +86,7 @@ def greedy_texts(
     model: "PreTrainedModel | PeftModel", prompts: Sequence[Sequence[int]], *, n_new: int, end: int
 ) -> list[list[int]]:
     """Continue each prompt by its most likely tokens: up to `n_new` of them, `end` included."""
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    core = core_of(model)
     decoder = GreedyDecoder(core, prompts, n_new=n_new, end=end)
     with lean_modules(model):
         decoder.first(core)

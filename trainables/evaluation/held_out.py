@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from trainables.data.tokens import IGNORE, TokenRow, pad
 from trainables.evaluation.decoding import greedy_texts
+from trainables.models.base_model import core_of
 from trainables.models.lean import aligned_logits, lean_modules, supervised
 
 if TYPE_CHECKING:
@@ -32,11 +33,7 @@ HEAD_TOKENS = 1024
 
 def eval_length(model: "PreTrainedModel | PeftModel") -> int:
     """Tokens of a held-out row that this base reads."""
-    return min(EVAL_LENGTH_TOKENS, model.config.n_positions)
-
-
-def _core(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return min(EVAL_LENGTH_TOKENS, model.config.max_position_embeddings)
 
 
 def batches_of(lengths: Sequence[int]) -> list[list[int]]:
@@ -60,7 +57,7 @@ def _padded(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> tuple[torch.Te
 def _hidden(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor) -> torch.Tensor:
     """States after the final norm: (rows, length) -> (rows, length, width)."""
     with lean_modules(model):
-        return _core(model).transformer(input_ids=input_ids, use_cache=False).last_hidden_state
+        return core_of(model).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()
@@ -72,7 +69,7 @@ def response_states(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRo
         their order; `response_tokens` gives the tokens they predict.
     """
     model.eval()
-    return states_of(model, held_out(_core(model), rows))
+    return states_of(model, held_out(core_of(model), rows))
 
 
 def response_tokens(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
@@ -87,7 +84,7 @@ def token_losses(
 ) -> NDArray[np.float64]:
     """Cross-entropy in nats of each token given the state that predicts it: (n_tokens,)."""
     targets = torch.tensor(tokens).to(states.device)
-    return torch.cat(list(_nats(states, _core(model).lm_head.weight, targets))).double().cpu().numpy()
+    return torch.cat(list(_nats(states, core_of(model).get_output_embeddings().weight, targets))).double().cpu().numpy()
 
 
 def _nats(states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -115,7 +112,7 @@ def divergence(
     Returns:
         KL(reference || ours) in nats and whether the most likely token is the same, both (n_tokens,).
     """
-    head = _core(model).lm_head.weight
+    head = core_of(model).get_output_embeddings().weight
     kl, same = [], []
     for a, b in zip(ours.split(HEAD_TOKENS), reference.split(HEAD_TOKENS), strict=True):
         log_a, log_b = (_log_probabilities(s.to(head.dtype), head) for s in (a, b))
@@ -167,7 +164,7 @@ def states_of(model: "PreTrainedModel | PeftModel", held: EvalBatches) -> torch.
 @torch.no_grad()
 def mean_nats(model: "PreTrainedModel | PeftModel", held: EvalBatches) -> torch.Tensor:
     """Token-weighted mean cross-entropy, float32 a token and float64 in sum; a scalar on the device, not waited for."""
-    head = _core(model).lm_head.weight
+    head = core_of(model).get_output_embeddings().weight
     total = torch.zeros((), dtype=torch.float64, device=head.device)
     for input_ids, positions, targets in held.batches:
         states = _hidden(model, input_ids).flatten(0, 1).index_select(0, positions)
@@ -178,7 +175,7 @@ def mean_nats(model: "PreTrainedModel | PeftModel", held: EvalBatches) -> torch.
 def eval_loss(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> float:
     """Token-weighted mean cross-entropy over response and end tokens, in nats."""
     model.eval()
-    return float(mean_nats(model, held_out(_core(model), rows)))
+    return float(mean_nats(model, held_out(core_of(model), rows)))
 
 
 def greedy(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
@@ -210,7 +207,7 @@ def pooled_states(
     ]
     pooled: dict[int, torch.Tensor] = {}
     for batch in _batches(joined, eval_length(model)):
-        input_ids, labels = _padded(_core(model), [joined[i] for i in batch])
+        input_ids, labels = _padded(core_of(model), [joined[i] for i in batch])
         weights = (labels != IGNORE).float()
         means = mean_states(model, input_ids.to(model.device), weights.to(model.device))
         pooled |= dict(zip(batch, means, strict=True))

@@ -67,7 +67,7 @@ class ReaderBuffers:
         self.prompts = held_out.prompts_of(base, rows[: held_out.N_DECODED_ROWS])
         n_new, end = held_out.MAX_NEW_TOKENS, base.config.eos_token_id
         self.decoder = GreedyDecoder(base, self.prompts, n_new=n_new, end=end)
-        width, dtype = base.config.n_embd, base.dtype
+        width, dtype = base.config.hidden_size, base.dtype
         self.states = torch.zeros(self.held.n_tokens, width, dtype=dtype, device=base.device)
         self.pooled = torch.zeros(len(self.prompts), width, device=base.device)
         lengths = [len(prompt) + n_new for prompt in self.prompts]  # the most that a prompt and a text can come to

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from trainables import demo
 from trainables.data import hub
+from trainables.models.families import MODEL_TYPES, family_of
 from trainables.values.config import Precision, Weights, Workload
 from trainables.values.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = frozenset({"gpt2"})
-"""Architectures that can be adapted, quantized and measured, as `model_type` in config.json names them."""
 CODE_NAMING_FILES = ("config.json", "tokenizer_config.json")
 """In which `auto_map` may name classes to import from a model's own folder or from another repo."""
 GPT2_POSITIONS = 1024
@@ -225,14 +225,15 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
     "16bit" is the compute dtype throughout. "nf4" quantizes every linear module of the blocks to
     4-bit NormalFloat in blocks of 64 with double quantization (Dettmers et al. 2023,
     arXiv:2305.14314, section 3); embeddings, the tied head and norms stay in the compute dtype.
-    GPT-2's own dropouts are set to 0.
+    The base's own dropouts are set to 0.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype = getattr(torch, workload.compute_dtype)
     config = AutoConfig.from_pretrained(workload.base_folder, local_files_only=True, trust_remote_code=False)
-    for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop"):
+    family = family_of(config.model_type)
+    for name in family.dropouts if family else ():
         setattr(config, name, 0.0)
     quantization = None
     if precision == "nf4":
@@ -257,6 +258,11 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
     if precision == "nf4":
         _keep_weights_trainable_through(model)
     return model.eval()
+
+
+def core_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
+    """The base model itself, with an adapter on it or without."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _keep_weights_trainable_through(model: "PreTrainedModel") -> None:

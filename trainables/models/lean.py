@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from trainables.data.tokens import IGNORE
+from trainables.models.base_model import core_of
+from trainables.models.families import family_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,31 +53,62 @@ def lean_loss(
     Args:
         input_ids: (batch, length). positions, targets: as from `supervised`. All on the model's device.
     """
-    core = model.get_base_model()
+    core = core_of(model)
     with lean_modules(model):
-        hidden = core.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden = core.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     states = hidden.flatten(0, 1).index_select(0, positions)  # (n, width)
-    return ChunkedLoss.apply(states, core.lm_head.weight, targets)
+    return ChunkedLoss.apply(states, core.get_output_embeddings().weight, targets)
 
 
 @contextmanager
 def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """Inside, a GPT-2's activations are one kernel each, and each adapted module is one LoraLinear."""
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    blocks = core.transformer.h if core.config.activation_function == "gelu_new" else ()
-    stock = [block.mlp.act for block in blocks]
-    adapted = [layer for layer in adapted_layers(model) if not layer.disable_adapters]
+    """Inside, activations that the family knows are one kernel each, and each plain LoRA module is one LoraLinear.
+
+    What is not known here (another activation, DoRA, a bias on the adapter, ...) keeps transformers' and peft's own
+    forward.
+    """
+    stock = _activations(core_of(model))
+    adapted = [layer for layer in adapted_layers(model) if not layer.disable_adapters and is_plain_lora(layer)]
     try:
-        for block in blocks:
-            block.mlp.act = torch.nn.GELU(approximate="tanh")
+        for owner, name in stock:
+            setattr(owner, name, torch.nn.GELU(approximate="tanh"))
         for layer in adapted:
             layer.forward = partial(adapted_forward, layer)
         yield
     finally:
-        for block, act in zip(blocks, stock, strict=True):
-            block.mlp.act = act
+        for (owner, name), activation in stock.items():
+            setattr(owner, name, activation)
         for layer in adapted:
             layer.__dict__.pop("forward", None)
+
+
+def _activations(core: "PreTrainedModel") -> dict[tuple[torch.nn.Module, str], torch.nn.Module]:
+    """Where the blocks of a base have an activation that torch.nn.GELU(approximate="tanh") is, and what is there."""
+    family = family_of(core.config.model_type)
+    if family is None or family.activation is None:
+        return {}
+    place, name = family.activation
+    if getattr(core.config, "activation_function", None) != name:
+        return {}
+    path, _, leaf = place.rpartition(".")
+    owners = [block.get_submodule(path) for block in family.blocks_of(core)]
+    return {(owner, leaf): getattr(owner, leaf) for owner in owners}
+
+
+def is_plain_lora(layer: "LoraLayer") -> bool:
+    """Whether base(x) + scaling * B A dropout(x) is all that peft's layer computes."""
+    if len(layer.active_adapters) != 1 or layer.merged:
+        return False
+    (name,) = layer.active_adapters
+    if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias.get(name, False):
+        return False
+    dropout = layer.lora_dropout[name]
+    return isinstance(dropout, torch.nn.Identity | torch.nn.Dropout) and _is_known_linear(layer.get_base_layer())
+
+
+def _is_known_linear(module: torch.nn.Module) -> bool:
+    """Whether the lean backward pass knows how a frozen module holds its weight."""
+    return is_conv1d(module) or isinstance(module, torch.nn.Linear)  # of bitsandbytes' modules Linear4bit is one
 
 
 def adapted_layers(model: "PreTrainedModel | PeftModel") -> "list[LoraLayer]":
@@ -181,9 +215,16 @@ def adapter_products(x: torch.Tensor) -> Iterator[None]:
 
 
 def _input_gradient(base: torch.nn.Module, dy: torch.Tensor) -> torch.Tensor:
-    """dy (tokens, outputs) through a frozen Conv1D (weight: inputs x outputs) or a 4-bit linear module."""
+    """dy (tokens, outputs) through a frozen Conv1D (inputs, outputs), nn.Linear (outputs, inputs) or 4-bit module."""
     weight = full_weight(base)
-    return dy.mm(base.weight.T) if weight is None else dy.mm(weight.to(dy.dtype))
+    if weight is not None:
+        return dy.mm(weight.to(dy.dtype))
+    return dy.mm(base.weight.T if is_conv1d(base) else base.weight)
+
+
+def is_conv1d(module: torch.nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D, whose weight is (inputs, outputs)."""
+    return isinstance(module, Conv1D)
 
 
 def full_weight(module: torch.nn.Module) -> torch.Tensor | None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from trainables.values.config import TARGETS, TrialConfig
+from trainables.models.families import FAMILIES, ordered_targets
+from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,10 +57,16 @@ def _lora_config(config: TrialConfig) -> "LoraConfig":
         lora_dropout=config.dropout,
         use_rslora=config.rank_stabilized,
         target_modules=list(config.targets),
-        # bitsandbytes stores GPT-2's Conv1D transposed, as a plain linear layer.
-        fan_in_fan_out=config.precision == "16bit",
+        # bitsandbytes stores a Conv1D transposed, as a plain linear layer.
+        fan_in_fan_out=is_transposed(config),
         task_type="CAUSAL_LM",
     )
+
+
+def is_transposed(config: TrialConfig) -> bool:
+    """Whether the modules that a config adapts hold (inputs, outputs)."""
+    owner = next((family for family in FAMILIES if set(config.targets) <= set(family.targets)), None)
+    return config.precision == "16bit" and owner is not None and owner.is_transposed
 
 
 def detach(model: "PeftModel") -> "PreTrainedModel":
@@ -161,7 +168,7 @@ def read_files(files: Mapping[str, bytes]) -> Weights:
     rank = lora["r"]
     return Weights(
         matrices=load(files["adapter_model.safetensors"]),
-        targets=tuple(target for target in TARGETS if target in lora["target_modules"]),
+        targets=ordered_targets(lora["target_modules"]),
         rank=rank,
         scaling=lora["lora_alpha"] / (sqrt(rank) if lora["use_rslora"] else rank),
     )
