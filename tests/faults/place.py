@@ -15,8 +15,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.verify import checks as verify
 from orchestrator.workers import checkpoints
 from tests.faults.pretend import noted
-from tests.stores import place_store
-from tests.sweeps import PRETEND, Finished, environment
+from tests.support.stores import place_store
+from tests.support.sweeps import PRETEND, Finished, environment
 from trainables.values.config import FINAL_STATES
 from trainables.values.errors import SweepError
 from trainables.values.results import TrialResult

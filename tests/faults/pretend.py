@@ -27,7 +27,7 @@ from orchestrator.cli import app as cli
 from orchestrator.cluster import ray_cluster
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.workers.tune_trainable import Report, Task
-from tests.sweeps import GRID, WORKLOAD, completes, evaluated_on_test, make, similarity, space
+from tests.support.sweeps import GRID, WORKLOAD, completes, evaluated_on_test, make, similarity, space
 from trainables.values.checkpoint import Checkpoint, EngineState
 from trainables.values.config import Workload
 

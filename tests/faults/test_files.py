@@ -19,11 +19,11 @@ from orchestrator.ledger import Ledger
 from orchestrator.tracking.publishing import publish
 from orchestrator.verify import checks as verify
 from orchestrator.workers import checkpoints
-from tests import test_cli
 from tests.faults.place import Place
-from tests.stores import place_store
-from tests.sweeps import GRID, WORKLOAD, Desk, command, completes, make
-from tests.test_data import BAD
+from tests.support.stores import place_store
+from tests.support.sweeps import GRID, WORKLOAD, Desk, command, completes, make
+from tests.unit.orchestrator.cli import test_cli
+from tests.unit.trainables.data.test_data import BAD
 from trainables import demo
 from trainables.data import alpaca
 from trainables.values.config import FINAL_STATES
@@ -155,7 +155,7 @@ def test_a_full_disk_ends_the_sweep_with_its_own_code_and_resume_goes_on_once_th
 def test_nan_at_a_chosen_step_ends_its_trial_there_and_the_next_is_as_on_a_new_worker(bench, small_config, survived):
     import torch
 
-    from tests.sweeps import cost
+    from tests.support.sweeps import cost
     from trainables.trial import Trial
 
     def run(config, *, poison_after: int | None = None) -> list[float]:
@@ -234,7 +234,7 @@ def test_every_bad_command_line_and_file_is_named_at_once_and_without_a_tracebac
 def test_an_unreachable_hub_matters_only_where_nothing_is_cached(tmp_path, survived):
     import pandas
 
-    from tests.hub_server import hub_server
+    from tests.support.hub_server import hub_server
 
     rows = tmp_path / "rows" / "data"
     rows.mkdir(parents=True)
@@ -270,7 +270,7 @@ def test_a_real_trial_whose_worker_is_killed_over_a_damaged_checkpoint_has_the_l
     import psutil
     import torch
 
-    from tests.sweeps import start
+    from tests.support.sweeps import start
     from trainables.trial import Trial
     from trainables.worker_cache import WorkerCache
 

@@ -13,7 +13,7 @@ import typer
 
 from orchestrator.cli import app
 from orchestrator.ledger import Ledger
-from tests.sweeps import REPO, command
+from tests.support.sweeps import REPO, command
 from trainables.values.config import TrialConfig
 from trainables.values.errors import SweepError
 

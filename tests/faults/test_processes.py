@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.faults.pretend import noted
-from tests.sweeps import REPO
+from tests.support.sweeps import REPO
 
 
 def pid_of(place, key: str) -> int:
@@ -215,7 +215,7 @@ def test_a_sweep_whose_ray_head_dies_ends_with_an_error_and_goes_on_after_a_resu
 
 @pytest.mark.slow
 def test_a_node_that_is_removed_in_the_middle_of_a_trial_costs_it_no_more_than_a_rung(place, survived, monkeypatch):
-    from tests.clusters import cluster
+    from tests.support.clusters import cluster
 
     for name, value in {"PYTHONPATH": REPO, "PRETEND_LOG": place.log, "PRETEND_GATE": place.gate}.items():
         monkeypatch.setenv(name, str(value))  # what the nodes are started with, their workers have

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import search_spaces
-from tests.stock_trainer import trainer_losses
+from tests.support.stock_trainer import trainer_losses
 from trainables.cost import memory, predicted_time
 from trainables.data.tokens import IGNORE
 from trainables.models import base_model, lora

@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.driver import sweep
 from orchestrator.workers.tune_trainable import Report, SweepTrainable
-from tests.sweeps import REPO, make, space
+from tests.support.sweeps import REPO, make, space
 
 pytestmark = [
     pytest.mark.gpu,

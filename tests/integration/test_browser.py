@@ -1,0 +1,273 @@
+"""What a person sees: MLflow's pages, the page of figures and the report, in a headless Chromium.
+
+Looks at what was drawn, not only at what was loaded. Screenshots are left in build/screenshots, to be looked at.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+from orchestrator.driver.sweep import SweepResult, result_of
+from orchestrator.figures import gallery as figures
+from orchestrator.figures.style import PRECISION_COLOURS
+from orchestrator.settings import save, sweep_folder
+from orchestrator.tracking.publishing import publish
+from tests.support.stores import place_store
+from tests.support.sweeps import COMMAND, GRID, REPO, WORKLOAD, Desk, completes, cost, environment, make, space
+from trainables.values.results import MemoryBreakdown
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SCREENSHOTS = REPO / "build" / "screenshots"
+SECONDS = 120
+"""That a page may take on a busy machine."""
+LEARNS = space(GRID, parameters=GRID["parameters"] | {"learning_rate": {"values": [1e-4, 1e-3]}})
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium; on Debian: apt-get install chromium")
+
+
+def trains(task):
+    """Rank and learning rate lower the loss, rank and precision raise memory: fronts of both precisions."""
+    config = task.config
+    base, adapter = (50.0 if config.precision == "nf4" else 80.0), 2.0 * config.rank
+    parts = dict.fromkeys(MemoryBreakdown.__dataclass_fields__, 1.0)
+    parts |= {"base_weights_mib": base, "adapter_mib": adapter}
+    seconds = 0.012 if config.precision == "nf4" else 0.010
+    cell = cost(
+        peak_memory_mib=sum(parts.values()),
+        seconds_per_step=seconds,
+        seconds_per_step_p10=seconds,
+        seconds_per_step_p90=seconds,
+        breakdown=MemoryBreakdown(**parts),
+    )
+    loss = 3 - config.rank / 10 - 100 * config.learning_rate
+    for told in completes(task, loss=loss):
+        yield told | {"cost": asdict(cell)}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A finished sweep behind `qlora-sweep ui`.
+
+    Attributes:
+        address: that the command printed.
+        page: of the sweep's run, as the sweep prints it but for the port.
+    """
+
+    root: Path
+    result: SweepResult
+    address: str
+    page: str
+
+    @property
+    def folder(self) -> Path:
+        return sweep_folder("shown", self.root)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory) -> Iterator[Shown]:
+    cwd = tmp_path_factory.mktemp("browser")
+    root = cwd / "mlflow_runs"
+    settings = make(LEARNS, name="shown")
+    folder = sweep_folder("shown", root)
+    save(settings, folder)
+    desk = Desk(folder, settings)
+    for name, value in {"id": "5" * 32, "created_at": time.time() - 60, "workload": asdict(WORKLOAD)}.items():
+        desk.ledger.set_fact(name, value)
+    desk.finish(trains)
+    result = result_of(settings, desk.ledger)
+    desk.ledger.close()
+    place_store(root)
+    printed = publish(settings, root, print, interrupted=False)
+    assert printed is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = cwd / "said"  # a pipe that nobody reads would stop the server
+    command = [*COMMAND, "ui", "--port", str(port)]
+    with said.open("w") as out:
+        server = Popen(command, cwd=cwd, env=environment(), stdout=out, stderr=out, start_new_session=True)
+    try:
+        address = printed_address(said, f"http://127.0.0.1:{port}/")
+        yield Shown(root, result, address, printed.replace(":5000/", f":{port}/"))
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # it would wait for the browser
+        server.wait(timeout=60)
+
+
+def printed_address(said: Path, server: str) -> str:
+    """What `ui` printed, once the server answers there."""
+    end = time.monotonic() + SECONDS
+    while True:
+        try:
+            urllib.request.urlopen(server, timeout=10).close()
+            break
+        except OSError:
+            assert time.monotonic() < end, said.read_text()
+            time.sleep(0.5)
+    address = said.read_text().split("MLflow: ")[1].split()[0]
+    assert address.startswith(server)
+    return address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # root has no sandbox
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that can reach nothing but this machine; at its end nothing else was asked for."""
+    context = browser.new_context(viewport={"width": 1500, "height": 1000})
+    context.set_default_timeout(SECONDS * 1000)
+    asked = []
+
+    def only_here(route):
+        if route.request.url.startswith(("http://127.0.0.1:", "file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            asked.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", only_here)
+    yield context.new_page()
+    context.close()
+    assert not asked
+
+
+def shoot(page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def frame_with(page, selector: str):
+    """The frame that shows an element; MLflow shows an artifact in one of its own."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        for frame in page.frames:
+            if frame.locator(selector).count():
+                return frame
+        page.wait_for_timeout(200)
+    raise AssertionError(f"no frame has {selector}")
+
+
+def n_drawn(frame, figure: str, what: str) -> int:
+    """How many shapes of a kind a figure of the page has drawn, each of some size."""
+    frame.locator(f"#plot-{figure} .main-svg").first.wait_for()
+    return frame.evaluate(
+        "([figure, what]) => [...document.querySelectorAll(`#plot-${figure} ${what}`)]"
+        ".filter(e => e.getBoundingClientRect().width > 0).length",
+        [figure, what],
+    )
+
+
+MARKS = {
+    "rank_memory": ".points path",
+    "memory_breakdown": ".bars path",
+    "similarity": ".points path",
+    "hypervolume": ".points path",
+    "time_memory": ".points path",
+    "loss_time": ".points path",
+    "parallel_coordinates": "canvas",
+    "importance": ".bars path",
+}
+
+
+def assert_all_drawn(frame, result: SweepResult) -> None:
+    """Every figure has its marks; of the front's, as many points as trials and as many rings as members."""
+    n_completed = sum(trial.state == "completed" for trial in result.trials)
+    assert n_drawn(frame, "loss_memory", ".points path") == n_completed
+    rings = [
+        "stroke-width: 0px" not in (style or "")
+        for style in frame.locator("#plot-loss_memory .points path").evaluate_all("es => es.map(e => e.style.cssText)")
+    ]
+    assert sum(rings) == len(result.front.members)
+    found = {figure: n_drawn(frame, figure, what) for figure, what in MARKS.items()}
+    assert all(found.values()), found
+
+
+def test_two_clicks_lead_from_the_experiment_over_the_run_to_the_drawn_front(shown, page):
+    page.goto(shown.address)
+    link = page.get_by_role("link", name="shown", exact=True).first
+    link.wait_for()
+    shoot(page, "1-experiment")
+    link.click()
+    figures_link = page.get_by_role("link", name="All figures, interactive")
+    figures_link.wait_for()
+    shoot(page, "2-run")
+    with page.expect_popup() as opened:
+        figures_link.click()
+    artifact = opened.value
+    frame = frame_with(artifact, "#plot-loss_memory .main-svg")
+    assert_all_drawn(frame, shown.result)
+    frame.locator("#loss_memory").evaluate("e => e.scrollIntoView()")
+    artifact.wait_for_timeout(500)
+    shoot(artifact, "3-figures-in-mlflow")
+
+
+def test_one_click_from_the_printed_address_shows_the_best_rank_for_each_budget_and_the_front(shown, page):
+    page.goto(shown.page)
+    page.get_by_text("Show more").first.click()
+    page.get_by_role("heading", name="Which rank for which memory").wait_for()
+    rows = page.locator("table", has_text="budget from").first.locator("tbody tr")
+    cells = [row.split("\t") for row in rows.all_inner_texts()]
+    least = min(t.history[-1].peak_memory_mib for t in shown.result.front.members)
+    assert [float(row[0]) for row in cells] == sorted(float(row[0]) for row in cells)
+    assert float(cells[0][0]) == pytest.approx(least, abs=0.05)
+    assert cells[-1][2] == "4"  # the highest rank has the lowest loss
+    picture = page.locator("img[src*='get-artifact']")
+    picture.scroll_into_view_if_needed()
+    page.wait_for_function("e => e.complete && e.naturalWidth > 0", arg=picture.element_handle())
+    for colour in PRECISION_COLOURS.values():
+        assert n_pixels(picture, colour)[0] > 20
+    shoot(page, "4-description")
+
+
+def test_the_page_of_figures_draws_without_any_server(shown, page):
+    page.goto((shown.folder / figures.PAGE).as_uri())
+    assert_all_drawn(page, shown.result)
+    shoot(page, "5-figures")
+
+
+def test_the_reports_pictures_show_points_of_both_precisions(shown, page):
+    page.goto((shown.folder / "report.html").as_uri())
+    images = page.locator("img")
+    assert images.count() == len(figures.IN_REPORT)
+    for colour in PRECISION_COLOURS.values():
+        in_rank, in_loss, *_ = n_pixels(images, colour)
+        assert min(in_rank, in_loss) > 50
+    page.get_by_role("heading", name="Which rank for which memory").scroll_into_view_if_needed()
+    shoot(page, "6-report")
+    images.nth(1).scroll_into_view_if_needed()
+    shoot(page, "7-report-front")
+
+
+def n_pixels(images, colour: str) -> list[int]:
+    """Of each image, how many pixels have a colour, be it a little faded."""
+    return images.evaluate_all(N_PIXELS, [int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+
+
+N_PIXELS = """(images, colour) => images.map(image => {
+    const canvas = Object.assign(document.createElement("canvas"),
+                                 {width: image.naturalWidth, height: image.naturalHeight});
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    const {data} = context.getImageData(0, 0, canvas.width, canvas.height);
+    let n = 0;
+    for (let i = 0; i < data.length; i += 4)
+        if (colour.every((value, k) => Math.abs(data[i + k] - value) < 60)) n++;
+    return n;
+})"""

@@ -1,0 +1,175 @@
+"""Which one config: the best, the knee, either within a memory budget, and the nearest where none counts."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import settings as settings_file
+from orchestrator.analysis.choice import BEST, KNEE, best, choose, knee, mib_of, stairs
+from orchestrator.analysis.front import front_of
+from orchestrator.analysis.infeasible import nothing_counts
+from orchestrator.report import export
+from orchestrator.report.content import report_of
+from orchestrator.settings import sweep_folder
+from tests.support.sweeps import (
+    GRID,
+    WORKLOAD,
+    Desk,
+    breaks,
+    command,
+    completes,
+    cost,
+    make,
+    measurement,
+    similarity,
+    space,
+    trial,
+)
+from trainables.values.config import TrialConfig
+from trainables.values.errors import ConfigError
+
+OBJECTIVES = ("peak_memory_mib", "eval_loss_nats")
+ASKED = make(objectives=OBJECTIVES)
+POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8)
+
+
+def at(points, factor: float = 1.0):
+    return [
+        trial(n, history=(measurement(200, float(y), peak_memory_mib=x * factor),)) for n, (x, y) in enumerate(points)
+    ]
+
+
+def within(trials, budget: float):
+    return [trial for trial in trials if trial.history[-1].peak_memory_mib <= budget]
+
+
+def costly(task) -> Iterator[dict]:
+    """Half as much again for twice the rank, and as much less loss for each."""
+    peaks = {1: 1.0, 2: 2.0, 4: 9.0}
+    for told in completes(task, loss=2.0 - task.config.rank / 10):
+        yield told | {"cost": asdict(cost(peak_memory_mib=peaks[task.config.rank]))}
+
+
+@given(POINTS, st.sampled_from([1.0, 1024.0]))
+def test_the_knee_is_the_member_nearest_to_the_ideal_whatever_the_unit(points, factor):
+    front = front_of(at(points, factor), ASKED)
+    on = [points[m.number] for m in front.members]
+    least, most = [min(c) for c in zip(*on, strict=True)], [max(c) for c in zip(*on, strict=True)]
+
+    def away(point):
+        return sum(((v - a) / (b - a or 1)) ** 2 for v, a, b in zip(point, least, most, strict=True)) ** 0.5
+
+    assert away(points[knee(front).number]) == pytest.approx(min(map(away, on)))
+
+
+@given(POINTS, st.integers(0, 10))
+def test_the_last_stair_that_fits_is_the_best_within_any_budget(points, budget):
+    trials = at(points)
+    steps = [trial for trial in stairs(trials) if trial.history[-1].peak_memory_mib <= budget]
+    assert (steps[-1] if steps else None) == best(within(trials, budget))
+
+
+def test_an_empty_front_has_no_knee():
+    assert knee(front_of([], ASKED)) is None
+
+
+@given(POINTS, st.integers(0, 10))
+def test_the_best_within_a_budget_has_the_lowest_loss_of_all_that_fit_and_the_knee_is_of_their_front(points, budget):
+    trials, fits = at(points), [(y, x) for x, y in points if x <= budget]
+    if not fits:
+        with pytest.raises(ConfigError, match=f"the least that a trial of 't' needs is {min(x for x, _ in points)}"):
+            choose(trials, ASKED, None, max_memory_mib=float(budget))
+        return
+    last = choose(trials, ASKED, None, max_memory_mib=float(budget)).trial.history[-1]
+    assert (last.eval_loss_nats, last.peak_memory_mib) == min(fits)
+    at_knee = choose(trials, ASKED, None, max_memory_mib=float(budget), at_knee=True)
+    assert at_knee.trial == knee(front_of(within(trials, budget), ASKED))
+
+
+@given(POINTS)
+def test_best_report_finalists_and_export_mean_the_same_trial_and_the_same_knee(points):
+    trials = at(points)
+    for asked in (ASKED, make(objectives=("peak_memory_mib",))):  # the second's front need not hold the best
+        found = report_of(asked, trials, {}, lambda config: None)
+        chosen, middle = (choose(trials, asked, None, at_knee=at_knee).trial for at_knee in (False, True))
+        assert found.best_loss == chosen.number
+        assert found.knee == middle.number
+        assert found.finalist(chosen.number), "so that it is evaluated, and the report shows it"
+        assert export.chosen(export.Which(), trials, asked) == (chosen, BEST)
+        assert export.chosen(export.Which(at_knee=True), trials, asked) == (middle, KNEE)
+
+
+def test_a_trial_that_keeps_no_similarity_was_pruned_or_is_another_seed_is_never_the_best():
+    nf4 = TrialConfig(precision="nf4", rank=4, alpha=8)
+    low = {"history": (measurement(200, 0.1),)}
+    others = [
+        trial(1, config=nf4, similarity=similarity(0.5), **low),
+        trial(2, config=nf4, **low),
+        trial(3, state="pruned", reason="too high", **low),
+        trial(4, origin="replicate", **low),
+    ]
+    assert choose([trial(0), *others], ASKED, None).trial.number == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"), [("2GiB", 2048), ("1.5 GiB", 1536), ("800mib", 800), ("1GB", 953.674), ("1048576B", 1)]
+)
+def test_a_size_is_read_with_its_unit(text, mib):
+    assert mib_of(text) == pytest.approx(mib, rel=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "2", "GiB", "-2GiB", "0GiB", "2 apples", "nanGiB", "1e999GiB"])
+def test_a_size_that_says_nothing_is_refused_by_name(text):
+    with pytest.raises(ConfigError, match="max_memory must be a size such as 2GiB"):
+        mib_of(text)
+
+
+def test_best_names_the_lowest_validation_loss_and_the_knee_only_where_it_is_asked_for(tmp_path):
+    root = tmp_path / "mlflow_runs"
+    asked = make(GRID, name="a")
+    settings_file.save(asked, sweep_folder("a", root))
+    desk = Desk(sweep_folder("a", root), asked)
+    desk.ledger.set_fact("workload", asdict(WORKLOAD))
+    desk.finish(costly)
+    desk.ledger.close()
+    found = command("best", "a", "--json", cwd=tmp_path).json
+    assert (found["config"]["rank"], found["why"]) == (4, BEST)
+    assert found["values"]["eval_loss_nats"] == pytest.approx(1.6)
+    within_3 = command("best", "--max-memory", "3MiB", cwd=tmp_path)
+    assert within_3.out.startswith(f"trial 2: {BEST}, of those that need at most 3.0 MiB\n")
+    at_knee = command("best", "a", "--knee", "--json", cwd=tmp_path).json
+    assert (at_knee["config"]["rank"], at_knee["why"]) == (2, KNEE)
+    assert command("best", "a", "--max-memory", "2", cwd=tmp_path).code == 2
+
+
+# --- nothing counts
+
+
+def test_where_no_trial_keeps_the_similarity_the_nearest_is_named():
+    nf4 = TrialConfig(precision="nf4", rank=4, alpha=8)
+    found = [trial(n, config=nf4, similarity=similarity(c)) for n, c in enumerate((0.6, 0.8, 0.7))]
+    said = nothing_counts(found, make(min_similarity=0.9), lambda config: None)
+    assert "min_similarity 0.9" in said
+    assert "trial 1 (nf4, rank 4" in said
+    assert "at least 0.8000" in said
+    assert nothing_counts([*found, trial(3)], make(min_similarity=0.9), lambda config: None) is None
+
+
+def test_where_nothing_fits_the_device_the_one_that_needs_least_is_named():
+    sizes = (64, 8, 16)
+    configs = [TrialConfig(precision="nf4", rank=rank, alpha=8) for rank in sizes]
+    found = [trial(n, config=c, state="refused", history=(), reason=f"needs {c.rank}") for n, c in enumerate(configs)]
+    said = nothing_counts(found, make(), lambda config: float(config.rank))
+    assert said.startswith("No trial completed: 3 do not fit the device.")
+    assert "trial 1 (nf4, rank 8" in said
+
+
+def test_a_sweep_whose_trials_all_broke_says_how_and_an_unfinished_one_says_nothing(tmp_path):
+    desk = Desk(tmp_path, make(space(GRID)))
+    assert nothing_counts(desk.ledger.trials(), desk.settings, lambda config: None) is None
+    desk.finish(breaks)
+    said = nothing_counts(desk.ledger.trials(), desk.settings, lambda config: None)
+    assert said == "No trial has all the objectives (6 diverged). The last reason: diverged here."

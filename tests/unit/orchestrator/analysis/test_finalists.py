@@ -1,0 +1,122 @@
+"""Which trials get seed replicates, and which runs those need."""
+
+from collections import Counter
+from dataclasses import replace
+
+from orchestrator.analysis.finalists import finalists, other_seeds, runs_of, to_evaluate, under_seeds, wanted
+from orchestrator.analysis.front import front_of
+from tests.support.sweeps import GRID, Desk, breaks, completes, make, measurement, similarity, trial
+from trainables.values.config import TrialConfig
+
+NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
+SETTINGS = make(objectives=("eval_loss_nats",))
+
+
+def lossy(number: int, loss: float, **values):
+    return trial(number, history=(measurement(200, loss),), **values)
+
+
+def test_seeds_follow_each_other_and_wrap_at_the_largest():
+    config = replace(NF4, seed=2**32 - 2)
+    assert [c.seed for c in under_seeds(config, 3)] == [2**32 - 1, 0, 1]
+
+
+def test_the_best_compared_4_bit_trial_is_a_finalist_where_none_is_on_the_front():
+    on_front = lossy(0, 1.0)
+    worse = [lossy(n, loss, config=replace(NF4, rank=n), similarity=similarity()) for n, loss in ((1, 3.0), (2, 2.0))]
+    alone = lossy(3, 1.5, config=replace(NF4, rank=8))  # never compared
+    assert [t.number for t in finalists([on_front, *worse, alone], SETTINGS)] == [0, 2]
+
+
+def test_with_repeats_the_best_trial_of_each_precision_and_rank_is_a_finalist():
+    configs = [TrialConfig(precision="16bit", rank=rank, alpha=a) for rank in (1, 2) for a in (1, 2)]
+    found = [lossy(n, loss, config=c) for n, (c, loss) in enumerate(zip(configs, (4.0, 3.0, 1.0, 2.0), strict=True))]
+    assert [t.number for t in finalists(found, SETTINGS)] == [2]
+    assert [t.number for t in finalists(found, make(objectives=("eval_loss_nats",), finalist_seeds=3))] == [1, 2]
+
+
+def test_seed_replicates_make_no_finalist():
+    luckier = [lossy(1, 0.1, origin="replicate"), lossy(2, 0.2, origin="baseline replicate")]
+    assert [t.number for t in finalists([lossy(0, 1.0), *luckier], SETTINGS)] == [0]
+
+
+def test_a_4_bit_finalist_wants_its_baseline_under_other_seeds_and_repeats_want_the_finalist_itself():
+    found = [lossy(0, 1.0, config=NF4, similarity=similarity())]
+    runs = wanted(found, make(objectives=("eval_loss_nats",), finalist_seeds=3, baseline_seeds=2))
+    assert [(run.origin, run.config.precision, run.config.seed) for run in runs] == [
+        ("replicate", "nf4", 1),
+        ("replicate", "nf4", 2),
+        ("baseline replicate", "16bit", 1),
+        ("baseline replicate", "16bit", 2),
+    ]
+    assert {replace(run.config, seed=0, precision="nf4") for run in runs} == {NF4}
+
+
+def test_other_seeds_of_a_baseline_are_found_nearest_first_and_not_the_baseline_itself():
+    baseline = NF4.at_other_precision
+    found = [lossy(n, 1.0, config=replace(baseline, seed=seed)) for n, seed in enumerate((0, 3, 1, 2))]
+    assert [t.config.seed for t in other_seeds(trial(9, config=NF4), found, 2)] == [1, 2]
+
+
+def test_a_finalists_runs_begin_with_its_own_and_leave_out_what_did_not_complete():
+    first = lossy(0, 1.0)
+    others = [lossy(n, 1.1, config=replace(first.config, seed=n), origin="replicate") for n in (1, 2)]
+    broken = replace(others[0], state="diverged")
+    settings = make(objectives=("eval_loss_nats",), finalist_seeds=3)
+    assert [t.number for t in runs_of(first, [first, *others], settings)] == [0, 1, 2]
+    assert [t.number for t in runs_of(first, [first, broken, others[1]], settings)] == [0, 2]
+
+
+def test_a_sweep_ends_with_every_finalist_evaluated_and_every_seed_replicates_run_once(tmp_path):
+    desk = Desk(tmp_path, make(GRID, finalist_seeds=3, baseline_seeds=2))
+    desk.finish(lambda task: completes(task, loss=2.0 if task.config.precision == "nf4" else 2.1))
+    trials = desk.ledger.trials()
+    assert all(t.test_evaluation for t in to_evaluate(trials, desk.settings))
+    assert max(Counter(task.key for task in desk.all_asked if task.kind == "train").values()) == 1
+    assert {run.config for run in wanted(trials, desk.settings)} <= {t.config for t in trials}
+    evaluated = [t for t in finalists(trials, desk.settings) if t.config.precision == "nf4"]
+    assert evaluated
+    assert all(t.test_evaluation.comparison for t in evaluated)
+    asked = [task for task in desk.all_asked if task.kind == "evaluate" and task.config.precision == "nf4"]
+    assert all(len(task.replicate_keys) == 2 for task in asked if task.config.seed == 0)
+
+
+def test_a_sweep_that_crashed_after_every_task_evaluates_the_same_trials_and_repeats_nothing(tmp_path):
+    settings = make(GRID, finalist_seeds=2)
+    desks = {}
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        desks[name] = Desk(tmp_path / name, settings)
+    desks["whole"].finish()
+    desk, done = desks["cut"], Counter()
+    while (trial_id := desk.take()) is not None:
+        desk.end(trial_id)
+        done[desk.all_asked[-1].kind, desk.all_asked[-1].key] += 1
+        desk.crash()
+        desk = Desk(tmp_path / "cut", settings)
+    assert desk.searcher.finished
+    assert max(done.values()) == 1
+    ends = [
+        {(t.key, t.state, t.origin, t.test_evaluation is not None) for t in d.ledger.trials()}
+        for d in (desk, desks["whole"])
+    ]
+    assert ends[0] == ends[1]
+
+
+def test_a_test_evaluation_that_fails_is_not_asked_for_again_and_the_sweep_ends(tmp_path):
+    desk = Desk(tmp_path, make(GRID))
+    desk.finish(lambda task: breaks(task, state="oom") if task.kind == "evaluate" else completes(task))
+    evaluated = Counter(task.key for task in desk.all_asked if task.kind == "evaluate")
+    assert evaluated
+    assert set(evaluated.values()) == {1}
+    assert {t.state for t in desk.ledger.trials()} == {"completed"}
+    assert not any(t.test_evaluation for t in desk.ledger.trials())
+
+
+def test_runs_under_other_seeds_are_told_to_nobody_and_are_on_no_front(tmp_path):
+    desk = Desk(tmp_path, make(GRID, finalist_seeds=2))
+    desk.finish(lambda task: completes(task, loss=2.0 if task.config.seed == 0 else 0.1))
+    others = {t.key for t in desk.ledger.trials() if t.config.seed != 0}
+    assert others
+    assert not others & {t.user_attrs.get("key") for t in desk.study.trials}
+    assert not others & front_of(desk.ledger.trials(), desk.settings).keys

@@ -1,0 +1,206 @@
+"""Which trials enter the front, with which values, and what front.json holds."""
+
+import json
+import math
+from dataclasses import replace
+from statistics import median
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.analysis.front import dissimilarity, front_of, losses_of, noise_of, objective_value
+from orchestrator.objectives import DEFAULT, OBJECTIVES
+from tests.support.sweeps import cost, make, measurement, similarity, trial
+from trainables.values.config import State, TrialConfig
+
+SETTINGS = make(min_similarity=0.9)
+CONFIGS = {p: TrialConfig(precision=p, rank=4, alpha=8) for p in ("nf4", "16bit")}
+COSINES = st.sampled_from([0.5, 0.89, 0.9, 0.95, 1.0])
+FEW = st.integers(1, 3).map(float)
+
+
+@st.composite
+def trials(draw):
+    """Trials of any state with few distinct values; some without similarity, or stopped before a measurement."""
+    found = []
+    for number in range(draw(st.integers(0, 8))):
+        history = [
+            measurement(step, draw(FEW), peak_memory_mib=draw(FEW), seconds_per_step=draw(FEW)) for step in (25, 200)
+        ]
+        precision = draw(st.sampled_from(["nf4", "16bit"]))
+        close = draw(st.none() | st.builds(similarity, COSINES, COSINES)) if precision == "nf4" else None
+        state = draw(st.sampled_from(["completed"] * 4 + list(get_args(State))))
+        kept = tuple(history if state == "completed" else history[: draw(st.integers(0, 2))])
+        found.append(trial(number, config=CONFIGS[precision], state=state, history=kept, similarity=close))
+    return found
+
+
+MAXIMISED = {"embedding_cosine", "token_match_rate"}
+NAMES = st.lists(st.sampled_from([*OBJECTIVES]), min_size=1, max_size=4, unique=True).map(tuple)
+
+
+def value_by_hand(t, objective):
+    if objective in ("embedding_cosine", "token_match_rate"):
+        return 1.0 if t.config.precision == "16bit" else getattr(t.similarity.quantized, objective).value
+    return getattr(t.history[-1], objective)
+
+
+def counts(t, min_similarity) -> bool:
+    similar = t.config.precision == "16bit" or (
+        t.similarity and t.similarity.quantized.embedding_cosine.low >= min_similarity
+    )
+    return t.state == "completed" and bool(t.history) and bool(similar)
+
+
+def beats(a, b, objectives) -> bool:
+    """a dominates b, larger being better for the similarities."""
+    pairs = [(value_by_hand(a, o), value_by_hand(b, o), o in MAXIMISED) for o in objectives]
+    return all(x >= y if more else x <= y for x, y, more in pairs) and any(x != y for x, y, _ in pairs)
+
+
+@given(trials(), NAMES)
+def test_the_front_is_made_of_the_undominated_among_the_trials_that_count(found, objectives):
+    counted = [t for t in found if counts(t, 0.9)]
+    expected = {t.key for t in counted if not any(beats(other, t, objectives) for other in counted)}
+    assert front_of(found, make(min_similarity=0.9, objectives=objectives)).keys == expected
+
+
+@given(trials(), NAMES)
+def test_front_json_holds_each_members_values_in_their_own_unit_and_sense(found, objectives):
+    front = front_of(found, make(min_similarity=0.9, objectives=objectives))
+    written = json.loads(json.dumps(front.to_dict(), allow_nan=False))
+    assert list(written) == ["objectives", "epsilon", "reference_point", "hypervolume", "members"]
+    assert written["objectives"] == list(objectives)
+    by_key = {t.key: t for t in found}
+    for member in written["members"]:
+        assert list(member) == ["key", "config", "values"]
+        assert member["values"] == [value_by_hand(by_key[member["key"]], o) for o in objectives]
+        assert TrialConfig.from_dict(member["config"]) == by_key[member["key"]].config
+
+
+@given(trials(), NAMES)
+def test_every_counted_trial_lies_within_the_reference_point(found, objectives):
+    front = front_of(found, make(min_similarity=0.9, objectives=objectives))
+    if not front.members:
+        assert front.reference_point is None
+        assert front.hypervolume == 0
+        return
+    assert front.hypervolume > 0
+    for t in (t for t in found if counts(t, 0.9)):
+        for objective, corner in zip(objectives, front.reference_point, strict=True):
+            value = value_by_hand(t, objective)
+            assert value > corner if objective in MAXIMISED else value < corner
+
+
+@given(trials(), NAMES)
+def test_members_come_best_first_by_the_first_objective(found, objectives):
+    front = front_of(found, make(min_similarity=0.9, objectives=objectives))
+    firsts = [value_by_hand(member, objectives[0]) for member in front.members]
+    assert firsts == sorted(firsts, reverse=objectives[0] in MAXIMISED)
+
+
+@pytest.mark.parametrize("state", sorted(set(get_args(State)) - {"completed"}))
+def test_a_trial_that_did_not_complete_never_counts_however_good(state):
+    good = trial(0, state=state, history=(measurement(200, 0.1),))
+    worse = trial(1)
+    assert front_of([good, worse], SETTINGS).keys == {worse.key}
+    assert front_of([good], SETTINGS).members == ()
+
+
+def test_a_4_bit_trial_without_similarity_never_counts():
+    lone = trial(0, config=CONFIGS["nf4"], history=(measurement(200, 0.1),))
+    assert front_of([lone, trial(1)], make(min_similarity=0)).keys == {trial(1).key}
+
+
+def test_a_4_bit_trial_counts_from_the_similarity_asked_for_upwards():
+    at = {c: trial(n, config=CONFIGS["nf4"], similarity=similarity(c)) for n, c in enumerate((0.89, 0.9, 0.91))}
+    assert front_of(list(at.values()), SETTINGS).keys == {at[0.9].key, at[0.91].key}
+
+
+def test_a_16_bit_trial_is_its_own_baseline():
+    own = trial(0)
+    assert [objective_value(own, o) for o in sorted(MAXIMISED)] == [1.0, 1.0]
+    assert dissimilarity(own, 0.9) == pytest.approx(-0.1)
+
+
+def test_a_maximised_objective_changes_sign_exactly_once():
+    nf4 = trial(0, config=CONFIGS["nf4"], similarity=similarity(0.97, match=0.25))
+    assert losses_of(nf4, ("embedding_cosine", "token_match_rate", "eval_loss_nats")) == (-0.97, -0.25, 2.0)
+    front = front_of([nf4], make(objectives=("embedding_cosine",)))
+    assert front.to_dict()["members"][0]["values"] == [0.97]
+    assert front.reference_point == (pytest.approx(0.97 - 0.1 * 0.97),)
+    assert front.hypervolume == pytest.approx(0.1 * 0.97)
+
+
+def test_a_trial_with_a_value_that_is_absent_or_not_finite_has_no_losses():
+    assert losses_of(trial(0, history=()), DEFAULT) is None
+    assert losses_of(trial(0, history=(measurement(200, math.nan),)), DEFAULT) is None
+    assert losses_of(trial(0, config=CONFIGS["nf4"]), ("embedding_cosine",)) is None
+
+
+def test_the_last_measurement_is_the_one_that_counts():
+    early = trial(0, history=(measurement(100, 1.0), measurement(200, 3.0)))
+    assert objective_value(early, "eval_loss_nats") == 3.0
+
+
+def test_equal_trials_both_stay_and_a_worse_one_does_not_move_the_front():
+    twice = [trial(0), replace(trial(0), key="b" * 64, number=1)]
+    assert len(front_of(twice, SETTINGS).members) == 2
+    worse = trial(2, history=(measurement(200, 9.0),))
+    assert front_of([*twice, worse], SETTINGS).keys == front_of(twice, SETTINGS).keys
+
+
+# --- noise decides no dominance
+
+
+def timed(number: int, rank: int, spread: float, **values):
+    """A trial of rank's cost key, whose timed steps lay so many seconds apart (10th to 90th percentile)."""
+    config = TrialConfig(precision="16bit", rank=rank, alpha=8)
+    seconds = cost(seconds_per_step_p10=1.0, seconds_per_step_p90=1.0 + spread)
+    return trial(number, **{"config": config, "cost": seconds, **values})
+
+
+SPREADS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 8)), max_size=8)
+ORIGINS = ("search", "baseline", "baseline replicate", "replicate")
+
+
+@given(SPREADS, st.lists(st.sampled_from(ORIGINS), min_size=8, max_size=8), NAMES)
+def test_noise_is_the_median_spread_of_the_candidates_costs_and_of_time_alone(cells, origins, objectives):
+    """Spreads are whole 64ths; all trials of one cell share its cost."""
+    by_rank = dict(cells)
+    found = [
+        timed(n, rank, by_rank[rank] / 64, origin=origin)
+        for n, ((rank, _), origin) in enumerate(zip(cells, origins, strict=False))
+    ]
+    counted = sorted({t.config.rank for t in found if t.is_of_search})
+    expected = median(by_rank[rank] / 64 for rank in counted) if counted else 0.0
+    by_objective = dict(zip(objectives, noise_of(found, objectives), strict=True))
+    assert by_objective == {o: expected if o == "seconds_per_step" else 0.0 for o in objectives}
+
+
+@pytest.mark.parametrize("state", sorted(set(get_args(State)) - {"completed"}))
+def test_a_trial_that_did_not_complete_makes_no_noise(state):
+    assert noise_of([timed(0, 1, 0.5), timed(1, 2, 4.0, state=state)], ("seconds_per_step",)) == (0.5,)
+    assert noise_of([timed(0, 1, 0.5, cost=None)], ("seconds_per_step",)) == (0.0,)
+
+
+TIMED = make(objectives=("eval_loss_nats", "seconds_per_step"))
+
+
+@pytest.mark.parametrize(("slower_by", "stays"), [(0.25, True), (0.5, True), (0.75, False)])
+def test_a_trial_slower_by_no_more_than_the_noise_stays_on_the_front(slower_by, stays):
+    fast = timed(0, 1, 0.5, history=(measurement(200, 2.0, seconds_per_step=1.0),))
+    slow = timed(1, 2, 0.5, history=(measurement(200, 2.0, seconds_per_step=1.0 + slower_by),))
+    front = front_of([fast, slow], TIMED)
+    assert front.epsilon == (0.0, 0.5)
+    assert front.to_dict()["epsilon"] == [0.0, 0.5]
+    assert (slow.key in front.keys) == stays
+    assert fast.key in front.keys
+
+
+def test_noise_of_time_spares_no_trial_of_a_higher_loss():
+    good = timed(0, 1, 0.5, history=(measurement(200, 2.0, seconds_per_step=1.0),))
+    bad = timed(1, 2, 0.5, history=(measurement(200, 2.001, seconds_per_step=1.75),))
+    assert front_of([good, bad], TIMED).keys == {good.key}

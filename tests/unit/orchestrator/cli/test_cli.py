@@ -1,0 +1,322 @@
+"""Bad command lines and files: an exit code, the field by name, no traceback, at once."""
+
+import errno
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from time import sleep
+
+import pytest
+
+from orchestrator import settings as settings_file
+from orchestrator.cli import app
+from orchestrator.driver import sweep
+from orchestrator.tracking import ui
+from tests.support.sweeps import command, make
+from trainables.values.errors import ConfigError
+
+SPACE = """
+parameters: {{rank: {{values: [{rank}]}}, precision: {{values: [{precision}]}}}}
+fixed: {{alpha: 8, learning_rate: {rate}, targets: [{target}]}}
+"""
+GOOD = {"rank": "2", "precision": "nf4", "rate": "1.0e-4", "target": "attn.c_attn"}
+ROW = {"instruction": "Say hello.", "input": "", "output": "Hello."}
+
+BAD_SETTINGS = {
+    "an unknown space": (["--space", "parto"], ["SPACE", "did you mean 'pareto'"]),
+    "an unknown flag": (["--trails", "3"], ["--trials"]),
+    "no trials": (["--trials", "0"], ["n_trials", "got 0"]),
+    "no steps": (["--steps", "0"], ["max_steps", "got 0"]),
+    "a name that leaves its folder": (["--name", "../x"], ["NAME", "'../x'"]),
+    "a similarity over 1": (["--min-similarity", "1.5"], ["min_similarity", "1.5"]),
+    "an unknown objective": (["--objective", "eval_loss"], ["objective", "did you mean 'eval_loss_nats'"]),
+    "more GPUs than there are": (["--gpus-per-trial", "4"], ["gpus_per_trial", "4", "0 GPUs"]),
+    "an unknown device": (["--device", "tpu"], ["device", "tpu"]),
+    "an address without a port": (["--address", "somewhere"], ["ADDRESS", "HOST:PORT"]),
+    "money without a price": (["--device", "cuda", "--max-usd", "5"], ["max_usd", "usd_per_gpu_hour"]),
+    "GPU-hours without a GPU": (["--max-gpu-hours", "2"], ["max_gpu_hours", "max_hours"]),
+    "too few trials to be flat": (["--trials", "3", "--stop-when-flat"], ["stop_when_flat", "n_trials is 3"]),
+    "an unknown sampler": (["--sampler", "nsga"], ["sampler", "did you mean 'nsga2'"]),
+    "a grid over a range": (["--sampler", "grid"], ["method grid", "learning_rate"]),
+    "a warm start from nothing": (["--warm-start", "first"], ["no sweep 'first'"]),
+    "a folder without a config": (["--base-model", "."], ["BASE_MODEL", "config.json"]),
+}
+BAD_SPACES = {
+    "rank 0": ({"rank": "0"}, ["rank", "got 0"]),
+    "a negative rank": ({"rank": "-2"}, ["rank", "got -2"]),
+    "rank 1.5": ({"rank": "1.5"}, ["rank", "got 1.5"]),
+    "8 bits": ({"precision": "8bit"}, ["precision", "'8bit'"]),
+    "a learning rate that is no number": ({"rate": ".nan"}, ["learning_rate", "nan"]),
+    "a bare c_proj": ({"target": "c_proj"}, ["targets", "did you mean"]),
+}
+BAD_DATA = {
+    "missing.json": (None, "no file"),
+    "empty.json": (b"", "is empty"),
+    "truncated.json": (json.dumps([ROW] * 9).encode()[:-9], "truncated"),
+    "latin.json": ('[{"instruction": "na\u00efve"}]'.encode("latin-1"), "not UTF-8"),
+    "bad.json": (json.dumps([ROW] * 9 + [ROW | {"output": None}]).encode(), "1 with output null"),
+    "few.json": (json.dumps([ROW]).encode(), "1384"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_a_bad_setting_is_named_with_exit_code_2(case, tmp_path):
+    arguments, words = BAD_SETTINGS[case]
+    finished = command("run", *arguments, cwd=tmp_path)
+    assert finished.code == 2, finished.err
+    assert all(word in finished.err for word in words), finished.err
+    assert "Traceback" not in finished.err
+    assert not finished.out
+    assert finished.seconds < 5
+
+
+@pytest.mark.parametrize("case", BAD_SPACES)
+def test_a_bad_value_in_a_space_is_named_with_exit_code_2(case, tmp_path):
+    changes, words = BAD_SPACES[case]
+    (tmp_path / "mine.yaml").write_text(SPACE.format(**GOOD | changes))
+    finished = command("run", "--space", "mine.yaml", cwd=tmp_path)
+    assert finished.code == 2, finished.err
+    assert all(word in finished.err for word in words), finished.err
+    assert "Traceback" not in finished.err
+    assert finished.seconds < 5
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_a_bad_data_file_is_named_with_exit_code_3(name, tmp_path):
+    content, words = BAD_DATA[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    finished = command("run", "--data", name, cwd=tmp_path)
+    assert finished.code == 3, finished.err
+    assert name in finished.err or "too few rows" in finished.err
+    assert words in finished.err.replace(",", ""), finished.err
+    assert "Traceback" not in finished.err
+    assert finished.seconds < 10
+
+
+def test_an_unreachable_hub_ends_within_10_seconds_and_says_how_to_give_a_folder(tmp_path):
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf")}
+    finished = command("run", "--base-model", "some/model", "--data", "some/rows", cwd=tmp_path, **nowhere)
+    assert finished.code == 5, finished.err
+    assert "DATA=" in finished.err
+    assert "Traceback" not in finished.err
+    assert finished.seconds < 10
+
+
+NO_GPU = ["--device", "cuda", "--data", "missing.json", "--base-model", "missing"]
+
+
+@pytest.mark.parametrize("verb", ["run", "sensitivity"])
+def test_a_gpu_that_is_not_there_is_said_before_the_data_and_leaves_nothing(verb, tmp_path):
+    finished = command(verb, *NO_GPU, cwd=tmp_path)
+    assert finished.code == 2, finished.err
+    assert finished.err.startswith("error: device is 'cuda', but there is no GPU here")
+    assert len(finished.err.splitlines()) == 1
+    assert not os.listdir(tmp_path)
+
+
+def test_a_sweep_on_a_gpu_elsewhere_can_be_planned_and_resumed_only_where_one_is(tmp_path):
+    assert command("run", "--device", "cuda", "--dry-run", cwd=tmp_path).code == 0
+    settings_file.save(make(device="cuda"), settings_file.sweep_folder("t", tmp_path / "mlflow_runs"))
+    resumed = command("resume", "t", cwd=tmp_path)
+    assert resumed.code == 2, resumed.err
+    assert "there is no GPU here" in resumed.err
+
+
+REFUSED = {
+    "bad rows": (3, ["--data", "missing.json"]),
+    "a cluster that is away": (5, ["--address", "127.0.0.1:1", "--device", "cpu"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_start_leaves_no_folder_and_an_empty_one_as_it_was(case, tmp_path):
+    code, arguments = REFUSED[case]
+    assert command("run", "--name", "t", *arguments, cwd=tmp_path).code == code
+    assert not os.listdir(tmp_path)
+    (tmp_path / "mlflow_runs" / "sweeps" / "other").mkdir(parents=True)
+    assert command("run", "--name", "t", *arguments, cwd=tmp_path).code == code
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["mlflow_runs", "sweeps", "other"]
+
+
+def test_of_many_starts_that_end_in_a_refusal_one_at_a_time_holds_the_folder(tmp_path):
+    folder, inside, most = tmp_path / "sweeps" / "t", [], []
+
+    def start(_):
+        with suppress(ConfigError), sweep.owned(folder):  # the error of the others is tested where two sweeps run
+            inside.append(1)
+            sleep(0.001)
+            most.append(len(inside))
+            inside.pop()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(start, range(200)))
+    assert set(most) == {1}
+    assert not folder.exists()
+
+
+def a_file(root):
+    root.write_text("mine")
+
+
+def a_link_to_nowhere(root):
+    root.symlink_to("/nowhere")
+
+
+def a_link_to_what_takes_no_folders(root):
+    root.symlink_to("/proc")
+
+
+def a_file_for_its_sweeps(root):
+    root.mkdir()
+    (root / "sweeps").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [a_file, a_link_to_nowhere, a_link_to_what_takes_no_folders, a_file_for_its_sweeps],
+    ids=lambda f: f.__name__,
+)
+def test_a_state_folder_that_nobody_can_write_is_one_line_with_exit_code_2(place, tmp_path):
+    place(tmp_path / "mlflow_runs")
+    finished = command("run", "--trials", "2", cwd=tmp_path)
+    assert finished.code == 2, finished.err
+    (error,) = [line for line in finished.err.splitlines() if line.startswith("error: ")]
+    assert error == finished.err.splitlines()[-1]
+    assert "mlflow_runs" in error
+    assert "cannot be used" in error
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EROFS, 2), (errno.EACCES, 2), (errno.ENOSPC, 4), (errno.EDQUOT, 4)]
+)
+def test_a_path_that_cannot_be_written_is_named_by_every_command(number, code, capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+
+    def work():
+        raise OSError(number, os.strerror(number), "report.md")
+
+    with pytest.raises(SystemExit) as ended:
+        app.main(work)
+    assert ended.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "report.md" in line
+
+
+def test_a_fault_that_no_user_can_mend_keeps_its_traceback(monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        app.main(lambda: os.close(10_000))
+
+
+def test_an_address_where_nothing_listens_is_unreachable(tmp_path):
+    finished = command("run", "--address", "127.0.0.1:1", cwd=tmp_path)
+    assert finished.code == 5, finished.err
+    assert "127.0.0.1:1" in finished.err
+    assert finished.seconds < 10
+
+
+@pytest.mark.parametrize("verb", ["resume", "status", "sync"])
+def test_an_unknown_sweep_is_named(verb, tmp_path):
+    finished = command(verb, "nothing", cwd=tmp_path)
+    assert finished.code == 2
+    assert "no sweep 'nothing'" in finished.err
+
+
+def test_a_dry_run_says_the_first_configs_and_writes_nothing(tmp_path):
+    finished = command("run", "--dry-run", "--json", "--trials", "3", cwd=tmp_path)
+    assert finished.code == 0, finished.err
+    assert len(finished.json["first_configs"]) == 3
+    assert finished.json["settings"]["n_trials"] == 3
+    assert not os.listdir(tmp_path)
+
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192}
+IMPORTED = (
+    *(sys.executable, "-c"),
+    "import sys; from orchestrator import cli\ntry: cli.main()\nfinally: print({'ray', 'torch'} & set(sys.modules))",
+)
+"""The command, which then says what of these it has imported."""
+
+
+@pytest.mark.parametrize("verb", [("run",), ("run", "--dry-run"), ("sensitivity",)], ids="-".join)
+def test_a_base_of_another_architecture_is_refused_by_its_model_type_before_ray_or_torch_is_imported(verb, tmp_path):
+    (tmp_path / "base").mkdir()
+    for name, text in {"config.json": json.dumps(LLAMA), "tokenizer.json": "{}", "model.safetensors": ""}.items():
+        (tmp_path / "base" / name).write_text(text)
+    refused = command(*verb, "--base-model", "base", cwd=tmp_path, program=IMPORTED)
+    assert refused.code == 2, refused.err
+    assert refused.err.startswith("error: BASE_MODEL: model_type 'llama'"), refused.err
+    assert "(have: gpt2)" in refused.err
+    assert refused.out == "set()\n"
+    assert refused.seconds < 5
+    assert os.listdir(tmp_path) == ["base"]
+
+
+def test_a_dry_run_reads_the_rows_of_a_file(tmp_path):
+    (tmp_path / "few.json").write_text(json.dumps([ROW]))
+    finished = command("run", "--dry-run", "--data", "few.json", cwd=tmp_path)
+    assert (finished.code, finished.out) == (3, ""), finished.err
+    assert "too few rows" in finished.err
+
+
+def test_a_dry_run_says_in_one_line_what_only_the_hub_could_tell(tmp_path):
+    finished = command("run", "--dry-run", "--base-model", "some/model", cwd=tmp_path)
+    assert finished.code == 0, finished.err
+    (line,) = [line for line in finished.err.splitlines() if "not checked" in line]
+    assert "base model some/model and data tatsu-lab/alpaca" in line
+
+
+def test_without_a_gpu_one_line_says_that_this_is_the_demo_and_what_a_gpu_would_run(tmp_path):
+    finished = command("run", "--dry-run", cwd=tmp_path)
+    (line,) = [line for line in finished.err.splitlines() if "demo" in line]
+    assert "GPT-2 Medium on Alpaca" in line
+    assert "32 trials of 200 steps" in line
+
+
+@pytest.fixture
+def busy() -> Iterator[int]:
+    """A port of this machine that something listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("port", "said"), [("0", "got 0"), ("70000", "got 70000"), ("-1", "got -1"), ("busy", "in use")]
+)
+@pytest.mark.parametrize("pages", ["mlflow", "optuna"])
+def test_a_port_that_nothing_can_listen_on_is_named_before_the_server_begins(pages, port, said, busy, tmp_path):
+    settings_file.save(make(), settings_file.sweep_folder("t", tmp_path / "mlflow_runs"))
+    (tmp_path / "mlflow_runs" / "mlflow.db").touch()
+    which = ["t", "--optuna"] if pages == "optuna" else []
+    finished = command("ui", *which, "--port", port.replace("busy", str(busy)), cwd=tmp_path)
+    assert finished.code == 2, finished.err
+    (line,) = finished.err.splitlines()
+    assert line.startswith("error: PORT")
+    assert said in line
+
+
+def test_a_port_that_is_free_again_is_not_refused(busy):
+    with pytest.raises(ConfigError, match=f"127.0.0.1:{busy} .*choose another PORT"):
+        ui.refuse_port("127.0.0.1", busy)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as caller:
+        free = server.getsockname()[1]
+        server.accept()[0].close()  # the server's end is closed first, so its address waits for a minute
+        assert not caller.recv(1)
+    ui.refuse_port("127.0.0.1", free)
+    ui.refuse_port("localhost", free)
+
+
+def test_a_host_that_is_no_address_is_named():
+    with pytest.raises(ConfigError, match="HOST: 'no such host' is no address"):
+        ui.refuse_port("no such host", 5000)
+
+
+def test_ui_without_a_store_says_what_to_do(tmp_path):
+    finished = command("ui", cwd=tmp_path)
+    assert finished.code == 2
+    assert "run a sweep first" in finished.err

@@ -1,0 +1,160 @@
+"""Progress that a person trusts: what is left, what is in use, what went wrong, how to stop and go on."""
+
+import io
+import time
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from orchestrator import command as hints
+from orchestrator.analysis.status import status_of
+from orchestrator.cli.progress import ProgressDisplay, counted_line, status_view
+from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
+from orchestrator.ledger import Ledger
+from tests.support.sweeps import TPE, Desk, breaks, completes, make, trial
+
+
+def ended(number: int, seconds: float, **values):
+    """One after another, the first at 1000."""
+    begin = 1000.0 + number * seconds
+    return trial(number, started_at=begin, ended_at=begin + seconds, train_seconds=seconds, **values)
+
+
+def running(number: int, since: float):
+    return trial(number, state="running", history=(), started_at=since)
+
+
+def shown(status, memory: str = "") -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(status_view("a", status, memory))
+    return console.file.getvalue()
+
+
+# --- time
+
+
+@given(seconds=st.floats(1, 1e4), n_running=st.integers(1, 4), n_done=st.integers(2, 5), behind=st.floats(0, 1))
+def test_where_all_trials_take_the_same_time_the_time_left_is_the_time_left(seconds, n_running, n_done, behind):
+    settings = make(TPE, n_trials=n_done + 3 * n_running)
+    now = 5000.0
+    trials = [ended(i, seconds) for i in range(n_done)]
+    trials += [running(n_done + i, now - behind * seconds) for i in range(n_running)]
+    found = status_of(trials, settings, now=now)
+    n_left = found.n_expected - n_done
+    assert found.seconds_left == pytest.approx((n_left / n_running - behind) * seconds)
+
+
+def test_before_a_trial_has_ended_no_time_is_claimed():
+    found = status_of([running(0, 1000.0)], make(), now=2000.0)
+    assert found.seconds_left is None
+    assert "left" not in counted_line("a", found)
+
+
+def test_what_the_first_trials_took_to_load_the_base_is_not_expected_of_the_others():
+    """Two workers: both begin at 1000, cold; what follows takes 10 s."""
+    cold = [trial(i, started_at=1000.0, ended_at=1060.0 + i, train_seconds=50.0) for i in range(2)]
+    warm = [trial(i, started_at=1061.0, ended_at=1071.0, train_seconds=9.0) for i in (2, 3)]
+    at_once = [running(4, 1072.0), running(5, 1072.0)]
+    assert status_of([*cold, *at_once], make(TPE, n_trials=10), now=1072.0).seconds_left is None
+    found = status_of([*cold, *warm, *at_once], make(TPE, n_trials=10), now=1072.0)
+    assert found.seconds_left == pytest.approx(10.0 * (found.n_expected - 4) / 2)
+
+
+def test_a_trial_that_takes_longer_than_all_before_never_makes_the_time_negative():
+    trials = [ended(0, 10.0), ended(1, 10.0), running(2, 1020.0)]
+    found = status_of(trials, make(n_trials=3), ended=True, now=1e6)
+    assert found.seconds_left is not None
+    assert found.seconds_left >= 0
+
+
+def test_a_trial_taken_over_from_another_sweep_says_nothing_about_time():
+    reused = trial(0, started_at=1000.0, ended_at=1000.1, reason="reused from b")
+    assert status_of([reused, ended(1, 20.0), ended(2, 20.0), running(3, 1060.0)], make()).seconds_left >= 20.0
+
+
+# --- what else a person sees
+
+
+def test_the_last_error_is_one_line_however_long_and_broken_it_is():
+    faults = [
+        ended(0, 1.0, state="failed", reason="the first"),
+        ended(1, 2.0, state="oom", reason="CUDA out of memory.\n" + "Tried to allocate " * 40),
+    ]
+    lines = [line for line in shown(status_of(faults, make())).splitlines() if "last error" in line]
+    assert len(lines) == 1
+    assert "CUDA out of memory. Tried to allocate" in lines[0]
+
+
+def test_the_view_says_how_to_stop_and_go_on_until_all_is_done():
+    going = status_of([ended(0, 1.0), running(1, 1000.0)], make())
+    assert f"Ctrl-C stops; {hints.command()} resume a goes on" in shown(going)
+    done = status_of([ended(0, 1.0)], make(n_trials=1), finished=True)
+    assert "resume" not in shown(done)
+
+
+class Error(Exception):
+    """NVML's."""
+
+
+def nvml(*memory: tuple[float, float], broken: bool = False):
+    """NVIDIA's library on a machine with GPUs of so many GiB in use and in all."""
+
+    def init() -> None:
+        if broken:
+            raise Error("no driver")
+
+    return SimpleNamespace(
+        NVMLError=Error,
+        nvmlInit=init,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: len(memory),
+        nvmlDeviceGetHandleByIndex=lambda index: memory[index],
+        nvmlDeviceGetMemoryInfo=lambda gpu: SimpleNamespace(used=int(gpu[0] * GIB), total=int(gpu[1] * GIB)),
+    )
+
+
+def test_memory_is_that_of_the_gpus_that_the_sweep_may_use(monkeypatch):
+    library = nvml((1.5, 80.0), (3.0, 80.0))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [gpu.index for gpu in gpu_memory(library)] == [0, 1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert gpu_memory(library) == (GpuMemory(index=1, used_bytes=3 * GIB, total_bytes=80 * GIB),)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_memory(library) == ()
+
+
+def test_memory_in_use_stands_in_the_view_and_nothing_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    status = status_of([running(0, 1000.0)], make())
+    assert "GPU 0: 1.5 of 80.0 GiB in use" in shown(status, text_of(gpu_memory(nvml((1.5, 80.0)))))
+    assert gpu_memory(nvml(broken=True)) == ()
+    assert "memory" not in shown(status, text_of(()))
+
+
+def test_elsewhere_than_on_a_terminal_each_trial_is_a_line_with_what_is_left_after_it(tmp_path):
+    desk = Desk(tmp_path, make(n_trials=6))
+    console = Console(file=io.StringIO(), width=200)
+    display = ProgressDisplay(desk.settings, tmp_path / "ledger.db", console)
+    display.start()
+    try:
+        end = time.monotonic() + 60
+        while not console.file.getvalue():  # what had ended before is not told
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        desk.do(breaks)
+        desk.do(completes)
+    finally:
+        display.stop()
+        desk.ledger.close()
+    first, *lines = console.file.getvalue().splitlines()
+    assert first.startswith(f"Ctrl-C stops; {hints.command()} resume t goes on")
+    ledger = Ledger(tmp_path / "ledger.db", read_only=True)
+    n_ended = sum(t.ended_at is not None for t in ledger.trials())
+    ledger.close()
+    assert sum(line.startswith("trial") for line in lines) == n_ended == 2
+    assert any("diverged here" in line for line in lines)
+    assert lines[-1].startswith("t: search, 2 of ")
+    assert "left" in lines[-1]

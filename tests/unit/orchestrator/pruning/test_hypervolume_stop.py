@@ -1,0 +1,226 @@
+"""Stopping what can no longer add to the front: what a trial can hope for, by hand and as Ray Tune asks."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.driver import sweep
+from orchestrator.objectives import DEFAULT
+from orchestrator.pruning.hypervolume import HypervolumeStop
+from orchestrator.pruning.learning_curves import MIN_CURVES, LearningCurves, measured
+from search_spaces import EarlyTerminate
+from tests.faults.pretend import Worse, connected
+from tests.support.sweeps import REPO, Desk, completes, cost, make, measurement, space, trial
+from tests.unit.orchestrator.pruning.test_pruning import WIDE, shows
+
+RULE = EarlyTerminate(type="hypervolume")
+HYPERVOLUME = {"early_terminate": {"type": "hypervolume"}}
+
+
+def falls(desk: Desk, losses: tuple[float, ...], mib: float, *, protect: bool = False) -> str:
+    """Run a trial with these losses at its rungs; returns its final state."""
+
+    def worker(task):
+        for loss, report in zip(losses, shows(task, loss=losses[-1], mib=mib), strict=True):
+            report["measurement"]["eval_loss_nats"] = report["eval_loss_nats"] = loss
+            yield report
+
+    trial_id = desk.take(worker)
+    if protect:
+        desk.pruner.protected.add(desk.asked[-1].key)
+    desk.end(trial_id)
+    return desk.states[desk.asked[-1].key]
+
+
+@pytest.fixture
+def desk(tmp_path) -> Desk:
+    """Four completed trials; at most a half of the first rung's loss is left at the end."""
+    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME)))
+    for end, mib in ((2.0, 100.0), (1.5, 110.0), (1.2, 120.0), (1.0, 130.0)):
+        assert falls(desk, (2 * end, 1.6 * end, 1.2 * end, end), mib) == "completed"
+    return desk
+
+
+def test_a_trial_whose_most_hopeful_end_is_dominated_is_stopped_at_the_first_rung_and_says_why(desk):
+    assert falls(desk, (9.0, 2.0, 1.0, 0.1), 125.0) == "pruned"
+    stopped = desk.ledger.entry(desk.asked[-1].key).result
+    assert [m.step for m in stopped.history] == [1]
+    assert "hypervolume: at step 1 its most hopeful end" in stopped.reason
+    assert "eval_loss_nats 4.5" in stopped.reason
+
+
+def test_a_trial_that_can_still_get_onto_the_front_goes_on_however_bad_it_looks_now(desk):
+    assert falls(desk, (2.2, 1.7, 1.3, 1.3), 125.0) == "completed", "2.2 / 2 = 1.1 beats 1.2 at 120 MiB"
+
+
+def test_a_later_rung_stops_what_an_earlier_one_let_pass(desk):
+    assert falls(desk, (2.2, 2.1, 2.0, 1.9), 125.0) == "pruned"
+    assert [m.step for m in desk.ledger.entry(desk.asked[-1].key).result.history] == [1, 2]
+
+
+def test_what_alone_is_the_cheapest_goes_on_whatever_its_loss(desk):
+    assert falls(desk, (9.0, 9.0, 9.0, 9.0), 99.0) == "completed"
+
+
+def test_what_costs_more_than_all_before_it_can_still_be_the_one_of_least_loss(desk):
+    falls(desk, (3.2, 2.0, 1.4, 1.28), 140.0, protect=True)  # from now on 0.4 of the first loss can be hoped for
+    assert falls(desk, (2.2, 1.5, 1.1, 0.8), 400.0) == "completed", "0.88 would be the least, beyond the front's costs"
+
+
+def test_a_protected_trial_is_never_stopped(desk):
+    assert falls(desk, (9.0, 9.0, 9.0, 9.0), 125.0, protect=True) == "completed"
+
+
+def test_nothing_is_stopped_before_four_trials_completed(tmp_path):
+    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME)))
+    states = [falls(desk, (loss, loss, loss, loss), 100.0) for loss in (1.0, 9.0, 9.0, 9.0, 9.0)]
+    assert states == ["completed"] * 4 + ["pruned"]
+
+
+def test_a_resumed_sweep_stops_as_if_it_had_never_stopped(desk):
+    folder, asked = desk.folder, desk.settings
+    desk.crash()
+    assert falls(Desk(folder, asked), (9.0, 2.0, 1.0, 0.1), 125.0) == "pruned"
+
+
+def test_trials_of_another_kind_of_device_have_a_front_of_their_own():
+    rule = HypervolumeStop(RULE, 8, DEFAULT)
+    for number, device in enumerate(["T4"] * MIN_CURVES):
+        history = (measurement(1, 2.0), measurement(8, 1.0))
+        rule.learn(trial(number, state="completed", history=history, cost=cost(device=device)))
+    for device, stops in (("T4", True), ("H200", False)):
+        rule.enter("new", measurement(1, 9.0), 0.0, device)
+        assert bool(rule.why_stop(1)) == stops
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 1)), min_size=MIN_CURVES, max_size=12))
+def test_no_completed_trial_did_better_than_it_could_have_hoped_for_and_half_of_them_better_than_typical(curves):
+    known = LearningCurves(("eval_loss_nats",))
+    histories = [(measurement(1, first), measurement(8, first * ratio)) for first, ratio in curves]
+    for history in histories:
+        known.learn(history)
+    ends = np.array([history[-1].eval_loss_nats for history in histories])
+    hopeful, typical = (np.array([f(h[0])[0] for h in histories]) for f in (known.hopeful, known.typical))
+    assert (ends >= hopeful * (1 - 1e-12)).all()
+    assert (ends <= hopeful * (1 + 1e-12)).any()
+    assert (ends <= typical * (1 + 1e-12)).sum() >= len(ends) / 2
+
+
+def test_costs_are_at_the_first_rung_what_they_are_at_the_end():
+    known = LearningCurves(measured(DEFAULT))
+    for _ in range(MIN_CURVES):
+        known.learn((measurement(1, 4.0, peak_memory_mib=7.0), measurement(8, 1.0, peak_memory_mib=7.0)))
+    shown = measurement(1, 2.0, peak_memory_mib=9.0)
+    assert known.hopeful(shown).tolist() == [9.0, shown.seconds_per_step, 0.5]
+
+
+def test_a_history_of_nothing_teaches_nothing_and_an_unknown_rung_has_no_end():
+    known = LearningCurves(("eval_loss_nats",))
+    known.learn(())
+    assert known.hopeful(measurement(1, 1.0)) is known.typical(measurement(1, 1.0)) is None
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Desk:
+    """Two completed 4-bit trials, each with its baseline; a quarter of the first rung's loss is left at the end."""
+    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME | {"fixed": WIDE["fixed"] | {"precision": "nf4"}})))
+    for loss, mib in ((2.0, 100.0), (1.0, 120.0)):
+        for precision in ("nf4", "16bit"):
+            assert falls(desk, (4 * loss, 3 * loss, 2 * loss, loss), mib + 50 * (precision == "16bit")) == "completed"
+            assert desk.asked[-1].config.precision == precision
+    return desk
+
+
+def test_a_4_bit_trial_whose_end_adds_nothing_counts_as_stopped_there_and_gets_no_baseline(pairs):
+    assert falls(pairs, (3.6, 2.7, 1.7, 1.5), 125.0) == "pruned"
+    stopped = pairs.ledger.entry(pairs.asked[-1].key)
+    assert [m.step for m in stopped.result.history] == [1, 2, 4, 8]
+    assert "hypervolume: its end (peak_memory_mib 125, seconds_per_step 1, eval_loss_nats 1.5)" in stopped.result.reason
+    assert "for a 16-bit baseline" in stopped.result.reason
+    assert stopped.adapter_sha256 is None
+    assert pairs.study.trials[-1].values == [125.0, 1.0, 1.5], "the sampler is told what it came to"
+    assert falls(pairs, (2.0, 1.5, 1.0, 0.5), 130.0) == "completed"
+    assert [task.config.precision for task in pairs.asked[-2:]] == ["nf4", "nf4"]
+    assert falls(pairs, (2.0, 1.5, 1.0, 0.5), 180.0) == "completed"
+    assert pairs.asked[-1].config == pairs.asked[-2].config.at_other_precision
+
+
+def test_a_16_bit_trial_completes_whatever_its_end_adds_as_nothing_more_is_spent_on_it(desk):
+    assert falls(desk, (1.9, 1.5, 1.15, 1.35), 135.0) == "completed"
+
+
+def test_runs_under_other_seeds_are_not_compared_with_the_search(tmp_path):
+    asked = make(space(WIDE | HYPERVOLUME | {"fixed": WIDE["fixed"] | {"precision": "nf4"}}), n_trials=1)
+    desk = Desk(tmp_path, asked)
+    for _ in range(2):
+        falls(desk, (4.0, 3.0, 2.0, 1.0), 100.0)
+    desk.finish(lambda task: completes(task, loss=0.01))
+    assert sum(trial.origin == "baseline replicate" for trial in desk.ledger.trials()) == 2
+    (device,) = desk.pruner._own._devices.values()
+    assert device.front[:, -1].tolist() == [1.0]
+
+
+def test_a_resumed_sweep_knows_of_ends_that_added_nothing_what_the_first_one_knew(pairs):
+    for n in range(4):
+        assert falls(pairs, (3.6, 2.7, 1.7, 1.5 + n / 10), 125.0) == "pruned"
+    curves, folder, asked = pairs.pruner._own._curves, pairs.folder, pairs.settings
+    pairs.crash()
+    again = Desk(folder, asked).pruner._own._curves
+    assert {step: sorted(ratios) for step, ratios in again._ratios.items()} == {
+        step: sorted(ratios) for step, ratios in curves._ratios.items()
+    }
+
+
+def test_the_sampler_is_told_where_a_stopped_trial_would_have_come_to(desk):
+    falls(desk, (9.0, 2.0, 1.0, 0.1), 125.0)
+    last = desk.study.trials[-1]
+    assert last.state.name == "COMPLETE"
+    assert last.values[0] == 125.0
+    assert last.values[2] == pytest.approx(4.5)
+    assert desk.ledger.entry(desk.asked[-1].key).result.state == "pruned"
+
+
+def test_where_a_similarity_is_an_objective_a_stopped_trial_s_end_is_not_guessed(tmp_path):
+    objectives = ("peak_memory_mib", "embedding_cosine")
+    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME), objectives=objectives))
+    for end, mib in ((2.0, 100.0), (1.5, 110.0), (1.2, 120.0), (1.0, 130.0)):
+        falls(desk, (2 * end, 1.6 * end, 1.2 * end, end), mib)
+    assert falls(desk, (9.0, 2.0, 1.0, 0.1), 125.0) == "pruned"
+    assert desk.study.trials[-1].state.name == "PRUNED"
+
+
+def test_a_trial_that_came_back_to_a_rung_after_a_fault_counts_once():
+    rule = HypervolumeStop(RULE, 8, DEFAULT)
+    for _ in range(2):
+        rule.enter("a", measurement(1, 2.0), 0.0)
+    rule.enter("a", replace(measurement(8, 1.0)), 0.0)
+    rule.end(may_stop=False)
+    assert [len(r) for r in rule._curves._ratios.values()] == [1]
+
+
+def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPO))  # of the workers
+    ranks = {
+        "parameters": {"rank": {"values": list(range(1, 13))}},
+        "fixed": {"alpha": 8, "max_steps": 8, "precision": "nf4"},
+    }
+    asked = make(space(WIDE | HYPERVOLUME | ranks, method="grid"))
+    try:
+        result = sweep.run(asked, tmp_path, resume=False, started=lambda *_: None, trainable=Worse, prepare=connected)
+        niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())
+    finally:
+        ray.shutdown()
+    assert niceness == os.nice(0), "trials are behind what else runs on this machine"
+    ended = {trial.config.rank: trial for trial in result.trials if trial.origin == "search"}
+    assert ended[1].state == "completed", ended[1].reason
+    assert len(ended) == 12
+    stopped = [(len(trial.history), trial.reason) for _, trial in sorted(ended.items()) if trial.state == "pruned"]
+    assert any(n == 4 and "its end" in reason for n, reason in stopped)
+    assert stopped[-1][0] == 1
+    assert "at step 1 its most hopeful end" in stopped[-1][1]

@@ -1,0 +1,211 @@
+"""What a sweep was asked to do: checked once, kept as it was, filled in for the machine."""
+
+import json
+from contextlib import closing
+
+import pytest
+import ray
+import yaml
+
+from orchestrator import settings
+from orchestrator.driver import plan, sweep
+from orchestrator.driver.prepare import prepare
+from orchestrator.ledger import Ledger
+from tests.support.sweeps import GRID, TPE, Desk, make, space
+from trainables import demo
+from trainables.values.errors import ConfigError
+
+NOTHING = {"space": None, "trials": None, "base_model": None, "data": None}
+
+
+def test_settings_come_back_from_their_file_as_they_were(tmp_path):
+    asked = make(space(TPE), objectives=("eval_loss_nats",), min_similarity=0.9, seed=7, max_steps=12)
+    settings.save(asked, tmp_path / "a")
+    assert settings.load(tmp_path / "a") == asked
+
+
+def test_a_sweep_without_settings_is_unknown_and_the_nearest_name_is_offered(tmp_path):
+    settings.save(make(), tmp_path / "mine")
+    with pytest.raises(ConfigError, match="did you mean 'mine'"):
+        settings.load(tmp_path / "mint")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".hidden", "a" * 65, "a b", "a\n"])
+def test_a_name_cannot_leave_its_folder(name, tmp_path):
+    with pytest.raises(ConfigError, match="NAME"):
+        settings.sweep_folder(name, tmp_path)
+    with pytest.raises(ConfigError, match="NAME"):
+        make(name=name)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_trials", 0),
+        ("max_steps", -1),
+        ("min_similarity", 1.01),
+        ("min_similarity", float("nan")),
+        ("gpus_per_trial", 0),
+        ("gpus_per_trial", float("inf")),
+        ("compute_dtype", "float8"),
+        ("device", "tpu"),
+        ("engine", "steam"),
+        ("loop", "lena"),
+        ("seed", 2**32),
+        ("objectives", ()),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_the_name_of_its_field(field, value):
+    with pytest.raises(ConfigError, match=field):
+        make(**{field: value})
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_one():
+    with pytest.raises(ConfigError, match="did you mean 'n_trials'"):
+        make(n_trial=3)
+
+
+def test_the_sweeps_seed_and_steps_go_before_the_spaces():
+    config = make(space(GRID), seed=5, max_steps=3).config({"rank": 2, "precision": "nf4"})
+    assert (config.seed, config.max_steps) == (5, 3)
+
+
+@pytest.mark.parametrize("name", ["seed", "engine", "loop"])
+def test_what_the_space_says_goes_before_the_sweeps_seed_engine_and_loop(name):
+    said = {"seed": 9, "engine": "graph", "loop": "lean"}
+    values = GRID["fixed"] | {name: said[name]}
+    fixed = make(space(fixed=values), device="cuda").config({"rank": 2, "precision": "nf4"})
+    assert getattr(fixed, name) == said[name]
+    choices = {"seed": [3, 4], "engine": ["eager", "graph"], "loop": ["standard", "lean"]}[name]
+    searched = make(space(parameters=GRID["parameters"] | {name: {"values": choices}}), device="cuda")
+    found = [searched.config({"rank": 2, "precision": "nf4", name: choice}) for choice in choices]
+    assert [getattr(config, name) for config in found] == choices
+
+
+@pytest.mark.parametrize(("device", "engine", "loop"), [("cuda", "graph", "lean"), ("cpu", "eager", "standard")])
+@pytest.mark.parametrize("said", [{}, {"engine": "auto", "loop": "auto"}])
+def test_engine_and_loop_are_chosen_for_the_device(device, engine, loop, said):
+    found = plan.choose(None, device, NOTHING, said, lambda line: None)
+    assert (found.engine, found.loop) == (engine, loop)
+    own = plan.choose(None, device, NOTHING, {"engine": "eager", "loop": "lean"}, lambda line: None)
+    assert (own.engine, own.loop) == ("eager", "lean")
+
+
+def test_a_sweep_from_before_engines_were_chosen_keeps_the_ones_it_had(tmp_path):
+    settings.save(make(), tmp_path)
+    path = tmp_path / "settings.json"
+    old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("engine", "loop")}
+    path.write_text(json.dumps(old))
+    assert (settings.load(tmp_path).engine, settings.load(tmp_path).loop) == ("eager", "standard")
+
+
+def test_recorded_steps_without_a_gpu_are_refused():
+    with pytest.raises(ConfigError, match="engine is graph, which needs a CUDA GPU"):
+        plan.choose(None, "cpu", NOTHING, {"engine": "graph"}, lambda line: None)
+
+
+def test_a_gpu_gets_gpt2_medium_on_alpaca_and_a_cpu_the_demo():
+    on_gpu = plan.choose(None, "cuda", NOTHING, {}, lambda line: None)
+    on_cpu = plan.choose(None, "cpu", NOTHING, {}, lambda line: None)
+    assert (on_gpu.base_model, on_gpu.data) == ("openai-community/gpt2-medium", "tatsu-lab/alpaca")
+    assert (on_gpu.space.name, on_gpu.n_trials) == ("pareto", 32)
+    assert (on_cpu.base_model, on_cpu.data, on_cpu.n_trials) == ("demo", "demo", 12)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_base_of_ones_own_takes_alpaca_and_never_the_demos_rows(device):
+    folder = str(demo.FOLDER)
+    for base in (folder, f"random:{folder}", "some/model"):
+        found = plan.choose(None, device, NOTHING | {"base_model": base}, {}, lambda line: None)
+        assert (found.base_model, found.data) == (base, "tatsu-lab/alpaca")
+    own = plan.choose(None, device, NOTHING | {"base_model": folder, "data": "demo"}, {}, lambda line: None)
+    assert own.data == "demo"
+    assert plan.choose(None, "cpu", NOTHING | {"base_model": "demo"}, {}, lambda line: None).data == "demo"
+
+
+LENGTHS = {
+    "fixed": (GRID["parameters"], GRID["fixed"] | {"max_length_tokens": 1025}),
+    "values": (GRID["parameters"] | {"max_length_tokens": {"values": [1025, 64]}}, GRID["fixed"]),
+    "range": (
+        GRID["parameters"] | {"max_length_tokens": {"distribution": "int_uniform", "min": 64, "max": 1025}},
+        GRID["fixed"],
+    ),
+}
+
+
+def choose_over(base, tmp_path, parameters, fixed):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"parameters": parameters, "fixed": fixed}))
+    chosen = NOTHING | {"space": str(tmp_path / "mine.yaml"), "base_model": base, "trials": 1}
+    return plan.choose(None, "cuda", chosen, {}, lambda line: None)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(("base", "n_positions"), [("demo", 256), ("openai-community/gpt2-medium", 1024)])
+def test_rows_longer_than_the_base_are_refused_before_anything_starts(base, n_positions, lengths, tmp_path):
+    with pytest.raises(ConfigError, match=f"max_length_tokens is 1025 in space mine, .*{base} has {n_positions} "):
+        choose_over(base, tmp_path, *LENGTHS[lengths])
+
+
+def test_rows_as_long_as_the_base_and_a_base_that_only_the_hub_knows_are_let_through(tmp_path):
+    whole = (GRID["parameters"], GRID["fixed"] | {"max_length_tokens": 256})
+    assert choose_over("demo", tmp_path, *whole).lengths_tokens == (256,)
+    assert max(choose_over("some/model", tmp_path, *LENGTHS["range"]).lengths_tokens) == 1025
+
+
+def test_rows_longer_than_a_base_that_was_fetched_are_refused_before_ray_starts(tmp_path):
+    parameters, fixed = LENGTHS["values"]
+    with pytest.raises(ConfigError, match=r"max_length_tokens is 1025 .* 256 positions"):
+        prepare(make(space(parameters=parameters, fixed=fixed)), tmp_path)
+    assert not ray.is_initialized()
+
+
+def test_a_grid_is_run_whole_unless_a_number_is_said():
+    whole = plan.choose(None, "cuda", NOTHING | {"space": "diagnostic"}, {}, lambda line: None)
+    part = plan.choose(None, "cuda", NOTHING | {"space": "diagnostic", "trials": 3}, {}, lambda line: None)
+    assert (whole.n_trials, part.n_trials) == (8, 3)
+
+
+@pytest.mark.parametrize("base", [GRID, TPE])
+def test_the_plan_names_the_configs_that_the_sweep_then_starts_with(base, tmp_path):
+    asked = make(space(base), n_trials=4)
+    desk = Desk(tmp_path, asked, n_slots=4)
+    while desk.take():
+        pass
+    assert plan.first_configs(asked, 4) == [task.config for task in desk.asked]
+
+
+@pytest.mark.parametrize(("field", "value"), [("finalist_seeds", 0), ("baseline_seeds", 1), ("min_similarity", 1.1)])
+def test_a_seed_replicates_that_says_nothing_is_refused_by_name(field, value):
+    with pytest.raises(ConfigError, match=field):
+        make(**{field: value})
+
+
+# --- a sweep goes on under the settings that it began with
+
+
+def test_settings_edited_since_the_start_are_refused_by_field_before_anything_is_fetched(tmp_path):
+    began = make()
+    folder = settings.sweep_folder(began.name, tmp_path)
+    with closing(Ledger(folder / "ledger.db")) as ledger:
+        ledger.set_fact(settings.ASKED, began.model_dump_json())
+
+    def resume(asked: settings.SweepSettings) -> None:
+        sweep.run(asked, tmp_path, resume=True, started=print, prepare=fetched)
+
+    def fetched(*_) -> None:
+        raise InterruptedError
+
+    with pytest.raises(ConfigError, match=r"min_similarity is 0.5, but the sweep began with 0.95; .*verify t --repair"):
+        resume(began.model_copy(update={"min_similarity": 0.5}))
+    with pytest.raises(InterruptedError):
+        resume(began)
+
+
+def test_an_edit_is_named_by_its_field_and_one_that_came_later_has_its_default():
+    began = make()
+    older = json.dumps({name: value for name, value in began.model_dump(mode="json").items() if name != "reuse"})
+    other = make(space(fixed={"alpha": 16, "max_steps": 8}), reuse=False)
+    assert list(settings.edits(began, None)) == list(settings.edits(began, older)) == []
+    assert [name for name, *_ in settings.edits(other, older)] == ["space.fixed", "reuse"]
+    turned = make(space(parameters=dict(reversed(GRID["parameters"].items()))))
+    assert [name for name, *_ in settings.edits(turned, older)] == ["space.parameters"]

@@ -1,0 +1,133 @@
+"""The eager engine against the Hugging Face Trainer, and what a step may touch."""
+
+import pytest
+import torch
+
+from tests.support.stock_trainer import trainer_losses
+from trainables.cost.memory import peak_of
+from trainables.data import tokens
+from trainables.data.tokens import IGNORE
+from trainables.models import base_model, lora
+from trainables.models.families.gpt2 import TARGETS
+from trainables.models.lean import ChunkedLoss
+from trainables.training.eager import EagerEngine
+
+N_STEPS = 50
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def batches(splits):
+    """Padded batches of real rows; each keeps some prompt, so that no label is shifted out."""
+    rows = splits["train"]
+    padded = [
+        tokens.pad(rows[start : start + BATCH], max_length_tokens=96, pad_id=0)
+        for start in range(0, N_STEPS * BATCH, BATCH)
+    ]
+    assert all((labels[:, 0] == IGNORE).all() for _, labels in padded)
+    return padded
+
+
+@pytest.mark.parametrize("loop", ["standard", "lean"])
+@pytest.mark.parametrize("precision", ["16bit", "nf4"])
+def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
+    precision, loop, workload, batches, small_config, tmp_path
+):
+    config = small_config(precision=precision, loop=loop, alpha=32, targets=TARGETS, dropout=0.0, learning_rate=2e-3)
+    model = lora.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
+    engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
+    ours = torch.stack([engine.step(*batch) for batch in batches])
+    stock = lora.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
+    theirs, norms = trainer_losses(stock, batches, learning_rate=config.learning_rate, folder=tmp_path, use_cpu=True)
+    assert len(theirs) == len(norms) == N_STEPS
+    assert max(norms) > 1.5, norms  # clipping had work to do
+    assert (ours - theirs).abs().max() < 1e-5, (ours, theirs)
+    assert sum(ours[-10:]) < sum(ours[:10])
+
+
+@pytest.fixture(params=["16bit", "nf4"])
+def tuned(request, cache, small_config):
+    """A model with a fresh adapter, and its config."""
+    config = small_config(precision=request.param)
+    model = lora.attach(cache.base(request.param), config, base_name="tiny")
+    yield model, config
+    lora.detach(model)
+
+
+def engine_of(tuned) -> EagerEngine:
+    return EagerEngine(*tuned, compute_dtype="float32", device="cpu")
+
+
+def test_a_steps_loss_is_the_mean_over_supervised_tokens_before_the_update(tuned, batches):
+    input_ids, labels = batches[0]
+    with torch.no_grad():
+        log_probabilities = tuned[0].eval()(input_ids=input_ids).logits.double().log_softmax(dim=-1)
+    losses = [
+        -float(log_probabilities[row, column - 1, labels[row, column]])
+        for row, column in (labels != IGNORE).nonzero().tolist()
+    ]
+    loss = engine_of(tuned).step(input_ids, labels)
+    assert not loss.requires_grad
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(sum(losses) / len(losses), abs=1e-5)  # B is 0: dropout has no effect yet
+
+
+def test_a_step_moves_the_adapter_and_nothing_else(tuned, batches):
+    model, _ = tuned
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    engine = engine_of(tuned)
+    engine.step(*batches[0])  # moves B alone, since B starts at 0
+    engine.step(*batches[1])
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "lora_" in name}
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_first_step_of_adam_moves_each_weight_by_at_most_the_learning_rate(tuned, batches):
+    model, config = tuned
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_B" in name}
+    engine_of(tuned).step(*batches[0])
+    for name, value in before.items():
+        change = (model.get_parameter(name) - value).abs()
+        assert change.max() <= config.learning_rate * 1.0001
+        assert change.median() > config.learning_rate * 0.9
+
+
+def test_padding_changes_no_loss(tuned, batches):
+    input_ids, labels = batches[0]
+    fresh = {name: p.detach().clone() for name, p in tuned[0].named_parameters() if "lora_" in name}
+    loss = engine_of(tuned).step(input_ids, labels)
+    for name, value in fresh.items():
+        tuned[0].get_parameter(name).data.copy_(value)
+    wider = [torch.nn.functional.pad(part, (0, 20), value=fill) for part, fill in ((input_ids, 5), (labels, IGNORE))]
+    assert float(engine_of(tuned).step(*wider)) == pytest.approx(float(loss), abs=1e-6)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 255, 256, 257, 700])
+def test_the_lean_loss_and_its_gradient_are_those_of_full_logits(n_tokens):
+    generator = torch.Generator().manual_seed(n_tokens)
+    states = torch.randn(n_tokens, 16, generator=generator, dtype=torch.float64).float().requires_grad_()
+    head = torch.randn(50, 16, generator=generator)
+    targets = torch.randint(50, (n_tokens,), generator=generator)
+    full = torch.nn.functional.cross_entropy(states.double() @ head.double().T, targets)
+    (expected,) = torch.autograd.grad(3 * full, states)
+    lean = ChunkedLoss.apply(states, head, targets)
+    (found,) = torch.autograd.grad(3 * lean, states)
+    assert lean.item() == pytest.approx(full.item(), rel=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_lean_loop_needs_less_memory_and_leaves_the_stock_activation(cache, small_config):
+    base = cache.base("16bit")
+    stock = [block.mlp.act for block in base.transformer.h]
+    ids = torch.zeros(4, 128, dtype=torch.int64)
+    peaks = {}
+    for loop in ("standard", "lean"):
+        config = small_config(loop=loop)
+        model = lora.attach(base, config, base_name="tiny")
+        engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
+        engine.step(ids, ids)
+        peaks[loop] = peak_of(lambda engine=engine: engine.step(ids, ids), "cpu").allocated_mib
+        lora.detach(model)
+    assert peaks["lean"] < 0.7 * peaks["standard"], peaks
+    assert [block.mlp.act for block in base.transformer.h] == stock
