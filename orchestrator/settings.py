@@ -25,6 +25,9 @@ ADDRESS_FILE = "tracking-address"
 ADDRESSES = ("base_model", "data", "address", "storage", "tracking_uri")
 """Settings that name a place, and are kept and shown."""
 
+OLDER_NAMES = {"repeats": "finalist_seeds", "reseeds": "baseline_seeds"}
+"""Of fields in a settings.json from before."""
+
 KIND_PREFIX = "accelerator_type:"
 """Of the resource that Ray gives a node for its kind of GPU: T4, A100, H200, ..."""
 
@@ -240,6 +243,20 @@ def write_whole(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
+def of_json(text: str | bytes) -> SweepSettings:
+    """Settings from the content of a settings.json, of this version or of one that had other names for two fields.
+
+    Raises:
+        ValidationError: it is damaged.
+    """
+    try:
+        values = json.loads(text)
+        renamed = {OLDER_NAMES.get(name, name): value for name, value in values.items()}
+    except (ValueError, AttributeError):
+        return SweepSettings.model_validate_json(text)  # which says what is wrong
+    return SweepSettings.model_validate_json(json.dumps(renamed))
+
+
 def load(folder: Path) -> SweepSettings:
     """Read settings.json: what every command begins with that reads a sweep.
 
@@ -252,7 +269,7 @@ def load(folder: Path) -> SweepSettings:
         raise ConfigError(f"NAME: no sweep {folder.name!r}{did_you_mean(folder.name, others)}")
     refuse_shared(folder, folder.parents[1])
     try:
-        settings = SweepSettings.model_validate_json(path.read_bytes())
+        settings = of_json(path.read_bytes())
         if (folder / ADDRESS_FILE).is_file():
             address = (folder / ADDRESS_FILE).read_text(encoding="utf-8")
             settings = settings.model_copy(update={"tracking_uri": refuse_secrets("tracking_uri", address)})

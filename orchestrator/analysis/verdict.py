@@ -47,7 +47,7 @@ def verdict_of(trial: TrialResult, min_similarity: float) -> Verdict | None:
         return None
     comparison = comparison_of(trial)
     on_report = trial.test_evaluation is not None and trial.test_evaluation.comparison is not None
-    rows: Rows | None = "test" if on_report else "search" if comparison else None
+    rows: Rows | None = "test" if on_report else "validation" if comparison else None
     if trial.failed_evaluations:
         reasons = tuple(f"{EVALUATIONS[what]}: {why}" for what, why in trial.failed_evaluations.items())
         return Verdict(answer="evaluation failed", reasons=reasons, rows=rows)

@@ -21,7 +21,7 @@ LABELS = {
     "sweep": "fact {name!a:.40}",
     "trials": "trial {number!a:.20}",
     "measurements": "the measurement of trial {key!s:.12} at step {step!a:.20}",
-    "costs": "cost key {cell!a:.80}",
+    "costs": "the cost of key {key!a:.80}",
 }
 """How a row of each table is named."""
 TRIGGERS = """

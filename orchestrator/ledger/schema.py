@@ -13,7 +13,9 @@ from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from orchestrator.ledger.checksums import TABLES, damage, watch
+from orchestrator.ledger.checksums import damage, watch
+from orchestrator.ledger.older import TABLES as TABLES_THEN
+from orchestrator.ledger.older import row_of_today
 from trainables.values.errors import ConfigError, DiskFull, LedgerDamaged
 
 SCHEMA_VERSION = 3
@@ -24,7 +26,6 @@ CREATE TABLE trials (
     number INTEGER NOT NULL UNIQUE,
     state TEXT NOT NULL,
     origin TEXT NOT NULL,
-    reused INTEGER NOT NULL DEFAULT 0,
     config TEXT NOT NULL,
     params TEXT NOT NULL,
     cost_key TEXT NOT NULL,
@@ -48,7 +49,7 @@ CREATE TABLE measurements (
     checksum INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (key, step)
 ) WITHOUT ROWID;
-CREATE TABLE costs (cell TEXT PRIMARY KEY, cost TEXT NOT NULL, checksum INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE costs (key TEXT PRIMARY KEY, cost TEXT NOT NULL, checksum INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE digests (name TEXT PRIMARY KEY, n_rows INTEGER NOT NULL, digest INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO digests VALUES ('sweep', 0, 0), ('trials', 0, 0), ('measurements', 0, 0), ('costs', 0, 0);
 """
@@ -126,11 +127,7 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def _create_or_take_over(db: sqlite3.Connection, path: Path) -> None:
-    """Make the tables, and fill them from those of an older version.
-
-    Version 1 kept similarities without intervals and seed replicates, which `resume` measures again; version 2 had no
-    checksums.
-    """
+    """Make the tables, and fill them from those of an older version, see older.py."""
     version = _version(db)
     if version == SCHEMA_VERSION:  # another process was first
         return
@@ -138,15 +135,15 @@ def _create_or_take_over(db: sqlite3.Connection, path: Path) -> None:
         raise ConfigError(f"{path} has ledger version {version}, this program reads {SCHEMA_VERSION}")
     if version and db.execute("SELECT 1 FROM sqlite_master WHERE name = 'digests'").fetchone():
         raise LedgerDamaged(f"{path} is damaged: its version is {version}, its tables are of a later one; {REMEDY}")
-    rows = {table: db.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES if version}
+    rows = {table: db.execute(f"SELECT * FROM {older}").fetchall() for table, older in TABLES_THEN.items() if version}
     for table in reversed(rows):
-        db.execute(f"DROP TABLE {table}")
+        db.execute(f"DROP TABLE {TABLES_THEN[table]}")
     for statement in SCHEMA.split(";"):
         db.execute(statement)
     watch(db)
     for table, old in rows.items():
         for row in old:
-            values = dict(row) | ({"similarity": None} if table == "trials" and version == 1 else {})
+            values = row_of_today(table, dict(row), version)
             places = ", ".join("?" * len(values))
             db.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({places})", (*values.values(),))
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

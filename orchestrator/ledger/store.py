@@ -188,17 +188,17 @@ class Ledger:
             if after != before:
                 self.set_fact(FAULTS, after)
 
-    def keep_cost(self, cell: str, cost: Cost, *, of: str | None = None) -> Cost:
+    def keep_cost(self, key: str, cost: Cost, *, of: str | None = None) -> Cost:
         """Keep a cost key's measurement on a kind of device unless there is one; returns the one that counts.
 
         Args:
-            of: key of the trial that ran there; its memory and time are those of this cell on this kind from now on.
+            of: key of the trial that ran there; its memory and time are those of this cost key on this kind from now on.
         """
         with self.together():
-            first = self.cost(cell)
-            name = cell if first is None or first.device == cost.device else f"{cell}{ON}{cost.device}"
+            first = self.cost(key)
+            name = key if first is None or first.device == cost.device else f"{key}{ON}{cost.device}"
             self._db.execute(
-                "INSERT OR IGNORE INTO costs (cell, cost) VALUES (?, ?)", (name, canonical_json(asdict(cost)))
+                "INSERT OR IGNORE INTO costs (key, cost) VALUES (?, ?)", (name, canonical_json(asdict(cost)))
             )
             if of is not None:
                 self._db.execute("UPDATE trials SET cost_key = ? WHERE key = ?", (name, of))
@@ -210,15 +210,15 @@ class Ledger:
         with named_errors(self.path):
             return self._db.execute(statement, values).fetchall()
 
-    def costs(self, cell: str) -> tuple[Cost, ...]:
+    def costs(self, key: str) -> tuple[Cost, ...]:
         """Measured memory and time of a cost key on each kind of device where they are known."""
-        named = "cell = ? OR substr(cell, 1, ?) = ?"
-        rows = self._read(f"SELECT cost FROM costs WHERE {named} ORDER BY cell", cell, len(cell + ON), cell + ON)
+        named = "key = ? OR substr(key, 1, ?) = ?"
+        rows = self._read(f"SELECT cost FROM costs WHERE {named} ORDER BY key", key, len(key + ON), key + ON)
         return tuple(cost_of(row[0]) for row in rows)
 
-    def cost(self, cell: str) -> Cost | None:
+    def cost(self, key: str) -> Cost | None:
         """Measured memory and time of a cost key, on the kind of device that was first, if they are known."""
-        rows = self._read("SELECT cost FROM costs WHERE cell = ?", cell)
+        rows = self._read("SELECT cost FROM costs WHERE key = ?", key)
         return cost_of(rows[0][0]) if rows else None
 
     def entry(self, key: str) -> Entry | None:
@@ -240,11 +240,11 @@ class Ledger:
             rows = self._read(f"SELECT * FROM trials {where} ORDER BY number", *values)
             marks = self._read(f"SELECT * FROM measurements {where} ORDER BY key, step", *values)
             named = f"SELECT cost_key FROM trials {where}"
-            cells = self._read(f"SELECT cell, cost FROM costs WHERE cell IN ({named})", *values)
+            measured = self._read(f"SELECT key, cost FROM costs WHERE key IN ({named})", *values)
             faults = self.fact(FAULTS, {})
         finally:
             self._db.execute("RELEASE one_state")
-        costs = {row["cell"]: cost_of(row["cost"]) for row in cells}
+        costs = {row["key"]: cost_of(row["cost"]) for row in measured}
         history: dict[str, list[sqlite3.Row]] = {}
         for mark in marks:
             history.setdefault(mark["key"], []).append(mark)

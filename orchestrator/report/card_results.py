@@ -233,7 +233,7 @@ def of_likeness(found: Compared | None, data: Mapping[str, str]) -> list[dict[st
     """A 4-bit trial against its baseline, as metadata."""
     if found is None:
         return []
-    rows = {"dataset_split": found.verdict.rows or "search", **data}
+    rows = {"dataset_split": found.verdict.rows or "validation", **data}
     results = [
         result(name, f"4 bits against 16: {heading}", getattr(found.comparison.quantized, name).value) | rows
         for name, heading in tables.METRICS.items()

@@ -122,10 +122,10 @@ def eval_results(report: Report, trial: TrialResult, data: Mapping[str, str]) ->
     found = []
     if trial.history:
         loss = results.result("eval_loss_nats", "Validation loss (nats)", trial.history[-1].eval_loss_nats)
-        found.append(loss | {"dataset_split": "search"} | data)
+        found.append(loss | {"dataset_split": "validation"} | data)
     if trial.test_evaluation:
         loss = results.result("eval_loss_nats", "Loss on the test rows (nats)", trial.test_evaluation.eval_loss_nats)
-        found.append(loss | {"dataset_split": "report"} | data)
+        found.append(loss | {"dataset_split": "test"} | data)
     if trial.config.precision == "nf4":
         found += results.of_likeness(_compared(report, trial), data)
     said = [whose(report, WHOSE_COST)] * len(costs) + [whose(report, WHOSE)] * len(found)

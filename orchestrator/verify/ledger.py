@@ -89,7 +89,7 @@ def read(settings: SweepSettings, folder: Path) -> LedgerSnapshot:
         trials = [entry.result for entry in entries]
         edits = tuple(settings_file.edits(settings, facts[settings_file.ASKED]))
         if edits:
-            began = SweepSettings.model_validate_json(facts[settings_file.ASKED])
+            began = settings_file.of_json(facts[settings_file.ASKED])
             settings = began.model_copy(update={"tracking_uri": settings.tracking_uri})
         return LedgerSnapshot(
             settings=settings,

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from orchestrator.tracking import store
 from orchestrator.tracking.store import EXPERIMENT, open_client, store_file, store_uri
 
-BUILD = Path(__file__).resolve().parents[1] / "build"
+BUILD = Path(__file__).resolve().parents[2] / "build"
 
 
 @cache

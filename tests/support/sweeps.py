@@ -30,7 +30,7 @@ from trainables.values.config import TrialConfig, Workload, rungs
 from trainables.values.findings import Comparison, Estimate, Similarity, TestEvaluation
 from trainables.values.results import Cost, Measurement, TrialResult
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "orchestrator.cli")
 PRETEND = (sys.executable, "-m", "tests.faults.pretend")
 """The same over trials that only take time; its arguments are others."""

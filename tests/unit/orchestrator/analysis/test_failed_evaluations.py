@@ -110,7 +110,7 @@ def test_an_evaluation_whose_worker_was_lost_too_often_failed_as_well(tmp_path):
 def test_the_failure_counts_before_what_the_validation_rows_say_and_names_their_rows():
     found = trial(0, config=NF4, similarity=similarity(0.1), failed_evaluations={"evaluate": "out of memory"})
     verdict = verdict_of(found, 0.95)
-    assert (verdict.answer, verdict.rows) == ("evaluation failed", "search")
+    assert (verdict.answer, verdict.rows) == ("evaluation failed", "validation")
     assert str(verdict) == "evaluation failed (evaluating it on the test rows: out of memory)"
     assert trial_row(found, False, 0.95)["verdict"] == "evaluation failed"
     alone = verdict_of(trial(0, config=NF4, failed_evaluations={"compare": "out of memory"}), 0.95)

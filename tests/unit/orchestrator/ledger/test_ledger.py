@@ -1,5 +1,6 @@
 """The ledger against a plain dictionary: what is allowed, what survives, what is refused."""
 
+import json
 import shutil
 import signal
 import sqlite3
@@ -19,7 +20,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orchestrator.ledger import TRANSITIONS, Ledger, LedgerError
-from orchestrator.ledger.checksums import TABLES
 from orchestrator.ledger.schema import SCHEMA_VERSION
 from tests.support.sweeps import REPO, WORKLOAD, cost, evaluated_on_test, measurement, similarity
 from trainables.values.config import FINAL_STATES, State, TrialConfig, canonical_json
@@ -373,7 +373,7 @@ CREATE TABLE trials (
     reused INTEGER NOT NULL DEFAULT 0,
     config TEXT NOT NULL,
     params TEXT NOT NULL,
-    cost_key TEXT NOT NULL,
+    cost_cell TEXT NOT NULL,
     environment TEXT NOT NULL DEFAULT '{}',
     similarity TEXT,
     reason TEXT,
@@ -391,7 +391,7 @@ CREATE TABLE measurements (
     eval_loss_nats REAL NOT NULL,
     PRIMARY KEY (key, step)
 ) WITHOUT ROWID;
-CREATE TABLE costs (cell TEXT PRIMARY KEY, cost TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE cost_cells (cell TEXT PRIMARY KEY, cost TEXT NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = 1;
 """
 """The tables as they were, with similarities that were single figures and costs without a breakdown."""
@@ -411,8 +411,8 @@ def version_1(tmp_path) -> Path:
     for number, (config, key) in enumerate(zip(CONFIGS[:3], KEYS, strict=False)):
         db.execute(
             "INSERT INTO trials "
-            "(key, number, state, origin, config, params, cost_key, similarity, adapter_sha256, ended_at) "
-            "VALUES (?, ?, ?, 'search', ?, '{\"rank\":1}', ?, ?, ?, ?)",
+            "(key, number, state, origin, config, params, cost_cell, similarity, adapter_sha256, ended_at) "
+            "VALUES (?, ?, ?, 'twin', ?, '{\"rank\":1}', ?, ?, ?, ?)",
             (
                 key,
                 number,
@@ -424,7 +424,7 @@ def version_1(tmp_path) -> Path:
                 5.0 if number < 2 else None,
             ),
         )
-        db.execute("INSERT OR IGNORE INTO costs VALUES (?, ?)", (config.cost_key, canonical_json(old_cost)))
+        db.execute("INSERT OR IGNORE INTO cost_cells VALUES (?, ?)", (config.cost_key, canonical_json(old_cost)))
         db.execute("INSERT INTO measurements VALUES (?, 25, 4.0, 3.0, 2.5)", (key,))
     db.commit()
     db.close()
@@ -458,22 +458,43 @@ def test_a_ledger_of_version_1_is_taken_over_with_all_but_its_similarities(versi
 RECORDED = REPO / "mlflow_runs" / "recorded" / "standin-h200" / "ledger.db"
 
 
-def test_a_ledger_of_version_2_is_taken_over_whole_in_one_transaction(tmp_path):
+def rows_of(path, table: str) -> list[dict]:
+    """Of a table of any version, without checksums."""
+    with closing(sqlite3.connect(path)) as db:
+        db.row_factory = sqlite3.Row
+        return [{k: v for k, v in dict(row).items() if k != "checksum"} for row in db.execute(f"SELECT * FROM {table}")]
+
+
+def in_todays_words(row: dict) -> dict:
+    """A trial of version 2 by hand."""
+    words = {"twin": "baseline", "reseed": "baseline replicate", "search": "search"}
+    row = row | {"origin": words[row["origin"]], "cost_key": row["cost_cell"], "test_evaluation": row["judgement"]}
+    for name in ("similarity", "test_evaluation"):
+        text = (row[name] or "null").replace('"reseeded"', '"replicates"').replace('"felt"', '"breakdown"')
+        row[name] = json.loads(text)
+    return {name: value for name, value in row.items() if name not in ("reused", "cost_cell", "judgement")}
+
+
+def test_a_ledger_of_version_2_is_taken_over_whole_and_in_todays_words(tmp_path):
     path = tmp_path / "ledger.db"
     shutil.copy(RECORDED, path)
-    with closing(sqlite3.connect(path)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (2,)
-        before = [db.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES]
+    older = {"measurements": "measurements", "costs": "cost_cells"}
+    before = {table: [tuple(row.values()) for row in rows_of(path, name)] for table, name in older.items()}
+    trials = [in_todays_words(row) for row in rows_of(path, "trials")]
     with closing(Ledger(path, read_only=True)) as copy:
         read = copy.entries()
     assert path.read_bytes() == RECORDED.read_bytes()
     with closing(Ledger(path)) as ledger:
         assert ledger.entries() == read
         assert len(read) == 12
-    with closing(sqlite3.connect(path)) as db:
-        assert [[row[:-1] for row in db.execute(f"SELECT * FROM {table}")] for table in TABLES] == before
-    with closing(sqlite3.connect(f"{path}.v2")) as as_it_was:
-        assert [as_it_was.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES] == before
+        assert ledger.fact("data_counts")["validation"] == 128
+    for table in older:
+        assert [tuple(row.values()) for row in rows_of(path, table)] == before[table]
+    for was, row in zip(trials, rows_of(path, "trials"), strict=True):
+        assert {
+            n: json.loads(v or "null") if n in ("similarity", "test_evaluation") else v for n, v in row.items()
+        } == was
+    assert rows_of(f"{path}.v2", "trials") == rows_of(RECORDED, "trials")
 
 
 def test_a_ledger_that_says_an_older_version_than_its_tables_is_damaged(ledger):
@@ -571,7 +592,7 @@ import sys
 from pathlib import Path
 from orchestrator.ledger import Ledger
 from tests.support.sweeps import cost, measurement
-from trainables.config import TrialConfig
+from trainables.values.config import TrialConfig
 
 ledger = Ledger(Path(sys.argv[1]))
 for number in range(10_000):

@@ -222,10 +222,10 @@ def test_the_figures_of_an_adapter_are_its_own_in_the_results_and_in_the_model_i
     trials = whole_sweep()
     card = cards.card_of(report(trials), None, trials[1])
     found = {(r.metric_type, r.dataset_split): r.metric_value for r in card.data.eval_results}
-    assert found["eval_loss_nats", "search"] == 1.5
-    assert found["eval_loss_nats", "report"] == 2.0
+    assert found["eval_loss_nats", "validation"] == 1.5
+    assert found["eval_loss_nats", "test"] == 2.0
     assert (found["peak_memory_mib", None], found["seconds_per_step", None]) == (90.0, 0.06)
-    assert found["embedding_cosine", "report"] == 0.99
+    assert found["embedding_cosine", "test"] == 0.99
     assert card.data.model_name == "t-trial-1"
     said = answers(str(card))
     assert said["Validation loss, on the validation rows"] == "1.5000 nats after 200 steps, on the embedded demo model."

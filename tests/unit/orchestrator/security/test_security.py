@@ -533,8 +533,12 @@ READERS = """
 import shutil, sys
 from pathlib import Path
 from orchestrator.report import export
-from trainables import alpaca, base_model, bias, data, demo
-from trainables.config import Workload
+from trainables import demo
+from trainables.comparison import bias
+from trainables.data import alpaca
+from trainables.data import tokens as data
+from trainables.models import base_model
+from trainables.values.config import Workload
 
 here = Path.cwd()
 rows = alpaca.read_rows("demo")

@@ -11,7 +11,7 @@ from trainables.cost.device_lock import DeviceLock
 WORKER = """
 import sys, time
 from pathlib import Path
-from trainables.device_turn import DeviceLock
+from trainables.cost.device_lock import DeviceLock
 kind, folder, n_turns, seconds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 turn = DeviceLock("d", folder)
 for _ in range(n_turns):

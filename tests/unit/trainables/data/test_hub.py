@@ -20,9 +20,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.support.hub_server import hub_server
+from tests.support.sweeps import REPO
 from trainables.data.hub import MODEL_FILES
 
-ROOT = Path(__file__).parent.parent
+ROOT = REPO
 TOKEN = "hf_canaryCanaryCanary"
 LIMIT_SECONDS = 10.0
 ROWS = [
@@ -33,7 +34,7 @@ CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n
 
 FETCH = """
 import json, sys, traceback
-from trainables import hub
+from trainables.data import hub
 
 answers = []
 for function, repo_id in json.loads(sys.argv[1]):

@@ -1,0 +1,51 @@
+"""Ledgers of older schema versions: their rows in today's tables, columns and words. Pure.
+
+Version 1 kept similarities without intervals and references, which `resume` measures again. Version 2 had no checksums,
+a column `reused` that nothing read, and other words: twin, reseed, repeat, judgement, cost cell, search and report rows.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+TABLES = {"sweep": "sweep", "trials": "trials", "measurements": "measurements", "costs": "cost_cells"}
+"""Of today -> of versions 1 and 2."""
+COLUMNS = {"judgement": "test_evaluation", "cost_cell": "cost_key", "cell": "key"}
+ORIGINS = {"twin": "baseline", "reseed": "baseline replicate", "repeat": "replicate"}
+FIELDS = {"reseeded": "replicates", "felt": "breakdown"}
+"""Of comparisons and test evaluations."""
+SPLITS = {"search": "validation", "report": "test"}
+
+
+def row_of_today(table: str, row: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """A row of versions 1 or 2 as today's table has it.
+
+    Args:
+        table: its name today.
+    """
+    values = {COLUMNS.get(name, name): value for name, value in row.items() if name != "reused"}
+    if table == "trials":
+        values["origin"] = ORIGINS.get(values["origin"], values["origin"])
+        for name in ("similarity", "test_evaluation"):
+            values[name] = _renamed(values.get(name)) if version > 1 else None
+    if table == "sweep":
+        values["value"] = _fact_of_today(values["name"], values["value"])
+    return values
+
+
+def _renamed(text: str | None) -> str | None:
+    """JSON with today's names of fields, at any depth."""
+    return None if text is None else json.dumps(json.loads(text, object_hook=_with_todays_fields))
+
+
+def _with_todays_fields(value: dict[str, Any]) -> dict[str, Any]:
+    return {FIELDS.get(name, name): part for name, part in value.items()}
+
+
+def _fact_of_today(name: str, text: str) -> str:
+    """A fact whose keys were other words."""
+    if name == "data_counts":
+        return json.dumps({SPLITS.get(key, key): n for key, n in json.loads(text).items()})
+    if name == "faults":
+        return json.dumps({key.replace("judge ", "evaluate ", 1): why for key, why in json.loads(text).items()})
+    return text
