@@ -8,7 +8,7 @@ from orchestrator.ledger.rows import Entry
 from trainables.results import TrialResult
 
 if TYPE_CHECKING:
-    from orchestrator.workers.tune_trainable import Task  # brings Ray Tune: two seconds that verify has no use for
+    from orchestrator.workers.tune_trainable import Task  # brings Ray Tune, which verify has no use for
 
 
 def is_settled(trial: TrialResult, twin: TrialResult | None) -> bool:
