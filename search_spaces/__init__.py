@@ -81,10 +81,10 @@ class EarlyTerminate(Frozen):
     """How weak trials are stopped.
 
     Attributes:
-        type: at each rung "hypervolume" stops what can no longer add to the front, at the last one a 4-bit trial whose
-            baseline then need not run; "moasha" keeps the first 1 / eta by
+        type: at each rung "hypervolume" stops what even at its most hopeful end would add next to nothing to the front
+            so far, at the last one a 4-bit trial whose baseline then need not run; "moasha" keeps the first 1 / eta by
             non-dominated depth over the objectives, among trials of about the same memory; "asha" the best 1 / eta by
-            held-out loss; "none" keeps all.
+            held-out loss; "none" keeps all. Each but "none" loses members of the front.
         min_share: share of its steps that every trial is given before it may be stopped.
         stratum_share: of moasha: peak memories of one stratum differ by less than this share.
         min_gain: of hypervolume: what a trial must have the hope to add, as a share of what the front dominates.

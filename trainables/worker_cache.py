@@ -86,7 +86,7 @@ class WorkerCache:
         self._base_mib[precision] = loaded - before
         self._warm_up(precision)
         LIBRARIES_MIB.setdefault(self.device, memory.allocated_mib(self.device) - loaded)
-        gc.freeze()  # a collection would look through all of this again, a quarter of a second each time
+        gc.freeze()  # a collection would look through all of this again each time
 
     def held_out(self, precision: Precision) -> evaluation.EvalBatches:
         """The validation rows on the device, once."""

@@ -253,7 +253,7 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
     try:
         result = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
         display.stop()
-        from orchestrator.tracking.publishing import end  # with all figures: a second, which no bad input waits for
+        from orchestrator.tracking.publishing import end  # brings all figures; no bad input waits for them
 
         run_page = end(settings, ROOT, writer, say, monotonic() - begin, result.interrupted)
     except KeyboardInterrupt:

@@ -192,7 +192,7 @@ def _why_none(settings: SweepSettings, nodes: Sequence[Mapping[str, float]]) -> 
 
 
 def silent_nodes(among: Collection[str] | None = None) -> set[str]:
-    """Ids of the nodes that Ray takes for alive and where nothing listens any more; it notices after some 15 s.
+    """Ids of the nodes that Ray takes for alive and where nothing listens any more; it notices late.
 
     Args:
         among: ids of those that are asked; by default all.

@@ -139,7 +139,7 @@ def run(
             from orchestrator.driver.prepare import prepare
 
         workload, counts, memory_mib = prepare(settings, root)
-        from orchestrator.driver import reuse, warm_start  # after what finds bad input: they take half a second
+        from orchestrator.driver import reuse, warm_start  # after what finds bad input, which should not wait for them
 
         settings_file.save(settings, folder)
         ledger = Ledger(folder / "ledger.db")
@@ -282,7 +282,7 @@ def result_of(
     """The sweep as its ledger has it now.
 
     Args:
-        trials: of the ledger, where they were read already: of 10,000 that takes a second.
+        trials: of the ledger, where they were read already.
     """
     trials = tuple(ledger.trials() if trials is None else trials)
     workload = ledger.workload()

@@ -4,7 +4,8 @@ Schmucker et al. 2021 (arXiv:2106.12639, algorithm 1): at each rung the first 1 
 the depth that does not fit whole in the order of a spread over the front. Two things are ours. Memory and time are
 known from the first steps on while the loss still falls, so trials are compared within their stratum of peak memory
 only: else cheap trials, which are always early on the front, spare each other for ever and dear ones never stand a
-chance. And what a front cannot do without is never stopped.
+chance. And a trial goes on that is on its stratum's front, or an extreme, among those that came to the rung so far. A
+member of the final front may be neither that early, and is lost then: `make bench-search` says how many.
 """
 
 from collections.abc import Callable

@@ -55,7 +55,10 @@ class LearningCurves:
             self._least[measurement.step] = tuple(map(min, self._least.get(measurement.step, ratio), ratio))
 
     def hopeful(self, measurement: Measurement) -> NDArray[np.float64] | None:
-        """The best end that a trial can hope for: no completed one fell by more; None while too few completed."""
+        """Optimistic end: what a trial shows times the least ratio of end to rung so far; None while too few completed.
+
+        No bound: a trial may fall by more than every completed one did.
+        """
         if len(self._ratios.get(measurement.step, ())) < MIN_CURVES:
             return None
         return losses_at(measurement, self._names) * self._least[measurement.step]

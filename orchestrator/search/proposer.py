@@ -120,7 +120,7 @@ class Proposer:
         self._sampler = sampler(self._space.method, settings.seed)
         self._curves = LearningCurves(measured(settings.objectives))
         self._random = Random(settings.seed)
-        self._grid: dict[str, dict[str, Any]] | None = None  # by key, once it is needed: a key takes a millisecond
+        self._grid: dict[str, dict[str, Any]] | None = None  # by key, once it is needed
         self._asked: dict[str, optuna.Trial] = {}
         self._first: list[dict[str, Any]] | None = None  # points to begin with that were not asked for yet
         self.study = self._new_study()

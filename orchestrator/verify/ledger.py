@@ -24,7 +24,7 @@ from trainables.values.results import TrialResult
 
 LEFT_BY_TRIALS = ("adapters", "front.json", "trials.parquet")
 Part = Literal["settings.json", "ledger", "study", "adapters", "front.json", "trials.parquet", "files", "MLflow"]
-FACTS = ("id", settings_file.ASKED, FILES, *content.FACTS)
+FACTS = ("id", settings_file.ASKED, FILES, FAULTS, *content.FACTS)
 """Of a ledger: what its projections are written from beside its trials."""
 
 

@@ -177,7 +177,7 @@ def _of_children(store: Store, parent: Any, children: list[Any]) -> Iterator[Dif
     found = points.histories(store.client, store.uri, [(run, contents.points) for run, _, contents in due])
     of_trial: dict[str, list[tuple[list[Fault], Any]]] = {}
     for run, entry, contents in due:
-        faults = [*_of_run(run, contents, found[run.info.run_id]), *_of_adapter(run, entry)]
+        faults = [*_of_run(run, contents, found[run.info.run_id]), *_of_adapter(run, contents, entry)]
         of_trial.setdefault(entry.result.key, []).append((faults, run))
     for key, runs in of_trial.items():
         (faults, run), *others = sorted(runs, key=lambda pair: len(pair[0]))  # the best of several is the trial's
@@ -223,9 +223,9 @@ def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[Fault]:
         yield faults.text, not faults.only_gone
 
 
-def _of_adapter(run: Any, entry: Entry) -> Iterator[Fault]:
+def _of_adapter(run: Any, expected: Contents, entry: Entry) -> Iterator[Fault]:
     artifacts = _folder(run.info.artifact_uri)
-    if entry.result.state == "completed" and artifacts:
+    if expected.status == "FINISHED" and artifacts:
         fault = adapter_store.fault(artifacts / "adapter", entry.adapter_sha256)
         if fault:
             yield f"its copy of the adapter: {fault}", False

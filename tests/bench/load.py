@@ -4,8 +4,8 @@ python tests/bench/load.py --trials 10000 [--mlflow]
 
 Writes a finished sweep over the pareto space (of five trials two are completed pairs, one was pruned), its adapters,
 front.json and trials.parquet, then runs `status`, `report` and `verify` over it as processes of their own and takes
-their wall time and the peak of their memory. MLflow's runs are written only when asked for: that takes about half an
-hour for 10,000, and without them `verify` says that they are missing. Prints a table and, as its last line, one JSON
+their wall time and the peak of their memory. MLflow's runs, which take far longer to write, are written only when
+asked for; without them `verify` says that they are missing. Prints a table and, as its last line, one JSON
 object; needs no GPU.
 """
 

@@ -7,7 +7,7 @@ recorded seconds per step times its steps: loading, evaluation and comparisons t
 import heapq
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,12 +34,14 @@ class Recorded:
     Attributes:
         names: of the parameters.
         rungs: of each point, by step.
-        reference: a little beyond the worst of the whole table's front in each objective.
-        volume: hypervolume of that front.
+        front: the points that no other one dominates at full length.
+        reference: a little beyond the worst of that front in each objective.
+        volume: its hypervolume.
     """
 
     names: tuple[str, ...]
     rungs: Mapping[Values, tuple[Row, ...]]
+    front: frozenset[Values]
     reference: tuple[float, ...]
     volume: float
 
@@ -86,12 +88,14 @@ def read(path: Path, space: Space) -> dict[int, Recorded]:
 def recorded(names: Sequence[str], rungs: Mapping[Values, Sequence[Row]]) -> Recorded:
     """Add to the rungs of every point what there is to find among them."""
     sorted_rungs = {values: tuple(sorted(rows, key=lambda row: row["step"])) for values, rows in rungs.items()}
-    plain = Recorded(tuple(names), sorted_rungs, (), 0.0)
-    losses = np.array([found for values in sorted_rungs if (found := plain.losses(values))])
-    front = losses[pareto_mask(losses)]
-    worst, spread = front.max(axis=0), np.ptp(front, axis=0)
+    plain = Recorded(tuple(names), sorted_rungs, frozenset(), (), 0.0)
+    points = [values for values in sorted_rungs if plain.losses(values)]
+    losses = np.array([plain.losses(values) for values in points])
+    on_front = pareto_mask(losses)
+    members = frozenset(values for values, is_member in zip(points, on_front, strict=True) if is_member)
+    worst, spread = losses[on_front].max(axis=0), np.ptp(losses[on_front], axis=0)
     reference = worst + REFERENCE_MARGIN * np.where(spread > 0, spread, np.abs(worst))
-    return Recorded(tuple(names), sorted_rungs, tuple(reference.tolist()), hypervolume(losses, reference))
+    return replace(plain, front=members, reference=tuple(reference.tolist()), volume=hypervolume(losses, reference))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +129,14 @@ class Outcome:
         n_trials: taken up until then.
         n_completed: of them.
         share: of the hypervolume at the end.
+        lost_share: of the members of the table's front, those that had not completed at the end.
     """
 
     gpu_seconds: float | None
     n_trials: int
     n_completed: int
     share: float
+    lost_share: float
 
 
 def replay(table: Recorded, method: Method, *, wanted_share: float, n_workers: int, max_seconds: float) -> Outcome:
@@ -142,14 +148,14 @@ def replay(table: Recorded, method: Method, *, wanted_share: float, n_workers: i
     events: list[tuple[float, int, Job, int]] = []
     order, now, n_trials, share = itertools.count(), 0.0, 0, 0.0
     found: list[tuple[float, ...]] = []
-    n_completed = 0
+    missing = set(table.front)
 
     def push(job: Job, rung: int) -> None:
         rows = table.rungs[job.values] if job.values is not None else ()
         takes = seconds(rows[rung], rows[rung - 1] if rung else None) if rows else 0.0
         heapq.heappush(events, (now + takes, next(order), job, rung))
 
-    while n_workers * now < max_seconds:
+    while share < wanted_share and n_workers * now < max_seconds:
         while len(events) < n_workers and (job := method.ask(now)):
             n_trials += job.values is not None
             push(job, 0)
@@ -166,9 +172,13 @@ def replay(table: Recorded, method: Method, *, wanted_share: float, n_workers: i
         if not last:
             push(job, rung + 1)
         elif losses := table.losses(job.values):
-            n_completed += 1
             found.append(losses)
+            missing.discard(job.values)
             share = hypervolume(found, table.reference) / table.volume
-            if share >= wanted_share:
-                return Outcome(gpu_seconds=n_workers * now, n_trials=n_trials, n_completed=n_completed, share=share)
-    return Outcome(gpu_seconds=None, n_trials=n_trials, n_completed=n_completed, share=share)
+    return Outcome(
+        gpu_seconds=n_workers * now if share >= wanted_share else None,
+        n_trials=n_trials,
+        n_completed=len(found),
+        share=share,
+        lost_share=len(missing) / len(table.front),
+    )

@@ -3,17 +3,17 @@
 python tests/bench/search.py [--seeds 20] [--processes 2]
 
 Replays a recorded table (tests/bench/search_table.py) under simulated time: GPU-seconds until the completed trials
-dominate 95 % of the hypervolume of the whole table. Searchers and schedulers are each library's own objects. Then the
-time of ask, tell and ledger behind 10,000 trials. The last line is one JSON object; needs no GPU.
+dominate 95 % of the hypervolume of the whole table. Searchers and schedulers are each library's own objects. Then what
+stopping early loses for good: the same search carried on until every point was taken up. Then the time of ask, tell and
+ledger behind 10,000 trials. The last line is one JSON object; needs no GPU.
 """
 
 import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from importlib.util import find_spec
 from math import inf
 from pathlib import Path
@@ -36,9 +36,11 @@ FIRST_SEED = 1000
 MAX_OF_RANDOM, MAX_OF_PEER = 1 / 3, 0.8
 """Targets: of random's median, and of the best peer's."""
 PEERS = ("ray", "syne")
+STOPPING = ("ours", "moasha")
+"""Methods that stop trials early and end by themselves once every point was taken up."""
 
 
-def outcome(table: Path, name: str, seed: int) -> replay.Outcome:
+def outcome(table: Path, name: str, seed: int, wanted_share: float) -> replay.Outcome:
     """One method under one seed, on the table's seeds in turn."""
     warnings.filterwarnings("ignore")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -48,7 +50,7 @@ def outcome(table: Path, name: str, seed: int) -> replay.Outcome:
     with TemporaryDirectory(prefix="qlora-sweep-") as folder:
         method = made(name, space, recorded, N_WORKERS, seed, Path(folder))
         return replay.replay(
-            recorded, method, wanted_share=WANTED_SHARE, n_workers=N_WORKERS, max_seconds=recorded.seconds
+            recorded, method, wanted_share=wanted_share, n_workers=N_WORKERS, max_seconds=recorded.seconds
         )
 
 
@@ -63,6 +65,19 @@ def summary(outcomes: Sequence[replay.Outcome]) -> dict[str, Any]:
         "median_trials": float(np.median([one.n_trials for one in outcomes])),
         "median_completed": float(np.median([one.n_completed for one in outcomes])),
         "median_share_at_the_end": float(np.median([one.share for one in outcomes])),
+    }
+
+
+def losses(outcomes: Sequence[replay.Outcome]) -> dict[str, Any]:
+    """What a search that took up every point has lost for good: mean over seeds, and the range."""
+    members = [one.lost_share for one in outcomes]
+    volume = [1 - one.share for one in outcomes]
+    return {
+        "lost_members_share": float(np.mean(members)),
+        "lost_members_share_range": [min(members), max(members)],
+        "lost_volume_share": float(np.mean(volume)),
+        "lost_volume_share_range": [min(volume), max(volume)],
+        "n_seeds": len(outcomes),
     }
 
 
@@ -94,15 +109,44 @@ def lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"{LABELS[name]:44}{quartiles}{reached:>10}{counts}"
 
 
-def measured(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def loss_lines(lost: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The same of what stopping early loses."""
+    for name, result in lost.items():
+        low, high = result["lost_members_share_range"]
+        least, most = result["lost_volume_share_range"]
+        yield (
+            f"lost for good, {LABELS[name]}: {result['lost_members_share']:.0%} of the front's members "
+            f"({low:.0%} to {high:.0%}), {result['lost_volume_share']:.2%} of its volume ({least:.2%} to {most:.2%})"
+        )
+
+
+def report(result: Mapping[str, Any]) -> Iterator[str]:
+    """All that is said of a run, a line at a time."""
+    yield from lines(result["methods"])
+    yield from loss_lines(result["lost"])
+    for name, target in (("of_random", MAX_OF_RANDOM), ("of_best_peer", MAX_OF_PEER)):
+        if result.get(name) is not None:
+            yield f"ours {name.replace('_', ' ')}: {result[name]:.2f} (target: at most {target:.2f})"
+    if "ask_tell" in result:
+        yield ask_tell.line(result["ask_tell"])
+
+
+def measured(
+    given: argparse.Namespace,
+    methods: Sequence[str],
+    wanted_share: float,
+    summed_up: Callable[[Sequence[replay.Outcome]], dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
     """Every method under every seed."""
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     results = {}
     with ProcessPoolExecutor(given.processes) as pool:
-        running = {n: [pool.submit(partial(outcome, given.table, n), seed) for seed in seeds] for n in given.methods}
+        running = {
+            name: [pool.submit(outcome, given.table, name, seed, wanted_share) for seed in seeds] for name in methods
+        }
         try:
             for name, futures in running.items():
-                results[name] = summary([future.result() for future in futures])
+                results[name] = summed_up([future.result() for future in futures])
                 print(f"{name}: {json.dumps(results[name])}", file=sys.stderr, flush=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # an error is said now, not after all that was asked for
@@ -123,18 +167,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "syne" in given.methods and not find_spec("syne_tune"):
         print("syne-tune is not installed: `make bench-search` installs it", file=sys.stderr)
         return 2
-    results = measured(given) if given.seeds else {}
-    for line in lines(results):
-        print(line)
-    result: dict[str, Any] = {"methods": results, "table": str(given.table)}
+    results = measured(given, given.methods, WANTED_SHARE, summary) if given.seeds else {}
+    stopping = [name for name in STOPPING if name in given.methods]
+    lost = measured(given, stopping, inf, losses) if given.seeds else {}
+    result: dict[str, Any] = {"methods": results, "lost": lost, "table": str(given.table)}
     if "ours" in results:
         result |= verdict(results)
-        for name, target in (("of_random", MAX_OF_RANDOM), ("of_best_peer", MAX_OF_PEER)):
-            if result[name] is not None:
-                print(f"ours {name.replace('_', ' ')}: {result[name]:.2f} (target: at most {target:.2f})")
     if given.trials:
         result["ask_tell"] = ask_tell.measured(given.trials)
-        print(ask_tell.line(result["ask_tell"]))
+    for line in report(result):
+        print(line)
     print(json.dumps(result))
     return 0
 

@@ -72,7 +72,7 @@ class StopsFirst:
 
 def test_one_worker_does_one_trial_after_the_other():
     outcome = run(two_points(), Listed(iter([(1,), (2,)])))
-    assert outcome == Outcome(gpu_seconds=12.0, n_trials=2, n_completed=2, share=pytest.approx(1.0))
+    assert outcome == Outcome(gpu_seconds=12.0, n_trials=2, n_completed=2, share=pytest.approx(1.0), lost_share=0.0)
 
 
 def test_two_workers_are_both_paid_until_the_last_trial_ends():
@@ -83,6 +83,16 @@ def test_what_a_stopped_trial_showed_counts_for_nothing_but_its_time_does():
     outcome = run(two_points(), StopsFirst(), share=0.01)
     assert outcome.gpu_seconds == 4.0 + 4.0
     assert (outcome.n_trials, outcome.n_completed) == (2, 1)
+
+
+def test_a_member_of_the_front_that_was_stopped_is_lost_for_good_once_nothing_is_left_to_take_up():
+    assert two_points().front == {(1,), (2,)}
+    outcome = run(two_points(), StopsFirst(), share=inf)
+    assert (outcome.gpu_seconds, outcome.n_completed, outcome.lost_share) == (None, 1, 0.5)
+    found = search.losses([outcome, run(two_points(), Listed(iter([(1,), (2,)])), share=inf)])
+    assert found["lost_members_share"] == 0.25
+    assert found["lost_members_share_range"] == [0.0, 0.5]
+    assert found["lost_volume_share"] == pytest.approx((1 - outcome.share) / 2)
 
 
 def test_a_trial_that_diverges_is_never_a_find():
@@ -128,7 +138,7 @@ def test_ours_brings_baselines_and_ends_by_itself(tmp_path):
 
 
 def test_a_time_that_was_never_reached_is_endless_in_the_quartiles():
-    reached, never = Outcome(gpu_seconds=4.0, n_trials=1, n_completed=1, share=1.0), None
+    reached, never = Outcome(gpu_seconds=4.0, n_trials=1, n_completed=1, share=1.0, lost_share=0.0), None
     never = replace(reached, gpu_seconds=None, share=0.5)
     found = search.summary([reached, reached, never, never])
     assert found["gpu_seconds_quartiles"] == [4.0, None, None]

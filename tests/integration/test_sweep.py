@@ -101,7 +101,8 @@ def mlflow(swept):
 def test_standard_output_is_one_json_object(swept):
     whole = swept[1].json
     front = ("objectives", "epsilon", "reference_point", "hypervolume", "members")
-    assert tuple(whole) == ("name", "mlflow_run", *front, "verdicts", "search_ended", "empty_because")
+    ends = ("verdicts", "search_ended", "empty_because", "failed_evaluations")
+    assert tuple(whole) == ("name", "mlflow_run", *front, *ends)
     assert whole["search_ended"]["why"] == "trials"
     assert whole["empty_because"] is None
     assert {verdict["rows"] for verdict in whole["verdicts"]} <= {"validation", "test"}

@@ -33,7 +33,7 @@ def test_a_variable_that_a_target_does_not_take_is_refused_by_name(target):
     (line,) = refused.stderr.splitlines()
     assert "there is no variable TRAILS here" in line
     assert ("did you mean TRIALS" in line) == (
-        "TRIALS" in TAKES.get(target or "sweep", ["TRIALS"] * (target == "cache"))
+        "TRIALS" in TAKES.get(target or "sweep", ["TRIALS"] * (target == "bench"))
     )
 
 
@@ -54,5 +54,5 @@ def test_every_variable_of_a_target_reaches_its_program_as_it_was_typed(target):
 def test_a_variable_of_another_target_is_refused_beside_one_and_taken_beside_both():
     assert make("ui", "NAME=a").returncode == 2
     assert make("ui", "report", "NAME=a", "PORT=5001").returncode == 0
-    assert make("cache", "PEER=2").returncode == 0  # of one of those it stands for
+    assert make("bench", "PEER=2").returncode == 0  # of one of those it stands for
     assert make("lint", "VENV=.venv").returncode == 0

@@ -89,7 +89,7 @@ def _counts(n_rows: int, seed: int, n_resamples: int) -> Floats:
 
 def t_quantile(n_degrees: int, level: float) -> float:
     """Student's t with so many degrees of freedom is below it with probability `level`."""
-    from scipy.special import stdtrit  # half a second, which a report without repeats does without
+    from scipy.special import stdtrit  # slow to import; a report without repeats does without
 
     return float(stdtrit(n_degrees, level))
 

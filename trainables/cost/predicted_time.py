@@ -1,8 +1,8 @@
 """Predicted time of a training step and of a trial, from shapes and from two speeds that the device was measured at.
 
 A step is matrix products, at the device's speed for them, and everything else, which moves what the forward pass keeps
-through memory again and again. The shares are set by hand with the steps of one H200 in view (tests/bench/LOG.md: 8.7
-and 13.1 ms at 16 bits, 1.21 times 8.7 ms at NF4; GPT-2 Medium, 4 x 256 tokens), taken to reach 650 TFLOP/s and 4 TB/s.
+through memory again and again. The shares are set by hand with the captured steps of one H200 in view (run 1 of
+tests/bench/LOG.md: GPT-2 Medium, 4 x 256 tokens), taken to reach 650 TFLOP/s and 4 TB/s.
 Another device enters by its own two speeds, never by its name. Good for "an evening or a week", not for comparing.
 """
 

@@ -1,6 +1,6 @@
 """The only module that talks to the Hugging Face hub: one model folder, one list of rows; one folder up on request.
 
-Left alone, an absent hub costs 48 s for a model and 23 s for data, in retries. So the hub is asked
+Left alone, the libraries ask an absent hub again and again. So the hub is asked
 once, with a deadline, before anything is loaded; where it does not answer, only the cache is read.
 
 No code and no pickle of a repo is ever run: MODEL_FILES are all that is downloaded, a model made of its own code is

@@ -137,7 +137,7 @@ class TrialConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back. Equal configs give equal JSON: 16 and 16.0 are one."""
         real = {name: float(getattr(self, name)) for name in ("alpha", "dropout", "learning_rate")}
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict takes several times as long
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict copies deeply
         return plain | real | {"targets": list(self.targets)}
 
     @classmethod

@@ -103,8 +103,8 @@ class TrialResult:
         origin: why it exists; a baseline is the 16-bit half of a 4-bit trial.
         history: one Measurement a rung, by step.
         similarity: of a 4-bit trial with a completed baseline, on the validation rows, else None.
-        test_evaluation: of a finalist and its repeats, on the test rows, else None.
-        failed_evaluations: why its comparison with its baseline, or its test_evaluation, failed, as long as it has not succeeded.
+        test_evaluation: of a finalist and its seed replicates, on the test rows, else None.
+        failed_evaluations: why its comparison with its baseline or its test evaluation failed, until it succeeds.
         cost: of its cost key, else None.
         environment: device, versions and dtype it ran under.
         reason: why it stopped early, else None.

@@ -1,4 +1,4 @@
-"""A trial that goes on from a snapshot against one that never stopped; snapshots as files."""
+"""A trial that goes on from a checkpoint against one that never stopped; snapshots as files."""
 
 from dataclasses import replace
 
@@ -34,14 +34,14 @@ def same(a: Checkpoint, b: Checkpoint) -> bool:
     return a.to_bytes() == b.to_bytes()
 
 
-def trained(config, cache: WorkerCache, *, snapshot: Checkpoint | None = None, stop_at: int | None = None):
-    """Measurements, the adapter's files at the end, and a snapshot at each rung that was gone on from."""
-    trial = Trial(config, cache, cost=cost(), snapshot=snapshot)
+def trained(config, cache: WorkerCache, *, checkpoint: Checkpoint | None = None, stop_at: int | None = None):
+    """Measurements, the adapter's files at the end, and a checkpoint at each rung that was gone on from."""
+    trial = Trial(config, cache, cost=cost(), checkpoint=checkpoint)
     try:
         found, taken = [], {}
         for measurement in trial.measurements():
             found.append(measurement)
-            taken[measurement.step] = trial.snapshot(measurement.step, seconds=1.0)
+            taken[measurement.step] = trial.checkpoint(measurement.step, seconds=1.0)
             if measurement.step == stop_at:
                 break
         return found, trial.adapter_files(), taken
@@ -70,7 +70,7 @@ def test_a_trial_that_goes_on_has_the_losses_and_weights_of_one_that_never_stopp
     config = small_config(precision=precision, loop=loop, dropout=dropout, max_steps=STEPS)
     whole, files, taken = trained(config, cache)
     trained(replace(config, seed=7, max_steps=1), cache)
-    rest, same_files, _ = trained(config, cache, snapshot=Checkpoint.from_bytes(taken[2].to_bytes()))
+    rest, same_files, _ = trained(config, cache, checkpoint=Checkpoint.from_bytes(taken[2].to_bytes()))
     assert losses(rest) == losses(whole)[2:]
     assert same_files == files
 
@@ -80,7 +80,7 @@ def test_dropouts_generator_is_a_part_of_it(cache, small_config):
     config = small_config(dropout=0.3, max_steps=STEPS)
     whole, _, taken = trained(config, cache)
     other = replace(taken[2], generators={"cpu": torch.Generator().manual_seed(5).get_state().numpy()})
-    rest, _, _ = trained(config, cache, snapshot=other)
+    rest, _, _ = trained(config, cache, checkpoint=other)
     assert losses(rest)[0] != losses(whole)[1]
 
 
@@ -99,7 +99,7 @@ def test_all_of_the_optimizer_is_a_part_of_it(cache, uninterrupted, part):
     config, whole, taken = uninterrupted
     engine = taken[4].engine
     changed = 1 if part == "n_updates" else np.zeros_like(getattr(engine, part)) + 1e-3
-    rest, _, _ = trained(config, cache, snapshot=replace(taken[4], engine=replace(engine, **{part: changed})))
+    rest, _, _ = trained(config, cache, checkpoint=replace(taken[4], engine=replace(engine, **{part: changed})))
     assert losses(rest)[0] != losses(whole)[2]
 
 
@@ -107,8 +107,8 @@ def test_it_goes_on_twice_and_stops_in_between(cache, small_config):
     config = small_config(dropout=0.3, max_steps=STEPS)
     whole, files, _ = trained(config, cache)
     first, _, taken = trained(config, cache, stop_at=2)
-    second, _, taken = trained(config, cache, snapshot=taken[2], stop_at=4)
-    third, same_files, _ = trained(config, cache, snapshot=taken[4])
+    second, _, taken = trained(config, cache, checkpoint=taken[2], stop_at=4)
+    third, same_files, _ = trained(config, cache, checkpoint=taken[4])
     assert losses([*first, *second, *third]) == losses(whole)
     assert same_files == files
 
@@ -116,24 +116,24 @@ def test_it_goes_on_twice_and_stops_in_between(cache, small_config):
 def test_a_snapshot_of_an_adapter_of_another_size_is_refused_and_the_base_stays_untouched(cache, small_config):
     _, _, taken = trained(small_config(rank=2, max_steps=STEPS), cache, stop_at=2)
     before = [p.clone() for p in cache.base("16bit").parameters()]
-    with pytest.raises(ValueError, match="the snapshot has"):
-        trained(small_config(rank=4, max_steps=STEPS), cache, snapshot=taken[2])
+    with pytest.raises(ValueError, match="the checkpoint has"):
+        trained(small_config(rank=4, max_steps=STEPS), cache, checkpoint=taken[2])
     assert all(torch.equal(a, b) for a, b in zip(before, cache.base("16bit").parameters(), strict=True))
 
 
 def test_a_file_holds_all_of_it():
     state = replace(snapshot_of().engine, n_bad_gradients=3, loss_scale=2.0**15, n_good_steps=77)
-    snapshot = snapshot_of(engine=state, seconds=0.1 + 0.2)
-    read = Checkpoint.from_bytes(snapshot.to_bytes())
-    assert same(read, snapshot)
-    assert (read.key, read.step, read.seconds) == (snapshot.key, snapshot.step, snapshot.seconds)
+    checkpoint = snapshot_of(engine=state, seconds=0.1 + 0.2)
+    read = Checkpoint.from_bytes(checkpoint.to_bytes())
+    assert same(read, checkpoint)
+    assert (read.key, read.step, read.seconds) == (checkpoint.key, checkpoint.step, checkpoint.seconds)
     assert (read.engine.loss_scale, read.engine.n_good_steps, read.engine.n_bad_gradients) == (2.0**15, 77, 3)
     assert read.engine.weights.tolist() == [0.0, 1.0, 2.0]
 
 
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_snapshot_are_a_value_error(content):
-    with pytest.raises(ValueError, match="no snapshot"):
+    with pytest.raises(ValueError, match="no checkpoint"):
         Checkpoint.from_bytes(content)
 
 

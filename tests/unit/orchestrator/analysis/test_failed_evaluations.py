@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
+from orchestrator import command as hints
 from orchestrator.analysis.verdict import failed_evaluations, verdict_of
 from orchestrator.cli.app import refuse_unless_whole
 from orchestrator.cli.progress import print_result
@@ -83,7 +84,7 @@ def test_a_sweep_with_a_trial_that_could_not_be_evaluated_ends_with_an_error_unt
     assert error.value.exit_code == 1
     assert f"trial {nf4.number} could not be evaluated: {what}" in str(error.value)
     assert "(oom here)" in str(error.value)
-    assert str(error.value).endswith("to try again: qlora-sweep resume t")
+    assert str(error.value).endswith(f"to try again: {hints.command()} resume t")
     desk.crash()
     resumed = Desk(tmp_path, ASKED)
     resumed.finish()

@@ -1,4 +1,4 @@
-"""Stopping what can no longer add to the front: what a trial can hope for, by hand and as Ray Tune asks."""
+"""Stopping what promises too little for the front: what a trial can hope for, by hand and as Ray Tune asks."""
 
 import os
 from dataclasses import replace

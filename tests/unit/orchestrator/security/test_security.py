@@ -548,6 +548,7 @@ for name in ("tokenizer.json", "tokenizer_config.json"):
 
 def run(script):
     (here / "generate.py").write_text(script)
+    sys.argv = ["generate.py", "Name three colours."]
     exec(compile(script, "generate.py", "exec"), {"__file__": str(here / "generate.py")})
 
 

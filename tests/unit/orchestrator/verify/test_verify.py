@@ -22,6 +22,7 @@ from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import open_client, store_file, store_uri
 from orchestrator.verify import checks as verify
+from orchestrator.verify import points
 from orchestrator.verify.ledger import read
 from orchestrator.workers import adapter_store
 from tests.support.stores import place_store
@@ -434,6 +435,28 @@ def test_every_value_of_the_runs_is_compared(root):
         assert sum(": tag " in line or "description" in line for line in mine) == n_tags[run_id]
         assert any(line.endswith(f"asked: {names}") for line in mine)
         assert any("its run ended at" in line for line in mine)
+
+
+def test_a_server_that_is_asked_tells_the_same_points_as_the_file(root):
+    runs = [parent(root), child(root, 0), child(root, 5)]
+    expected = [(run, [("train_seconds", 1.0, run.info.end_time, 8)]) for run in runs]
+    asked = points.histories(client_of(root), "http://server", expected)
+    assert asked == points.histories(client_of(root), store_uri(root), expected)
+    assert min(map(len, asked.values())) > 20
+
+
+def test_only_points_from_before_a_trial_was_taken_up_again_may_stand_beside_the_ledgers():
+    nan = float("nan")
+    expected = [("loss", 2.0, 1000, 4), ("loss", nan, 2000, 8), ("seconds", float("inf"), 2000, 8)]
+    last = {"loss": nan, "seconds": 1e999}
+    whole = {(name, points.stored(value), at, step) for name, value, at, step in expected}
+    assert points.faults(whole, last, expected) is None
+    assert points.faults(whole | {("loss", 2.5, 900, 4), ("system/cpu", 1.0, 1, 1)}, last, expected) is None
+    for surplus in (("loss", 2.5, 1000, 4), ("loss", 2.5, 900, 5), ("other", 1.0, 1, 1)):
+        assert not points.faults(whole | {surplus}, last, expected).only_gone
+    gone = points.faults(whole - {("loss", 2.0, 1000, 4)}, last, expected)
+    assert (gone.text, gone.only_gone) == ("loss at step 4 is gone, the ledger has 2.0", True)
+    assert not points.faults(whole, {"loss": nan}, expected).only_gone  # the page alone lacks it
 
 
 def test_a_repair_brings_back_all_that_can_be_and_says_what_it_found(root):

@@ -27,7 +27,7 @@ def logits(model) -> torch.Tensor:
     return model.eval()(input_ids=IDS, use_cache=False).logits
 
 
-def snapshot(base) -> dict:
+def checkpoint(base) -> dict:
     """Everything of a base that an adapter could have changed."""
     return {
         "logits": logits(base),
@@ -41,7 +41,7 @@ def snapshot(base) -> dict:
 
 def assert_untouched(base, before: dict) -> None:
     assert not hasattr(base, "peft_config")
-    after = snapshot(base)
+    after = checkpoint(base)
     assert torch.equal(after.pop("logits"), before["logits"])
     state = after.pop("state")
     assert state.keys() == before["state"].keys()
@@ -136,7 +136,7 @@ def test_an_adapted_module_computes_w_plus_scaling_b_a(attached, small_config, p
 
 def test_detach_restores_the_base_bit_for_bit(cache, small_config, precision):
     base = cache.base(precision)
-    before = snapshot(base)
+    before = checkpoint(base)
     config = small_config(precision=precision, targets=TARGETS)
     for _ in range(2):
         model = lora.attach(base, config, base_name="tiny")
@@ -175,7 +175,7 @@ def test_a_fresh_adapters_matrices_are_those_of_an_attached_one_and_leave_the_ba
     cache, attached, small_config, precision
 ):
     config = small_config(precision=precision, targets=TARGETS, seed=3)
-    before = snapshot(cache.base(precision))
+    before = checkpoint(cache.base(precision))
     loose = lora.fresh_matrices(cache.base(precision), config)
     assert_untouched(cache.base(precision), before)
     theirs = trainable(attached(config))
@@ -185,7 +185,7 @@ def test_a_fresh_adapters_matrices_are_those_of_an_attached_one_and_leave_the_ba
 
 def test_files_attach_again_and_come_off_again(cache, small_config, precision):
     base = cache.base(precision)
-    before = snapshot(base)
+    before = checkpoint(base)
     config = small_config(precision=precision)
     model = lora.attach(base, config, base_name="tiny")
     train(model, config)
@@ -217,7 +217,7 @@ def test_files_that_cannot_be_attached_leave_the_base_alone(cache, small_config,
     base = cache.base(precision)
     config = small_config(precision=precision)
     files = lora.to_files(config, lora.fresh_matrices(base, config), base_name="tiny")
-    before = snapshot(base)
+    before = checkpoint(base)
     content = files.pop(name)
     if damage:
         assert damage(content) != content
