@@ -6,6 +6,7 @@ alpha / rank: at a fixed alpha every change of the rank is also a change of the 
 """
 
 import itertools
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trainables.models.families import ordered_targets
 from trainables.values.config import MAX_WHOLE, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 Method = Literal["tpe", "nsga2", "gp", "random", "grid", "qmc"]
@@ -82,19 +85,28 @@ class EarlyTerminate(Frozen):
 
     Attributes:
         type: at each rung "hypervolume" stops what even at its most hopeful end would add next to nothing to the front
-            so far, at the last one a 4-bit trial whose baseline then need not run; "moasha" keeps the first 1 / eta by
-            non-dominated depth over the objectives, among trials of about the same memory; "asha" the best 1 / eta by
+            so far, at the last one a 4-bit trial whose baseline then need not run; "asha" keeps the best 1 / eta by
             held-out loss; "none" keeps all. Each but "none" loses members of the front.
+        eta: of asha.
         min_share: share of its steps that every trial is given before it may be stopped.
-        stratum_share: of moasha: peak memories of one stratum differ by less than this share.
         min_gain: of hypervolume: what a trial must have the hope to add, as a share of what the front dominates.
     """
 
-    type: Literal["hypervolume", "moasha", "asha", "none"] = "moasha"
+    type: Literal["hypervolume", "asha", "none"] = "hypervolume"
     eta: float = Field(default=2, gt=1, le=8)
     min_share: float = Field(default=0.125, gt=0, le=1)
-    stratum_share: float = Field(default=0.1, gt=0, le=10)
     min_gain: float = Field(default=0.002, ge=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_moasha(cls, values: Any) -> Any:
+        """Spaces and settings from before may name a rule that is gone, and its own setting."""
+        if not isinstance(values, dict) or (values.get("type", "moasha") != "moasha" and "stratum_share" not in values):
+            return values
+        if values.get("type") == "moasha":
+            logger.warning("early_terminate: moasha is no rule any more; hypervolume stops trials instead")
+            values = values | {"type": "hypervolume"}
+        return {name: value for name, value in values.items() if name != "stratum_share"}
 
 
 class Space(Frozen):

@@ -238,10 +238,6 @@ class Trial:
             step=step,
             train_loss_nats=train_loss,
             eval_loss_nats=eval_loss,
-            peak_memory_mib=self.cost.peak_memory_mib,
-            reserved_memory_mib=self.cost.reserved_memory_mib,
-            seconds_per_step=self.cost.seconds_per_step,
-            tokens_per_second=self.cost.tokens_per_second,
         )
 
     def _fault(self, step: int, losses: torch.Tensor, eval_loss: float) -> str:

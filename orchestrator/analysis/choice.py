@@ -65,13 +65,13 @@ def choose(
         name = settings.name
         raise ConfigError(f"NAME: no trial of sweep {name!r} counts for its front; see {command()} report {name}")
     limit = math.inf if max_memory_mib is None else max_memory_mib
-    within = [trial for trial in trials if trial.history and trial.history[-1].peak_memory_mib <= limit]
+    within = [trial for trial in trials if trial.history and trial.cost.peak_memory_mib <= limit]
     chosen = knee(front_of(within, settings, reference)) if at_knee else best(counting(within, settings))
     if chosen is None:
-        least = min(found, key=lambda t: (t.history[-1].peak_memory_mib, t.number))
+        least = min(found, key=lambda t: (t.cost.peak_memory_mib, t.number))
         raise ConfigError(
             f"max_memory is {max_memory_mib:.1f} MiB; the least that a trial of {settings.name!r} needs is "
-            f"{least.history[-1].peak_memory_mib:.1f} MiB (trial {least.number}, {least.config.precision}, "
+            f"{least.cost.peak_memory_mib:.1f} MiB (trial {least.number}, {least.config.precision}, "
             f"rank {least.config.rank})"
         )
     why = KNEE if at_knee else BEST
@@ -97,7 +97,7 @@ def best(found: Sequence[TrialResult]) -> TrialResult | None:
 
 def _order(trial: TrialResult) -> tuple[float, float, float, int]:
     last = trial.history[-1]
-    return last.eval_loss_nats, last.peak_memory_mib, last.seconds_per_step, trial.number
+    return last.eval_loss_nats, trial.cost.peak_memory_mib, trial.cost.seconds_per_step, trial.number
 
 
 def knee(front: Front) -> TrialResult | None:
@@ -144,7 +144,7 @@ def stairs(found: Sequence[TrialResult]) -> list[TrialResult]:
     For every budget the best of all that fit is the last of them that fits.
     """
     steps: list[TrialResult] = []
-    for trial in sorted(found, key=lambda t: (t.history[-1].peak_memory_mib, *_order(t))):
+    for trial in sorted(found, key=lambda t: (t.cost.peak_memory_mib, *_order(t))):
         if not steps or trial.history[-1].eval_loss_nats < steps[-1].history[-1].eval_loss_nats:
             steps.append(trial)
     return steps

@@ -71,7 +71,8 @@ def objective_value(trial: TrialResult, objective: str) -> float | None:
         if trial.config.precision == "16bit":
             return 1.0
         return getattr(trial.similarity.quantized, objective).value if trial.similarity else None
-    return getattr(trial.history[-1], objective) if trial.history else None
+    measured = trial.cost if OBJECTIVES[objective].source == "cost" else trial.history[-1] if trial.history else None
+    return getattr(measured, objective) if measured and trial.history else None
 
 
 def losses_of(trial: TrialResult, objectives: Sequence[str]) -> tuple[float, ...] | None:

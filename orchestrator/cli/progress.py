@@ -108,8 +108,8 @@ def trial_line(trial: TrialResult) -> str:
     text = f"trial {trial.number:>3} {trial.origin:<6} {config.precision:<5} r={config.rank:<3} {trial.state:<9}"
     if trial.history:
         last = trial.history[-1]
-        text += f" loss {last.eval_loss_nats:.4f} at step {last.step}, {last.peak_memory_mib:.1f} MiB, "
-        text += f"{last.seconds_per_step * 1e3:.1f} ms/step"
+        text += f" loss {last.eval_loss_nats:.4f} at step {last.step}, {trial.cost.peak_memory_mib:.1f} MiB, "
+        text += f"{trial.cost.seconds_per_step * 1e3:.1f} ms/step"
     return text + (f" ({trial.reason})" if trial.reason and trial.state != "pruned" else "")
 
 

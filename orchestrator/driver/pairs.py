@@ -1,14 +1,12 @@
 """The two halves of a pair, a 4-bit trial and its 16-bit baseline: when both are known, and what they are asked."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.analysis.finalists import other_seeds
 from orchestrator.ledger.rows import Entry
+from orchestrator.ledger.task import Task
 from trainables.values.results import TrialResult
-
-if TYPE_CHECKING:
-    from orchestrator.workers.tune_trainable import Task  # brings Ray Tune: two seconds that verify has no use for
 
 
 def is_settled(trial: TrialResult, baseline: TrialResult | None) -> bool:
@@ -30,10 +28,8 @@ def baseline_params(entry: Entry) -> dict[str, Any]:
 
 def evaluation_task(
     trial: TrialResult, baseline: TrialResult | None, trials: Sequence[TrialResult], n_baseline_seeds: int
-) -> "Task":
-    """The test evaluation of a trial; of a 4-bit one beside its baseline and the baseline's config under other seeds."""
-    from orchestrator.workers.tune_trainable import Task
-
+) -> Task:
+    """The test evaluation of a trial, of a 4-bit one beside its baseline and that one's config under other seeds."""
     if trial.config.precision == "16bit" or baseline is None or baseline.state != "completed":
         return Task(kind="evaluate", key=trial.key, config=trial.config)
     others = other_seeds(trial, trials, n_baseline_seeds)

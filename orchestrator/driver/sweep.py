@@ -25,7 +25,7 @@ from trainables.values.errors import ConfigError, DiskFull, SweepError
 from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
-    from orchestrator.driver.searcher import SweepSearcher
+    from orchestrator.driver.driver import Driver
 
 
 OWNER = "owner"
@@ -150,14 +150,14 @@ def run(
             ledger.requeue_running()
             _forget_checkpoints(ledger, folder)
             learned = warm_start.entries(settings, workload, root)
-            elsewhere = reuse.cached_trials(root, settings.name, workload, settings) if settings.reuse else {}
+            cached = reuse.cached_trials(root, settings.name, workload, settings) if settings.reuse else {}
             started(ledger, workload)
-            known = {"learned": learned, "cached": elsewhere}
-            searcher = _tune(settings, workload, ledger, folder, trainable, known)
+            known = {"learned": learned, "cached": cached}
+            driver = _tune(settings, workload, ledger, folder, trainable, known)
             ledger.requeue_running()
             _forget_checkpoints(ledger, folder)
-            result = result_of(settings, ledger, interrupted=not searcher.finished)
-            return replace(result, stopped=searcher.stopped)
+            result = result_of(settings, ledger, interrupted=not driver.finished)
+            return replace(result, stopped=driver.stopped)
         finally:
             ledger.close()
 
@@ -211,21 +211,19 @@ def _tune(
     folder: Path,
     trainable: type | None,
     known: Mapping[str, Any],
-) -> "SweepSearcher":
-    """Let Ray Tune run until the searcher has nothing more to do, or it is interrupted."""
+) -> "Driver":
+    """Let Ray Tune run until the driver has nothing more to do, or it is interrupted."""
     from ray import tune
 
     from orchestrator.cluster import heartbeat, ray_cluster
     from orchestrator.cluster.node_watch import NodeVersionWatch
-    from orchestrator.driver.recorder import Recorder
-    from orchestrator.driver.scheduler import Pruner
-    from orchestrator.driver.searcher import SweepSearcher
+    from orchestrator.driver.driver import Driver
+    from orchestrator.driver.ray_tune import TaskCallback, TaskScheduler, TaskSearcher, TuneTasks
     from orchestrator.security import ray_guard
     from orchestrator.workers import adapter_server, node_inputs, warm
     from orchestrator.workers.tune_trainable import SweepTrainable
 
-    adapters = folder / "adapters"
-    store = adapter_server.serve(adapters, folder / checkpoints.FOLDER)
+    store = adapter_server.serve(folder / "adapters", folder / checkpoints.FOLDER)
     shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
     joined = NodeVersionWatch() if settings.address else None
     shared |= joined.shared() if joined else {}
@@ -235,14 +233,14 @@ def _tune(
         lambda silent: ray_cluster.n_slots(settings, {*silent, *(joined.looked() if joined else ())})
     )
     workers = warm.Workers(settings.resources, joined.avoided if joined else (), lost=slots.one_lost)
-    pruner = Pruner(settings.space.early_terminate, settings.longest_steps, settings.objectives, workers)
-    searcher = SweepSearcher(settings, workload, ledger, pruner, n_slots=slots, shared=shared, workers=workers, **known)
+    driver = Driver(settings, workload, ledger, n_slots=slots, **known)
+    tasks = TuneTasks(driver, workers)
     scratch = (folder / "ray").resolve()
     tuner = tune.Tuner(
         tune.with_resources(trainable or SweepTrainable, warm.resources_of),
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=pruner,
+            search_alg=TaskSearcher(tasks, shared),
+            scheduler=TaskScheduler(tasks),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda t: t.trial_id,
@@ -250,9 +248,9 @@ def _tune(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[Recorder(ledger, adapters, pruner, began=searcher.began)],
+            callbacks=[TaskCallback(tasks)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=0),  # the searcher decides what is tried again
+            failure_config=tune.FailureConfig(max_failures=0),  # the driver decides what is tried again
             verbose=0,
         ),
     )
@@ -273,7 +271,7 @@ def _tune(
         shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state
     if heart.lost:
         raise SweepError(lost)
-    return searcher
+    return driver
 
 
 def result_of(

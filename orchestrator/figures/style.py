@@ -106,8 +106,8 @@ def hover(trial: TrialResult) -> str:
         f"trial {trial.number} ({trial.origin}), {trial.key[:12]}",
         f"{c.precision}, rank {c.rank}, alpha {c.alpha:g}, dropout {c.dropout:g}, lr {c.learning_rate:.2e}",
         "+".join(c.targets),
-        f"loss {last.eval_loss_nats:.4f} nats, {last.peak_memory_mib:.1f} MiB",
-        f"{last.seconds_per_step * 1e3:.1f} ms/step",
+        f"loss {last.eval_loss_nats:.4f} nats, {trial.cost.peak_memory_mib:.1f} MiB",
+        f"{trial.cost.seconds_per_step * 1e3:.1f} ms/step",
     ]
     if trial.similarity:
         cosine = trial.similarity.quantized.embedding_cosine

@@ -51,7 +51,7 @@ def entry_of(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None, faul
         config=TrialConfig.from_dict(json.loads(row["config"])),
         state=row["state"],
         origin=row["origin"],
-        history=tuple(_measurement(mark, cost) for mark in measured if cost),
+        history=tuple(_measurement(mark) for mark in measured),
         similarity=COMPARISON.validate_json(row["similarity"]) if row["similarity"] else None,
         test_evaluation=TEST_EVALUATION.validate_json(row["test_evaluation"]) if row["test_evaluation"] else None,
         failed_evaluations=_failed_evaluations(row, faults),
@@ -76,13 +76,6 @@ def _failed_evaluations(row: sqlite3.Row, faults: Mapping[str, str]) -> dict[Eva
     return {what: why for what, why in whys.items() if why}
 
 
-def _measurement(mark: sqlite3.Row, cost: Cost) -> Measurement:
-    return Measurement(
-        step=mark["step"],
-        train_loss_nats=mark["train_loss_nats"],
-        eval_loss_nats=mark["eval_loss_nats"],
-        peak_memory_mib=cost.peak_memory_mib,
-        reserved_memory_mib=cost.reserved_memory_mib,
-        seconds_per_step=cost.seconds_per_step,
-        tokens_per_second=cost.tokens_per_second,
-    )
+def _measurement(mark: sqlite3.Row) -> Measurement:
+    losses = {name: mark[name] for name in ("train_loss_nats", "eval_loss_nats")}
+    return Measurement(step=mark["step"], **losses)

@@ -74,9 +74,9 @@ class Ledger:
         values = self.fact("workload")
         return Workload(**values) if values else None
 
-    # --- changes, one transaction each
+    # --- changes, one transaction each; each returns the trial as it is then
 
-    def add(self, key: str, config: TrialConfig, *, params: Mapping[str, Any], origin: Origin) -> None:
+    def add(self, key: str, config: TrialConfig, *, params: Mapping[str, Any], origin: Origin) -> Entry:
         """Queue a new trial.
 
         Raises:
@@ -90,6 +90,7 @@ class Ledger:
                 "VALUES (?, (SELECT coalesce(max(number) + 1, 0) FROM trials), 'queued', ?, ?, ?, ?)",
                 (key, origin, canonical_json(config.to_dict()), canonical_json(dict(params)), config.cost_key),
             )
+            return self._written(key)
 
     def _move(self, key: str, new: State, **columns: Any) -> None:
         """Change state inside the caller's transaction, if TRANSITIONS allow it."""
@@ -102,12 +103,17 @@ class Ledger:
         assignments = ", ".join(f"{name} = ?" for name in values)
         self._db.execute(f"UPDATE trials SET {assignments} WHERE key = ?", (*values.values(), key))
 
-    def start(self, key: str) -> None:
+    def _written(self, key: str) -> Entry:
+        """A trial as it is now: each write returns what it wrote."""
+        return self._entries("WHERE key = ?", key)[0]
+
+    def start(self, key: str) -> Entry:
         """queued -> running."""
         with self.together():
             self._move(key, "running", started_at=time.time())
+            return self._written(key)
 
-    def record(self, key: str, measurement: Measurement) -> None:
+    def record(self, key: str, measurement: Measurement) -> Entry:
         """Keep a rung of a running trial; a rung reported again (after a retry) replaces the first."""
         with self.together():
             state = self._db.execute("SELECT state FROM trials WHERE key = ?", (key,)).fetchone()
@@ -118,6 +124,7 @@ class Ledger:
                 "VALUES (?, ?, ?, ?, ?)",
                 (key, measurement.step, time.time(), measurement.train_loss_nats, measurement.eval_loss_nats),
             )
+            return self._written(key)
 
     def finish(
         self,
@@ -128,7 +135,7 @@ class Ledger:
         environment: Mapping[str, str] | None = None,
         adapter_sha256: str | None = None,
         train_seconds: float | None = None,
-    ) -> None:
+    ) -> Entry:
         """running -> a final state.
 
         Raises:
@@ -146,14 +153,16 @@ class Ledger:
                 train_seconds=train_seconds,
                 ended_at=time.time(),
             )
+            return self._written(key)
 
-    def requeue(self, key: str) -> None:
+    def requeue(self, key: str) -> Entry:
         """Take a trial up again: one that was interrupted, or a pruned one that is needed as a baseline.
 
         Its rungs stay: it may go on from a checkpoint, and what it reports again is the same and replaces them.
         """
         with self.together():
             self._move(key, "queued", started_at=None, ended_at=None, reason=None)
+            return self._written(key)
 
     def requeue_running(self) -> int:
         """Take up all that was running when the driver stopped; returns how many."""
@@ -162,15 +171,15 @@ class Ledger:
             self.requeue(key)
         return len(keys)
 
-    def set_similarity(self, key: str, similarity: Comparison) -> None:
+    def set_similarity(self, key: str, similarity: Comparison) -> Entry:
         """Write a completed 4-bit trial's similarity to its baseline."""
-        self._set(key, "similarity", similarity)
+        return self._set(key, "similarity", similarity)
 
-    def set_test_evaluation(self, key: str, test_evaluation: TestEvaluation) -> None:
+    def set_test_evaluation(self, key: str, test_evaluation: TestEvaluation) -> Entry:
         """Write what a completed trial came to on the test rows."""
-        self._set(key, "test_evaluation", test_evaluation)
+        return self._set(key, "test_evaluation", test_evaluation)
 
-    def _set(self, key: str, column: str, value: Comparison | TestEvaluation) -> None:
+    def _set(self, key: str, column: str, value: Comparison | TestEvaluation) -> Entry:
         with self.together():
             changed = self._db.execute(
                 f"UPDATE trials SET {column} = ? WHERE key = ? AND state = 'completed'",
@@ -178,15 +187,17 @@ class Ledger:
             ).rowcount
             if changed != 1:
                 raise LedgerError(f"no completed trial {key[:12]} to write a {column} to")
+            return self._written(key)
 
-    def set_fault(self, what: Evaluation, key: str, reason: str | None) -> None:
-        """Keep why a comparison or test evaluation failed; None once it has succeeded. The trial itself stays completed."""
+    def set_fault(self, what: Evaluation, key: str, reason: str | None) -> Entry:
+        """Keep why a comparison or test evaluation failed, None once it succeeded; the trial itself stays completed."""
         with self.together():
             before = self.fact(FAULTS, {})
             after = {name: why for name, why in before.items() if name != f"{what} {key}"}
             after |= {f"{what} {key}": reason} if reason else {}
             if after != before:
                 self.set_fact(FAULTS, after)
+            return self._written(key)
 
     def keep_cost(self, key: str, cost: Cost, *, of: str | None = None) -> Cost:
         """Keep a cost key's measurement on a kind of device unless there is one; returns the one that counts.

@@ -1,4 +1,4 @@
-"""Whether a running trial promises enough for the front: the state behind early_terminate's "hypervolume".
+"""Whether a running trial promises enough for the front: the rule behind early_terminate's "hypervolume".
 
 The predictive termination of Domhan et al. 2015 (IJCAI, section 4) with a front in place of one best value: a trial
 ends where even its most hopeful end would add at most `min_gain` to the hypervolume of what completed so far. That
@@ -18,13 +18,18 @@ from orchestrator.analysis.front import REFERENCE_MARGIN
 from orchestrator.analysis.pareto import hypervolume, pareto_mask
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
-from orchestrator.pruning.moasha import first_rung
 from search_spaces import EarlyTerminate
-from trainables.values.results import Measurement, TrialResult
+from trainables.values.config import rungs
+from trainables.values.results import Cost, Measurement, TrialResult
+
+
+def first_rung(asked: EarlyTerminate, max_steps: int) -> int:
+    """Step from which trials may be stopped."""
+    return next(rung for rung in rungs(max_steps) if rung >= asked.min_share * max_steps)
 
 
 @dataclass(slots=True)
-class Device:
+class DeviceFront:
     """What came to the rungs on one kind of device.
 
     Attributes:
@@ -60,86 +65,81 @@ class Device:
 
 
 class HypervolumeStop:
-    """Same calls as orchestrator.pruning.moasha.Moasha, and `end`."""
+    """A StoppingRule, see orchestrator.pruning.rule."""
 
-    def __init__(self, rule: EarlyTerminate, max_steps: int, objectives: Sequence[str]) -> None:
-        self._rule = rule
-        self._first = first_rung(rule, max_steps)
+    def __init__(self, asked: EarlyTerminate, max_steps: int, objectives: Sequence[str]) -> None:
+        self._asked = asked
+        self._first = first_rung(asked, max_steps)
         self._names = measured(objectives)
         self._is_cost = np.array([OBJECTIVES[name].source == "cost" for name in self._names])
         self._curves = LearningCurves(self._names)
-        self._devices: dict[str, Device] = {}  # by kind
+        self._devices: dict[str, DeviceFront] = {}
         self._running: dict[str, list[Measurement]] = {}
-        self._latest: tuple[str, str] = ("", "")
 
     def learn(self, trial: TrialResult) -> None:
-        """Take in a trial of the ledger."""
         if not trial.cost:
             return
-        device, n_passed = trial.cost.device, len(trial.history) - (trial.state == "pruned")
+        n_passed = len(trial.history) - (trial.state == "pruned")
         for measurement in trial.history[:n_passed]:
-            self._of(device).passed(measurement.step, losses_at(measurement, self._names))
-            self.enter(trial.key, measurement, 0.0, device)
+            losses = losses_at(measurement, trial.cost, self._names)
+            self._of(trial.cost).passed(measurement.step, losses)
+            self._enter(trial.key, measurement, trial.cost)
         if trial.state == "completed":
-            self.end(may_stop=False)
+            self.at_end(trial.key, trial.history[-1], trial.cost, may_stop=False)
         elif trial.state == "pruned":
             self._running.pop(trial.key, None)
             if trial.is_whole:
-                self._curves.learn(trial.history)
+                self._curves.learn(trial.history, trial.cost)
 
-    def enter(self, key: str, measurement: Measurement, noise_seconds: float, device: str = "") -> None:
-        """A trial came to a rung; what noise there is in its time can add nothing that is looked for."""
-        before = [m for m in self._running.get(key, ()) if m.step < measurement.step]
-        self._running[key] = [*before, measurement]
-        self._latest = (key, device)
-        seen, losses = self._of(device), losses_at(measurement, self._names)
-        seen.dearest = np.where(self._is_cost, np.maximum(seen.dearest, losses), seen.dearest)
-
-    def end(self, *, may_stop: bool) -> str | None:
-        """The latest trial to come to a rung came to its last: why it counts as stopped, None where it completed.
-
-        Args:
-            may_stop: whether more would have to be spent on it.
-        """
-        key, device = self._latest
-        history = self._running.pop(key)
-        self._curves.learn(history)
-        losses = losses_at(history[-1], self._names)
-        gain = self._too_little(history[-1].step, losses, losses) if may_stop else None
-        if gain is None:
-            self._of(device).passed(history[-1].step, losses)
-            self._of(device).complete(losses)
+    def at_rung(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+        self._enter(key, measurement, cost)
+        if not may_stop:
             return None
-        return f"hypervolume: its end ({self._shown(losses)}) {self._adds(gain)} for a 16-bit baseline"
-
-    def why_stop(self, step: int) -> str | None:
-        """Why the latest trial to come to a rung ends there, None where it goes on."""
-        key, device = self._latest
-        here = self._running[key][-1]
-        hopeful, losses = self._curves.hopeful(here), losses_at(here, self._names)
-        gain = None if hopeful is None or step < self._first else self._too_little(step, losses, hopeful)
+        losses, hopeful = losses_at(measurement, cost, self._names), self._curves.hopeful(measurement, cost)
+        step, gain = measurement.step, None
+        if hopeful is not None and step >= self._first:
+            gain = self._too_little(step, losses, hopeful, cost)
         if gain is None:
-            self._of(device).passed(step, losses)
+            self._of(cost).passed(step, losses)
             return None
         del self._running[key]
         return f"hypervolume: at step {step} its most hopeful end ({self._shown(hopeful)}) {self._adds(gain)}"
 
-    def _too_little(self, step: int, losses: NDArray[np.float64], end: NDArray[np.float64]) -> float | None:
-        """What the latest trial's end would add, as a share, where that is too little to go on for; else None."""
-        seen = self._of(self._latest[1])
+    def at_end(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+        self._enter(key, measurement, cost)
+        self._curves.learn(self._running.pop(key), cost)
+        losses = losses_at(measurement, cost, self._names)
+        gain = self._too_little(measurement.step, losses, losses, cost) if may_stop else None
+        if gain is None:
+            self._of(cost).passed(measurement.step, losses)
+            self._of(cost).complete(losses)
+            return None
+        return f"hypervolume: its end ({self._shown(losses)}) {self._adds(gain)} for a 16-bit baseline"
+
+    def _enter(self, key: str, measurement: Measurement, cost: Cost) -> None:
+        """A trial came to a rung, perhaps once more after it was lost."""
+        before = [m for m in self._running.get(key, ()) if m.step < measurement.step]
+        self._running[key] = [*before, measurement]
+        seen, losses = self._of(cost), losses_at(measurement, cost, self._names)
+        seen.dearest = np.where(self._is_cost, np.maximum(seen.dearest, losses), seen.dearest)
+
+    def _too_little(self, step: int, losses: NDArray[np.float64], end: NDArray[np.float64], cost: Cost) -> float | None:
+        """What a trial's end would add, as a share, where that is too little to go on for; else None."""
+        seen = self._of(cost)
         least = seen.least.get(step)
         is_extreme = least is None or bool((losses < least).any())
         if is_extreme or not len(seen.front):
             return None
         gain = seen.gain(end)
-        return gain if gain <= self._rule.min_gain else None
+        return gain if gain <= self._asked.min_gain else None
 
     def _shown(self, losses: NDArray[np.float64]) -> str:
         return ", ".join(f"{name} {value:.4g}" for name, value in zip(self._names, losses, strict=True))
 
     def _adds(self, gain: float) -> str:
-        return f"would add {gain:.2%} to what the front dominates, at most {self._rule.min_gain:.2%} is too little"
+        return f"would add {gain:.2%} to what the front dominates, at most {self._asked.min_gain:.2%} is too little"
 
-    def _of(self, device: str) -> Device:
+    def _of(self, cost: Cost) -> DeviceFront:
         n = len(self._names)
-        return self._devices.setdefault(device, Device(front=np.zeros((0, n)), dearest=np.full(n, -np.inf)))
+        empty = DeviceFront(front=np.zeros((0, n)), dearest=np.full(n, -np.inf))
+        return self._devices.setdefault(cost.device, empty)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.objectives import OBJECTIVES
-from trainables.values.results import Measurement
+from trainables.values.results import Cost, Measurement
 
 MIN_CURVES = 4
 """Completed trials before anything is expected of another."""
@@ -25,13 +25,13 @@ def measured(objectives: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys("eval_loss_nats" if OBJECTIVES[o].source == "similarity" else o for o in objectives))
 
 
-def losses_at(measurement: Measurement, names: Sequence[str]) -> NDArray[np.float64]:
-    """(n_names,), all minimised."""
-    return np.array(_values(measurement, names), dtype=np.float64)
+def losses_at(measurement: Measurement, cost: Cost, names: Sequence[str]) -> NDArray[np.float64]:
+    """(n_names,), all minimised: what was measured at the rung, and what belongs to the cost key."""
+    return np.array(_values(measurement, cost, names), dtype=np.float64)
 
 
-def _values(measurement: Measurement, names: Sequence[str]) -> tuple[float, ...]:
-    return tuple(getattr(measurement, name) for name in names)
+def _values(measurement: Measurement, cost: Cost, names: Sequence[str]) -> tuple[float, ...]:
+    return tuple(getattr(cost if OBJECTIVES[name].source == "cost" else measurement, name) for name in names)
 
 
 class LearningCurves:
@@ -42,30 +42,30 @@ class LearningCurves:
         self._ratios: dict[int, deque[tuple[float, ...]]] = {}
         self._least: dict[int, tuple[float, ...]] = {}
 
-    def learn(self, history: Sequence[Measurement]) -> None:
+    def learn(self, history: Sequence[Measurement], cost: Cost) -> None:
         """Take in a completed trial."""
         if not history:
             return
         *rungs, last = history
-        end = _values(last, self._names)
+        end = _values(last, cost, self._names)
         for measurement in rungs:
-            here = _values(measurement, self._names)
+            here = _values(measurement, cost, self._names)
             ratio = tuple(e / h if h > 0 else 1.0 for e, h in zip(end, here, strict=True))
             self._ratios.setdefault(measurement.step, deque(maxlen=MAX_CURVES)).append(ratio)
             self._least[measurement.step] = tuple(map(min, self._least.get(measurement.step, ratio), ratio))
 
-    def hopeful(self, measurement: Measurement) -> NDArray[np.float64] | None:
+    def hopeful(self, measurement: Measurement, cost: Cost) -> NDArray[np.float64] | None:
         """Optimistic end: what a trial shows times the least ratio of end to rung so far; None while too few completed.
 
         No bound: a trial may fall by more than every completed one did.
         """
         if len(self._ratios.get(measurement.step, ())) < MIN_CURVES:
             return None
-        return losses_at(measurement, self._names) * self._least[measurement.step]
+        return losses_at(measurement, cost, self._names) * self._least[measurement.step]
 
-    def typical(self, measurement: Measurement) -> NDArray[np.float64] | None:
+    def typical(self, measurement: Measurement, cost: Cost) -> NDArray[np.float64] | None:
         """The end to be expected, by the median fall; None while too few completed."""
         ratios = self._ratios.get(measurement.step, ())
         if len(ratios) < MIN_CURVES:
             return None
-        return losses_at(measurement, self._names) * np.median(ratios, axis=0)
+        return losses_at(measurement, cost, self._names) * np.median(ratios, axis=0)

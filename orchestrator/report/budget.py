@@ -30,8 +30,8 @@ def within_memory(trials: Sequence[TrialResult], settings: SweepSettings) -> tup
         WithinMemory(
             number=trial.number,
             config=trial.config,
-            peak_memory_mib=trial.history[-1].peak_memory_mib,
-            seconds_per_step=trial.history[-1].seconds_per_step,
+            peak_memory_mib=trial.cost.peak_memory_mib,
+            seconds_per_step=trial.cost.seconds_per_step,
             eval_loss_nats=trial.history[-1].eval_loss_nats,
         )
         for trial in stairs(counting(trials, settings))

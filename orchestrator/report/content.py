@@ -205,7 +205,7 @@ def report_of(
     chosen = finalists(trials, settings, front)
     members = [member for member in front.members if member.history]
     lowest = best(counting(trials, settings))
-    least = min(members, key=lambda t: (t.history[-1].peak_memory_mib, t.number), default=None)
+    least = min(members, key=lambda t: (t.cost.peak_memory_mib, t.number), default=None)
     compared = [trial for trial in chosen if trial.config.precision == "nf4" and trial.history and comparison_of(trial)]
     best_4bit = min(compared, key=lambda t: (t.test_evaluation is None, *_loss(t)), default=None)
     workload = Workload(**facts["workload"]) if facts.get("workload") else None

@@ -5,6 +5,8 @@ from typing import Any
 from orchestrator.analysis.verdict import figures_of, verdict_of
 from trainables.values.results import Measurement, MemoryBreakdown, TrialResult
 
+COSTS = ("peak_memory_mib", "reserved_memory_mib", "seconds_per_step", "tokens_per_second")
+"""Of a trial's cost key."""
 RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
 
 
@@ -14,6 +16,7 @@ def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict
     row |= trial.config.to_dict() | {"targets": "+".join(trial.config.targets), "alpha": float(trial.config.alpha)}
     last = trial.history[-1] if trial.history else None
     row |= {name: getattr(last, name) if last else None for name in Measurement.__dataclass_fields__}
+    row |= {name: getattr(trial.cost, name) if last else None for name in COSTS}
     parts = trial.cost.breakdown if trial.cost else None
     row |= {f"memory_{name}": getattr(parts, name) if parts else None for name in MemoryBreakdown.__dataclass_fields__}
     row |= figures_of(trial)

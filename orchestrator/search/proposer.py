@@ -16,8 +16,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.analysis.front import dissimilarity, losses_of
+from orchestrator.analysis.ranking import ranking
 from orchestrator.ledger.rows import Entry
-from orchestrator.pruning.halving import ranking
 from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
 from orchestrator.search.design import N_FIRST, first_points
 from orchestrator.settings import SweepSettings
@@ -244,7 +244,7 @@ class Proposer:
     def _end(self, result: TrialResult, excess: float | None) -> tuple[TrialState, Losses | None, dict[str, float]]:
         """Learn how a settled trial ended: its state, its losses and by how much it violates constraints."""
         if result.is_whole:
-            self._curves.learn(result.history)
+            self._curves.learn(result.history, result.cost)
         constraints = {"memory": _memory_violation(result, excess)}
         losses = losses_of(result, self._settings.objectives)
         gap = dissimilarity(result, self._settings.min_similarity)
@@ -258,10 +258,11 @@ class Proposer:
     def _expected(self, result: TrialResult) -> Losses | None:
         """Where a stopped trial would have come to, for the sampler alone; None where that cannot be said."""
         objectives = self._settings.objectives
-        if result.state != "pruned" or not result.history or measured(objectives) != objectives:
+        if result.state != "pruned" or not result.history or not result.cost or measured(objectives) != objectives:
             return None
         last = result.history[-1]
-        end = losses_at(last, objectives) if result.is_whole else self._curves.typical(last)
+        whole, cost = result.is_whole, result.cost
+        end = losses_at(last, cost, objectives) if whole else self._curves.typical(last, cost)
         return None if end is None else tuple(end.tolist())
 
     def _shorten(self) -> None:

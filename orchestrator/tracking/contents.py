@@ -17,6 +17,7 @@ from orchestrator.figures import gallery, hypervolume
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import text as report_text
 from orchestrator.report.content import Report
+from orchestrator.report.rows import COSTS
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.store import page_of, text_of
 from trainables.values.config import State, TrialConfig, canonical_json
@@ -107,8 +108,10 @@ def params_of(config: TrialConfig) -> dict[str, str]:
 
 
 def _rungs(entry: Entry) -> Iterator[Point]:
+    cost = entry.result.cost
+    costs = {name: getattr(cost, name) for name in COSTS} if cost else {}
     for measurement, at in zip(entry.result.history, entry.measured_at, strict=True):
-        values = asdict(measurement) | {"rank": entry.result.config.rank}
+        values = asdict(measurement) | costs | {"rank": entry.result.config.rank}
         step = values.pop("step")
         yield from ((name, float(value), int(at * 1000), step) for name, value in values.items())
 

@@ -1,10 +1,8 @@
-"""Faults by kind: what is not a trial's own doing is tried again, a few times and not at once."""
+"""Of what kind an error of Ray is: the trial's own doing, or not."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ray import cloudpickle
 from ray.exceptions import (
@@ -16,36 +14,11 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from orchestrator.ledger.task import Fault
 from trainables.values.errors import DeviceLost
 
-BACK_OFF_SECONDS = (2.0, 10.0)
-"""Pause before a task is tried again, for the first time, for the second; it is not tried more often."""
 REFUSED = re.compile(r"IncompatibleNode: (.+)")
 """The last line that Ray keeps of a worker which found its node unfit, see orchestrator.workers.versions."""
-MAX_FAILED_SHARE = 0.3
-MIN_FAILED = 5
-"""A sweep stops when more than this share of its trials failed, and at least so many."""
-
-Kind = Literal["worker", "node", "incompatible node", "host memory", "device", "own"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """Why Ray gave a task up.
-
-    Attributes:
-        kind: the worker process was lost, or its whole node; it found its node unfit before it began; Ray killed it
-            because the host (never the GPU) was out of memory; its GPU was of no more use to it; or the task's own
-            code raised. Only the last is never tried again.
-        text: in words.
-    """
-
-    kind: Kind
-    text: str
-
-    @property
-    def is_own(self) -> bool:
-        return self.kind == "own"
 
 
 def fault_of(error: BaseException | None, text: str = "") -> Fault:
@@ -91,46 +64,3 @@ def _names_a_node(text: str) -> bool:
     return any(
         words in text for words in ("its node has died", "node is dead", "node died", "node has been terminated")
     )
-
-
-class Retries:
-    """Which tasks are tried again, and when; a task is named by its kind and its trial's key."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._n_lost: dict[tuple[str, str], int] = {}
-        self._due_at: dict[tuple[str, str], float] = {}
-
-    def again(self, task: tuple[str, str], fault: Fault) -> bool:
-        """A task was given up; returns whether it is to be tried again, once `is_due`."""
-        if (
-            fault.kind == "incompatible node"
-        ):  # it never began; the driver soon knows the node, and places nothing there
-            self._due_at[task] = self._clock() + BACK_OFF_SECONDS[0]
-            return True
-        n_lost = self._n_lost[task] = self._n_lost.get(task, 0) + 1
-        if fault.is_own or n_lost > len(BACK_OFF_SECONDS):
-            return False
-        self._due_at[task] = self._clock() + BACK_OFF_SECONDS[n_lost - 1]
-        return True
-
-    def n_lost(self, task: tuple[str, str]) -> int:
-        """How often it was given up."""
-        return self._n_lost.get(task, 0)
-
-    def is_due(self, task: tuple[str, str]) -> bool:
-        """Whether it may be handed out now."""
-        return task not in self._due_at or self._due_at[task] <= self._clock()
-
-    def handed_out(self, task: tuple[str, str]) -> None:
-        self._due_at.pop(task, None)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether any task is to be tried again."""
-        return bool(self._due_at)
-
-
-def too_many(n_failed: int, n_ended: int) -> bool:
-    """Whether so many failed trials, of those that ended, are no longer chance."""
-    return n_failed >= MIN_FAILED and n_failed > MAX_FAILED_SHARE * n_ended

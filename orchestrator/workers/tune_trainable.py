@@ -1,74 +1,31 @@
 """The only Trainable: a warm worker that takes one task after the other.
 
-A task is a trial to train, a finished pair of trials to compare, or a finished trial to evaluate on the test rows. Each step of the
-Trainable is one rung; what it returns is a Report, read by orchestrator.driver.recorder on the driver.
+Each step of the Trainable is one Report of its task, see orchestrator.ledger.task.
 """
 
-import json
 import os
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray import tune
 from ray.exceptions import RayError
 
-from orchestrator.ledger.rows import COST
+from orchestrator.ledger.task import Report, Task
 from orchestrator.workers import node_inputs, storage
 from orchestrator.workers.versions import refuse_here
 from trainables.cost.device import is_lost
-from trainables.values.config import State, TrialConfig, Workload, canonical_json
+from trainables.values.config import State, Workload, canonical_json
 from trainables.values.errors import DeviceLost, TrialFailed
-from trainables.values.results import Cost
 
 if TYPE_CHECKING:
     from trainables.values.findings import Comparison, TestEvaluation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What one Tune trial does.
-
-    Attributes:
-        kind: "train" a trial, "compare" a completed 4-bit trial with its completed baseline on the validation rows, or
-            "evaluate" a completed trial on the test rows.
-        key, config: the trial; of a comparison the 4-bit one.
-        baseline_key: of a comparison, and of the test evaluation of a 4-bit trial whose baseline completed.
-        replicate_keys: of such a test_evaluation: the baseline's config under other seeds.
-        costs: of the config's cost key, on each kind of device where the ledger knows them.
-    """
-
-    kind: Literal["train", "compare", "evaluate"]
-    key: str
-    config: TrialConfig
-    baseline_key: str | None = None
-    replicate_keys: tuple[str, ...] = ()
-    costs: tuple[Cost, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "key": self.key,
-            "config": self.config.to_dict(),
-            "baseline_key": self.baseline_key,
-            "replicate_keys": list(self.replicate_keys),
-            "costs": [asdict(cost) for cost in self.costs],
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Task":
-        costs = tuple(COST.validate_python(cost) for cost in values["costs"])
-        config = TrialConfig.from_dict(values["config"])
-        return cls(**values | {"config": config, "replicate_keys": tuple(values["replicate_keys"]), "costs": costs})
-
-
-Report = dict[str, Any]
-"""state, done and, where they apply: step, eval_loss_nats, measurement, cost, adapter, adapter_at, similarity,
-similarity_of, test_evaluation, environment, reason, train_seconds. The state of a comparison or test evaluation is the task's, not
-the trial's."""
+Finding = TypeVar("Finding", "Comparison", "TestEvaluation")
 
 
 class SweepTrainable(tune.Trainable):
@@ -92,16 +49,16 @@ class SweepTrainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._leave()
         self._reports = self._work(new_config)
-        self._key, self._storage = new_config["task"]["key"], new_config.get("storage")
+        self._key, self._storage = new_config["task"].key, new_config.get("storage")
         return True
 
-    def step(self) -> Report:
+    def step(self) -> dict[str, Any]:
         report = next(self._reports)
-        if self._storage and "adapter" in report:  # it goes there instead of through the driver's hands
+        if self._storage and report.adapter:  # it goes there instead of through the driver's hands
             where, sweep = self._storage
-            storage.write(where, sweep, self._key, report.pop("adapter"))
-            report["adapter_at"] = self._storage
-        return report
+            storage.write(where, sweep, self._key, report.adapter)
+            report = replace(report, adapter=None, adapter_at=self._storage)
+        return {"report": report, "done": report.is_last}
 
     def cleanup(self) -> None:
         self._leave()
@@ -117,8 +74,7 @@ class SweepTrainable(tune.Trainable):
             self._reports.close()  # a pruned trial's adapter comes off the base
 
     def _work(self, config: dict[str, Any]) -> Iterator[Report]:
-        task = Task.from_dict(config["task"])
-        store = config["adapter_store"]
+        task, store = config["task"], config["adapter_store"]
         try:
             if self._cache is None:
                 from trainables.worker_cache import WorkerCache
@@ -137,7 +93,7 @@ class SweepTrainable(tune.Trainable):
             self._cache = None  # of unknown state now
             if is_lost(config["device"]):
                 raise DeviceLost(f"{type(error).__name__}: {error}") from None
-            yield {"state": "failed", "done": True, "reason": f"{type(error).__name__}: {error}", "environment": {}}
+            yield Report(state="failed", reason=f"{type(error).__name__}: {error}")
 
 
 def _end(
@@ -153,7 +109,7 @@ def _end(
         facts["fallback"] = f"eager engine: {fallback}"
     if continued_from:
         facts["continued_from_step"] = str(continued_from)
-    return {"state": state, "done": True, "environment": facts, **values}
+    return Report(state=state, environment=facts, **values)
 
 
 def _train(cache: Any, task: Task, store: Any) -> Iterator[Report]:
@@ -168,14 +124,9 @@ def _train(cache: Any, task: Task, store: Any) -> Iterator[Report]:
     kept: list[Any] = []
     try:
         for measurement in trial.measurements():
-            report = {
-                "step": measurement.step,
-                "eval_loss_nats": measurement.eval_loss_nats,
-                "measurement": asdict(measurement),
-                "cost": asdict(trial.cost),
-            }
+            last = {"measurement": measurement, "cost": trial.cost}
             if measurement.step < task.config.max_steps:
-                yield {"state": "running", "done": False, **report}
+                yield Report(state="running", **last)
                 if not kept or ray.wait(kept, timeout=0)[0]:  # a disk that is behind gets no more to do
                     checkpoint = trial.checkpoint(measurement.step, seconds=perf_counter() - start)
                     kept = [store.keep.remote(checkpoint)]  # not waited for: it may be lost, training goes on
@@ -190,10 +141,10 @@ def _train(cache: Any, task: Task, store: Any) -> Iterator[Report]:
         nf4 = task.config.precision == "nf4"
         try:
             similarity = _compared(cache, nf4=files if nf4 else other_files, baseline=other_files if nf4 else files)
-        except Exception:  # the training was sound; the searcher asks for the comparison once more
+        except Exception:  # the training was sound; the driver asks for the comparison once more
             traceback.print_exc()
         else:
-            report |= {"similarity": similarity, "similarity_of": task.key if nf4 else cache.workload.key(half)}
+            last["similarity"] = (task.key if nf4 else cache.workload.key(half), similarity)
     yield _end(
         cache,
         "completed",
@@ -201,13 +152,13 @@ def _train(cache: Any, task: Task, store: Any) -> Iterator[Report]:
         before.step if before else None,
         adapter=files,
         train_seconds=seconds,
-        **report,
+        **last,
     )
 
 
 def _compare(cache: Any, task: Task, store: Any) -> Iterator[Report]:
     nf4, baseline = _adapters(store, task.key, task.baseline_key)
-    yield _end(cache, "completed", similarity=_compared(cache, nf4=nf4, baseline=baseline), similarity_of=task.key)
+    yield _end(cache, "completed", similarity=(task.key, _compared(cache, nf4=nf4, baseline=baseline)))
 
 
 def _evaluate(cache: Any, task: Task, store: Any) -> Iterator[Report]:
@@ -218,20 +169,25 @@ def _evaluate(cache: Any, task: Task, store: Any) -> Iterator[Report]:
     baseline = _adapters(store, task.baseline_key)[0] if task.baseline_key else None
     with oom_as_failure():
         test_evaluation = evaluate_on_test(cache, task.config, files=files, baseline=baseline, replicates=replicates)
-    yield _end(cache, "completed", test_evaluation=_plain(test_evaluation))
+    yield _end(cache, "completed", test_evaluation=_checked(test_evaluation))
 
 
-def _compared(cache: Any, *, nf4: dict[str, bytes], baseline: dict[str, bytes]) -> dict[str, Any]:
+def _compared(cache: Any, *, nf4: dict[str, bytes], baseline: dict[str, bytes]) -> "Comparison":
     from trainables.comparison.compare import compare
     from trainables.trial import oom_as_failure
 
     with oom_as_failure():
-        return _plain(compare(cache, nf4=nf4, baseline=baseline))
+        return _checked(compare(cache, nf4=nf4, baseline=baseline))
 
 
-def _plain(value: "Comparison | TestEvaluation") -> dict[str, Any]:
-    """As the ledger will keep it; a figure that is not finite fails here and not on the driver."""
-    return json.loads(canonical_json(asdict(value)))
+def _checked(value: Finding) -> Finding:
+    """The value itself; a figure that is not finite fails here and not on the driver.
+
+    Raises:
+        ValueError: there is one.
+    """
+    canonical_json(asdict(value))
+    return value
 
 
 def _adapters(store: Any, *keys: str | None) -> list[dict[str, bytes]]:

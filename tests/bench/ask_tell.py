@@ -1,26 +1,20 @@
 """The driver's time for one trial when a long sweep lies behind it: ask, tell and ledger; part of bench-search."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from shutil import copyfile
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.utils import flatten_dict
 
 import search_spaces
 from orchestrator import settings as settings_file
-from orchestrator.driver.recorder import Recorder
-from orchestrator.driver.scheduler import Pruner
-from orchestrator.driver.searcher import SweepSearcher
+from orchestrator.driver.driver import Driver, Stop
 from orchestrator.ledger import Ledger
-from orchestrator.workers.tune_trainable import Report, Task
+from orchestrator.ledger.task import Report, Task
 from tests.bench.overhead import fake_loss_nats
 from tests.bench.search_methods import WORKLOAD
 from trainables.values.config import TrialConfig, rungs
@@ -48,16 +42,8 @@ def cost_of(config: TrialConfig) -> Cost:
 
 def measurement_of(key: str, config: TrialConfig, step: int) -> Measurement:
     """A loss that falls to one of the trial's own."""
-    cost, loss = cost_of(config), fake_loss_nats(key) + 1 / step
-    return Measurement(
-        step=step,
-        train_loss_nats=loss,
-        eval_loss_nats=loss,
-        peak_memory_mib=cost.peak_memory_mib,
-        reserved_memory_mib=cost.reserved_memory_mib,
-        seconds_per_step=cost.seconds_per_step,
-        tokens_per_second=cost.tokens_per_second,
-    )
+    loss = fake_loss_nats(key) + 1 / step
+    return Measurement(step=step, train_loss_nats=loss, eval_loss_nats=loss)
 
 
 def space_without_baselines() -> search_spaces.Space:
@@ -85,16 +71,11 @@ def fill(ledger: Ledger, settings: settings_file.SweepSettings, n_trials: int) -
 
 def report_of(task: Task, step: int) -> Report:
     """What a worker says at a rung."""
-    done = step == task.config.max_steps
-    return {
-        "state": "completed" if done else "running",
-        "done": done,
-        "environment": {},
-        "step": step,
-        "eval_loss_nats": measurement_of(task.key, task.config, step).eval_loss_nats,
-        "measurement": asdict(measurement_of(task.key, task.config, step)),
-        "cost": asdict(cost_of(task.config)),
-    }
+    return Report(
+        state="completed" if step == task.config.max_steps else "running",
+        measurement=measurement_of(task.key, task.config, step),
+        cost=cost_of(task.config),
+    )
 
 
 def settings_of() -> settings_file.SweepSettings:
@@ -119,12 +100,10 @@ def measured(n_trials: int) -> dict[str, Any]:
     settings = settings_of()
     with TemporaryDirectory(prefix="qlora-sweep-") as folder:
         ledger = filled(Path(folder), settings, n_trials)
-        pruner = Pruner(settings.space.early_terminate, settings.longest_steps, settings.objectives)
         began = perf_counter()
-        searcher = SweepSearcher(settings, WORKLOAD, ledger, pruner, n_slots=1, shared={})
+        driver = Driver(settings, WORKLOAD, ledger, n_slots=1)
         resume_seconds = perf_counter() - began
-        recorder = Recorder(ledger, Path(folder) / "adapters", pruner)
-        times = [_one(searcher, pruner, recorder, f"t{number}") for number in range(N_TIMED)]
+        times = [_one(driver) for _ in range(N_TIMED)]
         ledger.close()
     asks, tells, rung_lists = zip(*times, strict=True)
     whole = np.add(asks, tells)
@@ -134,26 +113,22 @@ def measured(n_trials: int) -> dict[str, Any]:
     return {"n_trials": n_trials, **found, "resume_seconds": resume_seconds}
 
 
-def _one(
-    searcher: SweepSearcher, pruner: Pruner, recorder: Recorder, trial_id: str
-) -> tuple[float, float, list[float]]:
+def _one(driver: Driver) -> tuple[float, float, list[float]]:
     """Seconds to ask for a trial and to tell of its end, both with what they write; and of each rung between."""
     began = perf_counter()
-    config = searcher.suggest(trial_id)
+    task = driver.next_task()
     asked = perf_counter() - began
-    trial, task = SimpleNamespace(trial_id=trial_id, config=config), Task.from_dict(config["task"])
+    driver.began(task)
     rung_seconds = []
     for step in rungs(task.config.max_steps):
         report = report_of(task, step)
         began = perf_counter()
-        if not report["done"]:
-            report["done"] = pruner.on_trial_result(None, trial, flatten_dict(report)) == TrialScheduler.STOP
-        recorder.on_trial_result(0, [], trial, report)
+        decision = driver.report(task, report)
         rung_seconds.append(perf_counter() - began)
-        if report["done"]:
+        if isinstance(decision, Stop):
             break
     began = perf_counter()
-    searcher.on_trial_complete(trial_id, report)
+    driver.ended(task)
     return asked, perf_counter() - began, rung_seconds
 
 

@@ -2,12 +2,11 @@
 
 python -m tests.bench.cluster --at-once 256 --trials 5000 --trial-seconds 60
 
-The real Searcher, scheduler, recorder, ledger and MLflow projection, called in Ray Tune's order by a simulated event
-loop; of Ray there is nothing, and a trial trains nothing. So many trials run at once, each reporting four rungs at even
-intervals unless it is stopped; 4-bit ones bring baselines. Time is simulated but for the driver's own work: what that takes
-is measured and passes on the simulated clock, and reports that arrive meanwhile wait. A decision's lag is what passes
-from a report's arrival until the driver has recorded it, decided on it and, where the trial ended, handed its place to
-the next one.
+The real driver, ledger and MLflow projection under a simulated event loop; of Ray there is nothing, and a trial trains
+nothing. So many trials run at once, each reporting four rungs at even intervals unless it is stopped; 4-bit ones bring
+baselines. Time is simulated but for the driver's own work: what that takes is measured and passes on the simulated
+clock, and reports that arrive meanwhile wait. A decision's lag is what passes from a report's arrival until the driver
+has recorded it, decided on it and, where the trial ended, handed its place to the next one.
 MLflow is brought up to date as often as by its own process, which is not on the driver's way; how long each time takes
 is said beside. On a machine that others use, --processor-time counts the driver's processor time alone: neither what
 others take nor the disk's. Prints a table and, as its last line, one JSON object; needs no GPU.
@@ -21,27 +20,23 @@ import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time, time
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from ray.tune.utils import flatten_dict
 
 import search_spaces
 from orchestrator import settings as settings_file
-from orchestrator.driver.recorder import Recorder
-from orchestrator.driver.scheduler import Pruner
-from orchestrator.driver.searcher import SweepSearcher
+from orchestrator.driver.driver import Driver, Stop
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.task import Report, Task
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.writer_process import REST_SHARE, SYNC_SECONDS
-from orchestrator.workers.tune_trainable import Report, Task
-from tests.bench.overhead import fake_comparison, whole_report
+from tests.bench.overhead import whole_report, with_similarity
 from trainables.values.config import Workload, rungs
 from trainables.values.errors import ConfigError, SweepError
 
@@ -64,20 +59,19 @@ def reports_of(task: Task) -> Iterator[Report]:
     last = whole_report(task)
     if task.kind == "train":
         for rung in rungs(task.config.max_steps)[:-1]:
-            loss = last["eval_loss_nats"] * (2 - rung / task.config.max_steps)
-            measured = last["measurement"] | {"step": rung, "eval_loss_nats": loss}
-            shown = {"step": rung, "eval_loss_nats": loss, "measurement": measured, "cost": last["cost"]}
-            yield {"state": "running", "done": False, **shown}
+            loss = last.measurement.eval_loss_nats * (2 - rung / task.config.max_steps)
+            measured = replace(last.measurement, step=rung, eval_loss_nats=loss)
+            yield Report(state="running", measurement=measured, cost=last.cost)
     yield last
 
 
 @dataclass
-class Driver:
-    """The parts of one driver, and how long each call of each took.
+class TimedDriver:
+    """A sweep's driver, and how long each answer of it took.
 
     Attributes:
         now: the clock that its work is measured with.
-        seconds: of each call by part.
+        seconds: of each call by what was asked.
     """
 
     folder: Path
@@ -91,13 +85,7 @@ class Driver:
         self.ledger = Ledger(self.folder / "ledger.db")
         for name, value in {"id": "5" * 32, "created_at": time(), "workload": asdict(WORKLOAD)}.items():
             self.ledger.set_fact(name, value)
-        asked = self.settings
-        self.pruner = Pruner(asked.space.early_terminate, asked.longest_steps, asked.objectives)
-        self.searcher = SweepSearcher(
-            asked, WORKLOAD, self.ledger, self.pruner, n_slots=self.at_once, shared={}, clock=lambda: 0.0
-        )
-        self.recorder = Recorder(self.ledger, self.folder / "adapters", self.pruner)
-        self.n_asked = 0
+        self.driver = Driver(self.settings, WORKLOAD, self.ledger, n_slots=self.at_once, clock=lambda: 0.0)
         self.halves: set[str] = set()
 
     def timed(self, part: str, call: Callable[[], Any]) -> Any:
@@ -106,35 +94,29 @@ class Driver:
         self.seconds[part].append(self.now() - begin)
         return result
 
-    def take(self) -> tuple[SimpleNamespace, Task, Iterator[Report]] | None:
+    def take(self) -> tuple[Task, Iterator[Report]] | None:
         """The next task, None where there is none now."""
-        trial_id = f"t{self.n_asked}"
-        config = self.timed("search", lambda: self.searcher.suggest(trial_id))
-        if not isinstance(config, dict):
+        task = self.timed("next task", self.driver.next_task)
+        if task is None:
             return None
-        self.n_asked += 1
-        task = Task.from_dict(config["task"])
-        return SimpleNamespace(trial_id=trial_id, config=config), task, reports_of(task)
+        self.driver.began(task)
+        return task, reports_of(task)
 
-    def handle(self, trial: SimpleNamespace, task: Task, report: Report) -> bool:
-        """One report, as Ray Tune would pass it on; returns whether the task ended."""
-        if report["done"] and task.kind == "train":
-            self._compare(task, report)
-        if not report["done"]:
-            decision = self.timed("scheduler", lambda: self.pruner.on_trial_result(None, trial, flatten_dict(report)))
-            report["done"] = decision == "STOP"
-        self.timed("recorder and ledger", lambda: self.recorder.on_trial_result(0, [], trial, report))
-        if report["done"]:
-            self.timed("search", lambda: self.searcher.on_trial_complete(trial.trial_id, report))
-        return report["done"]
+    def handle(self, task: Task, report: Report) -> bool:
+        """One report; returns whether the task ended."""
+        if report.is_last and task.kind == "train":
+            report = self._compared(task, report)
+        decision = self.timed("report", lambda: self.driver.report(task, report))
+        is_over = report.is_last or isinstance(decision, Stop)
+        if is_over:
+            self.timed("end", lambda: self.driver.ended(task))
+        return is_over
 
-    def _compare(self, task: Task, report: Report) -> None:
+    def _compared(self, task: Task, report: Report) -> Report:
         """As the worker does: the second half of a pair brings its similarity."""
         half = WORKLOAD.key(task.config.at_other_precision)
-        if half in self.halves:
-            quantized = task.key if task.config.precision == "nf4" else half
-            report |= {"similarity": asdict(fake_comparison()), "similarity_of": quantized}
         self.halves.add(task.key)
+        return with_similarity(report, task, half) if half in self.halves else report
 
 
 def resident_mib() -> float:
@@ -143,9 +125,11 @@ def resident_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def simulated(driver: Driver, n_trials: int, rung_seconds: float, tracker: Tracker | None) -> Iterator[dict[str, Any]]:
+def simulated(
+    driver: TimedDriver, n_trials: int, rung_seconds: float, tracker: Tracker | None
+) -> Iterator[dict[str, Any]]:
     """Run a sweep; yields what was measured since the last mark, at each mark and at the end."""
-    arrivals: list[tuple[float, int, tuple]] = []  # (moment, order, (trial, task, reports))
+    arrivals: list[tuple[float, int, tuple]] = []  # (moment, order, (task, reports))
     clock, order, n_ended, lags, next_sync = 0.0, 0, 0, [], SYNC_SECONDS
     syncs: list[float] = []
     marks = [round(n_trials * (i + 1) / N_MARKS) for i in range(N_MARKS)]
@@ -173,15 +157,15 @@ def simulated(driver: Driver, n_trials: int, rung_seconds: float, tracker: Track
     before, n_before = {}, 0
     begin(clock)
     while arrivals:
-        arrived, _, (trial, task, reports) = heapq.heappop(arrivals)
+        arrived, _, (task, reports) = heapq.heappop(arrivals)
         clock = max(clock, arrived)
         started = driver.now()
-        ended = driver.handle(trial, task, next(reports))
+        ended = driver.handle(task, next(reports))
         if ended:
             n_ended += task.kind == "train"
         else:
             order += 1
-            heapq.heappush(arrivals, (arrived + rung_seconds, order, (trial, task, reports)))
+            heapq.heappush(arrivals, (arrived + rung_seconds, order, (task, reports)))
         begin(clock)
         clock += driver.now() - started
         lags.append(clock - arrived)
@@ -228,7 +212,7 @@ def measured(given: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
         tracking_uri=given.tracking_uri,
     )
     folder = settings_file.sweep_folder(settings.name, root)
-    driver = Driver(folder, settings, given.at_once, process_time if given.processor_time else perf_counter)
+    driver = TimedDriver(folder, settings, given.at_once, process_time if given.processor_time else perf_counter)
     ledger = Ledger(folder / "ledger.db")  # MLflow's process has a connection of its own
     rows = []
     try:

@@ -95,17 +95,15 @@ def write_adapter(folder: Path, weights: bytes) -> str:
 
 def record(ledger: Ledger, adapters: Path, config: TrialConfig, params: dict[str, Any], origin: Any, state: Any) -> str:
     """One trial from its beginning to its end."""
-    key, cost = WORKLOAD.key(config), cost_of(config)
+    key = WORKLOAD.key(config)
     ledger.add(key, config, params=params, origin=origin)
     ledger.start(key)
-    ledger.keep_cost(config.cost_key, cost)
+    ledger.keep_cost(config.cost_key, cost_of(config))
     for rung in rungs(config.max_steps)[: None if state == "completed" else 1]:
         loss = fake_loss_nats(key) + 1 / rung
-        own = {"step": rung, "train_loss_nats": loss, "eval_loss_nats": loss}
-        shared = {name: getattr(cost, name) for name in Measurement.__dataclass_fields__ if hasattr(cost, name)}
-        ledger.record(key, Measurement(**own, **shared))
+        ledger.record(key, Measurement(step=rung, train_loss_nats=loss, eval_loss_nats=loss))
     digest = write_adapter(adapters / key, key.encode()) if state == "completed" else None
-    reason = None if state == "completed" else "MOASHA: not among the first"
+    reason = None if state == "completed" else "hypervolume: would add too little"
     environment = {"compute_dtype": "float32", "weights": "demo"}
     ledger.finish(key, state, reason=reason, environment=environment, adapter_sha256=digest, train_seconds=1.0)
     return key

@@ -43,6 +43,7 @@ SHAPES: tuple[Mapping[str, Any], ...] = (
     {"rank": 64, "targets": TARGETS, "max_length_tokens": 1024, "batch_size": 12},
 )
 """Where the prediction is tried, beside the given shape; none is among those it was set with."""
+COSTS = ("peak_memory_mib", "reserved_memory_mib", "seconds_per_step", "tokens_per_second")
 PARTS = ("base_weights", "quantization_constants", "adapter", "gradients", "optimizer", "activations", "rest")
 
 
@@ -62,9 +63,10 @@ class Run:
     @property
     def figures(self) -> dict[str, float]:
         """Every metric by its name; the step's noise within the trial as `seconds_per_step_p90_over_p10`."""
-        measured = {name: value for name, value in asdict(self.last).items() if name != "step"}
+        losses = {name: value for name, value in asdict(self.last).items() if name != "step"}
+        costs = {name: getattr(self.cost, name) for name in COSTS}
         noise = self.cost.seconds_per_step_p90 / self.cost.seconds_per_step_p10
-        return measured | {"seconds_per_step_p90_over_p10": noise} | asdict(self.cost.breakdown)
+        return losses | costs | {"seconds_per_step_p90_over_p10": noise} | asdict(self.cost.breakdown)
 
 
 def cost_of(config: TrialConfig, cache: WorkerCache) -> Cost | None:

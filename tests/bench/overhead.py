@@ -2,11 +2,11 @@
 
 python tests/bench/overhead.py --trials 2000
 
-Trials that do nothing, through the real Ray Tune, Searcher, ledger and MLflow over the pareto space (none is stopped,
-some are baselines), beside as many through bare Ray Tune in reused workers under the same settings; and both for a tenth as
-many.
-Ray's own start is not counted, the workers' is. Also by how much the memory of the driver, and of bare Ray Tune's,
-grows a trial once a fifth of them is done. Prints a table and, as its last line, one JSON object; needs no GPU.
+Trials that do nothing, through the real Ray Tune, driver, ledger and MLflow over the pareto space (none is stopped,
+some are baselines), beside as many through bare Ray Tune in reused workers under the same settings; and both for a
+tenth as many. Ray's own start is not counted, the workers' is. Also by how much the memory of the driver, and of bare
+Ray Tune's, grows a trial once a fifth of them is done. Prints a table and, as its last line, one JSON object; needs no
+GPU.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,9 +32,9 @@ import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.cluster import ray_cluster
 from orchestrator.driver import sweep
+from orchestrator.ledger.task import Report, Task
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.writer import MlflowWriter
-from orchestrator.workers.tune_trainable import Report, Task
 from search_spaces import EarlyTerminate
 from trainables.values.config import Workload
 from trainables.values.errors import ConfigError, SweepError
@@ -67,27 +67,31 @@ def fake_comparison() -> Comparison:
 
 def whole_report(task: Task) -> Report:
     """What a worker says of a task that it has done."""
-    report: Report = {"state": "completed", "done": True, "environment": {}}
     if task.kind == "evaluate":
         test_evaluation = TestEvaluation(row_nats=(2.0, 4.0), row_tokens=(1, 2), untuned_row_nats=(4.0, 8.0))
-        return report | {"test_evaluation": asdict(test_evaluation)}
+        return Report(state="completed", test_evaluation=test_evaluation)
     if task.kind == "compare":
-        return report | {"similarity": asdict(fake_comparison()), "similarity_of": task.key}
+        return Report(state="completed", similarity=(task.key, fake_comparison()))
     loss, config = fake_loss_nats(task.key), task.config
     times = dict.fromkeys(("seconds_per_step", "seconds_per_step_p10", "seconds_per_step_p90"), 0.01)
     memory = dict.fromkeys(("peak_memory_mib", "reserved_memory_mib"), 1000.0 + config.rank * len(config.targets))
-    cost = Cost(**times, **memory, tokens_per_second=1e5, device="none")
-    measurement = Measurement(
-        step=config.max_steps,
-        train_loss_nats=loss,
-        eval_loss_nats=loss,
-        **memory,
-        seconds_per_step=cost.seconds_per_step,
-        tokens_per_second=cost.tokens_per_second,
+    return Report(
+        state="completed",
+        measurement=Measurement(step=config.max_steps, train_loss_nats=loss, eval_loss_nats=loss),
+        cost=Cost(**times, **memory, tokens_per_second=1e5, device="none"),
+        adapter={"adapter_model.safetensors": task.key.encode(), "adapter_config.json": b"{}"},
+        train_seconds=0.0,
     )
-    report |= {"step": config.max_steps, "eval_loss_nats": loss, "measurement": asdict(measurement)}
-    report |= {"cost": asdict(cost), "train_seconds": 0.0}
-    return report | {"adapter": {"adapter_model.safetensors": task.key.encode(), "adapter_config.json": b"{}"}}
+
+
+def with_similarity(report: Report, task: Task, other_half: str) -> Report:
+    """The report of a pair's second half, which brings its similarity.
+
+    Args:
+        other_half: key of the pair's other trial.
+    """
+    quantized = task.key if task.config.precision == "nf4" else other_half
+    return replace(report, similarity=(quantized, fake_comparison()))
 
 
 class NoOpTrainable(tune.Trainable):
@@ -97,19 +101,17 @@ class NoOpTrainable(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._task = Task.from_dict(new_config["task"])
+        self._task: Task = new_config["task"]
         self._store = new_config["adapter_store"]
         self._workload = Workload(**new_config["workload"])
         return True
 
-    def step(self) -> Report:
+    def step(self) -> dict[str, Any]:
         half = self._workload.key(self._task.config.at_other_precision)
-        pair = self._task.kind == "train" and ray.get(self._store.read.remote(half)) is not None
         report = whole_report(self._task)
-        if pair:
-            quantized = self._task.key if self._task.config.precision == "nf4" else half
-            report |= {"similarity": asdict(fake_comparison()), "similarity_of": quantized}
-        return report
+        if self._task.kind == "train" and ray.get(self._store.read.remote(half)) is not None:
+            report = with_similarity(report, self._task, half)
+        return {"report": report, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing; without this method Tune would not reuse the worker."""

@@ -25,7 +25,7 @@ import optuna
 
 import search_spaces
 from tests.bench import ask_tell, replay
-from tests.bench.search_methods import LABELS, made
+from tests.bench.search_methods import LABELS, METHODS, made
 from tests.bench.search_table import SPACE_FILE
 
 TABLE = Path("mlflow_runs/recorded/search-table.parquet")
@@ -36,7 +36,7 @@ FIRST_SEED = 1000
 MAX_OF_RANDOM, MAX_OF_PEER = 1 / 3, 0.8
 """Targets: of random's median, and of the best peer's."""
 PEERS = ("ray", "syne")
-STOPPING = ("ours", "moasha")
+STOPPING = ("ours",)
 """Methods that stop trials early and end by themselves once every point was taken up."""
 
 
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--methods", nargs="+", choices=LABELS, default=list(LABELS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--trials", type=int, default=10_000, help="behind which ask and tell are timed; 0: not at all")
     given = parser.parse_args(arguments)
     if "syne" in given.methods and not find_spec("syne_tune"):

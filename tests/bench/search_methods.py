@@ -1,8 +1,7 @@
-"""The searches that bench-search compares: the libraries' own objects, told what Ray Tune would tell them."""
+"""The searches that bench-search compares: our driver, and the libraries' own objects as Ray Tune would call them."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -12,17 +11,14 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
-from ray.tune.utils import flatten_dict
 
 from orchestrator import settings as settings_file
-from orchestrator.driver.recorder import Recorder
-from orchestrator.driver.scheduler import Pruner
-from orchestrator.driver.searcher import SweepSearcher
+from orchestrator.driver.driver import Driver, Stop
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.task import Report, Task
 from orchestrator.objectives import DEFAULT
 from orchestrator.search.proposer import MAX_MODELLED, Proposer, distribution
-from orchestrator.workers.tune_trainable import Task
-from search_spaces import EarlyTerminate, Space
+from search_spaces import Space
 from tests.bench.overhead import fake_comparison
 from tests.bench.replay import Job, Method, Recorded, Row, Values
 from trainables.values.config import Workload
@@ -40,7 +36,6 @@ WORKLOAD = Workload(
 )
 SHORT = 30
 """Trials that a sampler may be left with, where that is tried: as few as make a difference on the table."""
-MOASHA = EarlyTerminate(type="moasha", eta=2)
 ETA = 2
 """Of every scheduler: the table's rungs are an eighth, a quarter, a half and all of the steps."""
 
@@ -60,7 +55,7 @@ class Listed:
 
 
 class Ours:
-    """SweepSearcher, Pruner, Recorder and ledger, called in Ray Tune's order; baselines included.
+    """The driver over a ledger; baselines included.
 
     Similarity is not recorded: every pair is told as similar enough.
     """
@@ -72,13 +67,10 @@ class Ours:
         seed: int,
         folder: Path,
         max_modelled: int = MAX_MODELLED,
-        **changes: Any,
     ) -> None:
-        ours = space.model_copy(update={"method": "tpe"} | changes)
-        self._names = tuple(space.parameters)
         self._settings = settings_file.make(
             name="replay",
-            space=ours,
+            space=space.model_copy(update={"method": "tpe"}),
             n_trials=space.n_points,
             base_model="demo",
             data="demo",
@@ -87,61 +79,49 @@ class Ours:
         )
         self._now = 0.0
         self._ledger = Ledger(folder / "ledger.db")
-        self._pruner = Pruner(ours.early_terminate, self._settings.longest_steps, DEFAULT)
-        self._searcher = SweepSearcher(
+        self._driver = Driver(
             self._settings,
             WORKLOAD,
             self._ledger,
-            self._pruner,
             n_slots=n_workers,
-            shared={},
             clock=lambda: self._now,
             proposer=Proposer(self._settings, max_modelled),
         )
-        self._recorder = Recorder(self._ledger, folder / "adapters", self._pruner)
-        self._values = {self._key(dict(zip(self._names, v, strict=True))): v for v in map(_values, space.grid())}
-        self._n_asked = 0
-
-    def _key(self, params: Mapping[str, Any]) -> str:
-        return WORKLOAD.key(self._settings.config(dict(params)))
+        self._values = {WORKLOAD.key(self._settings.config(p)): _values(p) for p in space.grid()}
 
     def ask(self, now: float) -> Job | None:
         self._now = now
-        trial_id = f"t{self._n_asked}"
-        config = self._searcher.suggest(trial_id)
-        if not isinstance(config, dict):
+        task = self._driver.next_task()
+        if task is None:
             return None
-        self._n_asked += 1
-        task = Task.from_dict(config["task"])
-        trial = SimpleNamespace(trial_id=trial_id, config=config)
-        self._pruner.on_trial_add(None, trial)
-        return Job(self._values.get(task.key) if task.kind == "train" else None, (trial, task))
+        self._driver.began(task)
+        return Job(self._values.get(task.key) if task.kind == "train" else None, task)
 
     def report(self, job: Job, row: Row | None, *, last: bool) -> bool:
-        trial, task = job.own
-        report = self._report(task, row, last)
-        if not report["done"]:  # as Ray Tune, which asks nothing about a result that is the last
-            report["done"] = self._pruner.on_trial_result(None, trial, flatten_dict(report)) == TrialScheduler.STOP
-        self._recorder.on_trial_result(0, [], trial, report)
-        if report["done"]:
-            self._searcher.on_trial_complete(trial.trial_id, report)
+        task, report = job.own, self._report(job.own, row, last)
+        decision = self._driver.report(task, report)
+        if not report.is_last and not isinstance(decision, Stop):
+            return True
+        self._driver.ended(task)
         entry = self._ledger.entry(task.key)
-        return not report["done"] or (entry is not None and entry.result.state == "completed")
+        return entry is not None and entry.result.state == "completed"
 
-    def _report(self, task: Task, row: Row | None, last: bool) -> dict[str, Any]:
-        report = {"state": "completed" if last else "running", "done": last, "environment": {}}
-        if task.kind == "train" and row is not None:
-            if row["reason"]:
-                return report | {"state": "diverged", "reason": row["reason"]}
-            measurement = Measurement(**{name: row[name] for name in Measurement.__dataclass_fields__})
-            cost = Cost(**{name: row[name] for name in Cost.__dataclass_fields__ if name != "breakdown"})
-            report |= {"step": row["step"], "eval_loss_nats": row["eval_loss_nats"]}
-            report |= {"measurement": asdict(measurement), "cost": asdict(cost)}
-            half = self._ledger.entry(WORKLOAD.key(task.config.at_other_precision))
-            if not last or half is None or half.result.state != "completed":
-                return report
-        nf4 = task.config if task.config.precision == "nf4" else task.config.at_other_precision
-        return report | {"similarity": asdict(fake_comparison()), "similarity_of": WORKLOAD.key(nf4)}
+    def _report(self, task: Task, row: Row | None, last: bool) -> Report:
+        if row is not None and row["reason"]:
+            return Report(state="diverged", reason=row["reason"])
+        found = {} if row is None else {"measurement": _of(Measurement, row), "cost": _of(Cost, row)}
+        if not last:
+            return Report(state="running", **found)
+        half = self._ledger.entry(WORKLOAD.key(task.config.at_other_precision))
+        if row is None or (half is not None and half.result.state == "completed"):
+            nf4 = task.config if task.config.precision == "nf4" else task.config.at_other_precision
+            found["similarity"] = (WORKLOAD.key(nf4), fake_comparison())
+        return Report(state="completed", **found)
+
+
+def _of(kind: type[Measurement | Cost], row: Row) -> Any:
+    """What a row says of a rung, or of its trial's cost."""
+    return kind(**{name: row[name] for name in kind.__dataclass_fields__ if name != "breakdown"})
 
 
 class RayStock:
@@ -234,9 +214,6 @@ Make = Callable[[Space, Recorded, int, int, Path], Method]
 
 METHODS: Mapping[str, Make] = {
     "ours": lambda space, table, n_workers, seed, folder: Ours(space, n_workers, seed, folder),
-    "moasha": lambda space, table, n_workers, seed, folder: Ours(
-        space, n_workers, seed, folder, early_terminate=MOASHA
-    ),
     "short": lambda space, table, n_workers, seed, folder: Ours(space, n_workers, seed, folder, SHORT),
     "random": lambda space, table, n_workers, seed, folder: Listed(_shuffled(space, seed)),
     "grid": lambda space, table, n_workers, seed, folder: Listed(map(_values, space.grid())),
@@ -252,6 +229,7 @@ LABELS = {
     "ray": "Ray Tune: OptunaSearch + ASHAScheduler",
     "syne": "Syne Tune: MOASHA",
 }
+"""Of the methods, and of MOASHA in strata, a stopping rule of ours that is gone: the recorded replay has it."""
 
 
 def made(name: str, space: Space, table: Recorded, n_workers: int, seed: int, folder: Path) -> Method:

@@ -37,7 +37,7 @@ QUIET_AND_OFFLINE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """For worker processes; set before they start."""
-COST_COLUMNS = ("seconds_per_step_p10", "seconds_per_step_p90", "device")
+COST_COLUMNS = tuple(name for name in Cost.__dataclass_fields__ if name != "breakdown")
 
 Row = dict[str, Any]
 Point = tuple[int, tuple[Any, ...]]
@@ -98,8 +98,7 @@ def history_of(config: TrialConfig, cost: Cost) -> list[Row]:
     except TrialFailed as failure:
         done = rows[-1]["step"] if rows else 0
         lost = {"train_loss_nats": None, "eval_loss_nats": None, "reason": f"{failure.state}: {failure}"}
-        shown = {name: getattr(cost, name) for name in ("peak_memory_mib", "reserved_memory_mib", "seconds_per_step")}
-        rows.append({"step": done, **lost, **shown, "tokens_per_second": cost.tokens_per_second})
+        rows.append({"step": done, **lost})
     finally:
         trial.close()
     return rows
@@ -128,9 +127,8 @@ class Table:
 
     def costs(self, configs: Mapping[Point, TrialConfig]) -> dict[str, Cost]:
         """Those of the cost keys that some known trial is of."""
-        names = Cost.__dataclass_fields__.keys() - {"breakdown"}
         return {
-            configs[point].cost_key: Cost(**{name: rows[0][name] for name in names})
+            configs[point].cost_key: Cost(**{name: rows[0][name] for name in COST_COLUMNS})
             for point, rows in self._rows.items()
             if point in configs
         }

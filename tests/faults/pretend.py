@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from ray import tune
 from orchestrator import settings as settings_file
 from orchestrator.cli import app as cli
 from orchestrator.cluster import ray_cluster
+from orchestrator.ledger.task import Report, Task
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
-from orchestrator.workers.tune_trainable import Report, Task
 from tests.support.sweeps import GRID, WORKLOAD, completes, evaluated_on_test, make, similarity, space
 from trainables.values.checkpoint import Checkpoint, EngineState
 from trainables.values.config import Workload
@@ -74,11 +74,12 @@ class Pretend(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._reports = self._work(Task.from_dict(new_config["task"]), new_config["adapter_store"])
+        self._reports = self._work(new_config["task"], new_config["adapter_store"])
         return True
 
-    def step(self) -> Report:
-        return next(self._reports)
+    def step(self) -> dict[str, Any]:
+        report = next(self._reports)
+        return {"report": report, "done": report.is_last}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing; without this method Tune would not reuse the worker."""
@@ -89,18 +90,12 @@ class Pretend(tune.Trainable):
     def _work(self, task: Task, store: Any) -> Iterator[Report]:
         if task.kind == "evaluate":
             compared = similarity() if task.baseline_key else None
-            yield {
-                "state": "completed",
-                "done": True,
-                "environment": {},
-                "test_evaluation": asdict(evaluated_on_test(compared)),
-            }
+            yield Report(state="completed", test_evaluation=evaluated_on_test(compared))
             return
         half = WORKLOAD.key(task.config.at_other_precision)
-        of = task.key if task.config.precision == "nf4" else half
-        pair = {"similarity": asdict(similarity()), "similarity_of": of}
+        pair = (task.key if task.config.precision == "nf4" else half, similarity())
         if task.kind == "compare":
-            yield {"state": "completed", "done": True, "environment": {}, **pair}
+            yield Report(state="completed", similarity=pair)
             return
         if os.path.exists(os.environ.get("PRETEND_BROKEN", "")):
             raise RuntimeError("no driver for this GPU")
@@ -108,13 +103,14 @@ class Pretend(tune.Trainable):
         done = before.step if before else 0
         note("begin", key=task.key, step=done, node=ray.get_runtime_context().get_node_id())
         for report in completes(task, loss=2 + int(sha256(task.key.encode()).hexdigest()[:6], 16) / 2**24):
-            if report["step"] > done:
+            step = report.measurement.step
+            if step > done:
                 time.sleep(float(os.environ.get("PRETEND_SECONDS", "0.1")))
-                if report["done"] and ray.get(store.read.remote(half)) is not None:
-                    report |= pair
+                if report.is_last and ray.get(store.read.remote(half)) is not None:
+                    report = replace(report, similarity=pair)
                 yield report
-                ray.get(store.keep.remote(snapshot_at(task.key, report["step"])))
-            while report["step"] == 2 and not os.path.exists(os.environ.get("PRETEND_GATE", "/")):
+                ray.get(store.keep.remote(snapshot_at(task.key, step)))
+            while step == 2 and not os.path.exists(os.environ.get("PRETEND_GATE", "/")):
                 time.sleep(0.05)
 
 
@@ -126,11 +122,8 @@ class Worse(Pretend):
             yield from super()._work(task, store)
             return
         for report in completes(task, loss=float(task.config.rank)):
-            if report["done"] and task.config.precision == "16bit":
-                report |= {
-                    "similarity": asdict(similarity()),
-                    "similarity_of": WORKLOAD.key(task.config.at_other_precision),
-                }
+            if report.is_last and task.config.precision == "16bit":
+                report = replace(report, similarity=(WORKLOAD.key(task.config.at_other_precision), similarity()))
             yield report
 
 

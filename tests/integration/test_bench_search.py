@@ -25,7 +25,7 @@ SMALL = {
         "precision": {"values": ["nf4", "16bit"]},
     },
     "fixed": {"alpha": 8, "max_steps": 8},
-    "early_terminate": {"type": "moasha", "eta": 2},
+    "early_terminate": {"type": "hypervolume"},
 }
 
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.ledger.rows import COMPARISON, COST, TEST_EVALUATION
-from orchestrator.workers.tune_trainable import Task
+from orchestrator.ledger.task import Task
 from tests.bench import overhead, speed
 from tests.support.sweeps import REPO
 from trainables.models import base_model, lora
@@ -24,7 +23,6 @@ from trainables.models.families import shape_in
 from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS
 from trainables.training.eager import EagerEngine
 from trainables.values.config import TrialConfig
-from trainables.values.results import Measurement
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10)).map(lambda one: (one[0], one[0] + one[1])))
 
@@ -212,17 +210,22 @@ def test_the_peer_trains_and_says_how_long_it_took(tiny_folder, precision):
 
 
 @pytest.mark.parametrize("kind", ["train", "compare", "evaluate"])
-def test_a_no_op_report_holds_what_the_recorder_reads(kind):
+def test_a_no_op_report_ends_its_task_with_what_the_task_asks_for(kind):
     config = TrialConfig(precision="nf4", rank=2, alpha=4)
     report = overhead.whole_report(Task(kind=kind, key="k" * 64, config=config))
-    assert (report["state"], report["done"]) == ("completed", True)
+    assert (report.state, report.is_last) == ("completed", True)
+    assert (report.measurement is not None) == (report.cost is not None) == (kind == "train")
+    assert (report.similarity is not None) == (kind == "compare")
+    assert (report.test_evaluation is not None) == (kind == "evaluate")
     if kind == "train":
-        assert Measurement(**report["measurement"]).step == report["step"] == config.max_steps
-        assert COST.validate_python(report["cost"]).breakdown is None
-    elif kind == "compare":
-        assert COMPARISON.validate_python(report["similarity"]) == overhead.fake_comparison()
-    else:
-        assert TEST_EVALUATION.validate_python(report["test_evaluation"]).comparison is None
+        assert report.measurement.step == config.max_steps
+
+
+@pytest.mark.parametrize("precision", ["nf4", "16bit"])
+def test_a_pair_s_second_half_brings_the_similarity_of_its_4_bit_trial(precision):
+    task = Task(kind="train", key="a" * 64, config=TrialConfig(precision=precision, rank=2, alpha=4))
+    report = overhead.with_similarity(overhead.whole_report(task), task, "b" * 64)
+    assert report.similarity == (("a" if precision == "nf4" else "b") * 64, overhead.fake_comparison())
 
 
 def test_a_fake_loss_depends_on_the_trial_alone():

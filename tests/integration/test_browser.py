@@ -49,8 +49,7 @@ def trains(task):
         breakdown=MemoryBreakdown(**parts),
     )
     loss = 3 - config.rank / 10 - 100 * config.learning_rate
-    for told in completes(task, loss=loss):
-        yield told | {"cost": asdict(cell)}
+    return completes(task, loss=loss, costs=cell)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from time import sleep
@@ -16,10 +16,10 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from orchestrator.cluster import ray_cluster
+from orchestrator.ledger.task import Report, Task
 from orchestrator.security import ray_guard
 from orchestrator.workers import node_inputs
 from orchestrator.workers.adapter_store import WEIGHTS
-from orchestrator.workers.tune_trainable import Report, Task
 from orchestrator.workers.versions import refuse_here
 from trainables.values.config import Workload, rungs
 from trainables.values.errors import Unreachable
@@ -33,17 +33,15 @@ def reports_of(task: Task) -> Iterator[Report]:
     """What a worker says of a task that goes well; made here, so that workers import little."""
     if task.kind != "train":
         test_evaluation = TestEvaluation(row_nats=(2.0, 4.0), row_tokens=(1, 2), untuned_row_nats=(4.0, 8.0))
-        yield {"state": "completed", "done": True, "test_evaluation": asdict(test_evaluation)}
+        yield Report(state="completed", test_evaluation=test_evaluation)
         return
     figures = {name: 1.0 for name in Cost.__dataclass_fields__ if name not in ("device", "breakdown")}
-    shared = {name: figures[name] for name in Measurement.__dataclass_fields__ if name in figures}
     for rung in rungs(task.config.max_steps):
-        measurement = Measurement(step=rung, train_loss_nats=2.0, eval_loss_nats=2.0, **shared)
-        report = {"step": rung, "eval_loss_nats": 2.0, "measurement": asdict(measurement)}
-        report |= {"cost": asdict(Cost(**figures, device="CPU"))}
+        measurement = Measurement(step=rung, train_loss_nats=2.0, eval_loss_nats=2.0)
+        shown = {"measurement": measurement, "cost": Cost(**figures, device="CPU")}
         if rung < task.config.max_steps:
-            yield {"state": "running", "done": False, **report}
-    yield {"state": "completed", "done": True, "train_seconds": 1.0, "adapter": {WEIGHTS: task.key.encode()}, **report}
+            yield Report(state="running", **shown)
+    yield Report(state="completed", train_seconds=1.0, adapter={WEIGHTS: task.key.encode()}, **shown)
 
 
 @contextmanager
@@ -114,16 +112,18 @@ class Sleeper(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        task = Task.from_dict(new_config["task"])
+        task = new_config["task"]
         workload = node_inputs.here(Workload(**new_config["workload"]), new_config["inputs"])
         self._facts = {"node": ray.get_runtime_context().get_node_id(), "base_folder": workload.base_folder}
         self._reports = reports_of(task)
         return True
 
-    def step(self) -> Report:
+    def step(self) -> dict[str, Any]:
         sleep(self.seconds_per_rung)
         report = next(self._reports)
-        return report | ({"environment": self._facts} if report["done"] else {})
+        if report.is_last:
+            report = replace(report, environment=self._facts)
+        return {"report": report, "done": report.is_last}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing; without this method Tune would not reuse the worker."""
@@ -140,7 +140,7 @@ class Slow(Sleeper):
 
     seconds_per_rung = 0.5
 
-    def step(self) -> Report:
+    def step(self) -> dict[str, Any]:
         while os.path.exists(os.environ.get("HOLD", "")):
             sleep(0.1)
         return super().step()

@@ -5,28 +5,25 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from random import Random
 from time import monotonic, perf_counter
-from types import SimpleNamespace
 from typing import Any
 
-from ray import cloudpickle
 from ray.exceptions import RayActorError
-from ray.tune.utils import flatten_dict
 
 import search_spaces
 from orchestrator import settings
-from orchestrator.driver.recorder import Recorder
-from orchestrator.driver.scheduler import Pruner
-from orchestrator.driver.searcher import SweepSearcher
+from orchestrator.driver.driver import Driver, Stop
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.task import Report, Task
+from orchestrator.pruning.rule import StoppingRule, rule_of
 from orchestrator.settings import SweepSettings
 from orchestrator.workers import adapter_store
-from orchestrator.workers.tune_trainable import Report, Task
+from orchestrator.workers.faults import fault_of
 from search_spaces import Space
-from trainables.values.config import TrialConfig, Workload, rungs
+from trainables.values.config import State, TrialConfig, Workload, rungs
 from trainables.values.findings import Comparison, Estimate, Similarity, TestEvaluation
 from trainables.values.results import Cost, Measurement, TrialResult
 
@@ -61,7 +58,6 @@ TPE: Mapping[str, Any] = GRID | {
     },
 }
 ASHA = {"type": "asha", "eta": 2}
-MOASHA = {"type": "moasha", "eta": 2}
 
 
 def space(base: Mapping[str, Any] = GRID, **changes: Any) -> Space:
@@ -82,10 +78,9 @@ def cost(**values: Any) -> Cost:
     return Cost(**{**dict.fromkeys(names, 1.0), "device": "CPU", **values})
 
 
-def measurement(step: int, loss: float, **values: Any) -> Measurement:
-    """One rung; memory and time are those of `cost()` unless given."""
-    own = {"step": step, "train_loss_nats": loss, "eval_loss_nats": loss}
-    return Measurement(**{**dict.fromkeys(Measurement.__dataclass_fields__, 1.0), **own, **values})
+def measurement(step: int, loss: float) -> Measurement:
+    """One rung."""
+    return Measurement(step=step, train_loss_nats=loss, eval_loss_nats=loss)
 
 
 def estimate(value: float, low: float | None = None) -> Estimate:
@@ -124,7 +119,7 @@ def trial(number: int = 0, **values: Any) -> TrialResult:
     """A completed 16-bit trial with one measurement; any field can be given."""
     config = values.pop("config", TrialConfig(precision="16bit", rank=4, alpha=8))
     whole = {"key": f"{number:064x}", "number": number, "config": config, "state": "completed", "origin": "search"}
-    return TrialResult(**{**whole, "history": (measurement(200, 2.0),), **values})
+    return TrialResult(**{**whole, "history": (measurement(200, 2.0),), "cost": cost(), **values})
 
 
 # --- a sweep without Ray
@@ -133,33 +128,62 @@ Outcome = Callable[[Task], Iterator[Report]]
 """What a worker would report of a task, one rung at a time."""
 
 
-def completes(task: Task, *, loss: float = 2.0) -> Iterator[Report]:
+def completes(task: Task, *, loss: float = 2.0, costs: Cost | None = None) -> Iterator[Report]:
     """A worker that trains without a fault; an adapter is its key."""
-    for rung in rungs(task.config.max_steps):
-        report = {"step": rung, "eval_loss_nats": loss, "measurement": asdict(measurement(rung, loss))}
-        report["cost"] = asdict(cost())
-        if rung < task.config.max_steps:
-            yield {"state": "running", "done": False, **report}
+    costs = costs or cost()
+    *rungs_before, last = rungs(task.config.max_steps)
+    for rung in rungs_before:
+        yield Report(state="running", measurement=measurement(rung, loss), cost=costs)
     files = {adapter_store.WEIGHTS: task.key.encode()}
-    yield {"state": "completed", "done": True, "adapter": files, "environment": {}, "train_seconds": 1.0, **report}
+    end = {"measurement": measurement(last, loss), "cost": costs}
+    yield Report(state="completed", adapter=files, train_seconds=1.0, **end)
 
 
-def breaks(task: Task, *, state: str = "diverged") -> Iterator[Report]:
+class Unpaired(Report):
+    """From a worker that could not see the other half's adapter: it brings no similarity."""
+
+
+def without_similarity(task: Task) -> Iterator[Report]:
+    """A worker on which a trial ends at the same moment as the other half of its pair does on another."""
+    for report in completes(task):
+        if task.kind == "train":
+            report = Unpaired(**{f.name: getattr(report, f.name) for f in fields(report)})
+        yield report
+
+
+def breaks(task: Task, *, state: State = "diverged") -> Iterator[Report]:
     """A worker on which the trial, or the comparison, ends in an error."""
-    yield {"state": state, "done": True, "reason": f"{state} here", "environment": {}}
+    yield Report(state=state, reason=f"{state} here")
+
+
+@dataclass
+class StopsWhenTold:
+    """A sweep's own stopping rule, which also stops the trial that a test names next."""
+
+    own: StoppingRule
+    now: bool = False
+
+    def learn(self, trial: TrialResult) -> None:
+        self.own.learn(trial)
+
+    def at_rung(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+        why = self.own.at_rung(key, measurement, cost, may_stop=may_stop)
+        return why or ("a test stops it" if self.now and may_stop else None)
+
+    def at_end(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+        return self.own.at_end(key, measurement, cost, may_stop=may_stop)
 
 
 @dataclass
 class Desk:
-    """One driver's searcher, pruner and recorder over a sweep's folder, called in Ray Tune's order.
+    """One driver over a sweep's folder, and workers that are plain generators of reports.
 
-    A worker is a plain generator of reports. `Desk(folder, settings)` again is a resumed sweep.
+    `Desk(folder, settings)` again is a resumed sweep.
 
     Attributes:
         all_asked: every task handed out, in order.
-        lost: keys of tasks that Ray gave up, once each time.
-        skipped_seconds: how far its clock is ahead; each question to the searcher takes a second.
-        stopped: keys of trials that the pruner, or a test, stopped.
+        lost: keys of tasks that were given up, once each time.
+        skipped_seconds: how far its clock is ahead; each question to the driver takes a second.
     """
 
     folder: Path
@@ -173,25 +197,21 @@ class Desk:
         self.ledger = Ledger(self.folder / "ledger.db")
         self.ledger.requeue_running()
         asked = self.settings
-        self.pruner = Pruner(asked.space.early_terminate, asked.longest_steps, asked.objectives)
-        self.searcher = SweepSearcher(
+        self.rule = StopsWhenTold(rule_of(asked.space.early_terminate, asked.longest_steps, asked.objectives))
+        self.driver = Driver(
             self.settings,
             WORKLOAD,
             self.ledger,
-            self.pruner,
             n_slots=self.n_slots,
-            shared={},
             clock=lambda: monotonic() + self.skipped_seconds,
+            rule=self.rule,
         )
-        self.recorder = Recorder(
-            self.ledger, self.folder / "adapters", self.pruner, began=lambda trial_id: self.searcher.began(trial_id)
-        )
-        self.running: dict[str, tuple[Any, Task, Iterator[Report]]] = {}
+        self.running: dict[str, tuple[Task, Iterator[Report]]] = {}
 
     @property
     def study(self) -> Any:
-        """The searcher's Optuna study."""
-        return self.searcher._proposer.study
+        """The driver's Optuna study."""
+        return self.driver._proposer.study
 
     @property
     def asked(self) -> list[Task]:
@@ -218,107 +238,97 @@ class Desk:
         self.ledger.close()
 
     def take(self, outcome: Outcome = completes) -> str | None:
-        """Ask for one task; returns the Tune trial's id, None where nothing is to be done now."""
+        """Ask for one task; returns an id of it, None where nothing is to be done now."""
         self.skipped_seconds += 1
-        trial_id = f"tune{len(self.all_asked)}"
-        config = self.searcher.suggest(trial_id)
-        if not isinstance(config, dict):
+        task = self.driver.next_task()
+        if task is None:
             return None
-        task = Task.from_dict(config["task"])
+        name = f"task{len(self.all_asked)}"
         self.all_asked.append(task)
-        tune_trial = SimpleNamespace(trial_id=trial_id, config=config)
-        self.pruner.on_trial_add(None, tune_trial)
-        self.recorder.on_trial_start(0, [], tune_trial)
-        self.running[trial_id] = (tune_trial, task, self._with_similarity(task, outcome))
-        return trial_id
+        self.driver.began(task)
+        self.running[name] = (task, self._with_similarity(task, outcome))
+        return name
 
     def _with_similarity(self, task: Task, outcome: Outcome) -> Iterator[Report]:
         """As the worker does: the second half of a pair, or a comparison, brings the similarity."""
-        if task.kind == "evaluate":
-            compared = similarity() if task.baseline_key else None
-            for report in outcome(task):
-                done = report["state"] == "completed"
-                yield {**report, **({"test_evaluation": asdict(evaluated_on_test(compared))} if done else {})}
-            return
         half = WORKLOAD.key(task.config.at_other_precision)
-        of = task.key if task.config.precision == "nf4" else half
+        nf4 = task.key if task.config.precision == "nf4" else half
         for report in outcome(task):
-            other_exists = adapter_store.read(self.folder / "adapters", half) is not None
-            if report["state"] == "completed" and (other_exists or task.kind == "compare"):
-                report = {"similarity": asdict(similarity()), "similarity_of": of, **report}
+            if report.state == "completed" and task.kind == "evaluate" and report.test_evaluation is None:
+                compared = similarity() if task.baseline_key else None
+                report = replace(report, test_evaluation=evaluated_on_test(compared))
+            elif report.state == "completed" and task.kind != "evaluate" and not isinstance(report, Unpaired):
+                other_exists = adapter_store.read(self.folder / "adapters", half) is not None
+                if other_exists or task.kind == "compare":
+                    report = replace(report, similarity=(nf4, similarity()))
             yield report
 
-    def step(self, trial_id: str, *, stop: bool = False) -> bool:
-        """Let a task report once, as Tune would pass it on; returns whether it ended.
+    def step(self, name: str, *, stop: bool = False) -> bool:
+        """Let a task report once; returns whether it ended.
 
         Args:
-            stop: let the scheduler's answer be "stop", unless it spares this trial for good.
+            stop: let the rule's answer be to stop, unless the driver spares this trial for good.
         """
-        tune_trial, task, reports = self.running[trial_id]
+        task, reports = self.running[name]
         report = next(reports)
-        # as Tune hands it over, which asks nothing about a result that is the last
-        decision = "" if report["done"] else self.pruner.on_trial_result(None, tune_trial, flatten_dict(report))
-        may_stop = stop and task.kind == "train" and task.key not in self.pruner.protected
-        if decision == "STOP" or (may_stop and not report["done"]):
-            report["done"] = True
-        self.recorder.on_trial_result(0, [], tune_trial, report)
-        if report["done"]:
-            del self.running[trial_id]
-            self.searcher.on_trial_complete(trial_id, report)
-        return report["done"]
+        if task.kind != "train":
+            report = replace(report, measurement=None, cost=None, adapter=None)
+        self.rule.now = stop
+        decision = self.driver.report(task, report)
+        self.rule.now = False
+        is_over = report.is_last or isinstance(decision, Stop)
+        if is_over:
+            del self.running[name]
+            self.driver.ended(task)
+        return is_over
 
-    def end(self, trial_id: str, *, stop: bool = False) -> None:
+    def end(self, name: str, *, stop: bool = False) -> None:
         """Let a task go on to its end."""
-        while not self.step(trial_id, stop=stop):
+        while not self.step(name, stop=stop):
             pass
 
-    def lose(self, trial_id: str, error: Exception | None = None) -> None:
-        """Ray gave a task up; unless another error is given, because its worker process was lost."""
-        _, task, _ = self.running.pop(trial_id)
+    def lose(self, name: str, error: Exception | None = None) -> None:
+        """A task is given up from outside; unless another error is given, because its worker process was lost."""
+        task, _ = self.running.pop(name)
         self.lost.append(task.key)
-        pickled = self.folder / f"{trial_id}.pkl"
-        pickled.write_bytes(cloudpickle.dumps(error or RayActorError()))
-        files = {"pickled_error_file": str(pickled), "error_file": None}
-        self.pruner.on_trial_error(None, SimpleNamespace(trial_id=trial_id, **files))
-        self.searcher.on_trial_complete(trial_id, error=True)
+        self.driver.ended(task, fault_of(error or RayActorError()))
 
-    def take_again(self, trial_id: str, outcome: Outcome = completes) -> str:
+    def take_again(self, name: str, outcome: Outcome = completes) -> str:
         """Wait until the task that was just lost is handed out once more."""
-        lost = self.all_asked[int(trial_id.removeprefix("tune"))]
+        lost = self.all_asked[int(name.removeprefix("task"))]
         self.skipped_seconds += 60
         again = self.take(outcome)
         assert again is not None, "nothing was handed out"
-        assert (self.all_asked[-1].kind, self.all_asked[-1].key) == (lost.kind, lost.key)
+        assert self.all_asked[-1].name == lost.name
         return again
 
     def do(self, outcome: Outcome = completes, *, stop: bool = False) -> Task:
         """One task from its start to its end."""
-        trial_id = self.take(outcome)
-        assert trial_id is not None, "there is nothing to do"
-        self.end(trial_id, stop=stop)
+        name = self.take(outcome)
+        assert name is not None, "there is nothing to do"
+        self.end(name, stop=stop)
         return self.all_asked[-1]
 
     def finish(self, outcome: Outcome = completes) -> list[Task]:
-        """One task after the other until the searcher says that there are no more; returns those of the search."""
+        """One task after the other until there are no more; returns those of the search."""
         before = len(self.all_asked)
-        while not self.searcher.finished:
+        while not self.driver.finished:
             assert len(self.all_asked) - before < 500, "no end"
-            trial_id = self.take(outcome)
-            if trial_id:
-                self.end(trial_id)
+            name = self.take(outcome)
+            if name:
+                self.end(name)
             else:
-                waits = self.searcher._retries.waiting
-                assert self.searcher.finished or waits, "nothing runs, nothing is handed out, and it is not finished"
+                assert self.driver.finished or self.driver.waits, "nothing runs, nothing is handed out, not finished"
         return [task for task in self.all_asked[before:] if self.is_of_search(task)]
 
 
 def shuffled(desk: Desk, random: Random, outcomes: Callable[[Task], Iterator[Report]]) -> None:
     """Run a desk to its end with tasks interleaved, pruned and lost at random."""
     for _ in range(2000):
-        trial_id = desk.take(outcomes) if random.random() < 0.5 else None
-        if desk.searcher.finished:
+        name = desk.take(outcomes) if random.random() < 0.5 else None
+        if desk.driver.finished:
             return
-        if trial_id is None and desk.running:
+        if name is None and desk.running:
             chosen = random.choice(sorted(desk.running))
             if random.random() < 0.05:
                 desk.lose(chosen)

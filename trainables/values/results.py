@@ -73,22 +73,17 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What one rung of one trial reports.
+    """What was measured at one rung of one trial; memory and time are those of its cost key, see Cost.
 
     Attributes:
         step: optimizer steps done.
         train_loss_nats: mean over the steps since the last rung.
         eval_loss_nats: token-weighted mean over the validation rows.
-        peak_memory_mib, reserved_memory_mib, seconds_per_step, tokens_per_second: the cost key's.
     """
 
     step: int
     train_loss_nats: float
     eval_loss_nats: float
-    peak_memory_mib: float
-    reserved_memory_mib: float
-    seconds_per_step: float
-    tokens_per_second: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

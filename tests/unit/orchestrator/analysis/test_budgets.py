@@ -3,16 +3,18 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayActorError
 
 from orchestrator.analysis.budgets import ENDED, FINISHED, SPENT, Ended, Spent, exceeded, flat, still_needed, window
 from orchestrator.analysis.front import REFERENCE, counted, fixed_reference, front_of, volume_of
 from orchestrator.analysis.pareto import hypervolume
 from orchestrator.analysis.status import status_of
-from orchestrator.driver.searcher import SweepSearcher
+from orchestrator.driver.driver import Driver
 from orchestrator.driver.stopping import Stopping
 from orchestrator.report.content import read
 from orchestrator.report.text import markdown
-from tests.support.sweeps import GRID, TPE, WORKLOAD, Desk, completes, make, measurement, space, trial
+from orchestrator.workers.faults import fault_of
+from tests.support.sweeps import GRID, TPE, WORKLOAD, Desk, completes, cost, make, measurement, space, trial
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 
@@ -34,11 +36,11 @@ def at_work(folder, asked, *, hours_per_task: float, clock: Hours | None = None,
     """A finished sweep, each of whose trials took so long, and each test evaluation a tenth of it."""
     clock = clock or Hours()
     desk = Desk(folder, asked, n_slots)
-    desk.searcher = SweepSearcher(asked, WORKLOAD, desk.ledger, desk.pruner, n_slots=n_slots, shared={}, clock=clock)
-    while not desk.searcher.finished:
+    desk.driver = Driver(asked, WORKLOAD, desk.ledger, n_slots=n_slots, clock=clock)
+    while not desk.driver.finished:
         trial_id = desk.take()
         if trial_id is None:
-            assert desk.searcher.finished
+            assert desk.driver.finished
             break
         clock.seconds += 3600 * hours_per_task * (0.1 if desk.all_asked[-1].kind == "evaluate" else 1.0)
         desk.end(trial_id)
@@ -106,7 +108,8 @@ def losses(values):
         trial(
             n,
             config=TrialConfig(precision="16bit", rank=n + 1, alpha=8),
-            history=(measurement(200, loss, peak_memory_mib=mib),),
+            history=(measurement(200, loss),),
+            cost=cost(peak_memory_mib=mib),
             ended_at=float(n),
             started_at=float(n),
         )
@@ -223,10 +226,10 @@ def test_gpu_hours_count_every_task_by_its_share_of_a_gpu(tmp_path):
 def test_a_task_that_waits_for_its_worker_costs_nothing(tmp_path):
     clock, asked = Hours(), make(space(ENDLESS))
     desk = Desk(tmp_path, asked)
-    desk.searcher = SweepSearcher(asked, WORKLOAD, desk.ledger, desk.pruner, n_slots=2, shared={}, clock=clock)
-    assert isinstance(desk.searcher.suggest("waits"), dict)
+    desk.driver = Driver(asked, WORKLOAD, desk.ledger, n_slots=2, clock=clock)
+    task = desk.driver.next_task()
     clock.seconds += 3600.0
-    desk.searcher.on_trial_complete("waits", error=True)
+    desk.driver.ended(task, fault_of(RayActorError()))
     assert Spent(**desk.ledger.fact(SPENT)) == Spent(device_seconds=0.0, wall_seconds=3600.0)
 
 

@@ -11,6 +11,7 @@ from orchestrator import settings as settings_file
 from orchestrator.analysis.choice import BEST, KNEE, best, choose, knee, mib_of, stairs
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.infeasible import nothing_counts
+from orchestrator.ledger.task import Report
 from orchestrator.report import export
 from orchestrator.report.content import report_of
 from orchestrator.settings import sweep_folder
@@ -38,19 +39,19 @@ POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, m
 
 def at(points, factor: float = 1.0):
     return [
-        trial(n, history=(measurement(200, float(y), peak_memory_mib=x * factor),)) for n, (x, y) in enumerate(points)
+        trial(n, history=(measurement(200, float(y)),), cost=cost(peak_memory_mib=x * factor))
+        for n, (x, y) in enumerate(points)
     ]
 
 
 def within(trials, budget: float):
-    return [trial for trial in trials if trial.history[-1].peak_memory_mib <= budget]
+    return [trial for trial in trials if trial.cost.peak_memory_mib <= budget]
 
 
-def costly(task) -> Iterator[dict]:
+def costly(task) -> Iterator[Report]:
     """Half as much again for twice the rank, and as much less loss for each."""
     peaks = {1: 1.0, 2: 2.0, 4: 9.0}
-    for told in completes(task, loss=2.0 - task.config.rank / 10):
-        yield told | {"cost": asdict(cost(peak_memory_mib=peaks[task.config.rank]))}
+    return completes(task, loss=2.0 - task.config.rank / 10, costs=cost(peak_memory_mib=peaks[task.config.rank]))
 
 
 @given(POINTS, st.sampled_from([1.0, 1024.0]))
@@ -68,7 +69,7 @@ def test_the_knee_is_the_member_nearest_to_the_ideal_whatever_the_unit(points, f
 @given(POINTS, st.integers(0, 10))
 def test_the_last_stair_that_fits_is_the_best_within_any_budget(points, budget):
     trials = at(points)
-    steps = [trial for trial in stairs(trials) if trial.history[-1].peak_memory_mib <= budget]
+    steps = [trial for trial in stairs(trials) if trial.cost.peak_memory_mib <= budget]
     assert (steps[-1] if steps else None) == best(within(trials, budget))
 
 
@@ -83,8 +84,8 @@ def test_the_best_within_a_budget_has_the_lowest_loss_of_all_that_fit_and_the_kn
         with pytest.raises(ConfigError, match=f"the least that a trial of 't' needs is {min(x for x, _ in points)}"):
             choose(trials, ASKED, None, max_memory_mib=float(budget))
         return
-    last = choose(trials, ASKED, None, max_memory_mib=float(budget)).trial.history[-1]
-    assert (last.eval_loss_nats, last.peak_memory_mib) == min(fits)
+    chosen = choose(trials, ASKED, None, max_memory_mib=float(budget)).trial
+    assert (chosen.history[-1].eval_loss_nats, chosen.cost.peak_memory_mib) == min(fits)
     at_knee = choose(trials, ASKED, None, max_memory_mib=float(budget), at_knee=True)
     assert at_knee.trial == knee(front_of(within(trials, budget), ASKED))
 

@@ -9,6 +9,7 @@ from orchestrator import command as hints
 from orchestrator.analysis.verdict import failed_evaluations, verdict_of
 from orchestrator.cli.app import refuse_unless_whole
 from orchestrator.cli.progress import print_result
+from orchestrator.driver.retries import BACK_OFF_SECONDS
 from orchestrator.driver.sweep import result_of
 from orchestrator.ledger import FAULTS
 from orchestrator.report import card as cards
@@ -18,9 +19,19 @@ from orchestrator.report.rows import trial_row
 from orchestrator.settings import save, sweep_folder
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import store_uri
-from orchestrator.workers.faults import BACK_OFF_SECONDS
 from tests.support.stores import place_store
-from tests.support.sweeps import GRID, WORKLOAD, Desk, breaks, completes, make, similarity, space, trial
+from tests.support.sweeps import (
+    GRID,
+    WORKLOAD,
+    Desk,
+    breaks,
+    completes,
+    make,
+    similarity,
+    space,
+    trial,
+    without_similarity,
+)
 from trainables.values.config import TrialConfig
 from trainables.values.errors import SweepError
 
@@ -75,7 +86,7 @@ def test_a_sweep_with_a_trial_that_could_not_be_evaluated_ends_with_an_error_unt
     desk = desk_at(tmp_path)
     if kind == "compare":  # a pair whose second half brought no similarity
         for _ in range(2):
-            desk.do(lambda task: ({**r, "similarity": None} for r in completes(task)))
+            desk.do(without_similarity)
     desk.finish(failing(kind))
     nf4 = desk.ledger.trials()[0]
     assert nf4.config == NF4

@@ -94,7 +94,7 @@ def test_a_sweep_that_crashed_after_every_task_evaluates_the_same_trials_and_rep
         done[desk.all_asked[-1].kind, desk.all_asked[-1].key] += 1
         desk.crash()
         desk = Desk(tmp_path / "cut", settings)
-    assert desk.searcher.finished
+    assert desk.driver.finished
     assert max(done.values()) == 1
     ends = [
         {(t.key, t.state, t.origin, t.test_evaluation is not None) for t in d.ledger.trials()}

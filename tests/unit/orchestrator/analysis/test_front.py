@@ -26,14 +26,14 @@ def trials(draw):
     """Trials of any state with few distinct values; some without similarity, or stopped before a measurement."""
     found = []
     for number in range(draw(st.integers(0, 8))):
-        history = [
-            measurement(step, draw(FEW), peak_memory_mib=draw(FEW), seconds_per_step=draw(FEW)) for step in (25, 200)
-        ]
+        history = [measurement(step, draw(FEW)) for step in (25, 200)]
+        its_cost = cost(peak_memory_mib=draw(FEW), seconds_per_step=draw(FEW))
         precision = draw(st.sampled_from(["nf4", "16bit"]))
         close = draw(st.none() | st.builds(similarity, COSINES, COSINES)) if precision == "nf4" else None
         state = draw(st.sampled_from(["completed"] * 4 + list(get_args(State))))
         kept = tuple(history if state == "completed" else history[: draw(st.integers(0, 2))])
-        found.append(trial(number, config=CONFIGS[precision], state=state, history=kept, similarity=close))
+        shown = {"config": CONFIGS[precision], "state": state, "history": kept, "similarity": close}
+        found.append(trial(number, **shown, cost=its_cost if kept else None))
     return found
 
 
@@ -44,7 +44,7 @@ NAMES = st.lists(st.sampled_from([*OBJECTIVES]), min_size=1, max_size=4, unique=
 def value_by_hand(t, objective):
     if objective in ("embedding_cosine", "token_match_rate"):
         return 1.0 if t.config.precision == "16bit" else getattr(t.similarity.quantized, objective).value
-    return getattr(t.history[-1], objective)
+    return t.history[-1].eval_loss_nats if objective == "eval_loss_nats" else getattr(t.cost, objective)
 
 
 def counts(t, min_similarity) -> bool:
@@ -155,11 +155,11 @@ def test_equal_trials_both_stay_and_a_worse_one_does_not_move_the_front():
 # --- noise decides no dominance
 
 
-def timed(number: int, rank: int, spread: float, **values):
+def timed(number: int, rank: int, spread: float, *, seconds: float = 1.0, **values):
     """A trial of rank's cost key, whose timed steps lay so many seconds apart (10th to 90th percentile)."""
     config = TrialConfig(precision="16bit", rank=rank, alpha=8)
-    seconds = cost(seconds_per_step_p10=1.0, seconds_per_step_p90=1.0 + spread)
-    return trial(number, **{"config": config, "cost": seconds, **values})
+    times = {"seconds_per_step": seconds, "seconds_per_step_p10": 1.0, "seconds_per_step_p90": 1.0 + spread}
+    return trial(number, **{"config": config, "cost": cost(**times), **values})
 
 
 SPREADS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 8)), max_size=8)
@@ -191,8 +191,8 @@ TIMED = make(objectives=("eval_loss_nats", "seconds_per_step"))
 
 @pytest.mark.parametrize(("slower_by", "stays"), [(0.25, True), (0.5, True), (0.75, False)])
 def test_a_trial_slower_by_no_more_than_the_noise_stays_on_the_front(slower_by, stays):
-    fast = timed(0, 1, 0.5, history=(measurement(200, 2.0, seconds_per_step=1.0),))
-    slow = timed(1, 2, 0.5, history=(measurement(200, 2.0, seconds_per_step=1.0 + slower_by),))
+    fast = timed(0, 1, 0.5, history=(measurement(200, 2.0),))
+    slow = timed(1, 2, 0.5, seconds=1.0 + slower_by, history=(measurement(200, 2.0),))
     front = front_of([fast, slow], TIMED)
     assert front.epsilon == (0.0, 0.5)
     assert front.to_dict()["epsilon"] == [0.0, 0.5]
@@ -201,6 +201,6 @@ def test_a_trial_slower_by_no_more_than_the_noise_stays_on_the_front(slower_by, 
 
 
 def test_noise_of_time_spares_no_trial_of_a_higher_loss():
-    good = timed(0, 1, 0.5, history=(measurement(200, 2.0, seconds_per_step=1.0),))
-    bad = timed(1, 2, 0.5, history=(measurement(200, 2.001, seconds_per_step=1.75),))
+    good = timed(0, 1, 0.5, history=(measurement(200, 2.0),))
+    bad = timed(1, 2, 0.5, seconds=1.75, history=(measurement(200, 2.001),))
     assert front_of([good, bad], TIMED).keys == {good.key}

@@ -22,7 +22,7 @@ SMALL = st.integers(1, 3)
 
 def on(device: str, number: int, *, mib: float, seconds: float, loss: float, **values):
     """A completed trial measured on a kind of device."""
-    shown = measurement(200, loss, peak_memory_mib=mib, seconds_per_step=seconds)
+    shown = measurement(200, loss)
     times = dict.fromkeys(("seconds_per_step", "seconds_per_step_p10", "seconds_per_step_p90"), seconds)
     its_cost = cost(device=device, peak_memory_mib=mib, **times)
     config = replace(CONFIG, learning_rate=1e-4 * (number + 1))
@@ -68,7 +68,7 @@ def test_a_cost_key_is_measured_once_for_each_kind_and_a_trial_has_that_of_its_o
         ledger.record(keys[-1], measurement(1, 2.0))
     found = [entry.result for entry in ledger.entries()]
     assert [t.cost.device for t in found] == [A100, T4, A100]
-    assert [t.history[0].peak_memory_mib for t in found] == [100.0, 101.0, 100.0], "the third has the first's"
+    assert [t.cost.peak_memory_mib for t in found] == [100.0, 101.0, 100.0], "the third has the first's"
     assert {c.device for c in ledger.costs(CONFIG.cost_key)} == {A100, T4}
     assert ledger.cost(CONFIG.cost_key).device == A100
     assert ledger.costs(replace(CONFIG, rank=8).cost_key) == ()
@@ -81,11 +81,7 @@ def test_a_worker_is_handed_what_every_kind_measured_and_trials_keep_their_devic
     desk = Desk(tmp_path, make(space(parameters=parameters, fixed={"rank": 1, "alpha": 1, "precision": "16bit"})))
 
     def working_on(device):
-        def outcome(task):
-            for report in completes(task):
-                yield report | {"cost": report["cost"] | {"device": device}}
-
-        return outcome
+        return lambda task: completes(task, costs=cost(device=device))
 
     first = desk.do(working_on(A100))
     second = desk.do(working_on(T4))
@@ -96,20 +92,15 @@ def test_a_worker_is_handed_what_every_kind_measured_and_trials_keep_their_devic
 
 def test_trials_are_pruned_among_their_own_kind_only(tmp_path):
     """Slower and worse than all on the other kind, but alone on its own: it goes on."""
-    rates = {"learning_rate": {"values": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]}}
+    rates = {"learning_rate": {"values": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3]}}
     fixed = {"rank": 1, "alpha": 1, "precision": "16bit", "max_steps": 8}
-    asked = make(space(parameters=rates, fixed=fixed, early_terminate={"type": "moasha", "eta": 2}))
+    asked = make(space(parameters=rates, fixed=fixed, early_terminate={"type": "hypervolume"}))
 
     def working_on(device, loss, seconds):
-        def outcome(task):
-            for report in completes(task, loss=loss):
-                report["measurement"] |= {"seconds_per_step": seconds}
-                yield report | {"cost": report["cost"] | {"device": device}}
-
-        return outcome
+        return lambda task: completes(task, loss=loss, costs=cost(device=device, seconds_per_step=seconds))
 
     desk = Desk(tmp_path, asked)
-    for i in range(3):
+    for i in range(4):
         desk.do(working_on(A100, 1.0 + i / 10, 0.01))
     on_t4 = desk.do(working_on(T4, 3.0, 1.0))
     beaten = desk.do(working_on(A100, 3.0, 1.0))

@@ -8,8 +8,8 @@ import pytest
 from orchestrator import settings as settings_file
 from orchestrator.analysis.front import is_reused
 from orchestrator.driver import warm_start
+from orchestrator.driver.driver import Driver
 from orchestrator.driver.reuse import REUSED, cached_trials
-from orchestrator.driver.searcher import SweepSearcher
 from orchestrator.settings import sweep_folder
 from tests.support.sweeps import GRID, TPE, WORKLOAD, Desk, breaks, completes, cost, make, space
 from trainables.cost.device import device_name, versions
@@ -20,10 +20,8 @@ VERSIONS = versions()
 
 
 def on_this_cpu(task, *, device=HERE, loss=2.0, **other_versions):
-    known = {"environment": {"device": device, **VERSIONS, **other_versions}}
-    for report in completes(task, loss=loss):
-        ran = {"cost": asdict(cost(device=device))} if "cost" in report else {}
-        yield {**report, **ran, **(known if report["done"] else {})}
+    for report in completes(task, loss=loss, costs=cost(device=device)):
+        yield replace(report, environment={"device": device, **VERSIONS, **other_versions} if report.is_last else {})
 
 
 def at(task, device):
@@ -36,14 +34,12 @@ def sweep(root, asked, outcome=on_this_cpu, *, finish=True, workload=WORKLOAD) -
     settings_file.save(asked, folder)
     desk = Desk(folder, asked, 1)
     desk.ledger.set_fact("workload", asdict(workload))
-    desk.searcher = SweepSearcher(
+    desk.driver = Driver(
         asked,
         workload,
         desk.ledger,
-        desk.pruner,
         n_slots=1,
-        shared={},
-        elsewhere=cached_trials(root, asked.name, workload, asked) if asked.reuse else None,
+        cached=cached_trials(root, asked.name, workload, asked) if asked.reuse else None,
         learned=warm_start.entries(asked, workload, root),
     )
     if finish:
@@ -94,7 +90,7 @@ def test_a_known_4_bit_trial_whose_baseline_is_gone_still_gets_one(tmp_path):
         ("search", "completed", True),
         ("baseline", "completed", False),
     }
-    assert second.searcher.finished
+    assert second.driver.finished
 
 
 def test_another_device_is_no_known_trial(tmp_path):
@@ -211,7 +207,7 @@ def test_a_damaged_ledger_beside_it_stops_nothing(tmp_path):
     folder = tmp_path / "sweeps" / "bad"
     folder.mkdir(parents=True)
     (folder / "ledger.db").write_bytes(b"no ledger" * 99)
-    assert sweep(tmp_path, make(GRID, name="good")).searcher.finished
+    assert sweep(tmp_path, make(GRID, name="good")).driver.finished
 
 
 # --- warm start

@@ -1,6 +1,6 @@
 """What is run next: no repeats, a baseline for every 4-bit trial that completes, and no end without it.
 
-A `Desk` calls the searcher, the pruner and the recorder in Ray Tune's order; workers are plain generators.
+A `Desk` asks the driver; workers are plain generators.
 """
 
 import json
@@ -16,17 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
-from ray.tune.search import Searcher
 
-from orchestrator.driver.searcher import SweepSearcher
+from orchestrator.driver.driver import Driver
+from orchestrator.driver.retries import BACK_OFF_SECONDS
 from orchestrator.ledger import Ledger
 from orchestrator.search.proposer import Proposer
 from orchestrator.workers import adapter_store
-from orchestrator.workers.faults import BACK_OFF_SECONDS
 from tests.support.sweeps import (
     ASHA,
     GRID,
-    MOASHA,
     TPE,
     WORKLOAD,
     Desk,
@@ -36,13 +34,14 @@ from tests.support.sweeps import (
     shuffled,
     similarity,
     space,
+    without_similarity,
 )
 from trainables.cost.predicted_memory import predicted_peak_mib
 from trainables.models.families.gpt2 import HUB_SHAPES
 from trainables.values.config import FINAL_STATES, TrialConfig
 
 BROKEN = ("oom", "diverged", "failed")
-STOPS = st.sampled_from([ASHA, MOASHA, {"type": "none"}])
+STOPS = st.sampled_from([ASHA, {"type": "hypervolume"}, {"type": "none"}])
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "qmc")
 
 
@@ -86,7 +85,7 @@ def test_a_grid_ends_by_itself_and_covers_every_point(tmp_path):
     desk = Desk(tmp_path, make(GRID, n_trials=100))
     asked = {(task.config.precision, task.config.rank) for task in desk.finish()}
     assert asked == set(product(("nf4", "16bit"), (1, 2, 4)))
-    assert desk.searcher.suggest("more") == Searcher.FINISHED
+    assert desk.driver.finished
 
 
 @pytest.mark.parametrize("method", SAMPLERS)
@@ -126,7 +125,7 @@ def test_a_pruned_4_bit_trial_brings_no_baseline(tmp_path):
     desk = Desk(tmp_path, make(grid((1,), ("nf4",))))
     desk.do(stop=True)
     assert desk.take() is None
-    assert desk.searcher.finished
+    assert desk.driver.finished
     assert list(desk.states.values()) == ["pruned"]
 
 
@@ -158,12 +157,6 @@ def test_a_16_bit_trial_is_spared_from_the_moment_its_4_bit_half_completes(tmp_p
     assert set(desk.states.values()) == {"completed"}
 
 
-def without_similarity(task):
-    """A worker that could not see the other half's adapter: both halves ended at the same time."""
-    for report in completes(task):
-        yield {"similarity": None, **report} if task.kind == "train" else report
-
-
 def test_two_finished_halves_without_similarity_bring_one_comparison(tmp_path):
     desk = Desk(tmp_path, make(grid((1,))))
     desk.do(without_similarity)
@@ -171,7 +164,7 @@ def test_two_finished_halves_without_similarity_bring_one_comparison(tmp_path):
     first = desk.take()
     assert desk.asked[-1].kind == "compare"
     assert desk.take() is None, "one comparison at a time for one pair"
-    assert not desk.searcher.finished
+    assert not desk.driver.finished
     desk.end(first)
     nf4, full = key_of(desk, "nf4", 1), key_of(desk, "16bit", 1)
     assert (desk.asked[-1].key, desk.asked[-1].baseline_key) == (nf4, full)
@@ -211,7 +204,7 @@ def test_a_baseline_that_broke_leaves_its_4_bit_trial_without_similarity_and_the
 def test_at_most_as_many_tasks_run_as_there_are_slots(tmp_path):
     desk = Desk(tmp_path, make(GRID), n_slots=3)
     assert [desk.take() is not None for _ in range(5)] == [True, True, True, False, False]
-    assert not desk.searcher.finished
+    assert not desk.driver.finished
 
 
 def test_known_cost_is_handed_to_the_next_trial_of_its_cell(tmp_path):
@@ -271,9 +264,9 @@ def test_an_adapter_whose_trial_was_cut_off_before_its_end_was_written_does_no_h
     desk = Desk(tmp_path, settings)
     desk.take()
     nf4 = desk.take()
-    while not (report := next(desk.running[nf4][2]))["done"]:
+    while not (report := next(desk.running[nf4][1])).is_last:
         pass
-    adapter_store.write(tmp_path / "adapters", desk.asked[1].key, report["adapter"])
+    adapter_store.write(tmp_path / "adapters", desk.asked[1].key, report.adapter)
     first = [task.key for task in desk.asked]
     desk.crash()  # the adapter lies on disk, the trial still runs in the ledger
     resumed = Desk(tmp_path, settings)
@@ -444,7 +437,7 @@ def on_device(folder, asked_for, memory_mib, config=None) -> Desk:
     ledger.close()
     desk = Desk(folder, asked_for)
     workload = replace(WORKLOAD, base_folder=str(base))  # no trial's key depends on the folder
-    desk.searcher = SweepSearcher(asked_for, workload, desk.ledger, desk.pruner, n_slots=desk.n_slots, shared={})
+    desk.driver = Driver(asked_for, workload, desk.ledger, n_slots=desk.n_slots)
     return desk
 
 
@@ -470,7 +463,7 @@ def test_a_refused_config_counts_as_searched_and_is_not_looked_at_again_after_a_
     asked_for = make(grid((1, 2, 4), ("nf4",)), n_trials=2)
     desk = on_device(tmp_path, asked_for, 10.0)
     assert desk.finish() == []
-    assert desk.searcher.finished
+    assert desk.driver.finished
     before = {t.key: t.ended_at for t in desk.candidates}
     assert list(desk.states.values()) == ["refused"] * 2
     desk.crash()
@@ -541,7 +534,7 @@ def test_whatever_happens_the_sweep_ends_with_every_promise_kept(seed, method, n
                 if trial_id is None and desk.running:
                     desk.step(random.choice(sorted(desk.running)), stop=random.random() < 0.2)
             handed_out.update(task.key for task in desk.asked if task.kind == "train")
-            excuses.update(task.key for _, task, _ in desk.running.values() if task.kind == "train")
+            excuses.update(task.key for task, _ in desk.running.values() if task.kind == "train")
             excuses.update(key for key, state in desk.states.items() if state == "pruned")
             excuses.update(desk.lost)
             final = {key: state for key, state in desk.states.items() if state in FINAL_STATES - {"pruned"}}

@@ -1,4 +1,4 @@
-"""Stopping what promises too little for the front: what a trial can hope for, by hand and as Ray Tune asks."""
+"""Stopping what promises too little for the front: what a trial can hope for, by hand and in a whole sweep."""
 
 import os
 from dataclasses import replace
@@ -15,24 +15,26 @@ from orchestrator.pruning.hypervolume import HypervolumeStop
 from orchestrator.pruning.learning_curves import MIN_CURVES, LearningCurves, measured
 from search_spaces import EarlyTerminate
 from tests.faults.pretend import Worse, connected
-from tests.support.sweeps import REPO, Desk, completes, cost, make, measurement, space, trial
-from tests.unit.orchestrator.pruning.test_pruning import WIDE, shows
+from tests.support.sweeps import GRID, REPO, Desk, completes, cost, make, measurement, space, trial
 
 RULE = EarlyTerminate(type="hypervolume")
 HYPERVOLUME = {"early_terminate": {"type": "hypervolume"}}
+WIDE = GRID | {
+    "parameters": {"rank": {"values": list(range(1, 41))}},
+    "fixed": {"alpha": 8, "max_steps": 8, "precision": "16bit"},
+}
 
 
 def falls(desk: Desk, losses: tuple[float, ...], mib: float, *, protect: bool = False) -> str:
     """Run a trial with these losses at its rungs; returns its final state."""
 
     def worker(task):
-        for loss, report in zip(losses, shows(task, loss=losses[-1], mib=mib), strict=True):
-            report["measurement"]["eval_loss_nats"] = report["eval_loss_nats"] = loss
-            yield report
+        for loss, report in zip(losses, completes(task, costs=cost(peak_memory_mib=mib)), strict=True):
+            yield replace(report, measurement=measurement(report.measurement.step, loss))
 
     trial_id = desk.take(worker)
     if protect:
-        desk.pruner.protected.add(desk.asked[-1].key)
+        desk.driver._protected.add(desk.asked[-1].key)
     desk.end(trial_id)
     return desk.states[desk.asked[-1].key]
 
@@ -94,8 +96,7 @@ def test_trials_of_another_kind_of_device_have_a_front_of_their_own():
         history = (measurement(1, 2.0), measurement(8, 1.0))
         rule.learn(trial(number, state="completed", history=history, cost=cost(device=device)))
     for device, stops in (("T4", True), ("H200", False)):
-        rule.enter("new", measurement(1, 9.0), 0.0, device)
-        assert bool(rule.why_stop(1)) == stops
+        assert bool(rule.at_rung("new", measurement(1, 9.0), cost(device=device), may_stop=True)) == stops
 
 
 @settings(max_examples=50)
@@ -104,9 +105,9 @@ def test_no_completed_trial_did_better_than_it_could_have_hoped_for_and_half_of_
     known = LearningCurves(("eval_loss_nats",))
     histories = [(measurement(1, first), measurement(8, first * ratio)) for first, ratio in curves]
     for history in histories:
-        known.learn(history)
+        known.learn(history, cost())
     ends = np.array([history[-1].eval_loss_nats for history in histories])
-    hopeful, typical = (np.array([f(h[0])[0] for h in histories]) for f in (known.hopeful, known.typical))
+    hopeful, typical = (np.array([f(h[0], cost())[0] for h in histories]) for f in (known.hopeful, known.typical))
     assert (ends >= hopeful * (1 - 1e-12)).all()
     assert (ends <= hopeful * (1 + 1e-12)).any()
     assert (ends <= typical * (1 + 1e-12)).sum() >= len(ends) / 2
@@ -115,15 +116,15 @@ def test_no_completed_trial_did_better_than_it_could_have_hoped_for_and_half_of_
 def test_costs_are_at_the_first_rung_what_they_are_at_the_end():
     known = LearningCurves(measured(DEFAULT))
     for _ in range(MIN_CURVES):
-        known.learn((measurement(1, 4.0, peak_memory_mib=7.0), measurement(8, 1.0, peak_memory_mib=7.0)))
-    shown = measurement(1, 2.0, peak_memory_mib=9.0)
-    assert known.hopeful(shown).tolist() == [9.0, shown.seconds_per_step, 0.5]
+        known.learn((measurement(1, 4.0), measurement(8, 1.0)), cost(peak_memory_mib=7.0))
+    its_cost = cost(peak_memory_mib=9.0, seconds_per_step=0.3)
+    assert known.hopeful(measurement(1, 2.0), its_cost).tolist() == [9.0, 0.3, 0.5]
 
 
 def test_a_history_of_nothing_teaches_nothing_and_an_unknown_rung_has_no_end():
     known = LearningCurves(("eval_loss_nats",))
-    known.learn(())
-    assert known.hopeful(measurement(1, 1.0)) is known.typical(measurement(1, 1.0)) is None
+    known.learn((), cost())
+    assert known.hopeful(measurement(1, 1.0), cost()) is known.typical(measurement(1, 1.0), cost()) is None
 
 
 @pytest.fixture
@@ -162,16 +163,16 @@ def test_runs_under_other_seeds_are_not_compared_with_the_search(tmp_path):
         falls(desk, (4.0, 3.0, 2.0, 1.0), 100.0)
     desk.finish(lambda task: completes(task, loss=0.01))
     assert sum(trial.origin == "baseline replicate" for trial in desk.ledger.trials()) == 2
-    (device,) = desk.pruner._own._devices.values()
+    (device,) = desk.rule.own._devices.values()
     assert device.front[:, -1].tolist() == [1.0]
 
 
 def test_a_resumed_sweep_knows_of_ends_that_added_nothing_what_the_first_one_knew(pairs):
     for n in range(4):
         assert falls(pairs, (3.6, 2.7, 1.7, 1.5 + n / 10), 125.0) == "pruned"
-    curves, folder, asked = pairs.pruner._own._curves, pairs.folder, pairs.settings
+    curves, folder, asked = pairs.rule.own._curves, pairs.folder, pairs.settings
     pairs.crash()
-    again = Desk(folder, asked).pruner._own._curves
+    again = Desk(folder, asked).rule.own._curves
     assert {step: sorted(ratios) for step, ratios in again._ratios.items()} == {
         step: sorted(ratios) for step, ratios in curves._ratios.items()
     }
@@ -198,9 +199,8 @@ def test_where_a_similarity_is_an_objective_a_stopped_trial_s_end_is_not_guessed
 def test_a_trial_that_came_back_to_a_rung_after_a_fault_counts_once():
     rule = HypervolumeStop(RULE, 8, DEFAULT)
     for _ in range(2):
-        rule.enter("a", measurement(1, 2.0), 0.0)
-    rule.enter("a", replace(measurement(8, 1.0)), 0.0)
-    rule.end(may_stop=False)
+        assert rule.at_rung("a", measurement(1, 2.0), cost(), may_stop=True) is None
+    assert rule.at_end("a", measurement(8, 1.0), cost(), may_stop=False) is None
     assert [len(r) for r in rule._curves._ratios.values()] == [1]
 
 

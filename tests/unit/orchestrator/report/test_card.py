@@ -56,7 +56,7 @@ EVIL = "{{ 7 * 7 }} | <b>x</b>\n---\n# heading [a](b)"
 def measured(number, config, peak, seconds=0.05, **values):
     """A trial whose cost key was measured."""
     own = cost(peak_memory_mib=peak, seconds_per_step=seconds)
-    rung = measurement(200, values.pop("loss", 2.0), peak_memory_mib=peak, seconds_per_step=seconds)
+    rung = measurement(200, values.pop("loss", 2.0))
     return trial(number, config=config, history=(rung,), cost=own, **values)
 
 

@@ -55,7 +55,7 @@ LOSS = make(objectives=("eval_loss_nats",))
 
 def measured(number, config, peak, seconds=0.05, **values):
     """A trial whose cost key was measured on the full batch."""
-    rung = measurement(200, values.pop("loss", 2.0), peak_memory_mib=peak, seconds_per_step=seconds)
+    rung = measurement(200, values.pop("loss", 2.0))
     own = cost(peak_memory_mib=peak, seconds_per_step=seconds, **values.pop("costs", {}))
     return trial(number, config=config, history=(rung,), cost=own, **values)
 
@@ -188,7 +188,7 @@ def test_the_cost_table_is_of_the_config_with_most_cells_and_marks_what_is_only_
     }
     row = next(line for line in text_of(full, predict=lambda c: 55.0).splitlines() if line.startswith("| peak (MiB)"))
     assert row == "| peak (MiB) | 100.0 | 90.0 | not measured (predicted: 55) | not measured (predicted: 55) |"
-    assert cost_table([trial(0)], None, lambda config: 1.0) is None
+    assert cost_table([trial(0, cost=None, history=())], None, lambda config: 1.0) is None
 
 
 def test_every_part_of_the_peak_is_shown():

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from orchestrator.analysis.ranking import non_domination_ranks
 from orchestrator.ledger.rows import Entry
-from orchestrator.pruning.halving import depths
 from orchestrator.search.design import N_FIRST, first_points
 from orchestrator.search.proposer import MAX_REPEATS, Proposer, modelled, ordered
 from search_spaces import Parameter
-from tests.support.sweeps import GRID, TPE, WORKLOAD, make, measurement, space, trial
+from tests.support.sweeps import GRID, TPE, WORKLOAD, cost, make, measurement, space, trial
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def told(proposer, asked, number: int, state: str = "completed"):
     """Take one point and tell what became of it; returns its key."""
     params = proposer.propose(lambda p: WORKLOAD.key(asked.config(dict(p))), lambda key: False)
     config = asked.config(params)
-    values = {"peak_memory_mib": float(config.rank), "seconds_per_step": 1.0}
-    result = trial(number, config=config, state=state, history=(measurement(8, 1.0 / config.rank, **values),))
+    its_cost = cost(peak_memory_mib=float(config.rank))
+    result = trial(number, config=config, state=state, history=(measurement(8, 1.0 / config.rank),), cost=its_cost)
     proposer.tell(Entry(result=trial_with_key(result, config), params=params))
     return config
 
@@ -95,7 +95,7 @@ def test_a_short_history_holds_the_best_fifth_and_then_the_latest_in_their_order
     whole = [t for t in trials if t.state == TrialState.COMPLETE]
     front = [
         t.number
-        for t, d in zip(whole, depths(np.array([t.values for t in whole])) if whole else [], strict=True)
+        for t, d in zip(whole, non_domination_ranks(np.array([t.values for t in whole])) if whole else [], strict=True)
         if d == 1
     ]
     if len(front) <= n // 5:

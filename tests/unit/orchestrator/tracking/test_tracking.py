@@ -32,8 +32,7 @@ def swept(root: Path, *, n_tasks: int | None = None, **values) -> tuple[SweepSet
     desk.ledger.set_fact("workload", asdict(WORKLOAD))
 
     def trains(task):
-        for told in completes(task, loss=2 - task.config.rank / 10):
-            yield told | {"cost": asdict(cost(peak_memory_mib=100.0 + task.config.rank))}
+        return completes(task, loss=2 - task.config.rank / 10, costs=cost(peak_memory_mib=100.0 + task.config.rank))
 
     if n_tasks is None:
         desk.finish(trains)
@@ -115,7 +114,7 @@ def test_a_model_carries_its_trials_figures_once(finished):
         values = {metric.key: metric.value for metric in model.metrics}
         assert len(values) == len(model.metrics)
         assert values["eval_loss_nats"] == trial.history[-1].eval_loss_nats
-        assert values["peak_memory_mib"] == trial.history[-1].peak_memory_mib
+        assert values["peak_memory_mib"] == trial.cost.peak_memory_mib
         assert ("embedding_cosine" in values) == (trial.config.precision == "nf4")
 
 

@@ -65,7 +65,7 @@ def test_points_written_while_trials_come_in_are_those_of_the_finished_sweep(tmp
     for name, value in {"id": "5" * 32, "created_at": 1e9, "workload": asdict(WORKLOAD)}.items():
         desk.ledger.set_fact(name, value)
     tracker = Tracker(settings, desk.ledger, tmp_path)
-    while not desk.searcher.finished:
+    while not desk.driver.finished:
         trial_id = desk.take(lambda task: completes(task, loss=2 - task.config.rank / 10))
         if trial_id:
             desk.end(trial_id)

@@ -207,7 +207,7 @@ def loss_history_deleted(root: Path) -> Iterator[list[str]]:
 @contextmanager
 def similarities_rewritten(root: Path) -> Iterator[list[str]]:
     """Of every 4-bit trial, and of no model."""
-    of_runs = "WHERE key LIKE '%cosine%' AND key NOT LIKE 'report_%'"
+    of_runs = "WHERE key LIKE '%cosine%' AND key NOT LIKE 'test_%'"
     with in_store(root, *(f"UPDATE {table} SET value = 0.25 {of_runs}" for table in ("metrics", "latest_metrics"))):
         texts = "centered_cosine is 0.25, the ledger has 0.99 (and 11 more)"
         yield [f"MLflow: trial {number}: {texts}" for number in (0, 2, 4)]
@@ -600,7 +600,7 @@ EDITS = {
         "DELETE FROM trials WHERE number = 1",
         "table trials holds 7 rows, 8 were written",
     ),
-    "a row added": ("INSERT INTO costs VALUES ('x', '{}', 0)", "cost key 'x' is not as it was written"),
+    "a row added": ("INSERT INTO costs VALUES ('x', '{}', 0)", "the cost of key 'x' is not as it was written"),
     "a digest": ("UPDATE digests SET digest = digest + 1 WHERE name = 'sweep'", "table sweep holds other rows"),
     "its tables": ("DROP INDEX trials_by_state", "its tables are others"),
 }

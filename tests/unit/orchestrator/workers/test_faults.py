@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
-from orchestrator.workers.faults import BACK_OFF_SECONDS, MIN_FAILED, Retries, fault_of, too_many
+from orchestrator.driver.retries import BACK_OFF_SECONDS, MIN_FAILED, Retries, too_many
+from orchestrator.workers.faults import fault_of
 from orchestrator.workers.versions import IncompatibleNode
 from tests.support.sweeps import GRID, TPE, Desk, breaks, completes, make, space
 from trainables.values.errors import DeviceLost
@@ -80,7 +81,7 @@ def test_a_lost_worker_is_tried_again_after_a_while_and_twice_at_most(tmp_path):
         other = desk.take()
         assert desk.all_asked[-1].key != desk.all_asked[0].key, "it waits; others go on"
         desk.end(other)
-        lost = desk.take_again(f"tune{0}")
+        lost = desk.take_again("task0")
     desk.lose(lost)
     assert desk.ledger.entry(desk.all_asked[0].key).result.state == "failed"
     desk.finish()
@@ -103,7 +104,7 @@ def test_the_sweep_is_not_over_while_its_last_task_waits(tmp_path):
     desk = Desk(tmp_path, make(space(parameters={"rank": {"values": [1]}}, fixed={"alpha": 1, "precision": "16bit"})))
     desk.lose(desk.take())
     assert desk.take() is None
-    assert not desk.searcher.finished
+    assert not desk.driver.finished
     desk.finish()
     assert Counter(desk.states.values()) == {"completed": 1}
 
@@ -139,15 +140,15 @@ def test_a_sweep_stops_when_too_many_trials_fail_and_says_why(tmp_path):
     desk = Desk(tmp_path, make(TPE))
     for _ in range(MIN_FAILED - 1):
         desk.do(partial(breaks, state="failed"))
-        assert desk.searcher.stopped is None
+        assert desk.driver.stopped is None
     running = desk.take()
     desk.do(partial(breaks, state="failed"))
-    assert "5 of 5 trials failed" in desk.searcher.stopped
-    assert "failed here" in desk.searcher.stopped
+    assert "5 of 5 trials failed" in desk.driver.stopped
+    assert "failed here" in desk.driver.stopped
     assert desk.take() is None, "nothing new begins"
     desk.end(running)  # what is at work ends
-    assert desk.searcher.suggest("x") == "FINISHED"
-    assert not desk.searcher.finished, "resume goes on with it"
+    assert desk.driver.is_over
+    assert not desk.driver.finished, "resume goes on with it"
 
 
 def test_it_does_not_stop_for_few_failures_nor_for_outcomes_of_the_search(tmp_path):
@@ -159,7 +160,7 @@ def test_it_does_not_stop_for_few_failures_nor_for_outcomes_of_the_search(tmp_pa
 
     desk = Desk(tmp_path, make(TPE, n_trials=40))
     desk.finish(outcome)
-    assert desk.searcher.stopped is None
+    assert desk.driver.stopped is None
     assert Counter(desk.states.values())["failed"] == 10
 
 
@@ -167,11 +168,11 @@ def test_a_resumed_sweep_counts_its_failures_anew(tmp_path):
     desk = Desk(tmp_path, make(TPE, n_trials=20))
     for _ in range(MIN_FAILED):
         desk.do(partial(breaks, state="failed"))
-    assert desk.searcher.stopped
+    assert desk.driver.stopped
     desk.crash()
     resumed = Desk(tmp_path, desk.settings)
     resumed.finish(completes)
-    assert resumed.searcher.stopped is None
+    assert resumed.driver.stopped is None
     assert Counter(t.state for t in resumed.candidates if t.origin == "search") == {"failed": 5, "completed": 15}
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -72,9 +73,9 @@ def test_the_driver_keeps_a_copy_of_what_a_worker_put_into_storage(place, tmp_pa
 
     def stores(task):
         for report in completes(task):
-            if "adapter" in report:
-                storage.write(place, "t", task.key, report.pop("adapter"))
-                report["adapter_at"] = (place, "t")
+            if report.adapter:
+                storage.write(place, "t", task.key, report.adapter)
+                report = replace(report, adapter=None, adapter_at=(place, "t"))
             yield report
 
     task = desk.do(stores)

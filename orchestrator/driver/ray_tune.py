@@ -1,0 +1,143 @@
+"""Ray Tune's three plug-ins: they decide nothing and forward to the driver.
+
+Tune asks a scheduler about every result but the last of a trial, then shows the result to callbacks, then tells the
+searcher of a trial's end. So the scheduler reports rungs to the driver, and the callback what a worker ended with.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from orchestrator.driver.driver import Driver, Stop
+from orchestrator.ledger.task import Fault, Report, Task
+from orchestrator.workers.faults import fault_of, fault_of_trial
+from orchestrator.workers.warm import Workers
+
+REPORT = "report"
+"""Key of the Report in what Tune calls a result."""
+TUNES_OWN = frozenset({"done", "training_iteration", "trial_id", "node_ip", "hostname", "pid"})
+"""Of a result: what Tune itself still reads once it is recorded."""
+
+
+def _itself(plug_in: Any, memo: dict) -> Any:
+    """Tune copies its settings; the driver is one."""
+    return plug_in
+
+
+def _no_state(plug_in: Any) -> dict[str, Any]:
+    """Tune's own snapshot is not used: the ledger is the state."""
+    return {}
+
+
+class TuneTasks:
+    """The tasks that are Tune trials now, and the workers they run on; what the three plug-ins share.
+
+    Attributes:
+        faults: why Tune gave a trial up, by its id, until the searcher asks.
+    """
+
+    def __init__(self, driver: Driver, workers: Workers) -> None:
+        self.driver = driver
+        self.workers = workers
+        self.faults: dict[str, Fault] = {}
+        self._tasks: dict[str, Task] = {}
+
+    def begin(self, trial_id: str, task: Task) -> None:
+        self._tasks[trial_id] = task
+
+    def task(self, trial_id: str) -> Task | None:
+        return self._tasks.get(trial_id)
+
+    def end(self, trial_id: str) -> Task | None:
+        return self._tasks.pop(trial_id, None)
+
+
+class TaskSearcher(Searcher):
+    """Hands out the driver's tasks."""
+
+    __deepcopy__, __getstate__ = _itself, _no_state
+
+    def __init__(self, tasks: TuneTasks, shared: Mapping[str, Any]) -> None:
+        """
+        Args:
+            shared: what every task's Tune config holds beside the task and its worker.
+        """
+        super().__init__()  # with a metric, Tune would end the sweep at the first report without it: a broken trial's
+        self._tasks = tasks
+        self._shared = dict(shared)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        task = self._tasks.driver.next_task()
+        if task is None:
+            self._tasks.workers.make_room()
+            return Searcher.FINISHED if self._tasks.driver.is_over else None
+        self._tasks.begin(trial_id, task)
+        return {"task": task, "worker": self._tasks.workers.take(trial_id), **self._shared}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        task = self._tasks.end(trial_id)
+        if task is None:
+            return
+        self._tasks.workers.give_back(trial_id, lost=error)
+        fault = self._tasks.faults.pop(trial_id, None)
+        self._tasks.driver.ended(task, (fault or fault_of(None)) if error else None)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is the state."""
+
+
+class TaskScheduler(FIFOScheduler):
+    """Asks the driver at each rung; shows Tune which workers stay."""
+
+    __deepcopy__, __getstate__ = _itself, _no_state
+
+    def __init__(self, tasks: TuneTasks) -> None:
+        super().__init__()
+        self._tasks = tasks
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._tasks.workers.keep(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._tasks.faults[trial.trial_id] = fault_of_trial(trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        task = self._tasks.task(trial.trial_id)
+        if task is None or REPORT not in result:
+            return TrialScheduler.CONTINUE
+        decision = self._tasks.driver.report(task, result[REPORT])
+        return TrialScheduler.STOP if isinstance(decision, Stop) else TrialScheduler.CONTINUE
+
+
+class TaskCallback(Callback):
+    """Reports what a worker ended with; leaves Tune, which keeps each trial's last result, nothing but its own of it."""
+
+    __deepcopy__, __getstate__ = _itself, _no_state
+
+    def __init__(self, tasks: TuneTasks) -> None:
+        self._tasks = tasks
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._tasks.workers.began(trial.trial_id)
+        if task := self._tasks.task(trial.trial_id):
+            self._tasks.driver.began(task)
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        report: Report | None = result.get(REPORT)
+        task = self._tasks.task(trial.trial_id)
+        if task is not None and report is not None and report.is_last:
+            self._tasks.driver.report(task, report)
+        for name in result.keys() - TUNES_OWN:
+            del result[name]
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Take from a trial that ended what Tune would keep of it to the end of the sweep and needs no more."""
+        for kept in (trial.config, trial.evaluated_params, trial.metric_analysis, trial.metric_n_steps):
+            kept.clear()
+        trial.last_result.pop("experiment_tag", None)  # the config again, as text
