@@ -126,11 +126,11 @@ def _references(
         if tuple(rows) not in cache.untuned:  # the same for every baseline
             cache.untuned[tuple(rows)] = (reader.texts(), reader.states())
         untuned, _ = _against(reference, reader, base, rows, cache.untuned[tuple(rows)])
-    replicates = []
+    replicate_scores = []
     for files in replicates:
         with read("16bit", files) as reader:
-            replicates.append(_against(reference, reader, base, rows)[0])
-    return _References(reference=reference, untuned=untuned, replicates=tuple(replicates))
+            replicate_scores.append(_against(reference, reader, base, rows)[0])
+    return _References(reference=reference, untuned=untuned, replicates=tuple(replicate_scores))
 
 
 def _baseline_gaps(cache: "WorkerCache", baseline: Adapter) -> dict[str, NDArray[np.float64]]:
