@@ -22,7 +22,8 @@ from tests.conftest import SHARED_DATA
 from trainables import demo
 from trainables.data import alpaca
 from trainables.data import tokens as data
-from trainables.data.alpaca import SPLIT_ROWS, Row
+from trainables.data.alpaca import Row
+from trainables.data.splits import SPLIT_ROWS, split_rows
 from trainables.data.task_kind import TASK_KINDS, task_kind
 from trainables.data.tokens import IGNORE, TokenRow
 from trainables.models import base_model
@@ -104,7 +105,7 @@ def test_rows_of_equal_instruction_never_straddle_splits(n_rows, n_instructions,
     rows = rows_with(n_rows, n_instructions=n_instructions)
     random.shuffle(rows)
     try:
-        splits = alpaca.split_rows(rows)
+        splits = split_rows(rows)
     except DataError:  # large groups can leave a split unfilled, never with all instructions distinct
         assert n_instructions < n_rows
         return
@@ -120,24 +121,24 @@ def test_rows_of_equal_instruction_never_straddle_splits(n_rows, n_instructions,
 @given(SHUFFLES)
 def test_splits_do_not_depend_on_the_order_of_distinct_instructions(random):
     rows = rows_with(1500, n_instructions=1500)
-    expected = alpaca.split_rows(rows)
+    expected = split_rows(rows)
     random.shuffle(rows)
-    assert alpaca.split_rows(rows) == expected
+    assert split_rows(rows) == expected
 
 
 def test_a_new_row_moves_at_most_one_row_out_of_each_split():
     rows = rows_with(1500, n_instructions=1500)
-    before = alpaca.split_rows(rows)
-    after = alpaca.split_rows([*rows, Row(instruction="one more", input="", output="x")])
+    before = split_rows(rows)
+    after = split_rows([*rows, Row(instruction="one more", input="", output="x")])
     for name in SPLIT_ROWS:
         assert len(set(before[name]) - set(after[name])) <= 1
 
 
 def test_too_few_rows_are_refused_with_how_many_are_needed():
-    with pytest.raises(DataError, match=r"need 1384 .* 200 usable rows fill only 128 search, 72 report, 0 train"):
-        alpaca.split_rows(rows_with(200, n_instructions=200))
+    with pytest.raises(DataError, match=r"need 1384 .* 200 usable rows fill only 128 validation, 72 test, 0 train"):
+        split_rows(rows_with(200, n_instructions=200))
     with pytest.raises(DataError, match="1384"):  # enough rows, too few instructions
-        alpaca.split_rows(rows_with(5000, n_instructions=2))
+        split_rows(rows_with(5000, n_instructions=2))
 
 
 BAD_FILES = {
@@ -274,7 +275,7 @@ def test_padding_agrees_with_its_definition(rows, max_length_tokens):
 
 def test_the_cache_holds_the_splits_as_text_that_decodes_to_the_rows(tokens, splits, tiny_folder):
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder, trust_remote_code=False)
-    expected = alpaca.split_rows(alpaca.read_rows("demo").rows)
+    expected = split_rows(alpaca.read_rows("demo").rows)
     assert {name: len(part) for name, part in splits.items()} == SPLIT_ROWS
     for name, rows in expected.items():
         for row, token_row in zip(rows[:50], splits[name], strict=False):
@@ -322,7 +323,7 @@ def test_real_alpaca_rows_go_through_gpt2s_own_tokenizer(tmp_path):
     tokenized = data.tokenize(checked, SHARED_DATA / "gpt2-medium", tmp_path)
     search = data.load(tokenized.folder)["validation"]
     tokenizer = AutoTokenizer.from_pretrained(SHARED_DATA / "gpt2-medium", trust_remote_code=False)
-    first = alpaca.split_rows(checked.rows)["validation"][0]
+    first = split_rows(checked.rows)["validation"][0]
     assert tokenizer.decode(search[0].input_ids) == first.prompt + first.output + "<|endoftext|>"
     long = max(search, key=lambda row: len(row.input_ids))
     assert long.last(128).input_ids[-1] == tokenizer.eos_token_id
@@ -363,7 +364,7 @@ def test_any_instruction_has_a_kind_of_task(instruction, input):
 
 
 def test_a_token_row_keeps_its_kind_of_task_in_the_cache_and_when_cut(splits):
-    expected = alpaca.split_rows(alpaca.read_rows("demo").rows)
+    expected = split_rows(alpaca.read_rows("demo").rows)
     for name, rows in expected.items():
         assert [row.kind for row in splits[name]] == [task_kind(row.instruction, row.input) for row in rows]
     row = splits["validation"][0]
