@@ -166,7 +166,7 @@ def test_nan_at_a_chosen_step_ends_its_trial_there_and_the_next_is_as_on_a_new_w
                 found.append(measurement.eval_loss_nats)
                 if measurement.step == poison_after:
                     with torch.no_grad():
-                        trial._engine.parameters[0].fill_(math.nan)
+                        trial._training.engine.parameters[0].fill_(math.nan)
         finally:
             trial.close()
         return found

@@ -1,8 +1,8 @@
-"""The training step as CUDA graphs: recorded once, replayed for many trials without running Python again.
+"""The graph engine: the training step as CUDA graphs, captured once and replayed for many trials without Python.
 
-A StepGraphs is recorded on the bare base with an adapter of its own, whose rank is rounded up; what a trial chooses (rank,
-alpha, learning rate, seed) lies in tensors on the device. A padded row of A and the padded column of B beside it are
-both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
+StepGraphs are captured on the bare base with an adapter of their own, whose rank is padded; what a trial chooses (rank,
+alpha, learning rate, seed) lies in tensors on the device. A padded row of A and the padded column of B that belongs to
+it are both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trainables.capture.capture import attached_matrices, padded_rank
+from trainables.capture.capture import attached_matrices, captured, on_stream, padded_rank
 from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models import lora
 from trainables.models.lean import lean_loss
@@ -39,7 +39,11 @@ N_WARM_UP_STEPS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphKey:
-    """What a step graphs is recorded for; all else that a trial chooses may change between replays."""
+    """What StepGraphs are captured for; everything else that a trial chooses may change between replays.
+
+    Attributes:
+        rank: padded, see trainables.capture.capture.padded_rank.
+    """
 
     precision: Precision
     targets: tuple[str, ...]
@@ -49,7 +53,7 @@ class GraphKey:
 
 
 def graph_key(config: TrialConfig) -> GraphKey:
-    """The kind of step graphs that can train a config."""
+    """Of the StepGraphs that can train a config."""
     return GraphKey(
         precision=config.precision,
         targets=config.targets,
@@ -60,14 +64,14 @@ def graph_key(config: TrialConfig) -> GraphKey:
 
 
 class StepGraphs:
-    """Captured steps of one kind on one base; belongs to a worker and serves one trial after the other.
+    """CUDA graphs of training steps and of the evaluation on one base; they serve one trial after the other.
 
     Attributes:
-        kind: what it can train.
-        held: what it is evaluated on.
+        key: what they can train.
+        eval_batches: what an adapter is evaluated on.
         loss_nats: of the last replayed step.
         eval_loss_nats: of the last replayed evaluation.
-        n_bad_gradients: since `load`; all scalars on the device.
+        n_bad_gradients: steps since `load` whose gradient norm was not finite; like both losses a scalar on the device.
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class StepGraphs:
         base: "PreTrainedModel",
         config: TrialConfig,
         *,
-        held: EvalBatches,
+        eval_batches: EvalBatches,
         compute_dtype: ComputeDtype,
         pool: tuple[int, int],
         stream: torch.cuda.Stream,
@@ -83,15 +87,17 @@ class StepGraphs:
         """
         Args:
             base: without an adapter.
-            held: what a trial is evaluated on.
-            pool: from torch.cuda.graph_pool_handle; step graphs that never replay at once may share it, since nothing
-                in it outlives a replay.
-            stream: to record on; libraries keep a workspace for each stream that they have seen.
+            config: any that has the graphs' key.
+            eval_batches: what an adapter is evaluated on.
+            compute_dtype: of the base.
+            pool: from torch.cuda.graph_pool_handle; graphs that are never replayed at the same time may share it, since
+                nothing in it outlives a replay.
+            stream: to capture on; libraries keep a workspace for each stream that they have seen.
         """
-        self.kind = graph_key(config)
+        self.key = graph_key(config)
         self._base = base
-        self._config = replace(config, rank=self.kind.rank)
-        self.held = held
+        self._config = replace(config, rank=self.key.rank)
+        self.eval_batches = eval_batches
         self._pool = pool
         self._stream = stream
         self._evaluation: torch.cuda.CUDAGraph | None = None
@@ -114,8 +120,8 @@ class StepGraphs:
             capturable=True,
         )
 
-    def record(self, shapes: Iterable[StepShape]) -> None:
-        """Record the evaluation and the steps that are not on the graphs yet; the base is bare before and afterwards."""
+    def capture(self, shapes: Iterable[StepShape]) -> None:
+        """Capture the steps that are missing, and the evaluation; the base is bare before and afterwards."""
         missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
         if not missing:
             return
@@ -123,28 +129,24 @@ class StepGraphs:
             if self._evaluation is None:
                 self._warm_up(model, missing[0])
                 model.eval()
-                self._evaluation = self._recorded(lambda: self._evaluate(model))
+                self._evaluation = self._captured(lambda: self._evaluate(model))
             model.train()
             for shape in missing:
                 inputs = _blank(shape)
-                self._steps[shape] = (self._recorded(partial(self._step, model, shape, inputs)), inputs)
+                self._steps[shape] = (self._captured(partial(self._step, model, shape, inputs)), inputs)
 
-    def _recorded(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            work()
-        self._forget_gradients()  # they lie in the pool, which the next recording may use again
+    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = captured(work, pool=self._pool, stream=self._stream)
+        self._forget_gradients()  # they lie in the pool, whose memory the next capture may take
         return graph
 
     def _warm_up(self, model: "PeftModel", shape: StepShape) -> None:
-        """Let libraries and the optimizer allocate what they keep, on the stream that records."""
+        """Let libraries and the optimizer allocate what they keep, on the stream of the captures."""
         model.train()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+        with on_stream(self._stream):
             for _ in range(N_WARM_UP_STEPS):
                 self._step(model, shape, _blank(shape))
             self._evaluate(model.eval())
-        torch.cuda.current_stream().wait_stream(self._stream)
         self._forget_gradients()
 
     def _forget_gradients(self) -> None:
@@ -152,9 +154,13 @@ class StepGraphs:
             weight.grad = None
 
     def _step(self, model: "PeftModel", shape: StepShape, inputs: torch.Tensor) -> None:
-        """What is recorded: forward, backward, clipping, AdamW."""
+        """The work of one step's graph: forward, backward, clipping, AdamW.
+
+        Args:
+            inputs: (n,), a GraphInput's vector of this shape, on the device.
+        """
         input_ids, rest = inputs[: shape.n_tokens].view(shape.n_rows, shape.length), inputs[shape.n_tokens :]
-        if self.kind.loop == "lean":
+        if self.key.loop == "lean":
             loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
         else:
             loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
@@ -168,13 +174,18 @@ class StepGraphs:
         self.loss_nats.copy_(loss.detach())
 
     def _evaluate(self, model: "PeftModel") -> None:
-        self.eval_loss_nats.copy_(mean_nats(model, self.held))
+        """The work of the evaluation's graph."""
+        self.eval_loss_nats.copy_(mean_nats(model, self.eval_batches))
 
     @torch.no_grad()
     def load(self, config: TrialConfig, weights: Sequence[torch.Tensor]) -> None:
-        """Begin a trial: its adapter's weights, fresh moments, its own scaling and learning rate."""
-        for mine, theirs in zip(self._weights.values(), weights, strict=True):
-            mine.zero_()[: theirs.shape[0], : theirs.shape[1]].copy_(theirs)
+        """Begin a trial: its adapter's weights, fresh moments, its own scaling and learning rate.
+
+        Args:
+            weights: A and B of the trial's own rank, in the order in which peft attaches them; so in what follows.
+        """
+        for padded, weight in zip(self._weights.values(), weights, strict=True):
+            padded.zero_()[: weight.shape[0], : weight.shape[1]].copy_(weight)
         for state in self._optimizer.state.values():
             for value in state.values():
                 value.zero_()
@@ -186,13 +197,17 @@ class StepGraphs:
 
     @torch.no_grad()
     def store(self, weights: Sequence[torch.Tensor]) -> None:
-        """Copy the adapter as it is now into a trial's own, leaving out the padding."""
-        for mine, theirs in zip(_unpadded(self._weights.values(), weights), weights, strict=True):
-            theirs.copy_(mine)
+        """Copy the adapter as it is now, without its padding, into the trial's own weights."""
+        for unpadded, weight in zip(_unpadded(self._weights.values(), weights), weights, strict=True):
+            weight.copy_(unpadded)
 
     def state(self, weights: Sequence[torch.Tensor]) -> EngineState:
-        """Where the trial whose adapter has weights of these shapes stands, on the host, leaving out the padding."""
-        slots = [self._optimizer.state[mine] for mine in self._weights.values()]
+        """Where training stands, on the host and without padding.
+
+        Args:
+            weights: of the trial; only their shapes are used.
+        """
+        slots = [self._optimizer.state[padded] for padded in self._weights.values()]
         return EngineState(
             weights=flattened(_unpadded(self._weights.values(), weights)),
             first_moments=flattened(_unpadded([slot["exp_avg"] for slot in slots], weights)),
@@ -205,10 +220,12 @@ class StepGraphs:
     def restore(self, state: EngineState, weights: Sequence[torch.Tensor]) -> None:
         """Go on, after `load`, from where `state` was taken.
 
+        Args:
+            weights: of the trial; only their shapes are used.
         Raises:
-            ValueError: it is of an adapter of another size.
+            ValueError: the state is of an adapter of another size.
         """
-        slots = [self._optimizer.state[mine] for mine in self._weights.values()]
+        slots = [self._optimizer.state[padded] for padded in self._weights.values()]
         unflatten(state.weights, _unpadded(self._weights.values(), weights))
         unflatten(state.first_moments, _unpadded([slot["exp_avg"] for slot in slots], weights))
         unflatten(state.second_moments, _unpadded([slot["exp_avg_sq"] for slot in slots], weights))
@@ -218,9 +235,13 @@ class StepGraphs:
         set_scaling(self._scaler, state)
 
     def replay(self, shape: StepShape, inputs: torch.Tensor) -> None:
-        """One step; `inputs` as from `packed`, on the device."""
-        graph, static = self._steps[shape]
-        static.copy_(inputs)
+        """Do one step.
+
+        Args:
+            shape, inputs: a GraphInput, its vector on the device.
+        """
+        graph, static_inputs = self._steps[shape]
+        static_inputs.copy_(inputs)
         graph.replay()
 
     def evaluate(self) -> None:
@@ -234,28 +255,29 @@ class StepGraphs:
 
 
 def _unpadded(padded: Iterable[torch.Tensor], weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The parts of a step graphs's tensors that a trial's own weights fill; views."""
-    return [mine[: own.shape[0], : own.shape[1]] for mine, own in zip(padded, weights, strict=True)]
+    """Views of the parts of padded tensors that the trial's own weights fill."""
+    return [p[: weight.shape[0], : weight.shape[1]] for p, weight in zip(padded, weights, strict=True)]
 
 
 def _blank(shape: StepShape) -> torch.Tensor:
-    """Inputs of a shape: token 0 everywhere, and predicted everywhere."""
+    """Inputs of a shape to capture with: every token is 0, every target too."""
     n_labels = 2 * shape.n_targets or shape.n_tokens
     return torch.zeros(shape.n_tokens + n_labels, dtype=torch.int64, device="cuda")
 
 
 class GraphEngine:
-    """Trains one adapter by step graphs; the same steps as EagerEngine's.
+    """Trains one adapter by replaying StepGraphs; the Engine for CUDA GPUs.
 
     Attributes:
-        parameters: the trial's own weights; up to date after each `run`.
+        parameters: the trial's own weights.
     """
 
     def __init__(self, matrices: Iterable[torch.Tensor], config: TrialConfig, graphs: StepGraphs) -> None:
         """
         Args:
-            matrices: of a fresh adapter, in the order that peft attaches them; they need not be attached.
-            graphs: of the config's kind, with every shape on it that `run` will see.
+            matrices: of a fresh adapter, in the order in which peft attaches them; attached to nothing.
+            graphs: with the config's key, every shape captured that `run` will see; no other engine may use them
+                until this one is done.
         """
         self.parameters = list(matrices)
         self._graphs = graphs
@@ -263,31 +285,31 @@ class GraphEngine:
 
     @property
     def n_bad_gradients(self) -> torch.Tensor:
-        """Steps whose gradient norm was not finite; a scalar on the device."""
+        """See Engine."""
         return self._graphs.n_bad_gradients
 
     @property
     def loss_scale(self) -> float:
-        """See StepGraphs."""
+        """See Engine."""
         return self._graphs.loss_scale
 
     def state(self) -> EngineState:
-        """Where training stands, on the host; an EagerEngine can go on from it, and the other way round."""
+        """See Engine."""
         return self._graphs.state(self.parameters)
 
     def restore(self, state: EngineState) -> None:
-        """Go on from it; see StepGraphs."""
+        """See Engine."""
         self._graphs.restore(state, self.parameters)
         self._graphs.store(self.parameters)
 
-    def eval_loss(self, held: EvalBatches) -> float:
-        """Mean loss in nats over held-out rows, which must be those of the graphs."""
-        assert held is self._graphs.held
+    def eval_loss(self, rows: EvalBatches) -> float:
+        """See Engine; the rows must be those of the graphs."""
+        assert rows is self._graphs.eval_batches
         self._graphs.evaluate()
         return float(self._graphs.eval_loss_nats)
 
     def run(self, steps: Sequence[GraphInput]) -> torch.Tensor:
-        """One step a packed batch; returns their losses, (len(steps),) on the device. Nothing waits for it."""
+        """One step a packed batch, see Engine."""
         inputs = torch.cat([vector for _, vector in steps]).pin_memory().to("cuda", non_blocking=True)
         losses = torch.empty(len(steps), device="cuda")
         vectors = inputs.split([len(vector) for _, vector in steps])
