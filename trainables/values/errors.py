@@ -45,7 +45,7 @@ class Unreachable(SweepError, ConnectionError):
 
 
 class LedgerDamaged(SweepError):
-    """A sweep's ledger is not as it was written, or not the one that was there; the message names the row."""
+    """A sweep's ledger was changed or replaced since it was written; the message names the row."""
 
 
 class TrialFailed(SweepError):
@@ -64,7 +64,7 @@ class TrialFailed(SweepError):
 
 
 class DeviceLost(SweepError):
-    """The GPU is of no more use to this process: after some CUDA errors every call fails, until another one begins."""
+    """This process can no longer use its GPU: after some CUDA errors every call fails until the process ends."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

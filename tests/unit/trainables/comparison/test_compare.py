@@ -184,7 +184,11 @@ def test_a_test_evaluation_of_a_4_bit_trial_is_complete_and_repeats_exactly(few,
         [1 - seed.embedding_cosine.value for seed in evaluated.comparison.replicates]
     )
     assert evaluated.comparison.quantization_to_seed_ratio.value == pytest.approx(ratio)
-    assert {share.by for share in evaluated.breakdown} == {"token frequency", "position in the response", "kind of task"}
+    assert {share.by for share in evaluated.breakdown} == {
+        "token frequency",
+        "position in the response",
+        "kind of task",
+    }
     assert {shift.about for shift in evaluated.bias} == set(bias.WORDS)
     assert {share.group for share in evaluated.breakdown} & {"write", "classify", "explain"}
 
