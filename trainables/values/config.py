@@ -138,7 +138,7 @@ class TrialConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back. Equal configs give equal JSON: 16 and 16.0 are one."""
         real = {name: float(getattr(self, name)) for name in ("alpha", "dropout", "learning_rate")}
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict takes several times as long
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict takes several times longer
         return plain | real | {"targets": list(self.targets)}
 
     @classmethod
@@ -148,10 +148,10 @@ class TrialConfig:
         Raises:
             ConfigError: an unknown field (nearest name offered), or a value out of range.
         """
-        known = cls.__dataclass_fields__
+        settings = cls.__dataclass_fields__
         for name in values:
-            if name not in known:
-                raise ConfigError(f"no trial setting {name!r}{did_you_mean(name, known)}")
+            if name not in settings:
+                raise ConfigError(f"no trial setting {name!r}{did_you_mean(name, settings)}")
         missing = [name for name in ("precision", "rank", "alpha") if name not in values]
         if missing:
             raise ConfigError(f"{missing[0]} is missing from the trial's settings")

@@ -67,9 +67,9 @@ class DeviceLost(SweepError):
     """This process can no longer use its GPU: after some CUDA errors every call fails until the process ends."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'? (have: ...)" for a message about an unknown name."""
-    known = sorted(known)
-    near = get_close_matches(name, known, n=1)
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: "; did you mean 'x'? (have: ...)"."""
+    names = sorted(names)
+    near = get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{hint} (have: {', '.join(known)})"
+    return f"{hint} (have: {', '.join(names)})"

@@ -17,7 +17,7 @@ from trainables import demo, trial
 from trainables.cost.device import count_gpus, environment, native_dtype
 from trainables.cost.memory import MIB
 from trainables.data import alpaca
-from trainables.data import tokens as data
+from trainables.data.tokens import IGNORE, load, tokenize
 from trainables.evaluation import held_out
 from trainables.models import lora
 from trainables.trial import Trial
@@ -77,7 +77,7 @@ def test_a_trial_reports_each_rung_with_its_costs_figures(started, small_config,
 
 
 def test_a_trial_learns_on_the_demo(workload, tmp_path):
-    tokens = data.tokenize(alpaca.read_rows("demo"), demo.FOLDER, tmp_path)
+    tokens = tokenize(alpaca.read_rows("demo"), demo.FOLDER, tmp_path)
     on = WorkerCache(replace(workload, base_folder=str(demo.FOLDER), data_folder=str(tokens.folder)), "cpu")
     config = TrialConfig(precision="nf4", rank=4, alpha=8, learning_rate=2e-3, max_length_tokens=128, max_steps=16)
     untuned = held_out.eval_loss(on.base("nf4"), on.rows["validation"])
@@ -194,11 +194,11 @@ def test_a_trial_and_its_baseline_drop_the_same_inputs(started, small_config):
 def test_a_pass_visits_every_training_row_once(started, small_config, batch_size):
     run = started(small_config(batch_size=batch_size, max_length_tokens=256, max_steps=2 * 1000 // batch_size + 1))
     seen = [
-        tuple(token for token in row if token != data.IGNORE)
+        tuple(token for token in row if token != IGNORE)
         for _, labels in run._batches.batches
         for row in labels.tolist()
     ]
-    rows = [row.input_ids[row.n_prompt_tokens :] for row in data.load(run._cache.workload.data_folder)["train"]]
+    rows = [row.input_ids[row.n_prompt_tokens :] for row in load(run._cache.workload.data_folder)["train"]]
     assert Counter(seen[:1000]) == Counter(seen[1000:2000]) == Counter(rows)
     assert seen[:1000] != seen[1000:2000]
 
