@@ -25,8 +25,9 @@ from trainables.models import lora
 from trainables.training.batches import Batch, full_batch, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.engine import Engine
-from trainables.training.graph import GraphEngine, StepGraphs
+from trainables.training.graph import GraphEngine
 from trainables.training.step_cost import step_cost
+from trainables.training.step_graphs import StepGraphs
 from trainables.values.checkpoint import Checkpoint
 from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import ConfigError, TrialFailed
@@ -118,11 +119,7 @@ class Trial:
         return self._cache.forget()
 
     def _begin(self, cost: Cost | None, *, with_graphs: bool = True) -> _Training:
-        """Put an adapter and its engine on the device, and measure the cost where it is not given.
-
-        Raises:
-            TrialFailed: the device has too little memory.
-        """
+        """Put an adapter and its engine on the device; measure the cost if it is not given. May raise TrialFailed."""
         # Do not bind the base to a local: the failure's traceback would keep it alive while memory is freed.
         with oom_as_failure():
             validation = self._cache.held_out(self.config.precision)
@@ -190,7 +187,7 @@ class Trial:
                 lora.detach(model)
 
     def measurements(self) -> Iterator[Measurement]:
-        """Train to each rung in turn, or to those after the checkpoint, and measure there.
+        """Train to each rung in turn, from the checkpoint on if there is one; yields its Measurement.
 
         Raises:
             TrialFailed: loss or gradient is not finite ("diverged"), or memory ran out ("oom").

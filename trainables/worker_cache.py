@@ -21,7 +21,7 @@ from trainables.models.families import family_of
 from trainables.models.lora import AdapterWeights
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
-from trainables.training.graph import GraphKey, StepGraphs, graph_key
+from trainables.training.step_graphs import GraphKey, StepGraphs, graph_key
 from trainables.values.config import Loop, Precision, TrialConfig, Workload
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 MAX_STEP_GRAPHS = 16
-"""Sets of step graphs that are kept on the device."""
+"""StepGraphs that stay on the device."""
 MAX_ON_HOST = 8
-"""Batches of so many plans, and so many fresh adapters, are kept on the host."""
+"""So many plans' batches, and so many fresh adapters, stay on the host."""
 _LIBRARIES_MIB: dict[str, float] = {}
 """Device -> MiB of the workspaces that its libraries keep from first use on. They allocate once a process, not once a
 cache: so this is the process's, too."""

@@ -22,7 +22,7 @@ UNEVEN_MIB = 16.0
 LOSS_CHUNK_BYTES_PER_LOGIT = 8.4
 """Temporary bytes for each logit of one chunk of the lean loss (one H200)."""
 LOSS_CHUNK_TOKENS = 256
-"""Supervised tokens whose logits the lean loss makes at once, see trainables.models.lean."""
+"""Supervised tokens whose logits the lean loss makes at once, see trainables.models.chunked_loss."""
 MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
 """A prediction may be off by the larger of the two; a config is refused only if it does not fit even then."""
 BLOCK_SIZE = 64
@@ -125,7 +125,7 @@ def _kept_by_adapter(shape: Shape, target: str, config: TrialConfig, width: int)
     if config.loop == "standard":
         width = 4
     elif target == "attn.c_proj":
-        width = 0  # its input is attention's output, which is kept anyway
+        width = 0  # its input is attention's output, which is counted already
     return n_inputs * (width + (1 if config.dropout else 0)) + 4 * config.rank
 
 

@@ -8,7 +8,8 @@ from transformers import StaticCache
 
 from trainables.capture.capture import captured
 from trainables.models.base_model import core_of
-from trainables.models.lean import aligned_logits, lean_modules
+from trainables.models.chunked_loss import aligned_logits
+from trainables.models.lean import lean_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel

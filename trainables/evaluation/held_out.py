@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from trainables.data.tokens import IGNORE, TokenRow, pad
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models.base_model import core_of
-from trainables.models.lean import aligned_logits, lean_modules, supervised
+from trainables.models.chunked_loss import aligned_logits, supervised
+from trainables.models.lean import lean_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -130,7 +131,8 @@ class EvalBatches:
     """Held-out rows as padded batches on the device.
 
     Attributes:
-        batches: input_ids (rows, length), and positions and targets (n,) as from trainables.models.lean.supervised.
+        batches: input_ids (rows, length), and positions and targets (n,) as from
+            trainables.models.chunked_loss.supervised.
         order: (n_tokens,), index of each target among the targets of all batches; puts them row by row, in the order
             in which the rows were given.
     """

@@ -1,7 +1,7 @@
 """What a model makes of some rows: greedy text, response states, pooled states; eagerly, or by CUDA graphs.
 
-A GraphReader captures its graphs once on the bare base, as trainables.training.graph.StepGraphs does, and then reads
-with one adapter after another: no Python runs again and no adapter is attached.
+A GraphReader captures its graphs once on the bare base, as trainables.training.step_graphs.StepGraphs does, and then
+reads with one adapter after another: no Python runs again and no adapter is attached.
 """
 
 from collections.abc import Callable, Sequence
@@ -147,7 +147,7 @@ class GraphReader:
         Args:
             base: without an adapter.
             config: its targets are those of every adapter that is loaded, its rank is at least theirs.
-            pool, stream: see trainables.training.graph.StepGraphs.
+            pool, stream: see trainables.training.step_graphs.StepGraphs.
         """
         self._buffers = buffers
         self._pool, self._stream = pool, stream

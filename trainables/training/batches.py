@@ -7,7 +7,7 @@ import torch
 
 from trainables.cost.predicted_memory import LOSS_CHUNK_TOKENS
 from trainables.data.tokens import TokenRow, pad
-from trainables.models.lean import supervised
+from trainables.models.chunked_loss import supervised
 from trainables.values.config import Loop, TrialConfig
 
 MULTIPLE_TOKENS = 64

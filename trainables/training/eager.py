@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
 from trainables.evaluation.held_out import EvalBatches, mean_nats
-from trainables.models.lean import lean_loss, supervised
+from trainables.models.chunked_loss import supervised
+from trainables.models.lean import lean_loss
 from trainables.training.batches import Batch
 from trainables.training.engine import (
     BETAS,

@@ -14,7 +14,8 @@ from trainables.cost.device import device_name
 from trainables.models.lora import matrices_of
 from trainables.training.batches import Batch, packed
 from trainables.training.eager import EagerEngine
-from trainables.training.graph import GraphEngine, StepGraphs
+from trainables.training.graph import GraphEngine
+from trainables.training.step_graphs import StepGraphs
 from trainables.values.config import ComputeDtype, TrialConfig
 from trainables.values.results import Cost
 

@@ -6,15 +6,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainables.data.tokens import IGNORE
 from trainables.models import lora
+from trainables.models.chunked_loss import aligned_logits, supervised
 from trainables.models.families import FAMILIES, family_of, ordered_targets
 from trainables.models.lean import (
     adapted_layers,
-    aligned_logits,
     is_conv1d,
     is_plain_lora,
     lean_loss,
     lean_modules,
-    supervised,
 )
 from trainables.training.engine import standard_loss
 from trainables.values.config import TrialConfig

@@ -15,7 +15,7 @@ from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import adapted_layers
 from trainables.training.batches import StepShape, packed
 from trainables.training.eager import EagerEngine
-from trainables.training.graph import graph_key
+from trainables.training.step_graphs import graph_key
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
