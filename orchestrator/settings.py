@@ -13,7 +13,7 @@ from orchestrator import objectives
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.security.folder_access import refuse_shared
 from search_spaces import Frozen, Space, first_fault
-from trainables.values.config import ComputeDtype, Engine, Loop, TrialConfig
+from trainables.values.config import ComputeDtype, EngineName, Loop, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
 
 ROOT = Path("mlflow_runs")
@@ -94,7 +94,7 @@ class SweepSettings(Frozen):
     gpus_per_trial: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     device_kind: str | None = Field(default=None, min_length=1)
     compute_dtype: ComputeDtype | Literal["auto"] = "auto"
-    engine: Engine = "eager"
+    engine: EngineName = "eager"
     loop: Loop = "standard"
     address: str | None = None
     storage: str | None = Field(default=None, min_length=1)

@@ -12,6 +12,7 @@ from orchestrator.settings import SweepSettings
 from trainables.cost.device import count_gpus
 from trainables.cost.predicted_memory import predicted_peak_mib
 from trainables.data import alpaca
+from trainables.data.splits import split_rows
 from trainables.models import base_model
 from trainables.models.families import shape_named
 from trainables.values.config import ComputeDtype, TrialConfig
@@ -124,7 +125,7 @@ def check_rows(settings: SweepSettings, say: Callable[[str], None]) -> None:
     if alpaca.local_file(settings.data) is None:
         on_hub.append(f"data {settings.data}")
     else:
-        alpaca.split_rows(alpaca.read_rows(settings.data).rows)
+        split_rows(alpaca.read_rows(settings.data).rows)
     if on_hub:
         say(f"not checked, as it is on the hub: {' and '.join(on_hub)}")
 

@@ -29,7 +29,7 @@ from trainables.models import inputs
 from trainables.models.families import shape_in
 from trainables.models.families.gpt2 import TARGETS
 from trainables.trial import Trial
-from trainables.values.config import Engine, Loop, Precision, TrialConfig
+from trainables.values.config import EngineName, Loop, Precision, TrialConfig
 from trainables.values.errors import SweepError, TrialFailed
 from trainables.values.findings import flat
 from trainables.values.results import Cost, Measurement
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-length-tokens", type=int, default=256)
-    parser.add_argument("--engine", choices=get_args(Engine), default="eager")
+    parser.add_argument("--engine", choices=get_args(EngineName), default="eager")
     parser.add_argument("--runs", type=int, default=5, help="equal trials")
     parser.add_argument("--steps", type=int, default=24, help="of each of them")
     given = parser.parse_args(arguments)

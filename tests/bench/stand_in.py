@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainables.data import alpaca
 from trainables.data import tokens as data
+from trainables.data.splits import split_rows
 from trainables.models.base_model import STAND_IN_FILE
 from trainables.values.errors import ConfigError, DataError, SweepError
 
@@ -65,7 +66,7 @@ def parted(rows: Sequence[alpaca.Row]) -> tuple[list[alpaca.Row], list[alpaca.Ro
     Raises:
         DataError: too few rows for the splits, or too few are left.
     """
-    of_sweep = [row for split in alpaca.split_rows(rows).values() for row in split]
+    of_sweep = [row for split in split_rows(rows).values() for row in split]
     taken = {row.instruction for row in of_sweep}
     own = [row for row in rows if row.instruction not in taken]
     if len(own) < 2 * HELD_OUT_ROWS:

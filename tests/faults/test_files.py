@@ -26,6 +26,7 @@ from tests.unit.orchestrator.cli import test_cli
 from tests.unit.trainables.data.test_data import BAD
 from trainables import demo
 from trainables.data import alpaca
+from trainables.data.splits import SPLIT_ROWS, split_rows
 from trainables.values.config import FINAL_STATES
 from trainables.values.errors import SweepError, TrialFailed
 
@@ -165,7 +166,7 @@ def test_nan_at_a_chosen_step_ends_its_trial_there_and_the_next_is_as_on_a_new_w
                 found.append(measurement.eval_loss_nats)
                 if measurement.step == poison_after:
                     with torch.no_grad():
-                        trial._engine.parameters[0].fill_(math.nan)
+                        trial._training.engine.parameters[0].fill_(math.nan)
         finally:
             trial.close()
         return found
@@ -191,7 +192,7 @@ def test_one_percent_of_bad_rows_of_each_kind_is_dropped_and_counted(tmp_path, s
         checked = alpaca.read_rows(str(tmp_path / "rows.json"))
         assert checked.dropped == {kind: n_bad}
         assert len(checked.rows) == len(rows) - n_bad
-        assert {name: len(part) for name, part in alpaca.split_rows(checked.rows).items()} == alpaca.SPLIT_ROWS
+        assert {name: len(part) for name, part in split_rows(checked.rows).items()} == SPLIT_ROWS
     survived("1 % of bad rows of each kind", len(BAD), lost=0, repeated=0)
 
 

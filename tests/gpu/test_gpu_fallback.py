@@ -1,4 +1,4 @@
-"""Where steps cannot be captured, or step graphs leaves too little memory, a trial goes on eagerly and says so."""
+"""Where steps cannot be captured, or graphs leave too little memory, a trial goes on eagerly and says so."""
 
 import io
 from concurrent.futures import ProcessPoolExecutor
@@ -30,29 +30,29 @@ def outcome(config: TrialConfig, cache: WorkerCache) -> tuple[str | None, list[t
 
 
 def in_a_new_process(work, *args):
-    """A failed recording may leave its mark on a process; so it gets one of its own."""
+    """A failed capture may leave its mark on a process; so it gets one of its own."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(work, *args).result()
 
 
-def where_nothing_can_be_recorded(workload: Workload, config: TrialConfig):
+def where_nothing_can_be_captured(workload: Workload, config: TrialConfig):
     """Two trials that ask for a graph and one that does not, and what was said.
 
-    Anomaly detection reads each gradient on the host, which no recording allows.
+    Anomaly detection reads each gradient on the host, which no capture allows.
     """
     cache, said = WorkerCache(workload, "cuda"), io.StringIO()
     with torch.autograd.set_detect_anomaly(True), redirect_stderr(said):
-        recorded = [outcome(config, cache) for _ in range(2)]
-        return recorded, outcome(replace(config, engine="eager"), cache), said.getvalue()
+        asked_for_graph = [outcome(config, cache) for _ in range(2)]
+        return asked_for_graph, outcome(replace(config, engine="eager"), cache), said.getvalue()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_steps_that_cannot_be_recorded_are_done_eagerly_which_is_said_once(workload, small_config, dropout):
+def test_steps_that_cannot_be_captured_are_done_eagerly_which_is_said_once(workload, small_config, dropout):
     config = small_config(engine="graph", loop="lean", dropout=dropout)
-    recorded, (no_fallback, expected), said = in_a_new_process(where_nothing_can_be_recorded, workload, config)
-    print(recorded[0][0])
+    outcomes, (no_fallback, expected), said = in_a_new_process(where_nothing_can_be_captured, workload, config)
+    print(outcomes[0][0])
     assert no_fallback is None
-    assert all(fallback and losses == expected for fallback, losses in recorded), (recorded, expected)
+    assert all(fallback and losses == expected for fallback, losses in outcomes), (outcomes, expected)
     assert said.count("steps cannot be captured as CUDA graphs here") == 1, said
 
 

@@ -69,8 +69,8 @@ def run_eagerly(cache: WorkerCache, config: TrialConfig, batches) -> tuple[torch
         lora.detach(model)
 
 
-def run_recorded(cache: WorkerCache, config: TrialConfig, batches, seed: int = 0):
-    """Losses, final weights, and the step graphs that made them."""
+def run_captured(cache: WorkerCache, config: TrialConfig, batches, seed: int = 0):
+    """Losses, final weights, and the StepGraphs that made them."""
     steps = [packed(batch, config.loop) for batch in batches]
     graphs = cache.graphs(config, [shape for shape, _ in steps])
     engine = GraphEngine(cache.fresh_matrices(config).values(), config, graphs)
@@ -80,8 +80,8 @@ def run_recorded(cache: WorkerCache, config: TrialConfig, batches, seed: int = 0
 
 @pytest.mark.parametrize("loop", ["standard", "lean"])
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
-def test_recorded_steps_have_the_losses_and_weights_of_eager_ones(exact_cache, precision, loop):
-    """One graphs, four trials: rank, alpha and learning rate change between replays.
+def test_captured_steps_have_the_losses_and_weights_of_eager_ones(exact_cache, precision, loop):
+    """Four trials by the same StepGraphs: rank, alpha and learning rate change between replays.
 
     Weights are compared as a whole, by what training added: AdamW moves a weight whose gradients are near zero by
     their rounding, as far as any other.
@@ -92,22 +92,22 @@ def test_recorded_steps_have_the_losses_and_weights_of_eager_ones(exact_cache, p
         batches = batches_of(config)
         start = starting_weights(exact_cache, config)
         eager, theirs = run_eagerly(exact_cache, config, batches)
-        recorded, ours, graphs = run_recorded(exact_cache, config, batches)
+        captured, ours, graphs = run_captured(exact_cache, config, batches)
         step_graphs.add(id(graphs))
         ours, theirs, start = (torch.cat([w.flatten() for w in weights]) for weights in (ours, theirs, start))
         apart = float((ours - theirs).norm() / (theirs - start).norm())
-        nats = float((recorded - eager).abs().max())
+        nats = float((captured - eager).abs().max())
         print(f"{precision} {loop} {values}: {nats:.2e} nats at {float(eager[0]):.2f}; weights {apart:.2e}")
-        torch.testing.assert_close(recorded, eager, rtol=1e-6, atol=0)
+        torch.testing.assert_close(captured, eager, rtol=1e-6, atol=0)
         assert apart < 5e-3
         assert eager.std() > 0
     assert len(step_graphs) == 1
 
 
-def test_the_padding_of_a_graphs_rank_stays_zero(exact_cache):
+def test_the_padding_of_the_graphs_rank_stays_zero(exact_cache):
     config = config_of()
-    _, _, graphs = run_recorded(exact_cache, config, batches_of(config))
-    assert graphs.kind.rank == 16
+    _, _, graphs = run_captured(exact_cache, config, batches_of(config))
+    assert graphs.key.rank == 16
     for name, weight in graphs._weights.items():
         padding = weight[5:] if "lora_A" in name else weight[:, 5:]
         assert padding.numel()
@@ -125,29 +125,29 @@ def test_each_replay_draws_its_own_dropout_and_a_seed_repeats_them_all(exact_cac
         if "lora_B" in name:
             matrix.fill_(0.02)
     GraphEngine(matrices.values(), config, graphs)
-    found = []
+    passes = []
     for _ in range(2):
         torch.manual_seed(3)
         losses = []
         for _ in range(4):
             graphs.replay(shape, vector.cuda())
             losses.append(graphs.loss_nats.item())
-        found.append(losses)
-    assert len(set(found[0])) == 4, found
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
+        passes.append(losses)
+    assert len(set(passes[0])) == 4, passes
+    assert passes[0] == pytest.approx(passes[1], rel=1e-6)
 
 
-def test_a_recorded_trial_repeats_exactly_whatever_ran_between(exact_cache):
+def test_a_captured_trial_repeats_exactly_whatever_ran_between(exact_cache):
     config = config_of(dropout=0.2)
     batches = batches_of(config)
-    first, ours, _ = run_recorded(exact_cache, config, batches)
-    run_recorded(exact_cache, replace(config, rank=9, learning_rate=1e-2), batches_of(config, seed=1), seed=5)
-    again, same, _ = run_recorded(exact_cache, config, batches)
+    first, ours, _ = run_captured(exact_cache, config, batches)
+    run_captured(exact_cache, replace(config, rank=9, learning_rate=1e-2), batches_of(config, seed=1), seed=5)
+    again, same, _ = run_captured(exact_cache, config, batches)
     assert first.tolist() == again.tolist()
     assert all(torch.equal(a, b) for a, b in zip(ours, same, strict=True))
 
 
-def test_a_recorded_overflow_skips_one_step_and_halves_the_scale(wide):
+def test_a_captured_overflow_skips_one_step_and_halves_the_scale(wide):
     cache = WorkerCache(replace(wide, compute_dtype="float16"), "cuda")
     config = config_of()
     batch = batches_of(config)[1]
@@ -175,19 +175,19 @@ def trained(cache: WorkerCache, config: TrialConfig):
         run.close()
 
 
-def test_a_recorded_trial_has_the_measurements_of_an_eager_one(exact_cache, small_config):
+def test_a_captured_trial_has_the_measurements_of_an_eager_one(exact_cache, small_config):
     """But for time; batches are the same, as both loops are lean."""
     for precision in ("16bit", "nf4"):
         eager = small_config(precision=precision, loop="lean", dropout=0.0, max_steps=16)
         cost, expected = trained(exact_cache, eager)
-        recorded_cost, found = trained(exact_cache, replace(eager, engine="graph"))
-        assert recorded_cost.peak_memory_mib == pytest.approx(cost.peak_memory_mib, abs=1.0)
-        for ours, theirs in zip(found, expected, strict=True):
+        captured_cost, measurements = trained(exact_cache, replace(eager, engine="graph"))
+        assert captured_cost.peak_memory_mib == pytest.approx(cost.peak_memory_mib, abs=1.0)
+        for ours, theirs in zip(measurements, expected, strict=True):
             assert ours.train_loss_nats == pytest.approx(theirs.train_loss_nats, rel=1e-6)
             assert ours.eval_loss_nats == pytest.approx(theirs.eval_loss_nats, rel=1e-6)
 
 
-def test_a_recorded_trials_peak_is_that_of_a_worker_that_has_nothing_else(wide, small_config):
+def test_a_captured_trials_peak_is_that_of_a_worker_that_has_nothing_else(wide, small_config):
     config = small_config(engine="graph", loop="lean", precision="nf4")
     fresh, _ = trained(WorkerCache(wide, "cuda"), config)
     used = WorkerCache(wide, "cuda")
@@ -198,16 +198,16 @@ def test_a_recorded_trials_peak_is_that_of_a_worker_that_has_nothing_else(wide, 
     assert later.peak_memory_mib == pytest.approx(fresh.peak_memory_mib, abs=1.0)
 
 
-def test_steps_are_recorded_again_after_everything_was_forgotten(wide, small_config):
+def test_steps_are_captured_again_after_everything_was_forgotten(wide, small_config):
     config = small_config(engine="graph", loop="lean")
     cache = WorkerCache(wide, "cuda")
     _, expected = trained(cache, config)
     cache.forget()
-    _, found = trained(cache, config)
-    assert [m.eval_loss_nats for m in found] == [m.eval_loss_nats for m in expected]
+    _, measurements = trained(cache, config)
+    assert [m.eval_loss_nats for m in measurements] == [m.eval_loss_nats for m in expected]
 
 
-def test_memory_returns_to_the_baseline_after_recorded_trials(exact_cache, small_config):
+def test_memory_returns_to_the_baseline_after_captured_trials(exact_cache, small_config):
     config = small_config(engine="graph", loop="lean")
     trained(exact_cache, config)
     torch.cuda.synchronize()
@@ -218,7 +218,7 @@ def test_memory_returns_to_the_baseline_after_recorded_trials(exact_cache, small
         assert torch.cuda.memory_allocated() - baseline < 2 * MIB
 
 
-def test_greedy_text_by_recorded_steps_is_that_of_a_plain_loop(exact_cache):
+def test_greedy_text_by_captured_steps_is_that_of_a_plain_loop(exact_cache):
     base = exact_cache.base("16bit").eval()
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(1, 1024, (n,), generator=generator).tolist() for n in (3, 17, 9, 30)]
@@ -237,7 +237,7 @@ def test_greedy_text_by_recorded_steps_is_that_of_a_plain_loop(exact_cache):
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("compute_dtype", ["float32", "float16"])
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
-def test_a_recorded_trial_that_goes_on_from_a_snapshot_has_the_losses_and_weights_of_one_that_never_stopped(
+def test_a_captured_trial_that_goes_on_from_a_checkpoint_has_the_losses_and_weights_of_one_that_never_stopped(
     wide, small_config, precision, compute_dtype, dropout
 ):
     """To the bit, on a worker that has trained another rank in between, and on a new one."""
@@ -247,38 +247,39 @@ def test_a_recorded_trial_that_goes_on_from_a_snapshot_has_the_losses_and_weight
         engine="graph", loop="lean", precision=precision, rank=5, dropout=dropout, max_steps=16, learning_rate=3e-3
     )
     cost, _ = trained(cache, config)
-    found, files, snapshots = snapshotted(cache, config, cost)
+    expected, files, checkpoints = with_checkpoints(cache, config, cost)
     trained(cache, replace(config, rank=9, seed=3))
     for worker in (cache, WorkerCache(dtyped, "cuda")):
-        rest, same, _ = snapshotted(worker, config, cost, start=Checkpoint.from_bytes(snapshots[4].to_bytes()))
-        assert rest == found[2:]
+        start = Checkpoint.from_bytes(checkpoints[4].to_bytes())
+        rest, same, _ = with_checkpoints(worker, config, cost, start=start)
+        assert rest == expected[2:]
         assert same == files
 
 
-def snapshotted(cache: WorkerCache, config: TrialConfig, cost, start: Checkpoint | None = None):
+def with_checkpoints(cache: WorkerCache, config: TrialConfig, cost, start: Checkpoint | None = None):
     """Measurements, the adapter's files, and a checkpoint at each rung; prints what a checkpoint costs."""
     run = Trial(config, cache, cost=cost, checkpoint=start)
     try:
-        found, snapshots = [], {}
+        measurements, checkpoints = [], {}
         for measurement in run.measurements():
-            found.append(measurement)
+            measurements.append(measurement)
             begun = perf_counter()
-            snapshots[measurement.step] = run.checkpoint(measurement.step, seconds=0.0)
+            checkpoints[measurement.step] = run.checkpoint(measurement.step, seconds=0.0)
             milliseconds = 1000 * (perf_counter() - begun)
-        size = snapshots[measurement.step].engine.weights.nbytes / MIB
+        size = checkpoints[measurement.step].engine.weights.nbytes / MIB
         print(f"a checkpoint of an adapter of {size:.2f} MiB takes {milliseconds:.1f} ms")
-        return found, run.adapter_files(), snapshots
+        return measurements, run.adapter_files(), checkpoints
     finally:
         run.close()
 
 
-def test_either_engine_goes_on_from_a_snapshot_of_the_other(exact_cache, small_config):
-    """As after a resume on a device that can or cannot record."""
-    recorded = small_config(engine="graph", loop="lean", rank=5, dropout=0.0, max_steps=16)
-    eager = replace(recorded, engine="eager")
-    cost, _ = trained(exact_cache, recorded)
-    expected, _, by_graph = snapshotted(exact_cache, recorded, cost)
-    _, _, by_eager = snapshotted(exact_cache, eager, cost)
-    for config, snapshots in ((recorded, by_eager), (eager, by_graph)):
-        rest, _, _ = snapshotted(exact_cache, config, cost, start=snapshots[8])
+def test_either_engine_goes_on_from_a_checkpoint_of_the_other(exact_cache, small_config):
+    """As after a resume on a device that can capture steps, or cannot."""
+    graph = small_config(engine="graph", loop="lean", rank=5, dropout=0.0, max_steps=16)
+    eager = replace(graph, engine="eager")
+    cost, _ = trained(exact_cache, graph)
+    expected, _, by_graph = with_checkpoints(exact_cache, graph, cost)
+    _, _, by_eager = with_checkpoints(exact_cache, eager, cost)
+    for config, checkpoints in ((graph, by_eager), (eager, by_graph)):
+        rest, _, _ = with_checkpoints(exact_cache, config, cost, start=checkpoints[8])
         assert rest[0].eval_loss_nats == pytest.approx(expected[-1].eval_loss_nats, rel=1e-5)

@@ -16,7 +16,8 @@ from trainables.data.tokens import IGNORE
 from trainables.models import base_model, lora
 from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS
 from trainables.training.eager import EagerEngine
-from trainables.trial import Trial, _owners
+from trainables.training.step_cost import owners_of
+from trainables.trial import Trial
 from trainables.values.config import TrialConfig, Workload
 from trainables.values.errors import TrialFailed
 from trainables.worker_cache import WorkerCache
@@ -83,14 +84,14 @@ def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
 
 @pytest.mark.parametrize("loop", ["standard", "lean"])
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
-def test_the_parts_and_what_was_there_before_add_up_to_the_allocators_peak(medium, precision, loop):
+def test_the_parts_and_what_was_allocated_before_add_up_to_the_allocators_peak(medium, precision, loop):
     config = config_of(precision=precision, loop=loop)
     of_other_tests = memory.allocated_mib("cuda")
     model = lora.attach(base_model.load(medium, precision, "cuda"), config, base_name="medium")
     engine = EagerEngine(model, config, compute_dtype="bfloat16", device="cuda")
     ids = torch.randint(50257, (4, 256))
     engine.step(ids, ids)
-    peak = memory.peak_of(lambda: engine.step(ids, ids), "cuda", lambda: _owners(model, engine))
+    peak = memory.peak_of(lambda: engine.step(ids, ids), "cuda", lambda: owners_of(model, engine))
     parts = peak.breakdown
     resident = parts.base_weights_mib + parts.quantization_constants_mib + parts.adapter_mib + parts.optimizer_mib
     unseen = memory.allocated_mib("cuda") - resident  # workspaces of libraries, rounding
@@ -156,7 +157,7 @@ def test_float16_as_on_a_t4_has_the_losses_of_float32(medium, precision, shape, 
 
 
 def test_every_corner_of_the_default_space_runs_in_15_gib_and_takes_about_the_predicted_time(medium, as_a_new_process):
-    """On one worker, as a sweep does: both bases and the step graphs of earlier trials stay as long as there is room."""
+    """On one worker, as in a sweep: both bases and the graphs of earlier trials stay as long as there is room."""
     as_a_new_process()
     workload, space = replace(medium, compute_dtype="float16"), search_spaces.load("pareto")
     speed, shape = predicted_time.measure("cuda", "float16"), HUB_SHAPES["gpt2-medium"]

@@ -1,4 +1,4 @@
-"""Recorded readers on a real GPU: what they read is what the model says with its adapter attached."""
+"""Graph readers on a real GPU: their outputs are those of the model with its adapter attached."""
 
 from dataclasses import replace
 
@@ -41,12 +41,12 @@ def files_of(cache: WorkerCache, config: TrialConfig) -> dict[str, bytes]:
     return files
 
 
-def assert_same(recorded: Reader, eager: Reader) -> torch.Tensor:
+def assert_same(captured: Reader, eager: Reader) -> torch.Tensor:
     texts = eager.texts()
-    assert recorded.texts() == texts
-    states = recorded.states()
+    assert captured.texts() == texts
+    states = captured.states()
     torch.testing.assert_close(states, eager.states(), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(recorded.pooled(texts), eager.pooled(texts), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(captured.pooled(texts), eager.pooled(texts), rtol=1e-4, atol=1e-4)
     return states
 
 
@@ -74,16 +74,16 @@ def test_one_reader_reads_with_each_adapter_in_turn_as_if_it_were_attached(exact
     assert len(set(map(id, seen))) == 1
 
 
-def test_a_comparison_is_the_same_recorded_and_eagerly_and_leaves_the_bases_bare(exact_cache):
+def test_a_comparison_is_the_same_by_graphs_and_eagerly_and_leaves_the_bases_bare(exact_cache):
     config = TrialConfig(precision="nf4", rank=4, alpha=8)
     nf4, baseline = (files_of(exact_cache, half) for half in (config, config.at_other_precision))
-    recorded = compare(exact_cache, nf4=nf4, baseline=baseline)
+    by_graphs = compare(exact_cache, nf4=nf4, baseline=baseline)
     again = compare(exact_cache, nf4=nf4, baseline=baseline)
-    assert recorded == again
+    assert by_graphs == again
     exact_cache.forget()
     exact_cache._capture_fault = "the test wants it done eagerly"
     eager = compare(exact_cache, nf4=nf4, baseline=baseline)
     for name in ("embedding_cosine", "kl_nats", "top1_agreement", "token_match_rate"):
-        ours, theirs = getattr(recorded.quantized, name), getattr(eager.quantized, name)
+        ours, theirs = getattr(by_graphs.quantized, name), getattr(eager.quantized, name)
         assert ours.value == pytest.approx(theirs.value, abs=1e-4), name
     assert not [name for name, _ in exact_cache.base("nf4").named_modules() if "lora" in name]

@@ -9,7 +9,7 @@ import torch
 from trainables.comparison.compare import compare
 from trainables.cost.device import count_gpus, native_dtype
 from trainables.cost.memory import MIB
-from trainables.evaluation import held_out as evaluation
+from trainables.evaluation.held_out import eval_loss
 from trainables.models import lora
 from trainables.training.eager import EagerEngine
 from trainables.trial import Trial
@@ -191,5 +191,5 @@ def test_a_float16_overflow_skips_one_step_and_halves_the_scale(half_cache, smal
 
 def test_held_out_loss_on_the_gpu_is_that_of_the_cpu_within_rounding(gpu_cache, cache, precision):
     rows = cache.rows["validation"][:32]
-    on_gpu = evaluation.eval_loss(gpu_cache.base(precision), rows)
-    assert on_gpu == pytest.approx(evaluation.eval_loss(cache.base(precision), rows), rel=0.02)
+    on_gpu = eval_loss(gpu_cache.base(precision), rows)
+    assert on_gpu == pytest.approx(eval_loss(cache.base(precision), rows), rel=0.02)

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from tests.bench import measurement, memory_shapes, stand_in
 from trainables.data import alpaca, tokens
+from trainables.data.splits import SPLIT_ROWS, split_rows
 from trainables.evaluation.held_out import eval_loss
 from trainables.models import base_model
 from trainables.values.errors import ConfigError, DataError
@@ -55,7 +56,7 @@ def test_a_stand_in_and_a_sweep_share_no_instruction(made):
 def test_a_sweep_over_the_written_rows_has_the_splits_of_the_whole_file(made):
     out, _ = made
     written = alpaca.read_rows(str(out / "sweep_rows.json")).rows
-    assert alpaca.split_rows(written) == alpaca.split_rows(ROWS)
+    assert split_rows(written) == split_rows(ROWS)
 
 
 @given(st.integers(0, 2**32), st.integers(0, 300))
@@ -66,7 +67,7 @@ def test_disjointness_holds_whatever_the_rows(seed, n_repeated):
     rows = random.sample([*ROWS, *repeated], len(ROWS))
     of_sweep, own = stand_in.parted(rows)
     assert not {row.instruction for row in own} & {row.instruction for row in of_sweep}
-    assert len(of_sweep) == sum(alpaca.SPLIT_ROWS.values())
+    assert len(of_sweep) == sum(SPLIT_ROWS.values())
 
 
 def test_too_few_rows_beside_a_sweep_are_refused():
@@ -99,7 +100,7 @@ def test_weights_from_before_the_held_out_loss_rose_are_kept(tiny_folder):
 
 
 def test_rows_are_tokenized_as_a_sweep_has_them(splits, tiny_folder):
-    of_splits = [row for part in alpaca.split_rows(ROWS).values() for row in part]
+    of_splits = [row for part in split_rows(ROWS).values() for row in part]
     found = stand_in.tokenized(of_splits, AutoTokenizer.from_pretrained(tiny_folder, trust_remote_code=False))
     assert found == [replace(row, kind="") for part in splits.values() for row in part]
 

@@ -1,1 +1,1 @@
-"""CUDA-graph capture and attached matrices: what training and evaluation share."""
+"""CUDA-graph capture, which training and evaluation share."""

@@ -1,6 +1,6 @@
-"""Capturing work on the bare base as CUDA graphs: with which matrices, at which rank, and what a failure leaves."""
+"""CUDA graphs of work on the bare base: capture it, lend it an adapter's matrices, recover from a failure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,23 +15,62 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RANKS = (16, 64)
-"""A step graphs's rank: the first of these that is enough, or else the trial's own."""
+"""Ranks are padded up to one of these so that adapters share graphs; larger ranks get graphs of their own."""
 
 
 class CaptureFailed(Exception):
-    """Work could not be recorded; the reason."""
+    """Work could not be captured as a CUDA graph; the message says why."""
 
 
 def padded_rank(rank: int) -> int:
-    """The rank that work is recorded for where an adapter has this one."""
-    return next((padded for padded in RANKS if padded >= rank), rank)
+    """The rank that graphs are captured with for an adapter of this rank.
+
+    >>> padded_rank(3), padded_rank(16), padded_rank(100)
+    (16, 16, 100)
+    """
+    for padded in RANKS:
+        if padded >= rank:
+            return padded
+    return rank
+
+
+def captured(
+    work: Callable[[], object], *, pool: tuple[int, int] | None = None, stream: torch.cuda.Stream | None = None
+) -> torch.cuda.CUDAGraph:
+    """What `work` does on the GPU, as a graph to replay; nothing is computed while it is captured.
+
+    Whatever `work` makes libraries allocate at first use must have been allocated before, see `on_stream`.
+
+    Args:
+        pool: memory to take, from torch.cuda.graph_pool_handle; the graph's own by default.
+        stream: to capture on; a stream of PyTorch's by default.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
+        work()
+    return graph
+
+
+@contextmanager
+def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Inside, work goes to `stream`: after what the current stream has queued, and before what it queues next."""
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
 
 
 @contextmanager
 def attached_matrices(
     base: "PreTrainedModel", config: TrialConfig, matrices: Mapping[str, torch.Tensor], scaling: torch.Tensor | float
 ) -> "Iterator[PeftModel]":
-    """The base with an adapter of these very tensors, for recording; bare again afterwards."""
+    """The base with an adapter made of these very tensors, to capture work on; bare again afterwards.
+
+    Args:
+        config: the adapter's targets, rank and dropout.
+        matrices: A and B by their names in the model, as from trainables.models.lora.fresh_matrices.
+        scaling: factor on B A; a tensor can be set anew between replays.
+    """
     model = lora.attach(base, config, base_name="graphs")
     try:
         for name, matrix in matrices.items():
@@ -45,7 +84,7 @@ def attached_matrices(
 
 
 def abandon_capture() -> None:
-    """Undo what a failed recording leaves: its stream is current, and the generator waits for its end."""
+    """Undo what a failed capture leaves: its stream is current, and the random generator waits for its end."""
     torch.cuda.set_stream(torch.cuda.default_stream())
     fresh = torch.Generator(device="cuda")
     torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh.graphsafe_get_state())

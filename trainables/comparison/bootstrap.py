@@ -1,4 +1,4 @@
-"""Bootstrap intervals of figures that are functions of means over rows. Pure: arrays in, an Estimate out."""
+"""Bootstrap confidence intervals of functions of means over rows. Pure: arrays in, an Estimate out."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,7 +16,7 @@ N_RESAMPLES = 9999
 Floats = NDArray[np.float64]
 NORMAL = NormalDist()
 ROUNDING = 1e-12
-"""Spread, relative to the value, under which resampled figures are one figure with rounding errors."""
+"""Resampled figures that differ by less than this, relative to the value, count as equal."""
 
 
 def first_column(means: Floats) -> Floats:
@@ -79,7 +79,7 @@ def bca(
 def _counts(n_rows: int, seed: int, n_resamples: int) -> Floats:
     """(n_resamples, n_rows), how often each resample drew each row, with replacement; not to be written to.
 
-    Kept, as one comparison asks for many figures of the same number of rows.
+    Cached, as one comparison asks for many figures of the same number of rows.
     """
     drawn = np.random.default_rng(seed).integers(n_rows, size=(n_resamples, n_rows))
     drawn += np.arange(n_resamples)[:, None] * n_rows
@@ -88,14 +88,14 @@ def _counts(n_rows: int, seed: int, n_resamples: int) -> Floats:
 
 
 def t_quantile(n_degrees: int, level: float) -> float:
-    """Student's t with so many degrees of freedom is below it with probability `level`."""
-    from scipy.special import stdtrit  # slow to import; a report without repeats does without
+    """The `level` quantile of Student's t distribution."""
+    from scipy.special import stdtrit  # slow to import; a report without seed replicates does without
 
     return float(stdtrit(n_degrees, level))
 
 
 def _levels(value: float, resampled: Floats, left_out: Floats) -> list[float]:
-    """Where in the resampled figures the interval's two ends lie, as shares from 0 to 1."""
+    """The BCa interval's two ends as quantile levels of the resampled figures, from 0 to 1."""
     n = len(resampled)
     below = (np.sum(resampled < value) + np.sum(resampled <= value)) / (2 * n)
     z0 = NORMAL.inv_cdf(min(max(below, 0.5 / n), 1 - 0.5 / n))
@@ -107,7 +107,7 @@ def _levels(value: float, resampled: Floats, left_out: Floats) -> list[float]:
 
 
 def _of_equal_rows(value: float, bounds: tuple[float, float], n_rows: int, rounding: float) -> Estimate:
-    """The interval where no resample differs: by the rule of three at a bound, else the point."""
+    """The interval where all resamples agree: by the rule of three if the value is a bound, else the value itself."""
     least, largest = bounds
     if isinf(largest - least) or min(value - least, largest - value) > rounding:
         return Estimate(value=value, low=value, high=value)

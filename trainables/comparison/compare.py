@@ -1,4 +1,4 @@
-"""Two models on the same held-out rows: a 4-bit trial beside its 16-bit baseline and the references.
+"""Compare a 4-bit trial with its 16-bit baseline, and evaluate a finished trial on the test rows.
 
 All 16-bit work comes before all 4-bit work: a small GPU may hold one base at a time.
 """
@@ -17,7 +17,7 @@ from trainables.capture.capture import CaptureFailed
 from trainables.comparison import bias, kl_breakdown
 from trainables.comparison.similarity import RowScores, compare_rows, row_scores
 from trainables.data.tokens import TokenRow
-from trainables.evaluation import held_out
+from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
 from trainables.evaluation.readers import EagerReader, Reader, Texts
 from trainables.models import lora
 from trainables.values.config import Precision, TrialConfig
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from trainables.worker_cache import WorkerCache
 
     Model = PreTrainedModel | PeftModel
-    Known = tuple[Texts, torch.Tensor]  # texts and states of a model, see _Reading
+    TextsAndStates = tuple[Texts, torch.Tensor]  # see _ModelOutputs
 
 Adapter = Mapping[str, bytes]
 """peft's files by name, see trainables.models.lora.to_files."""
-Read = Callable[[Precision, Adapter | None], AbstractContextManager[Reader]]
-"""Some rows before a base with an adapter, or alone."""
+OpenReader = Callable[[Precision, Adapter | None], AbstractContextManager[Reader]]
+"""Gives a Reader of some rows by the base of a precision with an adapter, or by the base alone."""
 
 
 def compare(cache: "WorkerCache", *, nf4: Adapter, baseline: Adapter) -> Comparison:
@@ -45,11 +45,11 @@ def compare(cache: "WorkerCache", *, nf4: Adapter, baseline: Adapter) -> Compari
     Teacher-forced figures are of all rows, those of greedy text of the first N_DECODED_ROWS.
 
     Args:
-        nf4, baseline: each trained at its own precision.
+        nf4, baseline: adapters, each trained at its own precision.
     """
-    rows, read = cache.rows["validation"], partial(_reader, cache)
-    references = _references(cache, rows, read, baseline)
-    with read("nf4", nf4) as reader:
+    rows, open_reader = cache.rows["validation"], partial(_reader, cache)
+    references = _references(cache, rows, open_reader, baseline)
+    with open_reader("nf4", nf4) as reader:
         quantized, _ = _against(references.reference, reader, cache.base("nf4"), rows)
     return compare_rows(quantized, references.untuned)
 
@@ -74,7 +74,7 @@ def evaluate_on_test(
         references = _references(cache, rows, partial(_eager_reader, cache, rows), baseline, replicates)
         baseline_gaps = _baseline_gaps(cache, baseline)
     base = cache.base(config.precision)
-    tokens = held_out.response_tokens(base, rows)
+    tokens = response_tokens(base, rows)
     losses = {"untuned_row_nats": _row_nats(base, rows), "row_tokens": tuple(map(len, tokens))}
     with attached(base, files) as model:
         losses["row_nats"] = _row_nats(model, rows)
@@ -86,15 +86,15 @@ def evaluate_on_test(
         **losses,
         comparison=compare_rows(quantized, references.untuned, references.replicates),
         breakdown=kl_breakdown.shares(
-            token_kl, tokens, kinds=[row.kind for row in rows], seen=kl_breakdown.token_counts(cache.rows["train"])
+            token_kl, tokens, kinds=[row.kind for row in rows], counts=kl_breakdown.token_counts(cache.rows["train"])
         ),
         bias=bias.shifts(baseline_gaps, gaps),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Reading:
-    """What one model does on some rows.
+class _ModelOutputs:
+    """The outputs of one model for some rows.
 
     Attributes:
         texts: greedy continuations of the first N_DECODED_ROWS prompts.
@@ -109,52 +109,69 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _References:
-    """The 16-bit side: the baseline, and how far the untuned base and other seeds are from it."""
+    """The 16-bit side of a comparison.
 
-    reference: _Reading
+    Attributes:
+        reference: outputs of the baseline.
+        untuned: scores of the base without an adapter against the reference.
+        replicates: scores of the baseline's seed replicates against the reference.
+    """
+
+    reference: _ModelOutputs
     untuned: RowScores
     replicates: tuple[RowScores, ...]
 
 
 def _references(
-    cache: "WorkerCache", rows: Sequence[TokenRow], read: Read, baseline: Adapter, replicates: Sequence[Adapter] = ()
+    cache: "WorkerCache",
+    rows: Sequence[TokenRow],
+    open_reader: OpenReader,
+    baseline: Adapter,
+    replicates: Sequence[Adapter] = (),
 ) -> _References:
     base = cache.base("16bit")
-    with read("16bit", baseline) as reader:
-        reference = _read(reader)
-    with read("16bit", None) as reader:
+    with open_reader("16bit", baseline) as reader:
+        reference = _outputs(reader)
+    with open_reader("16bit", None) as reader:
         if tuple(rows) not in cache.untuned:  # the same for every baseline
             cache.untuned[tuple(rows)] = (reader.texts(), reader.states())
         untuned, _ = _against(reference, reader, base, rows, cache.untuned[tuple(rows)])
-    replicates = []
+    replicate_scores = []
     for files in replicates:
-        with read("16bit", files) as reader:
-            replicates.append(_against(reference, reader, base, rows)[0])
-    return _References(reference=reference, untuned=untuned, replicates=tuple(replicates))
+        with open_reader("16bit", files) as reader:
+            replicate_scores.append(_against(reference, reader, base, rows)[0])
+    return _References(reference=reference, untuned=untuned, replicates=tuple(replicate_scores))
 
 
 def _baseline_gaps(cache: "WorkerCache", baseline: Adapter) -> dict[str, NDArray[np.float64]]:
-    """Gaps of the baseline; in a function of its own, so that nothing holds the 16-bit base when the other is loaded."""
+    """Gaps of the baseline; a function of its own, so that no local keeps the 16-bit base when the other is loaded."""
     with attached(cache.base("16bit"), baseline) as model:
         return bias.gaps(model, cache.workload.base_folder)
 
 
-def _read(reader: Reader, reference: _Reading | None = None, known: "Known | None" = None) -> _Reading:
-    """Read the rows; without a reference the model is its own."""
-    texts, states = known or (reader.texts(), reader.states())
-    return _Reading(texts=texts, pooled=reader.pooled(reference.texts if reference else texts), states=states)
+def _outputs(
+    reader: Reader, reference: _ModelOutputs | None = None, cached: "TextsAndStates | None" = None
+) -> _ModelOutputs:
+    """Read the rows.
+
+    Args:
+        reference: whose texts are pooled over; the model's own texts if None.
+        cached: the model's texts and states, if they were read before.
+    """
+    texts, states = cached or (reader.texts(), reader.states())
+    return _ModelOutputs(texts=texts, pooled=reader.pooled(reference.texts if reference else texts), states=states)
 
 
 def _against(
-    reference: _Reading,
+    reference: _ModelOutputs,
     reader: Reader,
     base: "PreTrainedModel",
     rows: Sequence[TokenRow],
-    known: "Known | None" = None,
+    cached: "TextsAndStates | None" = None,
 ) -> tuple[RowScores, NDArray[np.float64]]:
     """Scores of a model against the reference, and KL(reference || model) of each response token in nats."""
-    ours = _read(reader, reference, known)
-    token_kl, token_same = held_out.divergence(base, ours.states, reference.states)
+    ours = _outputs(reader, reference, cached)
+    token_kl, token_same = divergence(base, ours.states, reference.states)
     scores = row_scores(
         texts=ours.texts,
         reference_texts=reference.texts,
@@ -162,33 +179,34 @@ def _against(
         reference_states=reference.pooled,
         token_kl=token_kl,
         token_same=token_same,
-        row_of_token=_row_of_token(held_out.response_tokens(base, rows)),
+        row_of_token=_row_of_token(response_tokens(base, rows)),
     )
     return scores, token_kl
 
 
 def _row_nats(model: "Model", rows: Sequence[TokenRow]) -> tuple[float, ...]:
     """Summed loss over the response tokens of each row."""
-    tokens = held_out.response_tokens(model, rows)
-    states = held_out.response_states(model, rows)
-    losses = held_out.token_losses(model, states, list(chain.from_iterable(tokens)))
+    tokens = response_tokens(model, rows)
+    states = response_states(model, rows)
+    losses = token_losses(model, states, list(chain.from_iterable(tokens)))
     return tuple(np.bincount(_row_of_token(tokens), weights=losses, minlength=len(rows)).tolist())
 
 
 def _row_of_token(tokens: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """(n_tokens,), the row that each token is in, from 0."""
     return np.repeat(np.arange(len(tokens)), [len(row) for row in tokens])
 
 
 @contextmanager
 def _reader(cache: "WorkerCache", precision: Precision, files: Adapter | None) -> Iterator[Reader]:
-    """Reads the validation rows: recorded where that can be, else as `_eager_reader`."""
+    """Reads the validation rows by CUDA graphs where they can be captured, else as `_eager_reader`."""
     try:
-        recorded = cache.reader(precision, lora.read_files(files) if files is not None else None)
+        graph_reader = cache.reader(precision, lora.read_files(files) if files is not None else None)
     except CaptureFailed:
         with _eager_reader(cache, cache.rows["validation"], precision, files) as reader:
             yield reader
     else:
-        yield recorded
+        yield graph_reader
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where quantization shows: a 4-bit trial's KL to its baseline by token, by place and by task. Pure."""
+"""KL of a 4-bit trial to its 16-bit baseline by token frequency, position and kind of task. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from trainables.comparison.bootstrap import bca
 from trainables.data.tokens import TokenRow
 from trainables.values.findings import KlShare
 
-SEEN = {0: "unseen", 1: "1-9", 10: "10-99", 100: "100-999", 1000: "1000+"}
-"""Least count in the training responses -> group."""
+FREQUENCIES = {0: "unseen", 1: "1-9", 10: "10-99", 100: "100-999", 1000: "1000+"}
+"""Smallest number of occurrences in the training responses -> name of the group."""
 POSITIONS = {1: "1", 2: "2-4", 5: "5-16", 17: "17-64", 65: "65+"}
-"""Least position in the response, from 1 -> group."""
+"""Smallest position in the response, from 1 -> name of the group."""
 
 
 def token_counts(rows: Sequence[TokenRow]) -> Counter[int]:
-    """How often each token occurs in the responses of `rows`, end tokens included."""
+    """Occurrences of each token in the responses of `rows`, end tokens included."""
     return Counter(chain.from_iterable(row.input_ids[row.n_prompt_tokens :] for row in rows))
 
 
@@ -28,7 +28,7 @@ def shares(
     tokens: Sequence[Sequence[int]],
     *,
     kinds: Sequence[str],
-    seen: Mapping[int, int],
+    counts: Mapping[int, int],
 ) -> tuple[KlShare, ...]:
     """Mean KL of every group that has a token, in the order of the groups; intervals are over all rows.
 
@@ -39,7 +39,7 @@ def shares(
         token_kl: (n_tokens,), KL(baseline || 4-bit trial) in nats at each response token, row by row.
         tokens: the response tokens of each row.
         kinds: kind of task of each row.
-        seen: how often a token occurs in the responses of the training rows, see `token_counts`.
+        counts: occurrences of each token in the responses of the training rows, see `token_counts`.
     Raises:
         ValueError: sizes differ.
     """
@@ -50,20 +50,23 @@ def shares(
             f"and {len(kinds)} kinds for {len(tokens)} rows"
         )
     row_of_token = np.repeat(np.arange(len(tokens)), lengths)
+    by_frequency: list[str] = []
+    by_position: list[str] = []
+    for row in tokens:
+        by_frequency += [_group(FREQUENCIES, counts.get(token, 0)) for token in row]
+        by_position += [_group(POSITIONS, position) for position in range(1, len(row) + 1)]
     groupings = {
-        "token frequency": (SEEN.values(), [_group(SEEN, seen.get(token, 0)) for row in tokens for token in row]),
-        "position in the response": (
-            POSITIONS.values(),
-            [_group(POSITIONS, place) for length in lengths for place in range(1, length + 1)],
-        ),
+        "token frequency": (FREQUENCIES.values(), np.array(by_frequency)),
+        "position in the response": (POSITIONS.values(), np.array(by_position)),
         "kind of task": (sorted(set(kinds)), np.repeat(kinds, lengths)),
     }
-    return tuple(
-        _share(by, group, token_kl * inside, row_of_token, inside)
-        for by, (groups, group_of_token) in groupings.items()
-        for group in groups
-        if (inside := np.array(group_of_token) == group).any()
-    )
+    kl_shares = []
+    for by, (groups, group_of_token) in groupings.items():
+        for group in groups:
+            inside = group_of_token == group
+            if inside.any():
+                kl_shares.append(_share(by, group, token_kl * inside, row_of_token, inside))
+    return tuple(kl_shares)
 
 
 def _group(starts: Mapping[int, str], value: int) -> str:
@@ -74,7 +77,13 @@ def _group(starts: Mapping[int, str], value: int) -> str:
 def _share(
     by: str, group: str, kl: NDArray[np.floating], row_of_token: NDArray[np.integer], inside: NDArray[np.bool_]
 ) -> KlShare:
-    """Sum of KL over number of tokens, both of the group only and summed over rows."""
+    """One group's KlShare.
+
+    Args:
+        kl: (n_tokens,), 0 outside of the group.
+        row_of_token: (n_tokens,), the row that each token is in.
+        inside: (n_tokens,), whether each token is in the group.
+    """
     n_tokens = np.bincount(row_of_token, weights=inside)
     rows = np.column_stack([np.bincount(row_of_token, weights=kl), n_tokens])
     return KlShare(
@@ -87,4 +96,5 @@ def _share(
 
 
 def _ratio(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """KL a token, from means over rows of the KL and of the tokens in the group."""
     return means[..., 0] / means[..., 1]

@@ -1,21 +1,23 @@
-"""What quantizing one part of the base costs, without training: a block, a module kind, or all but it.
+"""What quantizing a part of the base costs, without training: a module, a block, a kind of module, or all but it.
 
-No adapter takes part. The 16-bit base stays on the device; the weights of a variant are replaced by what
-NF4 makes of them for as long as it is read.
+No adapter takes part. The 16-bit base stays on the device; while a variant is read, its weights are replaced by what
+NF4 makes of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from numpy.typing import NDArray
 
 from trainables.comparison.similarity import row_cosines
 from trainables.data.tokens import TokenRow
-from trainables.evaluation import held_out
+from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
 from trainables.models.families import FAMILIES, family_of
 from trainables.models.lean import is_conv1d
 from trainables.values.errors import ConfigError
@@ -34,10 +36,10 @@ class Variant:
     """A choice of modules to quantize.
 
     Attributes:
-        scope: how it was chosen.
-        block: the block that it is about, None where it is about no single one.
-        kind: the module kind that it is about, None where it is about no single one.
-        quantized: the modules whose weights are quantized.
+        scope: what is chosen: "none", one module, one block, one kind of module, "all", or all but a block or kind.
+        block: the block that the scope speaks of, if any.
+        kind: the kind of module that the scope speaks of, if any.
+        quantized: the chosen modules.
     """
 
     scope: Scope
@@ -63,7 +65,8 @@ class Sensitivity:
     """What a variant costs against the unquantized base, on the same rows.
 
     Attributes:
-        n_parameters: weights that are quantized.
+        variant: what is quantized.
+        n_parameters: number of its weights.
         loss_nats: token-weighted mean loss minus that of the unquantized base.
         kl_nats: KL(unquantized || variant) of the next-token distribution, mean over response tokens.
         cosine: of the response states after the final norm, pooled over each row; mean over rows.
@@ -78,10 +81,10 @@ class Sensitivity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a model makes of some rows.
+    """States and losses of a model on some rows.
 
     Attributes:
-        states: (n_response_tokens, width), see evaluation.response_states.
+        states: (n_response_tokens, width), see trainables.evaluation.held_out.response_states.
         losses: nats of each response token.
         pooled: (n_rows, width), mean state over each row's response tokens.
     """
@@ -99,20 +102,25 @@ def modules_of(base: "PreTrainedModel") -> "dict[Place, nn.Module]":
     """
     family = family_of(base.config.model_type)
     if family is None:
-        known = ", ".join(family.name for family in FAMILIES)
-        raise ConfigError(f"BASE_MODEL: {base.config.model_type!r} is of no family known here (have: {known})")
-    blocks = family.blocks_of(base)
-    return {(b, kind): block.get_submodule(kind) for b, block in enumerate(blocks) for kind in family.targets}
+        names = ", ".join(family.name for family in FAMILIES)
+        raise ConfigError(f"BASE_MODEL: {base.config.model_type!r} is of no family known here (have: {names})")
+    modules: dict[Place, nn.Module] = {}
+    for b, block in enumerate(family.blocks_of(base)):
+        modules |= {(b, kind): block.get_submodule(kind) for kind in family.targets}
+    return modules
 
 
 def variants_of(places: Sequence[Place]) -> list[Variant]:
-    """Nothing, each module, each block, each kind, everything, and everything but each block and each kind.
+    """All variants: nothing, each module, block and kind, everything, everything but each block and each kind.
 
     L blocks of 4 modules give 6 L + 10 variants.
     """
     every = frozenset(places)
-    blocks = {b: frozenset(p for p in places if p[0] == b) for b in dict.fromkeys(b for b, _ in places)}
-    kinds = {k: frozenset(p for p in places if p[1] == k) for k in dict.fromkeys(k for _, k in places)}
+    blocks: dict[int, frozenset[Place]] = {}
+    kinds: dict[str, frozenset[Place]] = {}
+    for block, kind in places:
+        blocks[block] = blocks.get(block, frozenset()) | {(block, kind)}
+        kinds[kind] = kinds.get(kind, frozenset()) | {(block, kind)}
     return [
         Variant(scope="none", quantized=frozenset()),
         *(Variant(scope="module", block=b, kind=k, quantized=frozenset({(b, k)})) for b, k in places),
@@ -130,18 +138,16 @@ def round_trip(module: "nn.Module") -> torch.Tensor:
     As base_model.load quantizes it: blocks of 64 with double quantization (Dettmers et al. 2023,
     arXiv:2305.14314, section 3). Conv1D holds (in, out), and bitsandbytes quantizes (out, in).
     """
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    flipped = is_conv1d(module)
-    weight = module.weight.data.T if flipped else module.weight.data
+    transposed = is_conv1d(module)
+    weight = module.weight.data.T if transposed else module.weight.data
     packed, state = quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4")
     back = dequantize_4bit(packed, state)
-    return back.T.contiguous() if flipped else back
+    return back.T.contiguous() if transposed else back
 
 
 @contextmanager
 def quantized(modules: "Mapping[Place, nn.Module]", places: frozenset[Place]) -> Iterator[None]:
-    """Put the round trips of some modules' weights in their place; the very same tensors come back after."""
+    """Inside, some modules have weights that went through NF4; afterwards the very same tensors as before."""
     originals = {place: modules[place].weight.data for place in places}
     try:
         for place in places:
@@ -154,9 +160,9 @@ def quantized(modules: "Mapping[Place, nn.Module]", places: frozenset[Place]) ->
 
 def read(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> Reading:
     """Read the responses of `rows` with the base as it is now."""
-    tokens = held_out.response_tokens(base, rows)
-    states = held_out.response_states(base, rows)
-    losses = held_out.token_losses(base, states, [token for row in tokens for token in row])
+    tokens = response_tokens(base, rows)
+    states = response_states(base, rows)
+    losses = token_losses(base, states, list(chain.from_iterable(tokens)))
     pooled = torch.stack([part.float().mean(dim=0) for part in states.split([len(row) for row in tokens])])
     return Reading(states=states, losses=losses, pooled=pooled.cpu().numpy())
 
@@ -171,7 +177,7 @@ def measure(base: "PreTrainedModel", variant: Variant, rows: Sequence[TokenRow],
     modules = modules_of(base)
     with quantized(modules, variant.quantized):
         ours = read(base, rows)
-    kl, _ = held_out.divergence(base, ours.states, unquantized.states)
+    kl, _ = divergence(base, ours.states, unquantized.states)
     return Sensitivity(
         variant=variant,
         n_parameters=sum(modules[place].weight.numel() for place in variant.quantized),

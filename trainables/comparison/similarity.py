@@ -12,12 +12,12 @@ from trainables.values.findings import Comparison, Estimate, Similarity
 
 SHARE = (0.0, 1.0)
 RESOLUTION = 1e-6
-"""Least distance 1 - cosine that is told from none; float32 states resolve no less."""
+"""Smallest distance 1 - cosine that float32 states resolve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowScores:
-    """One model against a reference model, row by row; similarity and ratios are means of these.
+    """One model against a reference model, row by row; Similarity and the ratio to seeds are made of means of these.
 
     Attributes:
         match, cosine, centered: (n_decoded_rows,), see Similarity's token_match_rate and cosines.
@@ -41,7 +41,7 @@ def row_scores(
     token_same: NDArray[np.bool_],
     row_of_token: NDArray[np.integer],
 ) -> RowScores:
-    """Row figures of what two models said and computed.
+    """Compare two models' texts and states row by row.
 
     GPT-2's pooled states nearly share one direction, which makes the raw cosine of any two texts high
     (Ethayarajh 2019, arXiv:1909.00512); the centered one takes the reference's mean over rows off both.
@@ -50,7 +50,7 @@ def row_scores(
         texts, reference_texts: greedy continuations, n_decoded_rows each.
         states, reference_states: (n_decoded_rows, width), pooled.
         token_kl: (n_tokens,), KL(reference || model) at each response token, nats.
-        token_same: (n_tokens,), whether both find the same token most likely there.
+        token_same: (n_tokens,), whether the most likely token is the same for both.
         row_of_token: (n_tokens,), the row each token is in, from 0; every row has a token.
     Raises:
         ValueError: sizes differ, or a row has no token.
@@ -93,7 +93,7 @@ def similarity(scores: RowScores, untuned: RowScores) -> Similarity:
 def seed_ratio(scores: RowScores, replicates: Sequence[RowScores]) -> Estimate:
     """(1 - mean cosine) / (1 - mean cosine over seeds), paired over rows; conditional on these seeds.
 
-    The lower part is at least RESOLUTION, so that the ratio stays finite where seeds change nothing.
+    The denominator is at least RESOLUTION, so that the ratio stays finite where seeds change nothing.
     """
     other_seeds = np.mean([seed.cosine for seed in replicates], axis=0)
     return bca(np.column_stack([scores.cosine, other_seeds]), _distance_ratio)
@@ -110,11 +110,13 @@ def compare_rows(quantized: RowScores, untuned: RowScores, replicates: Sequence[
 
 
 def _recovered(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """See Similarity.recovered_cosine; means are of (cosine, cosine of the untuned base)."""
     cosine, untuned = means[..., 0], means[..., 1]
     return (cosine - untuned) / np.maximum(1 - untuned, RESOLUTION)
 
 
 def _distance_ratio(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """See `seed_ratio`; means are of (cosine, mean cosine over seeds)."""
     return (1 - means[..., 0]) / np.maximum(1 - means[..., 1], RESOLUTION)
 
 

@@ -1,1 +1,1 @@
-"""Memory and time, measured and predicted; the device and who may use it."""
+"""Memory and time, measured and predicted; the device and its lock."""

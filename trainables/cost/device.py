@@ -1,4 +1,7 @@
-"""What the machine is: GPUs, arithmetic it has in hardware, versions in use."""
+"""The machine: its GPUs, the arithmetic that they have in hardware, installed versions.
+
+PyTorch is imported where it is used: the command line asks for GPUs and versions without it.
+"""
 
 import os
 import platform
@@ -46,8 +49,11 @@ def free_memory_mib(device: str) -> float | None:
 
 
 def is_lost(device: str) -> bool:
-    """Whether this process can do nothing more with its device: some CUDA errors stay until the process ends (CUDA
-    Runtime API, cudaErrorIllegalAddress, cudaErrorAssert and others); one that is out of memory is not lost."""
+    """Whether this process can no longer use its device.
+
+    Some CUDA errors stay until the process ends (CUDA Runtime API, cudaErrorIllegalAddress, cudaErrorAssert and
+    others); running out of memory does not.
+    """
     if device == "cpu":
         return False
     import torch
@@ -69,7 +75,7 @@ def device_name(device: str) -> str:
 
 
 def device_id(device: str) -> str:
-    """What tells this device from the others of the machine, the same in every process."""
+    """A name for this device that no other device of the machine has, the same in every process."""
     if device == "cpu":
         return "cpu"
     import torch
@@ -78,14 +84,14 @@ def device_id(device: str) -> str:
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Of Python and of packages, as they are installed here; imports none of them."""
-    found = {"python": platform.python_version()}
+    """Installed versions of Python and of packages, "absent" for one that is missing; imports none of them."""
+    installed = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "absent"
-    return found
+            installed[package] = "absent"
+    return installed
 
 
 def environment(device: str) -> dict[str, str]:

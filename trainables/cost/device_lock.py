@@ -1,7 +1,7 @@
-"""Taking turns on one device: many processes work on it at once, one measures alone.
+"""A shared / exclusive lock on one device: many processes train on it at once, one measures alone.
 
-Two lock files a device (flock, released by the kernel when a process dies). Who wants to be alone
-closes the gate first, so that a steady stream of others cannot keep it waiting.
+Two lock files a device (flock, released by the kernel when a process dies): the lock itself, and an entrance through
+which everybody passes. Who wants to be alone closes the entrance first: a steady stream of others cannot starve it.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ from tempfile import gettempdir
 
 
 class DeviceLock:
-    """The turns of one device among the processes of one user on one machine."""
+    """The lock of one device among the processes of one user on one machine."""
 
     def __init__(self, device_id: str, folder: Path | None = None) -> None:
         """
@@ -23,27 +23,28 @@ class DeviceLock:
         """
         self._folder = folder or Path(gettempdir()) / f"qlora-sweep-{os.getuid()}"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._gate = self._folder / f"{device_id}.gate"
-        self._room = self._folder / f"{device_id}.room"
+        self._entrance = self._folder / f"{device_id}.gate"
+        self._lock = self._folder / f"{device_id}.room"
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Work beside others."""
-        with _locked(self._gate, fcntl.LOCK_SH):
-            room = _open(self._room, fcntl.LOCK_SH)
+        """Hold the lock together with others; waits while somebody is, or waits to be, alone."""
+        with _locked(self._entrance, fcntl.LOCK_SH):
+            lock = _open(self._lock, fcntl.LOCK_SH)
         try:
             yield
         finally:
-            os.close(room)
+            os.close(lock)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until nobody else works here, and keep everybody out."""
-        with _locked(self._gate, fcntl.LOCK_EX), _locked(self._room, fcntl.LOCK_EX):
+        """Wait until nobody else holds the lock, and keep everybody out."""
+        with _locked(self._entrance, fcntl.LOCK_EX), _locked(self._lock, fcntl.LOCK_EX):
             yield
 
 
 def _open(path: Path, kind: int) -> int:
+    """A file descriptor that holds a lock on the file until it is closed; `kind` is fcntl.LOCK_SH or LOCK_EX."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, kind)

@@ -1,7 +1,6 @@
-"""Memory of a training step: its measured peak, and what the bytes at the peak are.
+"""Memory of a training step: its measured peak, and its parts (weights, activations, ...) at the peak.
 
-On a GPU the allocator gives the peak; on a CPU live storages do. On both, live storages say what
-the bytes are.
+On a GPU the allocator gives the peak, on a CPU the sum of live storages. On both, live storages give the parts.
 """
 
 import gc
@@ -14,10 +13,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from trainables.cost.predicted_memory import MIB
 from trainables.values.results import MemoryBreakdown
 
-MIB = 2**20
 MAX_LEAK_MIB = 2.0
+"""What may stay on the device after a trial: rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,24 +54,24 @@ class LiveStorages(TorchDispatchMode):
         self._device = device
         self._bytes: dict[int, int] = {}  # by storage address, which is used again after it was freed
         self._refs: dict[int, weakref.ref] = {}
-        self._names: dict[int, int] = {}  # address -> number, never used again
-        self._n_named = 0
-        self._log: list[tuple[int, int]] = []  # (number, bytes more or less)
-        self._kept: frozenset[int] | None = None
+        self._numbers: dict[int, int] = {}  # address -> number, which is used once only
+        self._n_numbers = 0
+        self._log: list[tuple[int, int]] = []  # (number, change in bytes)
+        self._at_backward: frozenset[int] | None = None
         self.live_bytes = 0
         self.peak_bytes = 0
 
     def reset_peak(self) -> None:
-        """Forget what was; what lives now is the start."""
+        """Start a new peak from the storages that are live now."""
         self.peak_bytes = self.live_bytes
-        self._log = [(self._names[key], n_bytes) for key, n_bytes in self._bytes.items()]
-        self._kept = None
+        self._log = [(self._numbers[key], n_bytes) for key, n_bytes in self._bytes.items()]
+        self._at_backward = None
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self._kept is None and torch._C._current_graph_task_id() != -1:  # the backward pass begins
-            self._kept = frozenset(self._names.values())
+        if self._at_backward is None and torch._C._current_graph_task_id() != -1:  # the backward pass begins
+            self._at_backward = frozenset(self._numbers.values())
         self.see((args, kwargs))
         result = func(*args, **(kwargs or {}))
         self.see(result)
@@ -86,36 +86,36 @@ class LiveStorages(TorchDispatchMode):
     def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key not in self._bytes:
-            self._n_named += 1
-            self._names[key] = self._n_named
+            self._n_numbers += 1
+            self._numbers[key] = self._n_numbers
             self._bytes[key] = 0
             self._refs[key] = weakref.ref(storage, lambda _, key=key: self._drop(key))
         self._resize(key, storage.nbytes())
 
     def _resize(self, key: int, n_bytes: int) -> None:
-        more = n_bytes - self._bytes[key]
-        if not more:
+        change = n_bytes - self._bytes[key]
+        if not change:
             return
-        self._log.append((self._names[key], more))
-        self.live_bytes += more
+        self._log.append((self._numbers[key], change))
+        self.live_bytes += change
         self._bytes[key] = n_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
     def _drop(self, key: int) -> None:
         self._resize(key, 0)
-        del self._bytes[key], self._refs[key], self._names[key]
+        del self._bytes[key], self._refs[key], self._numbers[key]
 
     def number(self, tensor: torch.Tensor) -> int | None:
-        """The number under which a live tensor's storage is counted."""
-        return self._names.get(tensor.untyped_storage()._cdata)
+        """The number of a live tensor's storage; None if it was never seen."""
+        return self._numbers.get(tensor.untyped_storage()._cdata)
 
     def at_peak(self) -> dict[int, int]:
         """Bytes of each storage that lived at the (first) peak since `reset_peak`, by number."""
         live: dict[int, int] = {}
         total = 0
-        for number, more in self._log:
-            total += more
-            live[number] = live.get(number, 0) + more
+        for number, change in self._log:
+            total += change
+            live[number] = live.get(number, 0) + change
             if total == self.peak_bytes:
                 break
         assert total == self.peak_bytes, f"{len(self._log)} changes come to {total}, not {self.peak_bytes} bytes"
@@ -124,11 +124,11 @@ class LiveStorages(TorchDispatchMode):
     @property
     def kept_for_backward(self) -> frozenset[int]:
         """Numbers of the storages that lived when the last backward pass began."""
-        return self._kept or frozenset()
+        return self._at_backward or frozenset()
 
 
 Owners = Callable[[], Mapping[str, Iterable[torch.Tensor]]]
-"""Gives the resident tensors by the part of MemoryBreakdown that they are ("base_weights", "adapter", ...)."""
+"""Gives the resident tensors by their part of MemoryBreakdown ("base_weights", "adapter", ...)."""
 PARTS = ("base_weights", "quantization_constants", "adapter", "gradients", "optimizer", "activations")
 
 
@@ -138,7 +138,7 @@ def peak_of(work: Callable[[], object], device: str, owners: Owners = dict) -> P
     Args:
         work: one training step after the first, so that optimizer state exists.
         device: "cuda" or "cpu".
-        owners: called after the work has run; gradients are found by themselves.
+        owners: called after the work has run; need not name gradients, which are those of "adapter".
     """
     allocated = reserved = None
     if device == "cuda":
@@ -165,14 +165,17 @@ def _seen_peak(work: Callable[[], object], device: str, owners: Owners) -> tuple
     """Bytes in live storages at the peak of one run of `work`, and of the named parts among them."""
     with LiveStorages(device) as storages:
         if device == "cpu":
-            work()  # what it reads and nobody owns is resident too
+            work()  # tensors that it reads and `owners` does not name are resident too
         storages.see(owners())
         storages.reset_peak()
-        part_of = {storages.number(t): part for part, tensors in owners().items() for t in tensors}
-        hooks = [
-            p.register_post_accumulate_grad_hook(lambda p: part_of.update({storages.number(p.grad): "gradients"}))
-            for p in owners().get("adapter", ())
-        ]
+        part_of: dict[int | None, str] = {}
+        for part, tensors in owners().items():
+            part_of |= {storages.number(tensor): part for tensor in tensors}
+
+        def note_gradient(parameter: torch.Tensor) -> None:
+            part_of[storages.number(parameter.grad)] = "gradients"
+
+        hooks = [p.register_post_accumulate_grad_hook(note_gradient) for p in owners().get("adapter", ())]
         try:
             work()
         finally:
@@ -190,12 +193,15 @@ def allocated_mib(device: str) -> float:
     """MiB in live tensors on the device now; on a CPU, those that the garbage collector knows of."""
     if device == "cuda":
         return torch.cuda.memory_allocated() / MIB
-    kinds = _kinds(torch.Tensor)  # looked up: to ask each of all objects for its bases takes longer
-    tensors = [o for o in gc.get_objects() if type(o) in kinds]
-    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}
+    classes = _with_subclasses(torch.Tensor)  # a look-up each is faster than isinstance on every object
+    sizes: dict[int, int] = {}
+    for candidate in gc.get_objects():
+        if type(candidate) in classes and candidate.device.type == "cpu":
+            storage = candidate.untyped_storage()
+            sizes[storage._cdata] = storage.nbytes()
     return sum(sizes.values()) / MIB
 
 
-def _kinds(kind: type) -> set[type]:
+def _with_subclasses(base: type) -> set[type]:
     """A class and all that inherit from it."""
-    return {kind}.union(*map(_kinds, kind.__subclasses__()))
+    return {base}.union(*map(_with_subclasses, base.__subclasses__()))

@@ -2,8 +2,8 @@
 
 What is resident (weights, constants, adapter, AdamW's moments) is counted exactly. What the forward
 pass keeps for the backward pass is counted tensor by tensor, as transformers, peft and SDPA keep it
-on a GPU. The rest are a few constants, set by hand with shapes of tests/bench/memory_shapes.py on one H200 in view;
-how far predictions are off is said of other shapes, measured afterwards (`make bench-memory`).
+on a GPU. The rest are a few constants, fitted by hand to shapes of tests/bench/memory_shapes.py on one H200; the error
+of predictions is measured on other shapes (`make bench-memory`).
 """
 
 from dataclasses import dataclass, fields
@@ -12,28 +12,33 @@ from trainables.values.config import ComputeDtype, TrialConfig
 from trainables.values.results import MemoryBreakdown
 
 MIB = 2**20
+"""Bytes."""
 WORKSPACES_MIB = 65.0
-"""What CUDA's libraries keep from the first matrix product on (one H200)."""
+"""Workspaces that CUDA's libraries keep from the first matrix product on (one H200)."""
 UNSPLIT_MIB_PER_QUANTIZED_MODULE = 0.126
-"""Ends of memory blocks too small to be used otherwise (one H200)."""
+"""Remainders of the allocator's blocks, too small for anything else (one H200)."""
 UNEVEN_MIB = 16.0
-"""Ends of memory blocks where the tensors of a block do not fill whole 2 MiB (one H200)."""
+"""The same where the activations of a transformer block do not fill whole pages of 2 MiB (one H200)."""
 LOSS_CHUNK_BYTES_PER_LOGIT = 8.4
-"""Temporary bytes a logit of one chunk of the lean loss (one H200)."""
+"""Temporary bytes for each logit of one chunk of the lean loss (one H200)."""
 LOSS_CHUNK_TOKENS = 256
+"""Supervised tokens whose logits the lean loss makes at once, see trainables.models.chunked_loss."""
 MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
-"""The larger of the two is what a prediction is allowed to be off; what might fit by that much is run."""
+"""A prediction may be off by the larger of the two; a config is refused only if it does not fit even then."""
 BLOCK_SIZE = 64
+"""Weights that share one scale in NF4."""
 SCALES_PER_SCALE = 256
 """Double quantization: so many 8-bit scales share one 32-bit scale (Dettmers et al. 2023, section 3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What the bytes of a GPT-2 depend on.
+    """The sizes that memory is predicted from, by the names of GPT-2's config.
 
     Attributes:
-        n_layer: blocks. n_embd: width. n_head: attention heads.
+        n_layer: blocks.
+        n_embd: width.
+        n_head: attention heads.
         vocab_size, n_positions: rows of the two embeddings.
     """
 
@@ -45,7 +50,7 @@ class Shape:
 
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of each linear module of a block."""
+        """Linear modules of a block by name: (inputs, outputs)."""
         d = self.n_embd
         return {
             "attn.c_attn": (d, 3 * d),
@@ -56,7 +61,7 @@ class Shape:
 
 
 def predicted_breakdown(shape: Shape, config: TrialConfig, dtype: ComputeDtype) -> MemoryBreakdown:
-    """What the bytes at the peak of a full step will be; their sum is the predicted peak."""
+    """Predicted parts of the memory at the peak of a full step; their sum is the predicted peak."""
     width = 4 if dtype == "float32" else 2
     adapter = shape.n_layer * config.rank * sum(sum(shape.modules[t]) for t in config.targets) * 4
     return MemoryBreakdown(
@@ -81,6 +86,7 @@ def _n_linear_weights(shape: Shape) -> int:
 
 
 def _base_bytes(shape: Shape, config: TrialConfig, width: int) -> float:
+    """Of the frozen base; `width` is bytes an element in the compute dtype, here and below."""
     linear = _n_linear_weights(shape)
     biases = shape.n_layer * sum(n_out for _, n_out in shape.modules.values())
     norms = (2 * shape.n_layer + 1) * 2 * shape.n_embd
@@ -89,6 +95,7 @@ def _base_bytes(shape: Shape, config: TrialConfig, width: int) -> float:
 
 
 def _constants_bytes(shape: Shape, config: TrialConfig) -> float:
+    """Of the scales and code books of NF4 weights."""
     if config.precision == "16bit":
         return 0.0
     scales = _n_linear_weights(shape) / BLOCK_SIZE
@@ -97,9 +104,9 @@ def _constants_bytes(shape: Shape, config: TrialConfig) -> float:
 
 
 def _kept_bytes(shape: Shape, config: TrialConfig, width: int) -> float:
-    """What the forward pass keeps: each line is one tensor of every token, in a block or above them."""
+    """What the forward pass keeps for the backward pass: bytes a token of each tensor, in a block and after them."""
     d, n_tokens = shape.n_embd, config.batch_size * config.max_length_tokens
-    before = {  # what is kept of the work before each module
+    before = {  # kept on the way to each module
         "attn.c_attn": d * width + 8,  # norm's input and moments
         "attn.c_proj": 3 * d * width + d * width + 4 * shape.n_head,  # q k v, output and log-sums of attention
         "mlp.c_fc": d * width + 8,
@@ -118,7 +125,7 @@ def _kept_by_adapter(shape: Shape, target: str, config: TrialConfig, width: int)
     if config.loop == "standard":
         width = 4
     elif target == "attn.c_proj":
-        width = 0  # its input is attention's output, which is kept anyway
+        width = 0  # its input is attention's output, which is counted already
     return n_inputs * (width + (1 if config.dropout else 0)) + 4 * config.rank
 
 

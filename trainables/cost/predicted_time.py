@@ -14,22 +14,23 @@ from trainables.cost.predicted_memory import MIB, Shape, predicted_breakdown
 from trainables.values.config import ComputeDtype, TrialConfig
 
 PRODUCTS_SHARE = 0.7
-"""Of the speed of one large matrix product that a step's products reach."""
+"""Share of the speed of one large matrix product that a step's products reach."""
 PASSES = {"lean": 36.0, "standard": 27.0}
-"""Times that a step moves what its forward pass keeps through memory; the lean loop keeps less and makes it again."""
+"""How often a step moves its activations through memory; the lean loop keeps fewer and computes more of them again."""
 UNPACKINGS = 9.0
-"""Times that a 4-bit step's unpacking of all weights costs what reading and writing them once would."""
+"""Time to dequantize all weights in a 4-bit step, in times that it takes to read and write them once."""
 EAGER_SECONDS = 0.04
-"""Of a step that is not recorded, however fast the device: the host's own work."""
+"""Least time of an eager step, on any device: the host's own work."""
 REST_SHARE = 0.83
-"""Of a trial beside its training steps: measurement, four evaluations, comparison with the baseline."""
+"""Time of a trial beside its training steps, relative to theirs: cost, four evaluations, comparison."""
 N_PRODUCT = {"cuda": 4096, "cpu": 256}
+"""Rows and columns of the matrices whose product is timed."""
 N_COPIED_MIB = {"cuda": 256, "cpu": 16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What a device was measured at.
+    """Two measured speeds of a device.
 
     Attributes:
         products_flops: floating-point operations a second of a large matrix product in the compute dtype.
@@ -41,7 +42,7 @@ class Speed:
 
 
 def measure(device: str, dtype: ComputeDtype) -> Speed:
-    """Ask a device ("cuda" or "cpu"); on a GPU a matter of milliseconds after its start."""
+    """Time one product and one copy on a device ("cuda" or "cpu"); milliseconds once a GPU has started."""
     import torch
 
     n, n_bytes = N_PRODUCT[device], N_COPIED_MIB[device] * MIB
@@ -69,9 +70,9 @@ def _seconds(work: Callable[[], object], device: str) -> float:
 
 
 def step_seconds(shape: Shape, config: TrialConfig, dtype: ComputeDtype, speed: Speed) -> float:
-    """Predicted `seconds_per_step`, full batches.
+    """Predicted `seconds_per_step` of full batches.
 
-    Products: forward and the gradient of every module's input; the frozen weights need none of their own.
+    Products counted: the forward pass and the gradient of every module's input; frozen weights need no gradient.
     """
     n_tokens = config.batch_size * config.max_length_tokens
     blocks = shape.n_layer * sum(n_in * n_out for n_in, n_out in shape.modules.values())

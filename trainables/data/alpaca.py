@@ -1,16 +1,14 @@
-"""Alpaca rows: read, checked, dealt to the splits.
+"""Alpaca rows: read and checked.
 
 Rows come as `instruction`, `input` (may be empty or absent) and `output`. A bad row is counted
 by reason and dropped; more than 5 % of them stop the sweep before any GPU is used.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,12 +17,9 @@ from trainables import demo
 from trainables.data import hub
 from trainables.values.errors import DataError
 
-SPLIT_ROWS = {"validation": 128, "test": 256, "train": 1000}
-"""Rows of each split, filled in this order (measurement protocol 1)."""
-SPLIT_SEED = 0
 MAX_BAD_SHARE = 0.05
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
-TABLES = (".csv", ".tsv")
+TABLE_SUFFIXES = (".csv", ".tsv")
 FORMS = "a file of rows as a JSON list, JSON Lines or Parquet"
 N_FILES_NAMED = 5
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -48,13 +43,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedRows:
-    """Rows that can be used, and how many could not, by reason."""
+    """Usable rows, and the number of unusable ones by reason."""
 
     rows: tuple[Row, ...]
     dropped: Mapping[str, int]
 
     @property
     def n_read(self) -> int:
+        """Usable or not."""
         return len(self.rows) + sum(self.dropped.values())
 
 
@@ -71,20 +67,20 @@ def read_rows(source: str) -> CheckedRows:
 
 
 def local_file(source: str) -> Path | None:
-    """The file that `source` names on this machine, there or not; None where it names a repo on the hub."""
+    """The file that `source` names on this machine, existing or not; None where it names a repo on the hub."""
     if source == "demo":
         return demo.ROWS_FILE
     return Path(source).expanduser() if is_path(source) else None
 
 
 def is_path(source: str) -> bool:
-    """Whether rows are named by a path, be there a file or not, and not by a hub id."""
+    """Whether `source` is a path, existing or not, rather than a hub id."""
     path = Path(source).expanduser()
-    return path.suffix.lower() in (*SUFFIXES, *TABLES, ".txt") or path.exists()
+    return path.suffix.lower() in (*SUFFIXES, *TABLE_SUFFIXES, ".txt") or path.exists()
 
 
 def _read_file(path: Path) -> list[Any]:
-    """All records of a local file, whose content tells its form; what it is called decides nothing that can be read."""
+    """All records of a local file; its content tells its form, its name only how a broken file is reported."""
     if path.is_dir():
         raise DataError(_not_a_file(path))
     if not path.is_file():
@@ -117,12 +113,12 @@ def _read_json(text: str, path: Path) -> list[Any]:
 
 
 def _is_table(text: str, path: Path) -> bool:
-    """Whether a text is, by its name or by the fields in its first line, separated by commas or tabs."""
-    return path.suffix.lower() in TABLES or "instruction" in text.lstrip().partition("\n")[0].lower()
+    """Whether a text looks like CSV: by its file's name, or by field names in its first line."""
+    return path.suffix.lower() in TABLE_SUFFIXES or "instruction" in text.lstrip().partition("\n")[0].lower()
 
 
 def _not_a_file(folder: Path) -> str:
-    """What to say of a folder in a file's place, with the files in it that could be meant."""
+    """The message for a folder given in place of a file, with the files in it that could be meant."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         return f"DATA: {str(folder)!r} is a folder without {' or '.join(SUFFIXES)} files; give {FORMS}"
@@ -132,7 +128,7 @@ def _not_a_file(folder: Path) -> str:
 
 
 def _is_one_object(text: str, path: Path) -> bool:
-    """Whether a text is one JSON object, and not a row of JSON Lines alone, as which it stands on one line."""
+    """Whether a text is a single JSON object, rather than JSON Lines of one row, which would be one line."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -141,6 +137,7 @@ def _is_one_object(text: str, path: Path) -> bool:
 
 
 def _parse_json(text: str, path: Path, first_line: int = 1) -> Any:
+    """A JSON value; `first_line` is the text's line in the file, for messages."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -186,7 +183,7 @@ def check_rows(records: Iterable[Any], source: str) -> CheckedRows:
 
 
 def _fault(record: Any) -> str | None:
-    """Why a record is no usable row, or None."""
+    """Why a record is no usable row; None if it is one."""
     if not isinstance(record, Mapping):
         return "no fields"
     for name in ("instruction", "output"):
@@ -203,33 +200,3 @@ def _fault(record: Any) -> str | None:
         return "input not text"
     texts = (record["instruction"], record.get("input") or "", record["output"])
     return "broken Unicode" if any(map(HALF_CHARACTER.search, texts)) else None
-
-
-def split_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Deal rows to the splits by the seeded hash of their instruction, lowest first.
-
-    Rows of equal instruction never straddle two splits: what is left of such a group when a
-    split is full is not used.
-
-    Raises:
-        DataError: fewer rows than the splits need.
-    """
-
-    def rank(row: Row) -> str:
-        return hashlib.sha256(f"{SPLIT_SEED}\n{row.instruction}".encode()).hexdigest()
-
-    groups = (list(group) for _, group in groupby(sorted(rows, key=rank), key=rank))
-    splits: dict[str, list[Row]] = {name: [] for name in SPLIT_ROWS}
-    names = iter(SPLIT_ROWS)
-    name = next(names)
-    for group in groups:
-        splits[name].extend(group[: SPLIT_ROWS[name] - len(splits[name])])
-        if len(splits[name]) == SPLIT_ROWS[name]:
-            name = next(names, "")
-            if not name:
-                return splits
-    have = ", ".join(f"{len(part)} {name}" for name, part in splits.items())
-    raise DataError(
-        f"DATA: too few rows: the splits need {sum(SPLIT_ROWS.values())} with distinct instructions, "
-        f"{len(rows)} usable rows fill only {have}"
-    )

@@ -1,4 +1,4 @@
-"""The only module that talks to the Hugging Face hub: one model folder, one list of rows; one folder up on request.
+"""The only module that talks to the Hugging Face hub: fetches a model folder or rows, uploads a folder on request.
 
 Left alone, the libraries ask an absent hub again and again. So the hub is asked
 once, with a deadline, before anything is loaded; where it does not answer, only the cache is read.
@@ -24,11 +24,11 @@ ANSWER_SECONDS = 3.0
 
 NEEDED_FILES = ("config.json", "model.safetensors")
 CONFIG_FILES = ("config.json", "tokenizer_config.json")
-"""Small, and enough to know what a model is made of."""
+"""Small files that tell whether a model can be used."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MODEL_FILES = (*NEEDED_FILES, *TOKENIZER_FILES, "vocab.json", "merges.txt", "generation_config.json")
 
-Kind = Literal["model", "dataset"]
+RepoType = Literal["model", "dataset"]
 SETTING = {"model": "BASE_MODEL", "dataset": "DATA"}
 ADVICE = {
     "model": "give a local folder with BASE_MODEL=/path/to/folder, or BASE_MODEL=demo",
@@ -43,7 +43,7 @@ def fetch_model(repo_id: str, check: Callable[[Path], None] = lambda folder: Non
     named after it. Where the hub does not answer, it is the commit that was fetched last.
 
     Args:
-        check: looks at the folder when it holds CONFIG_FILES, and raises what forbids to fetch the rest.
+        check: called with the folder once it holds CONFIG_FILES; an error that it raises stops the download.
     Raises:
         ConfigError: no such repo, no access to it, or no model.safetensors in it.
         DiskFull: no space left for the download.
@@ -51,16 +51,16 @@ def fetch_model(repo_id: str, check: Callable[[Path], None] = lambda folder: Non
     """
     from huggingface_hub import snapshot_download
 
-    with _asking(repo_id, "model") as silence:
-        cached_only = silence is not None
+    with _asking(repo_id, "model") as no_answer:
+        cached_only = no_answer is not None
         folder = Path(snapshot_download(repo_id, allow_patterns=[*CONFIG_FILES], local_files_only=cached_only))
         if (folder / "config.json").is_file():
             check(folder)
         commit = folder.name
         snapshot_download(repo_id, revision=commit, allow_patterns=[*MODEL_FILES], local_files_only=cached_only)
         missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
-        if missing and silence:  # another program cached a part of it, say the tokenizer alone
-            raise _unreachable(repo_id, "model", silence)
+        if missing and no_answer:  # another program cached a part of it, say the tokenizer alone
+            raise _unreachable(repo_id, "model", no_answer)
         if missing:
             raise ConfigError(
                 f"BASE_MODEL: {repo_id!r} on {_endpoint()} has no {missing[0]}, and pickled or sharded weights "
@@ -74,15 +74,15 @@ def fetch_rows(repo_id: str) -> list[dict[str, Any]]:
 
     Raises:
         ConfigError: no such repo, or no access to it.
-        DataError: the repo cannot be read as rows, or has no `train` split.
+        DataError: the repo is not rows, or has no `train` split.
         DiskFull: no space left for the download.
         Unreachable: the hub does not answer and the rows are not in the cache.
     """
     from datasets import load_dataset
     from datasets.packaged_modules.cache.cache import Cache
 
-    with _asking(repo_id, "dataset") as silence:
-        if silence is None:
+    with _asking(repo_id, "dataset") as no_answer:
+        if no_answer is None:
             return load_dataset(repo_id, split="train", trust_remote_code=False).to_list()
         # What load_dataset itself does under HF_HUB_OFFLINE, which it reads only when imported.
         builder = Cache(repo_id=repo_id, dataset_name=repo_id.split("/")[-1], version="auto", hash="auto")
@@ -116,45 +116,49 @@ def push_model(folder: Path, repo_id: str) -> str:
 
 
 @contextmanager
-def _asking(repo_id: str, kind: Kind) -> Iterator[str | None]:
-    """Ask the hub for a repo; give None where it answers, else why only the cache can be read.
+def _asking(repo_id: str, repo_type: RepoType) -> Iterator[str | None]:
+    """Ask the hub for a repo; gives None if it answers, else the reason why only the cache can be read.
 
-    What the hub's libraries raise inside becomes an error that says what to do.
+    Errors of the hub's libraries inside the block become errors of this project, which say what to do.
     """
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
-    silence = None
+    no_answer = None
     try:
-        silence = _silence(repo_id, kind)
-        yield silence
+        no_answer = _why_no_answer(repo_id, repo_type)
+        yield no_answer
     except SweepError:
         raise
     except HFValidationError:
-        text = f"{SETTING[kind]}: {repo_id!r} is neither a hub id (OWNER/NAME) nor a path here; {ADVICE[kind]}"
+        text = (
+            f"{SETTING[repo_type]}: {repo_id!r} is neither a hub id (OWNER/NAME) nor a path here; {ADVICE[repo_type]}"
+        )
         raise ConfigError(text) from None
     except Exception as error:
         causes = _causes(error)
         if any(getattr(cause, "errno", None) == errno.ENOSPC for cause in causes):
-            text = f"{SETTING[kind]}: no space left for {repo_id!r}; free some, or set HF_HOME to another disk"
+            text = f"{SETTING[repo_type]}: no space left for {repo_id!r}; free some, or set HF_HOME to another disk"
             raise DiskFull(text) from None
         if any(map(_is_refusal, causes)) or type(error).__name__ == "DatasetNotFoundError":
             raise ConfigError(
-                f"{SETTING[kind]}: {_endpoint()} has no {kind} {repo_id!r} that you may read (unknown, private or "
-                f"gated); check the id, log in with `hf auth login`, or {ADVICE[kind]}"
+                f"{SETTING[repo_type]}: {_endpoint()} has no {repo_type} {repo_id!r} that you may read "
+                f"(unknown, private or gated); check the id, log in with `hf auth login`, or {ADVICE[repo_type]}"
             ) from None
-        if silence and isinstance(error, (FileNotFoundError, ValueError)):
-            raise _unreachable(repo_id, kind, silence) from None
+        if no_answer and isinstance(error, (FileNotFoundError, ValueError)):
+            raise _unreachable(repo_id, repo_type, no_answer) from None
         if any(isinstance(cause, (HTTPError, ConnectionError, LocalEntryNotFoundError)) for cause in causes):
-            raise _unreachable(repo_id, kind, f"the download broke off: {type(error).__name__}") from None
-        if kind == "dataset":
-            raise DataError(f"DATA: cannot read the train split of {repo_id!r}: {error}; {ADVICE[kind]}") from error
+            raise _unreachable(repo_id, repo_type, f"the download broke off: {type(error).__name__}") from None
+        if repo_type == "dataset":
+            raise DataError(
+                f"DATA: cannot read the train split of {repo_id!r}: {error}; {ADVICE[repo_type]}"
+            ) from error
         raise
 
 
-def _silence(repo_id: str, kind: Kind) -> str | None:
-    """Ask the hub once for a repo: None where it answers, else why it cannot be used.
+def _why_no_answer(repo_id: str, repo_type: RepoType) -> str | None:
+    """Ask the hub once for a repo: None if it answers, else the reason why it cannot be used.
 
-    In a thread of its own, since HTTP time-outs cover neither a name look-up nor a dripping answer.
+    In a thread of its own, since HTTP time-outs cover neither a name look-up nor an answer that comes byte by byte.
     """
     from huggingface_hub import HfApi, is_offline_mode
     from huggingface_hub.utils import validate_repo_id
@@ -167,7 +171,7 @@ def _silence(repo_id: str, kind: Kind) -> str | None:
 
     def ask() -> None:
         try:
-            HfApi().repo_info(repo_id, repo_type=kind, timeout=seconds)
+            HfApi().repo_info(repo_id, repo_type=repo_type, timeout=seconds)
             outcome.append(None)
         except Exception as error:  # told apart in the caller's thread
             outcome.append(error)
@@ -199,10 +203,10 @@ def _is_refusal(error: BaseException) -> bool:
     return _status(error) in (401, 403, 404) and any(name.lower().startswith("x-error-") for name in headers)
 
 
-def _unreachable(repo_id: str, kind: Kind, reason: str) -> Unreachable:
+def _unreachable(repo_id: str, repo_type: RepoType, reason: str) -> Unreachable:
     return Unreachable(
-        f"{SETTING[kind]}: cannot reach {_endpoint()} for the {kind} {repo_id!r} ({reason}), "
-        f"and it is not in the cache; {ADVICE[kind]}"
+        f"{SETTING[repo_type]}: cannot reach {_endpoint()} for the {repo_type} {repo_id!r} ({reason}), "
+        f"and it is not in the cache; {ADVICE[repo_type]}"
     )
 
 

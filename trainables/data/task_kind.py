@@ -1,4 +1,4 @@
-"""What kind of task an instruction sets: a table of verbs, for groups in a report. It decides nothing.
+"""The kind of task that an instruction sets, by a table of verbs; only to group rows in a report.
 
 The first word of the instruction that stands in the table gives the kind; "list" in "given a list" is passed over, as
 are other words after an article or the like. A few words, as "make", ask for a new text
@@ -42,8 +42,12 @@ def task_kind(instruction: str, input: str = "") -> str:
     ('rewrite', 'write')
     """
     words = _WORD.findall(instruction.lower())
-    verbs = (word for before, word in zip(["", *words], words, strict=False) if before not in _BEFORE_A_NOUN)
-    kind = next((_KIND_OF[verb] for verb in verbs if verb in _KIND_OF), "other")
-    if kind == "change":
-        return "rewrite" if input else "write"
-    return kind
+    previous = ""
+    for word in words:
+        if word in _KIND_OF and previous not in _BEFORE_A_NOUN:
+            kind = _KIND_OF[word]
+            if kind == "change":
+                return "rewrite" if input else "write"
+            return kind
+        previous = word
+    return "other"

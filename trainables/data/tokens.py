@@ -1,4 +1,4 @@
-"""Rows in their splits -> tokens in an Arrow cache -> padded batches."""
+"""From checked rows to tokens in an Arrow cache, and from tokens to padded batches."""
 
 import hashlib
 import json
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainables.data.alpaca import SPLIT_ROWS, CheckedRows, Row, split_rows
+from trainables.data.alpaca import CheckedRows, Row
+from trainables.data.splits import SPLIT_ROWS, split_rows
 from trainables.data.task_kind import task_kind
 from trainables.values.config import PROTOCOL_VERSION, canonical_json
 from trainables.values.errors import ConfigError
@@ -25,9 +26,9 @@ TOKENIZER_FILES = (
     *("tokenizer*", "vocab*", "merges.txt"),  # tokenizer.json, tokenizer_config.json, tokenizer.model, ...
     *("special_tokens_map.json", "added_tokens.json"),
 )
-"""What a tokenizer is read from, as patterns."""
+"""Patterns of the files that a tokenizer is made of."""
 TOKEN_SETTINGS = ("model_type", "eos_token_id")
-"""What config.json and generation_config.json say of it: whose tokenizer class, and which token ends a text."""
+"""Settings in config.json and generation_config.json that decide the tokenizer's class and the end token."""
 IGNORE = -100
 """Label of positions that carry no loss (PyTorch's convention)."""
 
@@ -39,7 +40,7 @@ class TokenRow:
     Attributes:
         input_ids: all tokens.
         n_prompt_tokens: how many of them are the prompt, which carries no loss.
-        kind: kind of task, see trainables.data.task_kind; "" where it is not known.
+        kind: kind of task, see trainables.data.task_kind; "" in caches of format 1.
     """
 
     input_ids: tuple[int, ...]
@@ -47,7 +48,7 @@ class TokenRow:
     kind: str = ""
 
     def last(self, n_tokens: int) -> "TokenRow":
-        """Keep the last `n_tokens`: the prompt loses its front first, the end token is kept."""
+        """At most the last `n_tokens`: the prompt loses its front first, the end token stays."""
         cut = max(0, len(self.input_ids) - n_tokens)
         n_prompt_tokens = max(0, self.n_prompt_tokens - cut)
         return replace(self, input_ids=self.input_ids[cut:], n_prompt_tokens=n_prompt_tokens)
@@ -55,7 +56,7 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedData:
-    """The splits of one data set under one tokenizer.
+    """The splits of one data set, tokenized by one tokenizer.
 
     Attributes:
         folder: the Arrow cache, readable by `load`.
@@ -69,7 +70,7 @@ class TokenizedData:
 
 
 def tokenize(checked: CheckedRows, tokenizer_folder: Path, cache: Path) -> TokenizedData:
-    """Split and tokenize rows once; a second call with the same rows finds the cache.
+    """Split and tokenize rows; a second call with the same rows uses the cache of the first.
 
     Args:
         tokenizer_folder: what `AutoTokenizer.from_pretrained` reads.
@@ -89,11 +90,14 @@ def tokenize(checked: CheckedRows, tokenizer_folder: Path, cache: Path) -> Token
 
 
 def _digest(splits: Mapping[str, Sequence[Row]], tokenizer_folder: Path) -> str:
+    """See TokenizedData.digest."""
     hasher = hashlib.sha256(f"protocol {PROTOCOL_VERSION}\n".encode())
     for name, rows in splits.items():
         for row in rows:
             hasher.update(canonical_json([name, row.instruction, row.input, row.output]).encode())
-    paths = {path for pattern in TOKENIZER_FILES for path in tokenizer_folder.glob(pattern) if path.is_file()}
+    paths: set[Path] = set()
+    for pattern in TOKENIZER_FILES:
+        paths |= {path for path in tokenizer_folder.glob(pattern) if path.is_file()}
     for path in sorted(paths):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         hasher.update(canonical_json([path.name, content]).encode())
@@ -105,12 +109,12 @@ def _digest(splits: Mapping[str, Sequence[Row]], tokenizer_folder: Path) -> str:
 
 
 def _write_cache(splits: Mapping[str, Sequence[Row]], tokenizer_folder: Path, folder: Path) -> None:
+    """Tokenize and write the Arrow cache; whole, or not at all."""
     from datasets import Dataset, disable_progress_bars
     from transformers import AutoTokenizer
 
     disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
-
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"BASE_MODEL: the tokenizer in {str(tokenizer_folder)!r} has no end token (eos_token)")
 
@@ -154,7 +158,7 @@ def load(folder: str | Path) -> dict[str, list[TokenRow]]:
 
 
 def n_longer(rows: Sequence[TokenRow], n_tokens: int) -> int:
-    """How many rows lose the front of their prompt to a limit of `n_tokens`."""
+    """Number of rows that a limit of `n_tokens` shortens."""
     return sum(len(row.input_ids) > n_tokens for row in rows)
 
 

@@ -1,35 +1,40 @@
-"""Greedy text of many prompts at once: a static cache, and on a GPU one CUDA graph a token."""
+"""Greedy decoding of many prompts at once: a static KV cache, and on a GPU one CUDA graph replayed for each token."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import StaticCache
 
+from trainables.capture.capture import captured
 from trainables.models.base_model import core_of
-from trainables.models.lean import aligned_logits, lean_modules
+from trainables.models.chunked_loss import aligned_logits
+from trainables.models.lean import lean_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 MASK_MULTIPLE = 16
-"""Attention reads an added mask of a multiple of so many columns as it is; of any other each layer makes one anew."""
+"""The mask's number of columns is a multiple of this: attention would copy any other mask in every layer."""
 
 
 class GreedyDecoder:
-    """Room on a device for the most likely continuations of some prompts, by one base at a time.
+    """Static KV cache and buffers for greedy decoding of a fixed set of prompts, by one base at a time.
 
-    Prompts are padded on the left, so that all continue at the same column; padding is never attended to. `first` and
-    then `next` for each further token may be recorded as CUDA graphs and replayed: what they keep stays in its place.
+    Prompts are padded on the left, so that all continue at the same column; padding is never attended to. `first`
+    decodes the first token of every continuation and `next` each further one; both can be captured as CUDA graphs, as
+    their tensors stay where they are.
     """
 
     def __init__(self, base: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, n_new: int, end: int) -> None:
         """
         Args:
+            base: whose config the cache is made for, on whose device.
+            prompts: tokens of each prompt, at least one each.
             n_new: tokens of a continuation, the end token included.
+            end: the end token.
         """
-        from transformers import StaticCache
-
         self._width, self._end = max(map(len, prompts)), end
         input_ids = torch.full((len(prompts), self._width), end)
         for row, prompt in zip(input_ids, prompts, strict=True):
@@ -39,7 +44,7 @@ class GreedyDecoder:
         n_columns = -(-(self._width + n_new) // MASK_MULTIPLE) * MASK_MULTIPLE
         self._columns = torch.arange(n_columns, device=base.device)
         self._cache = StaticCache(config=base.config, max_cache_len=n_columns)
-        self._at = self._columns[self._width : self._width + 1].clone()
+        self._at = self._columns[self._width : self._width + 1].clone()  # (1,), column of the token to read next
         self._tokens = self._input_ids.new_zeros(len(prompts), n_new)
 
     @torch.no_grad()
@@ -73,28 +78,30 @@ class GreedyDecoder:
 
     @property
     def ended(self) -> bool:
-        """Whether each continuation has its end token by now; asks the device, so not for what is recorded."""
+        """Whether each continuation has its end token by now; waits for the device, so it cannot be captured."""
         n_tokens = int(self._at) - self._width + 1
         return bool((self._tokens[:, :n_tokens] == self._end).any(dim=1).all())
 
     def texts(self) -> list[list[int]]:
         """The continuations, each up to its first end token, that included."""
-        return [_until(self._end, text) for text in self._tokens.tolist()]
+        return [_up_to(self._end, text) for text in self._tokens.tolist()]
 
 
 def greedy_texts(
     model: "PreTrainedModel | PeftModel", prompts: Sequence[Sequence[int]], *, n_new: int, end: int
 ) -> list[list[int]]:
-    """Continue each prompt by its most likely tokens: up to `n_new` of them, `end` included."""
+    """Continue each prompt by its most likely tokens: up to `n_new` of them, `end` included.
+
+    Args:
+        model: the base, with an adapter or without.
+    """
     core = core_of(model)
     decoder = GreedyDecoder(core, prompts, n_new=n_new, end=end)
     with lean_modules(model):
         decoder.first(core)
         if core.device.type == "cuda" and n_new > 2:
-            decoder.next(core)  # what libraries allocate at first use must not be recorded
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                decoder.next(core)
+            decoder.next(core)  # libraries allocate their workspaces at first use, before the capture
+            graph = captured(lambda: decoder.next(core))
             for _ in range(n_new - 2):
                 graph.replay()
         else:
@@ -105,5 +112,6 @@ def greedy_texts(
     return decoder.texts()
 
 
-def _until(end: int, tokens: list[int]) -> list[int]:
+def _up_to(end: int, tokens: list[int]) -> list[int]:
+    """The tokens until the first `end`, that included; all of them where there is none."""
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens

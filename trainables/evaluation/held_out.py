@@ -1,4 +1,4 @@
-"""What a tuned model does on held-out rows: loss, greedy text, pooled states.
+"""What a tuned model does on held-out rows: loss, greedy text, pooled hidden states.
 
 Every length here is a constant of the measurement protocol, not of the trial.
 """
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from trainables.data.tokens import IGNORE, TokenRow, pad
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models.base_model import core_of
-from trainables.models.lean import aligned_logits, lean_modules, supervised
+from trainables.models.chunked_loss import aligned_logits, supervised
+from trainables.models.lean import lean_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,9 +27,9 @@ EVAL_LENGTH_TOKENS = 512
 N_DECODED_ROWS = 64
 MAX_NEW_TOKENS = 64
 BATCH_TOKENS = 8192
-"""Of a batch, padding included: rows of about equal length then share one, and little of it is padding."""
+"""Largest batch, padding included."""
 HEAD_TOKENS = 1024
-"""Tokens whose logits are made at once."""
+"""Tokens whose logits exist at once."""
 
 
 def eval_length(model: "PreTrainedModel | PeftModel") -> int:
@@ -36,8 +37,8 @@ def eval_length(model: "PreTrainedModel | PeftModel") -> int:
     return min(EVAL_LENGTH_TOKENS, model.config.max_position_embeddings)
 
 
-def batches_of(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of rows of about equal length together, BATCH_TOKENS of them with their padding; the shortest first."""
+def grouped_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of rows in batches of at most BATCH_TOKENS, the shortest rows first, so that little is padding."""
     batches: list[list[int]] = [[]]
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batches[-1] and (len(batches[-1]) + 1) * lengths[i] > BATCH_TOKENS:
@@ -46,8 +47,8 @@ def batches_of(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def _batches(rows: Sequence[TokenRow], max_length_tokens: int) -> list[list[int]]:
-    return batches_of([min(len(row.input_ids), max_length_tokens) for row in rows])
+def _grouped(rows: Sequence[TokenRow], max_length_tokens: int) -> list[list[int]]:
+    return grouped_by_length([min(len(row.input_ids), max_length_tokens) for row in rows])
 
 
 def _padded(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,13 +70,13 @@ def response_states(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRo
         their order; `response_tokens` gives the tokens they predict.
     """
     model.eval()
-    return states_of(model, held_out(core_of(model), rows))
+    return states_of(model, eval_batches(core_of(model), rows))
 
 
 def response_tokens(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
     """The response and end tokens of each row that `response_states` has a state for."""
-    cut = [row.last(eval_length(model)) for row in rows]
-    return [list(row.input_ids[max(1, row.n_prompt_tokens) :]) for row in cut]
+    shortened = [row.last(eval_length(model)) for row in rows]
+    return [list(row.input_ids[max(1, row.n_prompt_tokens) :]) for row in shortened]
 
 
 @torch.no_grad()
@@ -84,17 +85,18 @@ def token_losses(
 ) -> NDArray[np.float64]:
     """Cross-entropy in nats of each token given the state that predicts it: (n_tokens,)."""
     targets = torch.tensor(tokens).to(states.device)
-    return torch.cat(list(_nats(states, core_of(model).get_output_embeddings().weight, targets))).double().cpu().numpy()
+    head = core_of(model).get_output_embeddings().weight
+    return torch.cat(list(_nats(states, head, targets))).double().cpu().numpy()
 
 
 def _nats(states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> Iterator[torch.Tensor]:
     """Cross-entropy of each target, HEAD_TOKENS of them at a time."""
-    for some, wanted in zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True):
-        yield -_log_probabilities(some, head).gather(1, wanted[:, None]).flatten()
+    for chunk, chunk_targets in zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True):
+        yield -_log_probabilities(chunk, head).gather(1, chunk_targets[:, None]).flatten()
 
 
 def _log_probabilities(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """In float32, (n, vocabulary rounded up): beyond the vocabulary they are -inf."""
+    """Of the next token after each state: (n, vocabulary rounded up), float32; -inf beyond the vocabulary."""
     return aligned_logits(states, head).log_softmax(dim=-1, dtype=torch.float32)
 
 
@@ -104,32 +106,35 @@ def divergence(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Compare two models' next-token distributions token by token.
 
-    Both share one head (it is never quantized nor tuned), so states stand for distributions.
+    Both models have the same head, which is never quantized nor tuned: a state determines its distribution.
 
     Args:
-        model: whose head is used; any of the two.
+        model: gives the head; either of the two.
         ours, reference: (n_tokens, width), from `response_states` of the same rows.
     Returns:
         KL(reference || ours) in nats and whether the most likely token is the same, both (n_tokens,).
     """
     head = core_of(model).get_output_embeddings().weight
-    kl, same = [], []
+    kl, same_top1 = [], []
     for a, b in zip(ours.split(HEAD_TOKENS), reference.split(HEAD_TOKENS), strict=True):
-        log_a, log_b = (_log_probabilities(s.to(head.dtype), head) for s in (a, b))
-        same.append(log_a.argmax(dim=-1) == log_b.argmax(dim=-1))
-        for beyond in (log_a[:, len(head) :], log_b[:, len(head) :]):
-            beyond.zero_()  # equal, so that whole rows can be taken
+        log_a = _log_probabilities(a.to(head.dtype), head)
+        log_b = _log_probabilities(b.to(head.dtype), head)
+        same_top1.append(log_a.argmax(dim=-1) == log_b.argmax(dim=-1))
+        log_a[:, len(head) :] = 0.0  # beyond the vocabulary: equal, so that they add nothing
+        log_b[:, len(head) :] = 0.0
         kl.append(F.kl_div(log_a, log_b, reduction="none", log_target=True).sum(dim=-1).clamp(min=0))
-    return torch.cat(kl).double().cpu().numpy(), torch.cat(same).cpu().numpy()
+    return torch.cat(kl).double().cpu().numpy(), torch.cat(same_top1).cpu().numpy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalBatches:
-    """Held-out rows on the device, ready to be read.
+    """Held-out rows as padded batches on the device.
 
     Attributes:
-        batches: input_ids (rows, length), and positions and targets (n,) as from trainables.models.lean.supervised.
-        order: (n_tokens,), where each target is among those of all batches: row by row, as the rows were given.
+        batches: input_ids (rows, length), and positions and targets (n,) as from
+            trainables.models.chunked_loss.supervised.
+        order: (n_tokens,), index of each target among the targets of all batches; puts them row by row, in the order
+            in which the rows were given.
     """
 
     batches: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]
@@ -137,45 +142,51 @@ class EvalBatches:
 
     @property
     def n_tokens(self) -> int:
-        """Targets in all."""
+        """Targets of all batches."""
         return len(self.order)
 
 
-def held_out(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> EvalBatches:
-    """Batches of rows of about equal length on the base's device."""
-    batches, places, n_before = [], {}, 0
-    for batch in _batches(rows, eval_length(base)):
-        input_ids, labels = _padded(base, [rows[i] for i in batch])
-        batches.append(tuple(t.to(base.device) for t in (input_ids, *supervised(labels))))
-        for i, n_tokens in zip(batch, (labels[:, 1:] != IGNORE).sum(dim=1).tolist(), strict=True):
-            places[i] = torch.arange(n_before, n_before + n_tokens)
+def eval_batches(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> EvalBatches:
+    """Put rows on the base's device, those of about equal length in one batch."""
+    batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    indices: dict[int, torch.Tensor] = {}  # row -> its targets among those of all batches
+    n_before = 0
+    for group in _grouped(rows, eval_length(base)):
+        input_ids, labels = _padded(base, [rows[i] for i in group])
+        positions, targets = supervised(labels)
+        batches.append((input_ids.to(base.device), positions.to(base.device), targets.to(base.device)))
+        for i, n_tokens in zip(group, (labels[:, 1:] != IGNORE).sum(dim=1).tolist(), strict=True):
+            indices[i] = torch.arange(n_before, n_before + n_tokens)
             n_before += n_tokens
-    order = torch.cat([places[i] for i in range(len(rows))])
+    order = torch.cat([indices[i] for i in range(len(rows))])
     return EvalBatches(batches=tuple(batches), order=order.to(base.device))
 
 
 @torch.no_grad()
-def states_of(model: "PreTrainedModel | PeftModel", held: EvalBatches) -> torch.Tensor:
+def states_of(model: "PreTrainedModel | PeftModel", rows: EvalBatches) -> torch.Tensor:
     """The state after the final norm that predicts each target, (n_tokens, width), row by row."""
-    states = [_hidden(model, ids).flatten(0, 1).index_select(0, positions) for ids, positions, _ in held.batches]
-    return torch.cat(states).index_select(0, held.order)
+    states = [_hidden(model, ids).flatten(0, 1).index_select(0, positions) for ids, positions, _ in rows.batches]
+    return torch.cat(states).index_select(0, rows.order)
 
 
 @torch.no_grad()
-def mean_nats(model: "PreTrainedModel | PeftModel", held: EvalBatches) -> torch.Tensor:
-    """Token-weighted mean cross-entropy, float32 a token and float64 in sum; a scalar on the device, not waited for."""
+def mean_nats(model: "PreTrainedModel | PeftModel", rows: EvalBatches) -> torch.Tensor:
+    """Token-weighted mean cross-entropy: a float64 scalar on the device, which nothing waits for.
+
+    A token's loss is float32, their sum float64.
+    """
     head = core_of(model).get_output_embeddings().weight
     total = torch.zeros((), dtype=torch.float64, device=head.device)
-    for input_ids, positions, targets in held.batches:
+    for input_ids, positions, targets in rows.batches:
         states = _hidden(model, input_ids).flatten(0, 1).index_select(0, positions)
         total += sum(nats.double().sum() for nats in _nats(states, head, targets))
-    return total / held.n_tokens
+    return total / rows.n_tokens
 
 
 def eval_loss(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> float:
     """Token-weighted mean cross-entropy over response and end tokens, in nats."""
     model.eval()
-    return float(mean_nats(model, held_out(core_of(model), rows)))
+    return float(mean_nats(model, eval_batches(core_of(model), rows)))
 
 
 def greedy(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
@@ -184,9 +195,9 @@ def greedy(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> li
 
 
 def prompts_of(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
-    """The last tokens of each row's prompt, so many that its continuation fits the evaluation length."""
-    room = eval_length(model) - MAX_NEW_TOKENS
-    return [list(row.input_ids[: row.n_prompt_tokens][-room:]) for row in rows]
+    """Each row's prompt, shortened at its front so that a continuation fits the evaluation length too."""
+    n_tokens = eval_length(model) - MAX_NEW_TOKENS
+    return [list(row.input_ids[: row.n_prompt_tokens][-n_tokens:]) for row in rows]
 
 
 @torch.no_grad()
@@ -201,16 +212,15 @@ def pooled_states(
         (len(rows), width).
     """
     model.eval()
-    joined = [
-        TokenRow(input_ids=tuple(prompt) + tuple(text), n_prompt_tokens=len(prompt))
-        for prompt, text in zip(prompts_of(model, rows), texts, strict=True)
-    ]
+    continued = []
+    for prompt, text in zip(prompts_of(model, rows), texts, strict=True):
+        continued.append(TokenRow(input_ids=tuple(prompt) + tuple(text), n_prompt_tokens=len(prompt)))
     pooled: dict[int, torch.Tensor] = {}
-    for batch in _batches(joined, eval_length(model)):
-        input_ids, labels = _padded(core_of(model), [joined[i] for i in batch])
+    for group in _grouped(continued, eval_length(model)):
+        input_ids, labels = _padded(core_of(model), [continued[i] for i in group])
         weights = (labels != IGNORE).float()
         means = mean_states(model, input_ids.to(model.device), weights.to(model.device))
-        pooled |= dict(zip(batch, means, strict=True))
+        pooled |= dict(zip(group, means, strict=True))
     return torch.stack([pooled[i] for i in range(len(rows))]).cpu().numpy()
 
 

@@ -2,8 +2,10 @@
 
 A source is "demo", a hub id, a local folder with weights, or "random:FOLDER" for a folder with a
 config and a tokenizer only: its weights are then drawn from a fixed seed, so that memory and time
-are real and quality is not. A folder with STAND_IN_FILE holds a stand-in, trained from nothing for a
+are real and quality is not. A folder with STAND_IN_FILE holds a stand-in, trained from scratch for a
 short while by tests/bench/stand_in.py, and every result over it says so.
+
+PyTorch and transformers are imported where they are used: the command line checks sources without them.
 """
 
 import hashlib
@@ -30,13 +32,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CODE_NAMING_FILES = ("config.json", "tokenizer_config.json")
-"""In which `auto_map` may name classes to import from a model's own folder or from another repo."""
+"""Their `auto_map` may name classes to import from a model's own folder or from another repo."""
 GPT2_POSITIONS = 1024
-"""Of a config that does not say."""
+"""Positions of a base whose config does not give them."""
 RANDOM_SEED = 0
 RANDOM_PREFIX = "random:"
 STAND_IN_FILE = "stand_in.json"
-"""Says how a stand-in was trained; `seconds` is for how long."""
+"""Describes how a stand-in was trained; `seconds` is its training time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ class BaseModel:
         source: as the user named it.
         folder: config.json, *.safetensors and tokenizer files.
         weights: where the weights come from; "random" ones say nothing about quality.
-        stand_in_seconds: for how long a stand-in was trained from nothing, else None.
+        stand_in_seconds: training time of a stand-in, else None.
     """
 
     source: str
@@ -123,19 +125,19 @@ def check_architecture(folder: Path) -> None:
         ConfigError: the model is made of such code, or its `model_type` is not one of MODEL_TYPES.
     """
     model_type = str(_values(folder / "config.json").get("model_type"))
-    naming = [name for name in CODE_NAMING_FILES if "auto_map" in _values(folder / name)]
-    if naming and not _is_transformers_own(model_type):
+    with_code = [name for name in CODE_NAMING_FILES if "auto_map" in _values(folder / name)]
+    if with_code and not _is_transformers_own(model_type):
         raise ConfigError(
-            f"BASE_MODEL: {naming[0]} in {str(folder)!r} names code to run (auto_map), and no code of a model is ever "
-            f"run; model_type {model_type!r} is not one of transformers' own; choose a model that is"
+            f"BASE_MODEL: {with_code[0]} in {str(folder)!r} names code to run (auto_map), and no code of a model is "
+            f"ever run; model_type {model_type!r} is not one of transformers' own; choose a model that is"
         )
     if model_type not in MODEL_TYPES:
         raise ConfigError(
             f"BASE_MODEL: model_type {model_type!r} in {str(folder / 'config.json')!r} is not supported"
             f"{did_you_mean(model_type, MODEL_TYPES)}"
         )
-    if naming:
-        _log_ignored_code(folder, " and ".join(naming))
+    if with_code:
+        _log_ignored_code(folder, " and ".join(with_code))
 
 
 def _is_transformers_own(model_type: str) -> bool:
@@ -165,7 +167,7 @@ def _values(path: Path) -> Mapping[str, Any]:
 
 
 def context_tokens(folder: Path) -> int:
-    """How many positions the base in a folder has, from its config alone."""
+    """Positions of the base in a folder, from its config alone; GPT2_POSITIONS where it does not give them."""
     values = _values(folder / "config.json")
     n_positions = values.get("n_positions", values.get("max_position_embeddings", GPT2_POSITIONS))
     if not isinstance(n_positions, int):
@@ -174,10 +176,10 @@ def context_tokens(folder: Path) -> int:
 
 
 def _stand_in_seconds(folder: Path) -> float:
-    """For how long a stand-in was trained.
+    """Training time of a stand-in.
 
     Raises:
-        ConfigError: the file does not say so.
+        ConfigError: its file is damaged or does not give it.
     """
     try:
         return float(json.loads((folder / STAND_IN_FILE).read_text(encoding="utf-8"))["seconds"])
@@ -188,7 +190,7 @@ def _stand_in_seconds(folder: Path) -> float:
 
 
 def _draw_weights(folder: Path, cache: Path) -> Path:
-    """Write config and tokenizer of `folder` with seeded random weights under `cache`; find them there later."""
+    """A folder under `cache` with the config and tokenizer of `folder` and seeded random weights; made once."""
     copied = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt")]
     hasher = hashlib.sha256(f"seed {RANDOM_SEED}".encode())
     for path in copied:
@@ -256,19 +258,19 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
     )
     model.requires_grad_(False)
     if precision == "nf4":
-        _keep_weights_trainable_through(model)
+        _forbid_repacking(model)
     return model.eval()
 
 
 def core_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
-    """The base model itself, with an adapter on it or without."""
+    """The transformers model itself, without peft's wrapper where it has one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _keep_weights_trainable_through(model: "PreTrainedModel") -> None:
+def _forbid_repacking(model: "PreTrainedModel") -> None:
     """Forbid bitsandbytes to repack 4-bit weights at the first CPU forward in evaluation mode.
 
-    On CPUs with AVX512-BF16 it does so, and the next backward pass raises.
+    It does so on CPUs with AVX512-BF16, and the next backward pass raises.
     """
     import bitsandbytes
 

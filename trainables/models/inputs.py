@@ -1,11 +1,10 @@
-"""Names of a base model and of rows -> both on this machine, checked and tokenized: what a Workload is made of."""
+"""From names of a base model and of rows to both on this machine, checked and tokenized: the parts of a Workload."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainables.data import alpaca
-from trainables.data import tokens as data
-from trainables.data.tokens import TokenizedData
+from trainables.data.alpaca import read_rows
+from trainables.data.tokens import TokenizedData, tokenize
 from trainables.models import base_model
 from trainables.models.base_model import BaseModel
 from trainables.values.config import ComputeDtype, Workload
@@ -16,7 +15,9 @@ class Inputs:
     """A base model and rows that lie on this machine.
 
     Attributes:
+        base: the model.
         rows_source: the rows as the user named them.
+        tokens: the rows, split and tokenized.
     """
 
     base: BaseModel
@@ -24,7 +25,7 @@ class Inputs:
     tokens: TokenizedData
 
     def workload(self, compute_dtype: ComputeDtype) -> Workload:
-        """These under one arithmetic."""
+        """The Workload of these inputs in `compute_dtype`."""
         return Workload(
             base_model=self.base.source,
             base_folder=str(self.base.folder.resolve()),
@@ -43,10 +44,10 @@ def fetch(base_source: str, rows_source: str, cache: Path) -> Inputs:
 
     Args:
         base_source, rows_source: as in trainables.models.base_model.find and trainables.data.alpaca.read_rows.
-        cache: folder for what is made on the way.
+        cache: folder for random weights and tokens.
     Raises:
         ConfigError, DataError, Unreachable: see those two.
     """
-    checked = alpaca.read_rows(rows_source)  # first: bad rows show before a large model is fetched
+    checked = read_rows(rows_source)  # first: bad rows show before a large model is fetched
     base = base_model.find(base_source, cache)
-    return Inputs(base=base, rows_source=rows_source, tokens=data.tokenize(checked, base.folder, cache))
+    return Inputs(base=base, rows_source=rows_source, tokens=tokenize(checked, base.folder, cache))

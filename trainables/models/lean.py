@@ -1,8 +1,7 @@
-"""The lean loop: the same training step without what a stock script spends on it.
+"""The lean loop: the mathematics of transformers' and peft's own modules, in fewer kernels and bytes.
 
-No logits but those of supervised tokens, and of these a chunk at a time; their gradient is made in the forward pass, as
-the head is frozen. GPT-2's gelu is one kernel that keeps its input; an adapter keeps its input in the
-compute dtype, not in float32. Same mathematics as transformers' and peft's own modules, in fewer kernels and bytes.
+The loss is that of trainables.models.chunked_loss. GELU is one kernel that keeps its input. An adapter keeps its input
+in the compute dtype, not in float32.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,39 +9,19 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import bitsandbytes
 import torch
+from peft.tuners.lora.layer import LoraLayer
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from trainables.data.tokens import IGNORE
 from trainables.models.base_model import core_of
+from trainables.models.chunked_loss import ChunkedLoss
 from trainables.models.families import family_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from peft.tuners.lora.layer import LoraLayer
     from transformers import PreTrainedModel
-
-LOSS_CHUNK_TOKENS = 256
-"""Supervised tokens whose logits exist at once."""
-ALIGNMENT = 8
-"""Matrix products with rows of so many elements use a GPU's fast kernels; a vocabulary of 50,257 does not."""
-
-
-def supervised(labels: torch.Tensor, *, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where a loss is taken, and what should be predicted there.
-
-    Args:
-        labels: (batch, length) on the host, IGNORE where no loss is taken.
-        multiple: the results' length is rounded up to it with positions 0 and targets IGNORE.
-    Returns:
-        positions in the flattened batch, and targets; both (n,), int64.
-    """
-    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()  # what each position should predict
-    positions = (wanted != IGNORE).nonzero().flatten()
-    targets = wanted[positions]
-    missing = -len(positions) % multiple
-    return F.pad(positions, (0, missing)), F.pad(targets, (0, missing), value=IGNORE)
 
 
 def lean_loss(
@@ -51,7 +30,8 @@ def lean_loss(
     """Mean cross-entropy in nats over the targets that are not IGNORE; nothing waits for the device.
 
     Args:
-        input_ids: (batch, length). positions, targets: as from `supervised`. All on the model's device.
+        input_ids: (batch, length).
+        positions, targets: as from `supervised`; like input_ids on the model's device.
     """
     core = core_of(model)
     with lean_modules(model):
@@ -62,10 +42,9 @@ def lean_loss(
 
 @contextmanager
 def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """Inside, activations that the family knows are one kernel each, and each plain LoRA module is one LoraLinear.
+    """Inside, a model runs the lean forward: GELU as one kernel, each plain LoRA module as one LoraLinear.
 
-    What is not known here (another activation, DoRA, a bias on the adapter, ...) keeps transformers' and peft's own
-    forward.
+    Anything else (another activation, DoRA, a bias on the adapter, ...) keeps transformers' and peft's own forward.
     """
     stock = _activations(core_of(model))
     adapted = [layer for layer in adapted_layers(model) if not layer.disable_adapters and is_plain_lora(layer)]
@@ -83,7 +62,7 @@ def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
 
 
 def _activations(core: "PreTrainedModel") -> dict[tuple[torch.nn.Module, str], torch.nn.Module]:
-    """Where the blocks of a base have an activation that torch.nn.GELU(approximate="tanh") is, and what is there."""
+    """The activations of a base that torch.nn.GELU(approximate="tanh") can replace, by owner and attribute name."""
     family = family_of(core.config.model_type)
     if family is None or family.activation is None:
         return {}
@@ -95,8 +74,8 @@ def _activations(core: "PreTrainedModel") -> dict[tuple[torch.nn.Module, str], t
     return {(owner, leaf): getattr(owner, leaf) for owner in owners}
 
 
-def is_plain_lora(layer: "LoraLayer") -> bool:
-    """Whether base(x) + scaling * B A dropout(x) is all that peft's layer computes."""
+def is_plain_lora(layer: LoraLayer) -> bool:
+    """Whether peft's layer computes base(x) + scaling * B A dropout(x) and nothing else."""
     if len(layer.active_adapters) != 1 or layer.merged:
         return False
     (name,) = layer.active_adapters
@@ -107,19 +86,17 @@ def is_plain_lora(layer: "LoraLayer") -> bool:
 
 
 def _is_known_linear(module: torch.nn.Module) -> bool:
-    """Whether the lean backward pass knows how a frozen module holds its weight."""
-    return is_conv1d(module) or isinstance(module, torch.nn.Linear)  # of bitsandbytes' modules Linear4bit is one
+    """Whether the lean backward pass knows the layout of a frozen module's weight."""
+    return is_conv1d(module) or isinstance(module, torch.nn.Linear)  # bitsandbytes' Linear4bit is an nn.Linear
 
 
-def adapted_layers(model: "PreTrainedModel | PeftModel") -> "list[LoraLayer]":
+def adapted_layers(model: "PreTrainedModel | PeftModel") -> list[LoraLayer]:
     """The modules of a model that have a LoRA adapter."""
-    from peft.tuners.lora.layer import LoraLayer
-
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def adapted_forward(layer: "LoraLayer", x: torch.Tensor) -> torch.Tensor:
-    """What peft's layer of a plain LoRA adapter computes: base(x) + scaling * B A dropout(x)."""
+def adapted_forward(layer: LoraLayer, x: torch.Tensor) -> torch.Tensor:
+    """The lean forward of peft's layer of a plain LoRA adapter: base(x) + scaling * B A dropout(x)."""
     (name,) = layer.active_adapters
     if not (layer.training or torch.is_grad_enabled()):
         weights = layer.lora_A[name].weight, layer.lora_B[name].weight
@@ -133,9 +110,17 @@ def adapted_forward(layer: "LoraLayer", x: torch.Tensor) -> torch.Tensor:
 def read_through(
     x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, base: torch.nn.Module, scaling: float | torch.Tensor
 ) -> torch.Tensor:
-    """LoraLinear's forward where nothing is learned: the adapter is rounded to x's dtype, as W and x are already.
+    """LoraLinear's forward for inference: the adapter is rounded to x's dtype, as W and x are already.
 
     Two products, with sums in float32, and no copies of x or y in float32.
+
+    Args:
+        x: (..., inputs).
+        a, b: (rank, inputs) and (outputs, rank), float32.
+        base: the frozen linear module.
+        scaling: factor on B A.
+    Returns:
+        (..., outputs), in x's dtype.
     """
     if torch.is_tensor(scaling) or scaling != 1:
         b = b * scaling
@@ -149,7 +134,7 @@ class LoraLinear(torch.autograd.Function):
     """A frozen linear module with a LoRA adapter (Hu et al. 2021, arXiv:2106.09685, section 4.1).
 
     y = W x + scaling * B A dropout(x); the adapter's products are in float32 whatever W is in, see `adapter_products`.
-    Kept for the backward pass: x as it came, the dropout's mask, and scaling * A dropout(x).
+    Saved for the backward pass: x in its own dtype, the dropout's mask, and scaling * A dropout(x).
     """
 
     @staticmethod
@@ -172,7 +157,7 @@ class LoraLinear(torch.autograd.Function):
             low = dropped.mm(a.T) * scaling  # (tokens, rank)
             y.flatten(0, -2).add_(low.mm(b.T))
         ctx.save_for_backward(flat, mask, low, a, b)
-        ctx.base, ctx.scaling, ctx.kept = base, scaling, 1 / (1 - dropout)
+        ctx.base, ctx.scaling, ctx.dropout_scale = base, scaling, 1 / (1 - dropout)
         return y
 
     @staticmethod
@@ -181,19 +166,19 @@ class LoraLinear(torch.autograd.Function):
         dy = upstream.flatten(0, -2)
         with adapter_products(upstream):
             dy32 = dy.float()
-            # (tokens, rank); dropout's factor is taken here, and nothing of `low`, which beta leaves out
-            d_low = torch.addmm(low, dy32, b, beta=0, alpha=ctx.kept).mul_(ctx.scaling)
+            # (tokens, rank); alpha is dropout's factor, and beta=0 leaves out `low`
+            d_low = torch.addmm(low, dy32, b, beta=0, alpha=ctx.dropout_scale).mul_(ctx.scaling)
             d_b = dy32.T.mm(low)
             del dy32
-            kept32 = torch.empty_like(flat, dtype=torch.float32)  # the inputs that dropout let through
-            d_a = d_low.T.mm(kept32.copy_(flat) if mask is None else torch.mul(flat, mask, out=kept32))
-            del kept32
+            inputs32 = torch.empty_like(flat, dtype=torch.float32)  # those that dropout let through
+            d_a = d_low.T.mm(inputs32.copy_(flat) if mask is None else torch.mul(flat, mask, out=inputs32))
+            del inputs32
         if not ctx.needs_input_grad[0]:
             return None, d_a, d_b, None, None, None
         d_x = _input_gradient(ctx.base, dy)
         with adapter_products(upstream):
-            of_adapter = d_low.mm(a)
-        d_x = d_x.add_(of_adapter) if mask is None else d_x.addcmul_(of_adapter, mask)
+            adapter_d_x = d_low.mm(a)
+        d_x = d_x.add_(adapter_d_x) if mask is None else d_x.addcmul_(adapter_d_x, mask)
         return d_x.view(*upstream.shape[:-1], -1), d_a, d_b, None, None, None
 
 
@@ -228,24 +213,26 @@ def is_conv1d(module: torch.nn.Module) -> bool:
 
 
 def full_weight(module: torch.nn.Module) -> torch.Tensor | None:
-    """(outputs, inputs), what a 4-bit linear module multiplies by; None of any other module."""
+    """A 4-bit linear module's dequantized weight, (outputs, inputs); None for any other module."""
     state = getattr(getattr(module, "weight", None), "quant_state", None)
     if state is None:
         return None
-    import bitsandbytes
-
     return bitsandbytes.functional.dequantize_4bit(module.weight.data, state)
 
 
 def full_weights(base: "PreTrainedModel") -> dict[torch.nn.Module, torch.Tensor]:
-    """Of each 4-bit module; as much memory as they would take at 16 bits."""
-    found = ((module, full_weight(module)) for module in base.modules())
-    return {module: weight for module, weight in found if weight is not None}
+    """The dequantized weight of every 4-bit module; they take as much memory as at 16 bits."""
+    weights: dict[torch.nn.Module, torch.Tensor] = {}
+    for module in base.modules():
+        weight = full_weight(module)
+        if weight is not None:
+            weights[module] = weight
+    return weights
 
 
 @contextmanager
 def multiplied_by(weights: Mapping[torch.nn.Module, torch.Tensor]) -> Iterator[None]:
-    """Inside, 4-bit modules multiply by weights from `full_weights` instead of making their own for each product."""
+    """Inside, 4-bit modules multiply by weights from `full_weights` instead of dequantizing for each product."""
     try:
         for module, weight in weights.items():
             module.forward = partial(F.linear, weight=weight, bias=module.bias)
@@ -253,58 +240,3 @@ def multiplied_by(weights: Mapping[torch.nn.Module, torch.Tensor]) -> Iterator[N
     finally:
         for module in weights:
             module.__dict__.pop("forward", None)
-
-
-class ChunkedLoss(torch.autograd.Function):
-    """Mean cross-entropy under a frozen head, its gradient made in the forward pass.
-
-    With p = softmax(W h): loss = -log p[t], and d loss / d h = W^T (p - onehot(t)). Only one
-    chunk's p is ever alive; the gradient is kept unscaled in float32, so that float16 loses none of it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """states: (n, width); head: (vocabulary, width); targets: (n,), some may be IGNORE."""
-        gradient = torch.empty_like(states, dtype=torch.float32)
-        counts = targets != IGNORE
-        total = torch.zeros((), device=states.device)
-        for start in range(0, len(states), LOSS_CHUNK_TOKENS):
-            chunk = slice(start, start + LOSS_CHUNK_TOKENS)
-            losses, gradient[chunk] = _losses_and_gradient(states[chunk], head, targets[chunk].clamp(min=0)[:, None])
-            total += (losses * counts[chunk]).sum()
-        ctx.save_for_backward(gradient, counts)
-        ctx.dtype = states.dtype
-        return total / counts.sum()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        gradient, counts = ctx.saved_tensors
-        return (gradient * (upstream * counts / counts.sum())[:, None]).to(ctx.dtype), None, None
-
-
-def aligned_logits(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """Logits of states (n, width) under a head (vocabulary, width): (n, vocabulary rounded up to ALIGNMENT).
-
-    The vocabulary is taken in two parts, the first a multiple of ALIGNMENT; logits beyond it are -inf.
-    """
-    n_words = len(head)
-    n_whole = n_words - n_words % ALIGNMENT
-    logits = states.new_empty(len(states), -(-n_words // ALIGNMENT) * ALIGNMENT)
-    logits[:, n_words:] = -torch.inf
-    torch.mm(states, head[:n_whole].T, out=logits[:, :n_whole])
-    if n_whole < n_words:
-        logits[:, n_whole:n_words] = states.mm(head[n_whole:].T)
-    return logits
-
-
-def _losses_and_gradient(
-    states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of each token of one chunk, (chunk,), and its gradient to the states, (chunk, width)."""
-    p = aligned_logits(states, head).float().log_softmax(dim=-1)  # the narrow logits go before it is made
-    losses = -p.gather(1, targets).flatten()
-    p = p.exp_().scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype)).to(head.dtype)
-    n_words = len(head)
-    n_whole = n_words - n_words % ALIGNMENT
-    gradient = p[:, :n_whole].mm(head[:n_whole])
-    return losses, gradient.addmm_(p[:, n_whole:n_words], head[n_whole:]) if n_whole < n_words else gradient

@@ -1,4 +1,7 @@
-"""A LoRA adapter on a frozen base: attach, detach, turn into files and back (peft)."""
+"""A LoRA adapter on a frozen base, by peft: attach, detach, write to files, read back.
+
+torch and peft are imported where they are used: the export command imports this module for its file names.
+"""
 
 import json
 import warnings
@@ -26,10 +29,10 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 def attach(base: "PreTrainedModel", config: TrialConfig, *, base_name: str) -> "PeftModel":
     """Add a fresh adapter in float32; its weights depend on `config.seed` only.
 
-    Equal seeds give equal A matrices at both precisions; B is zero (Hu et al. 2021, section 4.1).
+    Equal seeds give equal A matrices at both precisions; B is zero (Hu et al. 2021, arXiv:2106.09685, section 4.1).
 
     Args:
-        base_name: recorded in the adapter's files as the model it belongs to.
+        base_name: the model that the adapter belongs to, as its files will name it.
     Raises:
         ConfigError: a target matches no module of this base.
     """
@@ -64,9 +67,11 @@ def _lora_config(config: TrialConfig) -> "LoraConfig":
 
 
 def is_transposed(config: TrialConfig) -> bool:
-    """Whether the modules that a config adapts hold (inputs, outputs)."""
-    owner = next((family for family in FAMILIES if set(config.targets) <= set(family.targets)), None)
-    return config.precision == "16bit" and owner is not None and owner.is_transposed
+    """Whether the weights of the modules that a config adapts are (inputs, outputs)."""
+    for family in FAMILIES:
+        if set(config.targets) <= set(family.targets):
+            return config.precision == "16bit" and family.is_transposed
+    return False
 
 
 def detach(model: "PeftModel") -> "PreTrainedModel":
@@ -82,7 +87,7 @@ def _as_loaded(base: "PreTrainedModel") -> "PreTrainedModel":
 
 @contextmanager
 def _untouched_on_failure(base: "PreTrainedModel") -> Iterator[None]:
-    """Put every module back that was exchanged inside, if it fails there; peft leaves what it has done so far."""
+    """If the block fails, put back every module that it replaced; peft would leave half an adapter."""
     modules = dict(base.named_modules())
     try:
         yield
@@ -95,12 +100,12 @@ def _untouched_on_failure(base: "PreTrainedModel") -> Iterator[None]:
 
 
 def matrices_of(model: "PeftModel") -> "dict[str, torch.Tensor]":
-    """A (rank, inputs) and B (outputs, rank) of each module of an attached adapter, by their names in the model."""
+    """A (rank, inputs) and B (outputs, rank) of every adapted module, by their names in the model."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def fresh_matrices(base: "PreTrainedModel", config: TrialConfig) -> "dict[str, torch.Tensor]":
-    """Those of a fresh adapter, on the base's device and not attached to anything."""
+    """The matrices of a fresh adapter, on the base's device, attached to nothing."""
     model = attach(base, config, base_name="none")
     try:
         return matrices_of(model)
@@ -113,19 +118,21 @@ def to_files(config: TrialConfig, matrices: "Mapping[str, torch.Tensor]", *, bas
 
     Args:
         matrices: by their names in the model.
-        base_name: recorded as the model that it belongs to.
+        base_name: the model that the adapter belongs to.
     """
     from safetensors.torch import save
 
-    lora = _lora_config(config).to_dict() | {"base_model_name_or_path": base_name, "inference_mode": True}
-    lora["target_modules"] = sorted(lora["target_modules"])  # a set's order would change from process to process
-    named = {name_in_file(name): matrix.detach().cpu().contiguous() for name, matrix in matrices.items()}
-    settings = json.dumps(lora, indent=2, sort_keys=True).encode()
-    return dict(zip(FILES, (settings, save(named, metadata={"format": "pt"})), strict=True))
+    settings = _lora_config(config).to_dict() | {"base_model_name_or_path": base_name, "inference_mode": True}
+    settings["target_modules"] = sorted(settings["target_modules"])  # a set's order changes from process to process
+    on_host = {name_in_file(name): matrix.detach().cpu().contiguous() for name, matrix in matrices.items()}
+    return {
+        "adapter_config.json": json.dumps(settings, indent=2, sort_keys=True).encode(),
+        "adapter_model.safetensors": save(on_host, metadata={"format": "pt"}),
+    }
 
 
 def name_in_file(name: str) -> str:
-    """peft leaves the adapter's own name out of its file."""
+    """The name of a matrix in peft's file, which leaves out the adapter's own name ("default")."""
     return name.replace(".default.", ".")
 
 
@@ -145,13 +152,14 @@ def from_files(base: "PreTrainedModel", files: Mapping[str, bytes]) -> "PeftMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """An adapter outside of any model.
+class AdapterWeights:
+    """An adapter that is attached to no model, on the host.
 
     Attributes:
-        matrices: A (rank, inputs) and B (outputs, rank) of each module, by their names in the file.
-        targets: the kinds of module that have one.
-        scaling: of B A.
+        matrices: A (rank, inputs) and B (outputs, rank) of every adapted module, by their names in the file.
+        targets: the adapted modules, see TrialConfig.targets.
+        rank: of A and B.
+        scaling: factor on B A.
     """
 
     matrices: "Mapping[str, torch.Tensor]"
@@ -160,15 +168,15 @@ class Weights:
     scaling: float
 
 
-def read_files(files: Mapping[str, bytes]) -> Weights:
-    """What `to_files` wrote, on the host; a damaged file is an error of safetensors' or json's kind."""
+def read_files(files: Mapping[str, bytes]) -> AdapterWeights:
+    """Read what `to_files` wrote; a damaged file is an error of safetensors' or json's kind."""
     from safetensors.torch import load
 
-    lora = json.loads(files["adapter_config.json"])
-    rank = lora["r"]
-    return Weights(
+    settings = json.loads(files["adapter_config.json"])
+    rank = settings["r"]
+    return AdapterWeights(
         matrices=load(files["adapter_model.safetensors"]),
-        targets=ordered_targets(lora["target_modules"]),
+        targets=ordered_targets(settings["target_modules"]),
         rank=rank,
-        scaling=lora["lora_alpha"] / (sqrt(rank) if lora["use_rslora"] else rank),
+        scaling=settings["lora_alpha"] / (sqrt(rank) if settings["use_rslora"] else rank),
     )

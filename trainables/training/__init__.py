@@ -1,1 +1,1 @@
-"""The training step: one engine eager, one as CUDA graphs; the batches that both read."""
+"""The training step: the eager and the graph engine behind one Protocol, their batches, the cost of a step."""

@@ -1,16 +1,18 @@
-"""What the steps of a trial read: batches drawn from its seed, as tensors or packed for captured steps."""
+"""What the steps of a trial read: padded batches in an order drawn from its seed, and their form for captured steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from trainables.data import tokens
-from trainables.models.lean import LOSS_CHUNK_TOKENS, supervised
+from trainables.cost.predicted_memory import LOSS_CHUNK_TOKENS
+from trainables.data.tokens import TokenRow, pad
+from trainables.models.chunked_loss import supervised
 from trainables.values.config import Loop, TrialConfig
 
 MULTIPLE_TOKENS = 64
-"""But in a stock script's steps, batches are as long as their longest row rounded up to it: captured steps are few."""
+"""Lengths are rounded up to a multiple of this so that few shapes (graphs) occur; standard + eager trials do not round.
+"""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """input_ids and labels on the host, both (rows, length), int64; labels are IGNORE where no loss is taken."""
@@ -18,7 +20,12 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepShape:
-    """Sizes of one recorded step: rows, their length, and in the lean loop places for supervised tokens."""
+    """Sizes that the CUDA graph of a training step is captured for.
+
+    Attributes:
+        n_rows, length: of the padded batch.
+        n_targets: places for supervised tokens in the lean loop, which need not all be used; 0 in the standard loop.
+    """
 
     n_rows: int
     length: int
@@ -26,26 +33,44 @@ class StepShape:
 
     @property
     def n_tokens(self) -> int:
+        """Of the batch, padding included."""
         return self.n_rows * self.length
 
 
 GraphInput = tuple[StepShape, torch.Tensor]
-"""A batch as the one vector that a recorded step reads, (n,) int64 on the host: its tokens, then labels or positions
-and targets."""
+"""A batch as the one vector that a captured step reads, (n,) int64 on the host: its tokens, then the labels (standard
+loop) or the positions and the targets of supervised tokens (lean loop)."""
 
 
-def packed(batch: Batch, loop: str) -> GraphInput:
-    """A batch for a recorded step; places for supervised tokens are rounded up to whole chunks."""
+def full_batch(config: TrialConfig, n_words: int) -> Batch:
+    """The largest batch that a trial may meet, random tokens that are all supervised: cost is measured on it."""
+    shape = (config.batch_size, config.max_length_tokens)
+    ids = torch.randint(n_words, shape, generator=torch.Generator().manual_seed(0))
+    return ids, ids
+
+
+def packed(batch: Batch, loop: Loop) -> GraphInput:
+    """A batch for a captured step; places for supervised tokens are rounded up to whole chunks of the loss."""
     input_ids, labels = batch
-    found = supervised(labels, multiple=LOSS_CHUNK_TOKENS) if loop == "lean" else (labels.flatten(),)
-    n_targets = len(found[0]) if loop == "lean" else 0
-    shape = StepShape(n_rows=len(input_ids), length=input_ids.shape[1], n_targets=n_targets)
-    return shape, torch.cat([input_ids.flatten(), *found])
+    n_rows, length = input_ids.shape
+    if loop == "standard":
+        return StepShape(n_rows=n_rows, length=length), torch.cat([input_ids.flatten(), labels.flatten()])
+    positions, targets = supervised(labels, multiple=LOSS_CHUNK_TOKENS)
+    shape = StepShape(n_rows=n_rows, length=length, n_targets=len(positions))
+    return shape, torch.cat([input_ids.flatten(), positions, targets])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
-    """All that batches depend on, given the rows; a trial, its baseline and most other trials of a sweep have the same."""
+    """All that the batches of a trial depend on beside the rows; most trials of a sweep have the same plan.
+
+    Attributes:
+        seed: of the order of rows.
+        n_steps: batches in all.
+        batch_size: rows of each.
+        max_length_tokens: rows keep their last so many tokens.
+        multiple: lengths are rounded up to it.
+    """
 
     seed: int
     n_steps: int
@@ -55,6 +80,7 @@ class BatchPlan:
 
     @classmethod
     def of(cls, config: TrialConfig) -> "BatchPlan":
+        """The plan of a trial; the same for its baseline."""
         stock = (config.loop, config.engine) == ("standard", "eager")
         return cls(
             seed=config.seed,
@@ -66,29 +92,38 @@ class BatchPlan:
 
 
 class Batches:
-    """The batches of a draw, one a step."""
+    """The batches of a plan.
 
-    def __init__(self, draw: BatchPlan, rows: Sequence[tokens.TokenRow], *, pad_id: int) -> None:
-        """Each pass visits all rows in an order drawn from the seed."""
-        generator = torch.Generator().manual_seed(draw.seed)
+    Attributes:
+        batches: one an optimizer step, for an EagerEngine.
+    """
+
+    def __init__(self, plan: BatchPlan, rows: Sequence[TokenRow], *, pad_id: int) -> None:
+        """Each pass visits all rows in an order drawn from the seed.
+
+        Args:
+            rows: of the training split.
+            pad_id: token that fills up shorter rows.
+        """
+        generator = torch.Generator().manual_seed(plan.seed)
         order: list[int] = []
         self.batches: list[Batch] = []
-        for _ in range(draw.n_steps):
-            while len(order) < draw.batch_size:
+        for _ in range(plan.n_steps):
+            while len(order) < plan.batch_size:
                 order += torch.randperm(len(rows), generator=generator).tolist()
-            batch, order = order[: draw.batch_size], order[draw.batch_size :]
+            batch, order = order[: plan.batch_size], order[plan.batch_size :]
             self.batches.append(
-                tokens.pad(
+                pad(
                     [rows[i] for i in batch],
-                    max_length_tokens=draw.max_length_tokens,
+                    max_length_tokens=plan.max_length_tokens,
                     pad_id=pad_id,
-                    multiple=draw.multiple,
+                    multiple=plan.multiple,
                 )
             )
         self._packed: dict[Loop, list[GraphInput]] = {}
 
     def packed(self, loop: Loop) -> list[GraphInput]:
-        """The same for captured steps."""
+        """The same batches for a GraphEngine, see `packed`; made once for each loop."""
         if loop not in self._packed:
             self._packed[loop] = [packed(batch, loop) for batch in self.batches]
         return self._packed[loop]

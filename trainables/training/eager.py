@@ -1,7 +1,4 @@
-"""The training step: AdamW on the adapter alone, gradient clipping, float16 with loss scaling.
-
-An engine owns the optimizer of one adapter and nothing global; `step` takes one padded batch.
-"""
+"""The eager engine: the training step as PyTorch executes Python, one operation at a time."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
 from trainables.evaluation.held_out import EvalBatches, mean_nats
-from trainables.models.lean import lean_loss, supervised
+from trainables.models.chunked_loss import supervised
+from trainables.models.lean import lean_loss
 from trainables.training.batches import Batch
 from trainables.training.engine import (
     BETAS,
@@ -31,17 +29,26 @@ if TYPE_CHECKING:
 
 
 class EagerEngine:
-    """One operation at a time, as PyTorch executes Python.
+    """Trains the adapter that is attached to a model; the Engine that runs anywhere.
 
     Weights of the base stay in the compute dtype without autocast; the adapter, its gradients and
     moments are float32 (peft casts its input). With float16 the loss is scaled and a step whose
     gradients overflow is skipped, the scale halved (Micikevicius et al. 2018, arXiv:1710.03740).
 
     Attributes:
-        n_bad_gradients: steps whose gradient norm was not finite; a scalar on the device.
+        parameters: the adapter's matrices.
+        optimizer: AdamW on them.
+        n_bad_gradients: see Engine.
     """
 
     def __init__(self, model: "PeftModel", config: TrialConfig, *, compute_dtype: ComputeDtype, device: str) -> None:
+        """
+        Args:
+            model: the base with a fresh adapter.
+            config: its loop and learning rate are used.
+            compute_dtype: of the base.
+            device: "cuda" or "cpu", where the model is.
+        """
         self._model = model
         self._device = device
         self._lean = config.loop == "lean"
@@ -61,7 +68,7 @@ class EagerEngine:
 
     @property
     def loss_scale(self) -> float:
-        """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
+        """See Engine."""
         scaler = self._accelerator.scaler
         return float(scaler.get_scale()) if scaler is not None else 1.0
 
@@ -83,50 +90,46 @@ class EagerEngine:
         return loss.detach()
 
     def run(self, batches: Sequence[Batch]) -> torch.Tensor:
-        """One step a batch; returns their losses, (len(batches),) on the device."""
+        """One step a batch, see Engine."""
         return torch.stack([self.step(*batch) for batch in batches])
 
-    def eval_loss(self, held: EvalBatches) -> float:
-        """Mean loss over held-out rows, in nats."""
+    def eval_loss(self, rows: EvalBatches) -> float:
+        """See Engine."""
         self._model.eval()
-        return float(mean_nats(self._model, held))
+        return float(mean_nats(self._model, rows))
 
     def state(self) -> EngineState:
-        """Where training stands, on the host."""
+        """See Engine."""
         slots = [self.optimizer.state[p] for p in self.parameters]
-        steps, first, second = ([slot[name] for slot in slots if slot] for name in ("step", "exp_avg", "exp_avg_sq"))
-        nothing = [torch.zeros_like(p) for p in self.parameters]  # float16 can have skipped every step so far
+        slots = [slot for slot in slots if slot]  # none before the first update; float16 can skip every step so far
+        zeros = [torch.zeros_like(p) for p in self.parameters]
         return EngineState(
             weights=flattened(self.parameters),
-            first_moments=flattened(first or nothing),
-            second_moments=flattened(second or nothing),
-            n_updates=int(steps[0]) if steps else 0,
+            first_moments=flattened([slot["exp_avg"] for slot in slots] or zeros),
+            second_moments=flattened([slot["exp_avg_sq"] for slot in slots] or zeros),
+            n_updates=int(slots[0]["step"]) if slots else 0,
             n_bad_gradients=int(self.n_bad_gradients),
             **scaling_of(self._accelerator.scaler),
         )
 
     @torch.no_grad()
     def restore(self, state: EngineState) -> None:
-        """Go on from what `state` of an engine of the same config gave.
-
-        Raises:
-            ValueError: it is of an adapter of another size.
-        """
+        """See Engine."""
         unflatten(state.weights, self.parameters)
-        moments = [[torch.empty_like(p) for p in self.parameters] for _ in range(2)]
-        unflatten(state.first_moments, moments[0])
-        unflatten(state.second_moments, moments[1])
+        first = [torch.empty_like(p) for p in self.parameters]
+        second = [torch.empty_like(p) for p in self.parameters]
+        unflatten(state.first_moments, first)
+        unflatten(state.second_moments, second)
         if state.n_updates:
-            slots = {
-                i: {"step": torch.tensor(float(state.n_updates)), "exp_avg": first, "exp_avg_sq": second}
-                for i, (first, second) in enumerate(zip(*moments, strict=True))
-            }
+            slots = {}
+            for i, (m, v) in enumerate(zip(first, second, strict=True)):
+                slots[i] = {"step": torch.tensor(float(state.n_updates)), "exp_avg": m, "exp_avg_sq": v}
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self.n_bad_gradients.fill_(state.n_bad_gradients)
         set_scaling(self._accelerator.scaler, state)
 
     def _loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        found = supervised(labels) if self._lean else (labels,)  # on the host: nothing waits for the device
-        values = [t.to(self._device, non_blocking=True) for t in (input_ids, *found)]
+        wanted = supervised(labels) if self._lean else (labels,)  # on the host: nothing waits for the device
+        values = [t.to(self._device, non_blocking=True) for t in (input_ids, *wanted)]
         return (lean_loss if self._lean else standard_loss)(self._model, *values)

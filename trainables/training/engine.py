@@ -1,4 +1,4 @@
-"""What every engine of the training step is, and the pieces that they share."""
+"""Engine: what trial.py asks of whatever trains an adapter; and what the engines share."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,28 +22,33 @@ EPSILON = 1e-8
 class Engine(Protocol):
     """Trains the adapter of one trial: AdamW on its matrices alone, gradient clipping, float16 with loss scaling.
 
+    All engines take the same steps and can go on from each other's state. To add one: a class with these members, a
+    name in trainables.values.config.EngineName, a branch in trainables.trial, and an entry in the contract's tests.
+
     Attributes:
-        parameters: the trial's own matrices, in the order in which peft attaches them.
-        n_bad_gradients: steps whose gradient norm was not finite; a scalar on the device.
+        parameters: the trial's own matrices, in the order in which peft attaches them; up to date after each `run`.
     """
 
     parameters: list[torch.Tensor]
 
     @property
-    def n_bad_gradients(self) -> torch.Tensor: ...
+    def n_bad_gradients(self) -> torch.Tensor:
+        """Steps so far whose gradient norm was not finite; an int64 scalar on the device."""
 
     @property
     def loss_scale(self) -> float:
         """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
 
     def run(self, steps: Sequence[Any]) -> torch.Tensor:
-        """One optimizer step for each element of `steps`, a batch in the engine's own form.
+        """Do one optimizer step for each element of `steps`.
 
+        Args:
+            steps: batches in the engine's own form: Batch for the eager engine, GraphInput for the graph engine.
         Returns:
             (len(steps),), the mean training loss in nats of each, on the device; nothing waits for it.
         """
 
-    def eval_loss(self, held: EvalBatches) -> float:
+    def eval_loss(self, rows: EvalBatches) -> float:
         """Token-weighted mean loss in nats over held-out rows, with the adapter as it is now."""
 
     def state(self) -> EngineState:
@@ -64,7 +69,10 @@ def standard_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Ten
 
 
 def flattened(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-    """All of them as one float32 vector on the host; takes no memory on their device, and no tensor lives on in it."""
+    """The elements of all tensors as one float32 vector on the host.
+
+    It is NumPy's own memory: no device memory is taken, and no tensor is kept alive by it.
+    """
     sizes = [tensor.numel() for tensor in tensors]
     host = np.empty(sum(sizes), dtype=np.float32)
     for part, tensor in zip(torch.from_numpy(host).split(sizes), tensors, strict=True):
@@ -74,10 +82,10 @@ def flattened(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:
 
 @torch.no_grad()
 def unflatten(vector: NDArray[np.float32], tensors: Sequence[torch.Tensor]) -> None:
-    """The other way round, into tensors that exist.
+    """Inverse of `flattened`: copy a flat vector into existing tensors.
 
     Raises:
-        ValueError: the vector is of another length.
+        ValueError: the vector's length is not the tensors' number of elements.
     """
     sizes = [tensor.numel() for tensor in tensors]
     if vector.shape != (sum(sizes),):
@@ -87,7 +95,7 @@ def unflatten(vector: NDArray[np.float32], tensors: Sequence[torch.Tensor]) -> N
 
 
 def scaling_of(scaler: torch.amp.GradScaler | None) -> dict[str, float | int]:
-    """The fields of EngineState that a loss scaler has."""
+    """The fields of EngineState that describe float16's loss scaling; empty where the loss is not scaled."""
     if scaler is None or not scaler.is_enabled():
         return {}
     state = scaler.state_dict()
@@ -95,7 +103,7 @@ def scaling_of(scaler: torch.amp.GradScaler | None) -> dict[str, float | int]:
 
 
 def set_scaling(scaler: torch.amp.GradScaler | None, state: EngineState) -> None:
-    """Give a loss scaler what `scaling_of` read."""
+    """Inverse of `scaling_of`; nothing where the loss is not scaled."""
     if scaler is not None and scaler.is_enabled():
-        own = {"scale": state.loss_scale, "_growth_tracker": state.n_good_steps}
-        scaler.load_state_dict(scaler.state_dict() | own)
+        scaling = {"scale": state.loss_scale, "_growth_tracker": state.n_good_steps}
+        scaler.load_state_dict(scaler.state_dict() | scaling)

@@ -1,261 +1,29 @@
-"""The training step as CUDA graphs: recorded once, replayed for many trials without running Python again.
+"""The graph engine: one trial trained by replaying CUDA graphs that serve many."""
 
-A StepGraphs is recorded on the bare base with an adapter of its own, whose rank is rounded up; what a trial chooses (rank,
-alpha, learning rate, seed) lies in tensors on the device. A padded row of A and the padded column of B beside it are
-both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import torch
 
-from trainables.capture.capture import attached_matrices, padded_rank
-from trainables.evaluation.held_out import EvalBatches, mean_nats
-from trainables.models import lora
-from trainables.models.lean import lean_loss
-from trainables.training.batches import GraphInput, StepShape
-from trainables.training.engine import (
-    BETAS,
-    EPSILON,
-    MAX_GRAD_NORM,
-    flattened,
-    scaling_of,
-    set_scaling,
-    standard_loss,
-    unflatten,
-)
+from trainables.evaluation.held_out import EvalBatches
+from trainables.training.batches import GraphInput
+from trainables.training.step_graphs import StepGraphs
 from trainables.values.checkpoint import EngineState
-from trainables.values.config import ComputeDtype, Precision, TrialConfig
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
-N_WARM_UP_STEPS = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphKey:
-    """What a step graphs is recorded for; all else that a trial chooses may change between replays."""
-
-    precision: Precision
-    targets: tuple[str, ...]
-    dropout: float
-    loop: str
-    rank: int
-
-
-def graph_key(config: TrialConfig) -> GraphKey:
-    """The kind of step graphs that can train a config."""
-    return GraphKey(
-        precision=config.precision,
-        targets=config.targets,
-        dropout=config.dropout,
-        loop=config.loop,
-        rank=padded_rank(config.rank),
-    )
-
-
-class StepGraphs:
-    """Captured steps of one kind on one base; belongs to a worker and serves one trial after the other.
-
-    Attributes:
-        kind: what it can train.
-        held: what it is evaluated on.
-        loss_nats: of the last replayed step.
-        eval_loss_nats: of the last replayed evaluation.
-        n_bad_gradients: since `load`; all scalars on the device.
-    """
-
-    def __init__(
-        self,
-        base: "PreTrainedModel",
-        config: TrialConfig,
-        *,
-        held: EvalBatches,
-        compute_dtype: ComputeDtype,
-        pool: tuple[int, int],
-        stream: torch.cuda.Stream,
-    ) -> None:
-        """
-        Args:
-            base: without an adapter.
-            held: what a trial is evaluated on.
-            pool: from torch.cuda.graph_pool_handle; step graphs that never replay at once may share it, since nothing
-                in it outlives a replay.
-            stream: to record on; libraries keep a workspace for each stream that they have seen.
-        """
-        self.kind = graph_key(config)
-        self._base = base
-        self._config = replace(config, rank=self.kind.rank)
-        self.held = held
-        self._pool = pool
-        self._stream = stream
-        self._evaluation: torch.cuda.CUDAGraph | None = None
-        self._steps: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._scaling = torch.zeros((), device="cuda")
-        self._learning_rate = torch.zeros((), device="cuda")
-        self.loss_nats = torch.zeros((), device="cuda")
-        self.eval_loss_nats = torch.zeros((), dtype=torch.float64, device="cuda")
-        self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device="cuda")
-        self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
-        self._fresh_scale = self._scaler.state_dict()
-        self._weights = lora.fresh_matrices(base, self._config)
-        self._optimizer = torch.optim.AdamW(
-            self._weights.values(),
-            lr=self._learning_rate,
-            betas=BETAS,
-            eps=EPSILON,
-            weight_decay=0.0,
-            fused=True,
-            capturable=True,
-        )
-
-    def record(self, shapes: Iterable[StepShape]) -> None:
-        """Record the evaluation and the steps that are not on the graphs yet; the base is bare before and afterwards."""
-        missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
-        if not missing:
-            return
-        with attached_matrices(self._base, self._config, self._weights, self._scaling) as model:
-            if self._evaluation is None:
-                self._warm_up(model, missing[0])
-                model.eval()
-                self._evaluation = self._recorded(lambda: self._evaluate(model))
-            model.train()
-            for shape in missing:
-                inputs = _blank(shape)
-                self._steps[shape] = (self._recorded(partial(self._step, model, shape, inputs)), inputs)
-
-    def _recorded(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            work()
-        self._forget_gradients()  # they lie in the pool, which the next recording may use again
-        return graph
-
-    def _warm_up(self, model: "PeftModel", shape: StepShape) -> None:
-        """Let libraries and the optimizer allocate what they keep, on the stream that records."""
-        model.train()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            for _ in range(N_WARM_UP_STEPS):
-                self._step(model, shape, _blank(shape))
-            self._evaluate(model.eval())
-        torch.cuda.current_stream().wait_stream(self._stream)
-        self._forget_gradients()
-
-    def _forget_gradients(self) -> None:
-        for weight in self._weights.values():
-            weight.grad = None
-
-    def _step(self, model: "PeftModel", shape: StepShape, inputs: torch.Tensor) -> None:
-        """What is recorded: forward, backward, clipping, AdamW."""
-        input_ids, rest = inputs[: shape.n_tokens].view(shape.n_rows, shape.length), inputs[shape.n_tokens :]
-        if self.kind.loop == "lean":
-            loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
-        else:
-            loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
-        self._forget_gradients()
-        self._scaler.scale(loss).backward()
-        self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
-        self.n_bad_gradients += ~torch.isfinite(norm)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self.loss_nats.copy_(loss.detach())
-
-    def _evaluate(self, model: "PeftModel") -> None:
-        self.eval_loss_nats.copy_(mean_nats(model, self.held))
-
-    @torch.no_grad()
-    def load(self, config: TrialConfig, weights: Sequence[torch.Tensor]) -> None:
-        """Begin a trial: its adapter's weights, fresh moments, its own scaling and learning rate."""
-        for mine, theirs in zip(self._weights.values(), weights, strict=True):
-            mine.zero_()[: theirs.shape[0], : theirs.shape[1]].copy_(theirs)
-        for state in self._optimizer.state.values():
-            for value in state.values():
-                value.zero_()
-        self._scaling.fill_(config.scaling)
-        self._learning_rate.fill_(config.learning_rate)
-        self.n_bad_gradients.zero_()
-        if self._scaler.is_enabled():
-            self._scaler.load_state_dict(self._fresh_scale)
-
-    @torch.no_grad()
-    def store(self, weights: Sequence[torch.Tensor]) -> None:
-        """Copy the adapter as it is now into a trial's own, leaving out the padding."""
-        for mine, theirs in zip(_unpadded(self._weights.values(), weights), weights, strict=True):
-            theirs.copy_(mine)
-
-    def state(self, weights: Sequence[torch.Tensor]) -> EngineState:
-        """Where the trial whose adapter has weights of these shapes stands, on the host, leaving out the padding."""
-        slots = [self._optimizer.state[mine] for mine in self._weights.values()]
-        return EngineState(
-            weights=flattened(_unpadded(self._weights.values(), weights)),
-            first_moments=flattened(_unpadded([slot["exp_avg"] for slot in slots], weights)),
-            second_moments=flattened(_unpadded([slot["exp_avg_sq"] for slot in slots], weights)),
-            n_updates=int(slots[0]["step"]),
-            n_bad_gradients=int(self.n_bad_gradients),
-            **scaling_of(self._scaler),
-        )
-
-    def restore(self, state: EngineState, weights: Sequence[torch.Tensor]) -> None:
-        """Go on, after `load`, from where `state` was taken.
-
-        Raises:
-            ValueError: it is of an adapter of another size.
-        """
-        slots = [self._optimizer.state[mine] for mine in self._weights.values()]
-        unflatten(state.weights, _unpadded(self._weights.values(), weights))
-        unflatten(state.first_moments, _unpadded([slot["exp_avg"] for slot in slots], weights))
-        unflatten(state.second_moments, _unpadded([slot["exp_avg_sq"] for slot in slots], weights))
-        for slot in slots:
-            slot["step"].fill_(state.n_updates)
-        self.n_bad_gradients.fill_(state.n_bad_gradients)
-        set_scaling(self._scaler, state)
-
-    def replay(self, shape: StepShape, inputs: torch.Tensor) -> None:
-        """One step; `inputs` as from `packed`, on the device."""
-        graph, static = self._steps[shape]
-        static.copy_(inputs)
-        graph.replay()
-
-    def evaluate(self) -> None:
-        """Set `eval_loss_nats` to the loss of the adapter as it is now."""
-        self._evaluation.replay()
-
-    @property
-    def loss_scale(self) -> float:
-        """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
-        return float(self._scaler.get_scale())
-
-
-def _unpadded(padded: Iterable[torch.Tensor], weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The parts of a step graphs's tensors that a trial's own weights fill; views."""
-    return [mine[: own.shape[0], : own.shape[1]] for mine, own in zip(padded, weights, strict=True)]
-
-
-def _blank(shape: StepShape) -> torch.Tensor:
-    """Inputs of a shape: token 0 everywhere, and predicted everywhere."""
-    n_labels = 2 * shape.n_targets or shape.n_tokens
-    return torch.zeros(shape.n_tokens + n_labels, dtype=torch.int64, device="cuda")
+from trainables.values.config import TrialConfig
 
 
 class GraphEngine:
-    """Trains one adapter by step graphs; the same steps as EagerEngine's.
+    """Trains one adapter by replaying StepGraphs; the Engine for CUDA GPUs.
 
     Attributes:
-        parameters: the trial's own weights; up to date after each `run`.
+        parameters: the trial's own weights.
     """
 
     def __init__(self, matrices: Iterable[torch.Tensor], config: TrialConfig, graphs: StepGraphs) -> None:
         """
         Args:
-            matrices: of a fresh adapter, in the order that peft attaches them; they need not be attached.
-            graphs: of the config's kind, with every shape on it that `run` will see.
+            matrices: of a fresh adapter, in the order in which peft attaches them; attached to nothing.
+            graphs: with the config's key, every shape captured that `run` will see; no other engine may use them
+                until this one is done.
         """
         self.parameters = list(matrices)
         self._graphs = graphs
@@ -263,31 +31,31 @@ class GraphEngine:
 
     @property
     def n_bad_gradients(self) -> torch.Tensor:
-        """Steps whose gradient norm was not finite; a scalar on the device."""
+        """See Engine."""
         return self._graphs.n_bad_gradients
 
     @property
     def loss_scale(self) -> float:
-        """See StepGraphs."""
+        """See Engine."""
         return self._graphs.loss_scale
 
     def state(self) -> EngineState:
-        """Where training stands, on the host; an EagerEngine can go on from it, and the other way round."""
+        """See Engine."""
         return self._graphs.state(self.parameters)
 
     def restore(self, state: EngineState) -> None:
-        """Go on from it; see StepGraphs."""
+        """See Engine."""
         self._graphs.restore(state, self.parameters)
         self._graphs.store(self.parameters)
 
-    def eval_loss(self, held: EvalBatches) -> float:
-        """Mean loss in nats over held-out rows, which must be those of the graphs."""
-        assert held is self._graphs.held
+    def eval_loss(self, rows: EvalBatches) -> float:
+        """See Engine; the rows must be those of the graphs."""
+        assert rows is self._graphs.eval_batches
         self._graphs.evaluate()
         return float(self._graphs.eval_loss_nats)
 
     def run(self, steps: Sequence[GraphInput]) -> torch.Tensor:
-        """One step a packed batch; returns their losses, (len(steps),) on the device. Nothing waits for it."""
+        """One step a packed batch, see Engine."""
         inputs = torch.cat([vector for _, vector in steps]).pin_memory().to("cuda", non_blocking=True)
         losses = torch.empty(len(steps), device="cuda")
         vectors = inputs.split([len(vector) for _, vector in steps])

@@ -1,1 +1,1 @@
-"""Frozen values: what a trial is asked, and what it came to. Standard library and NumPy only."""
+"""Frozen values: settings of a trial and its results. Standard library and NumPy only."""

@@ -1,6 +1,6 @@
-"""Where a trial stands after a rung, so that it can go on from there exactly; safetensors once it is written.
+"""The state of a trial after a rung, from which it can go on exactly; safetensors when written.
 
-Imports NumPy only: the process that keeps snapshots has no use for PyTorch.
+Imports NumPy only: the process that stores checkpoints has no use for PyTorch.
 """
 
 import json
@@ -19,7 +19,7 @@ class EngineState:
     """What an engine carries from one step to the next.
 
     Attributes:
-        weights: of the adapter, (n,) float32: every parameter flattened, in the order of the model's.
+        weights: of the adapter, (n,) float32: its matrices flattened, in the order in which peft attaches them.
         first_moments, second_moments: AdamW's m and v (Loshchilov & Hutter 2019, arXiv:1711.05101), the same.
         n_updates: steps that the optimizer took; float16 skips some.
         n_bad_gradients: steps whose gradient norm was not finite.
@@ -68,7 +68,7 @@ class Checkpoint:
         """Read back `to_bytes`.
 
         Raises:
-            ValueError: it is no such file.
+            ValueError: the content is damaged, or something else.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
@@ -76,8 +76,8 @@ class Checkpoint:
         try:
             length = int.from_bytes(content[:8], "little")  # the format: header length, JSON header, data
             facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["checkpoint"])
-            if (found := facts.pop("format")) != FORMAT:
-                raise ValueError(f"its format is {found!r}")
+            if (file_format := facts.pop("format")) != FORMAT:
+                raise ValueError(f"its format is {file_format!r}")
             tensors = load(content)
             engine = EngineState(**{name: tensors.pop(name) for name in VECTORS}, **facts.pop("engine"))
         except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:

@@ -18,15 +18,15 @@ PROTOCOL_VERSION = 1
 
 Precision = Literal["16bit", "nf4"]
 BITS: Mapping[Precision, str] = {"nf4": "4 bits", "16bit": "16 bits"}
-"""A precision in a sentence."""
-Engine = Literal["eager", "graph"]
+"""A precision in words, for people."""
+EngineName = Literal["eager", "graph"]
 Loop = Literal["standard", "lean"]
 State = Literal["queued", "running", "completed", "pruned", "refused", "oom", "diverged", "failed"]
 Origin = Literal["search", "baseline", "baseline replicate", "replicate"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 Weights = Literal["pretrained", "random", "stand-in", "demo"]
 
-CHOICES = (("precision", get_args(Precision)), ("engine", get_args(Engine)), ("loop", get_args(Loop)))
+CHOICES = (("precision", get_args(Precision)), ("engine", get_args(EngineName)), ("loop", get_args(Loop)))
 """Settings that are one of a few words."""
 
 MAX_WHOLE = 2**31 - 1
@@ -53,8 +53,8 @@ class TrialConfig:
     """Everything that decides one trial's outcome.
 
     Attributes:
-        precision: of the frozen base; "nf4" is 4-bit NormalFloat in blocks of 64 with double
-            quantization (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+        precision: of the frozen base; "16bit" is Workload.compute_dtype, "nf4" is 4-bit NormalFloat in blocks of 64
+            with double quantization (Dettmers et al. 2023, arXiv:2305.14314, section 3).
         rank: r in W + (alpha / r) B A (Hu et al. 2021, arXiv:2106.09685, section 4.1).
         alpha: numerator of that scale; alpha / sqrt(r) where rank_stabilized.
         targets: modules that get an adapter, by the end of their names, in the order of their family (see
@@ -66,9 +66,10 @@ class TrialConfig:
         max_length_tokens: training rows keep their last so many tokens.
         max_steps: optimizer steps at full budget.
         seed: of adapter weights, data order and dropout.
-        engine: how a step is executed.
-        loop: how a step is written; "standard" makes full logits, as a stock script does; "lean" makes
-            those of supervised tokens only, a few at a time.
+        engine: how a step is executed: by PyTorch operation by operation, or as a CUDA graph, see
+            trainables.training.engine.
+        loop: how a step is written: "standard" makes all logits, as a stock script does; "lean" makes those of
+            supervised tokens only, a few at a time, see trainables.models.lean.
 
     Raises:
         ConfigError: a value is out of range; the message names the field.
@@ -85,7 +86,7 @@ class TrialConfig:
     max_length_tokens: int = 256
     max_steps: int = 200
     seed: int = 0
-    engine: Engine = "eager"
+    engine: EngineName = "eager"
     loop: Loop = "standard"
 
     def __post_init__(self) -> None:
@@ -131,13 +132,13 @@ class TrialConfig:
 
     @property
     def at_other_precision(self) -> "TrialConfig":
-        """The same config at the other precision: of a 4-bit trial its baseline, and the other way round."""
+        """The same config at the other precision: a 4-bit trial's 16-bit baseline, and vice versa."""
         return replace(self, precision="16bit" if self.precision == "nf4" else "nf4")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back. Equal configs give equal JSON: 16 and 16.0 are one."""
         real = {name: float(getattr(self, name)) for name in ("alpha", "dropout", "learning_rate")}
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict copies deeply
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict takes several times longer
         return plain | real | {"targets": list(self.targets)}
 
     @classmethod
@@ -147,10 +148,10 @@ class TrialConfig:
         Raises:
             ConfigError: an unknown field (nearest name offered), or a value out of range.
         """
-        known = cls.__dataclass_fields__
+        settings = cls.__dataclass_fields__
         for name in values:
-            if name not in known:
-                raise ConfigError(f"no trial setting {name!r}{did_you_mean(name, known)}")
+            if name not in settings:
+                raise ConfigError(f"no trial setting {name!r}{did_you_mean(name, settings)}")
         missing = [name for name in ("precision", "rank", "alpha") if name not in values]
         if missing:
             raise ConfigError(f"{missing[0]} is missing from the trial's settings")
@@ -213,10 +214,10 @@ class Workload:
 
 
 COST_FIELDS = ("precision", "rank", "targets", "batch_size", "max_length_tokens", "engine", "loop")
-"""On which memory and time depend, beside whether there is dropout."""
+"""What memory and time depend on, beside whether there is dropout."""
 
 
-@lru_cache(maxsize=4096)  # a report asks ten times for each of its trials, which have far fewer cells
+@lru_cache(maxsize=4096)  # a report asks ten times for each of its trials, which have far fewer cost keys
 def _cost_key(*values: Any) -> str:
     return canonical_json(dict(zip((*COST_FIELDS, "dropout"), values, strict=True)))
 

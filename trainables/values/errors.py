@@ -45,7 +45,7 @@ class Unreachable(SweepError, ConnectionError):
 
 
 class LedgerDamaged(SweepError):
-    """A sweep's ledger is not as it was written, or not the one that was there; the message names the row."""
+    """A sweep's ledger was changed or replaced since it was written; the message names the row."""
 
 
 class TrialFailed(SweepError):
@@ -64,12 +64,12 @@ class TrialFailed(SweepError):
 
 
 class DeviceLost(SweepError):
-    """The GPU is of no more use to this process: after some CUDA errors every call fails, until another one begins."""
+    """This process can no longer use its GPU: after some CUDA errors every call fails until the process ends."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'? (have: ...)" for a message about an unknown name."""
-    known = sorted(known)
-    near = get_close_matches(name, known, n=1)
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: "; did you mean 'x'? (have: ...)"."""
+    names = sorted(names)
+    near = get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{hint} (have: {', '.join(known)})"
+    return f"{hint} (have: {', '.join(names)})"

@@ -1,4 +1,4 @@
-"""The values that a comparison of models comes to: estimates with intervals, similarities, test evaluations.
+"""What comparing and evaluating models finds: estimates with intervals, similarities, test evaluations.
 
 Frozen, keyword-only, standard library only, like those of trainables.values.config.
 """
@@ -12,7 +12,7 @@ class Estimate:
     """A figure over rows with its 95 % interval, conditional on the trial's seed.
 
     Attributes:
-        value: of the rows that were measured.
+        value: over the rows that were measured.
         low, high: BCa bootstrap over rows, see trainables.comparison.bootstrap.
     """
 
@@ -69,7 +69,7 @@ class KlShare:
     """How much of a 4-bit trial's distance to its baseline one group of tokens or rows carries.
 
     Attributes:
-        by: what the groups are made by: "token frequency", "position in the response" or "kind of task".
+        by: what divides tokens into groups: "token frequency", "position in the response" or "kind of task".
         group: name of the group.
         kl_nats: mean over the group's response tokens.
         n_tokens, n_rows: in the group.
@@ -108,12 +108,12 @@ class TestEvaluation:
     """A finished trial on the test rows, which no search has seen.
 
     Attributes:
-        row_nats: summed loss over the response tokens of each report row.
-        row_tokens: response tokens of each report row.
+        row_nats: summed loss over the response tokens of each test row.
+        row_tokens: response tokens of each test row.
         untuned_row_nats: row_nats of this precision's base without an adapter.
         comparison: of a 4-bit trial with its baseline (and other seeds of it), else None.
-        breakdown: where its distance to the baseline lies; empty where there is no comparison.
-        bias: the probe of bias; empty where there is no comparison.
+        breakdown: KL to the baseline by token frequency, position and kind of task; empty without a comparison.
+        bias: see trainables.comparison.bias; empty without a comparison.
     """
 
     row_nats: tuple[float, ...]
@@ -135,10 +135,10 @@ class TestEvaluation:
 
 
 def flat(comparison: Comparison) -> Mapping[str, float]:
-    """One number a name, as MLflow and Parquet want them.
+    """A comparison as plain numbers by name, for MLflow and Parquet.
 
-    `embedding_cosine`, `embedding_cosine_low`, `embedding_cosine_high`, ...; seed replicates as
-    `untuned_embedding_cosine` and `replicate_embedding_cosine` (mean over seeds).
+    `embedding_cosine`, `embedding_cosine_low`, `embedding_cosine_high`, ... of the 4-bit trial;
+    `untuned_embedding_cosine` of the untuned base; `replicate_embedding_cosine`, the mean over seed replicates.
     """
     names = [name for name in Similarity.__dataclass_fields__ if not name.startswith("n_")]
     values: dict[str, float] = {}

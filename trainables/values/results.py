@@ -8,7 +8,8 @@ from trainables.values.config import Origin, State, TrialConfig
 from trainables.values.findings import Comparison, TestEvaluation
 
 Evaluation = Literal["compare", "evaluate"]
-"""Of a completed 4-bit trial with its baseline on the validation rows; of a finalist on the test rows."""
+"""What is done with a completed trial: "compare" a 4-bit one with its baseline on the validation rows, "evaluate" a
+finalist on the test rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +94,14 @@ class TrialResult:
     Attributes:
         key: see Workload.key.
         number: order in which the sweep took it up, from 0.
-        config: what it was asked.
+        config: its settings.
         state: see State; only "completed" trials enter a front.
         origin: why it exists; a baseline is the 16-bit half of a 4-bit trial.
         history: one Measurement a rung, by step.
         similarity: of a 4-bit trial with a completed baseline, on the validation rows, else None.
         test_evaluation: of a finalist and its seed replicates, on the test rows, else None.
-        failed_evaluations: why its comparison with its baseline or its test evaluation failed, until it succeeds.
+        failed_evaluations: why its comparison with its baseline, or its evaluation on the test rows, failed; until it
+            succeeds.
         cost: of its cost key, else None.
         environment: device, versions and dtype it ran under.
         reason: why it stopped early, else None.
@@ -125,10 +127,10 @@ class TrialResult:
 
     @property
     def is_of_search(self) -> bool:
-        """Whether the search took it up, or needed it as a baseline; runs under other seeds measure such trials."""
+        """True of what the search proposed and of the baselines that it needed; false of seed replicates."""
         return self.origin in ("search", "baseline")
 
     @property
     def is_whole(self) -> bool:
-        """Whether it was measured at its last step, be it that it then counted as stopped."""
+        """True if the trial reached max_steps, even if it was then recorded as pruned."""
         return bool(self.history) and self.history[-1].step == self.config.max_steps

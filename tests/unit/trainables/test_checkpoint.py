@@ -1,4 +1,4 @@
-"""A trial that goes on from a checkpoint against one that never stopped; snapshots as files."""
+"""A trial that goes on from a checkpoint against one that never stopped; checkpoints as files."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from trainables.worker_cache import WorkerCache
 STEPS = 8
 
 
-def snapshot_of(key: str = "a" * 64, step: int = 2, size: int = 3, **values) -> Checkpoint:
+def checkpoint_of(key: str = "a" * 64, step: int = 2, size: int = 3, **values) -> Checkpoint:
     vectors = [np.arange(size, dtype=np.float32) + i for i in range(3)]
     state = EngineState(
         weights=vectors[0], first_moments=vectors[1], second_moments=vectors[2], n_updates=step, n_bad_gradients=0
@@ -86,7 +86,7 @@ def test_dropouts_generator_is_a_part_of_it(cache, small_config):
 
 @pytest.fixture(scope="module")
 def uninterrupted(cache):
-    """A trial without dropout that never stopped: its config, its measurements and its snapshots."""
+    """A trial without dropout that never stopped: its config, its measurements and its checkpoints."""
     config = TrialConfig(
         precision="16bit", rank=4, alpha=8, batch_size=2, max_length_tokens=64, max_steps=STEPS, dropout=0.0
     )
@@ -113,7 +113,7 @@ def test_it_goes_on_twice_and_stops_in_between(cache, small_config):
     assert same_files == files
 
 
-def test_a_snapshot_of_an_adapter_of_another_size_is_refused_and_the_base_stays_untouched(cache, small_config):
+def test_a_checkpoint_of_an_adapter_of_another_size_is_refused_and_the_base_stays_untouched(cache, small_config):
     _, _, taken = trained(small_config(rank=2, max_steps=STEPS), cache, stop_at=2)
     before = [p.clone() for p in cache.base("16bit").parameters()]
     with pytest.raises(ValueError, match="the checkpoint has"):
@@ -122,8 +122,8 @@ def test_a_snapshot_of_an_adapter_of_another_size_is_refused_and_the_base_stays_
 
 
 def test_a_file_holds_all_of_it():
-    state = replace(snapshot_of().engine, n_bad_gradients=3, loss_scale=2.0**15, n_good_steps=77)
-    checkpoint = snapshot_of(engine=state, seconds=0.1 + 0.2)
+    state = replace(checkpoint_of().engine, n_bad_gradients=3, loss_scale=2.0**15, n_good_steps=77)
+    checkpoint = checkpoint_of(engine=state, seconds=0.1 + 0.2)
     read = Checkpoint.from_bytes(checkpoint.to_bytes())
     assert same(read, checkpoint)
     assert (read.key, read.step, read.seconds) == (checkpoint.key, checkpoint.step, checkpoint.seconds)
@@ -132,15 +132,15 @@ def test_a_file_holds_all_of_it():
 
 
 @given(st.binary(max_size=200))
-def test_bytes_that_are_no_snapshot_are_a_value_error(content):
+def test_bytes_that_are_no_checkpoint_are_a_value_error(content):
     with pytest.raises(ValueError, match="no checkpoint"):
         Checkpoint.from_bytes(content)
 
 
 @given(data=st.data())
-def test_a_snapshot_with_any_bit_flipped_or_any_end_cut_off_is_never_read_as_another(data, tmp_path_factory):
+def test_a_checkpoint_with_any_bit_flipped_or_any_end_cut_off_is_never_read_as_another(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
-    before, last = snapshot_of(step=2), snapshot_of(step=4, size=5)
+    before, last = checkpoint_of(step=2), checkpoint_of(step=4, size=5)
     checkpoints.write(folder, before)
     checkpoints.write(folder, last)
     (path,) = folder.glob("*/0000000004-*")
@@ -156,24 +156,24 @@ def test_a_snapshot_with_any_bit_flipped_or_any_end_cut_off_is_never_read_as_ano
     assert same(checkpoints.read(folder, last.key), before)
 
 
-def test_the_newest_snapshot_is_read_and_two_are_kept(tmp_path):
+def test_the_newest_checkpoint_is_read_and_two_are_kept(tmp_path):
     for step in (1, 2, 4, 8):
-        checkpoints.write(tmp_path, snapshot_of(step=step))
-    checkpoints.write(tmp_path, snapshot_of(key="b" * 64, step=1))
+        checkpoints.write(tmp_path, checkpoint_of(step=step))
+    checkpoints.write(tmp_path, checkpoint_of(key="b" * 64, step=1))
     assert checkpoints.read(tmp_path, "a" * 64).step == 8
     assert checkpoints.read(tmp_path, "b" * 64).step == 1
     assert checkpoints.read(tmp_path, "c" * 64) is None
     assert sorted(path.name.split("-")[0] for path in (tmp_path / ("a" * 64)).iterdir()) == ["0000000004", "0000000008"]
 
 
-def test_a_trials_snapshot_is_never_taken_for_anothers(tmp_path):
-    checkpoints.write(tmp_path, snapshot_of())
+def test_a_trials_checkpoint_is_never_taken_for_anothers(tmp_path):
+    checkpoints.write(tmp_path, checkpoint_of())
     (tmp_path / ("a" * 64)).rename(tmp_path / ("b" * 64))
     assert checkpoints.read(tmp_path, "b" * 64) is None
 
 
 def test_all_are_damaged_or_gone_is_none(tmp_path):
-    checkpoints.write(tmp_path, snapshot_of())
+    checkpoints.write(tmp_path, checkpoint_of())
     (path,) = tmp_path.glob("*/*")
     path.write_bytes(b"")
     assert checkpoints.read(tmp_path, "a" * 64) is None
@@ -181,7 +181,7 @@ def test_all_are_damaged_or_gone_is_none(tmp_path):
 
 def test_only_unfinished_trials_keep_theirs(tmp_path):
     for key in "abc":
-        checkpoints.write(tmp_path, snapshot_of(key=key * 64))
+        checkpoints.write(tmp_path, checkpoint_of(key=key * 64))
     checkpoints.discard(tmp_path, "a" * 64)
     checkpoints.keep_only(tmp_path, {"b" * 64})
     assert [path.name for path in tmp_path.iterdir()] == ["b" * 64]
@@ -190,7 +190,7 @@ def test_only_unfinished_trials_keep_theirs(tmp_path):
     checkpoints.keep_only(tmp_path, set())
 
 
-def test_a_snapshot_that_outlives_its_trial_is_no_tensor_left_behind():
+def test_a_checkpoint_that_outlives_its_trial_is_no_tensor_left_behind():
     """A worker still holds the last one when its trial is checked for what it leaves."""
     weight = torch.arange(2**20, dtype=torch.float32).view(1024, 1024)
     before = memory.allocated_mib("cpu")

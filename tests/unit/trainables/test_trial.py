@@ -17,14 +17,14 @@ from trainables import demo, trial
 from trainables.cost.device import count_gpus, environment, native_dtype
 from trainables.cost.memory import MIB
 from trainables.data import alpaca
-from trainables.data import tokens as data
+from trainables.data.tokens import IGNORE, load, tokenize
 from trainables.evaluation import held_out
 from trainables.models import lora
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import ConfigError, TrialFailed
 from trainables.values.results import Cost
-from trainables.worker_cache import MAX_KEPT, WorkerCache
+from trainables.worker_cache import MAX_ON_HOST, WorkerCache
 
 COST = Cost(
     peak_memory_mib=1.0,
@@ -77,7 +77,7 @@ def test_a_trial_reports_each_rung_with_its_costs_figures(started, small_config,
 
 
 def test_a_trial_learns_on_the_demo(workload, tmp_path):
-    tokens = data.tokenize(alpaca.read_rows("demo"), demo.FOLDER, tmp_path)
+    tokens = tokenize(alpaca.read_rows("demo"), demo.FOLDER, tmp_path)
     on = WorkerCache(replace(workload, base_folder=str(demo.FOLDER), data_folder=str(tokens.folder)), "cpu")
     config = TrialConfig(precision="nf4", rank=4, alpha=8, learning_rate=2e-3, max_length_tokens=128, max_steps=16)
     untuned = held_out.eval_loss(on.base("nf4"), on.rows["validation"])
@@ -90,7 +90,7 @@ def test_the_train_loss_of_a_rung_is_the_mean_over_its_steps(started, small_conf
     base_losses = []
     for input_ids, labels in run._batches.batches[:8]:
         with torch.no_grad():
-            logits = run._model.eval()(input_ids=input_ids).logits[:, :-1].flatten(0, 1)
+            logits = run._training.model.eval()(input_ids=input_ids).logits[:, :-1].flatten(0, 1)
         base_losses.append(float(torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())))
     reported = [m.train_loss_nats for m in run.measurements()]
     expected = [sum(base_losses[a:b]) / (b - a) for a, b in ((0, 1), (1, 2), (2, 4), (4, 8))]
@@ -116,7 +116,7 @@ def test_a_closed_trial_is_freed_at_once(cache, small_config, precision):
         run = Trial(small_config(precision=precision), cache)
         for _ in run.measurements():
             run.adapter_files()
-        weights = [weakref.ref(p) for p in run._model.parameters() if p.requires_grad]
+        weights = [weakref.ref(p) for p in run._training.model.parameters() if p.requires_grad]
         assert len(weights) == 4
         run.close()
         assert not any(weight() is not None for weight in weights)
@@ -167,10 +167,10 @@ def test_a_fresh_adapter_is_the_same_whatever_became_of_the_last_one(cache, smal
 def test_a_bench_keeps_only_so_many_draws(cache, small_config):
     first = cache.batches(small_config(seed=100))
     assert cache.batches(small_config(seed=100, rank=3).at_other_precision) is first
-    for seed in range(101, 101 + MAX_KEPT):
+    for seed in range(101, 101 + MAX_ON_HOST):
         cache.batches(small_config(seed=seed))
     assert cache.batches(small_config(seed=100)) is not first
-    assert len(cache._batches) == MAX_KEPT
+    assert len(cache._batches) == MAX_ON_HOST
 
 
 def first_update(run: Trial) -> torch.Tensor:
@@ -194,11 +194,11 @@ def test_a_trial_and_its_baseline_drop_the_same_inputs(started, small_config):
 def test_a_pass_visits_every_training_row_once(started, small_config, batch_size):
     run = started(small_config(batch_size=batch_size, max_length_tokens=256, max_steps=2 * 1000 // batch_size + 1))
     seen = [
-        tuple(token for token in row if token != data.IGNORE)
+        tuple(token for token in row if token != IGNORE)
         for _, labels in run._batches.batches
         for row in labels.tolist()
     ]
-    rows = [row.input_ids[row.n_prompt_tokens :] for row in data.load(run._cache.workload.data_folder)["train"]]
+    rows = [row.input_ids[row.n_prompt_tokens :] for row in load(run._cache.workload.data_folder)["train"]]
     assert Counter(seen[:1000]) == Counter(seen[1000:2000]) == Counter(rows)
     assert seen[:1000] != seen[1000:2000]
 
@@ -312,9 +312,9 @@ def loop(request):
 
 def test_the_parts_of_a_measured_peak_add_up_to_it_and_are_those_of_its_tensors(cache, small_config, precision, loop):
     run = Trial(small_config(precision=precision, loop=loop), cache)
-    weights = {p.untyped_storage()._cdata: p for p in run._model.parameters() if not p.requires_grad}
+    weights = {p.untyped_storage()._cdata: p for p in run._training.model.parameters() if not p.requires_grad}
     base_mib = sum(p.untyped_storage().nbytes() for p in weights.values()) / MIB
-    adapter_mib = sum(p.nbytes for p in run._model.parameters() if p.requires_grad) / MIB
+    adapter_mib = sum(p.nbytes for p in run._training.model.parameters() if p.requires_grad) / MIB
     run.close()
     parts = asdict(run.cost.breakdown)
     assert min(parts.values()) >= 0
@@ -340,7 +340,7 @@ def test_what_a_trial_leaves_behind_is_an_error_that_names_its_size(cache, small
 
 def poisoned(run: Trial, value: float, steps: range) -> None:
     """Make one weight's gradient not finite at these steps, from 1."""
-    weight = next(p for p in run._model.parameters() if p.requires_grad)
+    weight = next(p for p in run._training.model.parameters() if p.requires_grad)
     count = iter(range(1, 1000))
     weight.register_hook(lambda gradient: torch.full_like(gradient, value) if next(count) in steps else gradient)
 
@@ -373,7 +373,7 @@ def test_a_loss_that_turns_nan_between_two_rungs_ends_the_trial_at_the_second(ca
     measurements = run.measurements()
     assert [next(measurements).step, next(measurements).step] == [1, 2]
     with torch.no_grad():
-        next(p for p in run._model.parameters() if p.requires_grad).fill_(math.nan)
+        next(p for p in run._training.model.parameters() if p.requires_grad).fill_(math.nan)
     with pytest.raises(TrialFailed, match="not finite at step 4: training loss from step 3; gradients in 2") as caught:
         next(measurements)
     run.close()

@@ -121,7 +121,7 @@ def load_base(precision: Precision, folder: Path = FOLDER) -> PreTrainedModel:
 
 
 def tuned_loss(precision: Precision, rank: int, alpha: int, seed: int, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Held-out loss after N_STEPS LoRA steps on attn.c_attn; equal seeds give twins equal data, adapter and dropout."""
+    """Held-out loss after N_STEPS LoRA steps on attn.c_attn; data, A and dropout depend on the seed alone."""
     from peft import LoraConfig, get_peft_model
 
     rows = shipped_rows()

@@ -1,8 +1,9 @@
-"""Model families: what is known of an architecture beyond the names that transformers gives every model.
+"""Model families: what an architecture has beyond the names that transformers gives every model.
 
-Most code needs no family: `config.hidden_size`, `config.max_position_embeddings`, `model.base_model` and
-`model.get_output_embeddings()` are there for every causal language model. What remains is one frozen ModelFamily, in
-a file of its own. To add one: the file, its entry in FAMILIES, and its targets in a space.
+Most code needs no family: every causal language model has `config.hidden_size`, `config.max_position_embeddings`,
+`model.base_model` and `model.get_output_embeddings()`. The rest is one frozen ModelFamily, in a file of its own. To add
+one: the file, its entry in FAMILIES, and its targets in a search space; tests/unit/trainables/models/test_families.py
+then holds it to transformers' and peft's own forward. Importable without PyTorch.
 """
 
 import json
@@ -20,8 +21,11 @@ MODEL_TYPES = frozenset(name for family in FAMILIES for name in family.model_typ
 
 
 def family_of(model_type: str) -> ModelFamily | None:
-    """The family of a config.json's model_type; None of an architecture that is not known here."""
-    return next((family for family in FAMILIES if model_type in family.model_types), None)
+    """The family of a config.json's model_type; None if no family has it."""
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    return None
 
 
 def ordered_targets(targets: Iterable[str]) -> tuple[str, ...]:
@@ -30,7 +34,9 @@ def ordered_targets(targets: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: no family has one of them (the nearest is named), or no single family has them all.
     """
-    every = [name for family in FAMILIES for name in family.targets]
+    every: list[str] = []
+    for family in FAMILIES:
+        every += family.targets
     wanted = list(targets)
     for name in wanted:
         if name not in every:
@@ -47,7 +53,7 @@ def all_targets(targets: tuple[str, ...]) -> bool:
 
 
 def shape_in(folder: Path) -> Shape | None:
-    """What the bytes of the model in a folder depend on, from its config.json; None where that is not known."""
+    """The Shape of the model in a folder, from its config.json; None if it cannot be read or no family has it."""
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         family = family_of(values.get("model_type", ""))
@@ -57,8 +63,10 @@ def shape_in(folder: Path) -> Shape | None:
 
 
 def shape_named(base_model: str) -> Shape | None:
-    """The shape of a base, as far as its name or folder tells without asking the hub."""
+    """The Shape of a base by its well-known name or from its local folder, without asking the hub; else None."""
     name = base_model.removeprefix("random:")
-    own = name.rsplit("/", 1)[-1]
-    known = (family.hub_shapes[own] for family in FAMILIES if own in family.hub_shapes)
-    return next(known, None) or shape_in(Path(name).expanduser())
+    last_part = name.rsplit("/", 1)[-1]
+    for family in FAMILIES:
+        if last_part in family.hub_shapes:
+            return family.hub_shapes[last_part]
+    return shape_in(Path(name).expanduser())

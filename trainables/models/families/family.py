@@ -1,4 +1,4 @@
-"""What a model family is: one frozen value."""
+"""ModelFamily, the value that describes an architecture."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFamily:
-    """An architecture, as far as transformers' portable names do not tell it.
+    """What must be known of an architecture beyond transformers' portable names.
 
     Attributes:
         name: for people.
@@ -22,10 +22,10 @@ class ModelFamily:
         blocks: name of the list of blocks within `model.base_model`.
         dropouts: fields of the config that hold the base's own dropout probabilities, all set to 0.
         is_transposed: 16-bit weights of the blocks are (inputs, outputs), as in transformers' Conv1D.
-        activation: place of the activation in a block and its name in the config, where the lean loop may run it as
-            one kernel, GELU's tanh approximation; None where it keeps the model's own.
-        shape_of: from the values of a config.json to what memory is predicted from; None where they are not of the
-            usual form.
+        activation: path of the activation in a block, and the config's name for it, where it is GELU's tanh
+            approximation, which the lean loop runs as one kernel; None where the model's own activation stays.
+        shape_of: from the values of a config.json to the sizes that memory is predicted from; None where the formulas
+            do not fit them.
         hub_shapes: shapes that are known without asking the hub, by the last part of the hub id.
     """
 

@@ -35,7 +35,7 @@ def trained(cache: WorkerCache, config: TrialConfig) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def few(workload) -> WorkerCache:
-    """A bench of its own with few held-out rows, of which the decoded ones are a part."""
+    """A cache of its own with few held-out rows, of which the decoded ones are a part."""
     own = WorkerCache(workload, "cpu")
     own.rows = own.rows | {name: own.rows[name][: held_out.N_DECODED_ROWS + 6] for name in ("validation", "test")}
     return own
@@ -184,9 +184,13 @@ def test_a_test_evaluation_of_a_4_bit_trial_is_complete_and_repeats_exactly(few,
         [1 - seed.embedding_cosine.value for seed in evaluated.comparison.replicates]
     )
     assert evaluated.comparison.quantization_to_seed_ratio.value == pytest.approx(ratio)
-    assert {share.by for share in evaluated.felt} == {"token frequency", "position in the response", "kind of task"}
+    assert {share.by for share in evaluated.breakdown} == {
+        "token frequency",
+        "position in the response",
+        "kind of task",
+    }
     assert {shift.about for shift in evaluated.bias} == set(bias.WORDS)
-    assert {share.group for share in evaluated.felt} & {"write", "classify", "explain"}
+    assert {share.group for share in evaluated.breakdown} & {"write", "classify", "explain"}
 
 
 def test_the_groups_of_a_test_evaluation_weigh_out_to_the_kl_of_all_tokens(few, pair, evaluated):
@@ -195,7 +199,7 @@ def test_the_groups_of_a_test_evaluation_weigh_out_to_the_kl_of_all_tokens(few, 
         reference = held_out.response_states(model, rows)
     with compare.attached(few.base("nf4"), pair[0]) as model:
         kl, _ = held_out.divergence(model, held_out.response_states(model, rows), reference)
-    for by in {share.by for share in evaluated.felt}:
+    for by in {share.by for share in evaluated.breakdown}:
         shares = [share for share in evaluated.breakdown if share.by == by]
         assert sum(share.n_tokens for share in shares) == len(kl) == sum(evaluated.row_tokens)
         assert sum(share.kl_nats.value * share.n_tokens for share in shares) == pytest.approx(kl.sum())

@@ -13,7 +13,7 @@ from trainables.data.tokens import TokenRow
 
 COUNTS = [0, 1, 9, 10, 99, 100, 999, 1000, 50_000]
 """Times that token i was seen in training."""
-SEEN = Counter(dict(enumerate(COUNTS)))
+OCCURRENCES = Counter(dict(enumerate(COUNTS)))
 GROUP_OF_COUNT = ["unseen", "1-9", "1-9", "10-99", "10-99", "100-999", "100-999", "1000+", "1000+"]
 ROWS = st.lists(
     st.tuples(st.lists(st.integers(0, len(COUNTS) - 1), min_size=1, max_size=90), st.sampled_from(TASK_KINDS)),
@@ -25,7 +25,7 @@ ROWS = st.lists(
 def shares_of(rows, seed: int = 0):
     tokens, kinds = [row for row, _ in rows], [kind for _, kind in rows]
     kl = np.random.default_rng(seed).exponential(size=sum(map(len, tokens)))
-    return kl, kl_breakdown.shares(kl, tokens, kinds=kinds, seen=SEEN)
+    return kl, kl_breakdown.shares(kl, tokens, kinds=kinds, counts=OCCURRENCES)
 
 
 @settings(max_examples=15)
@@ -77,7 +77,7 @@ def test_a_group_that_differs_stands_out_and_its_interval_holds_its_mean():
     """First tokens at 1 nat and others at 0.1 or so, over 40 rows of 10 tokens."""
     rng = np.random.default_rng(0)
     kl = (np.where(np.arange(10) == 0, 1.0, 0.1) * rng.uniform(0.9, 1.1, size=(40, 10))).ravel()
-    shares = kl_breakdown.shares(kl, [[1] * 10] * 40, kinds=["write"] * 40, seen=SEEN)
+    shares = kl_breakdown.shares(kl, [[1] * 10] * 40, kinds=["write"] * 40, counts=OCCURRENCES)
     by_position = {share.group: share.kl_nats for share in shares if share.by == "position in the response"}
     assert by_position["1"].low < 1 < by_position["1"].high
     assert by_position["2-4"].high < 0.2 < by_position["1"].low
@@ -100,4 +100,4 @@ def test_tokens_are_counted_in_responses_only():
 
 def test_sizes_that_differ_are_refused():
     with pytest.raises(ValueError, match="got 2 figures for 3 tokens and 1 kinds for 2 rows"):
-        kl_breakdown.shares(np.zeros(2), [[1, 2], [3]], kinds=["write"], seen=SEEN)
+        kl_breakdown.shares(np.zeros(2), [[1, 2], [3]], kinds=["write"], counts=OCCURRENCES)

@@ -21,10 +21,10 @@ from transformers import AutoTokenizer
 from tests.conftest import SHARED_DATA
 from trainables import demo
 from trainables.data import alpaca
-from trainables.data import tokens as data
-from trainables.data.alpaca import SPLIT_ROWS, Row
+from trainables.data.alpaca import Row
+from trainables.data.splits import SPLIT_ROWS, split_rows
 from trainables.data.task_kind import TASK_KINDS, task_kind
-from trainables.data.tokens import IGNORE, TokenRow
+from trainables.data.tokens import IGNORE, TokenRow, _digest, load, n_longer, pad, tokenize
 from trainables.models import base_model
 from trainables.values.errors import ConfigError, DataError
 
@@ -104,7 +104,7 @@ def test_rows_of_equal_instruction_never_straddle_splits(n_rows, n_instructions,
     rows = rows_with(n_rows, n_instructions=n_instructions)
     random.shuffle(rows)
     try:
-        splits = alpaca.split_rows(rows)
+        splits = split_rows(rows)
     except DataError:  # large groups can leave a split unfilled, never with all instructions distinct
         assert n_instructions < n_rows
         return
@@ -120,24 +120,24 @@ def test_rows_of_equal_instruction_never_straddle_splits(n_rows, n_instructions,
 @given(SHUFFLES)
 def test_splits_do_not_depend_on_the_order_of_distinct_instructions(random):
     rows = rows_with(1500, n_instructions=1500)
-    expected = alpaca.split_rows(rows)
+    expected = split_rows(rows)
     random.shuffle(rows)
-    assert alpaca.split_rows(rows) == expected
+    assert split_rows(rows) == expected
 
 
 def test_a_new_row_moves_at_most_one_row_out_of_each_split():
     rows = rows_with(1500, n_instructions=1500)
-    before = alpaca.split_rows(rows)
-    after = alpaca.split_rows([*rows, Row(instruction="one more", input="", output="x")])
+    before = split_rows(rows)
+    after = split_rows([*rows, Row(instruction="one more", input="", output="x")])
     for name in SPLIT_ROWS:
         assert len(set(before[name]) - set(after[name])) <= 1
 
 
 def test_too_few_rows_are_refused_with_how_many_are_needed():
-    with pytest.raises(DataError, match=r"need 1384 .* 200 usable rows fill only 128 search, 72 report, 0 train"):
-        alpaca.split_rows(rows_with(200, n_instructions=200))
+    with pytest.raises(DataError, match=r"need 1384 .* 200 usable rows fill only 128 validation, 72 test, 0 train"):
+        split_rows(rows_with(200, n_instructions=200))
     with pytest.raises(DataError, match="1384"):  # enough rows, too few instructions
-        alpaca.split_rows(rows_with(5000, n_instructions=2))
+        split_rows(rows_with(5000, n_instructions=2))
 
 
 BAD_FILES = {
@@ -259,7 +259,7 @@ def test_a_long_row_loses_the_front_of_its_prompt_first(row, n_tokens):
 
 @given(st.lists(TOKEN_ROWS, min_size=1, max_size=5), st.integers(1, 30))
 def test_padding_agrees_with_its_definition(rows, max_length_tokens):
-    input_ids, labels = data.pad(rows, max_length_tokens=max_length_tokens, pad_id=7)
+    input_ids, labels = pad(rows, max_length_tokens=max_length_tokens, pad_id=7)
     kept = [row.last(max_length_tokens) for row in rows]
     longest = max(len(row.input_ids) for row in kept)
     assert input_ids.dtype == labels.dtype == torch.int64
@@ -274,7 +274,7 @@ def test_padding_agrees_with_its_definition(rows, max_length_tokens):
 
 def test_the_cache_holds_the_splits_as_text_that_decodes_to_the_rows(tokens, splits, tiny_folder):
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder, trust_remote_code=False)
-    expected = alpaca.split_rows(alpaca.read_rows("demo").rows)
+    expected = split_rows(alpaca.read_rows("demo").rows)
     assert {name: len(part) for name, part in splits.items()} == SPLIT_ROWS
     for name, rows in expected.items():
         for row, token_row in zip(rows[:50], splits[name], strict=False):
@@ -288,19 +288,17 @@ def test_the_cache_holds_the_splits_as_text_that_decodes_to_the_rows(tokens, spl
 def test_equal_rows_find_the_cache_and_any_other_row_or_tokenizer_does_not(tokens, tiny_folder, tmp_path):
     checked = alpaca.read_rows("demo")
     written_at = tokens.folder.stat().st_mtime_ns
-    again = data.tokenize(checked, tiny_folder, tokens.folder.parent)
+    again = tokenize(checked, tiny_folder, tokens.folder.parent)
     assert again == tokens
     assert tokens.folder.stat().st_mtime_ns == written_at
     other = [Row(instruction=r.instruction, input=r.input, output=r.output + "!") for r in checked.rows]
-    assert (
-        data.tokenize(alpaca.CheckedRows(rows=tuple(other), dropped={}), tiny_folder, tmp_path).digest != tokens.digest
-    )
+    assert tokenize(alpaca.CheckedRows(rows=tuple(other), dropped={}), tiny_folder, tmp_path).digest != tokens.digest
     spaced = tmp_path / "tokenizer"
     spaced.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (spaced / name).write_bytes((tiny_folder / name).read_bytes())
     (spaced / "tokenizer.json").write_text((spaced / "tokenizer.json").read_text() + "\n")
-    assert data.tokenize(checked, spaced, tmp_path).digest != tokens.digest
+    assert tokenize(checked, spaced, tmp_path).digest != tokens.digest
 
 
 def test_a_row_that_quotes_the_end_token_is_not_ended_by_it(tiny_folder, tmp_path):
@@ -308,8 +306,8 @@ def test_a_row_that_quotes_the_end_token_is_not_ended_by_it(tiny_folder, tmp_pat
     quoting = tuple(
         Row(instruction=f"{r.instruction} {demo.END}", input=demo.END, output=f"a{demo.END}b") for r in rows
     )
-    tokenized = data.tokenize(alpaca.CheckedRows(rows=quoting, dropped={"output null": 3}), tiny_folder, tmp_path)
-    for row in data.load(tokenized.folder)["validation"]:
+    tokenized = tokenize(alpaca.CheckedRows(rows=quoting, dropped={"output null": 3}), tiny_folder, tmp_path)
+    for row in load(tokenized.folder)["validation"]:
         assert row.input_ids.index(0) == len(row.input_ids) - 1
     assert tokenized.counts["read"] == N_NEEDED + 3
     assert tokenized.counts["dropped: output null"] == 3
@@ -319,10 +317,10 @@ def test_a_row_that_quotes_the_end_token_is_not_ended_by_it(tiny_folder, tmp_pat
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no {SHARED_DATA}: Alpaca rows and GPT-2's tokenizer lie there")
 def test_real_alpaca_rows_go_through_gpt2s_own_tokenizer(tmp_path):
     checked = alpaca.read_rows(str(SHARED_DATA / "alpaca" / "alpaca_subset.json"))
-    tokenized = data.tokenize(checked, SHARED_DATA / "gpt2-medium", tmp_path)
-    search = data.load(tokenized.folder)["validation"]
+    tokenized = tokenize(checked, SHARED_DATA / "gpt2-medium", tmp_path)
+    search = load(tokenized.folder)["validation"]
     tokenizer = AutoTokenizer.from_pretrained(SHARED_DATA / "gpt2-medium", trust_remote_code=False)
-    first = alpaca.split_rows(checked.rows)["validation"][0]
+    first = split_rows(checked.rows)["validation"][0]
     assert tokenizer.decode(search[0].input_ids) == first.prompt + first.output + "<|endoftext|>"
     long = max(search, key=lambda row: len(row.input_ids))
     assert long.last(128).input_ids[-1] == tokenizer.eos_token_id
@@ -363,7 +361,7 @@ def test_any_instruction_has_a_kind_of_task(instruction, input):
 
 
 def test_a_token_row_keeps_its_kind_of_task_in_the_cache_and_when_cut(splits):
-    expected = alpaca.split_rows(alpaca.read_rows("demo").rows)
+    expected = split_rows(alpaca.read_rows("demo").rows)
     for name, rows in expected.items():
         assert [row.kind for row in splits[name]] == [task_kind(row.instruction, row.input) for row in rows]
     row = splits["validation"][0]
@@ -373,10 +371,10 @@ def test_a_token_row_keeps_its_kind_of_task_in_the_cache_and_when_cut(splits):
 def test_a_cache_without_kinds_is_read_and_not_taken_for_a_new_one(tokens, splits, tiny_folder, tmp_path):
     old = tmp_path / f"tokens-{tokens.digest[:16]}"  # as caches were named before
     load_from_disk(str(tokens.folder)).remove_columns("kind").save_to_disk(str(old))
-    assert data.load(old)["validation"] == [replace(row, kind="") for row in splits["validation"]]
-    again = data.tokenize(alpaca.read_rows("demo"), tiny_folder, tmp_path)
+    assert load(old)["validation"] == [replace(row, kind="") for row in splits["validation"]]
+    again = tokenize(alpaca.read_rows("demo"), tiny_folder, tmp_path)
     assert (again.folder != old, again.digest) == (True, tokens.digest)
-    assert data.load(again.folder) == splits
+    assert load(again.folder) == splits
 
 
 def changed(path: Path, **values: object) -> None:
@@ -400,7 +398,7 @@ DECIDES_TOKENS = {
 
 
 def digest_of(folder: Path) -> str:
-    return data._digest({"search": [Row(**GOOD)]}, folder)
+    return _digest({"validation": [Row(**GOOD)]}, folder)
 
 
 @pytest.fixture
@@ -432,7 +430,7 @@ def test_two_folders_that_differ_only_in_the_end_token_do_not_share_tokens(sourc
     checked, ends = alpaca.read_rows("demo"), []
     for folder in (base, other):
         found = base_model.find(f"{source}{folder}", tmp_path / "cache")
-        rows = data.load(data.tokenize(checked, found.folder, tmp_path / "cache").folder)["validation"]
+        rows = load(tokenize(checked, found.folder, tmp_path / "cache").folder)["validation"]
         ends.append({row.input_ids[-1] for row in rows})
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     assert ends == [{tokenizer.eos_token_id}, {tokenizer.convert_tokens_to_ids("a")}]
@@ -441,9 +439,9 @@ def test_two_folders_that_differ_only_in_the_end_token_do_not_share_tokens(sourc
 def test_a_tokenizer_without_an_end_token_is_refused(base, tmp_path):
     changed(base / "tokenizer_config.json", eos_token=None)
     with pytest.raises(ConfigError, match=r"BASE_MODEL: the tokenizer .* has no end token"):
-        data.tokenize(alpaca.read_rows("demo"), base, tmp_path)
+        tokenize(alpaca.read_rows("demo"), base, tmp_path)
 
 
 def test_rows_that_lose_the_front_of_their_prompt_are_counted():
     rows = [TokenRow(input_ids=tuple(range(n)), n_prompt_tokens=1) for n in (3, 4, 5, 9)]
-    assert [data.n_longer(rows, limit) for limit in (2, 4, 9)] == [4, 2, 0]
+    assert [n_longer(rows, limit) for limit in (2, 4, 9)] == [4, 2, 0]

@@ -13,23 +13,20 @@ from transformers.pytorch_utils import Conv1D
 
 from trainables.data.tokens import IGNORE
 from trainables.models import lora
+from trainables.models.chunked_loss import ALIGNMENT, ChunkedLoss, aligned_logits, supervised
 from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import (
-    ALIGNMENT,
-    ChunkedLoss,
     LoraLinear,
     adapted_forward,
     adapted_layers,
-    aligned_logits,
     full_weights,
     is_plain_lora,
     lean_loss,
     lean_modules,
     multiplied_by,
     read_through,
-    supervised,
 )
-from trainables.training.eager import standard_loss
+from trainables.training.engine import standard_loss
 
 LABELS = st.integers(1, 4).flatmap(
     lambda n_rows: st.integers(1, 9).flatmap(

@@ -5,11 +5,10 @@ import torch
 
 from tests.support.stock_trainer import trainer_losses
 from trainables.cost.memory import peak_of
-from trainables.data import tokens
-from trainables.data.tokens import IGNORE
+from trainables.data.tokens import IGNORE, pad
 from trainables.models import base_model, lora
+from trainables.models.chunked_loss import ChunkedLoss
 from trainables.models.families.gpt2 import TARGETS
-from trainables.models.lean import ChunkedLoss
 from trainables.training.eager import EagerEngine
 
 N_STEPS = 50
@@ -21,8 +20,7 @@ def batches(splits):
     """Padded batches of real rows; each keeps some prompt, so that no label is shifted out."""
     rows = splits["train"]
     padded = [
-        tokens.pad(rows[start : start + BATCH], max_length_tokens=96, pad_id=0)
-        for start in range(0, N_STEPS * BATCH, BATCH)
+        pad(rows[start : start + BATCH], max_length_tokens=96, pad_id=0) for start in range(0, N_STEPS * BATCH, BATCH)
     ]
     assert all((labels[:, 0] == IGNORE).all() for _, labels in padded)
     return padded

@@ -1,4 +1,4 @@
-"""What captured steps rest on, as far as a CPU shows it: kinds, packed batches, a padded rank that takes no part."""
+"""What captured steps rest on, as far as a CPU shows it: keys, packed batches, a padded rank that takes no part."""
 
 from dataclasses import replace
 
@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainables.capture.capture import RANKS
-from trainables.data import tokens
-from trainables.data.tokens import IGNORE, TokenRow
+from trainables.cost.predicted_memory import LOSS_CHUNK_TOKENS
+from trainables.data.tokens import IGNORE, TokenRow, pad
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
-from trainables.models.lean import LOSS_CHUNK_TOKENS, adapted_layers
+from trainables.models.lean import adapted_layers
 from trainables.training.batches import StepShape, packed
 from trainables.training.eager import EagerEngine
-from trainables.training.graph import graph_key
+from trainables.training.step_graphs import graph_key
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
@@ -45,7 +45,7 @@ def test_a_graphs_rank_is_the_smallest_offered_that_is_enough_or_else_the_trials
     ],
     ids=str,
 )
-def test_configs_share_a_tape_where_they_differ_only_in_what_is_set_between_replays(small_config, change, same):
+def test_configs_share_graphs_where_they_differ_only_in_what_is_set_between_replays(small_config, change, same):
     config = small_config(rank=4)
     assert (graph_key(config) == graph_key(replace(config, **change))) == same
 
@@ -63,7 +63,7 @@ ROWS = st.lists(
 
 @given(ROWS)
 def test_a_packed_batch_can_be_read_back_and_its_vector_is_as_long_as_its_shape_says(rows):
-    input_ids, labels = tokens.pad(rows, max_length_tokens=64, pad_id=0, multiple=32)
+    input_ids, labels = pad(rows, max_length_tokens=64, pad_id=0, multiple=32)
     for loop in ("standard", "lean"):
         shape, vector = packed((input_ids, labels), loop)
         assert (shape.n_rows, shape.length) == tuple(input_ids.shape)
@@ -96,7 +96,7 @@ def test_on_a_cpu_a_graph_is_refused_with_the_engine_that_works(cache, small_con
         Trial(small_config(engine="graph"), cache)
 
 
-# --- the padded rank: an eager AdamW on weights padded as step graphs pads them
+# --- the padded rank: an eager AdamW on weights padded as StepGraphs pad them
 
 
 @pytest.fixture(params=["16bit", "nf4"])
@@ -107,7 +107,7 @@ def precision(request):
 @pytest.fixture(scope="module")
 def batches(splits):
     rows = splits["train"]
-    return [tokens.pad(rows[i : i + 4], max_length_tokens=96, pad_id=0, multiple=32) for i in range(0, 80, 4)]
+    return [pad(rows[i : i + 4], max_length_tokens=96, pad_id=0, multiple=32) for i in range(0, 80, 4)]
 
 
 def trained(cache, config, batches, *, rank=None, stray=0.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -151,7 +151,7 @@ def test_the_padding_of_a_rank_takes_no_part_in_the_update(cache, small_config, 
 
 
 def test_padding_that_is_not_zero_would_take_part(cache, small_config, batches):
-    """B's padded column gets a gradient once A's padded row holds something: so a step graphs is cleared at each load."""
+    """B's padded column gets a gradient once A's padded row is not zero: so StepGraphs clear both at each load."""
     config = small_config(rank=5, targets=TARGETS, dropout=0.0)
     losses, _ = trained(cache, config, batches)
     stray, weights = trained(cache, config, batches, rank=16, stray=0.1)

@@ -1,0 +1,265 @@
+"""The training step as CUDA graphs: captured once, replayed for many trials without running Python again.
+
+StepGraphs are captured on the bare base with an adapter of their own, whose rank is padded; what a trial chooses (rank,
+alpha, learning rate, seed) lies in tensors on the device. A padded row of A and the padded column of B that belongs to
+it are both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from trainables.capture.capture import attached_matrices, captured, on_stream, padded_rank
+from trainables.evaluation.held_out import EvalBatches, mean_nats
+from trainables.models import lora
+from trainables.models.lean import lean_loss
+from trainables.training.batches import StepShape
+from trainables.training.engine import (
+    BETAS,
+    EPSILON,
+    MAX_GRAD_NORM,
+    flattened,
+    scaling_of,
+    set_scaling,
+    standard_loss,
+    unflatten,
+)
+from trainables.values.checkpoint import EngineState
+from trainables.values.config import ComputeDtype, Precision, TrialConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+N_WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphKey:
+    """What StepGraphs are captured for; everything else that a trial chooses may change between replays.
+
+    Attributes:
+        rank: padded, see trainables.capture.capture.padded_rank.
+    """
+
+    precision: Precision
+    targets: tuple[str, ...]
+    dropout: float
+    loop: str
+    rank: int
+
+
+def graph_key(config: TrialConfig) -> GraphKey:
+    """Of the StepGraphs that can train a config."""
+    return GraphKey(
+        precision=config.precision,
+        targets=config.targets,
+        dropout=config.dropout,
+        loop=config.loop,
+        rank=padded_rank(config.rank),
+    )
+
+
+class StepGraphs:
+    """CUDA graphs of training steps and of the evaluation on one base; they serve one trial after the other.
+
+    Attributes:
+        key: what they can train.
+        eval_batches: what an adapter is evaluated on.
+        loss_nats: of the last replayed step.
+        eval_loss_nats: of the last replayed evaluation.
+        n_bad_gradients: steps since `load` whose gradient norm was not finite; like both losses a scalar on the device.
+    """
+
+    def __init__(
+        self,
+        base: "PreTrainedModel",
+        config: TrialConfig,
+        *,
+        eval_batches: EvalBatches,
+        compute_dtype: ComputeDtype,
+        pool: tuple[int, int],
+        stream: torch.cuda.Stream,
+    ) -> None:
+        """
+        Args:
+            base: without an adapter.
+            config: any that has the graphs' key.
+            eval_batches: what an adapter is evaluated on.
+            compute_dtype: of the base.
+            pool: from torch.cuda.graph_pool_handle; graphs that are never replayed at the same time may share it, since
+                nothing in it outlives a replay.
+            stream: to capture on; libraries keep a workspace for each stream that they have seen.
+        """
+        self.key = graph_key(config)
+        self._base = base
+        self._config = replace(config, rank=self.key.rank)
+        self.eval_batches = eval_batches
+        self._pool = pool
+        self._stream = stream
+        self._evaluation: torch.cuda.CUDAGraph | None = None
+        self._steps: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._scaling = torch.zeros((), device="cuda")
+        self._learning_rate = torch.zeros((), device="cuda")
+        self.loss_nats = torch.zeros((), device="cuda")
+        self.eval_loss_nats = torch.zeros((), dtype=torch.float64, device="cuda")
+        self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device="cuda")
+        self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
+        self._fresh_scale = self._scaler.state_dict()
+        self._weights = lora.fresh_matrices(base, self._config)
+        self._optimizer = torch.optim.AdamW(
+            self._weights.values(),
+            lr=self._learning_rate,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=0.0,
+            fused=True,
+            capturable=True,
+        )
+
+    def capture(self, shapes: Iterable[StepShape]) -> None:
+        """Capture the steps that are missing, and the evaluation; the base is bare before and afterwards."""
+        missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
+        if not missing:
+            return
+        with attached_matrices(self._base, self._config, self._weights, self._scaling) as model:
+            if self._evaluation is None:
+                self._warm_up(model, missing[0])
+                model.eval()
+                self._evaluation = self._captured(lambda: self._evaluate(model))
+            model.train()
+            for shape in missing:
+                inputs = _blank(shape)
+                self._steps[shape] = (self._captured(partial(self._step, model, shape, inputs)), inputs)
+
+    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = captured(work, pool=self._pool, stream=self._stream)
+        self._forget_gradients()  # they lie in the pool, whose memory the next capture may take
+        return graph
+
+    def _warm_up(self, model: "PeftModel", shape: StepShape) -> None:
+        """Let libraries and the optimizer allocate what they keep, on the stream of the captures."""
+        model.train()
+        with on_stream(self._stream):
+            for _ in range(N_WARM_UP_STEPS):
+                self._step(model, shape, _blank(shape))
+            self._evaluate(model.eval())
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        for weight in self._weights.values():
+            weight.grad = None
+
+    def _step(self, model: "PeftModel", shape: StepShape, inputs: torch.Tensor) -> None:
+        """The work of one step's graph: forward, backward, clipping, AdamW.
+
+        Args:
+            inputs: (n,), a GraphInput's vector of this shape, on the device.
+        """
+        input_ids, rest = inputs[: shape.n_tokens].view(shape.n_rows, shape.length), inputs[shape.n_tokens :]
+        if self.key.loop == "lean":
+            loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
+        else:
+            loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
+        self._forget_gradients()
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
+        self.n_bad_gradients += ~torch.isfinite(norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.loss_nats.copy_(loss.detach())
+
+    def _evaluate(self, model: "PeftModel") -> None:
+        """The work of the evaluation's graph."""
+        self.eval_loss_nats.copy_(mean_nats(model, self.eval_batches))
+
+    @torch.no_grad()
+    def load(self, config: TrialConfig, weights: Sequence[torch.Tensor]) -> None:
+        """Begin a trial: its adapter's weights, fresh moments, its own scaling and learning rate.
+
+        Args:
+            weights: A and B of the trial's own rank, in the order in which peft attaches them; so in what follows.
+        """
+        for padded, weight in zip(self._weights.values(), weights, strict=True):
+            padded.zero_()[: weight.shape[0], : weight.shape[1]].copy_(weight)
+        for state in self._optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+        self._scaling.fill_(config.scaling)
+        self._learning_rate.fill_(config.learning_rate)
+        self.n_bad_gradients.zero_()
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(self._fresh_scale)
+
+    @torch.no_grad()
+    def store(self, weights: Sequence[torch.Tensor]) -> None:
+        """Copy the adapter as it is now, without its padding, into the trial's own weights."""
+        for unpadded, weight in zip(_unpadded(self._weights.values(), weights), weights, strict=True):
+            weight.copy_(unpadded)
+
+    def state(self, weights: Sequence[torch.Tensor]) -> EngineState:
+        """Where training stands, on the host and without padding.
+
+        Args:
+            weights: of the trial; only their shapes are used.
+        """
+        slots = [self._optimizer.state[padded] for padded in self._weights.values()]
+        return EngineState(
+            weights=flattened(_unpadded(self._weights.values(), weights)),
+            first_moments=flattened(_unpadded([slot["exp_avg"] for slot in slots], weights)),
+            second_moments=flattened(_unpadded([slot["exp_avg_sq"] for slot in slots], weights)),
+            n_updates=int(slots[0]["step"]),
+            n_bad_gradients=int(self.n_bad_gradients),
+            **scaling_of(self._scaler),
+        )
+
+    def restore(self, state: EngineState, weights: Sequence[torch.Tensor]) -> None:
+        """Go on, after `load`, from where `state` was taken.
+
+        Args:
+            weights: of the trial; only their shapes are used.
+        Raises:
+            ValueError: the state is of an adapter of another size.
+        """
+        slots = [self._optimizer.state[padded] for padded in self._weights.values()]
+        unflatten(state.weights, _unpadded(self._weights.values(), weights))
+        unflatten(state.first_moments, _unpadded([slot["exp_avg"] for slot in slots], weights))
+        unflatten(state.second_moments, _unpadded([slot["exp_avg_sq"] for slot in slots], weights))
+        for slot in slots:
+            slot["step"].fill_(state.n_updates)
+        self.n_bad_gradients.fill_(state.n_bad_gradients)
+        set_scaling(self._scaler, state)
+
+    def replay(self, shape: StepShape, inputs: torch.Tensor) -> None:
+        """Do one step.
+
+        Args:
+            shape, inputs: a GraphInput, its vector on the device.
+        """
+        graph, static_inputs = self._steps[shape]
+        static_inputs.copy_(inputs)
+        graph.replay()
+
+    def evaluate(self) -> None:
+        """Set `eval_loss_nats` to the loss of the adapter as it is now."""
+        self._evaluation.replay()
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
+        return float(self._scaler.get_scale())
+
+
+def _unpadded(padded: Iterable[torch.Tensor], weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Views of the parts of padded tensors that the trial's own weights fill."""
+    return [p[: weight.shape[0], : weight.shape[1]] for p, weight in zip(padded, weights, strict=True)]
+
+
+def _blank(shape: StepShape) -> torch.Tensor:
+    """Inputs of a shape to capture with: every token is 0, every target too."""
+    n_labels = 2 * shape.n_targets or shape.n_tokens
+    return torch.zeros(shape.n_tokens + n_labels, dtype=torch.int64, device="cuda")
