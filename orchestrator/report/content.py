@@ -1,13 +1,14 @@
-"""What a sweep came to, as one value made from its ledger alone; report_text and report_page show it."""
+"""What a sweep came to, as one value made from its ledger alone; templates and orchestrator.report.render show it."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from orchestrator.analysis.budgets import ENDED, FINISHED, SPENT, Ended, Spent
-from orchestrator.analysis.choice import best, counting, knee
+from orchestrator.analysis.choice import best, counting, knee, stairs
 from orchestrator.analysis.costs import CostTable, Predict, Saving, cost_table, savings
 from orchestrator.analysis.finalists import finalists, runs_of
 from orchestrator.analysis.front import REFERENCE, Front, front_of
@@ -15,14 +16,20 @@ from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.repeats import Figure, Rows, figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.status import status_of
 from orchestrator.analysis.sufficient_rank import SufficientRank
-from orchestrator.analysis.verdict import FailedEvaluation, Verdict, comparison_of, failed_evaluations, verdict_of
+from orchestrator.analysis.verdict import (
+    Answer,
+    FailedEvaluation,
+    Verdict,
+    comparison_of,
+    failed_evaluations,
+    verdict_of,
+)
 from orchestrator.command import command
 from orchestrator.driver.plan import predicted_peaks_mib
 from orchestrator.ledger import Ledger
 from orchestrator.objectives import DEFAULT
-from orchestrator.report.budget import WithinMemory, within_memory
 from orchestrator.settings import SweepSettings
-from trainables.values.config import PROTOCOL_VERSION, Precision, State, TrialConfig, Workload
+from trainables.values.config import PROTOCOL_VERSION, Precision, State, TrialConfig, Weights, Workload
 from trainables.values.errors import ConfigError
 from trainables.values.findings import BiasShift, Comparison, KlShare
 from trainables.values.results import TrialResult
@@ -30,6 +37,14 @@ from trainables.values.results import TrialResult
 FACTS = ("workload", "data_counts", "created_at", REFERENCE, ENDED, SPENT, FINISHED)
 """What a report needs of a ledger beside its trials."""
 FIGURE = re.compile(r"\d[\d.]*")
+CAVEATS: Mapping[Weights, str] = {
+    "pretrained": "",
+    "random": ", with random weights: says nothing about a trained model",
+    "stand-in": ", on a stand-in base trained from nothing",
+    "demo": ", on the embedded demo model",
+}
+"""Said in the line of every headline figure of quality, by whose weights it is of."""
+COST_CAVEATS: Mapping[Weights, str] = CAVEATS | {"random": ", with random weights, which cost the same"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +108,26 @@ class Measured:
     wall_seconds: float | None
     train_seconds: float
 
+    @property
+    def protocol(self) -> str:
+        """In words."""
+        return "another version than this program's" if self.protocol_version is None else str(self.protocol_version)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithinMemory:
+    """A trial with the lowest validation loss of all that need no more peak memory, from its own peak on to the next's.
+
+    Attributes:
+        eval_loss_nats: on the validation rows, by which it was chosen.
+    """
+
+    number: int
+    config: TrialConfig
+    peak_memory_mib: float
+    seconds_per_step: float
+    eval_loss_nats: float
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -141,6 +176,34 @@ class Report:
     @property
     def finished(self) -> bool:
         return self.n_done >= self.n_expected
+
+    @property
+    def caveat(self) -> str:
+        """Of figures of quality; of memory and time see `cost_caveat`."""
+        return CAVEATS[self.workload.weights] if self.workload else ""
+
+    @property
+    def cost_caveat(self) -> str:
+        return COST_CAVEATS[self.workload.weights] if self.workload else ""
+
+    @property
+    def caption(self) -> str:
+        """Whose figures these are, and where they were taken."""
+        if self.workload is None:
+            return "Nothing was measured yet."
+        devices = ", ".join(self.measured.environment.get("device", ())) or "no device yet"
+        return f"{self.workload.base_caption}; {devices}, {self.workload.compute_dtype}"
+
+    @property
+    def answers(self) -> Mapping[Answer, int]:
+        """Of the verdicts on 4-bit finalists: how many have each answer."""
+        counts = Counter(finalist.verdict.answer for finalist in self.finalists if finalist.verdict)
+        return {answer: counts[answer] for answer in get_args(Answer) if counts[answer]}
+
+    @property
+    def finalist_objectives(self) -> list[str]:
+        """Those that a finalist has a figure of."""
+        return list(dict.fromkeys(name for finalist in self.finalists for name in finalist.figures))
 
     def finalist(self, number: int | None) -> Finalist | None:
         """The finalist of that number."""
@@ -228,7 +291,7 @@ def report_of(
         outcomes=_outcomes(trials),
         faults=failed_evaluations(trials, settings),
         measured=_measured(trials, front, workload, facts),
-        within_memory=within_memory(trials, settings),
+        within_memory=_within_memory(trials, settings),
         knee=middle.number if middle else None,
         search_ended=ended.text if ended else None,
         nothing_counts=nothing_counts(trials, settings, predict),
@@ -249,6 +312,20 @@ def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, s
         figures={objective: value for objective, value in found.items() if value},
         verdict=verdict_of(trial, settings.min_similarity),
         comparison=comparison_of(trial) if trial.config.precision == "nf4" else None,
+    )
+
+
+def _within_memory(trials: Sequence[TrialResult], settings: SweepSettings) -> tuple[WithinMemory, ...]:
+    """From the smallest budget up; empty where no trial counts for the front."""
+    return tuple(
+        WithinMemory(
+            number=trial.number,
+            config=trial.config,
+            peak_memory_mib=trial.history[-1].peak_memory_mib,
+            seconds_per_step=trial.history[-1].seconds_per_step,
+            eval_loss_nats=trial.history[-1].eval_loss_nats,
+        )
+        for trial in stairs(counting(trials, settings))
     )
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import gallery
 from orchestrator.report import page as report_page
-from orchestrator.report import text as report_text
+from orchestrator.report import render
 from orchestrator.report.content import Report
 from orchestrator.report.rows import trial_row
 
@@ -44,7 +44,7 @@ def draw(result: SweepResult, folder: Path) -> list[Path]:
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write report.md and report.html with the pictures that lie in the folder; returns the files."""
     drawn = {path: title for path, title in PICTURES.items() if (folder / path).is_file()}
-    text = report_text.markdown(report, drawn)
+    text = render.markdown(report, drawn)
     page = report_page.page(text, f"Sweep {report.name}", folder)
     return [_replace(folder / "report.md", text), _replace(folder / "report.html", page)]
 

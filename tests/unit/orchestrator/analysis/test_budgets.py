@@ -11,7 +11,7 @@ from orchestrator.analysis.status import status_of
 from orchestrator.driver.searcher import SweepSearcher
 from orchestrator.driver.stopping import Stopping
 from orchestrator.report.content import read
-from orchestrator.report.text import markdown
+from orchestrator.report.render import markdown
 from tests.support.sweeps import GRID, TPE, WORKLOAD, Desk, completes, make, measurement, space, trial
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError

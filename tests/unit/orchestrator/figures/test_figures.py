@@ -22,10 +22,9 @@ from orchestrator.figures import similarity as figure_similarity
 from orchestrator.figures.style import PRECISION_COLOURS, Figure, LeftOut, finished_html, finished_png
 from orchestrator.objectives import DEFAULT
 from orchestrator.report import outputs
-from orchestrator.report.tables import PARTS
 from tests.support.sweeps import GRID, TPE, WORKLOAD, cost, likeness, make, measurement, similarity, trial
 from trainables.values.config import TrialConfig
-from trainables.values.results import MemoryBreakdown, TrialResult
+from trainables.values.results import PARTS, MemoryBreakdown, TrialResult
 
 ALL = (*DEFAULT, "embedding_cosine", "token_match_rate")
 
