@@ -1,6 +1,5 @@
 """The pictures of a sweep: each as PNG, and all on one interactive page that needs nothing else."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import hypervolume, importance, memory, parallel, scatter, similarity
 from orchestrator.figures import page as pages
 from orchestrator.figures.style import DOTS_PER_INCH, Draw, Figure, LeftOut, finished_png
+from orchestrator.settings import write_whole
 
 FOLDER, LEFT_OUT, PAGE = "figures", "left_out.txt", "figures.html"
 """In a sweep's folder: the pictures; in there, which have nothing to show and why; the interactive page."""
@@ -47,7 +47,7 @@ def write(result: SweepResult, folder: Path) -> list[Path]:
     if drawn:
         drawn.savefig(path, dpi=FRONT_DOTS_PER_INCH)
         files.append(path)
-    files.append(_replace(folder / PAGE, page(result, found)))
+    files.append(write_whole(folder / PAGE, page(result, found)))
     reasons = [f"{figure.name}: {figure.reason}\n" for figure in found if isinstance(figure, LeftOut)]
     path = folder / FOLDER / LEFT_OUT
     path.unlink(missing_ok=True)
@@ -80,11 +80,3 @@ def write_png(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Pa
             finished_png(figure, result.caption).savefig(path, dpi=DOTS_PER_INCH)
             files.append(path)
     return files
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Write a file whole or not at all."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
-    return path

@@ -75,8 +75,7 @@ def card_of(report: Report, layers: Layers | None = None, trial: TrialResult | N
 def write(card: ModelCard, path: Path) -> Path:
     """Write a card whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, str(card))
-    return path
+    return write_whole(path, str(card))
 
 
 def sweep_key(report: Report) -> str:
