@@ -31,7 +31,7 @@ HEAD_PIXELS, LINE_PIXELS = 62, 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class Picture:
     """One picture in both its forms, drawn only when asked for.
 
     Attributes:
@@ -55,7 +55,7 @@ class LeftOut:
     reason: str
 
 
-Draw = Callable[[SweepResult], Figure | LeftOut]
+Plotter = Callable[[SweepResult], Picture | LeftOut]
 
 
 def canvas(height_inches: float) -> PngFigure:
@@ -67,7 +67,7 @@ def _lines(notes: Sequence[str]) -> list[str]:
     return [line for note in notes for line in textwrap.wrap(note, LINE_CHARS)]
 
 
-def finished_png(figure: Figure, caption: str) -> PngFigure:
+def finished_png(figure: Picture, caption: str) -> PngFigure:
     """The PNG form under its title, the caption and the notes; made as much higher as they need."""
     drawn, lines = figure.png(), _lines((caption, *figure.notes))
     head = HEAD_INCHES + LINE_INCHES * len(lines) + 0.08
@@ -82,7 +82,7 @@ def finished_png(figure: Figure, caption: str) -> PngFigure:
     return drawn
 
 
-def finished_html(figure: Figure, caption: str) -> "go.Figure":
+def finished_html(figure: Picture, caption: str) -> "go.Figure":
     """The interactive form under its title, the caption and the notes."""
     drawn, lines = figure.html(), _lines((caption, *figure.notes))
     head = HEAD_PIXELS + LINE_PIXELS * len(lines)
