@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator import objectives
+from orchestrator.analysis.describe import describe
 from orchestrator.analysis.front import Front, counted, device_of, front_of, losses_of, objective_value
 from orchestrator.command import command
 from orchestrator.settings import SweepSettings
@@ -71,8 +72,8 @@ def choose(
         least = min(found, key=lambda t: (t.history[-1].peak_memory_mib, t.number))
         raise ConfigError(
             f"max_memory is {max_memory_mib:.1f} MiB; the least that a trial of {settings.name!r} needs is "
-            f"{least.history[-1].peak_memory_mib:.1f} MiB (trial {least.number}, {least.config.precision}, "
-            f"rank {least.config.rank})"
+            f"{least.history[-1].peak_memory_mib:.1f} MiB (trial {least.number}, "
+            f"{describe(least.config)})"
         )
     why = KNEE if at_knee else BEST
     if max_memory_mib is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.costs import measured_cells
+from orchestrator.analysis.describe import targets
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import (
     OTHER_COLOURS,
@@ -15,7 +16,6 @@ from orchestrator.figures.style import (
     LeftOut,
     Picture,
     canvas,
-    short_targets,
 )
 from trainables.values.config import BITS, TrialConfig
 from trainables.values.results import PARTS, MemoryBreakdown
@@ -82,7 +82,7 @@ def draw(result: SweepResult) -> Picture | LeftOut:
 
 def _facts(config: TrialConfig) -> dict[str, str]:
     return {
-        "targets": short_targets(config.targets),
+        "targets": targets(config),
         "shape": f"{config.batch_size} x {config.max_length_tokens} tokens",
         "dropout": f"dropout {'on' if config.dropout else 'off'}",
         "loop": f"{config.loop} loop",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure as PngFigure
 
+from orchestrator.analysis.describe import targets
 from orchestrator.analysis.front import is_candidate, losses_of, objective_value
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import (
@@ -17,7 +18,6 @@ from orchestrator.figures.style import (
     LeftOut,
     Picture,
     canvas,
-    short_targets,
 )
 from orchestrator.objectives import OBJECTIVES
 from trainables.values.config import Precision
@@ -82,7 +82,7 @@ def _settings(trials: Sequence[TrialResult]) -> list[Axis]:
         "precision": [PRECISION_NAMES[c.precision].partition(" (")[0] for c in configs],
         "rank": [c.rank for c in configs],
         "alpha / rank": [c.alpha / c.rank for c in configs],
-        "targets": [short_targets(c.targets) for c in configs],
+        "targets": [targets(c) for c in configs],
         "learning rate": [c.learning_rate for c in configs],
     }
     for name in (

@@ -11,8 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure as PngFigure
 
+from orchestrator.analysis.describe import describe
 from orchestrator.driver.sweep import SweepResult
-from trainables.models.families import all_targets
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
@@ -101,11 +101,10 @@ def finished_html(figure: Picture, caption: str) -> "go.Figure":
 
 def hover(trial: TrialResult) -> str:
     """What an interactive figure says of one trial."""
-    c, last = trial.config, trial.history[-1]
+    last = trial.history[-1]
     lines = [
         f"trial {trial.number} ({trial.origin}), {trial.key[:12]}",
-        f"{c.precision}, rank {c.rank}, alpha {c.alpha:g}, dropout {c.dropout:g}, lr {c.learning_rate:.2e}",
-        "+".join(c.targets),
+        f"{describe(trial.config)}, dropout {trial.config.dropout:g}",
         f"loss {last.eval_loss_nats:.4f} nats, {last.peak_memory_mib:.1f} MiB",
         f"{last.seconds_per_step * 1e3:.1f} ms/step",
     ]
@@ -113,11 +112,6 @@ def hover(trial: TrialResult) -> str:
         cosine = trial.similarity.quantized.embedding_cosine
         lines.append(f"cosine to the 16-bit baseline {cosine.value:.4f} ({cosine.low:.4f} to {cosine.high:.4f})")
     return "<br>".join(lines)
-
-
-def short_targets(targets: Sequence[str]) -> str:
-    """Names of the target modules in little room."""
-    return "all" if all_targets(tuple(targets)) else " ".join(targets)
 
 
 def ring(axes: Any, xs: Sequence[float], ys: Sequence[float], label: str | None = None) -> None:
