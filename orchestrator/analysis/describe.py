@@ -1,5 +1,7 @@
 """A config in a few words, the same wherever a trial is named. Pure."""
 
+from typing import Any
+
 from trainables.models.families import all_targets
 from trainables.values.config import BITS, TrialConfig
 
@@ -19,3 +21,13 @@ def describe(config: TrialConfig) -> str:
 def targets(config: TrialConfig) -> str:
     """Names of the target modules in little room."""
     return "all" if all_targets(config.targets) else " ".join(config.targets)
+
+
+def every_setting(config: TrialConfig) -> str:
+    """All of them, each as name=value."""
+    return " ".join(f"{name}={text_of(value)}" for name, value in config.to_dict().items())
+
+
+def text_of(value: Any) -> str:
+    """A setting's value as one word, the items of a list joined by a plus."""
+    return "+".join(value) if isinstance(value, list) else str(value)

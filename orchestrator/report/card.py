@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from orchestrator.analysis.verdict import verdict_of
 from orchestrator.report import model_index
-from orchestrator.report.content import Report
 from orchestrator.report.render import headlines, render
+from orchestrator.report.values import Report
 from orchestrator.security.folder_access import refuse_shared
 from orchestrator.settings import write_whole
 from trainables.data import alpaca

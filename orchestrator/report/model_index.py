@@ -7,8 +7,8 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from orchestrator.analysis.verdict import Verdict, comparison_of, verdict_of
-from orchestrator.report.content import Report
 from orchestrator.report.render import METRICS
+from orchestrator.report.values import Report
 from trainables.values.config import BITS
 from trainables.values.findings import Comparison
 from trainables.values.results import TrialResult

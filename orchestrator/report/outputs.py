@@ -10,8 +10,8 @@ from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import gallery
 from orchestrator.report import page as report_page
 from orchestrator.report import render
-from orchestrator.report.content import Report
 from orchestrator.report.rows import trial_row
+from orchestrator.report.values import Report
 from orchestrator.settings import write_whole
 
 PICTURES = {f"{gallery.FOLDER}/{name}.png": title for name, (title, _) in gallery.IN_REPORT.items()}

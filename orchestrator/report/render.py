@@ -1,4 +1,4 @@
-"""The words of reports and cards: templates filled with the values of orchestrator.report.content."""
+"""The words of reports and cards: templates filled with the values of orchestrator.report.values."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orchestrator.analysis.describe import describe, targets
 from orchestrator.objectives import OBJECTIVES
-from orchestrator.report.content import CAVEATS, Finalist, Report
 from orchestrator.report.markdown import duration, safe
+from orchestrator.report.values import CAVEATS, Finalist, Report
 from trainables.values.config import BITS, Loop
 from trainables.values.findings import Estimate, Similarity
 from trainables.values.results import PARTS

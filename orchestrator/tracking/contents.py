@@ -10,15 +10,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from orchestrator.analysis.describe import text_of
 from orchestrator.analysis.front import is_candidate
 from orchestrator.analysis.verdict import figures_of, verdict_of
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import gallery, hypervolume
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import render
-from orchestrator.report.content import Report
+from orchestrator.report.values import Report
 from orchestrator.settings import SweepSettings
-from orchestrator.tracking.store import page_of, text_of
+from orchestrator.tracking.store import page_of
 from trainables.values.config import State, TrialConfig, canonical_json
 from trainables.values.results import TrialResult
 
