@@ -233,14 +233,15 @@ def edits(settings: SweepSettings, began: str | None) -> Iterator[tuple[str, Any
                 yield part, before, value
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or as it was, whenever the process is killed."""
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file so that it is there whole or as it was, whenever the process is killed; returns its path."""
     scratch = path.with_name(f".{path.name}.part")
     with scratch.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
+    return path
 
 
 def of_json(text: str | bytes) -> SweepSettings:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator import objectives
+from orchestrator.analysis.describe import describe, every_setting
 from orchestrator.analysis.front import Front, counted, device_of, front_of, losses_of, objective_value
 from orchestrator.command import command
 from orchestrator.settings import SweepSettings
@@ -32,8 +33,7 @@ class Choice:
 
     @property
     def text(self) -> str:
-        settings = self.trial.config.to_dict() | {"targets": "+".join(self.trial.config.targets)}
-        config = " ".join(f"{name}={value}" for name, value in settings.items())
+        config = every_setting(self.trial.config)
         values = ", ".join(f"{name} {value:.6g}" for name, value in self.values.items() if value is not None)
         export = f"its adapter: {command()} export {self.sweep} DEST --trial {self.trial.number}"
         return f"trial {self.trial.number}: {self.why}\n{config}\n{values}\n{export}"
@@ -71,8 +71,7 @@ def choose(
         least = min(found, key=lambda t: (t.cost.peak_memory_mib, t.number))
         raise ConfigError(
             f"max_memory is {max_memory_mib:.1f} MiB; the least that a trial of {settings.name!r} needs is "
-            f"{least.cost.peak_memory_mib:.1f} MiB (trial {least.number}, {least.config.precision}, "
-            f"rank {least.config.rank})"
+            f"{least.cost.peak_memory_mib:.1f} MiB (trial {least.number}, {describe(least.config)})"
         )
     why = KNEE if at_knee else BEST
     if max_memory_mib is not None:

@@ -38,8 +38,9 @@ def under_seeds(config: TrialConfig, n_seeds: int) -> list[TrialConfig]:
 def finalists(trials: Sequence[TrialResult], settings: SweepSettings, front: Front | None = None) -> list[TrialResult]:
     """Trials that get evaluated, by number.
 
-    The front's members and the best trial; with repeats also the best of each precision and rank, for the smallest
-    sufficient rank; and the best 4-bit trial where none is on the front, so that 4 bits never go without seed replicates.
+    The front's members and the best trial; with several seeds also the best of each precision and rank, for the
+    smallest sufficient rank; and the best 4-bit trial where none is on the front, so that 4 bits never go without seed
+    replicates.
     """
     members = (front or front_of(trials, settings)).members
     lowest = best(counting(trials, settings))

@@ -1,13 +1,12 @@
 """Why a sweep has no front: what was asked of its trials, and which came nearest. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from orchestrator.analysis.costs import Predict
 from orchestrator.analysis.front import counted, dissimilarity, is_candidate
 from orchestrator.settings import SweepSettings
-from trainables.values.config import FINAL_STATES, TrialConfig
+from trainables.values.config import FINAL_STATES
 from trainables.values.results import TrialResult
-
-Predict = Callable[[TrialConfig], float | None]
 
 
 def nothing_counts(trials: Sequence[TrialResult], settings: SweepSettings, predict: Predict) -> str | None:

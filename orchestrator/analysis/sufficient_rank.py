@@ -9,17 +9,15 @@ from math import sqrt
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from trainables.comparison.bootstrap import t_quantile
+from trainables.comparison.bootstrap import Floats, t_quantile
 
 MARGIN_SHARE = 0.02
 """How much of what tuning gains (untuned loss - best loss) a sufficient rank may lose."""
 
 MIN_SEEDS = 3
 LEVEL = 0.95
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

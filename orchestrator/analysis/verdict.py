@@ -37,7 +37,7 @@ class Verdict:
 
 
 def comparison_of(trial: TrialResult) -> Comparison | None:
-    """A 4-bit trial against its baseline: on the test rows where it was evaluated there, else on the validation rows."""
+    """A 4-bit trial against its baseline: on the test rows where it was evaluated there, else on validation rows."""
     return (trial.test_evaluation.comparison if trial.test_evaluation else None) or trial.similarity
 
 

@@ -337,10 +337,10 @@ def report(
     if other is None:
         _report_one(name, as_json)
         return
-    from orchestrator.report.beside import beside
+    from orchestrator.report.render import compare
 
     pair = [_report_of(sweep)[0] for sweep in (str(name), other)]
-    print(json.dumps({"sweeps": [one.to_dict() for one in pair]}) if as_json else beside(*pair))
+    print(json.dumps({"sweeps": [one.to_dict() for one in pair]}) if as_json else compare(*pair))
 
 
 def _report_of(name: str) -> "tuple[Report, SweepResult | None]":
@@ -383,7 +383,7 @@ def card(
 ) -> None:
     """Fill the model card from a sweep's ledger, whatever the sweep has measured so far."""
     from orchestrator.report import card as cards
-    from orchestrator.report.card_results import layers_of
+    from orchestrator.report.card import layers_of
     from orchestrator.settings import ROOT
 
     found, _ = _report_of(name)

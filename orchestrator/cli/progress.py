@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis.budgets import ENDED, FINISHED
+from orchestrator.analysis.describe import describe, targets
 from orchestrator.analysis.finalists import finalists
 from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
 from orchestrator.analysis.infeasible import nothing_counts
@@ -28,7 +29,7 @@ from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.markdown import duration
 from orchestrator.settings import SweepSettings
 from trainables.cost.predicted_memory import predicted_peak_mib
-from trainables.models.families import all_targets, shape_in
+from trainables.models.families import shape_in
 from trainables.values.config import FINAL_STATES
 from trainables.values.results import TrialResult
 
@@ -60,7 +61,7 @@ def front_table(front: Front) -> Table:
         ]
         cells += [OBJECTIVES[objective].shown(objective_value(trial, objective)) for objective in shown_objectives]
         cells += [device_of(trial)] if len(devices) > 1 else []
-        table.add_row(*cells, "all" if all_targets(config.targets) else " ".join(config.targets))
+        table.add_row(*cells, targets(config))
     return table
 
 
@@ -104,11 +105,10 @@ def _bar(share: float, width: int = 60) -> str:
 
 def trial_line(trial: TrialResult) -> str:
     """One finished trial, for a log."""
-    config = trial.config
-    text = f"trial {trial.number:>3} {trial.origin:<6} {config.precision:<5} r={config.rank:<3} {trial.state:<9}"
+    text = f"trial {trial.number:>3} {trial.origin:<6} {describe(trial.config)}: {trial.state}"
     if trial.history:
         last = trial.history[-1]
-        text += f" loss {last.eval_loss_nats:.4f} at step {last.step}, {trial.cost.peak_memory_mib:.1f} MiB, "
+        text += f", loss {last.eval_loss_nats:.4f} at step {last.step}, {trial.cost.peak_memory_mib:.1f} MiB, "
         text += f"{trial.cost.seconds_per_step * 1e3:.1f} ms/step"
     return text + (f" ({trial.reason})" if trial.reason and trial.state != "pruned" else "")
 

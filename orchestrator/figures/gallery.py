@@ -1,6 +1,5 @@
 """The pictures of a sweep: each as PNG, and all on one interactive page that needs nothing else."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from matplotlib.figure import Figure as PngFigure
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import hypervolume, importance, memory, parallel, scatter, similarity
 from orchestrator.figures import page as pages
-from orchestrator.figures.style import DOTS_PER_INCH, Draw, Figure, LeftOut, finished_png
+from orchestrator.figures.style import DOTS_PER_INCH, LeftOut, Picture, Plotter, finished_png
+from orchestrator.settings import write_whole
 
 FOLDER, LEFT_OUT, PAGE = "figures", "left_out.txt", "figures.html"
 """In a sweep's folder: the pictures; in there, which have nothing to show and why; the interactive page."""
@@ -17,7 +17,7 @@ FRONT, FRONT_OF = "front.png", "loss_memory"
 """A smaller form of one picture, for MLflow's description of a run, which cuts off what is wider than its column."""
 FRONT_FILE = f"{FOLDER}/{FRONT}"
 FRONT_DOTS_PER_INCH = 88
-IN_REPORT: Mapping[str, tuple[str, Draw]] = {
+IN_REPORT: Mapping[str, tuple[str, Plotter]] = {
     "rank_memory": (scatter.RANK_TITLE, scatter.rank_memory),
     "loss_memory": (scatter.LOSS_TITLE, scatter.loss_memory),
     memory.NAME: (memory.TITLE, memory.draw),
@@ -27,12 +27,12 @@ IN_REPORT: Mapping[str, tuple[str, Draw]] = {
 """Name -> title, and how it is drawn."""
 
 
-def of_report(result: SweepResult) -> list[Figure | LeftOut]:
+def of_report(result: SweepResult) -> list[Picture | LeftOut]:
     """Those that the report shows."""
     return [draw(result) for _, draw in IN_REPORT.values()]
 
 
-def of_sweep(result: SweepResult) -> list[Figure | LeftOut]:
+def of_sweep(result: SweepResult) -> list[Picture | LeftOut]:
     """All of them."""
     pairs = scatter.pairs(result)
     return [*of_report(result), *pairs, parallel.draw(result), importance.draw(result)]
@@ -47,7 +47,7 @@ def write(result: SweepResult, folder: Path) -> list[Path]:
     if drawn:
         drawn.savefig(path, dpi=FRONT_DOTS_PER_INCH)
         files.append(path)
-    files.append(_replace(folder / PAGE, page(result, found)))
+    files.append(write_whole(folder / PAGE, page(result, found)))
     reasons = [f"{figure.name}: {figure.reason}\n" for figure in found if isinstance(figure, LeftOut)]
     path = folder / FOLDER / LEFT_OUT
     path.unlink(missing_ok=True)
@@ -57,18 +57,18 @@ def write(result: SweepResult, folder: Path) -> list[Path]:
     return files
 
 
-def page(result: SweepResult, found: Sequence[Figure | LeftOut]) -> str:
+def page(result: SweepResult, found: Sequence[Picture | LeftOut]) -> str:
     """The interactive page."""
     return pages.page(found, f"Sweep {result.settings.name}", result.caption)
 
 
-def front(result: SweepResult, found: Sequence[Figure | LeftOut]) -> PngFigure | None:
+def front(result: SweepResult, found: Sequence[Picture | LeftOut]) -> PngFigure | None:
     """The picture of the front; None where it has nothing to show yet."""
     (figure,) = [figure for figure in found if figure.name == FRONT_OF]
-    return finished_png(figure, result.caption) if isinstance(figure, Figure) else None
+    return finished_png(figure, result.caption) if isinstance(figure, Picture) else None
 
 
-def write_png(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Path) -> list[Path]:
+def write_png(result: SweepResult, found: Sequence[Picture | LeftOut], folder: Path) -> list[Path]:
     """Write the PNG forms, and take away an older picture of what is left out now; returns the files."""
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     files = []
@@ -80,11 +80,3 @@ def write_png(result: SweepResult, found: Sequence[Figure | LeftOut], folder: Pa
             finished_png(figure, result.caption).savefig(path, dpi=DOTS_PER_INCH)
             files.append(path)
     return files
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Write a file whole or not at all."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
-    return path

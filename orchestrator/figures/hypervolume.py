@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as PngFigure
 from orchestrator.analysis import front
 from orchestrator.analysis.pareto import growing_hypervolume
 from orchestrator.driver.sweep import SweepResult
-from orchestrator.figures.style import PRECISION_COLOURS, PRECISION_NAMES, Figure, LeftOut, canvas, hover
+from orchestrator.figures.style import PRECISION_COLOURS, PRECISION_NAMES, LeftOut, Picture, canvas, hover
 from orchestrator.objectives import OBJECTIVES
 from trainables.values.config import TrialConfig
 from trainables.values.results import TrialResult
@@ -82,7 +82,7 @@ def devices_per_trial(result: SweepResult) -> float:
     return result.settings.gpus_per_trial if result.settings.device == "cuda" else 1.0
 
 
-def draw(result: SweepResult) -> Figure | LeftOut:
+def draw(result: SweepResult) -> Picture | LeftOut:
     """The curve as steps, with a point where a trial raised it."""
     moments = curve(result)
     if not moments:
@@ -95,7 +95,7 @@ def draw(result: SweepResult) -> Figure | LeftOut:
         "1 would be one trial that is the best in everything.",
     )
     x_axis = f"training time of all trials ended by then, pruned and failed ones too ({unit})"
-    return Figure(
+    return Picture(
         name=NAME, title=TITLE, notes=notes, png=partial(_png, moments, x_axis), html=partial(_html, moments, x_axis)
     )
 

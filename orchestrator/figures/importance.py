@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.front import is_candidate, losses_of
 from orchestrator.driver.sweep import SweepResult
-from orchestrator.figures.style import Figure, LeftOut, canvas
+from orchestrator.figures.style import LeftOut, Picture, canvas
 from orchestrator.objectives import OBJECTIVES
 from search_spaces import Parameter
 from trainables.values.config import TrialConfig
@@ -25,10 +25,10 @@ MIN_TRIALS = 10
 ROUNDING = 1e-9
 """alpha_ratio is alpha / rank again, not always to the last bit."""
 Shares = Mapping[str, Mapping[str, float]]
-Point = tuple[dict[str, Any], tuple[float, ...]]
+KnownPoint = tuple[dict[str, Any], tuple[float, ...]]
 
 
-def draw(result: SweepResult) -> Figure | LeftOut:
+def draw(result: SweepResult) -> Picture | LeftOut:
     """A bar for each setting and objective; objectives that do not differ have none."""
     objectives = result.settings.objectives
     points = known_points(result)
@@ -48,12 +48,12 @@ def draw(result: SweepResult) -> Figure | LeftOut:
     same = [OBJECTIVES[o].label for i, o in enumerate(objectives) if i not in differing]
     if same:
         notes.append(f"The same for all trials: {', '.join(same)}.")
-    return Figure(name=NAME, title=TITLE, notes=tuple(notes), png=partial(_png, found), html=partial(_html, found))
+    return Picture(name=NAME, title=TITLE, notes=tuple(notes), png=partial(_png, found), html=partial(_html, found))
 
 
-def known_points(result: SweepResult) -> list[Point]:
+def known_points(result: SweepResult) -> list[KnownPoint]:
     """Points of the space whose trials completed as candidates, with their losses."""
-    found: list[Point] = []
+    found: list[KnownPoint] = []
     for trial in result.trials:
         losses = losses_of(trial, result.settings.objectives) if is_candidate(trial) else None
         params = _params(trial, result)
@@ -88,7 +88,7 @@ def _param(parameter: Parameter, value: Any) -> Any:
 
 
 def importance(
-    result: SweepResult, points: Sequence[Point], varied: Sequence[str], objectives: Sequence[int]
+    result: SweepResult, points: Sequence[KnownPoint], varied: Sequence[str], objectives: Sequence[int]
 ) -> Shares:
     """Share of each varied setting in each objective (by its index).
 

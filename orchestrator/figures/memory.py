@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.costs import measured_cells
+from orchestrator.analysis.describe import targets
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import (
     OTHER_COLOURS,
     PRECISION_COLOURS,
-    Figure,
     LeftOut,
+    Picture,
     canvas,
-    short_targets,
 )
 from trainables.values.config import BITS, TrialConfig
 from trainables.values.results import PARTS, MemoryBreakdown
@@ -60,7 +60,7 @@ def bars(result: SweepResult) -> list[Bar]:
     return sorted(kept, key=lambda bar: bar.total_mib)
 
 
-def draw(result: SweepResult) -> Figure | LeftOut:
+def draw(result: SweepResult) -> Picture | LeftOut:
     """One bar a cell, the parts in the same order in each; they add up to the peak."""
     shown = bars(result)
     if not shown:
@@ -71,7 +71,7 @@ def draw(result: SweepResult) -> Figure | LeftOut:
         notes.append(f"{len(shown)} of {n_cells} cells: the front's, then those that need the least.")
     notes.append(_shared(shown))
     labels = _labels(shown)
-    return Figure(
+    return Picture(
         name=NAME,
         title=TITLE,
         notes=tuple(note for note in notes if note),
@@ -82,7 +82,7 @@ def draw(result: SweepResult) -> Figure | LeftOut:
 
 def _facts(config: TrialConfig) -> dict[str, str]:
     return {
-        "targets": short_targets(config.targets),
+        "targets": targets(config),
         "shape": f"{config.batch_size} x {config.max_length_tokens} tokens",
         "dropout": f"dropout {'on' if config.dropout else 'off'}",
         "loop": f"{config.loop} loop",

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 
-from orchestrator.figures.style import Figure, LeftOut, finished_html
+from orchestrator.figures.style import LeftOut, Picture, finished_html
 
 CONFIG = {"displaylogo": False, "responsive": True}
 STYLE = """
@@ -13,13 +13,13 @@ nav a { margin-right: 1.2em; } h1 { font-size: 1.2rem; margin: 0; } section { pa
 """
 
 
-def page(found: Sequence[Figure | LeftOut], title: str, caption: str) -> str:
+def page(found: Sequence[Picture | LeftOut], title: str, caption: str) -> str:
     """The whole page; what has nothing to show is named at its end with the reason.
 
     Args:
         title, caption: plain text.
     """
-    figures = [figure for figure in found if isinstance(figure, Figure)]
+    figures = [figure for figure in found if isinstance(figure, Picture)]
     links = "".join(f'<a href="#{figure.name}">{html.escape(figure.title)}</a>' for figure in figures)
     sections = [
         f'<section id="{figure.name}">{_division(figure, caption, with_script=figure is figures[0])}</section>'
@@ -32,7 +32,7 @@ def page(found: Sequence[Figure | LeftOut], title: str, caption: str) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
-def _division(figure: Figure, caption: str, *, with_script: bool) -> str:
+def _division(figure: Picture, caption: str, *, with_script: bool) -> str:
     drawn = finished_html(figure, caption)
     return drawn.to_html(
         config=CONFIG,

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure as PngFigure
 
+from orchestrator.analysis.describe import targets
 from orchestrator.analysis.front import is_candidate, losses_of, objective_value
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import (
     PRECISION_COLOURS,
     PRECISION_NAMES,
-    Figure,
     LeftOut,
+    Picture,
     canvas,
-    short_targets,
 )
 from orchestrator.objectives import OBJECTIVES
 from trainables.values.config import Precision
@@ -54,7 +54,7 @@ class Axis:
         return (place - low) / (high - low) if high > low else 0.5
 
 
-def draw(result: SweepResult) -> Figure | LeftOut:
+def draw(result: SweepResult) -> Picture | LeftOut:
     """One line a candidate that completed with all objectives; settings that never differ are left out."""
     objectives = result.settings.objectives
     trials = [t for t in result.trials if is_candidate(t) and t.history and losses_of(t, objectives) is not None]
@@ -67,7 +67,7 @@ def draw(result: SweepResult) -> Figure | LeftOut:
         "On the Pareto front: thick lines in the picture, the last axis of the interactive form; there, drag along an "
         "axis to choose lines, and drag a title to move its axis.",
     )
-    return Figure(
+    return Picture(
         name=NAME,
         title=TITLE,
         notes=notes,
@@ -82,7 +82,7 @@ def _settings(trials: Sequence[TrialResult]) -> list[Axis]:
         "precision": [PRECISION_NAMES[c.precision].partition(" (")[0] for c in configs],
         "rank": [c.rank for c in configs],
         "alpha / rank": [c.alpha / c.rank for c in configs],
-        "targets": [short_targets(c.targets) for c in configs],
+        "targets": [targets(c) for c in configs],
         "learning rate": [c.learning_rate for c in configs],
     }
     for name in (

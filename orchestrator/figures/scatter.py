@@ -14,8 +14,8 @@ from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import (
     PRECISION_COLOURS,
     PRECISION_NAMES,
-    Figure,
     LeftOut,
+    Picture,
     canvas,
     hover,
     ring,
@@ -33,12 +33,12 @@ RING = "on the Pareto front"
 NOTHING = "no trial completed with both its figures"
 
 
-def rank_memory(result: SweepResult) -> Figure | LeftOut:
+def rank_memory(result: SweepResult) -> Picture | LeftOut:
     """Rank against peak memory, absolute and above each precision's cheapest trial."""
     trials = [trial for trial in result.trials if trial.state == "completed" and trial.history]
     if not trials:
         return LeftOut(name="rank_memory", reason="no trial completed")
-    return Figure(
+    return Picture(
         name="rank_memory",
         title=RANK_TITLE,
         notes=(_rings(result), "The precisions are set a little aside of their rank, so that neither hides the other."),
@@ -47,26 +47,26 @@ def rank_memory(result: SweepResult) -> Figure | LeftOut:
     )
 
 
-def loss_memory(result: SweepResult) -> Figure | LeftOut:
+def loss_memory(result: SweepResult) -> Picture | LeftOut:
     """Held-out loss against peak memory, whatever the sweep's objectives."""
     return pair(result, "peak_memory_mib", "eval_loss_nats")
 
 
-def pairs(result: SweepResult) -> list[Figure | LeftOut]:
+def pairs(result: SweepResult) -> list[Picture | LeftOut]:
     """Every pair of the sweep's objectives, beside `loss_memory`."""
     ordered = [objective for objective in OBJECTIVES if objective in result.settings.objectives]
     found = combinations(ordered, 2)
     return [pair(result, x, y) for x, y in found if (x, y) != ("peak_memory_mib", "eval_loss_nats")]
 
 
-def pair(result: SweepResult, x: str, y: str) -> Figure | LeftOut:
+def pair(result: SweepResult, x: str, y: str) -> Picture | LeftOut:
     """One objective against another; a line joins the members of the front that none beats in both."""
     name = f"{OBJECTIVES[y].short}_{OBJECTIVES[x].short}"
     trials = [t for t in result.trials if t.state == "completed" and losses_of(t, (x, y)) is not None]
     if not trials:
         return LeftOut(name=name, reason=NOTHING)
     is_known = name == "loss_memory"
-    return Figure(
+    return Picture(
         name=name,
         title=LOSS_TITLE if is_known else f"{OBJECTIVES[y].label.capitalize()} against {OBJECTIVES[x].label}",
         notes=(_rings(result), "The line joins those that no other of them beats in both of this figure's objectives."),

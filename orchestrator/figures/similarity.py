@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as PngFigure
 from orchestrator.analysis.finalists import finalists
 from orchestrator.analysis.verdict import comparison_of, verdict_of
 from orchestrator.driver.sweep import SweepResult
-from orchestrator.figures.style import OTHER_COLOURS, PRECISION_COLOURS, Figure, LeftOut, canvas
+from orchestrator.figures.style import OTHER_COLOURS, PRECISION_COLOURS, LeftOut, Picture, canvas
 from trainables.values.findings import Comparison, Estimate, Similarity
 from trainables.values.results import TrialResult
 
@@ -66,7 +66,7 @@ def of_series(comparison: Comparison) -> Iterator[tuple[Series, Similarity]]:
     yield untuned, comparison.untuned
 
 
-def draw(result: SweepResult) -> Figure | LeftOut:
+def draw(result: SweepResult) -> Picture | LeftOut:
     """A panel for each metric; cosines and KL on logarithmic axes, better to the right everywhere."""
     whole = compared(result)
     found = whole[:MAX_TRIALS]
@@ -79,7 +79,7 @@ def draw(result: SweepResult) -> Figure | LeftOut:
     )
     if len(found) < len(whole):
         notes = (*notes, f"The first {len(found)} of {len(whole)} 4-bit finalists.")
-    return Figure(
+    return Picture(
         name=NAME,
         title=TITLE,
         notes=notes,

@@ -11,8 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure as PngFigure
 
+from orchestrator.analysis.describe import describe
 from orchestrator.driver.sweep import SweepResult
-from trainables.models.families import all_targets
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
@@ -31,7 +31,7 @@ HEAD_PIXELS, LINE_PIXELS = 62, 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class Picture:
     """One picture in both its forms, drawn only when asked for.
 
     Attributes:
@@ -55,7 +55,7 @@ class LeftOut:
     reason: str
 
 
-Draw = Callable[[SweepResult], Figure | LeftOut]
+Plotter = Callable[[SweepResult], Picture | LeftOut]
 
 
 def canvas(height_inches: float) -> PngFigure:
@@ -67,7 +67,7 @@ def _lines(notes: Sequence[str]) -> list[str]:
     return [line for note in notes for line in textwrap.wrap(note, LINE_CHARS)]
 
 
-def finished_png(figure: Figure, caption: str) -> PngFigure:
+def finished_png(figure: Picture, caption: str) -> PngFigure:
     """The PNG form under its title, the caption and the notes; made as much higher as they need."""
     drawn, lines = figure.png(), _lines((caption, *figure.notes))
     head = HEAD_INCHES + LINE_INCHES * len(lines) + 0.08
@@ -82,7 +82,7 @@ def finished_png(figure: Figure, caption: str) -> PngFigure:
     return drawn
 
 
-def finished_html(figure: Figure, caption: str) -> "go.Figure":
+def finished_html(figure: Picture, caption: str) -> "go.Figure":
     """The interactive form under its title, the caption and the notes."""
     drawn, lines = figure.html(), _lines((caption, *figure.notes))
     head = HEAD_PIXELS + LINE_PIXELS * len(lines)
@@ -101,11 +101,10 @@ def finished_html(figure: Figure, caption: str) -> "go.Figure":
 
 def hover(trial: TrialResult) -> str:
     """What an interactive figure says of one trial."""
-    c, last = trial.config, trial.history[-1]
+    last = trial.history[-1]
     lines = [
         f"trial {trial.number} ({trial.origin}), {trial.key[:12]}",
-        f"{c.precision}, rank {c.rank}, alpha {c.alpha:g}, dropout {c.dropout:g}, lr {c.learning_rate:.2e}",
-        "+".join(c.targets),
+        f"{describe(trial.config)}, dropout {trial.config.dropout:g}",
         f"loss {last.eval_loss_nats:.4f} nats, {trial.cost.peak_memory_mib:.1f} MiB",
         f"{trial.cost.seconds_per_step * 1e3:.1f} ms/step",
     ]
@@ -113,11 +112,6 @@ def hover(trial: TrialResult) -> str:
         cosine = trial.similarity.quantized.embedding_cosine
         lines.append(f"cosine to the 16-bit baseline {cosine.value:.4f} ({cosine.low:.4f} to {cosine.high:.4f})")
     return "<br>".join(lines)
-
-
-def short_targets(targets: Sequence[str]) -> str:
-    """Names of the target modules in little room."""
-    return "all" if all_targets(tuple(targets)) else " ".join(targets)
 
 
 def ring(axes: Any, xs: Sequence[float], ys: Sequence[float], label: str | None = None) -> None:

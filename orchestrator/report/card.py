@@ -1,43 +1,50 @@
 """A model card from a sweep's ledger: Markdown under a metadata block that the Hugging Face hub reads."""
 
 import hashlib
-import os
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from orchestrator.report import card_results as results
-from orchestrator.report import card_trial, tables
-from orchestrator.report.answer import WHOSE, WHOSE_COST, counted, whose
-from orchestrator.report.card_results import NOT_MEASURED, Layers
-from orchestrator.report.card_trial import HOW, METHODS, TAGS
-from orchestrator.report.content import Report
-from orchestrator.report.markdown import duration, safe, table
+from orchestrator.analysis.verdict import verdict_of
+from orchestrator.report import model_index
+from orchestrator.report.render import headlines, render
+from orchestrator.report.values import Report
+from orchestrator.security.folder_access import refuse_shared
+from orchestrator.settings import write_whole
 from trainables.data import alpaca
-from trainables.values.config import BITS, TrialConfig, Workload, canonical_json
+from trainables.values.config import Precision, TrialConfig, Workload, canonical_json
 from trainables.values.results import TrialResult
 
-TEMPLATE = Path(__file__).with_name("model_card.md")
-ALPACA, GPT2_MEDIUM = "tatsu-lab/alpaca", "openai-community/gpt2-medium"
-BASES = {GPT2_MEDIUM: "GPT-2 Medium", "demo": "the embedded demo model"}
-ROWS = {ALPACA: "Alpaca", "demo": "made-up demo rows"}
-SHAPES = {GPT2_MEDIUM: "24 layers, width 1,024, 16 heads, 1,024 positions, vocabulary 50,257"}
-HUB_LICENCE = {ALPACA: "cc-by-nc-4.0", "demo": "mit"}
+HUB_LICENCE = {"tatsu-lab/alpaca": "cc-by-nc-4.0", "demo": "mit"}
 """Of adapters, by the rows they were trained on; in the hub's words."""
-LICENCE = {
-    ALPACA: "trained on Alpaca (CC BY-NC 4.0): non-commercial use only",
-    "demo": "trained on the embedded demo's rows: MIT",
-}
-BASE_LICENCE = {GPT2_MEDIUM: "MIT (modified)", "demo": "MIT"}
-BESIDE = "compared with LoRA over the same base at 16 bits"
+TAGS: Mapping[Precision, tuple[str, ...]] = {"nf4": ("lora", "qlora", "nf4"), "16bit": ("lora",)}
 NO_KEY = frozenset(
     {"name", "base_model", "data", "compute_dtype", "address", "tracking_uri", "insecure", "gpus_per_trial"}
 )
 """Settings that decide no result, or that the workload says more exactly."""
+Layers = Mapping[str, Any]
+"""A recorded sensitivity run, as orchestrator.sensitivity.run writes it."""
+
+
+def layers_of(root: Path, workload: Workload | None) -> Layers | None:
+    """The newest sensitivity run over the same base and rows, if there is one.
+
+    Raises:
+        ConfigError: others may have written it.
+    """
+    same = ("base_fingerprint", "data_digest")
+    paths = sorted((root / "sensitivity").glob("*/sensitivity.json"), key=lambda p: (p.stat().st_mtime, p.parent.name))
+    for path in reversed(paths if workload else []):
+        refuse_shared(path.parent, root, field="sensitivity")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(found["workload"][name] == getattr(workload, name) for name in same):
+            return found
+    return None
 
 
 def card_of(report: Report, layers: Layers | None = None, trial: TrialResult | None = None) -> ModelCard:
@@ -48,70 +55,27 @@ def card_of(report: Report, layers: Layers | None = None, trial: TrialResult | N
         trial: that the card is about, as it goes with its adapter; None for a card of the whole sweep.
     """
     shown = replace(report, workload=_without_paths(report.workload)) if report.workload else report
-    settings, measured = shown.settings, shown.measured
-    protocol = (
-        "another version than this program's" if measured.protocol_version is None else str(measured.protocol_version)
+    text = render(
+        "card.md",
+        card_data=_metadata(report, shown, trial).to_yaml(),
+        report=shown,
+        headlines=headlines(shown),
+        layers=layers,
+        best_4bit=model_index.compared_best(shown),
+        sweep_key=sweep_key(shown),
+        sweep_settings=_sweep_settings(shown),
+        trial=trial,
+        trial_settings=_trial_settings(trial.config) if trial else None,
+        compared=model_index.compared(shown, trial) if trial else None,
+        verdict=verdict_of(trial, shown.settings.min_similarity) if trial else None,
     )
-    card = ModelCard.from_template(
-        _metadata(report, shown, trial),
-        template_str=TEMPLATE.read_text(encoding="utf-8"),
-        base=_title(BASES, shown.workload.base_model if shown.workload else "a base not known yet"),
-        data=_title(ROWS, shown.workload.data if shown.workload else "rows not known yet"),
-        threshold=f"{settings.min_similarity:g}",
-        sweep=f"`{settings.name}`",
-        details=_details(shown, trial, protocol),
-        rows=_rows(shown),
-        protocol=protocol,
-        finalist_seeds=counted(settings.finalist_seeds, "run"),
-        licences=f"Here: {_licences(shown.workload)}.",
-        **(_of_trial(shown, layers, trial) if trial else _of_sweep(shown, layers)),
-    )
-    card.text = card.text.rstrip("\n") + "\n"
-    return card
-
-
-def _of_sweep(report: Report, layers: Layers | None) -> dict[str, Any]:
-    """What the template says of a whole sweep."""
-    return {
-        "number": None,
-        "method": METHODS["nf4"],
-        "procedure": _procedure(report),
-        "standing": _standing(report),
-        "results": _answers(results.lines(report, layers)),
-        "bias": results.bias(report, report.breakdown, report.best_4bit),
-        "impact": _impact(report),
-    }
-
-
-def _of_trial(report: Report, layers: Layers | None, trial: TrialResult) -> dict[str, Any]:
-    """What it says of one trial, and what of its sweep."""
-    return {
-        "number": trial.number,
-        "bits": BITS[trial.config.precision],
-        "method": METHODS[trial.config.precision],
-        "procedure": card_trial.procedure(trial),
-        "standing": card_trial.standing(report, trial),
-        "results": _answers(card_trial.lines(report, trial)),
-        "bias": card_trial.bias(report, trial),
-        "impact": card_trial.impact(report, trial),
-        "place": card_trial.place(report, trial),
-        "sweep_standing": _standing(report),
-        "sweep_results": _answers(results.lines(report, layers)),
-        "sweep_procedure": _procedure(report),
-    }
-
-
-def _answers(lines: Sequence[tuple[str, str]]) -> str:
-    return table(["Question", "Answer"], [[what, said] for what, said in lines], n_words=2)
+    return ModelCard(text)
 
 
 def write(card: ModelCard, path: Path) -> Path:
     """Write a card whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    card.save(scratch)
-    os.replace(scratch, path)
-    return path
+    return write_whole(path, str(card))
 
 
 def sweep_key(report: Report) -> str:
@@ -148,10 +112,6 @@ def _without_paths(workload: Workload) -> Workload:
     return replace(workload, base_model=base, data=data if _data_on_hub(workload) else Path(data).name)
 
 
-def _title(titles: Mapping[str, str], source: str) -> str:
-    return titles.get(source) or safe(source)
-
-
 def _metadata(report: Report, shown: Report, trial: TrialResult | None) -> ModelCardData:
     """What the hub reads; ids are named only where the hub knows them."""
     workload = report.workload
@@ -159,9 +119,9 @@ def _metadata(report: Report, shown: Report, trial: TrialResult | None) -> Model
     rows = {}
     if shown.workload:
         rows = {"dataset_type": data or "local", "dataset_name": shown.workload.data}
-    found, name = results.eval_results(shown, rows) if workload else [], report.name
+    found, name = model_index.of_sweep(shown, rows) if workload else [], report.name
     if trial:
-        found, name = card_trial.eval_results(shown, trial, rows), f"{report.name}-trial-{trial.number}"
+        found, name = model_index.of_trial(shown, trial, rows), f"{report.name}-trial-{trial.number}"
     return ModelCardData(
         language="en",
         license=HUB_LICENCE.get(workload.data if workload else "", "unknown"),
@@ -176,60 +136,15 @@ def _metadata(report: Report, shown: Report, trial: TrialResult | None) -> Model
     )
 
 
-def _details(report: Report, trial: TrialResult | None, protocol: str) -> str:
-    workload = report.workload
-    base = workload.base_model if workload else ""
-    devices = ", ".join(map(safe, report.measured.environment.get("device", ()))) or NOT_MEASURED
-    devices = card_trial.device(trial) if trial else devices
-    rows = {"Base model": "not known: nothing was measured"}
-    if workload:
-        name = f"{BASES[base]} (`{base}`), {SHAPES[base]}" if base in SHAPES else safe(workload.base_caption)
-        rows = {"Base model": name, "Base fingerprint": f"`{workload.base_fingerprint[:16]}`"}
-    rows["Method"] = HOW[trial.config.precision] if trial else f"{HOW['nf4']}; {BESIDE}"
-    if trial:
-        rows["This adapter"] = _adapter(report, trial)
-    rows |= {
-        "Language": "English",
-        "Licence": f"code: MIT; {_licences(workload)}",
-        "Hardware": f"{devices}; {workload.compute_dtype} arithmetic" if workload else devices,
-        "Protocol": protocol,
-        "Sweep": f"`{report.name}`, key `{sweep_key(report)}`",
-    }
-    return table(["", ""], [[what, said] for what, said in rows.items()], n_words=2)
+def _trial_settings(config: TrialConfig) -> dict[str, str]:
+    return {f"`{name}`": _text_of(value) for name, value in config.to_dict().items()}
 
 
-def _licences(workload: Workload | None) -> str:
-    base, data = (workload.base_model, workload.data) if workload else ("", "")
-    adapters = LICENCE.get(data, "that of the rows they were trained on, which this program does not know")
-    return f"base model: {BASE_LICENCE.get(base, 'its own')}; adapters: {adapters}"
-
-
-def _adapter(report: Report, trial: TrialResult) -> str:
-    c = trial.config
-    loss = trial.history[-1].eval_loss_nats if trial.history else None
-    said = (
-        f"trial {trial.number} (key `{trial.key[:16]}`): trained over the base at {BITS[c.precision]}, "
-        f"rank {c.rank}, alpha {c.alpha:g}, targets {tables.targets(c)}, learning rate {c.learning_rate:.1e}, "
-        f"seed {c.seed}"
-    )
-    if loss is None:
-        return said
-    return f"{said}; loss {loss:.4f} nats on the validation rows{whose(report, WHOSE)}"
-
-
-def _rows(report: Report) -> str:
-    workload, counts = report.workload, report.measured.data_counts
-    if workload is None:
-        return "no rows were read yet"
-    said = ", ".join(f"{safe(what)} {n}" for what, n in counts.items()) or "counts not recorded"
-    return f"{safe(workload.data)}, digest `{workload.data_digest[:16]}`; rows: {said}"
-
-
-def _procedure(report: Report) -> str:
+def _sweep_settings(report: Report) -> dict[str, str]:
     """Each setting of a trial: searched values, or the one that all have."""
     settings, space = report.settings, report.settings.space
     first = settings.config({name: parameter.samples[0] for name, parameter in space.parameters.items()}).to_dict()
-    rows = []
+    rows = {}
     for field in TrialConfig.__dataclass_fields__:
         by_ratio = field == "alpha" and "alpha_ratio" in {*space.parameters, *space.fixed}
         name = "alpha_ratio" if by_ratio else field
@@ -237,31 +152,15 @@ def _procedure(report: Report) -> str:
         if field == "max_steps" and settings.max_steps is not None:
             searched = None
         if searched is None:
-            value = space.fixed["alpha_ratio"] if by_ratio else first[field]
-            said = " ".join(value) if isinstance(value, list) else str(value)
+            said = _text_of(space.fixed["alpha_ratio"] if by_ratio else first[field])
         elif searched.choices is not None:
             said = f"searched: {', '.join(map(str, searched.choices))}"
         else:
             low, high = searched.samples
             said = f"searched: {low:g} to {high:g} ({searched.distribution})"
-        rows.append([f"`{name}`" + (" (alpha / rank)" if by_ratio else ""), safe(said)])
-    return table(["setting", "value"], rows, n_words=2)
+        rows[f"`{name}`" + (" (alpha / rank)" if by_ratio else "")] = said
+    return rows
 
 
-def _standing(report: Report) -> str:
-    """How far the sweep is, and what a reader of its figures must know."""
-    done = f"{report.n_done} of {report.n_expected} trials have ended"
-    if not report.states.get("completed"):
-        return f"Nothing to show yet: no trial completed ({done})."
-    said = f"Of sweep `{report.name}`; {done}. Intervals are 95 % over rows, given the seed, unless said otherwise."
-    return said if report.finished else f"{said} **The sweep is not finished: every figure can still change.**"
-
-
-def _impact(report: Report) -> str:
-    measured = report.measured
-    if measured.wall_seconds is None or report.workload is None:
-        return f"Wall time of this sweep: {NOT_MEASURED}."
-    return (
-        f"This sweep took {duration(measured.wall_seconds)} from its start to its last end, of which trials trained "
-        f"{duration(measured.train_seconds)} in sum{whose(report, WHOSE_COST)}."
-    )
+def _text_of(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)

@@ -1,163 +1,32 @@
-"""What a sweep came to, as one value made from its ledger alone; report_text and report_page show it."""
+"""A sweep's report made from its ledger alone."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from orchestrator.analysis.budgets import ENDED, FINISHED, SPENT, Ended, Spent
-from orchestrator.analysis.choice import best, counting, knee
-from orchestrator.analysis.costs import CostTable, Predict, Saving, cost_table, savings
+from orchestrator.analysis.choice import best, counting, knee, stairs
+from orchestrator.analysis.costs import Predict, cost_table, savings
 from orchestrator.analysis.finalists import finalists, runs_of
 from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.analysis.infeasible import nothing_counts
-from orchestrator.analysis.repeats import Figure, Rows, figure, rows_of, smallest_sufficient_rank
+from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.status import status_of
-from orchestrator.analysis.sufficient_rank import SufficientRank
-from orchestrator.analysis.verdict import FailedEvaluation, Verdict, comparison_of, failed_evaluations, verdict_of
+from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
 from orchestrator.command import command
 from orchestrator.driver.plan import predicted_peaks_mib
 from orchestrator.ledger import Ledger
 from orchestrator.objectives import DEFAULT
-from orchestrator.report.budget import WithinMemory, within_memory
+from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, Report, WithinMemory
 from orchestrator.settings import SweepSettings
-from trainables.values.config import PROTOCOL_VERSION, Precision, State, TrialConfig, Workload
+from trainables.values.config import PROTOCOL_VERSION, Precision, State, Workload
 from trainables.values.errors import ConfigError
-from trainables.values.findings import BiasShift, Comparison, KlShare
 from trainables.values.results import TrialResult
 
 FACTS = ("workload", "data_counts", "created_at", REFERENCE, ENDED, SPENT, FINISHED)
 """What a report needs of a ledger beside its trials."""
 FIGURE = re.compile(r"\d[\d.]*")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finalist:
-    """A trial that the report is about.
-
-    Attributes:
-        rows: those that its loss and similarity objectives are of.
-        figures: the default objectives and the sweep's own.
-        verdict, comparison: of a 4-bit trial; the rows of both are the verdict's.
-    """
-
-    number: int
-    key: str
-    config: TrialConfig
-    on_front: bool
-    rows: Rows
-    figures: Mapping[str, Figure]
-    verdict: Verdict | None
-    comparison: Comparison | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Trials that ended alike.
-
-    Attributes:
-        reason: of the first of them; the others' differ in their figures only.
-    """
-
-    state: State
-    n_trials: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Breakdown:
-    """Where quantization shows, of the best 4-bit finalist."""
-
-    shares: tuple[KlShare, ...]
-    bias: tuple[BiasShift, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """How the figures were taken.
-
-    Attributes:
-        protocol_version: None where trials were measured by another than this program's.
-        data_counts: rows read, dropped by reason and in each split.
-        environment: name -> values, several where trials ran under different ones.
-        epsilon: differences of each objective that decide no dominance, in its own unit.
-        wall_seconds: from the sweep's start to its last trial's end, pauses included; None before the first.
-        train_seconds: summed over trials.
-    """
-
-    protocol_version: int | None
-    data_counts: Mapping[str, int]
-    environment: Mapping[str, tuple[str, ...]]
-    epsilon: Mapping[str, float]
-    wall_seconds: float | None
-    train_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """Everything that a report says.
-
-    Attributes:
-        workload: None before the sweep's first trial.
-        n_done, n_expected: trials in a final state, and those that the sweep will come to as far as is known.
-        n_running: trials at work, as the ledger has it.
-        states: trials by state.
-        best_loss: number of the best trial: the lowest validation loss of those that count for the front.
-        best_memory: number of the front's member with the lowest peak.
-        best_4bit: number of the 4-bit finalist with the lowest such loss, of those evaluated if any were.
-        sufficient_ranks: by precision.
-        within_memory: the best trial for each budget of peak memory.
-        knee: number of the front's member that gives up least in every objective, see orchestrator.analysis.choice.
-        search_ended: why the search is over, in words; None while it is not.
-        nothing_counts: why the front is empty, in words; None where it is not.
-        spent: by the whole sweep; None in ledgers from before that was kept.
-    """
-
-    name: str
-    settings: SweepSettings
-    workload: Workload | None
-    n_done: int
-    n_expected: int
-    n_running: int
-    states: Mapping[State, int]
-    savings: tuple[Saving, ...]
-    best_loss: int | None
-    best_memory: int | None
-    best_4bit: int | None
-    sufficient_ranks: Mapping[Precision, SufficientRank]
-    finalists: tuple[Finalist, ...]
-    costs: CostTable | None
-    breakdown: Breakdown | None
-    outcomes: tuple[Outcome, ...]
-    faults: tuple[FailedEvaluation, ...]
-    measured: Measured
-    within_memory: tuple[WithinMemory, ...] = ()
-    knee: int | None = None
-    search_ended: str | None = None
-    nothing_counts: str | None = None
-    spent: Spent | None = None
-
-    @property
-    def finished(self) -> bool:
-        return self.n_done >= self.n_expected
-
-    def finalist(self, number: int | None) -> Finalist | None:
-        """The finalist of that number."""
-        return next((found for found in self.finalists if found.number == number), None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "settings"}
-        return {"settings": self.settings.model_dump(mode="json")} | {k: _plain(v) for k, v in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 def newest(root: Path) -> str:
@@ -228,7 +97,7 @@ def report_of(
         outcomes=_outcomes(trials),
         faults=failed_evaluations(trials, settings),
         measured=_measured(trials, front, workload, facts),
-        within_memory=within_memory(trials, settings),
+        within_memory=_within_memory(trials, settings),
         knee=middle.number if middle else None,
         search_ended=ended.text if ended else None,
         nothing_counts=nothing_counts(trials, settings, predict),
@@ -249,6 +118,20 @@ def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, s
         figures={objective: value for objective, value in found.items() if value},
         verdict=verdict_of(trial, settings.min_similarity),
         comparison=comparison_of(trial) if trial.config.precision == "nf4" else None,
+    )
+
+
+def _within_memory(trials: Sequence[TrialResult], settings: SweepSettings) -> tuple[WithinMemory, ...]:
+    """From the smallest budget up; empty where no trial counts for the front."""
+    return tuple(
+        WithinMemory(
+            number=trial.number,
+            config=trial.config,
+            peak_memory_mib=trial.cost.peak_memory_mib,
+            seconds_per_step=trial.cost.seconds_per_step,
+            eval_loss_nats=trial.history[-1].eval_loss_nats,
+        )
+        for trial in stairs(counting(trials, settings))
     )
 
 

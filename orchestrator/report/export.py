@@ -15,8 +15,7 @@ from orchestrator.analysis.front import REFERENCE
 from orchestrator.ledger import Ledger
 from orchestrator.report import card as cards
 from orchestrator.report import content as reports
-from orchestrator.report.card import base_on_hub
-from orchestrator.report.card_results import layers_of
+from orchestrator.report.card import base_on_hub, layers_of
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
 from orchestrator.workers import adapter_store

@@ -1,7 +1,6 @@
 """What a sweep leaves in its folder beside the ledger: front.json, trials.parquet, figures, report."""
 
 import json
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +9,10 @@ import pyarrow.parquet as pq
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import gallery
 from orchestrator.report import page as report_page
-from orchestrator.report import text as report_text
-from orchestrator.report.content import Report
+from orchestrator.report import render
 from orchestrator.report.rows import trial_row
+from orchestrator.report.values import Report
+from orchestrator.settings import write_whole
 
 PICTURES = {f"{gallery.FOLDER}/{name}.png": title for name, (title, _) in gallery.IN_REPORT.items()}
 """Of the report: path in the sweep's folder -> title."""
@@ -25,14 +25,14 @@ def write(result: SweepResult, report: Report, folder: Path) -> list[Path]:
 
 def write_data(result: SweepResult, folder: Path) -> list[Path]:
     """Write what programs read, front.json and trials.parquet; returns the files."""
-    front = _replace(folder / "front.json", json.dumps(result.front.to_dict(), indent=2) + "\n")
+    front = write_whole(folder / "front.json", json.dumps(result.front.to_dict(), indent=2) + "\n")
     threshold = result.settings.min_similarity
     rows = [trial_row(trial, trial.key in result.front.keys, threshold) for trial in result.trials]
     names = dict.fromkeys(name for row in rows for name in row)  # a column of figures that only some trials have
     rows = [{name: row.get(name) for name in names} for row in rows]
     table = folder / "trials.parquet"
     pq.write_table(pa.Table.from_pylist(rows), table.with_suffix(".tmp"))
-    os.replace(table.with_suffix(".tmp"), table)
+    table.with_suffix(".tmp").replace(table)
     return [front, table]
 
 
@@ -44,14 +44,6 @@ def draw(result: SweepResult, folder: Path) -> list[Path]:
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write report.md and report.html with the pictures that lie in the folder; returns the files."""
     drawn = {path: title for path, title in PICTURES.items() if (folder / path).is_file()}
-    text = report_text.markdown(report, drawn)
+    text = render.markdown(report, drawn)
     page = report_page.page(text, f"Sweep {report.name}", folder)
-    return [_replace(folder / "report.md", text), _replace(folder / "report.html", page)]
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Write a file whole or not at all."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
-    return path
+    return [write_whole(folder / "report.md", text), write_whole(folder / "report.html", page)]

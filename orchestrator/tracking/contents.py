@@ -10,16 +10,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from orchestrator.analysis.describe import text_of
 from orchestrator.analysis.front import is_candidate
 from orchestrator.analysis.verdict import figures_of, verdict_of
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import gallery, hypervolume
 from orchestrator.ledger.rows import Entry
-from orchestrator.report import text as report_text
-from orchestrator.report.content import Report
+from orchestrator.report import render
 from orchestrator.report.rows import COSTS
+from orchestrator.report.values import Report
 from orchestrator.settings import SweepSettings
-from orchestrator.tracking.store import page_of, text_of
+from orchestrator.tracking.store import page_of
 from trainables.values.config import State, TrialConfig, canonical_json
 from trainables.values.results import TrialResult
 
@@ -170,7 +171,7 @@ def of_sweep(
     tags = {SWEEP: sweep_id, "space": settings.space.name}
     tags |= {name: str(getattr(result.workload, name)) for name in names}
     picture = _picture(where[1]) if has_front else ""
-    tags[NOTE] = report_text.description(report, NOTE_CHARS, _links(*where), picture)
+    tags[NOTE] = render.description(report, NOTE_CHARS, _links(*where), picture)
     points = growth(result, reference_is_fixed=reference_is_fixed, final=final)
     if final:
         points += _sums(result, with_hypervolume=all(name != GROWTH[0] for name, *_ in points))

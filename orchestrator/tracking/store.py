@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from orchestrator.analysis.describe import text_of
 from orchestrator.command import command
 from orchestrator.security.redaction import reason_of
 from trainables.values.errors import ConfigError
@@ -207,8 +208,3 @@ def log_run(
         say(f"MLflow was not written ({reason_of(error)})")
         return None
     return f"http://127.0.0.1:{UI_PORT}/{page_of(experiment_id, run_id)}"
-
-
-def text_of(value: Any) -> str:
-    """A param as MLflow keeps it."""
-    return "+".join(value) if isinstance(value, list) else str(value)

@@ -12,7 +12,7 @@ from orchestrator.analysis.status import status_of
 from orchestrator.driver.driver import Driver
 from orchestrator.driver.stopping import Stopping
 from orchestrator.report.content import read
-from orchestrator.report.text import markdown
+from orchestrator.report.render import markdown
 from orchestrator.workers.faults import fault_of
 from tests.support.sweeps import GRID, TPE, WORKLOAD, Desk, completes, cost, make, measurement, space, trial
 from trainables.values.config import TrialConfig

@@ -14,7 +14,7 @@ from orchestrator.driver.sweep import result_of
 from orchestrator.ledger import FAULTS
 from orchestrator.report import card as cards
 from orchestrator.report import content as report
-from orchestrator.report import text as report_text
+from orchestrator.report import render
 from orchestrator.report.rows import trial_row
 from orchestrator.settings import save, sweep_folder
 from orchestrator.tracking.projection import Tracker
@@ -59,7 +59,7 @@ def texts_of(desk: Desk, capsys) -> dict[str, str]:
     said = {"terminal": capsys.readouterr().out}
     print_result(result, None, as_json=True)
     said["json"] = capsys.readouterr().out
-    said |= {"report": report_text.markdown(found, {}), "description": report_text.description(found, 5000)}
+    said |= {"report": render.markdown(found, {}), "description": render.description(found, 5000)}
     return said | {"card": str(cards.card_of(found)), "report as JSON": json.dumps(found.to_dict())}
 
 

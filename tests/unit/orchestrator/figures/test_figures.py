@@ -19,13 +19,12 @@ from orchestrator.figures import page as figure_page
 from orchestrator.figures import parallel as figure_parallel
 from orchestrator.figures import scatter as figure_scatter
 from orchestrator.figures import similarity as figure_similarity
-from orchestrator.figures.style import PRECISION_COLOURS, Figure, LeftOut, finished_html, finished_png
+from orchestrator.figures.style import PRECISION_COLOURS, LeftOut, Picture, finished_html, finished_png
 from orchestrator.objectives import DEFAULT
 from orchestrator.report import outputs
-from orchestrator.report.tables import PARTS
 from tests.support.sweeps import GRID, TPE, WORKLOAD, cost, likeness, make, measurement, similarity, trial
 from trainables.values.config import TrialConfig
-from trainables.values.results import MemoryBreakdown, TrialResult
+from trainables.values.results import PARTS, MemoryBreakdown, TrialResult
 
 ALL = (*DEFAULT, "embedding_cosine", "token_match_rate")
 
@@ -260,7 +259,7 @@ def test_a_precision_has_one_colour_in_every_figure(sweep):
 )
 def test_every_figure_says_whose_weights_device_and_arithmetic_it_is_of(sweep, weights, said):
     result = replace(sweep, workload=replace(WORKLOAD, weights=weights, stand_in_seconds=130.0))
-    drawn = [figure for figure in figures.of_sweep(result) if isinstance(figure, Figure)]
+    drawn = [figure for figure in figures.of_sweep(result) if isinstance(figure, Picture)]
     assert len(drawn) >= 8
     for figure in drawn:
         png = " ".join(text.get_text() for text in finished_png(figure, result.caption).texts)
@@ -313,7 +312,7 @@ def test_a_sweep_without_a_completed_trial_has_no_figure_and_no_fault(tmp_path):
 
 def test_one_point_is_drawn_where_a_figure_needs_no_more(sweep):
     only = next(trial for trial in sweep.trials if trial.config.precision == "nf4")
-    drawn = [figure for figure in figures.of_sweep(result_of(only)) if isinstance(figure, Figure)]
+    drawn = [figure for figure in figures.of_sweep(result_of(only)) if isinstance(figure, Picture)]
     assert {"rank_memory", "loss_memory", "memory_breakdown", "hypervolume"} <= {figure.name for figure in drawn}
     for figure in drawn:
         finished_png(figure, "c").draw_without_rendering()
@@ -323,7 +322,7 @@ def test_one_point_is_drawn_where_a_figure_needs_no_more(sweep):
 def test_trials_with_equal_figures_are_drawn(sweep):
     equal = [replace(sweep.trials[0], number=i, key=f"{i:064x}") for i in range(12)]
     for figure in figures.of_sweep(result_of(*equal)):
-        if isinstance(figure, Figure):
+        if isinstance(figure, Picture):
             finished_png(figure, "c").draw_without_rendering()
             assert figure.html().data
 

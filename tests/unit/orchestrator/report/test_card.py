@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from orchestrator import settings as settings_file
 from orchestrator.report import card as cards
-from orchestrator.report.card_results import layers_of
+from orchestrator.report.card import layers_of
 from orchestrator.report.content import report_of
 from tests.support.sweeps import (
     REPO,

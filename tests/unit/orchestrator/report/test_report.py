@@ -8,6 +8,7 @@ from html import unescape
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -17,12 +18,9 @@ from orchestrator.analysis.repeats import figure, over_seeds, smallest_sufficien
 from orchestrator.analysis.sufficient_rank import sufficient_rank
 from orchestrator.cli.app import app
 from orchestrator.ledger import Ledger
-from orchestrator.report import answer as report_answer
-from orchestrator.report import outputs
-from orchestrator.report import text as report_text
-from orchestrator.report.beside import beside
+from orchestrator.report import outputs, render
 from orchestrator.report.content import report_of
-from orchestrator.report.markdown import MAX_CHARS, safe, table
+from orchestrator.report.markdown import MAX_CHARS, safe
 from orchestrator.report.page import page
 from tests.support.sweeps import (
     GRID,
@@ -71,7 +69,7 @@ def compared(*, seeds=(0.9, 0.8)):
 
 
 def text_of(trials, settings=LOSS, predict=lambda config: None, **facts):
-    return report_text.markdown(report_of(settings, trials, FACTS | facts, predict), {})
+    return render.markdown(report_of(settings, trials, FACTS | facts, predict), {})
 
 
 def headlines(text):
@@ -294,7 +292,7 @@ def test_how_it_was_measured_names_rows_versions_noise_and_wall_time():
 
 
 def test_a_sweep_without_a_trial_gives_a_report():
-    text = report_text.markdown(report_of(LOSS, [], {}, lambda config: None), {})
+    text = render.markdown(report_of(LOSS, [], {}, lambda config: None), {})
     assert "Nothing was measured yet" in text
     assert "not finished: 0 of 6" in text
     assert "No trial was started" in text
@@ -330,13 +328,13 @@ def test_the_description_is_whole_sections_that_fit_with_the_answer_first():
     trials = [measured(n, replace(NF4, rank=n + 1), 9.0, similarity=compared()) for n in range(9)]
     settings = make(objectives=("eval_loss_nats",))
     report = report_of(settings, trials, FACTS, lambda config: None)
-    answered = report_answer.bullets(report)
-    sections = report_text.sections(report, {})
+    answered = render.bullets(report)
+    sections = render.sections(report, {}).values()
     (budgets,) = [s for s in sections if s.startswith("## Which rank for which memory")]
     rest = [s for s in sections if answered not in s and s != budgets]
     whole = ["[all](#)", budgets, "![front](x.png)", answered, *rest]
     for limit in (2000, 5000):
-        note = report_text.description(report, limit, "[all](#)", "![front](x.png)")
+        note = render.description(report, limit, "[all](#)", "![front](x.png)")
         assert len(note) <= limit
         assert answered in note
         kept = note.rsplit("\n\n", 1)[0]
@@ -351,7 +349,7 @@ def test_the_description_is_whole_sections_that_fit_with_the_answer_first():
 def test_safe_text_comes_out_of_the_page_as_the_words_that_went_in(text):
     plain = "".join(c for c in text if c.isprintable())
     expected = " ".join(f"start {plain} end".split())
-    for written in (f"start {safe(plain)} end", table(["what"], [[f"start {safe(plain)} end"]])):
+    for written in (f"start {safe(plain)} end", f"| what |\n| --- |\n| start {safe(plain)} end |"):
         body = page(written, "t", None).split("<body>")[1]
         shown = re.search(r"<(p|td)>(.*?)</(p|td)>", body, re.DOTALL).group(2)
         assert " ".join(unescape(shown).split()) == expected
@@ -387,6 +385,11 @@ def test_markup_in_names_reasons_and_data_is_shown_and_not_read(tmp_path):
     assert "<title>&lt;script&gt;" in html
     tables = html.count("<table>")
     assert tables == text_of([replace(t, environment={}) for t in trials], settings).count("\n| ---") >= 4
+
+
+def test_a_value_that_no_one_hands_to_a_template_is_an_error_and_no_gap_in_the_text():
+    with pytest.raises(UndefinedError, match="headlines"):
+        render.render("bullets.md")
 
 
 # --- files and the command
@@ -442,10 +445,10 @@ def test_two_sweeps_side_by_side_say_where_they_cannot_be_compared():
     one = report_of(LOSS, [measured(0, NF4, 90.0), measured(1, BASELINE, 100.0)], FACTS, lambda config: None)
     elsewhere = asdict(replace(WORKLOAD, data_digest="e" * 64))
     other = report_of(LOSS, [measured(0, BASELINE, 100.0)], {"workload": elsewhere}, lambda config: None)
-    text = beside(one, other)
+    text = render.compare(one, other)
     assert "differ in data_digest:" in text
     assert re.search(r"\| Memory, standard loop \| 4 bits save 10.0 MiB.* \| - \|", text)
-    assert "These sweeps differ" not in beside(one, one)
+    assert "These sweeps differ" not in render.compare(one, one)
 
 
 def empty(desk):

@@ -1,0 +1,149 @@
+"""The words of reports and cards: templates filled with the values of orchestrator.report.values."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, get_args
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from orchestrator.analysis.describe import describe, targets
+from orchestrator.objectives import OBJECTIVES
+from orchestrator.report.markdown import duration, safe
+from orchestrator.report.values import CAVEATS, Finalist, Report
+from trainables.values.config import BITS, Loop
+from trainables.values.findings import Estimate, Similarity
+from trainables.values.results import PARTS
+
+METRICS = {
+    "token_match_rate": "token match rate",
+    "embedding_cosine": "embedding cosine",
+    "centered_cosine": "centred cosine",
+    "recovered_cosine": "recovered cosine",
+    "top1_agreement": "top-1 agreement",
+    "kl_nats": "KL (nats)",
+}
+"""Of similarities, each with its heading."""
+SAME = ("base_fingerprint", "data_digest", "compute_dtype")
+"""Of the workload, without which losses and likenesses are of different things."""
+Pictures = Mapping[str, str]
+"""Path of each picture, relative to the report -> what it shows."""
+
+
+def interval(estimate: Estimate, form: str = ".4f") -> str:
+    """A value with the ends of its interval."""
+    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
+
+
+def figure(finalist: Finalist, objective: str) -> str:
+    """A finalist's value of an objective with its interval, or with the remark that it is of one seed."""
+    found, shown = finalist.figures.get(objective), OBJECTIVES[objective].shown
+    if found is None:
+        return "-"
+    value = shown(found.value)
+    if found.low is not None:
+        value += f" ({shown(found.low)} to {shown(found.high)})"
+    return value + (", one seed" if found.n_seeds == 1 else f", {found.n_seeds} seeds" if found.n_seeds else "")
+
+
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def mean_of(replicates: Sequence[Similarity], metric: str) -> float | None:
+    """A metric over seed replicates; None without any."""
+    values = [getattr(similarity, metric).value for similarity in replicates]
+    return mean(values) if values else None
+
+
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=False,  # Markdown: whatever comes from outside goes through `safe`, which escapes that
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters |= {
+    function.__name__: function for function in (safe, duration, describe, targets, interval, figure, counted, mean_of)
+}
+ENVIRONMENT.globals |= {
+    "OBJECTIVES": OBJECTIVES,
+    "METRICS": METRICS,
+    "PARTS": PARTS,
+    "BITS": BITS,
+    "LOOPS": get_args(Loop),
+    "CAVEATS": CAVEATS,
+}
+
+
+def render(template: str, **values: Any) -> str:
+    """A template's text; of several empty lines in a row one is left."""
+    return _tidy(ENVIRONMENT.get_template(template).render(values)) + "\n"
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def headlines(report: Report) -> dict[str, str]:
+    """What each is about -> what it says, in Markdown."""
+    lines: dict[str, str] = {}
+
+    def headline(about: str, caller: Callable[[], str]) -> str:
+        lines[about] = caller().strip()
+        return ""
+
+    render("headlines.md", report=report, headline=headline)
+    return lines
+
+
+def sections(report: Report, pictures: Pictures) -> dict[str, str]:
+    """By name, in the order in which a reader needs them; those that have nothing to say are left out."""
+    template = ENVIRONMENT.get_template("report.md")
+    context = template.new_context({"report": report, "headlines": headlines(report), "pictures": pictures})
+    texts = {name: _tidy("".join(block(context))) for name, block in template.blocks.items()}
+    return {name: text for name, text in texts.items() if text}
+
+
+def markdown(report: Report, pictures: Pictures) -> str:
+    """The whole report."""
+    return "\n\n".join(sections(report, pictures).values()) + "\n"
+
+
+def bullets(report: Report) -> str:
+    """The headlines as a list."""
+    return render("bullets.md", headlines=headlines(report)).strip()
+
+
+def description(report: Report, max_chars: int, links: str = "", picture: str = "") -> str:
+    """What to take for which memory, the answer, as many of the first sections as fit, and where the rest is.
+
+    Args:
+        links: first of all, as little is shown of a description before it is opened.
+        picture: of the front, in Markdown.
+    """
+    rest = "The whole report: artifacts `report.html` and `report.md`."
+    others = sections(report, {})
+    del others["answer"]
+    text = ""
+    for section in filter(None, [links, others.pop("budgets", ""), picture, bullets(report), *others.values()]):
+        if len(text) + len(section) + len(rest) + 4 > max_chars:
+            break
+        text += section + "\n\n"
+    return text + rest
+
+
+def compare(one: Report, other: Report) -> str:
+    """Two reports side by side; says first where their figures cannot be compared."""
+    reports = (one, other)
+    return render("compare.md", reports=reports, sides=[*map(headlines, reports)], differences=_differences(*reports))
+
+
+def _differences(one: Report, other: Report) -> list[str]:
+    if one.workload is None or other.workload is None:
+        return []
+    pairs = {name: (getattr(one.workload, name), getattr(other.workload, name)) for name in SAME}
+    pairs["protocol"] = (one.measured.protocol_version, other.measured.protocol_version)
+    pairs["device"] = (one.measured.environment.get("device"), other.measured.environment.get("device"))
+    return [name for name, (left, right) in pairs.items() if left != right]

@@ -1,0 +1,200 @@
+"""The values of a report: what a sweep came to, for templates and JSON."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from orchestrator.analysis.budgets import Spent
+from orchestrator.analysis.costs import CostTable, Saving
+from orchestrator.analysis.repeats import Figure, Rows
+from orchestrator.analysis.sufficient_rank import SufficientRank
+from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict
+from orchestrator.settings import SweepSettings
+from trainables.values.config import Precision, State, TrialConfig, Weights, Workload
+from trainables.values.findings import BiasShift, Comparison, KlShare
+
+CAVEATS: Mapping[Weights, str] = {
+    "pretrained": "",
+    "random": ", with random weights: says nothing about a trained model",
+    "stand-in": ", on a stand-in base trained from nothing",
+    "demo": ", on the embedded demo model",
+}
+"""Said in the line of every headline figure of quality, by whose weights it is of."""
+COST_CAVEATS: Mapping[Weights, str] = CAVEATS | {"random": ", with random weights, which cost the same"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finalist:
+    """A trial that the report is about.
+
+    Attributes:
+        rows: those that its loss and similarity objectives are of.
+        figures: the default objectives and the sweep's own.
+        verdict, comparison: of a 4-bit trial; the rows of both are the verdict's.
+    """
+
+    number: int
+    key: str
+    config: TrialConfig
+    on_front: bool
+    rows: Rows
+    figures: Mapping[str, Figure]
+    verdict: Verdict | None
+    comparison: Comparison | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Trials that ended alike.
+
+    Attributes:
+        reason: of the first of them; the others' differ in their figures only.
+    """
+
+    state: State
+    n_trials: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breakdown:
+    """Where quantization shows, of the best 4-bit finalist."""
+
+    shares: tuple[KlShare, ...]
+    bias: tuple[BiasShift, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """How the figures were taken.
+
+    Attributes:
+        protocol_version: None where trials were measured by another than this program's.
+        data_counts: rows read, dropped by reason and in each split.
+        environment: name -> values, several where trials ran under different ones.
+        epsilon: differences of each objective that decide no dominance, in its own unit.
+        wall_seconds: from the sweep's start to its last trial's end, pauses included; None before the first.
+        train_seconds: summed over trials.
+    """
+
+    protocol_version: int | None
+    data_counts: Mapping[str, int]
+    environment: Mapping[str, tuple[str, ...]]
+    epsilon: Mapping[str, float]
+    wall_seconds: float | None
+    train_seconds: float
+
+    @property
+    def protocol(self) -> str:
+        """In words."""
+        return "another version than this program's" if self.protocol_version is None else str(self.protocol_version)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithinMemory:
+    """A trial with the lowest validation loss of all that need no more peak memory, from its own peak on to the next's.
+
+    Attributes:
+        eval_loss_nats: on the validation rows, by which it was chosen.
+    """
+
+    number: int
+    config: TrialConfig
+    peak_memory_mib: float
+    seconds_per_step: float
+    eval_loss_nats: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that a report says.
+
+    Attributes:
+        workload: None before the sweep's first trial.
+        n_done, n_expected: trials in a final state, and those that the sweep will come to as far as is known.
+        n_running: trials at work, as the ledger has it.
+        states: trials by state.
+        best_loss: number of the best trial: the lowest validation loss of those that count for the front.
+        best_memory: number of the front's member with the lowest peak.
+        best_4bit: number of the 4-bit finalist with the lowest such loss, of those evaluated if any were.
+        sufficient_ranks: by precision.
+        within_memory: the best trial for each budget of peak memory.
+        knee: number of the front's member that gives up least in every objective, see orchestrator.analysis.choice.
+        search_ended: why the search is over, in words; None while it is not.
+        nothing_counts: why the front is empty, in words; None where it is not.
+        spent: by the whole sweep; None in ledgers from before that was kept.
+    """
+
+    name: str
+    settings: SweepSettings
+    workload: Workload | None
+    n_done: int
+    n_expected: int
+    n_running: int
+    states: Mapping[State, int]
+    savings: tuple[Saving, ...]
+    best_loss: int | None
+    best_memory: int | None
+    best_4bit: int | None
+    sufficient_ranks: Mapping[Precision, SufficientRank]
+    finalists: tuple[Finalist, ...]
+    costs: CostTable | None
+    breakdown: Breakdown | None
+    outcomes: tuple[Outcome, ...]
+    faults: tuple[FailedEvaluation, ...]
+    measured: Measured
+    within_memory: tuple[WithinMemory, ...] = ()
+    knee: int | None = None
+    search_ended: str | None = None
+    nothing_counts: str | None = None
+    spent: Spent | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.n_done >= self.n_expected
+
+    @property
+    def caveat(self) -> str:
+        """Of figures of quality; of memory and time see `cost_caveat`."""
+        return CAVEATS[self.workload.weights] if self.workload else ""
+
+    @property
+    def cost_caveat(self) -> str:
+        return COST_CAVEATS[self.workload.weights] if self.workload else ""
+
+    @property
+    def caption(self) -> str:
+        """Whose figures these are, and where they were taken."""
+        if self.workload is None:
+            return "Nothing was measured yet."
+        devices = ", ".join(self.measured.environment.get("device", ())) or "no device yet"
+        return f"{self.workload.base_caption}; {devices}, {self.workload.compute_dtype}"
+
+    @property
+    def answers(self) -> Mapping[Answer, int]:
+        """Of the verdicts on 4-bit finalists: how many have each answer."""
+        counts = Counter(finalist.verdict.answer for finalist in self.finalists if finalist.verdict)
+        return {answer: counts[answer] for answer in get_args(Answer) if counts[answer]}
+
+    @property
+    def finalist_objectives(self) -> list[str]:
+        """Those that a finalist has a figure of."""
+        return list(dict.fromkeys(name for finalist in self.finalists for name in finalist.figures))
+
+    def finalist(self, number: int | None) -> Finalist | None:
+        """The finalist of that number."""
+        return next((found for found in self.finalists if found.number == number), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "settings"}
+        return {"settings": self.settings.model_dump(mode="json")} | {k: _plain(v) for k, v in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
