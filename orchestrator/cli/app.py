@@ -8,6 +8,7 @@ only once settings are sound.
 
 import errno
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli import messages
 from orchestrator.command import command, python
 from trainables.values.errors import ConfigError, DiskFull, SweepError
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.report.content import Report
     from orchestrator.settings import SweepSettings
     from trainables.values.results import TrialResult
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 UI_PORT = 5000
@@ -50,13 +54,6 @@ def sweep_folder(name: str) -> Path:
     from orchestrator import settings as settings_file
 
     return settings_file.sweep_folder(name)
-
-
-def say(text: str) -> None:
-    """A line for people, on standard error."""
-    from orchestrator.security.redaction import redacted
-
-    print(redacted(text), file=sys.stderr, flush=True)
 
 
 @app.command()
@@ -139,9 +136,9 @@ def run(
     given |= {"insecure": insecure or None, "reuse_across_versions": reuse_across_versions or None}
     given |= {"stop_when_flat": stop_when_flat or None, "reuse": False if no_reuse else None}
     chosen = {"space": space, "trials": trials, "base_model": base_model, "data": data, "sampler": sampler}
-    settings = plan.choose(name, device, chosen, {k: v for k, v in given.items() if v is not None}, say)
+    settings = plan.choose(name, device, chosen, {k: v for k, v in given.items() if v is not None})
     if dry_run:
-        plan.check_rows(settings, say)
+        plan.check_rows(settings)
         _print_plan(settings, as_json)
         return
     plan.need_gpu(settings.device, settings.address)
@@ -209,11 +206,11 @@ def _say_finished(settings: "SweepSettings", as_json: bool) -> bool:
     ended = Ended.from_fact(kept.facts[ENDED])
     about = {"settings": settings, "workload": kept.workload, "trials": tuple(kept.trials), "front": kept.front}
     print_result(SweepResult(**about, interrupted=False, ended=ended), None, as_json=as_json)
-    say(f"sweep {name} is finished, nothing is left to run; what it came to: {command()} report {name}")
+    logger.info(f"sweep {name} is finished, nothing is left to run; what it came to: {command()} report {name}")
     if settings.tracking_uri is not None:
-        say(f"whether MLflow has all of it says: {command()} verify {name}")
+        logger.info(f"whether MLflow has all of it says: {command()} verify {name}")
     elif not has_whole_run(store_file(ROOT), str(kept.facts["id"])):
-        say(f"MLflow lacks some of it; complete it with: {command()} sync {name}")
+        logger.info(f"MLflow lacks some of it; complete it with: {command()} sync {name}")
     return True
 
 
@@ -233,19 +230,19 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
     writer = MlflowWriter(settings.name, ROOT)
     begin = monotonic()
-    say(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
+    logger.info(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
 
     def started(ledger: Any, workload: Any) -> None:
         counts = ledger.fact("data_counts")
         notes = [f"{n} {what}" for what, n in counts.items() if n and what.startswith(("dropped", "longer"))]
-        say(
+        logger.info(
             f"rows: {counts['read']} read, {counts['train']} for training{''.join('; ' + note for note in notes)}; "
             f"{workload.compute_dtype} arithmetic"
         )
         if workload.weights in ("random", "stand-in"):
-            say(f"base: {workload.base_caption}")
+            logger.info(f"base: {workload.base_caption}")
         if line := duration.text(settings, ROOT, ray_cluster.n_slots(settings)):
-            say(line)
+            logger.info(line)
         display.start()
         writer.start()
         ray_cluster.spare_mlflow()
@@ -255,9 +252,9 @@ def _run(settings: "SweepSettings", *, resume: bool, as_json: bool, **stand_ins:
         display.stop()
         from orchestrator.tracking.publishing import end  # with all figures: a second, which no bad input waits for
 
-        run_page = end(settings, ROOT, writer, say, monotonic() - begin, result.interrupted)
+        run_page = end(settings, ROOT, writer, monotonic() - begin, result.interrupted)
     except KeyboardInterrupt:
-        say(f"interrupted; if it had begun, go on with: {command()} resume {settings.name}")
+        logger.info(f"interrupted; if it had begun, go on with: {command()} resume {settings.name}")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         display.stop()
@@ -280,7 +277,7 @@ def refuse_unless_whole(result: "SweepResult") -> None:
     if result.stopped:
         raise SweepError(f"stopped: {result.stopped}; once that is mended: {resume}")
     if result.interrupted:
-        say(f"interrupted; go on with: {resume}")
+        logger.info(f"interrupted; go on with: {resume}")
         raise typer.Exit(INTERRUPTED)
     if not any(trial.state == "completed" for trial in result.trials):
         last = result.trials[-1].reason if result.trials else "none was started"
@@ -372,7 +369,7 @@ def _report_one(name: str | None, as_json: bool) -> None:
     files = outputs.write_report(found, sweep_folder(chosen))
     digests.keep([*pictures, *files], sweep_folder(chosen))
     print(json.dumps(found.to_dict()) if as_json else files[0].read_text(encoding="utf-8"))
-    say(f"to open in a browser: {files[1]}")
+    logger.info(f"to open in a browser: {files[1]}")
 
 
 @app.command()
@@ -389,7 +386,7 @@ def card(
     found, _ = _report_of(name)
     if output.exists() and not force:
         raise ConfigError(f"OUTPUT: {output} exists; say --force to replace it, or name another file with --output")
-    say(f"wrote {cards.write(cards.card_of(found, layers_of(ROOT, found.workload)), output)}")
+    logger.info(f"wrote {cards.write(cards.card_of(found, layers_of(ROOT, found.workload)), output)}")
 
 
 @app.command()
@@ -442,10 +439,10 @@ def sensitivity(
     from orchestrator.sensitivity import run as sensitivity
     from orchestrator.settings import ROOT
 
-    settings = sensitivity.choose(name, base_model, data, device, ROOT, say)
+    settings = sensitivity.choose(name, base_model, data, device, ROOT)
     result = sensitivity.run(settings, ROOT)
     files = sensitivity.write(result, ROOT)
-    sensitivity.print_result(result, ROOT, sensitivity.publish(result, ROOT, files, say), as_json=as_json)
+    sensitivity.print_result(result, ROOT, sensitivity.publish(result, ROOT, files), as_json=as_json)
 
 
 @app.command()
@@ -459,7 +456,7 @@ def sync(name: Name) -> None:
     with owned(sweep_folder(name)):  # a running sweep writes MLflow itself; two writers would double its runs
         _, trials = _read(name)
         open_trials = [t for t in trials if t.state in ("queued", "running")]
-        page = publish(settings, ROOT, say, interrupted=bool(open_trials))
+        page = publish(settings, ROOT, interrupted=bool(open_trials))
     if page is None:
         raise SweepError("MLflow could not be written")
     print(page)
@@ -477,7 +474,7 @@ def verify(
     from orchestrator.settings import ROOT
     from orchestrator.verify import checks as verifying
 
-    found = verifying.run(name, ROOT, say, repair=repair)
+    found = verifying.run(name, ROOT, repair=repair)
     if as_json:
         print(json.dumps(found.to_dict()))
     else:
@@ -508,12 +505,12 @@ def ui(
         from orchestrator.report.content import newest
         from orchestrator.tracking import dashboard
 
-        dashboard.serve(name or newest(ROOT), ROOT, dashboard.PORT if port is None else port, say)
+        dashboard.serve(name or newest(ROOT), ROOT, dashboard.PORT if port is None else port)
         return
     port = UI_PORT if port is None else port
     pages.arguments(ROOT, host, port, allowed_hosts)
     pages.refuse_port(host, port)
-    say(f"MLflow: http://{host}:{port}/{experiment_page(store_file(ROOT))}  (Ctrl-C ends it)")
+    logger.info(f"MLflow: http://{host}:{port}/{experiment_page(store_file(ROOT))}  (Ctrl-C ends it)")
     pages.serve(ROOT, host, port, allowed_hosts)
 
 
@@ -538,6 +535,11 @@ def main(work: Callable[[], Any] = app) -> None:
     """Entry point: errors become one line and an exit code."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.umask(os.umask(0o022) | 0o022)  # nobody else writes into what this makes
+    with messages.shown():
+        _end(work)
+
+
+def _end(work: Callable[[], Any]) -> None:
     try:
         work()
     except SystemExit as end:
@@ -546,18 +548,20 @@ def main(work: Callable[[], Any] = app) -> None:
             os._exit(INTERRUPTED)
         raise
     except SweepError as error:
-        say(f"error: {error}")
+        logger.error(f"error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        say("interrupted")
+        logger.error("interrupted")
         sys.exit(INTERRUPTED)
     except OSError as error:
         where = error.filename or Path.cwd()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            say(f"error: no disk space left ({where}); free some and resume")
+            logger.error(f"error: no disk space left ({where}); free some and resume")
             sys.exit(DiskFull.exit_code)
         if error.errno not in UNUSABLE:
             raise
         why = "no folder" if error.errno == errno.EEXIST else error.strerror
-        say(f"error: {where} cannot be used ({why}); make it one that you may read and write, or start elsewhere")
+        logger.error(
+            f"error: {where} cannot be used ({why}); make it one that you may read and write, or start elsewhere"
+        )
         sys.exit(ConfigError.exit_code)

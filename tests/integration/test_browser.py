@@ -86,7 +86,7 @@ def shown(tmp_path_factory) -> Iterator[Shown]:
     result = result_of(settings, desk.ledger)
     desk.ledger.close()
     place_store(root)
-    printed = publish(settings, root, print, interrupted=False)
+    printed = publish(settings, root, interrupted=False)
     assert printed is not None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
