@@ -6,8 +6,8 @@ from dataclasses import asdict
 import pytest
 
 from orchestrator.analysis.verdict import failed_evaluations, verdict_of
-from orchestrator.cli.app import refuse_unless_whole
 from orchestrator.cli.progress import print_result
+from orchestrator.cli.running import refuse_unless_whole
 from orchestrator.driver.sweep import result_of
 from orchestrator.ledger import FAULTS
 from orchestrator.report import card as cards
