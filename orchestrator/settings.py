@@ -58,12 +58,10 @@ class SweepSettings(Frozen):
     Attributes:
         space: itself, so that a later edit of its file changes nothing.
         base_model, data: sources as in trainables.models.base_model.find and trainables.data.alpaca.read_rows.
-        gpus_per_trial: or a whole number of them.
-        device_kind: as Ray names it; None takes any.
+        gpus_per_trial, device_kind: a share, or a whole number; as Ray names it, None takes any.
         compute_dtype: "auto" is the protocol's choice for the device.
         engine, loop: of every trial, unless the space says otherwise; so is the seed.
-        address: None starts Ray on this machine.
-        storage: None sends adapters through Ray.
+        address, storage: None starts Ray on this machine; None sends adapters through Ray.
         objectives: maximised ones are negated inside.
         min_similarity: of embedding_cosine, by its interval.
         finalist_seeds: these follow a finalist's own; 1 is the run that made it a finalist.
@@ -83,9 +81,7 @@ class SweepSettings(Frozen):
     device: Literal["cuda", "cpu"] = Field(description="cuda or cpu; default: what the machine has")
     gpus_per_trial: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="share of a GPU for each trial")
     device_kind: str | None = Field(
-        default=None,
-        min_length=1,
-        description="the one kind of GPU to run on in a mixed cluster: T4, A100, H200 ...",
+        default=None, min_length=1, description="the one kind of GPU to run on in a mixed cluster: T4, A100, H200 ..."
     )
     compute_dtype: ComputeDtype | Literal["auto"] = Field(
         default="auto", description="bfloat16, float16 or float32; default: the protocol's"
@@ -108,10 +104,7 @@ class SweepSettings(Frozen):
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the trials and the sampler")
     finalist_seeds: int = Field(
-        default=1,
-        ge=1,
-        le=100,
-        description="runs of each finalist, under other seeds; 3 or more decide on ranks",
+        default=1, ge=1, le=100, description="runs of each finalist, under other seeds; 3 or more decide on ranks"
     )
     baseline_seeds: int = Field(
         default=2,
