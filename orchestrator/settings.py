@@ -53,68 +53,90 @@ def _check_objectives(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class SweepSettings(Frozen):
-    """One sweep.
+    """One sweep. Each field is an option of `run`, with its description as help; see orchestrator.cli.options.
 
     Attributes:
-        name: of the sweep and of its folder under mlflow_runs/sweeps.
-        space: the search space itself, so that a later edit of its file changes nothing.
-        n_trials: configs that the search takes up; each 4-bit one that completes adds its baseline.
-        max_steps: steps of a full trial, in place of the space's own.
+        space: itself, so that a later edit of its file changes nothing.
         base_model, data: sources as in trainables.models.base_model.find and trainables.data.alpaca.read_rows.
-        device: where trials run.
-        gpus_per_trial: share of a GPU, or a whole number of them; 1 by default.
-        device_kind: the one kind of GPU that trials run on, as Ray names it (T4, A100, H200); None takes any.
+        gpus_per_trial, device_kind: a share, or a whole number; as Ray names it, None takes any.
         compute_dtype: "auto" is the protocol's choice for the device.
-        engine, loop: of every trial, unless the space says otherwise.
-        address: of a running Ray cluster; None starts Ray on this machine.
-        storage: folder or URI (s3://, gs://, file://) that workers write adapters to; None sends them through Ray.
-        objectives: what the front is made of; maximised ones are negated inside.
-        min_similarity: 4-bit trials whose embedding_cosine may be lower (by its interval) enter no front.
-        seed: of the sampler, and of every trial unless the space says otherwise.
-        repeats: runs of each finalist, under seeds that follow its own; 1 is the one that made it a finalist.
-        replicates: other seeds of a 4-bit finalist's baseline, the seed replicate of what a seed moves.
-        tracking_uri: of MLflow; None is the SQLite file under the root. It stands in no dump of the settings.
-        insecure: join a Ray cluster that asks for no token.
-        max_gpu_hours: of all tasks together, other seeds and test evaluations included; the search ends early enough.
-        max_hours: of wall-clock time at work, the same; pauses before a resume do not count.
-        max_usd, usd_per_gpu_hour: a budget in money, and what it is counted with.
-        stop_when_flat: end the search when the front's hypervolume hardly grows any more.
-        reuse: take the results of known trials from other sweeps' ledgers.
-        reuse_across_versions: also of those that ran under other versions of torch, transformers, peft, bitsandbytes.
-        warm_start: a sweep over the same space, whose trials the sampler learns from.
+        engine, loop: of every trial, unless the space says otherwise; so is the seed.
+        address, storage: None starts Ray on this machine; None sends adapters through Ray.
+        objectives: maximised ones are negated inside.
+        min_similarity: of embedding_cosine, by its interval.
+        finalist_seeds: these follow a finalist's own; 1 is the run that made it a finalist.
+        tracking_uri: None is the SQLite file under the root. It stands in no dump of the settings.
+        max_gpu_hours, max_hours: test evaluations are included too; the search ends early enough. Pauses before a
+            resume do not count.
     """
 
-    name: Annotated[str, AfterValidator(_check_name)]
-    space: Space
-    n_trials: int = Field(ge=1, le=100_000)
-    max_steps: int | None = Field(default=None, ge=1)
-    base_model: str = Field(min_length=1)
-    data: str = Field(min_length=1)
-    device: Literal["cuda", "cpu"]
-    gpus_per_trial: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    device_kind: str | None = Field(default=None, min_length=1)
-    compute_dtype: ComputeDtype | Literal["auto"] = "auto"
-    engine: EngineName = "eager"
-    loop: Loop = "standard"
-    address: str | None = None
-    storage: str | None = Field(default=None, min_length=1)
-    objectives: Annotated[tuple[str, ...], AfterValidator(_check_objectives)] = Field(
-        default=objectives.DEFAULT, min_length=1
+    name: Annotated[str, AfterValidator(_check_name)] = Field(description="of the sweep; default: space and time")
+    space: Space = Field(description="search space: demo, diagnostic, pareto, or a path to a .yaml")
+    n_trials: int = Field(
+        ge=1, le=100_000, description="configs to try; completed 4-bit ones add their 16-bit baseline"
     )
-    min_similarity: float = Field(default=0.95, ge=0, le=1)
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    finalist_seeds: int = Field(default=1, ge=1, le=100)
-    baseline_seeds: int = Field(default=2, ge=2, le=100)
-    tracking_uri: str | None = Field(default=None, exclude=True, repr=False)
-    insecure: bool = False
-    max_gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    max_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    usd_per_gpu_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    stop_when_flat: bool = False
-    reuse: bool = True
-    reuse_across_versions: bool = False
-    warm_start: Annotated[str, AfterValidator(_check_name)] | None = None
+    max_steps: int | None = Field(default=None, ge=1, description="steps of a full trial, in place of the space's")
+    base_model: str = Field(min_length=1, description="hub id, folder, random:FOLDER or demo")
+    data: str = Field(min_length=1, description="hub id, file of JSON, JSON Lines or Parquet, or demo")
+    device: Literal["cuda", "cpu"] = Field(description="cuda or cpu; default: what the machine has")
+    gpus_per_trial: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="share of a GPU for each trial")
+    device_kind: str | None = Field(
+        default=None, min_length=1, description="the one kind of GPU to run on in a mixed cluster: T4, A100, H200 ..."
+    )
+    compute_dtype: ComputeDtype | Literal["auto"] = Field(
+        default="auto", description="bfloat16, float16 or float32; default: the protocol's"
+    )
+    engine: EngineName = Field(
+        default="eager", description="graph (captured steps, needs a GPU) or eager; default: what is faster"
+    )
+    loop: Loop = Field(
+        default="standard", description="lean, or standard as a stock script has it; default: lean on a GPU"
+    )
+    address: str | None = Field(default=None, description="of a running Ray cluster: auto, HOST:PORT")
+    storage: str | None = Field(
+        default=None, min_length=1, description="s3://, gs:// or a shared folder that workers write adapters to"
+    )
+    objectives: Annotated[tuple[str, ...], AfterValidator(_check_objectives)] = Field(
+        default=objectives.DEFAULT, min_length=1, description="of the front; repeat for several"
+    )
+    min_similarity: float = Field(
+        default=0.95, ge=0, le=1, description="4-bit trials less like their baseline enter no front"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the trials and the sampler")
+    finalist_seeds: int = Field(
+        default=1, ge=1, le=100, description="runs of each finalist, under other seeds; 3 or more decide on ranks"
+    )
+    baseline_seeds: int = Field(
+        default=2,
+        ge=2,
+        le=100,
+        description="other seeds of a 4-bit finalist's baseline, which show what a seed alone moves",
+    )
+    tracking_uri: str | None = Field(
+        default=None, exclude=True, repr=False, description="of MLflow; default: mlflow_runs/mlflow.db"
+    )
+    insecure: bool = Field(default=False, description="join a Ray cluster that asks for no token")
+    max_gpu_hours: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="budget of GPU time, the finalists' seed replicates included",
+    )
+    max_hours: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="budget of wall-clock time, the same"
+    )
+    max_usd: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="budget in money; needs --usd-per-gpu-hour"
+    )
+    usd_per_gpu_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="what a GPU costs")
+    stop_when_flat: bool = Field(default=False, description="end when the front's hypervolume hardly grows any more")
+    reuse: bool = Field(default=True, description="reuse what another sweep under mlflow_runs/ has run")
+    reuse_across_versions: bool = Field(
+        default=False, description="reuse also what ran under other versions of PyTorch and the like"
+    )
+    warm_start: Annotated[str, AfterValidator(_check_name)] | None = Field(
+        default=None, description="name of a sweep over the same space that the sampler learns from"
+    )
 
     @model_validator(mode="after")
     def _without_secrets(self) -> "SweepSettings":

@@ -218,9 +218,8 @@ def print_result(result: SweepResult, run_page: str | None, *, as_json: bool) ->
     baselines = sum(trial.origin == "baseline" for trial in result.trials)
     states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
     n_reused = sum(is_reused(trial) for trial in result.trials)
-    print(
-        f"{len(result.trials)} trials ({baselines} of them baselines{f', {n_reused} reused' if n_reused else ''}): {states}"
-    )
+    reused = f", {n_reused} reused" if n_reused else ""
+    print(f"{len(result.trials)} trials ({baselines} of them baselines{reused}): {states}")
     if result.ended:
         print(f"the search ended: {result.ended.text}")
     empty = why_empty(result)

@@ -1,12 +1,14 @@
 """Whether the cluster under a running sweep still lives: without it, Ray Tune waits for ever or dies without a word."""
 
+import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
 PATIENCE_SECONDS = 20.0
@@ -38,7 +40,7 @@ class Heartbeat:
         self.lost = True
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # also where it sleeps
         if not self._left.wait(grace):
-            print(f"error: {self._last_words}", file=sys.stderr, flush=True)
+            logger.error("error: %s", self._last_words)
             os._exit(1)
 
     def leave(self) -> None:

@@ -6,8 +6,8 @@ node, see orchestrator.workers.faults: the task is tried again elsewhere); and t
 every few seconds, has Ray place no more workers on such a node.
 """
 
-import sys
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -17,20 +17,19 @@ from orchestrator.cluster import nodes
 from orchestrator.workers.versions import PACKAGES, alive, differences, node_name
 from trainables.cost.device import versions
 
+logger = logging.getLogger(__name__)
+
 
 class NodeVersionWatch:
     """Asks each node of the connected cluster once, when it is first seen; never waits for an answer.
+
+    A node where no trial goes is logged once.
 
     Attributes:
         avoided: ids of the nodes where no trial goes, as far as they are known.
     """
 
-    def __init__(self, say: Callable[[str], None] | None = None) -> None:
-        """
-        Args:
-            say: told once of each node where no trial goes; by default standard error is.
-        """
-        self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    def __init__(self) -> None:
         self._here = versions(PACKAGES)
         self.avoided: list[str] = []
         self._seen: set[str] = set()
@@ -58,4 +57,4 @@ class NodeVersionWatch:
             return
         if faults := differences(self._here, {node_name(node): there}):
             self.avoided.append(node["NodeID"])
-            self._say(f"{'; '.join(faults)}: no trial goes there. {nodes.SAME_CODE}")
+            logger.warning("%s: no trial goes there. %s", "; ".join(faults), nodes.SAME_CODE)

@@ -3,7 +3,7 @@
 A node imports this module from what Ray ships, before anything else of ours: so it imports nothing that may be missing.
 """
 
-import sys
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,8 @@ from trainables.cost.device import device_name, free_memory_mib, native_dtype, v
 from trainables.cost.predicted_time import Speed, measure
 from trainables.values.config import ComputeDtype
 from trainables.values.errors import ConfigError, Unreachable
+
+logger = logging.getLogger(__name__)
 
 SAME_CODE = (
     "Trials of one sweep must run the same code: install the same versions there (constraints.txt), or start nodes "
@@ -129,7 +131,7 @@ def gpus(resources: Mapping[str, float], question: Any = _gpu) -> list[Gpu]:
     needs = {"GPU": resources["gpu"], **wanted}
     nodes = [n for n in alive() if all(n["Resources"].get(kind, 0) >= share for kind, share in needs.items())]
     if not nodes:
-        print("waiting for the cluster's autoscaler to bring the first node with a GPU", file=sys.stderr, flush=True)
+        logger.info("waiting for the cluster's autoscaler to bring the first node with a GPU")
         return [ray.get(question.options(**reserved).remote())]
     asked = [question.options(**reserved, scheduling_strategy=_on(node)).remote() for node in nodes]
     free, busy = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)

@@ -1,7 +1,8 @@
 """From what the user said, and what the machine is, to settings; and what they would run first."""
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import search_spaces
@@ -18,6 +19,8 @@ from trainables.models.families import shape_named
 from trainables.values.config import ComputeDtype, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
 
+logger = logging.getLogger(__name__)
+
 GPU_DEFAULTS = {
     "space": "pareto",
     "trials": 32,
@@ -29,13 +32,7 @@ AUTO = {"cuda": {"engine": "graph", "loop": "lean"}, "cpu": {"engine": "eager", 
 DEMO_DEFAULTS = {"space": "demo", "trials": 12, "base_model": "demo", "data": "demo"}
 
 
-def choose(
-    name: str | None,
-    device: str | None,
-    chosen: Mapping[str, Any],
-    given: Mapping[str, Any],
-    say: Callable[[str], None],
-) -> SweepSettings:
+def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], given: Mapping[str, Any]) -> SweepSettings:
     """Check what the user said, and fill the rest in for this machine or cluster.
 
     Args:
@@ -78,9 +75,11 @@ def choose(
     _check_known_lengths(settings)
     warm_start.check(settings, settings_file.ROOT)
     if device == "cpu" and chosen["base_model"] is None:
-        say(
+        logger.info(
             "No GPU here: this is the demo, a tiny GPT-2 on made-up rows. On a GPU the same command tunes "
-            f"GPT-2 Medium on Alpaca: space {GPU_DEFAULTS['space']}, {GPU_DEFAULTS['trials']} trials of 200 steps."
+            "GPT-2 Medium on Alpaca: space %s, %s trials of 200 steps.",
+            GPU_DEFAULTS["space"],
+            GPU_DEFAULTS["trials"],
         )
     return settings
 
@@ -113,7 +112,7 @@ def _check_known_lengths(settings: SweepSettings) -> None:
         check_lengths(settings, shape.n_positions)
 
 
-def check_rows(settings: SweepSettings, say: Callable[[str], None]) -> None:
+def check_rows(settings: SweepSettings) -> None:
     """Check the rows of a local file as `run` does; one line says what only the hub could tell.
 
     Raises:
@@ -127,7 +126,7 @@ def check_rows(settings: SweepSettings, say: Callable[[str], None]) -> None:
     else:
         split_rows(alpaca.read_rows(settings.data).rows)
     if on_hub:
-        say(f"not checked, as it is on the hub: {' and '.join(on_hub)}")
+        logger.info("not checked, as it is on the hub: %s", " and ".join(on_hub))
 
 
 def need_gpu(device: str, address: str | None = None) -> None:

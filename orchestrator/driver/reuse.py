@@ -1,7 +1,7 @@
 """Results of other sweeps' ledgers: a trial known there, on the same kind of device and under the same versions, is
 not run again."""
 
-import sys
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from orchestrator.workers import adapter_store
 from trainables.cost.device import versions
 from trainables.values.config import Workload
 from trainables.values.errors import ConfigError, LedgerDamaged
+
+logger = logging.getLogger(__name__)
 
 REUSED = "reused"
 """Fact: key of each reused trial -> the sweep that ran it."""
@@ -52,7 +54,7 @@ def cached_trials(root: Path, own: str, workload: Workload, settings: SweepSetti
         try:
             refuse_shared(folder, root, field="reuse")
         except ConfigError as error:
-            _say(f"nothing is reused of sweep {folder.name!r}: {error}")
+            logger.warning("nothing is reused of sweep %r: %s", folder.name, error)
             continue
         others: dict[str, str] = {}
         for known in _completed(folder, workload):
@@ -63,7 +65,7 @@ def cached_trials(root: Path, own: str, workload: Workload, settings: SweepSetti
         if others:
             which = f"{len(others)} trials of sweep {folder.name!r}"
             what = ", ".join(sorted(set(others.values())))
-            _say(f"{which} are not reused ({what}); --reuse-across-versions takes them")
+            logger.warning("%s are not reused (%s); --reuse-across-versions takes them", which, what)
     if not found:
         return {}
     names = ask_device(settings).names
@@ -80,10 +82,6 @@ def _difference(environment: Mapping[str, str], here: Mapping[str, str]) -> str:
     theirs = _decisive(environment)
     package = next(name for name in DECISIVE if theirs[name] != here[name])
     return f"{package} {theirs[package]}, here {here[package]}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _completed(folder: Path, workload: Workload) -> list[CachedTrial]:

@@ -1,6 +1,6 @@
 """What an earlier sweep knows of the same space, for the sampler to begin with."""
 
-import sys
+import logging
 from pathlib import Path
 
 from orchestrator import settings as settings_file
@@ -12,6 +12,8 @@ from orchestrator.security.folder_access import refuse_shared
 from orchestrator.settings import SweepSettings, sweep_folder
 from trainables.values.config import TrialConfig, Workload
 from trainables.values.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 SAME = ("base_fingerprint", "data_digest", "compute_dtype")
 """Of the workload: what must be the same for figures to be comparable."""
@@ -98,12 +100,14 @@ def _of_this_device(found: list[Entry], settings: SweepSettings) -> list[Entry]:
         if not is_decided_by_device or _device_of(entry) in here:
             kept.append(entry)
     if len(kept) < len(found):
-        print(
-            f"warm_start: nothing is learned from {len(found) - len(kept)} of {len(found)} trials of "
-            f"{settings.warm_start!r}: their memory and time are those of {', '.join(sorted(there - here))}, this "
-            f"sweep runs on {', '.join(sorted(here))}",
-            file=sys.stderr,
-            flush=True,
+        logger.warning(
+            "warm_start: nothing is learned from %d of %d trials of %r: their memory and time are those of %s, this "
+            "sweep runs on %s",
+            len(found) - len(kept),
+            len(found),
+            settings.warm_start,
+            ", ".join(sorted(there - here)),
+            ", ".join(sorted(here)),
         )
     return kept
 

@@ -1,8 +1,9 @@
 """Where in the base 4 bits shows, without training: a table, a heat map, files and an MLflow run."""
 
 import json
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from trainables.values.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from trainables.comparison.sensitivity import Sensitivity
+
+logger = logging.getLogger(__name__)
 
 MEASURES = ("loss_nats", "kl_nats", "cosine")
 N_BLOCKS_SHOWN = 5
@@ -115,7 +118,7 @@ class SensitivityResult:
 
 
 def choose(
-    name: str | None, base: str | None, source: str | None, device: str | None, root: Path, say: Callable[[str], None]
+    name: str | None, base: str | None, source: str | None, device: str | None, root: Path
 ) -> SensitivitySettings:
     """Fill in what was not said for this machine.
 
@@ -141,7 +144,8 @@ def choose(
     if (settings.folder(root) / "sensitivity.json").exists():
         raise ConfigError(f"NAME: {settings.folder(root)} exists; choose another NAME")
     if base is None and not n_gpus:
-        say(f"No GPU here: this reads the demo, a tiny GPT-2. On a GPU it reads {GPU_DEFAULTS['base_model']}.")
+        on_gpu = GPU_DEFAULTS["base_model"]
+        logger.info("No GPU here: this reads the demo, a tiny GPT-2. On a GPU it reads %s.", on_gpu)
     return settings
 
 
@@ -195,7 +199,7 @@ def write(result: SensitivityResult, root: Path) -> list[Path]:
     return [flat, whole, *pictures]
 
 
-def publish(result: SensitivityResult, root: Path, files: list[Path], say: Callable[[str], None]) -> str | None:
+def publish(result: SensitivityResult, root: Path, files: list[Path]) -> str | None:
     """Write the MLflow run; returns its page under `make ui`, None where it could not be written."""
     from orchestrator.tracking import store as tracking_store
 
@@ -206,7 +210,6 @@ def publish(result: SensitivityResult, root: Path, files: list[Path], say: Calla
     workload = result.workload
     return tracking_store.log_run(
         root,
-        say,
         name=result.settings.name,
         tags={"kind": "sensitivity", "weights": workload.weights, "mlflow.note.content": f"**{result.caption}**"},
         params=asdict(result.settings) | {"compute_dtype": workload.compute_dtype, **result.environment},

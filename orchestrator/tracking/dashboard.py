@@ -1,6 +1,7 @@
 """A sweep in optuna-dashboard: its study, written from the ledger into an SQLite file of its own."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,12 +19,14 @@ from orchestrator.tracking.ui import refuse_port
 from trainables.values.config import FINAL_STATES, State
 from trainables.values.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 HOST, PORT = "127.0.0.1", 8080
 FILE = "optuna.db"
 """In a sweep's folder. Written anew each time: neither the search nor anything else reads it."""
 
 
-def serve(name: str, root: Path, port: int, say: Callable[[str], None]) -> None:
+def serve(name: str, root: Path, port: int) -> None:
     """Write a sweep's study and show it on the loopback address until interrupted.
 
     Raises:
@@ -41,7 +44,8 @@ def serve(name: str, root: Path, port: int, say: Callable[[str], None]) -> None:
         study = write(settings, ledger.entries(), folder / FILE)
     finally:
         ledger.close()
-    say(f"optuna-dashboard: http://{HOST}:{port}/dashboard/studies/{study._study_id}  (Ctrl-C ends it)")
+    page = f"http://{HOST}:{port}/dashboard/studies/{study._study_id}"
+    logger.info("optuna-dashboard: %s  (Ctrl-C ends it)", page)
     run_server(study._storage, host=HOST, port=port)
 
 

@@ -1,6 +1,6 @@
 """A sweep's files and its MLflow runs, written whole: at its end, by `sync`, and by a repair."""
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 from orchestrator.command import command
@@ -15,6 +15,8 @@ from orchestrator.tracking.store import UI_PORT, page_of
 from orchestrator.tracking.writer import MlflowWriter
 from trainables.values.errors import SweepError
 
+logger = logging.getLogger(__name__)
+
 
 def write_files(settings: SweepSettings, ledger: Ledger, result: SweepResult, root: Path) -> list[Path]:
     """Write front.json, trials.parquet, figures and report into the sweep's folder; returns them."""
@@ -26,14 +28,7 @@ def write_files(settings: SweepSettings, ledger: Ledger, result: SweepResult, ro
     return files
 
 
-def end(
-    settings: SweepSettings,
-    root: Path,
-    writer: MlflowWriter,
-    say: Callable[[str], None],
-    seconds: float,
-    interrupted: bool,
-) -> str | None:
+def end(settings: SweepSettings, root: Path, writer: MlflowWriter, seconds: float, interrupted: bool) -> str | None:
     """What a sweep does at its end: write its files, then what MLflow lacks, for as long as that answers.
 
     Args:
@@ -50,16 +45,18 @@ def end(
     flushed = writer.finish(files, seconds, interrupted=interrupted)
     if flushed.page is None:
         pending = f"{len(result.trials) - flushed.n_whole} of {len(result.trials)} trials and the sweep's own run"
-        say(f"MLflow lacks {pending} ({flushed.reason}); complete it with: {command()} sync {settings.name}")
+        logger.warning(
+            "MLflow lacks %s (%s); complete it with: %s sync %s", pending, flushed.reason, command(), settings.name
+        )
     return flushed.page
 
 
-def publish(settings: SweepSettings, root: Path, say: Callable[[str], None], *, interrupted: bool) -> str | None:
+def publish(settings: SweepSettings, root: Path, *, interrupted: bool) -> str | None:
     """Write a sweep's files and its MLflow runs, whole.
 
     Returns:
         The page of the parent run under `make ui`, or the run's id on another server; None where MLflow
-        could not be written (said through `say`; `qlora-sweep sync` does it later).
+        could not be written (which is logged; `qlora-sweep sync` does it later).
     """
     ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
     try:
@@ -71,7 +68,7 @@ def publish(settings: SweepSettings, root: Path, say: Callable[[str], None], *, 
         raise
     except Exception as error:
         reason = reason_of(error, settings.tracking_uri)
-        say(f"MLflow was not written ({reason}); later: {command()} sync {settings.name}")
+        logger.warning("MLflow was not written (%s); later: %s sync %s", reason, command(), settings.name)
         return None
     finally:
         ledger.close()

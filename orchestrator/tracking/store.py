@@ -5,7 +5,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,8 @@ from orchestrator.analysis.describe import text_of
 from orchestrator.command import command
 from orchestrator.security.redaction import reason_of
 from trainables.values.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 EXPERIMENT = "qlora-sweep"
 UI_PORT = 5000
@@ -178,7 +180,6 @@ def page_of(experiment_id: str, run_id: str) -> str:
 
 def log_run(
     root: Path,
-    say: Callable[[str], None],
     *,
     name: str,
     tags: Mapping[str, str],
@@ -191,7 +192,7 @@ def log_run(
     Args:
         metrics: name, value and step of each.
     Returns:
-        Its page under `make ui`; None where MLflow could not be written (said through `say`).
+        Its page under `make ui`; None where MLflow could not be written (which is logged).
     """
     try:
         from mlflow.entities import Metric, Param
@@ -205,6 +206,6 @@ def log_run(
             client.log_artifact(run_id, str(path))
         client.set_terminated(run_id, status="FINISHED")
     except Exception as error:
-        say(f"MLflow was not written ({reason_of(error)})")
+        logger.warning("MLflow was not written (%s)", reason_of(error))
         return None
     return f"http://127.0.0.1:{UI_PORT}/{page_of(experiment_id, run_id)}"

@@ -5,7 +5,7 @@ are projections of it, which a repair writes again; what is wrong with the ledge
 whole copy, stays.
 """
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,8 @@ from orchestrator.verify.files import of_adapters, of_drawn, of_front_file, of_t
 from orchestrator.verify.ledger import Difference, LedgerSnapshot, of_ledger, of_study, read
 from orchestrator.workers import adapter_store
 from trainables.values.errors import ConfigError, LedgerDamaged, SweepError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,7 @@ def is_over(kept: LedgerSnapshot) -> bool:
     return bool(done) and not any(chain(of_ledger(kept), of_front_file(kept), of_table(kept)))
 
 
-def run(name: str, root: Path, say: Callable[[str], None], *, repair: bool = False) -> Verified:
+def run(name: str, root: Path, *, repair: bool = False) -> Verified:
     """Verify a sweep that no process runs; with `repair` write its projections again, and verify them.
 
     Raises:
@@ -96,7 +98,7 @@ def run(name: str, root: Path, say: Callable[[str], None], *, repair: bool = Fal
             found = differences_of(kept, root)
             if not (repair and found):
                 return Verified(name=name, n_trials=len(kept.entries), differences=found)
-            _repair(kept, root, found, say)
+            _repair(kept, root, found)
             after = read(settings_file.load(folder), folder)
             left = differences_of(after, root)
             return Verified(name=name, n_trials=len(after.entries), differences=left, repaired=found)
@@ -104,7 +106,7 @@ def run(name: str, root: Path, say: Callable[[str], None], *, repair: bool = Fal
         raise ConfigError(f"NAME: {error.filename} cannot be written, so sweep {name!r} cannot be held") from None
 
 
-def _repair(kept: LedgerSnapshot, root: Path, found: tuple[Difference, ...], say: Callable[[str], None]) -> None:
+def _repair(kept: LedgerSnapshot, root: Path, found: tuple[Difference, ...]) -> None:
     """Bring damaged adapters back from MLflow's copies, delete wrong runs, and write everything from the ledger."""
     if kept.edits:
         settings_file.save(kept.settings, kept.folder)
@@ -126,5 +128,5 @@ def _repair(kept: LedgerSnapshot, root: Path, found: tuple[Difference, ...], say
     except SweepError:
         raise
     except Exception as error:
-        say(f"MLflow cannot be written ({reason_of(error, kept.settings.tracking_uri)})")
-    publish(kept.settings, root, say, interrupted=kept.is_open)
+        logger.warning("MLflow cannot be written (%s)", reason_of(error, kept.settings.tracking_uri))
+    publish(kept.settings, root, interrupted=kept.is_open)

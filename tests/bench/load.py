@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             root = folder / settings_file.ROOT
             settings, n = write(root, given.trials)
             if given.mlflow:
-                publish(settings, root, lambda line: print(line, file=sys.stderr), interrupted=False)
+                publish(settings, root, interrupted=False)
             found = [timed(command, folder) for command in COMMANDS]
     except SweepError as error:
         print(error, file=sys.stderr)

@@ -241,7 +241,7 @@ def measured(n_trials: int, root: Path) -> dict[str, Any]:
     finally:
         writer.stop()
     marks.append(perf_counter())
-    if publish(settings, root, lambda line: print(line, file=sys.stderr), interrupted=result.interrupted) is None:
+    if publish(settings, root, interrupted=result.interrupted) is None:
         raise SweepError("MLflow was not written")
     marks.append(perf_counter())
     bad = [trial for trial in result.trials if trial.state != "completed"]

@@ -154,7 +154,7 @@ class Place:
 
         MLflow may lag behind a sweep that has ended: it is no part of the truth, and is written from the ledger first.
         """
-        found = verify.run("s", self.root, print, repair=True)
+        found = verify.run("s", self.root, repair=True)
         assert not found.differences, "\n".join(map(str, found.differences))
         wrong = [str(difference) for difference in found.repaired or () if difference.part != "MLflow"]
         assert not wrong, "\n".join(wrong)

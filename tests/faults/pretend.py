@@ -23,7 +23,8 @@ import typer
 from ray import tune
 
 from orchestrator import settings as settings_file
-from orchestrator.cli import app as cli
+from orchestrator.cli.main import main as command
+from orchestrator.cli.running import run_sweep
 from orchestrator.cluster import ray_cluster
 from orchestrator.ledger.task import Report, Task
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
@@ -146,9 +147,9 @@ def main() -> None:
             settings = settings_file.load(sweep_folder(name, ROOT))
         else:
             settings = settings_of(name, space_name, *address)
-        cli._run(settings, resume=resume, as_json=False, trainable=Pretend, prepare=connected)
+        run_sweep(settings, resume=resume, as_json=False, trainable=Pretend, prepare=connected)
 
-    cli.main(lambda: app([]))
+    command(lambda: app([]))
 
 
 if __name__ == "__main__":

@@ -44,15 +44,15 @@ def whole(tmp_path_factory) -> Path:
     desk.finish(lambda task: completes(task, loss=2.0 + 1 / task.config.rank))
     desk.ledger.close()
     place_store(root)
-    publish(asked, root, print, interrupted=False)
-    assert not verify.run("t", root, print).differences
+    publish(asked, root, interrupted=False)
+    assert not verify.run("t", root).differences
     return root
 
 
 def said_of(root: Path) -> list[str]:
     """What verify says, in whatever way; an error that is not ours goes through."""
     try:
-        return [str(difference) for difference in verify.run("t", root, print).differences]
+        return [str(difference) for difference in verify.run("t", root).differences]
     except SweepError as error:
         return [str(error)]
 
@@ -82,7 +82,7 @@ def test_every_damaged_state_file_is_named_and_projections_are_repaired(damage, 
             with pytest.raises(SweepError, match="no readable ledger"):
                 Ledger(root / path)
         elif path.suffix in (".json", ".parquet") and path.name != "settings.json":
-            assert not verify.run("t", root, print, repair=True).differences
+            assert not verify.run("t", root, repair=True).differences
     survived(f"each kind of state file {damage} in turn", len(seen), lost=0, repeated=0)
 
 

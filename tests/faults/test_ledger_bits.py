@@ -11,7 +11,8 @@ from random import Random
 import pytest
 import typer
 
-from orchestrator.cli import app
+from orchestrator.cli import sweeps
+from orchestrator.cli.commands import best, status, verify
 from orchestrator.ledger import Ledger
 from tests.support.sweeps import REPO, command
 from trainables.values.config import TrialConfig
@@ -50,10 +51,10 @@ def resumed(path: Path) -> object:
 
 
 COMMANDS: dict[str, Callable[[Path], object]] = {
-    "verify": lambda path: app.verify(NAME, repair=False, as_json=True),
-    "status": lambda path: app.status(NAME, as_json=True),
-    "best": lambda path: app.best(NAME, max_memory=None, as_json=True),
-    "report": lambda path: app._report_of(NAME)[0].to_dict(),
+    "verify": lambda path: verify.verify(NAME, repair=False, as_json=True),
+    "status": lambda path: status.status(NAME, as_json=True),
+    "best": lambda path: best.best(NAME, max_memory=None, as_json=True),
+    "report": lambda path: sweeps.report_of(NAME)[0].to_dict(),
     "resume": resumed,
 }
 """Each from the file to what it prints; resume is the last, as it writes."""

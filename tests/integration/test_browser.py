@@ -85,7 +85,7 @@ def shown(tmp_path_factory) -> Iterator[Shown]:
     result = result_of(settings, desk.ledger)
     desk.ledger.close()
     place_store(root)
-    printed = publish(settings, root, print, interrupted=False)
+    printed = publish(settings, root, interrupted=False)
     assert printed is not None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -223,7 +223,7 @@ def test_one_click_from_the_printed_address_shows_the_best_rank_for_each_budget_
     page.get_by_role("heading", name="Which rank for which memory").wait_for()
     rows = page.locator("table", has_text="budget from").first.locator("tbody tr")
     cells = [row.split("\t") for row in rows.all_inner_texts()]
-    least = min(t.history[-1].peak_memory_mib for t in shown.result.front.members)
+    least = min(t.cost.peak_memory_mib for t in shown.result.front.members)
     assert [float(row[0]) for row in cells] == sorted(float(row[0]) for row in cells)
     assert float(cells[0][0]) == pytest.approx(least, abs=0.05)
     assert cells[-1][2] == "4"  # the highest rank has the lowest loss

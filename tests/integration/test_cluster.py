@@ -48,8 +48,8 @@ def on_gpus(**values):
 def test_a_cluster_without_a_gpu_is_named_unless_the_cpu_is_asked_for(joined):
     chosen = dict.fromkeys(("space", "trials", "base_model", "data"))
     with pytest.raises(ConfigError, match="has no GPU; to run on its CPUs say --device cpu"):
-        plan.choose("a", None, chosen, {"address": joined.address, "insecure": True}, print)
-    assert plan.choose("a", "cpu", chosen, {"address": joined.address, "insecure": True}, print).device == "cpu"
+        plan.choose("a", None, chosen, {"address": joined.address, "insecure": True})
+    assert plan.choose("a", "cpu", chosen, {"address": joined.address, "insecure": True}).device == "cpu"
 
 
 def test_a_cluster_of_another_python_or_ray_is_named(joined, tmp_path):

@@ -14,11 +14,10 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import ray.autoscaler
-import typer
 import yaml
 from dockerfile_parse import DockerfileParser
 
-from orchestrator.cli.app import app
+from orchestrator.cli.group import load
 from tests.support.sweeps import REPO
 
 FOLDER = REPO / "orchestrator" / "cluster"
@@ -29,8 +28,7 @@ TOKEN = "~/.ray/auth_token"
 
 def flags_of(command: str) -> set[str]:
     """Long options of one of our commands."""
-    found = typer.main.get_command(app).commands[command]
-    return {option for parameter in found.params for option in parameter.opts if option.startswith("--")}
+    return {option for parameter in load(command).params for option in parameter.opts if option.startswith("--")}
 
 
 def check_our_commands(text: str) -> int:

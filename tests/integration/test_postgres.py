@@ -144,7 +144,7 @@ def test_a_server_of_another_major_version_is_named_before_the_first_trial_and_a
 
 
 @needs_postgresql
-def test_several_sweeps_at_once_are_whole_in_postgresql(tracking_uri, database, tmp_path):
+def test_several_sweeps_at_once_are_whole_in_postgresql(tracking_uri, database, tmp_path, caplog):
     """Each driver has a folder of its own, as on machines of their own; the server creates one experiment."""
     roots = [tmp_path / f"driver{i}" / "mlflow_runs" for i in range(N_SWEEPS)]
     asked = [swept(root, name=f"team{i}", tracking_uri=tracking_uri)[0] for i, root in enumerate(roots)]
@@ -152,12 +152,9 @@ def test_several_sweeps_at_once_are_whole_in_postgresql(tracking_uri, database, 
         ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
         ledger.set_fact("id", f"{i}" * 32)  # by which MLflow tells them apart
         ledger.close()
-    said: list[str] = []
     with ThreadPoolExecutor(N_SWEEPS) as pool:
-        pages = list(
-            pool.map(lambda pair: publish(*pair, said.append, interrupted=False), zip(asked, roots, strict=True))
-        )
-    assert all(pages), said
+        pages = list(pool.map(lambda pair: publish(*pair, interrupted=False), zip(asked, roots, strict=True)))
+    assert all(pages), caplog.text
     found = {row[0]: row[1] for row in rows(database, PARENTS)}
     assert set(found) == {settings.name for settings in asked}
     for settings, root in zip(asked, roots, strict=True):

@@ -98,8 +98,8 @@ def check(root: Path, n_nodes: int, n_trials: int, due: Callable[[Path], Due]) -
     ledger.close()
     assert n_gone >= 2, "no node went away while the sweep ran: nothing was tried"
     assert {trial.environment["node"] for trial in trials} - first_nodes, "no new node took a trial"
-    assert publish(asked, root, print, interrupted=False)
-    assert not verify.run(asked.name, root, print, repair=False).differences
+    assert publish(asked, root, interrupted=False)
+    assert not verify.run(asked.name, root, repair=False).differences
     first, last = min(t.started_at for t in trials), max(t.ended_at for t in trials)
     worked, whole = n_trials * 4 * Slow.seconds_per_rung, node_seconds(up, first, last)
     print(
@@ -143,7 +143,7 @@ def with_another_torch(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow  # tests/test_cluster.py asks what its parts do
-def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no_trial(tmp_path, capsys, monkeypatch):
+def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no_trial(tmp_path, caplog, monkeypatch):
     """One node trains; the other, which joins at the first trial, would train half of the rest.
 
     The first trial does not end before the other node has answered a question of its own, and the driver asked it.
@@ -172,7 +172,7 @@ def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no
         thread.join()
     assert [trial.state for trial in result.trials] == ["completed"] * 4, [trial.reason for trial in result.trials]
     assert odd[0].node_id not in {trial.environment["node"] for trial in result.trials}
-    said = capsys.readouterr().err
+    said = caplog.text
     assert said.count(odd[0].node_id[:8]) == 1, said
     assert f"{odd[0].node_id[:8]}) has torch 1.2.3, the driver has 2." in said
     assert "no trial goes there. Trials of one sweep must run the same code" in said

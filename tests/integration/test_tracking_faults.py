@@ -41,7 +41,7 @@ def finished(settings, root: Path) -> tuple[WriteResult, float]:
 
 
 def differences(root: Path) -> list[str]:
-    return [str(found) for found in verify.run("t", root, print).differences if found.part == "MLflow"]
+    return [str(found) for found in verify.run("t", root).differences if found.part == "MLflow"]
 
 
 def synced(settings, root: Path) -> None:

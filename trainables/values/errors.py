@@ -13,6 +13,9 @@ SweepError
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+INTERRUPTED = 130
+"""Exit code of what was interrupted and can be resumed."""
+
 
 class SweepError(Exception):
     """Base of every error that this project raises on purpose."""

@@ -85,9 +85,9 @@ def test_what_the_space_says_goes_before_the_sweeps_seed_engine_and_loop(name):
 @pytest.mark.parametrize(("device", "engine", "loop"), [("cuda", "graph", "lean"), ("cpu", "eager", "standard")])
 @pytest.mark.parametrize("said", [{}, {"engine": "auto", "loop": "auto"}])
 def test_engine_and_loop_are_chosen_for_the_device(device, engine, loop, said):
-    found = plan.choose(None, device, NOTHING, said, lambda line: None)
+    found = plan.choose(None, device, NOTHING, said)
     assert (found.engine, found.loop) == (engine, loop)
-    own = plan.choose(None, device, NOTHING, {"engine": "eager", "loop": "lean"}, lambda line: None)
+    own = plan.choose(None, device, NOTHING, {"engine": "eager", "loop": "lean"})
     assert (own.engine, own.loop) == ("eager", "lean")
 
 
@@ -101,12 +101,12 @@ def test_a_sweep_from_before_engines_were_chosen_keeps_the_ones_it_had(tmp_path)
 
 def test_recorded_steps_without_a_gpu_are_refused():
     with pytest.raises(ConfigError, match="engine is graph, which needs a CUDA GPU"):
-        plan.choose(None, "cpu", NOTHING, {"engine": "graph"}, lambda line: None)
+        plan.choose(None, "cpu", NOTHING, {"engine": "graph"})
 
 
 def test_a_gpu_gets_gpt2_medium_on_alpaca_and_a_cpu_the_demo():
-    on_gpu = plan.choose(None, "cuda", NOTHING, {}, lambda line: None)
-    on_cpu = plan.choose(None, "cpu", NOTHING, {}, lambda line: None)
+    on_gpu = plan.choose(None, "cuda", NOTHING, {})
+    on_cpu = plan.choose(None, "cpu", NOTHING, {})
     assert (on_gpu.base_model, on_gpu.data) == ("openai-community/gpt2-medium", "tatsu-lab/alpaca")
     assert (on_gpu.space.name, on_gpu.n_trials) == ("pareto", 32)
     assert (on_cpu.base_model, on_cpu.data, on_cpu.n_trials) == ("demo", "demo", 12)
@@ -116,11 +116,11 @@ def test_a_gpu_gets_gpt2_medium_on_alpaca_and_a_cpu_the_demo():
 def test_a_base_of_ones_own_takes_alpaca_and_never_the_demos_rows(device):
     folder = str(demo.FOLDER)
     for base in (folder, f"random:{folder}", "some/model"):
-        found = plan.choose(None, device, NOTHING | {"base_model": base}, {}, lambda line: None)
+        found = plan.choose(None, device, NOTHING | {"base_model": base}, {})
         assert (found.base_model, found.data) == (base, "tatsu-lab/alpaca")
-    own = plan.choose(None, device, NOTHING | {"base_model": folder, "data": "demo"}, {}, lambda line: None)
+    own = plan.choose(None, device, NOTHING | {"base_model": folder, "data": "demo"}, {})
     assert own.data == "demo"
-    assert plan.choose(None, "cpu", NOTHING | {"base_model": "demo"}, {}, lambda line: None).data == "demo"
+    assert plan.choose(None, "cpu", NOTHING | {"base_model": "demo"}, {}).data == "demo"
 
 
 LENGTHS = {
@@ -136,7 +136,7 @@ LENGTHS = {
 def choose_over(base, tmp_path, parameters, fixed):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"parameters": parameters, "fixed": fixed}))
     chosen = NOTHING | {"space": str(tmp_path / "mine.yaml"), "base_model": base, "trials": 1}
-    return plan.choose(None, "cuda", chosen, {}, lambda line: None)
+    return plan.choose(None, "cuda", chosen, {})
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -160,8 +160,8 @@ def test_rows_longer_than_a_base_that_was_fetched_are_refused_before_ray_starts(
 
 
 def test_a_grid_is_run_whole_unless_a_number_is_said():
-    whole = plan.choose(None, "cuda", NOTHING | {"space": "diagnostic"}, {}, lambda line: None)
-    part = plan.choose(None, "cuda", NOTHING | {"space": "diagnostic", "trials": 3}, {}, lambda line: None)
+    whole = plan.choose(None, "cuda", NOTHING | {"space": "diagnostic"}, {})
+    part = plan.choose(None, "cuda", NOTHING | {"space": "diagnostic", "trials": 3}, {})
     assert (whole.n_trials, part.n_trials) == (8, 3)
 
 

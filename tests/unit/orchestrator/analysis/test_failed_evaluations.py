@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator import command as hints
 from orchestrator.analysis.verdict import failed_evaluations, verdict_of
-from orchestrator.cli.app import refuse_unless_whole
 from orchestrator.cli.progress import print_result
+from orchestrator.cli.running import refuse_unless_whole
 from orchestrator.driver.retries import BACK_OFF_SECONDS
 from orchestrator.driver.sweep import result_of
 from orchestrator.ledger import FAULTS

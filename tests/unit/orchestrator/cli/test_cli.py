@@ -13,7 +13,7 @@ from time import sleep
 import pytest
 
 from orchestrator import settings as settings_file
-from orchestrator.cli import app
+from orchestrator.cli.main import main
 from orchestrator.driver import sweep
 from orchestrator.tracking import ui
 from tests.support.sweeps import command, make
@@ -201,7 +201,7 @@ def test_a_path_that_cannot_be_written_is_named_by_every_command(number, code, c
         raise OSError(number, os.strerror(number), "report.md")
 
     with pytest.raises(SystemExit) as ended:
-        app.main(work)
+        main(work)
     assert ended.value.code == code
     (line,) = capsys.readouterr().err.splitlines()
     assert "report.md" in line
@@ -210,7 +210,7 @@ def test_a_path_that_cannot_be_written_is_named_by_every_command(number, code, c
 def test_a_fault_that_no_user_can_mend_keeps_its_traceback(monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     with pytest.raises(OSError, match="Bad file descriptor"):
-        app.main(lambda: os.close(10_000))
+        main(lambda: os.close(10_000))
 
 
 def test_an_address_where_nothing_listens_is_unreachable(tmp_path):
@@ -238,7 +238,8 @@ def test_a_dry_run_says_the_first_configs_and_writes_nothing(tmp_path):
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192}
 IMPORTED = (
     *(sys.executable, "-c"),
-    "import sys; from orchestrator import cli\ntry: cli.main()\nfinally: print({'ray', 'torch'} & set(sys.modules))",
+    "import sys; from orchestrator.cli.main import main\n"
+    "try: main()\nfinally: print({'ray', 'torch'} & set(sys.modules))",
 )
 """The command, which then says what of these it has imported."""
 

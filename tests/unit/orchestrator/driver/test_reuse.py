@@ -112,12 +112,12 @@ def reused(root, **values) -> set[str]:
 
 
 @pytest.mark.parametrize("package", DECISIVE)
-def test_a_result_of_another_version_is_reused_only_if_that_is_asked_for(package, tmp_path, capsys):
+def test_a_result_of_another_version_is_reused_only_if_that_is_asked_for(package, tmp_path, caplog):
     sweep(tmp_path, make(ONE, name="old"), lambda task: on_this_cpu(task, **{package: "0.0.1"}))
     assert reused(tmp_path) == set()
     ours = VERSIONS[package].partition("+")[0]
-    said = f"trials of sweep 'old' are not reused ({package} 0.0.1, here {ours}); --reuse-across-versions takes them\n"
-    assert capsys.readouterr().err.endswith(said)
+    said = f"trials of sweep 'old' are not reused ({package} 0.0.1, here {ours}); --reuse-across-versions takes them"
+    assert caplog.messages[-1].endswith(said)
     assert reused(tmp_path, reuse_across_versions=True) == {"old"}
 
 
@@ -159,10 +159,10 @@ HOW = ("link", "linked ledger", ".", "ledger.db", "adapters", "..")
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_nothing_is_reused_of_a_sweep_that_others_can_write_or_that_is_a_link(how, tmp_path, capsys):
+def test_nothing_is_reused_of_a_sweep_that_others_can_write_or_that_is_a_link(how, tmp_path, caplog):
     forged(tmp_path, how)
     assert reused(tmp_path) == set()
-    said = capsys.readouterr().err
+    said = caplog.messages[0]
     assert said.startswith("nothing is reused of sweep 'forged': reuse: ")
     assert "is a link" in said if "link" in how else "can be written by others" in said
 
@@ -282,18 +282,18 @@ LOSS_ALONE = {"objectives": ("eval_loss_nats",)}
 
 
 @pytest.mark.parametrize("objective", ["peak_memory_mib", "seconds_per_step"])
-def test_a_warm_start_takes_no_memory_and_no_time_of_another_kind_of_device(objective, tmp_path, capsys):
+def test_a_warm_start_takes_no_memory_and_no_time_of_another_kind_of_device(objective, tmp_path, caplog):
     sweep(tmp_path, make(TPE, name="far", n_trials=6), lambda task: at(task, "NVIDIA H200")).ledger.close()
     asked = {"objectives": (objective, "eval_loss_nats"), "warm_start": "far"}
     assert warm_start.entries(make(TPE, name="here", **asked), WORKLOAD, tmp_path) == []
-    assert f"are those of NVIDIA H200, this sweep runs on {HERE}\n" in capsys.readouterr().err
+    assert f"are those of NVIDIA H200, this sweep runs on {HERE}" in caplog.text
 
 
-def test_a_warm_start_takes_losses_of_every_kind_of_device_where_nothing_else_is_searched(tmp_path, capsys):
+def test_a_warm_start_takes_losses_of_every_kind_of_device_where_nothing_else_is_searched(tmp_path, caplog):
     first = sweep(tmp_path, make(TPE, name="far", n_trials=6), lambda task: at(task, "NVIDIA H200"))
     asked = make(TPE, name="here", warm_start="far", **LOSS_ALONE)
     assert len(warm_start.entries(asked, WORKLOAD, tmp_path)) == len(first.candidates)
-    assert capsys.readouterr().err == ""
+    assert not caplog.messages
 
 
 def test_a_warm_start_from_a_mixed_cluster_takes_what_ran_on_this_kind_of_device(tmp_path):

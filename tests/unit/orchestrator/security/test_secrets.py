@@ -127,9 +127,9 @@ def test_every_other_door_for_an_address_is_as_shut(tmp_path):
     secret = f"http://me:a/{PASSWORD}@host"
     chosen = {"space": None, "trials": None, "base_model": None, "data": None}
     doors = {
-        "address": lambda: plan.choose(None, None, chosen, {"address": f"me:{PASSWORD}@h:1"}, print),
-        "base_model": lambda: run.choose(None, secret, None, "cpu", tmp_path, print),
-        "data": lambda: run.choose(None, None, secret, "cpu", tmp_path, print),
+        "address": lambda: plan.choose(None, None, chosen, {"address": f"me:{PASSWORD}@h:1"}),
+        "base_model": lambda: run.choose(None, secret, None, "cpu", tmp_path),
+        "data": lambda: run.choose(None, None, secret, "cpu", tmp_path),
         "push": lambda: export.run("t", tmp_path / "out", "best", tmp_path, push=secret),
         "host": lambda: ui.arguments(tmp_path, secret, 5000, None),
         "allowed_hosts": lambda: ui.arguments(tmp_path, "0.0.0.0", 5000, f"a:1,me:{PASSWORD}@b:2"),

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli import app
+from orchestrator.cli.group import commands
 from orchestrator.ledger import Ledger
 from orchestrator.report import content as report
 from orchestrator.report import outputs
@@ -289,7 +289,7 @@ def test_no_command_reads_a_sweep_that_others_can_write_or_that_is_a_link(words,
         (theirs / "ledger.db").chmod(0o666)
     before = sorted(Path().rglob("*"))
     with pytest.raises(ConfigError, match=r"is a link|can be written by others"):
-        app.app(words, standalone_mode=False)
+        commands(words, standalone_mode=False)
     assert sorted(Path().rglob("*")) == before
 
 

@@ -52,12 +52,12 @@ def root(tmp_path_factory) -> Path:
     desk.finish(outcome)
     desk.ledger.close()
     place_store(folder)
-    publish(asked, folder, print, interrupted=False)
+    publish(asked, folder, interrupted=False)
     return folder
 
 
 def verified(root: Path, *, repair: bool = False) -> verify.Verified:
-    return verify.run("t", root, print, repair=repair)
+    return verify.run("t", root, repair=repair)
 
 
 def found(root: Path) -> list[str]:

@@ -219,12 +219,12 @@ def finished(tmp_path_factory, tiny_folder):
     return folder, command("sensitivity", *base, "--name", "breakdown", "--json", cwd=folder)
 
 
-def test_without_a_base_and_a_gpu_the_command_reads_the_demo_and_says_so(tmp_path, monkeypatch):
+def test_without_a_base_and_a_gpu_the_command_reads_the_demo_and_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    said = []
-    chosen = choose("breakdown", None, None, None, tmp_path, said.append)
+    with caplog.at_level("INFO", "orchestrator"):
+        chosen = choose("breakdown", None, None, None, tmp_path)
     assert (chosen.base_model, chosen.data, chosen.device) == ("demo", "demo", "cpu")
-    assert "No GPU" in said[0]
+    assert "No GPU" in caplog.messages[0]
 
 
 def test_the_command_measures_every_variant_of_its_base(finished):
@@ -270,17 +270,16 @@ def test_a_name_that_is_taken_is_refused(finished):
     assert "choose another NAME" in again.err
 
 
-def test_an_mlflow_that_cannot_be_written_is_said_and_not_fatal(tmp_path):
+def test_an_mlflow_that_cannot_be_written_is_said_and_not_fatal(tmp_path, caplog):
     (tmp_path / "mlflow.db").write_text("no database at all, but as long as the header of one")
-    said = []
-    assert log_run(tmp_path, said.append, name="t", tags={}, params={}, metrics=[], artifacts=[]) is None
-    assert said[0].startswith("MLflow was not written")
+    assert log_run(tmp_path, name="t", tags={}, params={}, metrics=[], artifacts=[]) is None
+    assert caplog.messages[-1].startswith("MLflow was not written")
 
 
 def test_more_metrics_than_mlflow_takes_at_once_are_all_written(tmp_path):
     metrics = [("kl_nats", float(step), step) for step in range(1001)]
     place_store(tmp_path)
-    page = log_run(tmp_path, print, name="t", tags={}, params={}, metrics=metrics, artifacts=[])
+    page = log_run(tmp_path, name="t", tags={}, params={}, metrics=metrics, artifacts=[])
     client = MlflowClient(tracking_uri=store_uri(tmp_path))
     run_id = page.rpartition("/")[2].removesuffix("?workflowType=machine_learning")
     assert len(client.get_metric_history(run_id, "kl_nats")) == 1001

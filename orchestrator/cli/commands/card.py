@@ -1,0 +1,28 @@
+"""`card`: the model card of a sweep."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import Name
+from orchestrator.cli.sweeps import report_of
+from orchestrator.report import card as cards
+from orchestrator.report.card import layers_of
+from orchestrator.settings import ROOT
+from trainables.values.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def card(
+    name: Name,
+    output: Annotated[Path, typer.Option(help="file to write")] = Path("MODEL_CARD.md"),
+    force: Annotated[bool, typer.Option("--force", help="replace the file where there is one")] = False,
+) -> None:
+    """Fill the model card from a sweep's ledger, whatever the sweep has measured so far."""
+    found, _ = report_of(name)
+    if output.exists() and not force:
+        raise ConfigError(f"OUTPUT: {output} exists; say --force to replace it, or name another file with --output")
+    logger.info(f"wrote {cards.write(cards.card_of(found, layers_of(ROOT, found.workload)), output)}")

@@ -1,0 +1,47 @@
+"""`export`: one trial's adapter, to use elsewhere."""
+
+import json
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+import typer
+
+from orchestrator.analysis import choice
+from orchestrator.cli.options import AsJson, Knee, MaxMemory, Name
+from orchestrator.command import python
+from orchestrator.report import export as exports
+from orchestrator.settings import ROOT
+
+
+def export(
+    name: Name,
+    dest: Annotated[Path, typer.Argument(help="folder to write; new or empty")],
+    trial: Annotated[
+        str, typer.Option(help="a trial's number, the start of its key, or best: what `best` names")
+    ] = "best",
+    max_memory: MaxMemory = None,
+    knee: Knee = False,
+    merge: Annotated[bool, typer.Option("--merge", help="also write the base with the adapter in it, 16-bit")] = False,
+    check: Annotated[bool, typer.Option("--check", help="read it back and compare the held-out loss")] = False,
+    push: Annotated[str | None, typer.Option(help="upload to this hub repo, OWNER/NAME; private if new")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trial's adapter with tokenizer, card and a script that generates; nothing leaves without --push.
+
+    Without --trial the one that `best` names: the lowest validation loss of the completed search trials that count
+    for the front.
+    """
+    limit = None if max_memory is None else choice.mib_of(max_memory)
+    wanted = exports.Which(trial=trial, max_memory_mib=limit, at_knee=knee)
+    exported = exports.run(name, dest, wanted, ROOT, merge=merge, check=check, push=push)
+    if as_json:
+        print(json.dumps(exported))
+        return
+    print(f"trial {exported['trial']}: {exported['why']}")
+    script = quote(str(dest / exports.SCRIPT))
+    print(f"it is in {dest}; try: {python()} {script} 'Name three colours.'")
+    if check:
+        print(f"read back: {exported['reloaded_loss_nats']:.4f} nats, recorded {exported['eval_loss_nats']:.4f}")
+    if push:
+        print(f"uploaded to {exported['url']}")

@@ -1,0 +1,16 @@
+"""`resume`: go on with a sweep that was interrupted."""
+
+from orchestrator.cli.options import AsJson, Name
+from orchestrator.driver.plan import need_gpu
+from orchestrator.settings import load, sweep_folder
+
+
+def resume(name: Name, as_json: AsJson = False) -> None:
+    """Go on with a sweep that was interrupted; finished trials are kept, and a finished sweep as it is."""
+    settings = load(sweep_folder(name))
+    from orchestrator.cli import running  # which imports what a sweep needs: no wrong name waits for that
+
+    if running.shown_if_finished(settings, as_json=as_json):
+        return
+    need_gpu(settings.device, settings.address)
+    running.run_sweep(settings, resume=True, as_json=as_json)

@@ -1,0 +1,58 @@
+"""`run`: a new sweep."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli.options import AsJson, with_settings
+from orchestrator.driver import duration, plan
+from orchestrator.settings import ROOT, SweepSettings
+
+
+@with_settings
+def run(
+    given: dict[str, Any],
+    sampler: Annotated[
+        str | None, typer.Option(help="tpe, nsga2, gp, random, qmc or grid; default: the space's method")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan; touch neither GPU nor network")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search one space, record every trial, print the Pareto front."""
+    name, device = given.pop("name", None), given.pop("device", None)
+    chosen = {field: given.pop(field, None) for field in ("space", "base_model", "data")}
+    chosen |= {"trials": given.pop("n_trials", None), "sampler": sampler}
+    settings = plan.choose(name, device, chosen, given)
+    if dry_run:
+        plan.check_rows(settings)
+        _print_plan(settings, as_json)
+        return
+    plan.need_gpu(settings.device, settings.address)
+    from orchestrator.cli.running import run_sweep  # with what a sweep needs: no bad setting waits for that
+
+    run_sweep(settings, resume=False, as_json=as_json)
+
+
+def _print_plan(settings: SweepSettings, as_json: bool) -> None:
+    firsts = plan.first_configs(settings, 5)
+    configs = [config.to_dict() for config in firsts]
+    peaks = plan.predicted_peaks_mib(settings, firsts)
+    if as_json:
+        planned = {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}
+        print(json.dumps(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT)}))
+        return
+    space = settings.space
+    limits = {name: getattr(settings, name) for name in ("max_gpu_hours", "max_hours", "max_usd", "warm_start")}
+    said = [f"{name} {value}" for name, value in limits.items() if value is not None]
+    said += ["stop_when_flat"] if settings.stop_when_flat else []
+    print(f"sweep {settings.name}: space {space.name} ({space.method}), {settings.n_trials} trials and their baselines")
+    print(f"base model {settings.base_model}, data {settings.data}, on {settings.device}")
+    print(f"objectives {', '.join(settings.objectives)}; similarity at least {settings.min_similarity:g}")
+    if said:
+        print("; ".join(said))
+    if line := duration.text(settings, ROOT):
+        print(f"{line} (one at a time, on the device of the last sweep here)")
+    for config, peak in zip(configs, peaks, strict=True):
+        needs = f"  predicted peak {peak:.0f} MiB" if peak else ""
+        print("  " + " ".join(f"{k}={'+'.join(v) if isinstance(v, list) else v}" for k, v in config.items()) + needs)

@@ -1,0 +1,23 @@
+"""`sensitivity`: where in the base 4 bits show."""
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import AsJson, BaseModel, Data, Device
+from orchestrator.sensitivity import run as runs
+from orchestrator.settings import ROOT
+
+
+def sensitivity(
+    base_model: BaseModel = None,
+    data: Data = None,
+    device: Device = None,
+    name: Annotated[str | None, typer.Option(help="of the run; default: the time")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where in the base 4 bits shows: each module, block and kind alone, and all but it; no training."""
+    settings = runs.choose(name, base_model, data, device, ROOT)
+    result = runs.run(settings, ROOT)
+    files = runs.write(result, ROOT)
+    runs.print_result(result, ROOT, runs.publish(result, ROOT, files), as_json=as_json)

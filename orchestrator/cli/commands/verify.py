@@ -1,0 +1,30 @@
+"""`verify`: whether a sweep is whole."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import AsJson, Name
+from orchestrator.settings import ROOT
+from orchestrator.verify import checks
+
+
+def verify(
+    name: Name,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="write settings, files, figures, report and MLflow again from the ledger")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check that a sweep lost and doubled nothing; exit code 1, and each difference on a line, where it did."""
+    found = checks.run(name, ROOT, repair=repair)
+    if as_json:
+        print(json.dumps(found.to_dict()))
+    else:
+        for difference in found.differences:
+            print(difference)
+        if not found.differences:
+            print(found.summary)
+    if found.differences:
+        raise typer.Exit(1)

@@ -1,0 +1,49 @@
+"""The commands by name, each imported only when it is called, so that `--help` and a wrong name need none of them."""
+
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+HELP = "Which LoRA settings, at 4 or 16 bits, and what does each gigabyte and second buy?"
+COMMANDS = {
+    "run": "Search one space, record every trial, print the Pareto front.",
+    "resume": "Go on with a sweep that was interrupted; finished trials are kept, and a finished sweep as it is.",
+    "status": "Show how far a sweep is.",
+    "best": "Name one config: the lowest validation loss of the completed search trials that count for the front.",
+    "report": "Say what a sweep came to, from its ledger alone; writes report.md and report.html into its folder.",
+    "card": "Fill the model card from a sweep's ledger, whatever the sweep has measured so far.",
+    "export": (
+        "Write a trial's adapter with tokenizer, card and a script that generates; nothing leaves without --push."
+    ),
+    "sensitivity": (
+        "Show where in the base 4 bits shows: each module, block and kind alone, and all but it; no training."
+    ),
+    "sync": "Bring MLflow up to date with a sweep's ledger.",
+    "verify": "Check that a sweep lost and doubled nothing; exit code 1, and each difference on a line, where it did.",
+    "ui": "Open MLflow over mlflow_runs/mlflow.db, on this machine only unless told otherwise.",
+}
+"""What `--help` lists: the first line of each command's own help."""
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands without a body; the one that is called takes the place of its like."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, listed and load(listed.name), rest
+
+
+def load(name: str) -> Any:
+    """The command of a name: function `name` of module orchestrator.cli.commands.`name`."""
+    app = typer.Typer(add_completion=False)
+    app.command()(getattr(import_module(f"orchestrator.cli.commands.{name}"), name))
+    return typer.main.get_command(app)
+
+
+commands = LazyGroup(
+    commands={name: TyperCommand(name, help=line) for name, line in COMMANDS.items()},
+    help=HELP,
+    no_args_is_help=True,
+)

@@ -1,0 +1,45 @@
+"""What the program says to people while it works: log messages of our packages, on standard error."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from orchestrator.security.redaction import redacted
+
+PACKAGES = ("orchestrator", "search_spaces", "trainables")
+"""Whose messages are shown from level INFO on; of other libraries those of level WARNING, as Python does by itself."""
+
+
+class StandardError(logging.Handler):
+    """Prints each message, and nothing but it, to what `sys.stderr` is at that time: a live view takes its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+class WithoutSecrets(logging.Filter):
+    """Cuts secrets out of a message before it is shown."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redacted(record.getMessage()), None
+        return True
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Show messages on standard error, and nowhere else, for as long as a command works."""
+    handler = StandardError()
+    handler.addFilter(WithoutSecrets())
+    loggers = [logging.getLogger(package) for package in PACKAGES]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
+            logger.propagate = True

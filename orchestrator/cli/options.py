@@ -1,0 +1,66 @@
+"""Arguments and options of the commands; those of `run` are made from the fields of the settings."""
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from orchestrator.settings import SweepSettings
+
+FIELDS = SweepSettings.model_fields
+
+Name = Annotated[str, typer.Argument(help="name of the sweep")]
+NameOrNewest = Annotated[str | None, typer.Argument(help="name of the sweep; default: the newest")]
+MaxMemory = Annotated[str | None, typer.Option(help="only trials that need at most so much peak memory, e.g. 2GiB")]
+Knee = Annotated[bool, typer.Option("--knee", help="the front's knee instead of the lowest validation loss")]
+BaseModel = Annotated[str | None, typer.Option(help=FIELDS["base_model"].description)]
+Data = Annotated[str | None, typer.Option(help=FIELDS["data"].description)]
+Device = Annotated[str | None, typer.Option(help=FIELDS["device"].description)]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
+
+FLAGS = {"n_trials": "--trials", "max_steps": "--steps", "objectives": "--objective", "finalist_seeds": "--repeats"}
+"""Of fields whose flag has another name."""
+WITHOUT_FLAG = frozenset({"baseline_seeds"})
+
+
+def with_settings(work: Callable[..., None], fields: Mapping[str, FieldInfo] = FIELDS) -> Callable[..., None]:
+    """Give a command one option for each field, in place of its first parameter.
+
+    That parameter is handed the values by field that were given; the others are left to the machine and the defaults.
+    A flag without a value turns its field's default round: `--no-reuse` sets `reuse` to False.
+    """
+    shown = {name: field for name, field in fields.items() if name not in WITHOUT_FLAG}
+    options = [_option(name, field) for name, field in shown.items()]
+    _, *own = signature(work).parameters.values()
+
+    @wraps(work)
+    def command(**values: Any) -> None:
+        given = {}
+        for name, field in shown.items():
+            value = values.pop(name)
+            if value is not None:
+                given[name] = not field.default if field.annotation is bool else value
+        work(given, **values)
+
+    command.__signature__ = Signature([*options, *own])  # type: ignore[attr-defined]
+    return command
+
+
+def _option(name: str, field: FieldInfo) -> Parameter:
+    flag, description = name.replace("_", "-"), field.description
+    if field.default is True:
+        flag, description = f"no-{flag}", f"do not {description}"
+    annotation = Annotated[_kind(field) | None, typer.Option(FLAGS.get(name, f"--{flag}"), help=description)]
+    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
+
+
+def _kind(field: FieldInfo) -> Any:
+    """What the command line reads; of all but numbers and flags it is text, which the settings check themselves."""
+    allowed = {field.annotation, *get_args(field.annotation)}
+    for kind in (bool, int, float):
+        if kind in allowed:
+            return kind
+    return list[str] if get_origin(field.annotation) is tuple else str

@@ -1,0 +1,115 @@
+"""A sweep run to its end and published, shown while it runs, with the exit code of what became of it.
+
+It imports what a sweep needs, so it is imported only once settings are sound.
+"""
+
+import logging
+from time import monotonic
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from orchestrator.analysis.budgets import ENDED, Ended
+from orchestrator.analysis.verdict import failed_evaluations
+from orchestrator.cli.progress import ProgressDisplay, print_result, why_empty
+from orchestrator.cluster import ray_cluster
+from orchestrator.command import command
+from orchestrator.driver import duration, sweep
+from orchestrator.driver.sweep import SweepResult
+from orchestrator.ledger import Ledger
+from orchestrator.security.folder_access import refuse_shared
+from orchestrator.settings import ROOT, SweepSettings, sweep_folder
+from orchestrator.tracking.store import check_server, has_whole_run, store_file
+from orchestrator.tracking.writer import MlflowWriter
+from orchestrator.verify import checks
+from orchestrator.verify import ledger as ledgers
+from trainables.values.config import Workload
+from trainables.values.errors import INTERRUPTED, SweepError
+
+logger = logging.getLogger(__name__)
+
+
+def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
+    """Run and publish a sweep; `stand_ins` are orchestrator.driver.sweep.run's, for tests of faults."""
+    if settings.tracking_uri is not None:
+        check_server(settings.tracking_uri)
+    display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
+    writer = MlflowWriter(settings.name, ROOT)
+    begin = monotonic()
+    logger.info(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
+
+    def started(ledger: Ledger, workload: Workload) -> None:
+        counts = ledger.fact("data_counts")
+        notes = [f"{n} {what}" for what, n in counts.items() if n and what.startswith(("dropped", "longer"))]
+        logger.info(
+            f"rows: {counts['read']} read, {counts['train']} for training{''.join('; ' + note for note in notes)}; "
+            f"{workload.compute_dtype} arithmetic"
+        )
+        if workload.weights in ("random", "stand-in"):
+            logger.info(f"base: {workload.base_caption}")
+        if line := duration.text(settings, ROOT, ray_cluster.n_slots(settings)):
+            logger.info(line)
+        display.start()
+        writer.start()
+        ray_cluster.spare_mlflow()
+
+    try:
+        result = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
+        display.stop()
+        from orchestrator.tracking.publishing import end  # brings all figures; no bad input waits for them
+
+        run_page = end(settings, ROOT, writer, monotonic() - begin, result.interrupted)
+    except KeyboardInterrupt:
+        logger.info(f"interrupted; if it had begun, go on with: {command()} resume {settings.name}")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        display.stop()
+        writer.stop()
+    print_result(result, run_page, as_json=as_json)
+    refuse_unless_whole(result)
+
+
+def refuse_unless_whole(result: SweepResult) -> None:
+    """End with the exit code of a sweep that did not come to what it was to come to.
+
+    Raises:
+        SweepError: it gave itself up, no trial completed, or a finalist could not be evaluated.
+        Exit: it was interrupted.
+    """
+    resume = f"{command()} resume {result.settings.name}"
+    if result.stopped:
+        raise SweepError(f"stopped: {result.stopped}; once that is mended: {resume}")
+    if result.interrupted:
+        logger.info(f"interrupted; go on with: {resume}")
+        raise typer.Exit(INTERRUPTED)
+    if not any(trial.state == "completed" for trial in result.trials):
+        last = result.trials[-1].reason if result.trials else "none was started"
+        raise SweepError(why_empty(result) or f"no trial completed; the last reason: {last}")
+    if failed := failed_evaluations(result.trials, result.settings):
+        more = f" (and {len(failed) - 1} more, see above)" if len(failed) > 1 else ""
+        raise SweepError(f"{failed[0]}{more}; to try again: {resume}")
+
+
+def shown_if_finished(settings: SweepSettings, *, as_json: bool) -> bool:
+    """Print a sweep of which nothing is left to do, and write nothing; False of any other."""
+    folder, name = sweep_folder(settings.name), settings.name
+    refuse_shared(folder, ROOT)
+    snapshot = ledgers.read(settings, folder) if (folder / "ledger.db").is_file() else None
+    if snapshot is None or snapshot.workload is None or not checks.is_over(snapshot):
+        return False
+    result = SweepResult(
+        settings=settings,
+        workload=snapshot.workload,
+        trials=tuple(snapshot.trials),
+        front=snapshot.front,
+        interrupted=False,
+        ended=Ended.from_fact(snapshot.facts[ENDED]),
+    )
+    print_result(result, None, as_json=as_json)
+    logger.info(f"sweep {name} is finished, nothing is left to run; what it came to: {command()} report {name}")
+    if settings.tracking_uri is not None:
+        logger.info(f"whether MLflow has all of it says: {command()} verify {name}")
+    elif not has_whole_run(store_file(ROOT), str(snapshot.facts["id"])):
+        logger.info(f"MLflow lacks some of it; complete it with: {command()} sync {name}")
+    return True
