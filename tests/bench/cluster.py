@@ -4,10 +4,10 @@ python -m tests.bench.cluster --at-once 256 --trials 5000 --trial-seconds 60
 
 The real Searcher, scheduler, recorder, ledger and MLflow projection, called in Ray Tune's order by a simulated event
 loop; of Ray there is nothing, and a trial trains nothing. So many trials run at once, each reporting four rungs at even
-intervals unless it is stopped; 4-bit ones bring baselines. Time is simulated but for the driver's own work: what that takes
-is measured and passes on the simulated clock, and reports that arrive meanwhile wait. A decision's lag is what passes
-from a report's arrival until the driver has recorded it, decided on it and, where the trial ended, handed its place to
-the next one.
+intervals unless it is stopped; 4-bit ones bring baselines. Time is simulated but for the driver's own work: what that
+takes is measured and passes on the simulated clock, and reports that arrive meanwhile wait. A decision's lag is what
+passes from a report's arrival until the driver has recorded it, decided on it and, where the trial ended, handed its
+place to the next one.
 MLflow is brought up to date as often as by its own process, which is not on the driver's way; how long each time takes
 is said beside. On a machine that others use, --processor-time counts the driver's processor time alone: neither what
 others take nor the disk's. Prints a table and, as its last line, one JSON object; needs no GPU.

@@ -3,8 +3,8 @@
 python tests/bench/overhead.py --trials 2000
 
 Trials that do nothing, through the real Ray Tune, Searcher, ledger and MLflow over the pareto space (none is stopped,
-some are baselines), beside as many through bare Ray Tune in reused workers under the same settings; and both for a tenth as
-many.
+some are baselines), beside as many through bare Ray Tune in reused workers under the same settings; and both for a
+tenth as many.
 Ray's own start is not counted, the workers' is. Also by how much the memory of the driver, and of bare Ray Tune's,
 grows a trial once a fifth of them is done. Prints a table and, as its last line, one JSON object; needs no GPU.
 """

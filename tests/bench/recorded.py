@@ -2,7 +2,8 @@
 
 python -m tests.bench.recorded
 
-tests/unit/test_recorded.py holds the three texts against it, so a file that is recorded anew brings new lines. Needs no GPU.
+tests/unit/test_recorded.py holds the three texts against it, so a file that is recorded anew brings new lines.
+Needs no GPU.
 """
 
 import json

@@ -377,7 +377,7 @@ def peer_figures(found: Sequence[Mapping[str, Any]], steps: int) -> dict[str, An
 
 
 def swept(folder: str, rows: str, n_trials: int, n_steps: int, device: str) -> dict[str, Any]:
-    """A whole sweep of the model card's recipe at 4 bits by the command, none pruned; a baseline each, and other seeds."""
+    """A whole sweep of the model card's recipe at 4 bits by the command, none pruned; baselines and other seeds."""
     space = {
         "description": "The recipe of the model card at 4 bits; each trial brings its 16-bit baseline.",
         "method": "random",

@@ -24,7 +24,7 @@ from orchestrator.tracking.writer import MlflowWriter, WriteResult
 from orchestrator.verify import checks as verify
 from tests.support.stores import place_store
 from tests.support.sweeps import REPO, environment
-from tests.unit.orchestrator.tracking.test_tracking import swept
+from tests.support.swept import swept
 from trainables.values.errors import ConfigError
 
 SLACK_SECONDS = 60.0

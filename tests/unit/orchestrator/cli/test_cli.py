@@ -16,51 +16,9 @@ from orchestrator import settings as settings_file
 from orchestrator.cli import app
 from orchestrator.driver import sweep
 from orchestrator.tracking import ui
+from tests.support.bad_inputs import BAD_DATA, BAD_SETTINGS, BAD_SPACES, GOOD_ROW, space_text
 from tests.support.sweeps import command, make
 from trainables.values.errors import ConfigError
-
-SPACE = """
-parameters: {{rank: {{values: [{rank}]}}, precision: {{values: [{precision}]}}}}
-fixed: {{alpha: 8, learning_rate: {rate}, targets: [{target}]}}
-"""
-GOOD = {"rank": "2", "precision": "nf4", "rate": "1.0e-4", "target": "attn.c_attn"}
-ROW = {"instruction": "Say hello.", "input": "", "output": "Hello."}
-
-BAD_SETTINGS = {
-    "an unknown space": (["--space", "parto"], ["SPACE", "did you mean 'pareto'"]),
-    "an unknown flag": (["--trails", "3"], ["--trials"]),
-    "no trials": (["--trials", "0"], ["n_trials", "got 0"]),
-    "no steps": (["--steps", "0"], ["max_steps", "got 0"]),
-    "a name that leaves its folder": (["--name", "../x"], ["NAME", "'../x'"]),
-    "a similarity over 1": (["--min-similarity", "1.5"], ["min_similarity", "1.5"]),
-    "an unknown objective": (["--objective", "eval_loss"], ["objective", "did you mean 'eval_loss_nats'"]),
-    "more GPUs than there are": (["--gpus-per-trial", "4"], ["gpus_per_trial", "4", "0 GPUs"]),
-    "an unknown device": (["--device", "tpu"], ["device", "tpu"]),
-    "an address without a port": (["--address", "somewhere"], ["ADDRESS", "HOST:PORT"]),
-    "money without a price": (["--device", "cuda", "--max-usd", "5"], ["max_usd", "usd_per_gpu_hour"]),
-    "GPU-hours without a GPU": (["--max-gpu-hours", "2"], ["max_gpu_hours", "max_hours"]),
-    "too few trials to be flat": (["--trials", "3", "--stop-when-flat"], ["stop_when_flat", "n_trials is 3"]),
-    "an unknown sampler": (["--sampler", "nsga"], ["sampler", "did you mean 'nsga2'"]),
-    "a grid over a range": (["--sampler", "grid"], ["method grid", "learning_rate"]),
-    "a warm start from nothing": (["--warm-start", "first"], ["no sweep 'first'"]),
-    "a folder without a config": (["--base-model", "."], ["BASE_MODEL", "config.json"]),
-}
-BAD_SPACES = {
-    "rank 0": ({"rank": "0"}, ["rank", "got 0"]),
-    "a negative rank": ({"rank": "-2"}, ["rank", "got -2"]),
-    "rank 1.5": ({"rank": "1.5"}, ["rank", "got 1.5"]),
-    "8 bits": ({"precision": "8bit"}, ["precision", "'8bit'"]),
-    "a learning rate that is no number": ({"rate": ".nan"}, ["learning_rate", "nan"]),
-    "a bare c_proj": ({"target": "c_proj"}, ["targets", "did you mean"]),
-}
-BAD_DATA = {
-    "missing.json": (None, "no file"),
-    "empty.json": (b"", "is empty"),
-    "truncated.json": (json.dumps([ROW] * 9).encode()[:-9], "truncated"),
-    "latin.json": ('[{"instruction": "na\u00efve"}]'.encode("latin-1"), "not UTF-8"),
-    "bad.json": (json.dumps([ROW] * 9 + [ROW | {"output": None}]).encode(), "1 with output null"),
-    "few.json": (json.dumps([ROW]).encode(), "1384"),
-}
 
 
 @pytest.mark.parametrize("case", BAD_SETTINGS)
@@ -77,7 +35,7 @@ def test_a_bad_setting_is_named_with_exit_code_2(case, tmp_path):
 @pytest.mark.parametrize("case", BAD_SPACES)
 def test_a_bad_value_in_a_space_is_named_with_exit_code_2(case, tmp_path):
     changes, words = BAD_SPACES[case]
-    (tmp_path / "mine.yaml").write_text(SPACE.format(**GOOD | changes))
+    (tmp_path / "mine.yaml").write_text(space_text(changes))
     finished = command("run", "--space", "mine.yaml", cwd=tmp_path)
     assert finished.code == 2, finished.err
     assert all(word in finished.err for word in words), finished.err
@@ -258,7 +216,7 @@ def test_a_base_of_another_architecture_is_refused_by_its_model_type_before_ray_
 
 
 def test_a_dry_run_reads_the_rows_of_a_file(tmp_path):
-    (tmp_path / "few.json").write_text(json.dumps([ROW]))
+    (tmp_path / "few.json").write_text(json.dumps([GOOD_ROW]))
     finished = command("run", "--dry-run", "--data", "few.json", cwd=tmp_path)
     assert (finished.code, finished.out) == (3, ""), finished.err
     assert "too few rows" in finished.err

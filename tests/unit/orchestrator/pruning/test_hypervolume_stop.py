@@ -15,8 +15,8 @@ from orchestrator.pruning.hypervolume import HypervolumeStop
 from orchestrator.pruning.learning_curves import MIN_CURVES, LearningCurves, measured
 from search_spaces import EarlyTerminate
 from tests.faults.pretend import Worse, connected
+from tests.support.constant_loss import WIDE, shows
 from tests.support.sweeps import REPO, Desk, completes, cost, make, measurement, space, trial
-from tests.unit.orchestrator.pruning.test_pruning import WIDE, shows
 
 RULE = EarlyTerminate(type="hypervolume")
 HYPERVOLUME = {"early_terminate": {"type": "hypervolume"}}

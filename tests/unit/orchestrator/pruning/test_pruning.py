@@ -1,6 +1,5 @@
 """Which running trial is stopped: the scheduler's answers, asked as Ray Tune asks."""
 
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 from orchestrator.driver.scheduler import Pruner
 from orchestrator.workers.tune_trainable import Task
 from search_spaces import EarlyTerminate
-from tests.support.sweeps import ASHA, GRID, MOASHA, Desk, completes, cost, make, space
+from tests.support.constant_loss import SIXTEEN, WIDE, shows
+from tests.support.sweeps import ASHA, Desk, completes, make, space
 from trainables.values.config import TrialConfig
 
 
@@ -23,12 +23,6 @@ def steps_of(desk: Desk, loss: float, *, protect: bool = False) -> str:
         desk.pruner.protected.add(desk.asked[-1].key)
     desk.end(trial_id)
     return desk.states[desk.asked[-1].key]
-
-
-SIXTEEN = GRID | {
-    "parameters": {"rank": {"values": [1, 2, 3, 4, 5, 6]}},
-    "fixed": {"alpha": 8, "max_steps": 8, "precision": "16bit"},
-}
 
 
 def test_a_clearly_worse_late_trial_is_stopped_at_the_first_rung_with_a_reason(tmp_path):
@@ -107,19 +101,6 @@ def test_a_trial_in_the_better_half_at_each_rung_is_never_stopped_and_the_worst_
 
 
 # --- multi-objective halving
-
-
-def shows(task, *, loss: float, mib: float, seconds: float = 1.0):
-    """A worker that trains at a constant loss in a cell of that cost."""
-    values = {"peak_memory_mib": mib, "seconds_per_step": seconds}
-    spread = {"seconds_per_step_p10": seconds, "seconds_per_step_p90": seconds}
-    for report in completes(task, loss=loss):
-        report["cost"] = asdict(cost(**values, **spread))
-        report["measurement"] |= values
-        yield report
-
-
-WIDE = SIXTEEN | {"parameters": {"rank": {"values": list(range(1, 41))}}, "early_terminate": MOASHA}
 
 
 def run_one(desk: Desk, **values) -> str:

@@ -332,7 +332,8 @@ def test_a_base_that_nobody_else_has_is_not_pushed(root, tmp_path):
     [("me/mine", 401, "ConfigError"), ("a/b/c", None, "ConfigError"), ("me/mine", None, "Unreachable")],
 )
 def test_a_push_that_cannot_be_is_an_error_that_keeps_the_token_to_itself(tmp_path, repo, status, said):
-    code = f"from trainables.data import hub\ntry:\n    hub.push_model({str(tmp_path)!r}, {repo!r})\nexcept Exception as e:\n"
+    code = f"from trainables.data import hub\ntry:\n    hub.push_model({str(tmp_path)!r}, {repo!r})\n"
+    code += "except Exception as e:\n"
     code += "    print(type(e).__name__, e)"
     with hub_server(status=status) as endpoint:
         address = endpoint if status else "http://127.0.0.1:9"  # nobody listens there

@@ -151,7 +151,7 @@ def test_the_padding_of_a_rank_takes_no_part_in_the_update(cache, small_config, 
 
 
 def test_padding_that_is_not_zero_would_take_part(cache, small_config, batches):
-    """B's padded column gets a gradient once A's padded row holds something: so a step graphs is cleared at each load."""
+    """B's padded column gets a gradient once A's padded row holds something: so graphs are cleared at each load."""
     config = small_config(rank=5, targets=TARGETS, dropout=0.0)
     losses, _ = trained(cache, config, batches)
     stray, weights = trained(cache, config, batches, rank=16, stray=0.1)
