@@ -30,6 +30,7 @@ from orchestrator.settings import save, sweep_folder
 from orchestrator.tracking import ui
 from orchestrator.workers import adapter_store
 from tests.support.hub_server import hub_server
+from tests.support.in_process import called
 from tests.support.sweeps import (
     CANARIES,
     CANARY,
@@ -305,7 +306,7 @@ def test_the_command_refuses_to_resume_a_folder_that_others_can_write(folder, tm
     cwd.mkdir()
     shutil.copytree(tmp_path / "sweeps", cwd / "mlflow_runs" / "sweeps")
     (cwd / "mlflow_runs" / "sweeps" / "t").chmod(0o777)
-    done = command("resume", "t", cwd=cwd)
+    done = called("resume", "t", cwd=cwd)
     assert done.code == 2
     assert "can be written by others" in done.err
     assert "Traceback" not in done.err
