@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what takes seconds is imported by who uses it: the process 
     from trainables.data import tokens as data
     from trainables.worker_cache import WorkerCache
 
+REPO = Path(__file__).resolve().parents[1]
 REAL_DATA = "QLORA_SWEEP_TEST_DATA"
 """Names the folder of Alpaca's rows and GPT-2's tokenizer; where unset, the one beside the checkout is looked for."""
 
@@ -91,10 +92,24 @@ def cache(workload) -> "WorkerCache":
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Alpaca's rows and GPT-2 Medium's tokenizer; a test that needs them is skipped where they are not."""
-    folder = Path(os.environ.get(REAL_DATA) or Path(__file__).resolve().parents[2] / "shared" / "data")
+    folder = Path(os.environ.get(REAL_DATA) or REPO.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"{REAL_DATA} names no folder of Alpaca's rows and GPT-2's tokenizer: {folder}")
     return folder
+
+
+@pytest.fixture
+def ray_home(tmp_path, monkeypatch) -> Path:
+    """A home folder of its own, without any of Ray's variables."""
+    from orchestrator.security import ray_guard
+
+    for name in (ray_guard.MODE, ray_guard.TOKEN, ray_guard.TOKEN_PATH, ray_guard.LOOPBACK):
+        monkeypatch.setenv(name, "")  # so that what a test sets is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
 
 
 @pytest.fixture
