@@ -20,6 +20,8 @@ REPO = Path(__file__).resolve().parents[1]
 REAL_DATA = "QLORA_SWEEP_TEST_DATA"
 """Names the folder of Alpaca's rows and GPT-2's tokenizer; where unset, the one beside the checkout is looked for."""
 
+MANY_OBJECTS = 50_000
+
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
 
@@ -135,6 +137,13 @@ def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collections of tests need not look at it again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    """Nor at what the last test has imported, or brought back by gc.unfreeze; a count of live tensors looks at all."""
+    if len(gc.get_objects()) > MANY_OBJECTS:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
