@@ -1,6 +1,7 @@
-"""The tests themselves: what several share stands in tests/support or in a conftest file."""
+"""The tests themselves: none imports another, and those that SECURITY.md names are there."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,10 @@ def test_an_import_of_a_test_module_is_seen_however_it_is_written(line):
 def test_no_module_of_the_tests_imports_a_test_module_or_a_conftest():
     for path in sorted(TESTS.rglob("*.py")):
         assert not list(filter(is_collected, imported(path.read_text()))), path.relative_to(TESTS.parent)
+
+
+def test_every_test_that_the_page_on_security_names_is_there():
+    page = (TESTS.parent / "SECURITY.md").read_text()
+    defined = {name for path in TESTS.rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    assert set(re.findall(r"`(test_\w+)`", page)) <= defined
+    assert all((TESTS.parent / path).is_file() for path in re.findall(r"`(tests/[\w/]+\.py)`", page))
