@@ -261,7 +261,7 @@ def test_runs_that_are_there_twice_or_under_another_parent_go_with_the_next_sync
 
 def makers(what: str, folder: Path, n: int) -> None:
     done = subprocess.run(
-        [sys.executable, REPO / "tests" / "store_processes.py", what, str(folder), str(n)],
+        [sys.executable, REPO / "tests" / "support" / "store_processes.py", what, str(folder), str(n)],
         env=environment(),
         capture_output=True,
         text=True,
