@@ -3,8 +3,10 @@
 # make audit       hold constraints.txt against the known advisories (needs the package index's)
 # make report      say what a sweep came to: NAME, or else the newest
 # make card        fill MODEL_CARD.md from the sweep NAME; what stands there is replaced
-# make test        install the test extras and run the tests
-# make faults      the whole fault suite: killed drivers, workers, nodes and heads, damaged files, a full disk, ...
+# make test              the unit tests and a demo sweep through the command line
+# make test-integration  real Ray clusters, ports, Chromium, PostgreSQL, the notebook, the short form of the fault suite
+# make test-all          every test, those that take minutes too
+# make faults            the whole fault suite: killed drivers, workers, nodes and heads, damaged files, a full disk, ...
 #
 # make bench       every bench that this machine can run: bench-measurement, bench-memory, bench-rank-rule, bench-speed
 #                  (trials an hour beside Ray Tune with the Hugging Face Trainer), bench-overhead (2,000 no-op trials),
@@ -32,7 +34,9 @@ bench-cluster_takes := AT_ONCE TRIALS TRIAL_SECONDS SAMPLER TRACKING_URI
 bench-mlflow-faults_takes := TRIALS STEPS ONLY
 bench-search_takes := TABLE SEEDS PROCESSES
 stand-in_takes := CONFIG DATA OUT SECONDS SEED
-bench_takes := $(sort $(foreach b,measurement memory speed overhead load,$(bench-$(b)_takes)))
+benches := $(addprefix bench-,measurement memory rank-rule speed overhead load)
+bench_takes := $(sort $(foreach b,$(benches),$($(b)_takes)))
+bench-memory_file := memory_shapes
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,8 +54,8 @@ match := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper
 nearest = $(addprefix ; did you mean ,$(shell $(PYTHON) -c '$(match)' '$(unknown)' $(known)))
 $(if $(unknown),$(error there is no variable $(unknown) here$(nearest) (have: $(known))))
 
-.PHONY: sweep ui report card test test-all faults lint audit demo clean bench bench-measurement bench-memory \
-	bench-rank-rule bench-speed bench-overhead bench-mlflow-faults bench-load bench-search bench-cluster stand-in
+.PHONY: sweep ui report card test test-integration test-all faults lint audit demo clean bench $(benches) \
+	bench-cluster bench-mlflow-faults bench-search stand-in
 
 sweep: $(VENV)/installed
 	@$(BIN)/qlora-sweep run $(flags)
@@ -65,15 +69,19 @@ report: $(VENV)/installed
 card: $(VENV)/installed
 	@$(BIN)/qlora-sweep card --force $(named)
 
+pytest = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+quick = OMP_NUM_THREADS=1 $(pytest) -m "not slow" --numprocesses 2 --dist loadfile
 test: $(VENV)/installed-test
-	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder \
-		$(value ARGS)
+	@$(quick) tests/unit tests/integration/test_sweep.py $(value ARGS)
+
+test-integration: $(VENV)/installed-test
+	@$(quick) tests/integration tests/faults --ignore tests/integration/test_sweep.py $(value ARGS)
 
 test-all: $(VENV)/installed-test
-	@$(BIN)/python -m pytest $(value ARGS)
+	@$(pytest) $(value ARGS)
 
 faults: $(VENV)/installed-test
-	@$(BIN)/python -m pytest tests/faults $(value ARGS)
+	@$(pytest) tests/faults $(value ARGS)
 
 audit: $(VENV)/installed-audit
 	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
@@ -84,34 +92,12 @@ lint: $(VENV)/installed-test
 demo: $(VENV)/installed
 	@$(BIN)/python -m trainables.demo.build
 
-bench: bench-measurement bench-memory bench-rank-rule bench-speed bench-overhead bench-load
+bench: $(benches)
 
-bench-measurement: $(VENV)/installed
-	@$(BIN)/python tests/bench/measurement.py $(flags)
-
-bench-memory: $(VENV)/installed
-	@$(BIN)/python tests/bench/memory_shapes.py $(flags)
-
-bench-rank-rule: $(VENV)/installed
-	@$(BIN)/python tests/bench/rank_rule.py $(value ARGS)
-
-bench-speed: $(VENV)/installed
-	@$(BIN)/python tests/bench/speed.py $(flags)
-
-bench-overhead: $(VENV)/installed
-	@$(BIN)/python tests/bench/overhead.py $(flags)
-
-bench-load: $(VENV)/installed
-	@PYTHONPATH=. $(BIN)/python tests/bench/load.py $(flags)
-
-bench-cluster: $(VENV)/installed
-	@$(BIN)/python -m tests.bench.cluster $(flags)
-
-bench-mlflow-faults: $(VENV)/installed
-	@$(BIN)/python tests/bench/mlflow_faults.py $(flags)
+$(benches) bench-cluster bench-mlflow-faults bench-search: bench-%: $(VENV)/installed
+	@PYTHONPATH=. $(BIN)/python tests/bench/$(or $($@_file),$(subst -,_,$*)).py $(flags)
 
 bench-search: $(VENV)/installed-bench
-	@PYTHONPATH=. $(BIN)/python tests/bench/search.py $(flags)
 
 stand-in: $(VENV)/installed
 	@$(BIN)/python tests/bench/stand_in.py $(foreach v,CONFIG DATA OUT,$(call quoted,$(v))) $(call flags,SECONDS SEED)

@@ -1,6 +1,7 @@
 """What several test modules share: a tiny GPT-2, its tokens, a workload and a cache."""
 
 import gc
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,13 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.support.faults import FAULT, HEADER, line
 from trainables.values.config import TrialConfig, Workload
 
 if TYPE_CHECKING:  # what takes seconds is imported by who uses it: the process that only hands tests out does not
     from trainables.data import tokens as data
     from trainables.worker_cache import WorkerCache
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+REPO = Path(__file__).resolve().parents[1]
+REAL_DATA = "QLORA_SWEEP_TEST_DATA"
+"""Names the folder of Alpaca's rows and GPT-2's tokenizer; where unset, the one beside the checkout is looked for."""
+
+MANY_OBJECTS = 50_000
 
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
@@ -85,6 +91,29 @@ def cache(workload) -> "WorkerCache":
     return WorkerCache(workload, "cpu")
 
 
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Alpaca's rows and GPT-2 Medium's tokenizer; a test that needs them is skipped where they are not."""
+    folder = Path(os.environ.get(REAL_DATA) or REPO.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"{REAL_DATA} names no folder of Alpaca's rows and GPT-2's tokenizer: {folder}")
+    return folder
+
+
+@pytest.fixture
+def ray_home(tmp_path, monkeypatch) -> Path:
+    """A home folder of its own, without any of Ray's variables."""
+    from orchestrator.security import ray_guard
+
+    for name in (ray_guard.MODE, ray_guard.TOKEN, ray_guard.TOKEN_PATH, ray_guard.LOOPBACK):
+        monkeypatch.setenv(name, "")  # so that what a test sets is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
 @pytest.fixture
 def small_config():
     """Make a TrialConfig of few, small steps; any field can be given."""
@@ -104,33 +133,21 @@ def small_config():
     return make
 
 
-LONGEST = (
-    *("test_sweep", "test_tracking_faults", "test_security", "faults/test_processes", "test_cluster", "test_browser"),
-    *("test_preemption", "test_trial", "test_notebook", "test_verify", "test_sensitivity", "test_postgres"),
-    *("test_warm", "test_hub", "test_compare", "test_figures", "test_bench_speed", "test_export", "test_snapshot"),
-    *("faults/test_files", "test_tracking", "test_bench", "test_tracking_live", "test_search"),
-    *("test_hypervolume_stop", "test_cli"),
-    *("test_report", "test_training", "test_predicted_memory", "test_ledger", "test_evaluation"),
-)
-"""Files that take longest, the longest first; all others take seconds."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files: `make test` gives whole files to two processes, and both should end at once."""
-    rank = {f"tests/{name}.py": n for n, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
-
-
 def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collections of tests need not look at it again."""
     gc.collect()
     gc.freeze()
 
 
+def pytest_runtest_setup() -> None:
+    """Nor at what the last test has imported, or brought back by gc.unfreeze; a count of live tensors looks at all."""
+    if len(gc.get_objects()) > MANY_OBJECTS:
+        gc.collect()
+        gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """The faults that were survived; here, as this process may have run none of the tests itself."""
-    from tests.faults.conftest import FAULT, HEADER, line
-
     reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome) if r.when == "call"]
     rows = [cells for report in reports for name, cells in report.user_properties if name == FAULT]
     if rows:

@@ -20,10 +20,9 @@ from orchestrator.tracking.publishing import publish
 from orchestrator.verify import checks as verify
 from orchestrator.workers import checkpoints
 from tests.faults.place import Place
+from tests.support.bad_inputs import BAD_DATA, BAD_ROWS, BAD_SETTINGS, BAD_SPACES, space_text
 from tests.support.stores import place_store
 from tests.support.sweeps import GRID, WORKLOAD, Desk, command, completes, make
-from tests.unit.orchestrator.cli import test_cli
-from tests.unit.trainables.data.test_data import BAD
 from trainables import demo
 from trainables.data import alpaca
 from trainables.data.splits import SPLIT_ROWS, split_rows
@@ -153,14 +152,14 @@ def test_a_full_disk_ends_the_sweep_with_its_own_code_and_resume_goes_on_once_th
 
 
 @pytest.mark.slow
-def test_nan_at_a_chosen_step_ends_its_trial_there_and_the_next_is_as_on_a_new_worker(bench, small_config, survived):
+def test_nan_at_a_chosen_step_ends_its_trial_there_and_the_next_is_as_on_a_new_worker(cache, small_config, survived):
     import torch
 
     from tests.support.sweeps import cost
     from trainables.trial import Trial
 
     def run(config, *, poison_after: int | None = None) -> list[float]:
-        trial, found = Trial(config, bench, cost=cost()), []
+        trial, found = Trial(config, cache, cost=cost()), []
         try:
             for measurement in trial.measurements():
                 found.append(measurement.eval_loss_nats)
@@ -186,14 +185,14 @@ def test_nan_at_a_chosen_step_ends_its_trial_there_and_the_next_is_as_on_a_new_w
 def test_one_percent_of_bad_rows_of_each_kind_is_dropped_and_counted(tmp_path, survived):
     rows = json.loads(demo.ROWS_FILE.read_text())
     n_bad = len(rows) // 100
-    for kind, bad in BAD.items():
+    for kind, bad in BAD_ROWS.items():
         mixed = [bad if i % 100 == 7 and i // 100 < n_bad else row for i, row in enumerate(rows)]
         (tmp_path / "rows.json").write_text(json.dumps(mixed))
         checked = alpaca.read_rows(str(tmp_path / "rows.json"))
         assert checked.dropped == {kind: n_bad}
         assert len(checked.rows) == len(rows) - n_bad
         assert {name: len(part) for name, part in split_rows(checked.rows).items()} == SPLIT_ROWS
-    survived("1 % of bad rows of each kind", len(BAD), lost=0, repeated=0)
+    survived("1 % of bad rows of each kind", len(BAD_ROWS), lost=0, repeated=0)
 
 
 MORE_COMMAND_LINES = {
@@ -209,13 +208,13 @@ MORE_COMMAND_LINES = {
 
 @pytest.mark.slow
 def test_every_bad_command_line_and_file_is_named_at_once_and_without_a_traceback(tmp_path, survived):
-    """Those of tests/test_cli.py and some more; prints the worst time beyond that of --help."""
-    cases = [(["run", *arguments], words, 2) for arguments, words in test_cli.BAD_SETTINGS.values()]
+    """Those of test_cli.py and some more; prints the worst time beyond that of --help."""
+    cases = [(["run", *arguments], words, 2) for arguments, words in BAD_SETTINGS.values()]
     cases += [(arguments, words, 2) for arguments, words in MORE_COMMAND_LINES.values()]
-    for i, (changes, words) in enumerate(test_cli.BAD_SPACES.values()):
-        (tmp_path / f"{i}.yaml").write_text(test_cli.SPACE.format(**test_cli.GOOD | changes))
+    for i, (changes, words) in enumerate(BAD_SPACES.values()):
+        (tmp_path / f"{i}.yaml").write_text(space_text(changes))
         cases.append((["run", "--space", f"{i}.yaml"], words, 2))
-    for name, (content, words) in test_cli.BAD_DATA.items():
+    for name, (content, words) in BAD_DATA.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
         cases.append((["run", "--data", name], [words], 3))

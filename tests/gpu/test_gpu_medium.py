@@ -157,7 +157,7 @@ def test_float16_as_on_a_t4_has_the_losses_of_float32(medium, precision, shape, 
 
 
 def test_every_corner_of_the_default_space_runs_in_15_gib_and_takes_about_the_predicted_time(medium, as_a_new_process):
-    """On one worker, as in a sweep: both bases and the graphs of earlier trials stay as long as there is room."""
+    """On one worker, as in a sweep: both bases and the step graphs of earlier trials stay as long as there is room."""
     as_a_new_process()
     workload, space = replace(medium, compute_dtype="float16"), search_spaces.load("pareto")
     speed, shape = predicted_time.measure("cuda", "float16"), HUB_SHAPES["gpt2-medium"]

@@ -25,7 +25,7 @@ from orchestrator.settings import sweep_folder
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import check_server
 from tests.support.sweeps import make
-from tests.unit.orchestrator.tracking.test_tracking import swept
+from tests.support.swept import swept
 from trainables.values.errors import ConfigError
 
 N_SWEEPS = 2

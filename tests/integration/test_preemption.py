@@ -142,7 +142,7 @@ def with_another_torch(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": f"{folder}:{REPO}"}
 
 
-@pytest.mark.slow  # tests/test_cluster.py asks what its parts do
+@pytest.mark.slow  # test_cluster.py asks what its parts do
 def test_a_node_of_another_torch_that_joins_a_running_sweep_is_named_and_gets_no_trial(tmp_path, caplog, monkeypatch):
     """One node trains; the other, which joins at the first trial, would train half of the rest.
 

@@ -24,7 +24,7 @@ from orchestrator.tracking.writer import MlflowWriter, WriteResult
 from orchestrator.verify import checks as verify
 from tests.support.stores import place_store
 from tests.support.sweeps import REPO, environment
-from tests.unit.orchestrator.tracking.test_tracking import swept
+from tests.support.swept import swept
 from trainables.values.errors import ConfigError
 
 SLACK_SECONDS = 60.0
@@ -261,7 +261,7 @@ def test_runs_that_are_there_twice_or_under_another_parent_go_with_the_next_sync
 
 def makers(what: str, folder: Path, n: int) -> None:
     done = subprocess.run(
-        [sys.executable, REPO / "tests" / "store_processes.py", what, str(folder), str(n)],
+        [sys.executable, REPO / "tests" / "support" / "store_processes.py", what, str(folder), str(n)],
         env=environment(),
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.unit.trainables.models.test_lora import assert_untouched, checkpoint
+from tests.support.bases import assert_untouched, state_of
 from trainables import demo, trial
 from trainables.cost.device import count_gpus, environment, native_dtype
 from trainables.cost.memory import MIB
@@ -205,7 +205,7 @@ def test_a_pass_visits_every_training_row_once(started, small_config, batch_size
 
 def test_a_pruned_trial_leaves_the_base_untouched(cache, small_config, precision):
     base = cache.base(precision)
-    before = checkpoint(base)
+    before = state_of(base)
     run = Trial(small_config(precision=precision), cache)
     measurements = run.measurements()
     assert next(measurements).step == 1
@@ -217,7 +217,7 @@ def test_a_pruned_trial_leaves_the_base_untouched(cache, small_config, precision
 
 @pytest.mark.parametrize("learning_rate", [1e20, 1e30])
 def test_a_loss_that_is_not_finite_fails_the_trial_as_diverged(cache, small_config, precision, learning_rate):
-    before = checkpoint(cache.base(precision))
+    before = state_of(cache.base(precision))
     run = Trial(small_config(precision=precision, learning_rate=learning_rate), cache, cost=COST)
     with pytest.raises(TrialFailed, match="not finite at step") as caught:
         list(run.measurements())
@@ -227,7 +227,7 @@ def test_a_loss_that_is_not_finite_fails_the_trial_as_diverged(cache, small_conf
 
 
 def test_rows_longer_than_the_base_has_positions_are_refused(cache, small_config):
-    before = checkpoint(cache.base("16bit"))
+    before = state_of(cache.base("16bit"))
     with pytest.raises(ConfigError, match="max_length_tokens is 257, the base has 256 positions"):
         Trial(small_config(max_length_tokens=257), cache)
     assert_untouched(cache.base("16bit"), before)

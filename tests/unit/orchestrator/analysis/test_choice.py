@@ -15,12 +15,12 @@ from orchestrator.ledger.task import Report
 from orchestrator.report import export
 from orchestrator.report.content import report_of
 from orchestrator.settings import sweep_folder
+from tests.support.in_process import called
 from tests.support.sweeps import (
     GRID,
     WORKLOAD,
     Desk,
     breaks,
-    command,
     completes,
     cost,
     make,
@@ -136,14 +136,14 @@ def test_best_names_the_lowest_validation_loss_and_the_knee_only_where_it_is_ask
     desk.ledger.set_fact("workload", asdict(WORKLOAD))
     desk.finish(costly)
     desk.ledger.close()
-    found = command("best", "a", "--json", cwd=tmp_path).json
+    found = called("best", "a", "--json", cwd=tmp_path).json
     assert (found["config"]["rank"], found["why"]) == (4, BEST)
     assert found["values"]["eval_loss_nats"] == pytest.approx(1.6)
-    within_3 = command("best", "--max-memory", "3MiB", cwd=tmp_path)
+    within_3 = called("best", "--max-memory", "3MiB", cwd=tmp_path)
     assert within_3.out.startswith(f"trial 2: {BEST}, of those that need at most 3.0 MiB\n")
-    at_knee = command("best", "a", "--knee", "--json", cwd=tmp_path).json
+    at_knee = called("best", "a", "--knee", "--json", cwd=tmp_path).json
     assert (at_knee["config"]["rank"], at_knee["why"]) == (2, KNEE)
-    assert command("best", "a", "--max-memory", "2", cwd=tmp_path).code == 2
+    assert called("best", "a", "--max-memory", "2", cwd=tmp_path).code == 2
 
 
 # --- nothing counts

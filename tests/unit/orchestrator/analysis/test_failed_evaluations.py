@@ -1,4 +1,4 @@
-"""A comparison or test evaluation that failed: said wherever a verdict stands, an exit code, and tried again by resume."""
+"""A comparison or test evaluation that failed: said wherever a verdict stands, an exit code, tried again by resume."""
 
 import json
 from dataclasses import asdict

@@ -16,57 +16,16 @@ from orchestrator import settings as settings_file
 from orchestrator.cli.main import main
 from orchestrator.driver import sweep
 from orchestrator.tracking import ui
+from tests.support.bad_inputs import BAD_DATA, BAD_SETTINGS, BAD_SPACES, GOOD_ROW, space_text
+from tests.support.in_process import called
 from tests.support.sweeps import command, make
 from trainables.values.errors import ConfigError
-
-SPACE = """
-parameters: {{rank: {{values: [{rank}]}}, precision: {{values: [{precision}]}}}}
-fixed: {{alpha: 8, learning_rate: {rate}, targets: [{target}]}}
-"""
-GOOD = {"rank": "2", "precision": "nf4", "rate": "1.0e-4", "target": "attn.c_attn"}
-ROW = {"instruction": "Say hello.", "input": "", "output": "Hello."}
-
-BAD_SETTINGS = {
-    "an unknown space": (["--space", "parto"], ["SPACE", "did you mean 'pareto'"]),
-    "an unknown flag": (["--trails", "3"], ["--trials"]),
-    "no trials": (["--trials", "0"], ["n_trials", "got 0"]),
-    "no steps": (["--steps", "0"], ["max_steps", "got 0"]),
-    "a name that leaves its folder": (["--name", "../x"], ["NAME", "'../x'"]),
-    "a similarity over 1": (["--min-similarity", "1.5"], ["min_similarity", "1.5"]),
-    "an unknown objective": (["--objective", "eval_loss"], ["objective", "did you mean 'eval_loss_nats'"]),
-    "more GPUs than there are": (["--gpus-per-trial", "4"], ["gpus_per_trial", "4", "0 GPUs"]),
-    "an unknown device": (["--device", "tpu"], ["device", "tpu"]),
-    "an address without a port": (["--address", "somewhere"], ["ADDRESS", "HOST:PORT"]),
-    "money without a price": (["--device", "cuda", "--max-usd", "5"], ["max_usd", "usd_per_gpu_hour"]),
-    "GPU-hours without a GPU": (["--max-gpu-hours", "2"], ["max_gpu_hours", "max_hours"]),
-    "too few trials to be flat": (["--trials", "3", "--stop-when-flat"], ["stop_when_flat", "n_trials is 3"]),
-    "an unknown sampler": (["--sampler", "nsga"], ["sampler", "did you mean 'nsga2'"]),
-    "a grid over a range": (["--sampler", "grid"], ["method grid", "learning_rate"]),
-    "a warm start from nothing": (["--warm-start", "first"], ["no sweep 'first'"]),
-    "a folder without a config": (["--base-model", "."], ["BASE_MODEL", "config.json"]),
-}
-BAD_SPACES = {
-    "rank 0": ({"rank": "0"}, ["rank", "got 0"]),
-    "a negative rank": ({"rank": "-2"}, ["rank", "got -2"]),
-    "rank 1.5": ({"rank": "1.5"}, ["rank", "got 1.5"]),
-    "8 bits": ({"precision": "8bit"}, ["precision", "'8bit'"]),
-    "a learning rate that is no number": ({"rate": ".nan"}, ["learning_rate", "nan"]),
-    "a bare c_proj": ({"target": "c_proj"}, ["targets", "did you mean"]),
-}
-BAD_DATA = {
-    "missing.json": (None, "no file"),
-    "empty.json": (b"", "is empty"),
-    "truncated.json": (json.dumps([ROW] * 9).encode()[:-9], "truncated"),
-    "latin.json": ('[{"instruction": "na\u00efve"}]'.encode("latin-1"), "not UTF-8"),
-    "bad.json": (json.dumps([ROW] * 9 + [ROW | {"output": None}]).encode(), "1 with output null"),
-    "few.json": (json.dumps([ROW]).encode(), "1384"),
-}
 
 
 @pytest.mark.parametrize("case", BAD_SETTINGS)
 def test_a_bad_setting_is_named_with_exit_code_2(case, tmp_path):
     arguments, words = BAD_SETTINGS[case]
-    finished = command("run", *arguments, cwd=tmp_path)
+    finished = called("run", *arguments, cwd=tmp_path)
     assert finished.code == 2, finished.err
     assert all(word in finished.err for word in words), finished.err
     assert "Traceback" not in finished.err
@@ -77,8 +36,8 @@ def test_a_bad_setting_is_named_with_exit_code_2(case, tmp_path):
 @pytest.mark.parametrize("case", BAD_SPACES)
 def test_a_bad_value_in_a_space_is_named_with_exit_code_2(case, tmp_path):
     changes, words = BAD_SPACES[case]
-    (tmp_path / "mine.yaml").write_text(SPACE.format(**GOOD | changes))
-    finished = command("run", "--space", "mine.yaml", cwd=tmp_path)
+    (tmp_path / "mine.yaml").write_text(space_text(changes))
+    finished = called("run", "--space", "mine.yaml", cwd=tmp_path)
     assert finished.code == 2, finished.err
     assert all(word in finished.err for word in words), finished.err
     assert "Traceback" not in finished.err
@@ -90,7 +49,7 @@ def test_a_bad_data_file_is_named_with_exit_code_3(name, tmp_path):
     content, words = BAD_DATA[name]
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    finished = command("run", "--data", name, cwd=tmp_path)
+    finished = called("run", "--data", name, cwd=tmp_path)
     assert finished.code == 3, finished.err
     assert name in finished.err or "too few rows" in finished.err
     assert words in finished.err.replace(",", ""), finished.err
@@ -112,7 +71,7 @@ NO_GPU = ["--device", "cuda", "--data", "missing.json", "--base-model", "missing
 
 @pytest.mark.parametrize("verb", ["run", "sensitivity"])
 def test_a_gpu_that_is_not_there_is_said_before_the_data_and_leaves_nothing(verb, tmp_path):
-    finished = command(verb, *NO_GPU, cwd=tmp_path)
+    finished = called(verb, *NO_GPU, cwd=tmp_path)
     assert finished.code == 2, finished.err
     assert finished.err.startswith("error: device is 'cuda', but there is no GPU here")
     assert len(finished.err.splitlines()) == 1
@@ -120,9 +79,9 @@ def test_a_gpu_that_is_not_there_is_said_before_the_data_and_leaves_nothing(verb
 
 
 def test_a_sweep_on_a_gpu_elsewhere_can_be_planned_and_resumed_only_where_one_is(tmp_path):
-    assert command("run", "--device", "cuda", "--dry-run", cwd=tmp_path).code == 0
+    assert called("run", "--device", "cuda", "--dry-run", cwd=tmp_path).code == 0
     settings_file.save(make(device="cuda"), settings_file.sweep_folder("t", tmp_path / "mlflow_runs"))
-    resumed = command("resume", "t", cwd=tmp_path)
+    resumed = called("resume", "t", cwd=tmp_path)
     assert resumed.code == 2, resumed.err
     assert "there is no GPU here" in resumed.err
 
@@ -136,10 +95,10 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_start_leaves_no_folder_and_an_empty_one_as_it_was(case, tmp_path):
     code, arguments = REFUSED[case]
-    assert command("run", "--name", "t", *arguments, cwd=tmp_path).code == code
+    assert called("run", "--name", "t", *arguments, cwd=tmp_path).code == code
     assert not os.listdir(tmp_path)
     (tmp_path / "mlflow_runs" / "sweeps" / "other").mkdir(parents=True)
-    assert command("run", "--name", "t", *arguments, cwd=tmp_path).code == code
+    assert called("run", "--name", "t", *arguments, cwd=tmp_path).code == code
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["mlflow_runs", "sweeps", "other"]
 
 
@@ -183,7 +142,7 @@ def a_file_for_its_sweeps(root):
 )
 def test_a_state_folder_that_nobody_can_write_is_one_line_with_exit_code_2(place, tmp_path):
     place(tmp_path / "mlflow_runs")
-    finished = command("run", "--trials", "2", cwd=tmp_path)
+    finished = called("run", "--trials", "2", cwd=tmp_path)
     assert finished.code == 2, finished.err
     (error,) = [line for line in finished.err.splitlines() if line.startswith("error: ")]
     assert error == finished.err.splitlines()[-1]
@@ -214,7 +173,7 @@ def test_a_fault_that_no_user_can_mend_keeps_its_traceback(monkeypatch):
 
 
 def test_an_address_where_nothing_listens_is_unreachable(tmp_path):
-    finished = command("run", "--address", "127.0.0.1:1", cwd=tmp_path)
+    finished = called("run", "--address", "127.0.0.1:1", cwd=tmp_path)
     assert finished.code == 5, finished.err
     assert "127.0.0.1:1" in finished.err
     assert finished.seconds < 10
@@ -222,13 +181,13 @@ def test_an_address_where_nothing_listens_is_unreachable(tmp_path):
 
 @pytest.mark.parametrize("verb", ["resume", "status", "sync"])
 def test_an_unknown_sweep_is_named(verb, tmp_path):
-    finished = command(verb, "nothing", cwd=tmp_path)
+    finished = called(verb, "nothing", cwd=tmp_path)
     assert finished.code == 2
     assert "no sweep 'nothing'" in finished.err
 
 
 def test_a_dry_run_says_the_first_configs_and_writes_nothing(tmp_path):
-    finished = command("run", "--dry-run", "--json", "--trials", "3", cwd=tmp_path)
+    finished = called("run", "--dry-run", "--json", "--trials", "3", cwd=tmp_path)
     assert finished.code == 0, finished.err
     assert len(finished.json["first_configs"]) == 3
     assert finished.json["settings"]["n_trials"] == 3
@@ -259,8 +218,8 @@ def test_a_base_of_another_architecture_is_refused_by_its_model_type_before_ray_
 
 
 def test_a_dry_run_reads_the_rows_of_a_file(tmp_path):
-    (tmp_path / "few.json").write_text(json.dumps([ROW]))
-    finished = command("run", "--dry-run", "--data", "few.json", cwd=tmp_path)
+    (tmp_path / "few.json").write_text(json.dumps([GOOD_ROW]))
+    finished = called("run", "--dry-run", "--data", "few.json", cwd=tmp_path)
     assert (finished.code, finished.out) == (3, ""), finished.err
     assert "too few rows" in finished.err
 
@@ -273,7 +232,7 @@ def test_a_dry_run_says_in_one_line_what_only_the_hub_could_tell(tmp_path):
 
 
 def test_without_a_gpu_one_line_says_that_this_is_the_demo_and_what_a_gpu_would_run(tmp_path):
-    finished = command("run", "--dry-run", cwd=tmp_path)
+    finished = called("run", "--dry-run", cwd=tmp_path)
     (line,) = [line for line in finished.err.splitlines() if "demo" in line]
     assert "GPT-2 Medium on Alpaca" in line
     assert "32 trials of 200 steps" in line
@@ -294,7 +253,7 @@ def test_a_port_that_nothing_can_listen_on_is_named_before_the_server_begins(pag
     settings_file.save(make(), settings_file.sweep_folder("t", tmp_path / "mlflow_runs"))
     (tmp_path / "mlflow_runs" / "mlflow.db").touch()
     which = ["t", "--optuna"] if pages == "optuna" else []
-    finished = command("ui", *which, "--port", port.replace("busy", str(busy)), cwd=tmp_path)
+    finished = called("ui", *which, "--port", port.replace("busy", str(busy)), cwd=tmp_path)
     assert finished.code == 2, finished.err
     (line,) = finished.err.splitlines()
     assert line.startswith("error: PORT")
@@ -318,6 +277,6 @@ def test_a_host_that_is_no_address_is_named():
 
 
 def test_ui_without_a_store_says_what_to_do(tmp_path):
-    finished = command("ui", cwd=tmp_path)
+    finished = called("ui", cwd=tmp_path)
     assert finished.code == 2
     assert "run a sweep first" in finished.err

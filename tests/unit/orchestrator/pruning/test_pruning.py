@@ -1,7 +1,7 @@
 """Which running trial successive halving stops, and that a sweep stops none that others need."""
 
 from orchestrator.ledger.task import Report
-from tests.support.sweeps import ASHA, GRID, Desk, completes, make, space
+from tests.support.sweeps import ASHA, Desk, completes, make, space
 
 
 def steps_of(desk: Desk, loss: float, *, protect: bool = False) -> str:
@@ -11,12 +11,6 @@ def steps_of(desk: Desk, loss: float, *, protect: bool = False) -> str:
         desk.driver._protected.add(desk.asked[-1].key)
     desk.end(trial_id)
     return desk.states[desk.asked[-1].key]
-
-
-SIXTEEN = GRID | {
-    "parameters": {"rank": {"values": [1, 2, 3, 4, 5, 6]}},
-    "fixed": {"alpha": 8, "max_steps": 8, "precision": "16bit"},
-}
 
 
 def test_a_clearly_worse_late_trial_is_stopped_at_the_first_rung_with_a_reason(tmp_path):

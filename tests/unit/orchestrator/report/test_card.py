@@ -19,11 +19,11 @@ from orchestrator import settings as settings_file
 from orchestrator.report import card as cards
 from orchestrator.report.card import layers_of
 from orchestrator.report.content import report_of
+from tests.support.in_process import called
 from tests.support.sweeps import (
     REPO,
     WORKLOAD,
     Desk,
-    command,
     completes,
     cost,
     estimate,
@@ -384,17 +384,17 @@ def test_the_command_replaces_no_file_unasked_and_writes_the_same_again_and_refu
     desk.finish(lambda task: completes(task, loss=1.0 + task.config.rank))
     desk.crash()
     (tmp_path / "MODEL_CARD.md").write_text("old")
-    refused = command("card", "t", cwd=tmp_path)
+    refused = called("card", "t", cwd=tmp_path)
     assert (refused.code, refused.out) == (2, "")
     assert "OUTPUT: MODEL_CARD.md exists; say --force" in refused.err
     assert (tmp_path / "MODEL_CARD.md").read_text() == "old"
-    done = command("card", "t", "--force", cwd=tmp_path)
+    done = called("card", "t", "--force", cwd=tmp_path)
     assert (done.code, done.out) == (0, ""), done.err
     first = (tmp_path / "MODEL_CARD.md").read_bytes()
     assert ModelCard.load(tmp_path / "MODEL_CARD.md").data.model_name == "t"
-    assert command("card", "t", "--output", "sub/again.md", cwd=tmp_path).code == 0
+    assert called("card", "t", "--output", "sub/again.md", cwd=tmp_path).code == 0
     assert (tmp_path / "sub" / "again.md").read_bytes() == first
-    unknown = command("card", "tt", cwd=tmp_path)
+    unknown = called("card", "tt", cwd=tmp_path)
     assert unknown.code == 2
     assert "did you mean 't'" in unknown.err
 
@@ -403,6 +403,6 @@ def test_the_repos_own_card_is_what_the_command_writes_from_the_recorded_sweep(t
     recorded = REPO / "mlflow_runs" / "recorded"
     shutil.copytree(recorded / "standin-h200", tmp_path / "mlflow_runs" / "sweeps" / "standin-h200")
     shutil.copytree(recorded / "sensitivity-standin-h200", tmp_path / "mlflow_runs" / "sensitivity" / "one")
-    finished = command("card", "standin-h200", cwd=tmp_path)
+    finished = called("card", "standin-h200", cwd=tmp_path)
     assert finished.code == 0, finished.err
     assert (tmp_path / "MODEL_CARD.md").read_text() == (REPO / "MODEL_CARD.md").read_text()

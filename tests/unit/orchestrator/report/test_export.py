@@ -21,6 +21,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.report import export
 from orchestrator.workers import adapter_store
 from tests.support.hub_server import Answer, as_error, as_json, handler_of, hub_server
+from tests.support.in_process import called
 from tests.support.sweeps import WORKLOAD, command, environment, make
 from trainables.data import tokens
 from trainables.data.alpaca import Row
@@ -171,8 +172,8 @@ def test_export_without_a_trial_writes_the_one_that_best_names_and_says_why(root
     by_key = export.run("t", tmp_path / "a", of(lowest.key[:8]), root)
     assert (by_key["key"], by_key["why"]) == (lowest.key, "as asked for")
     assert sweep[1][1].similarity is None  # so that the 4-bit trial does not count, whatever its loss
-    named = command("best", "t", "--json", cwd=root.parent).json
-    exported = command("export", "t", str(tmp_path / "b"), "--max-memory", "1TiB", cwd=root.parent)
+    named = called("best", "t", "--json", cwd=root.parent).json
+    exported = called("export", "t", str(tmp_path / "b"), "--max-memory", "1TiB", cwd=root.parent)
     assert exported.code == 0, exported.err
     assert named["key"] == sweep[1][1].key
     limit = ", of those that need at most 1048576.0 MiB"
@@ -332,7 +333,8 @@ def test_a_base_that_nobody_else_has_is_not_pushed(root, tmp_path):
     [("me/mine", 401, "ConfigError"), ("a/b/c", None, "ConfigError"), ("me/mine", None, "Unreachable")],
 )
 def test_a_push_that_cannot_be_is_an_error_that_keeps_the_token_to_itself(tmp_path, repo, status, said):
-    code = f"from trainables.data import hub\ntry:\n    hub.push_model({str(tmp_path)!r}, {repo!r})\nexcept Exception as e:\n"
+    code = f"from trainables.data import hub\ntry:\n    hub.push_model({str(tmp_path)!r}, {repo!r})\n"
+    code += "except Exception as e:\n"
     code += "    print(type(e).__name__, e)"
     with hub_server(status=status) as endpoint:
         address = endpoint if status else "http://127.0.0.1:9"  # nobody listens there

@@ -21,12 +21,12 @@ from orchestrator.report import outputs, render
 from orchestrator.report.content import report_of
 from orchestrator.report.markdown import MAX_CHARS, safe
 from orchestrator.report.page import page
+from tests.support.in_process import called
 from tests.support.sweeps import (
     GRID,
     WORKLOAD,
     Desk,
     breaks,
-    command,
     completes,
     cost,
     estimate,
@@ -409,7 +409,7 @@ def swept(tmp_path_factory):
 
 
 def test_the_command_writes_one_self_contained_page_and_prints_its_markdown(swept):
-    done = command("report", cwd=swept)  # without a name the newest
+    done = called("report", cwd=swept)  # without a name the newest
     assert done.code == 0, done.err
     folder = swept / "mlflow_runs" / "sweeps" / "t"
     assert done.out.strip() == (folder / "report.md").read_text().strip()
@@ -420,7 +420,7 @@ def test_the_command_writes_one_self_contained_page_and_prints_its_markdown(swep
 
 
 def test_the_command_gives_the_same_content_as_one_json_object(swept):
-    found = command("report", "t", "--json", cwd=swept).json
+    found = called("report", "t", "--json", cwd=swept).json
     ledger = Ledger(swept / "mlflow_runs" / "sweeps" / "t" / "ledger.db")
     evaluated = sum(t.test_evaluation is not None for t in ledger.trials())
     ledger.close()
@@ -432,10 +432,10 @@ def test_the_command_gives_the_same_content_as_one_json_object(swept):
 
 
 def test_an_unknown_sweep_is_an_error_that_names_the_nearest(swept, tmp_path):
-    done = command("report", "tt", cwd=swept)
+    done = called("report", "tt", cwd=swept)
     assert (done.code, done.out) == (2, "")
     assert "did you mean 't'" in done.err
-    nothing = command("report", cwd=tmp_path)
+    nothing = called("report", cwd=tmp_path)
     assert nothing.code == 2
     assert "no sweep" in nothing.err
 

@@ -15,7 +15,8 @@ from orchestrator.security.addresses import INSTEAD, refuse_secrets
 from orchestrator.security.redaction import HIDDEN, redacted
 from orchestrator.sensitivity import run
 from orchestrator.tracking import ui
-from tests.support.sweeps import command, make
+from tests.support.in_process import called
+from tests.support.sweeps import make
 from trainables.values.errors import ConfigError
 
 ADDRESSES = ("storage", "tracking_uri", "address", "base_model", "data")
@@ -155,7 +156,7 @@ def test_a_kept_address_with_a_secret_is_refused_when_it_is_read_again(tmp_path)
 
 
 def test_the_command_refuses_a_storage_with_a_secret_and_leaves_nothing_behind(tmp_path):
-    done = command("run", "--storage", f"s3://KEY:{PASSWORD}@bucket/x", cwd=tmp_path)
+    done = called("run", "--storage", f"s3://KEY:{PASSWORD}@bucket/x", cwd=tmp_path)
     assert done.code == 2
     assert "AWS_PROFILE" in done.err
     assert PASSWORD not in done.err + done.out

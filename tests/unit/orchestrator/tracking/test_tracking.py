@@ -1,47 +1,23 @@
 """MLflow as a projection of the ledger: a finished sweep without Ray, real MLflow on a temporary SQLite."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.driver.sweep import SweepResult, result_of
+from orchestrator.driver.sweep import result_of
 from orchestrator.ledger import Ledger
 from orchestrator.report import content as report
-from orchestrator.settings import SweepSettings, save, sweep_folder
+from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.tracking.inputs import source_of
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import store_uri
 from orchestrator.workers import adapter_store
 from tests.support.stores import place_store
-from tests.support.sweeps import WORKLOAD, Desk, completes, cost, make
-
-COUNTS = {"read": 1500, "dropped: empty output": 7, "dropped: equal instruction": 2, "train": 1000, "search": 128}
-
-
-def swept(root: Path, *, n_tasks: int | None = None, **values) -> tuple[SweepSettings, SweepResult]:
-    """A sweep over the small grid, in its folder under `root`; after `n_tasks` it stops, else at its end."""
-    settings = make(**values)
-    folder = sweep_folder(settings.name, root)
-    save(settings, folder)
-    desk = Desk(folder, settings)
-    for name, value in {"id": "5" * 32, "created_at": 1e9, "data_counts": COUNTS}.items():
-        desk.ledger.set_fact(name, value)
-    desk.ledger.set_fact("workload", asdict(WORKLOAD))
-
-    def trains(task):
-        return completes(task, loss=2 - task.config.rank / 10, costs=cost(peak_memory_mib=100.0 + task.config.rank))
-
-    if n_tasks is None:
-        desk.finish(trains)
-    else:
-        for _ in range(n_tasks):
-            desk.do(trains)
-    result = result_of(settings, desk.ledger)
-    desk.ledger.close()
-    return settings, result
+from tests.support.sweeps import WORKLOAD
+from tests.support.swept import COUNTS, swept
 
 
 def tracked(settings: SweepSettings, root: Path, *, interrupted: bool = False):

@@ -19,7 +19,7 @@ from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import open_client, store_uri
 from tests.support.stores import place_store
 from tests.support.sweeps import WORKLOAD, Desk, completes, make
-from tests.unit.orchestrator.tracking.test_tracking import swept
+from tests.support.swept import swept
 
 
 @pytest.fixture(scope="module")

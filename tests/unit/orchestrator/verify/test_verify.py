@@ -25,8 +25,9 @@ from orchestrator.verify import checks as verify
 from orchestrator.verify import points
 from orchestrator.verify.ledger import read
 from orchestrator.workers import adapter_store
+from tests.support.in_process import called
 from tests.support.stores import place_store
-from tests.support.sweeps import GRID, WORKLOAD, Desk, command, completes, make
+from tests.support.sweeps import GRID, WORKLOAD, Desk, completes, make
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 
@@ -672,14 +673,14 @@ def states_of(root: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_a_finished_sweep_is_not_resumed_and_nothing_is_written(root):
     before = states_of(root)
-    done = command("resume", "t", cwd=root.parent)
+    done = called("resume", "t", cwd=root.parent)
     assert (done.code, done.seconds < 10) == (0, True), done.err
     (line,) = done.err.splitlines()
     assert line.startswith("sweep t is finished, nothing is left to run; what it came to: ")
     assert line.endswith("-m orchestrator.cli report t")
     assert "Pareto front" in done.out
     (root / "mlflow.db").rename(root / "mlflow.away")
-    as_json = command("resume", "t", "--json", cwd=root.parent)
+    as_json = called("resume", "t", "--json", cwd=root.parent)
     (root / "mlflow.away").rename(root / "mlflow.db")
     assert len(as_json.json["members"]) == len(
         json.loads((root / "sweeps" / "t" / "front.json").read_text())["members"]
@@ -710,8 +711,8 @@ def test_a_sweep_of_which_anything_is_left_is_resumed(what, root, tmp_path):
 def test_the_command_ends_with_1_and_a_line_for_each_difference(root):
     with ExitStack() as stack:
         expected = [*stack.enter_context(front_edited(root)), *stack.enter_context(child_running(root))]
-        finished = command("verify", "t", cwd=root.parent)
-        as_json = command("verify", "t", "--json", cwd=root.parent)
+        finished = called("verify", "t", cwd=root.parent)
+        as_json = called("verify", "t", "--json", cwd=root.parent)
     assert (finished.code, as_json.code) == (1, 1), finished.err
     lines = finished.out.splitlines()
     assert len(lines) == len(expected) == len(as_json.json["differences"])
@@ -720,14 +721,14 @@ def test_the_command_ends_with_1_and_a_line_for_each_difference(root):
 
 
 def test_the_command_ends_with_0_and_one_line_for_a_sweep_that_is_whole(root):
-    finished = command("verify", "t", cwd=root.parent)
+    finished = called("verify", "t", cwd=root.parent)
     assert finished.code == 0, finished.out
     (line,) = finished.out.splitlines()
     assert line.endswith("ledger, study, adapters, files and MLflow agree")
 
 
 def test_an_unknown_sweep_is_named_with_exit_code_2(root):
-    finished = command("verify", "tt", cwd=root.parent)
+    finished = called("verify", "tt", cwd=root.parent)
     assert finished.code == 2
     assert "no sweep 'tt'; did you mean 't'?" in finished.err
     assert "Traceback" not in finished.err

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.unit.trainables.models.test_lora import assert_untouched, checkpoint
+from tests.support.bases import assert_untouched, state_of
 from trainables.capture.capture import CaptureFailed
 from trainables.comparison import bias, compare
 from trainables.evaluation import held_out
@@ -63,7 +63,7 @@ def evaluated(few, pair, replicates) -> TestEvaluation:
 
 
 def test_comparing_with_the_baseline_repeats_exactly_and_leaves_both_bases_untouched(few, pair, compared):
-    before = {precision: checkpoint(few.base(precision)) for precision in PRECISIONS}
+    before = {precision: state_of(few.base(precision)) for precision in PRECISIONS}
     assert compare.compare(few, nf4=pair[0], baseline=pair[1]) == compared
     for precision, state in before.items():
         assert_untouched(few.base(precision), state)
@@ -175,7 +175,7 @@ def test_each_row_carries_its_own_loss(few, pair):
 
 
 def test_a_test_evaluation_of_a_4_bit_trial_is_complete_and_repeats_exactly(few, pair, replicates, evaluated):
-    before = {precision: checkpoint(few.base(precision)) for precision in PRECISIONS}
+    before = {precision: state_of(few.base(precision)) for precision in PRECISIONS}
     assert compare.evaluate_on_test(few, CONFIG, files=pair[0], baseline=pair[1], replicates=replicates) == evaluated
     for precision, state in before.items():
         assert_untouched(few.base(precision), state)
@@ -245,7 +245,7 @@ def test_the_bases_are_swapped_once_and_the_first_is_freed(few, pair, replicates
 
 @pytest.mark.parametrize("broken", PRECISIONS)
 def test_a_comparison_that_fails_leaves_the_bases_untouched(few, pair, broken):
-    before = {precision: checkpoint(few.base(precision)) for precision in PRECISIONS}
+    before = {precision: state_of(few.base(precision)) for precision in PRECISIONS}
     rows = few.rows
     few.rows = rows | {"validation": []}
     try:

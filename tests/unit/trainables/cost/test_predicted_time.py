@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import search_spaces
 from orchestrator.driver import duration
 from orchestrator.driver.prepare import Device
-from tests.support.sweeps import REPO, command, make, space
+from tests.support.in_process import called
+from tests.support.sweeps import REPO, make, space
 from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
 from trainables.cost.predicted_time import Speed, measure, step_seconds, trial_seconds
 from trainables.models.families.gpt2 import HUB_SHAPES
@@ -108,7 +109,7 @@ def test_a_dry_run_says_the_time_on_the_device_of_the_last_sweep(tmp_path):
     root = tmp_path / "mlflow_runs"
     duration.keep(Device(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), root)
     before = (root / "cache" / "device_speed.json").read_text()
-    finished = command("run", "--dry-run", "--device", "cuda", "--json", cwd=tmp_path)
+    finished = called("run", "--dry-run", "--device", "cuda", "--json", cwd=tmp_path)
     assert finished.code == 0, finished.err
     assert 30 < finished.json["predicted_seconds"] < 3600
     assert json.loads(before) == json.loads((root / "cache" / "device_speed.json").read_text())

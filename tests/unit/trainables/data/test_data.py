@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from tests.conftest import SHARED_DATA
+from tests.support.bad_inputs import BAD_ROWS, GOOD_ROW
 from trainables import demo
 from trainables.data import alpaca
 from trainables.data.alpaca import Row
@@ -28,19 +28,6 @@ from trainables.data.tokens import IGNORE, TokenRow, _digest, load, n_longer, pa
 from trainables.models import base_model
 from trainables.values.errors import ConfigError, DataError
 
-GOOD = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
-BAD = {
-    "no fields": ["not a row"],
-    "instruction missing": {"output": "2"},
-    "instruction null": GOOD | {"instruction": None},
-    "instruction empty": GOOD | {"instruction": " \n"},
-    "output missing": {"instruction": "Add."},
-    "output null": GOOD | {"output": None},
-    "output empty": GOOD | {"output": ""},
-    "output not text": GOOD | {"output": 2},
-    "input not text": GOOD | {"input": 1.5},
-    "broken Unicode": GOOD | {"output": "\ud83d"},
-}
 N_NEEDED = sum(SPLIT_ROWS.values())
 TOKEN_ROWS = st.builds(
     lambda prompt, response: TokenRow(input_ids=(*prompt, *response, 0), n_prompt_tokens=len(prompt)),
@@ -61,26 +48,26 @@ def written(folder: Path, name: str, content: bytes | str) -> Path:
     return path
 
 
-@given(st.integers(1, 60), st.lists(st.sampled_from(sorted(BAD)), max_size=4))
+@given(st.integers(1, 60), st.lists(st.sampled_from(sorted(BAD_ROWS)), max_size=4))
 def test_every_row_read_is_either_kept_or_counted_by_its_reason(n_good, reasons):
-    records = [GOOD] * n_good + [BAD[reason] for reason in reasons]
+    records = [GOOD_ROW] * n_good + [BAD_ROWS[reason] for reason in reasons]
     if len(reasons) > 0.05 * len(records):
         with pytest.raises(DataError, match=f"{len(reasons)} of {len(records)} rows"):
             alpaca.check_rows(records, "x")
         return
     checked = alpaca.check_rows(records, "x")
-    assert checked.rows == (Row(**GOOD),) * n_good
+    assert checked.rows == (Row(**GOOD_ROW),) * n_good
     assert checked.dropped == Counter(reasons)
     assert checked.n_read == len(records)
 
 
-@pytest.mark.parametrize("reason", BAD)
+@pytest.mark.parametrize("reason", BAD_ROWS)
 def test_a_bad_row_is_dropped_for_the_right_reason(reason):
-    assert alpaca.check_rows([GOOD] * 19 + [BAD[reason]], "x").dropped == {reason: 1}
+    assert alpaca.check_rows([GOOD_ROW] * 19 + [BAD_ROWS[reason]], "x").dropped == {reason: 1}
 
 
 def test_more_than_5_percent_bad_rows_stop_with_their_reasons():
-    records = [GOOD] * 37 + [BAD["output null"]] * 2 + [BAD["output empty"]]
+    records = [GOOD_ROW] * 37 + [BAD_ROWS["output null"]] * 2 + [BAD_ROWS["output empty"]]
     with pytest.raises(DataError, match=r"3 of 40 rows of my.json are bad .*: 2 with output null, 1 with output empty"):
         alpaca.check_rows(records, "my.json")
 
@@ -94,7 +81,7 @@ def test_an_absent_or_null_input_is_an_empty_one():
 
 def test_a_prompt_has_an_input_block_only_where_there_is_input():
     with_input = "### Instruction:\nAdd.\n\n### Input:\n1 + 1\n\n### Response:\n"
-    assert Row(**GOOD).prompt == with_input
+    assert Row(**GOOD_ROW).prompt == with_input
     assert Row(instruction="Add.", input="", output="2").prompt == with_input.replace("### Input:\n1 + 1\n\n", "")
 
 
@@ -142,17 +129,17 @@ def test_too_few_rows_are_refused_with_how_many_are_needed():
 
 BAD_FILES = {
     "empty.json": (b"", "is empty"),
-    "truncated.json": (json.dumps([GOOD] * 9)[:-20], "not whole JSON"),
+    "truncated.json": (json.dumps([GOOD_ROW] * 9)[:-20], "not whole JSON"),
     "latin.json": ('[{"instruction": "caf\xe9", "output": "x"}]'.encode("latin-1"), "not UTF-8 .byte 21."),
     "object.json": ('{"instruction": "a", "output": "b"}', "must hold a list of rows, got dict"),
-    "object.txt": (json.dumps({"data": [GOOD]}, indent=1), "must hold a list of rows, got dict"),
+    "object.txt": (json.dumps({"data": [GOOD_ROW]}, indent=1), "must hold a list of rows, got dict"),
     "prose.txt": ("Once upon a time, there", "in no form that is known here"),
-    "cut.JSONL": (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)[:-3]}", "line 2.*truncated"),
+    "cut.JSONL": (f"{json.dumps(GOOD_ROW)}\n{json.dumps(GOOD_ROW)[:-3]}", "line 2.*truncated"),
     "none.json": ("[]", "holds no rows"),
     "blank.jsonl": ("\n\n", "holds no rows"),
     "fieldless.json": (json.dumps([{"text": "x"}] * 9), "9 of 9 rows .* instruction missing"),
     "scalars.json": ("[1, null, true]", "3 of 3 rows .* no fields"),
-    "line.jsonl": (f"{json.dumps(GOOD)}\n\n{json.dumps(GOOD)[:-3]}\n", "line 3"),
+    "line.jsonl": (f"{json.dumps(GOOD_ROW)}\n\n{json.dumps(GOOD_ROW)[:-3]}\n", "line 3"),
     "deep.json": ("[" * 100_000, "not"),
     "digits.json": ("[" + "9" * 10_000 + "]", "from line 1"),
     "truncated.parquet": (b"PAR1 and no more", "not a readable Parquet file"),
@@ -196,7 +183,7 @@ def test_a_folder_is_refused_with_the_files_in_it_that_could_be_meant(tmp_path):
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.txt", "rows.json", "rows"])
 def test_csv_is_said_to_be_that_and_not_truncated(name, tmp_path):
     mark = "\t" if name == "rows.tsv" else ","
-    path = written(tmp_path, name, mark.join(GOOD) + "\n" + mark.join(GOOD.values()))
+    path = written(tmp_path, name, mark.join(GOOD_ROW) + "\n" + mark.join(GOOD_ROW.values()))
     with pytest.raises(DataError, match=r"is CSV, which is not read yet; give .* JSON Lines or Parquet") as caught:
         alpaca.read_rows(str(path))
     assert "truncated" not in str(caught.value)
@@ -204,29 +191,29 @@ def test_csv_is_said_to_be_that_and_not_truncated(name, tmp_path):
 
 NAMES = ["rows.json", "rows.jsonl", "rows.JSON", "rows.JSONL", "rows.ndjson", "rows.txt", "rows.data", "rows"]
 FORMS = {
-    "a JSON list": json.dumps([GOOD] * 9).encode(),
-    "a JSON list over lines": json.dumps([GOOD] * 9, indent=2).encode(),
-    "JSON Lines": "\n".join([json.dumps(GOOD)] * 9).encode(),
-    "JSON Lines with empty ones": b"\xef\xbb\xbf\n" + "\r\n\n".join([json.dumps(GOOD)] * 9).encode() + b"\n",
+    "a JSON list": json.dumps([GOOD_ROW] * 9).encode(),
+    "a JSON list over lines": json.dumps([GOOD_ROW] * 9, indent=2).encode(),
+    "JSON Lines": "\n".join([json.dumps(GOOD_ROW)] * 9).encode(),
+    "JSON Lines with empty ones": b"\xef\xbb\xbf\n" + "\r\n\n".join([json.dumps(GOOD_ROW)] * 9).encode() + b"\n",
 }
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_are_read_by_what_a_file_holds_and_not_by_its_name(form, name, tmp_path):
-    assert alpaca.read_rows(str(written(tmp_path, name, FORMS[form]))).rows == (Row(**GOOD),) * 9
+    assert alpaca.read_rows(str(written(tmp_path, name, FORMS[form]))).rows == (Row(**GOOD_ROW),) * 9
 
 
 @pytest.mark.parametrize("name", [*NAMES, "rows.PARQUET"])
 def test_parquet_is_read_under_any_name(name, tmp_path):
-    pq.write_table(pa.Table.from_pylist([GOOD] * 9), tmp_path / name)
-    assert alpaca.read_rows(str(tmp_path / name)).rows == (Row(**GOOD),) * 9
+    pq.write_table(pa.Table.from_pylist([GOOD_ROW] * 9), tmp_path / name)
+    assert alpaca.read_rows(str(tmp_path / name)).rows == (Row(**GOOD_ROW),) * 9
 
 
 def test_a_cut_parquet_file_is_refused_and_a_whole_one_is_read(tmp_path):
     path = tmp_path / "rows.parquet"
-    pq.write_table(pa.Table.from_pylist([GOOD] * 500), path)
-    assert alpaca.read_rows(str(path)).rows == (Row(**GOOD),) * 500
+    pq.write_table(pa.Table.from_pylist([GOOD_ROW] * 500), path)
+    assert alpaca.read_rows(str(path)).rows == (Row(**GOOD_ROW),) * 500
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"rows\.parquet is not a readable Parquet file .*truncated"):
         alpaca.read_rows(str(path))
@@ -243,7 +230,7 @@ def test_any_text_is_read_back_from_json_and_json_lines(rows):
 
 
 def test_a_line_separator_inside_a_text_ends_no_json_line(tmp_path):
-    odd = GOOD | {"output": "one\u2028two\x85three"}
+    odd = GOOD_ROW | {"output": "one\u2028two\x85three"}
     path = written(tmp_path, "rows.jsonl", json.dumps(odd, ensure_ascii=False) + "\r\n")
     assert alpaca.read_rows(str(path)).rows == (Row(**odd),)
 
@@ -314,21 +301,19 @@ def test_a_row_that_quotes_the_end_token_is_not_ended_by_it(tiny_folder, tmp_pat
     assert not list(tmp_path.glob(".tokens-*"))
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no {SHARED_DATA}: Alpaca rows and GPT-2's tokenizer lie there")
-def test_real_alpaca_rows_go_through_gpt2s_own_tokenizer(tmp_path):
-    checked = alpaca.read_rows(str(SHARED_DATA / "alpaca" / "alpaca_subset.json"))
-    tokenized = tokenize(checked, SHARED_DATA / "gpt2-medium", tmp_path)
+def test_real_alpaca_rows_go_through_gpt2s_own_tokenizer(real_data, tmp_path):
+    checked = alpaca.read_rows(str(real_data / "alpaca" / "alpaca_subset.json"))
+    tokenized = tokenize(checked, real_data / "gpt2-medium", tmp_path)
     search = load(tokenized.folder)["validation"]
-    tokenizer = AutoTokenizer.from_pretrained(SHARED_DATA / "gpt2-medium", trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(real_data / "gpt2-medium", trust_remote_code=False)
     first = split_rows(checked.rows)["validation"][0]
     assert tokenizer.decode(search[0].input_ids) == first.prompt + first.output + "<|endoftext|>"
     long = max(search, key=lambda row: len(row.input_ids))
     assert long.last(128).input_ids[-1] == tokenizer.eos_token_id
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no {SHARED_DATA}: Alpaca rows lie there")
-def test_most_real_rows_have_a_kind_of_task():
-    rows = alpaca.read_rows(str(SHARED_DATA / "alpaca" / "alpaca_subset.json")).rows
+def test_most_real_rows_have_a_kind_of_task(real_data):
+    rows = alpaca.read_rows(str(real_data / "alpaca" / "alpaca_subset.json")).rows
     counts = Counter(task_kind(row.instruction, row.input) for row in rows)
     print({kind: f"{n / len(rows):.1%}" for kind, n in counts.most_common()})
     assert counts.keys() == set(TASK_KINDS)
@@ -398,7 +383,7 @@ DECIDES_TOKENS = {
 
 
 def digest_of(folder: Path) -> str:
-    return _digest({"validation": [Row(**GOOD)]}, folder)
+    return _digest({"validation": [Row(**GOOD_ROW)]}, folder)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.support.bases import IDS, assert_untouched, logits, state_of
 from trainables.models import base_model, lora
 from trainables.models.families import ordered_targets
 from trainables.models.families.gpt2 import TARGETS
@@ -19,34 +20,6 @@ from trainables.values.errors import ConfigError
 
 PRECISIONS = ("16bit", "nf4")
 SHAPES = {"attn.c_attn": (64, 192), "attn.c_proj": (64, 64), "mlp.c_fc": (64, 256), "mlp.c_proj": (256, 64)}
-IDS = torch.randint(1024, (2, 40), generator=torch.Generator().manual_seed(1))
-
-
-@torch.no_grad()
-def logits(model) -> torch.Tensor:
-    return model.eval()(input_ids=IDS, use_cache=False).logits
-
-
-def checkpoint(base) -> dict:
-    """Everything of a base that an adapter could have changed."""
-    return {
-        "logits": logits(base),
-        "state": {name: value.clone() for name, value in base.state_dict().items() if torch.is_tensor(value)},
-        "kinds": {name: type(module) for name, module in base.named_modules()},
-        "trainable": [name for name, p in base.named_parameters() if p.requires_grad],
-        "training": [name for name, module in base.named_modules() if module.training],
-        "attributes": set(vars(base)),
-    }
-
-
-def assert_untouched(base, before: dict) -> None:
-    assert not hasattr(base, "peft_config")
-    after = checkpoint(base)
-    assert torch.equal(after.pop("logits"), before["logits"])
-    state = after.pop("state")
-    assert state.keys() == before["state"].keys()
-    assert all(torch.equal(value, before["state"][name]) for name, value in state.items())
-    assert after == {name: before[name] for name in after}
 
 
 def train(model, config: TrialConfig, n_steps: int = 3) -> None:
@@ -136,7 +109,7 @@ def test_an_adapted_module_computes_w_plus_scaling_b_a(attached, small_config, p
 
 def test_detach_restores_the_base_bit_for_bit(cache, small_config, precision):
     base = cache.base(precision)
-    before = checkpoint(base)
+    before = state_of(base)
     config = small_config(precision=precision, targets=TARGETS)
     for _ in range(2):
         model = lora.attach(base, config, base_name="tiny")
@@ -175,7 +148,7 @@ def test_a_fresh_adapters_matrices_are_those_of_an_attached_one_and_leave_the_ba
     cache, attached, small_config, precision
 ):
     config = small_config(precision=precision, targets=TARGETS, seed=3)
-    before = checkpoint(cache.base(precision))
+    before = state_of(cache.base(precision))
     loose = lora.fresh_matrices(cache.base(precision), config)
     assert_untouched(cache.base(precision), before)
     theirs = trainable(attached(config))
@@ -185,7 +158,7 @@ def test_a_fresh_adapters_matrices_are_those_of_an_attached_one_and_leave_the_ba
 
 def test_files_attach_again_and_come_off_again(cache, small_config, precision):
     base = cache.base(precision)
-    before = checkpoint(base)
+    before = state_of(base)
     config = small_config(precision=precision)
     model = lora.attach(base, config, base_name="tiny")
     train(model, config)
@@ -217,7 +190,7 @@ def test_files_that_cannot_be_attached_leave_the_base_alone(cache, small_config,
     base = cache.base(precision)
     config = small_config(precision=precision)
     files = lora.to_files(config, lora.fresh_matrices(base, config), base_name="tiny")
-    before = checkpoint(base)
+    before = state_of(base)
     content = files.pop(name)
     if damage:
         assert damage(content) != content

@@ -1,0 +1,63 @@
+"""Bad command lines, spaces and rows, each with the words that its error must hold."""
+
+import json
+
+GOOD_ROW = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
+BAD_ROWS = {
+    "no fields": ["not a row"],
+    "instruction missing": {"output": "2"},
+    "instruction null": GOOD_ROW | {"instruction": None},
+    "instruction empty": GOOD_ROW | {"instruction": " \n"},
+    "output missing": {"instruction": "Add."},
+    "output null": GOOD_ROW | {"output": None},
+    "output empty": GOOD_ROW | {"output": ""},
+    "output not text": GOOD_ROW | {"output": 2},
+    "input not text": GOOD_ROW | {"input": 1.5},
+    "broken Unicode": GOOD_ROW | {"output": "\ud83d"},
+}
+_SPACE = """
+parameters: {{rank: {{values: [{rank}]}}, precision: {{values: [{precision}]}}}}
+fixed: {{alpha: 8, learning_rate: {rate}, targets: [{target}]}}
+"""
+_GOOD_VALUES = {"rank": "2", "precision": "nf4", "rate": "1.0e-4", "target": "attn.c_attn"}
+
+BAD_SETTINGS = {
+    "an unknown space": (["--space", "parto"], ["SPACE", "did you mean 'pareto'"]),
+    "an unknown flag": (["--trails", "3"], ["--trials"]),
+    "no trials": (["--trials", "0"], ["n_trials", "got 0"]),
+    "no steps": (["--steps", "0"], ["max_steps", "got 0"]),
+    "a name that leaves its folder": (["--name", "../x"], ["NAME", "'../x'"]),
+    "a similarity over 1": (["--min-similarity", "1.5"], ["min_similarity", "1.5"]),
+    "an unknown objective": (["--objective", "eval_loss"], ["objective", "did you mean 'eval_loss_nats'"]),
+    "more GPUs than there are": (["--gpus-per-trial", "4"], ["gpus_per_trial", "4", "0 GPUs"]),
+    "an unknown device": (["--device", "tpu"], ["device", "tpu"]),
+    "an address without a port": (["--address", "somewhere"], ["ADDRESS", "HOST:PORT"]),
+    "money without a price": (["--device", "cuda", "--max-usd", "5"], ["max_usd", "usd_per_gpu_hour"]),
+    "GPU-hours without a GPU": (["--max-gpu-hours", "2"], ["max_gpu_hours", "max_hours"]),
+    "too few trials to be flat": (["--trials", "3", "--stop-when-flat"], ["stop_when_flat", "n_trials is 3"]),
+    "an unknown sampler": (["--sampler", "nsga"], ["sampler", "did you mean 'nsga2'"]),
+    "a grid over a range": (["--sampler", "grid"], ["method grid", "learning_rate"]),
+    "a warm start from nothing": (["--warm-start", "first"], ["no sweep 'first'"]),
+    "a folder without a config": (["--base-model", "."], ["BASE_MODEL", "config.json"]),
+}
+BAD_SPACES = {
+    "rank 0": ({"rank": "0"}, ["rank", "got 0"]),
+    "a negative rank": ({"rank": "-2"}, ["rank", "got -2"]),
+    "rank 1.5": ({"rank": "1.5"}, ["rank", "got 1.5"]),
+    "8 bits": ({"precision": "8bit"}, ["precision", "'8bit'"]),
+    "a learning rate that is no number": ({"rate": ".nan"}, ["learning_rate", "nan"]),
+    "a bare c_proj": ({"target": "c_proj"}, ["targets", "did you mean"]),
+}
+BAD_DATA = {
+    "missing.json": (None, "no file"),
+    "empty.json": (b"", "is empty"),
+    "truncated.json": (json.dumps([GOOD_ROW] * 9).encode()[:-9], "truncated"),
+    "latin.json": ('[{"instruction": "na\u00efve"}]'.encode("latin-1"), "not UTF-8"),
+    "bad.json": (json.dumps([GOOD_ROW] * 9 + [GOOD_ROW | {"output": None}]).encode(), "1 with output null"),
+    "few.json": (json.dumps([GOOD_ROW]).encode(), "1384"),
+}
+
+
+def space_text(changes: dict[str, str]) -> str:
+    """A space of one candidate with some of its values replaced, as YAML."""
+    return _SPACE.format(**_GOOD_VALUES | changes)

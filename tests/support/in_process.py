@@ -1,0 +1,40 @@
+"""The command in this process: the same words, exit code and output, without an interpreter's start of its own."""
+
+import io
+import os
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+from time import perf_counter
+from unittest.mock import patch
+
+from orchestrator.cli.main import main
+from tests.support.sweeps import REPO, Finished
+
+PROGRAM = str(REPO / "orchestrator" / "cli" / "__main__.py")
+
+
+def called(*arguments: str, cwd: Path, **variables: str) -> Finished:
+    """Run the command to its end; for one that starts no Ray and whose libraries read no variable at import.
+
+    An error that would be a traceback is raised as it is.
+    """
+    out, err, begin = io.StringIO(), io.StringIO(), perf_counter()
+    umask = os.umask(0)
+    os.umask(umask)
+    try:
+        with (
+            patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", **variables}),
+            patch.object(sys, "argv", [PROGRAM, *arguments]),
+            chdir(cwd),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            try:
+                main()
+                code = 0
+            except SystemExit as end:
+                code = end.code or 0
+    finally:
+        os.umask(umask)
+    return Finished(code, out.getvalue(), err.getvalue(), perf_counter() - begin)
