@@ -9,15 +9,16 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
-from orchestrator import cli
-
 REPO = Path(__file__).resolve().parents[2]
 FOLDERS = ("orchestrator", "search_spaces", "tests", "trainables")
+PROGRAM = tomllib.loads((REPO / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]["qlora-sweep"]
 PAGES = [
     page.relative_to(REPO).as_posix()
     for page in sorted([*REPO.glob("*.md"), *(p for f in FOLDERS for p in (REPO / f).rglob("*.md"))])
@@ -114,7 +115,7 @@ def test_every_command_of_a_page_answers_help_and_has_its_flags(words, monkeypat
     before = os.umask(0o022)
     try:
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            resolve_name(PROGRAM)()
     finally:
         os.umask(before)
     printed = capsys.readouterr()
