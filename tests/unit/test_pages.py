@@ -22,7 +22,7 @@ PROGRAM = tomllib.loads((REPO / "pyproject.toml").read_text("utf-8"))["project"]
 PAGES = [
     page.relative_to(REPO).as_posix()
     for page in sorted([*REPO.glob("*.md"), *(p for f in FOLDERS for p in (REPO / f).rglob("*.md"))])
-    if page.name not in ("CHANGELOG.md", "model_card.md") and "templates" not in page.parts
+    if page.name != "CHANGELOG.md" and "templates" not in page.parts
 ]
 PAGES.append("mlflow_runs/README.md")
 ROOMS = [room.replace(".", "/") for room in (REPO / "tests/support/rooms.txt").read_text("utf-8").split()]
