@@ -1,1 +1,1 @@
-"""What to run next, what need not run again, and when to stop."""
+"""What to try next: Optuna behind two calls, a projection of the ledger."""

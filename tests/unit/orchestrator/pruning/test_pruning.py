@@ -3,6 +3,11 @@
 from orchestrator.ledger.task import Report
 from tests.support.sweeps import ASHA, Desk, completes, make, space
 
+SIXTEEN = GRID | {
+    "parameters": {"rank": {"values": [1, 2, 3, 4, 5, 6]}},
+    "fixed": {"alpha": 8, "max_steps": 8, "precision": "16bit"},
+}
+
 
 def steps_of(desk: Desk, loss: float, *, protect: bool = False) -> str:
     """Run one new trial at a constant loss; returns its final state."""
