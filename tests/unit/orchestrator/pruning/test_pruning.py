@@ -1,7 +1,7 @@
 """Which running trial successive halving stops, and that a sweep stops none that others need."""
 
 from orchestrator.ledger.task import Report
-from tests.support.sweeps import ASHA, Desk, completes, make, space
+from tests.support.sweeps import ASHA, GRID, Desk, completes, make, space
 
 SIXTEEN = GRID | {
     "parameters": {"rank": {"values": [1, 2, 3, 4, 5, 6]}},
