@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
 
 from orchestrator.driver import sweep
-from orchestrator.workers.tune_trainable import Report, SweepTrainable
+from orchestrator.workers.tune_trainable import SweepTrainable
 from tests.support.sweeps import REPO, make, space
 
 pytestmark = [
@@ -24,7 +25,7 @@ class Loses(SweepTrainable):
 
     n_reports = 0
 
-    def step(self) -> Report:
+    def step(self) -> dict[str, Any]:
         self.n_reports += 1
         lost = Path(os.environ[LOSES], f"lost-{os.getpid()}")
         if self.n_reports == 2 and not list(lost.parent.iterdir()):
