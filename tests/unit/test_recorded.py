@@ -11,7 +11,7 @@ from tests.bench.replay import read as read_table
 from tests.bench.search import TABLE
 from tests.bench.search_table import SPACE_FILE
 from tests.support.sweeps import REPO
-from trainables.data.alpaca import SPLIT_ROWS
+from trainables.data.splits import SPLIT_ROWS
 
 README = (REPO / "README.md").read_text()
 LOG = (REPO / "tests" / "bench" / "LOG.md").read_text()

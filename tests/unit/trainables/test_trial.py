@@ -66,13 +66,11 @@ def precision(request):
     return request.param
 
 
-def test_a_trial_reports_each_rung_with_its_costs_figures(started, small_config, precision):
+def test_a_trial_reports_each_rung_and_its_loss_falls(started, small_config, precision):
     config = small_config(precision=precision, max_steps=16, learning_rate=3e-3)
     measurements = list(started(config).measurements())
     assert [m.step for m in measurements] == list(rungs(16)) == [2, 4, 8, 16]
-    for m in measurements:
-        assert math.isfinite(m.train_loss_nats)
-        assert (m.peak_memory_mib, m.reserved_memory_mib, m.seconds_per_step, m.tokens_per_second) == (1, 2, 3, 4)
+    assert all(math.isfinite(m.train_loss_nats) for m in measurements)
     assert measurements[-1].eval_loss_nats < measurements[0].eval_loss_nats
 
 
