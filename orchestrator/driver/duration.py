@@ -39,8 +39,9 @@ def known(root: Path) -> tuple[Speed, ComputeDtype] | None:
 
 
 def predicted_seconds(settings: SweepSettings, root: Path, n_slots: int = 1) -> float | None:
-    """Of a search of which nothing is pruned, so that each 4-bit trial brings its baseline; without start-up and what the
-    finalists need. None where it is not known.
+    """Of a search of which nothing is pruned, so that each 4-bit trial brings its baseline; None where it is not known.
+
+    Start-up, and what the finalists need, come on top.
 
     Args:
         n_slots: trials at once.
@@ -62,4 +63,5 @@ def text(settings: SweepSettings, root: Path, n_slots: int = 1) -> str | None:
         return None
     size = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"
     at_once = f" with {n_slots} at once" if n_slots > 1 else ""
-    return f"predicted time: about {size} of search{at_once} if nothing is pruned; start-up and seed replicates come on top"
+    on_top = "start-up and seed replicates come on top"
+    return f"predicted time: about {size} of search{at_once} if nothing is pruned; {on_top}"

@@ -116,7 +116,7 @@ class TaskScheduler(FIFOScheduler):
 
 
 class TaskCallback(Callback):
-    """Reports what a worker ended with; leaves Tune, which keeps each trial's last result, nothing but its own of it."""
+    """Reports what a worker ended with; of each trial's last result, which Tune keeps, leaves it nothing but its own."""
 
     __deepcopy__, __getstate__ = _itself, _no_state
 

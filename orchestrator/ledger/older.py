@@ -1,7 +1,7 @@
 """Ledgers of older schema versions: their rows in today's tables, columns and words. Pure.
 
 Version 1 kept similarities without intervals and references, which `resume` measures again. Version 2 had no checksums,
-a column `reused` that nothing read, and other words: twin, reseed, repeat, judgement, cost cell, search and report rows.
+a column `reused` that nothing read, and other words: twin, reseed, repeat, judgement, cost cell, search rows.
 """
 
 import json

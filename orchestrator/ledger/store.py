@@ -203,7 +203,7 @@ class Ledger:
         """Keep a cost key's measurement on a kind of device unless there is one; returns the one that counts.
 
         Args:
-            of: key of the trial that ran there; its memory and time are those of this cost key on this kind from now on.
+            of: key of the trial that ran there; its memory and time are those of this cost key on this kind now.
         """
         with self.together():
             first = self.cost(key)

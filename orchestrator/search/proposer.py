@@ -207,7 +207,7 @@ class Proposer:
     def as_told(self, entry: Entry, excess: float | None = None) -> FrozenTrial | None:
         """What the study is told of a settled trial that it did not ask for, as after a resume.
 
-        None of a trial that is not what its point of this space asks for: a baseline at a precision that is not searched.
+        None of a trial that is no point of this space: a baseline at a precision that is not searched.
         """
         found = self._frozen(entry, excess)
         return found if found and self._settings.config(dict(entry.params)) == entry.result.config else None
