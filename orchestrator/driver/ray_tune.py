@@ -116,7 +116,7 @@ class TaskScheduler(FIFOScheduler):
 
 
 class TaskCallback(Callback):
-    """Reports what a worker ended with; of each trial's last result, which Tune keeps, leaves it nothing but its own."""
+    """Reports what a worker ended with; of each last result, which Tune keeps, leaves it nothing but its own."""
 
     __deepcopy__, __getstate__ = _itself, _no_state
 
