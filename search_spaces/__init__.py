@@ -129,6 +129,13 @@ class Space(Frozen):
     fixed: dict[str, Any] = Field(default_factory=dict)
     early_terminate: EarlyTerminate = EarlyTerminate()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _says_its_rule(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "early_terminate" not in values:
+            logger.info("early_terminate: the space names no rule; hypervolume stops trials ({type: none} keeps all)")
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> "Space":
         for name in (*self.parameters, *self.fixed):

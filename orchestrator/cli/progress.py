@@ -120,6 +120,7 @@ class ProgressDisplay:
         self._settings = settings
         self._path = ledger_path
         self._console = console
+        self._seen: tuple[int, list[TrialResult]] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
@@ -138,13 +139,20 @@ class ProgressDisplay:
         finally:
             ledger.close()
 
+    def _trials(self, ledger: Ledger) -> list[TrialResult]:
+        """As the ledger has them now; read again only after it was written."""
+        version = ledger.version
+        if self._seen is None or self._seen[0] != version:
+            self._seen = version, ledger.trials()
+        return self._seen[1]
+
     def _status(self, ledger: Ledger, trials: Sequence[TrialResult]) -> Status:
         ended, finished = ledger.fact(ENDED) is not None, ledger.fact(FINISHED, False)
         return status_of(trials, self._settings, ended=ended, finished=finished, now=time.time())
 
     def _show_live(self, ledger: Ledger) -> None:
         def view() -> Group:
-            found = self._status(ledger, ledger.trials())
+            found = self._status(ledger, self._trials(ledger))
             return status_view(self._settings.name, found, text_of(gpu_memory()))
 
         with Live(view(), console=self._console, refresh_per_second=2) as live:
@@ -153,11 +161,11 @@ class ProgressDisplay:
             live.update(view())
 
     def _show_lines(self, ledger: Ledger) -> None:
-        said = {t.key for t in ledger.trials() if t.state in FINAL_STATES}
+        said = {t.key for t in self._trials(ledger) if t.state in FINAL_STATES}
         self._console.print(how_to_stop(self._settings.name), highlight=False, soft_wrap=True)
         stopped = False
         while True:
-            trials = ledger.trials()
+            trials = self._trials(ledger)
             new = [t for t in trials if t.state in FINAL_STATES and t.key not in said]
             for trial in new:
                 said.add(trial.key)

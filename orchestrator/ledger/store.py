@@ -221,6 +221,11 @@ class Ledger:
         with named_errors(self.path):
             return self._db.execute(statement, values).fetchall()
 
+    @property
+    def version(self) -> int:
+        """Another number once another connection has written (SQLite's `PRAGMA data_version`)."""
+        return int(self._read("PRAGMA data_version")[0][0])
+
     def costs(self, key: str) -> tuple[Cost, ...]:
         """Measured memory and time of a cost key on each kind of device where they are known."""
         named = "key = ? OR substr(key, 1, ?) = ?"

@@ -1,11 +1,14 @@
 """Stopping rules: which running trials end early. One class a rule, all behind one Protocol; `rule_of` picks one."""
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
 from orchestrator.pruning.hypervolume import HypervolumeStop
 from search_spaces import EarlyTerminate
 from trainables.values.results import Cost, Measurement, TrialResult
+
+logger = logging.getLogger(__name__)
 
 
 class StoppingRule(Protocol):
@@ -58,6 +61,8 @@ def rule_of(asked: EarlyTerminate, max_steps: int, objectives: Sequence[str]) ->
         case "hypervolume":
             return HypervolumeStop(asked, max_steps, objectives)
         case "asha":
+            if len(objectives) > 1:
+                logger.warning("early_terminate: asha knows one objective, held-out loss; hypervolume minds the front")
             from orchestrator.pruning.asha import Asha  # brings Ray Tune: seconds that no other rule needs
 
             return Asha(asked, max_steps)

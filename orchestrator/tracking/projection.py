@@ -73,11 +73,12 @@ class Tracker:
             final: no similarity will come any more, so trials that wait for theirs end too.
             live: trials come in, so keep the figures up to date and watch the machine.
         """
-        result = result_of(self._settings, self._ledger)
+        entries = self._ledger.entries()
+        result = result_of(self._settings, self._ledger, trials=[entry.result for entry in entries])
         if not self._data_logged:
             log_data(self._client, self.run_id, result.workload, self._ledger.fact("data_counts", {}))
             self._data_logged = True
-        for entry in self._ledger.entries():
+        for entry in entries:
             if entry.result.state != "queued":
                 self._sync_trial(entry, on_front=entry.result.key in result.front.keys, final=final)
         if live:
@@ -153,9 +154,9 @@ class Tracker:
         """Of the front's members, once it is final; the one that the report calls best is registered."""
         adapters = self._folder / "adapters"
         models = FrontModels(self._client, self.experiment_id, self._sweep_id, adapters, self._runs.children)
-        on_front = [entry for entry in self._ledger.entries() if entry.result.key in result.front.keys]
-        written = models.write(on_front)
-        best = report.read(self._settings, self._ledger).best_loss
+        entries = self._ledger.entries()
+        written = models.write([entry for entry in entries if entry.result.key in result.front.keys])
+        best = report.read(self._settings, self._ledger, [entry.result for entry in entries]).best_loss
         for trial in result.front.members:
             if trial.number == best and trial.key in written:
                 models.register(self._settings.name, trial, written[trial.key])

@@ -234,3 +234,20 @@ def test_any_parameters_either_make_valid_trials_or_a_config_error(parameters, f
 @pytest.mark.parametrize(("text", "value"), [("2e-4", 2e-4), ("5E+0", 5.0), ("-1e3", -1e3), ("2.0e-4", 2e-4)])
 def test_scientific_notation_without_a_point_is_a_number(text, value):
     assert yaml.load(f"rate: {text}", Loader=search_spaces.Loader) == {"rate": value}
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({}, ["names no rule; hypervolume"]),
+        ({"early_terminate": {"type": "moasha", "eta": 3, "stratum_share": 0.1}}, ["moasha is no rule any more"]),
+        ({"early_terminate": {"type": "hypervolume"}}, []),
+    ],
+)
+def test_a_space_that_names_no_rule_or_one_that_is_gone_gets_hypervolume_and_one_line_says_so(named, words, caplog):
+    parameters = {"rank": {"values": [1, 2]}}
+    with caplog.at_level("INFO", "search_spaces"):
+        found = parse({"name": "t", "parameters": parameters, "fixed": {"alpha": 8}, **named}, source="t")
+    assert found.early_terminate.type == "hypervolume"
+    assert len(caplog.messages) == len(words)
+    assert all(word in line for word, line in zip(words, caplog.messages, strict=True))

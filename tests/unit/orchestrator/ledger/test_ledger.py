@@ -263,6 +263,16 @@ def test_who_reads_the_file_holds_up_no_write(tmp_path):
     ledger.close()
 
 
+def test_a_ledgers_version_is_another_after_each_write_of_others_and_the_same_until_then(tmp_path):
+    with closing(Ledger(tmp_path / "ledger.db")) as driver, closing(Ledger(tmp_path / "ledger.db")) as display:
+        seen = [display.version, display.version]
+        driver.add(KEYS[0], CONFIGS[0], params={}, origin="search")
+        seen += [display.version, display.version]
+        driver.start(KEYS[0])
+        seen.append(display.version)
+    assert seen[0] == seen[1] != seen[2] == seen[3] != seen[4]
+
+
 def test_a_closed_ledger_lies_in_the_one_file_though_another_thread_has_it_open(tmp_path):
     with closing(Ledger(tmp_path / "ledger.db")) as of_driver, closing(Ledger(tmp_path / "ledger.db")) as of_display:
         of_driver.add(KEYS[0], CONFIGS[0], params={}, origin="search")

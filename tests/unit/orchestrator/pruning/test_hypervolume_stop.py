@@ -1,21 +1,17 @@
 """Stopping what promises too little for the front: what a trial can hope for, by hand and in a whole sweep."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.driver import sweep
 from orchestrator.objectives import DEFAULT
 from orchestrator.pruning.hypervolume import HypervolumeStop
 from orchestrator.pruning.learning_curves import MIN_CURVES, LearningCurves, measured
 from search_spaces import EarlyTerminate
-from tests.faults.pretend import Worse, connected
-from tests.support.sweeps import GRID, REPO, Desk, completes, cost, make, measurement, space, trial
+from tests.support.sweeps import GRID, Desk, completes, cost, make, measurement, space, trial
 
 RULE = EarlyTerminate(type="hypervolume")
 HYPERVOLUME = {"early_terminate": {"type": "hypervolume"}}
@@ -202,25 +198,3 @@ def test_a_trial_that_came_back_to_a_rung_after_a_fault_counts_once():
         assert rule.at_rung("a", measurement(1, 2.0), cost(), may_stop=True) is None
     assert rule.at_end("a", measurement(8, 1.0), cost(), may_stop=False) is None
     assert [len(r) for r in rule._curves._ratios.values()] == [1]
-
-
-def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(REPO))  # of the workers
-    ranks = {
-        "parameters": {"rank": {"values": list(range(1, 13))}},
-        "fixed": {"alpha": 8, "max_steps": 8, "precision": "nf4"},
-    }
-    asked = make(space(WIDE | HYPERVOLUME | ranks, method="grid"))
-    try:
-        result = sweep.run(asked, tmp_path, resume=False, started=lambda *_: None, trainable=Worse, prepare=connected)
-        niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())
-    finally:
-        ray.shutdown()
-    assert niceness == os.nice(0), "trials are behind what else runs on this machine"
-    ended = {trial.config.rank: trial for trial in result.trials if trial.origin == "search"}
-    assert ended[1].state == "completed", ended[1].reason
-    assert len(ended) == 12
-    stopped = [(len(trial.history), trial.reason) for _, trial in sorted(ended.items()) if trial.state == "pruned"]
-    assert any(n == 4 and "its end" in reason for n, reason in stopped)
-    assert stopped[-1][0] == 1
-    assert "at step 1 its most hopeful end" in stopped[-1][1]

@@ -69,5 +69,14 @@ def test_what_the_ledger_holds_of_every_state_can_be_learned(name):
     assert len(decisions(rule, [([2.0, 1.5, 1.2, 1.0], 1.0, False)], first=9)) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "objectives", "warns"),
+    [("asha", DEFAULT, True), ("asha", ("eval_loss_nats",), False), ("hypervolume", DEFAULT, False)],
+)
+def test_asha_over_several_objectives_is_warned_of(name, objectives, warns, caplog):
+    rule_of(EarlyTerminate(type=name), STEPS[-1], objectives)
+    assert ("asha knows one objective" in caplog.text) == warns
+
+
 def test_a_space_can_ask_for_every_rule_there_is():
     assert {type(fresh(name)).__name__ for name in TYPES} == {"HypervolumeStop", "Asha", "KeepAll"}
