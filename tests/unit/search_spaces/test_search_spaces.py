@@ -247,7 +247,9 @@ def test_scientific_notation_without_a_point_is_a_number(text, value):
 def test_a_space_that_names_no_rule_or_one_that_is_gone_gets_hypervolume_and_one_line_says_so(named, words, caplog):
     parameters = {"rank": {"values": [1, 2]}}
     with caplog.at_level("INFO", "search_spaces"):
-        found = parse({"name": "t", "parameters": parameters, "fixed": {"alpha": 8}, **named}, source="t")
+        found = parse(
+            {"name": "t", "parameters": parameters, "fixed": {"alpha": 8, "precision": "nf4"}, **named}, source="t"
+        )
     assert found.early_terminate.type == "hypervolume"
     assert len(caplog.messages) == len(words)
     assert all(word in line for word, line in zip(words, caplog.messages, strict=True))
