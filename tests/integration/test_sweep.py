@@ -138,7 +138,7 @@ def test_every_finalist_is_evaluated_and_a_4_bit_one_beside_two_other_seeds_of_i
         if trial.config.precision == "nf4":
             assert len(trial.test_evaluation.comparison.replicates) == 2
             assert trial.test_evaluation.comparison.quantization_to_seed_ratio.low > 0
-            assert {share.by for share in trial.test_evaluation.felt} >= {"token frequency", "kind of task"}
+            assert {share.by for share in trial.test_evaluation.breakdown} >= {"token frequency", "kind of task"}
             assert {shift.about for shift in trial.test_evaluation.bias} >= {"gender", "age"}
     assert {t.origin for t in found} <= {"search", "baseline", "baseline replicate"}
 
