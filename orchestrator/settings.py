@@ -243,13 +243,11 @@ def edits(settings: SweepSettings, began: str | None) -> Iterator[tuple[str, Any
     """
     if began is None:
         return
-    now, then = json.loads(settings.model_dump_json()), json.loads(began)
-    fields = SweepSettings.model_fields
+    now, then = json.loads(settings.model_dump_json()), json.loads(of_json(began).model_dump_json())
     for name in now:
+        parts = [(name, then[name], now[name])]
         if name == "space":
-            parts = [(f"space.{part}", then["space"].get(part, value), value) for part, value in now["space"].items()]
-        else:  # a field that came later has its default
-            parts = [(name, then.get(name, fields[name].default), now[name])]
+            parts = [(f"space.{part}", then["space"][part], value) for part, value in now["space"].items()]
         for part, before, value in parts:
             if json.dumps(before) != json.dumps(value):  # the order of a space's parameters counts too
                 yield part, before, value

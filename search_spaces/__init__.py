@@ -101,9 +101,9 @@ class EarlyTerminate(Frozen):
     @classmethod
     def _without_moasha(cls, values: Any) -> Any:
         """Spaces and settings from before may name a rule that is gone, and its own setting."""
-        if not isinstance(values, dict) or (values.get("type", "moasha") != "moasha" and "stratum_share" not in values):
+        if not isinstance(values, dict):
             return values
-        if values.get("type") == "moasha":
+        if values.get("type", "moasha" if "stratum_share" in values else None) == "moasha":
             logger.warning("early_terminate: moasha is no rule any more; hypervolume stops trials instead")
             values = values | {"type": "hypervolume"}
         return {name: value for name, value in values.items() if name != "stratum_share"}

@@ -149,6 +149,7 @@ class Driver:
             self._keep(self._ledger.set_similarity(*report.similarity))
         if report.test_evaluation:
             self._keep(self._ledger.set_test_evaluation(task.key, report.test_evaluation))
+        self._stopping.keep_spent()
         return decision
 
     def ended(self, task: Task, fault: Fault | None = None) -> None:
@@ -234,7 +235,7 @@ class Driver:
             self._stopping.task_ended(task.name, lambda: self._trials, completed=False)
             return True
         n_lost = self._retries.n_lost(task.name)
-        reason = fault.text + (f", the {n_lost}rd time" if n_lost == 3 else "")
+        reason = redacted(fault.text) + (f", the {n_lost}rd time" if n_lost == 3 else "")
         if task.kind == "train":
             self._keep(self._ledger.finish(task.key, "failed", reason=reason))
         else:

@@ -55,9 +55,13 @@ class Stopping:
         if completed:
             self._trial_seconds.append(seconds)
         self._tasks += Spent(device_seconds=self._share * seconds)
-        self._ledger.set_fact(SPENT, asdict(self._before + self._tasks + self._wall))
+        self.keep_spent()
         if self._reference is None:
             self._fix_reference(trials(), N_FOR_REFERENCE)
+
+    def keep_spent(self) -> None:
+        """Write it down: what an interrupt or a crash leaves unwritten, a budget would be spent on once more."""
+        self._ledger.set_fact(SPENT, asdict(self.spent))
 
     @property
     def spent(self) -> Spent:

@@ -16,6 +16,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator.cluster import nodes, ray_cluster
 from orchestrator.driver import plan, sweep
+from orchestrator.driver.retries import BACK_OFF_SECONDS, Retries
 from orchestrator.ledger import Ledger
 from orchestrator.workers import faults, node_inputs, versions, warm
 from tests.support.clusters import Sleeper, add_node, joined_cluster
@@ -331,11 +332,11 @@ def test_a_worker_of_other_versions_gives_its_task_back_as_a_fault_of_its_node(j
 
 def test_a_task_that_a_node_was_unfit_for_is_tried_again_however_often():
     now = [0.0]
-    retries = faults.Retries(lambda: now[0])
+    retries = Retries(lambda: now[0])
     for _ in range(5):
         assert retries.again(("train", "k"), faults.Fault(kind="incompatible node", text=""))
         assert not retries.is_due(("train", "k"))
-        now[0] += faults.BACK_OFF_SECONDS[0]
+        now[0] += BACK_OFF_SECONDS[0]
         assert retries.is_due(("train", "k"))
     assert retries.n_lost(("train", "k")) == 0
 

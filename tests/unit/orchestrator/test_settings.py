@@ -201,6 +201,19 @@ def test_settings_edited_since_the_start_are_refused_by_field_before_anything_is
         resume(began)
 
 
+@pytest.mark.parametrize("rule", ["none", "hypervolume", "moasha"])
+def test_what_an_earlier_version_wrote_of_itself_is_no_edit(rule):
+    """It dumped `repeats` and `reseeds`, and a setting of moasha beside every rule."""
+    asked = make(space(early_terminate={"type": rule}), finalist_seeds=3)
+    then = asked.model_dump(mode="json")
+    then["repeats"], then["reseeds"] = then.pop("finalist_seeds"), then.pop("baseline_seeds")
+    then["space"]["early_terminate"] |= {"type": rule, "stratum_share": 0.1}
+    text = json.dumps(then)
+    assert list(settings.edits(settings.of_json(text), text)) == []
+    turned = settings.of_json(text).model_copy(update={"finalist_seeds": 1})
+    assert list(settings.edits(turned, text)) == [("finalist_seeds", 3, 1)]
+
+
 def test_an_edit_is_named_by_its_field_and_one_that_came_later_has_its_default():
     began = make()
     older = json.dumps({name: value for name, value in began.model_dump(mode="json").items() if name != "reuse"})

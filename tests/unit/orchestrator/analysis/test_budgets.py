@@ -285,3 +285,15 @@ def test_seed_replicates_are_counted_at_a_trial_each_and_test_evaluations_at_a_t
     needs = still_needed(asked, seconds_per_trial=10.0, n_runs=4, n_evaluations=10, n_slots=2)
     assert needs == Spent(device_seconds=25.0, wall_seconds=25.0)
     assert still_needed(asked, seconds_per_trial=0.0, n_runs=4, n_evaluations=0, n_slots=2) == Spent()
+
+
+def test_what_a_task_spent_before_a_crash_counts_up_to_its_last_report(tmp_path):
+    asked = make(space(TPE), max_hours=1000.0)
+    desk = Desk(tmp_path, asked, n_slots=1)
+    for _ in range(3):
+        name = desk.take()
+        desk.skipped_seconds += 3000.0
+        desk.step(name)
+        desk.crash()
+        desk = Desk(tmp_path, asked, n_slots=1)
+    assert Spent(**desk.ledger.fact(SPENT)).device_seconds == pytest.approx(9000.0, rel=0.01)

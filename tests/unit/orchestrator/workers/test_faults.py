@@ -203,3 +203,12 @@ def test_a_task_is_handed_out_thrice_at_most_and_never_before_its_time(actions):
             running, over = False, not again
             due_at = now[0] + BACK_OFF_SECONDS[ends - 1] if again else 0.0
         assert retries.waiting == (not running and not over)
+
+
+def test_a_secret_in_an_error_of_the_infrastructure_is_cut_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_canary5e1fb0c7d2a94")
+    desk = Desk(tmp_path, make(GRID))
+    desk.lose(desk.take(), RuntimeError("401 for hf_canary5e1fb0c7d2a94"))
+    (ended,) = (trial for trial in desk.candidates if trial.state == "failed")
+    assert "401 for" in ended.reason
+    assert "canary" not in ended.reason
