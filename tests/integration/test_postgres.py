@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from orchestrator.driver.prepare import prepare
+from orchestrator.cli.running import run_sweep
 from orchestrator.ledger import Ledger
 from orchestrator.settings import sweep_folder
 from orchestrator.tracking.publishing import publish
@@ -130,12 +130,16 @@ def server_of(answer: bytes) -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_server_of_another_major_version_is_named_before_the_first_trial_and_an_absent_one_is_none(tmp_path):
+def test_a_server_of_another_major_version_is_named_before_the_first_trial_and_an_absent_one_is_none(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     with (
         server_of(b"2.9.1") as uri,
         pytest.raises(ConfigError, match=r"server at 127.*is version 2\.9\.1, here is 3\."),
     ):
-        prepare(make(tracking_uri=uri), tmp_path)
+        run_sweep(make(tracking_uri=uri), resume=False, as_json=False)
+    assert list(tmp_path.iterdir()) == []
     with server_of(version("mlflow").encode()) as uri:
         check_server(uri)
     with server_of(b"<html>a login page</html>") as uri:
