@@ -36,16 +36,19 @@ from trainables.values.results import TrialResult
 REFRESH_SECONDS = 1.0
 
 
-def front_table(front: Front) -> Table:
-    """The Pareto front, for a terminal of 80 columns."""
+def front_table(front: Front, width: int) -> Table:
+    """The Pareto front; under 100 columns an objective's unit stands below it, so that all fits into 80."""
     shown_objectives = [*front.objectives]
     if "embedding_cosine" not in shown_objectives:
         shown_objectives.append("embedding_cosine")
-    table = Table(title=f"Pareto front: {len(front.members)} trials", title_justify="left", box=SIMPLE_HEAD)
+    title, fits = f"Pareto front: {len(front.members)} trials", width >= 100
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=fits, show_edge=fits)
+    table.collapse_padding = not fits
     for heading in ("trial", "base", "rank", "alpha", "lr"):
         table.add_column(heading, justify="right", no_wrap=True)
     for objective in shown_objectives:
-        table.add_column(OBJECTIVES[objective].heading, justify="right", no_wrap=True)
+        heading = OBJECTIVES[objective].heading
+        table.add_column(heading if fits else heading.replace(" ", "\n"), justify="right", no_wrap=True)
     devices = {device_of(trial) for trial in front.members}
     if len(devices) > 1:  # their times must not be read beside each other
         table.add_column("device", overflow="fold")
@@ -219,7 +222,7 @@ def print_result(result: SweepResult, run_page: str | None, *, as_json: bool) ->
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
-    console.print(front_table(result.front))
+    console.print(front_table(result.front, console.width))
     for line in (*verdict_lines(result), *failed_evaluations(result.trials, result.settings)):
         print(line)
     counts = Counter(trial.state for trial in result.trials)

@@ -17,7 +17,7 @@ README = (REPO / "README.md").read_text()
 LOG = (REPO / "tests" / "bench" / "LOG.md").read_text()
 SEARCH_LOG = (REPO / "tests" / "bench" / "SEARCH_LOG.md").read_text()
 
-SPLIT_USES = {"validation": "to search on", "test": "kept for reports", "train": "to train"}
+SPLIT_USES = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def section(text: str, heading: str) -> str:

@@ -40,7 +40,7 @@ def test_a_sixth_objective_goes_from_one_entry_through_a_whole_sweep(sixth, tmp_
     assert {objective_value(member, SIXTH) for member in front.members} == {10.0, 20.0, 40.0}
     assert objective_value(knee(front), SIXTH) == 20.0
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(front_table(front))
+    console.print(front_table(front, console.width))
     assert "reserved MiB" in console.export_text()
     assert rule_of(asked.space.early_terminate, 8, ASKED) is not None
 

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from orchestrator import command as hints
+from orchestrator.analysis.front import front_of
 from orchestrator.analysis.status import status_of
-from orchestrator.cli.progress import ProgressDisplay, counted_line, status_view
+from orchestrator.cli.progress import ProgressDisplay, counted_line, front_table, status_view
 from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
-from tests.support.sweeps import TPE, Desk, breaks, completes, make, trial
+from tests.support.sweeps import TPE, Desk, breaks, completes, cost, make, trial
+from trainables.values.config import TrialConfig
 
 
 def ended(number: int, seconds: float, **values):
@@ -158,3 +160,19 @@ def test_elsewhere_than_on_a_terminal_each_trial_is_a_line_with_what_is_left_aft
     assert any("diverged here" in line for line in lines)
     assert lines[-1].startswith("t: search, 2 of ")
     assert "left" in lines[-1]
+
+
+# --- the front
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_front_of_large_figures_fits_a_terminal_with_nothing_cut_off(width):
+    config = TrialConfig(precision="16bit", rank=128, alpha=256, learning_rate=2e-4)
+    figures = cost(peak_memory_mib=71234.5, seconds_per_step=1.2345)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(front_table(front_of([trial(1234, config=config, cost=figures)], make()), width))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for shown_whole in ("1234", "16bit", "128", "256", "2e-04", "71234.5", "1234.5", "2.0000", "1.0000", "attn.c_attn"):
+        assert shown_whole in text

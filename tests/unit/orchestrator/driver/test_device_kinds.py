@@ -134,7 +134,7 @@ def test_the_knee_is_held_against_its_own_kind():
 def test_the_printed_front_names_the_devices_where_there_are_several():
     def shown(trials) -> str:
         console = Console(width=160, record=True, file=io.StringIO())
-        console.print(front_table(front_of(trials, make())))
+        console.print(front_table(front_of(trials, make()), console.width))
         return console.export_text()
 
     mixed = [on(A100, 0, mib=100, seconds=0.01, loss=1.0), on(T4, 1, mib=100, seconds=0.1, loss=1.0)]
