@@ -81,7 +81,7 @@ test-all: $(VENV)/installed-test
 	@$(pytest) $(value ARGS)
 
 faults: $(VENV)/installed-test
-	@$(pytest) tests/faults $(value ARGS)
+	@OMP_NUM_THREADS=1 $(pytest) tests/faults $(value ARGS)
 
 audit: $(VENV)/installed-audit
 	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off

@@ -24,9 +24,10 @@ class Heartbeat:
         lost: whether it was given up.
     """
 
-    def __init__(self, is_alive: Callable[[], bool], last_words: str) -> None:
+    def __init__(self, is_alive: Callable[[], bool], last_words: str, last_act: Callable[[], object]) -> None:
         self._is_alive = is_alive
         self._last_words = last_words
+        self._last_act = last_act
         self._left = threading.Event()
         self.lost = False
 
@@ -41,7 +42,10 @@ class Heartbeat:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # also where it sleeps
         if not self._left.wait(grace):
             logger.error("error: %s", self._last_words)
-            os._exit(1)
+            try:
+                self._last_act()
+            finally:
+                os._exit(1)
 
     def leave(self) -> None:
         """Stop asking."""
@@ -52,6 +56,7 @@ class Heartbeat:
 def watched(
     last_words: str,
     *,
+    last_act: Callable[[], object] = lambda: None,
     is_alive: Callable[[], bool] | None = None,
     every: float = EVERY_SECONDS,
     patience: float = PATIENCE_SECONDS,
@@ -61,9 +66,10 @@ def watched(
 
     Args:
         last_words: printed where the process has to be ended from outside.
+        last_act: called there, on the watching thread.
         every, patience, grace: seconds.
     """
-    heartbeat = Heartbeat(is_alive or ray_is_alive(), last_words)
+    heartbeat = Heartbeat(is_alive or ray_is_alive(), last_words, last_act)
     pace = {"every": every, "patience": patience, "grace": grace}
     threading.Thread(target=heartbeat.watch, kwargs=pace, daemon=True, name="heartbeat").start()
     try:

@@ -256,7 +256,10 @@ def _tune(
     )
     lost = f"the Ray cluster was lost; once it is back: {command()} resume {settings.name}"
     try:
-        with heartbeat.watched(lost) as heart, ray_guard.keep_cloud_secrets():
+        with (
+            heartbeat.watched(lost, last_act=lambda: Ledger(ledger.path).close()) as heart,
+            ray_guard.keep_cloud_secrets(),
+        ):
             tuner.fit()
     except KeyboardInterrupt:
         pass

@@ -94,10 +94,10 @@ class Place:
             place_store(self.root)
         return self.start("resume" if (self.sweep / "settings.json").exists() else "run")
 
-    def end(self, process: subprocess.Popen[str]) -> Finished:
-        """Wait for a driver; however it ends, a copy of the one file is the whole ledger."""
+    def end(self, process: subprocess.Popen[str], *, is_owner: bool = True) -> Finished:
+        """Wait for a driver; however the sweep's own one ends, a copy of the one file is the whole ledger."""
         code = process.wait(timeout=PATIENCE_SECONDS)
-        if (self.sweep / "ledger.db").exists():
+        if is_owner and (self.sweep / "ledger.db").exists():
             alone = self.folder.parent / f"{self.folder.name}.alone.db"
             shutil.copy(self.sweep / "ledger.db", alone)
             assert read(alone) == self.trials(), "the file alone lacks some of the ledger"

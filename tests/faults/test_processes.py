@@ -183,7 +183,7 @@ def test_of_two_drivers_of_one_name_the_second_is_refused(place, survived):
     driver = place.begin()
     place.until(place.at_second_rung, driver)
     for verb in ("run", "resume"):
-        rival = place.end(place.start(verb))
+        rival = place.end(place.start(verb), is_owner=False)
         assert rival.code == 2
         assert f"process {driver.pid}" in rival.err
     place.gate.touch()
