@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
 
-from trainables.capture.capture import CaptureFailed, abandon_capture, padded_rank
+from trainables.capture.capture import abandon_capture, padded_rank
 from trainables.cost import memory
 from trainables.cost.device import device_id
 from trainables.cost.device_lock import DeviceLock
@@ -23,6 +23,7 @@ from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, Ste
 from trainables.training.eager import EagerEngine
 from trainables.training.step_graphs import GraphKey, StepGraphs, graph_key
 from trainables.values.config import Loop, Precision, TrialConfig, Workload
+from trainables.values.errors import CaptureFailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,12 +91,12 @@ class WorkerCache:
             self._bases[precision] = base_model.load(self.workload, precision, self.device)
             return
         gc.collect()
-        before = memory.allocated_mib(self.device)
+        before = self.allocated_mib()
         self._bases[precision] = base_model.load(self.workload, precision, self.device)
-        loaded = memory.allocated_mib(self.device)
+        loaded = self.allocated_mib()
         self._base_mib[precision] = loaded - before
         self._warm_up(precision)
-        _LIBRARIES_MIB.setdefault(self.device, memory.allocated_mib(self.device) - loaded)
+        _LIBRARIES_MIB.setdefault(self.device, self.allocated_mib() - loaded)
         gc.freeze()  # a collection would look through all of this again each time
 
     def held_out(self, precision: Precision) -> EvalBatches:
@@ -124,6 +125,10 @@ class WorkerCache:
         matrices = _cached(self._fresh_matrices, (config.seed, config.rank, config.targets), on_host)
         return {name: matrix.to(self.device, copy=True) for name, matrix in matrices.items()}
 
+    def allocated_mib(self) -> float:
+        """MiB in live tensors on the device now."""
+        return memory.allocated_mib(self.device)
+
     def others_mib(self, precision: Precision) -> float:
         """Allocated MiB that a fresh process would not have; subtracted from every measured peak.
 
@@ -133,7 +138,7 @@ class WorkerCache:
         if self.device == "cpu":
             return 0.0
         gc.collect()
-        return memory.allocated_mib(self.device) - self._base_mib[precision] - _LIBRARIES_MIB[self.device]
+        return self.allocated_mib() - self._base_mib[precision] - _LIBRARIES_MIB[self.device]
 
     def graphs(self, config: TrialConfig, shapes: Iterable[StepShape]) -> StepGraphs:
         """StepGraphs that can train a config, with graphs of these shapes; captured where they are missing.

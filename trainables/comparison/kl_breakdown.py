@@ -4,13 +4,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainables.comparison.bootstrap import bca
-from trainables.data.tokens import TokenRow
 from trainables.values.findings import KlShare
+
+if TYPE_CHECKING:
+    from trainables.data.tokens import TokenRow
 
 FREQUENCIES = {0: "unseen", 1: "1-9", 10: "10-99", 100: "100-999", 1000: "1000+"}
 """Smallest number of occurrences in the training responses -> name of the group."""
@@ -18,7 +21,7 @@ POSITIONS = {1: "1", 2: "2-4", 5: "5-16", 17: "17-64", 65: "65+"}
 """Smallest position in the response, from 1 -> name of the group."""
 
 
-def token_counts(rows: Sequence[TokenRow]) -> Counter[int]:
+def token_counts(rows: "Sequence[TokenRow]") -> Counter[int]:
     """Occurrences of each token in the responses of `rows`, end tokens included."""
     return Counter(chain.from_iterable(row.input_ids[row.n_prompt_tokens :] for row in rows))
 

@@ -16,7 +16,6 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from numpy.typing import NDArray
 
 from trainables.comparison.similarity import row_cosines
-from trainables.data.tokens import TokenRow
 from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
 from trainables.models.families import FAMILIES, family_of
 from trainables.models.lean import is_conv1d
@@ -25,6 +24,8 @@ from trainables.values.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+    from trainables.data.tokens import TokenRow
 
 Place = tuple[int, str]
 """A linear module: number of its block from 0, and its kind, one of its family's targets."""
@@ -158,7 +159,7 @@ def quantized(modules: "Mapping[Place, nn.Module]", places: frozenset[Place]) ->
             modules[place].weight.data = original
 
 
-def read(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> Reading:
+def read(base: "PreTrainedModel", rows: "Sequence[TokenRow]") -> Reading:
     """Read the responses of `rows` with the base as it is now."""
     tokens = response_tokens(base, rows)
     states = response_states(base, rows)
@@ -167,7 +168,7 @@ def read(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> Reading:
     return Reading(states=states, losses=losses, pooled=pooled.cpu().numpy())
 
 
-def measure(base: "PreTrainedModel", variant: Variant, rows: Sequence[TokenRow], unquantized: Reading) -> Sensitivity:
+def measure(base: "PreTrainedModel", variant: Variant, rows: "Sequence[TokenRow]", unquantized: Reading) -> Sensitivity:
     """Quantize the variant's modules, read `rows`, and put the weights back.
 
     Args:

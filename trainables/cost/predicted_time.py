@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
-from trainables.cost.predicted_memory import MIB, Shape, predicted_breakdown
+from trainables.cost.predicted_memory import Shape, predicted_breakdown
 from trainables.values.config import ComputeDtype, TrialConfig
+from trainables.values.results import MIB
 
 PRODUCTS_SHARE = 0.7
 """Share of the speed of one large matrix product that a step's products reach."""
