@@ -46,21 +46,21 @@ def shares(
     Raises:
         ValueError: sizes differ.
     """
-    lengths = [len(row) for row in tokens]
+    lengths = list(map(len, tokens))
     if len(kinds) != len(tokens) or len(token_kl) != sum(lengths):
         raise ValueError(
             f"need one figure a token and one kind a row, got {len(token_kl)} figures for {sum(lengths)} tokens "
             f"and {len(kinds)} kinds for {len(tokens)} rows"
         )
     row_of_token = np.repeat(np.arange(len(tokens)), lengths)
-    by_frequency: list[str] = []
-    by_position: list[str] = []
+    occurrences: list[int] = []
+    positions: list[int] = []
     for row in tokens:
-        by_frequency += [_group(FREQUENCIES, counts.get(token, 0)) for token in row]
-        by_position += [_group(POSITIONS, position) for position in range(1, len(row) + 1)]
+        occurrences += [counts.get(token, 0) for token in row]
+        positions += range(1, len(row) + 1)
     groupings = {
-        "token frequency": (FREQUENCIES.values(), np.array(by_frequency)),
-        "position in the response": (POSITIONS.values(), np.array(by_position)),
+        "token frequency": (FREQUENCIES.values(), _groups(FREQUENCIES, occurrences)),
+        "position in the response": (POSITIONS.values(), _groups(POSITIONS, positions)),
         "kind of task": (sorted(set(kinds)), np.repeat(kinds, lengths)),
     }
     kl_shares = []
@@ -72,9 +72,9 @@ def shares(
     return tuple(kl_shares)
 
 
-def _group(starts: Mapping[int, str], value: int) -> str:
-    """The group with the largest start that is at most `value`."""
-    return starts[max(start for start in starts if start <= value)]
+def _groups(starts: Mapping[int, str], values: Sequence[int]) -> NDArray[np.str_]:
+    """For each value the group with the largest start that is at most the value; starts ascend."""
+    return np.array(list(starts.values()))[np.searchsorted(list(starts), values, side="right") - 1]
 
 
 def _share(
