@@ -1,7 +1,7 @@
 """KL of a 4-bit trial to its 16-bit baseline by token frequency, position and kind of task. Pure."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING
@@ -46,30 +46,34 @@ def shares(
     Raises:
         ValueError: sizes differ.
     """
-    lengths = list(map(len, tokens))
-    if len(kinds) != len(tokens) or len(token_kl) != sum(lengths):
+    n_tokens = sum(map(len, tokens))
+    if len(kinds) != len(tokens) or len(token_kl) != n_tokens:
         raise ValueError(
-            f"need one figure a token and one kind a row, got {len(token_kl)} figures for {sum(lengths)} tokens "
+            f"need one figure a token and one kind a row, got {len(token_kl)} figures for {n_tokens} tokens "
             f"and {len(kinds)} kinds for {len(tokens)} rows"
         )
-    row_of_token = np.repeat(np.arange(len(tokens)), lengths)
-    occurrences: list[int] = []
-    positions: list[int] = []
-    for row in tokens:
-        occurrences += [counts.get(token, 0) for token in row]
-        positions += range(1, len(row) + 1)
-    groupings = {
-        "token frequency": (FREQUENCIES.values(), _groups(FREQUENCIES, occurrences)),
-        "position in the response": (POSITIONS.values(), _groups(POSITIONS, positions)),
-        "kind of task": (sorted(set(kinds)), np.repeat(kinds, lengths)),
-    }
+    row_of_token = np.repeat(np.arange(len(tokens)), list(map(len, tokens)))
     kl_shares = []
-    for by, (groups, group_of_token) in groupings.items():
+    for by, groups, group_of_token in _groupings(tokens, kinds, counts):
         for group in groups:
             inside = group_of_token == group
             if inside.any():
                 kl_shares.append(_share(by, group, token_kl * inside, row_of_token, inside))
     return tuple(kl_shares)
+
+
+def _groupings(
+    tokens: Sequence[Sequence[int]], kinds: Sequence[str], counts: Mapping[int, int]
+) -> Iterator[tuple[str, Iterable[str], NDArray[np.str_]]]:
+    """What divides the tokens, its groups in their order, and the group of each token; see `shares`."""
+    occurrences: list[int] = []
+    positions: list[int] = []
+    for row in tokens:
+        occurrences += [counts.get(token, 0) for token in row]
+        positions += range(1, len(row) + 1)
+    yield "token frequency", FREQUENCIES.values(), _groups(FREQUENCIES, occurrences)
+    yield "position in the response", POSITIONS.values(), _groups(POSITIONS, positions)
+    yield "kind of task", sorted(set(kinds)), np.repeat(kinds, list(map(len, tokens)))
 
 
 def _groups(starts: Mapping[int, str], values: Sequence[int]) -> NDArray[np.str_]:
