@@ -8,14 +8,14 @@ from typing import Literal
 
 from orchestrator.analysis.finalists import N_SEEDS, runs_of
 from orchestrator.analysis.front import objective_value
-from orchestrator.analysis.sufficient_rank import MIN_SEEDS, SufficientRank, sufficient_rank
+from orchestrator.analysis.sufficient_rank import MIN_SEEDS, SufficientRank, sufficient_rank, t_quantile
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.settings import SweepSettings
-from trainables.comparison.bootstrap import CONFIDENCE, t_quantile
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
 Rows = Literal["test", "validation"]
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

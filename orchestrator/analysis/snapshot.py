@@ -11,6 +11,7 @@ from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
 from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.analysis.status import Status, status_of
+from orchestrator.command import command
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
@@ -115,3 +116,15 @@ class SweepSnapshot:
         """Peak memory of a config on the sweep's base, from shapes alone; None on a CPU or of an unknown shape."""
         dtype = self.workload.compute_dtype if self.workload else self.settings.compute_dtype
         return named_peak_mib(self.settings.base_model, self.settings.device, dtype, config)
+
+
+def newest(root: Path) -> str:
+    """Name of the sweep whose settings were written last.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = sorted((root / "sweeps").glob("*/settings.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ConfigError(f"there is no sweep under {root / 'sweeps'} yet; run one first: {command()} run")
+    return found[-1].parent.name

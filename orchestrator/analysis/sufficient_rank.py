@@ -9,15 +9,15 @@ from math import sqrt
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
-
-from trainables.comparison.bootstrap import Floats, t_quantile
+from numpy.typing import ArrayLike, NDArray
 
 MARGIN_SHARE = 0.02
 """How much of what tuning gains (untuned loss - best loss) a sufficient rank may lose."""
 
 MIN_SEEDS = 3
 LEVEL = 0.95
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +105,13 @@ def sufficient_rank(
         return SufficientRank(rank=None, reason=f"undetermined: {obstacle}", ranks=table)
     table = tuple(_against_worst(row, table, paired, tokens, untuned, margin_share) for row in table)
     return _answer(table, margin_share)
+
+
+def t_quantile(n_degrees: int, level: float) -> float:
+    """The `level` quantile of Student's t distribution."""
+    from scipy.special import stdtrit  # slow to import; a report without seed replicates does without
+
+    return float(stdtrit(n_degrees, level))
 
 
 def upper_bound(row_nats: Floats, row_tokens: Floats) -> float:

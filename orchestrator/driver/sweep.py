@@ -15,10 +15,11 @@ from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
 from orchestrator.security.folder_access import narrowed, refuse_shared
-from orchestrator.settings import SweepSettings, sweep_folder, write_whole
+from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.workers import checkpoints
 from trainables.values.config import Workload
 from trainables.values.errors import ConfigError, DiskFull, SweepError
+from trainables.values.files import write_whole
 
 if TYPE_CHECKING:
     from orchestrator.driver.driver import Driver

@@ -9,7 +9,7 @@ from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import hypervolume, importance, memory, parallel, scatter, similarity
 from orchestrator.figures import page as pages
 from orchestrator.figures.style import DOTS_PER_INCH, LeftOut, Picture, Plotter, finished_png
-from orchestrator.settings import write_whole
+from trainables.values.files import write_whole
 
 FOLDER, LEFT_OUT, PAGE = "figures", "left_out.txt", "figures.html"
 """In a sweep's folder: the pictures; in there, which have nothing to show and why; the interactive page."""

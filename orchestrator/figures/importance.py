@@ -11,13 +11,14 @@ from orchestrator.analysis.front import is_candidate, losses_of
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures.style import LeftOut, Picture, canvas
 from orchestrator.objectives import OBJECTIVES
-from search_spaces import Parameter
 from trainables.values.config import TrialConfig
 from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from optuna.trial import FrozenTrial
+
+    from search_spaces import Parameter
 
 NAME, TITLE = "importance", "Which setting moves which objective"
 MIN_TRIALS = 10
@@ -78,7 +79,7 @@ def _asked(config: TrialConfig, name: str) -> Any:
     return "+".join(value) if name == "targets" else value
 
 
-def _param(parameter: Parameter, value: Any) -> Any:
+def _param(parameter: "Parameter", value: Any) -> Any:
     """The choice that a value is, or the value within its range; None where it is neither."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if parameter.choices is None:
@@ -97,11 +98,9 @@ def importance(
     """
     import optuna
 
-    from orchestrator.search.proposer import distribution
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     parameters = snapshot.settings.space.parameters
-    distributions = {name: distribution(parameters[name]) for name in varied}
+    distributions = {name: parameters[name].in_optuna() for name in varied}
     study = optuna.create_study(directions=["minimize"] * len(snapshot.settings.objectives))
     for params, losses in points:
         inside = {name: params[name] for name in varied}

@@ -15,9 +15,9 @@ from orchestrator.report import model_index
 from orchestrator.report.render import headlines, render
 from orchestrator.report.values import Report
 from orchestrator.security.folder_access import refuse_shared
-from orchestrator.settings import write_whole
 from trainables.data import alpaca
 from trainables.values.config import Precision, TrialConfig, Workload, canonical_json
+from trainables.values.files import write_whole
 from trainables.values.results import TrialResult
 
 HUB_LICENCE = {"tatsu-lab/alpaca": "cc-by-nc-4.0", "demo": "mit"}

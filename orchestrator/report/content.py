@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from orchestrator.analysis.budgets import SPENT, Spent
 from orchestrator.analysis.choice import best, counting, knee, stairs
@@ -14,27 +13,16 @@ from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
-from orchestrator.command import command
 from orchestrator.objectives import DEFAULT
 from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, Report, WithinMemory
-from orchestrator.settings import SweepSettings
 from trainables.values.config import PROTOCOL_VERSION, Precision, State
-from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
 
+if TYPE_CHECKING:
+    from orchestrator.settings import SweepSettings
+
+
 FIGURE = re.compile(r"\d[\d.]*")
-
-
-def newest(root: Path) -> str:
-    """Name of the sweep whose settings were written last.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    found = sorted((root / "sweeps").glob("*/settings.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ConfigError(f"there is no sweep under {root / 'sweeps'} yet; run one first: {command()} run")
-    return found[-1].parent.name
 
 
 def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> Report:
@@ -80,7 +68,7 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> Report
     )
 
 
-def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, settings: SweepSettings) -> Finalist:
+def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, settings: "SweepSettings") -> Finalist:
     runs = runs_of(trial, trials, settings)
     objectives = dict.fromkeys((*DEFAULT, *settings.objectives))
     found = {objective: figure(runs, objective) for objective in objectives}
@@ -96,7 +84,7 @@ def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, s
     )
 
 
-def _within_memory(trials: Sequence[TrialResult], settings: SweepSettings) -> tuple[WithinMemory, ...]:
+def _within_memory(trials: Sequence[TrialResult], settings: "SweepSettings") -> tuple[WithinMemory, ...]:
     """From the smallest budget up; empty where no trial counts for the front."""
     return tuple(
         WithinMemory(

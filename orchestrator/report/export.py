@@ -2,12 +2,11 @@
 
 import hashlib
 import shutil
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.analysis.choice import choose
 from orchestrator.analysis.snapshot import SweepSnapshot
@@ -15,23 +14,15 @@ from orchestrator.report import card as cards
 from orchestrator.report import content as reports
 from orchestrator.report.card import base_on_hub, layers_of
 from orchestrator.security.addresses import refuse_secrets
-from orchestrator.settings import SweepSettings
 from orchestrator.workers import adapter_store
-from trainables.cost.device import count_gpus
 from trainables.data import hub
-from trainables.models import base_model, lora
 from trainables.values.config import Precision, Workload
-from trainables.values.errors import ConfigError, SweepError, did_you_mean
+from trainables.values.errors import ConfigError, did_you_mean
 from trainables.values.results import TrialResult
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 BEST = "best"
 MERGED, CARD, SCRIPT = "merged", "README.md", "generate.py"
 MIN_KEY_CHARS = 6
-MAX_LOSS_ERROR_NATS = 1e-3
-"""By how much a reloaded adapter's loss may differ from the recorded one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +39,18 @@ class Which:
     at_knee: bool = False
 
 
-def chosen(
-    which: Which, trials: Sequence[TrialResult], settings: SweepSettings, reference: Sequence[float] | None = None
-) -> tuple[TrialResult, str]:
+def chosen(which: Which, sweep: SweepSnapshot) -> tuple[TrialResult, str]:
     """The trial that was asked for, completed, and why it is the one.
 
     Raises:
         ConfigError: no such trial, or it has no adapter because it did not complete.
     """
     if which.trial == BEST:
-        found = choose(trials, settings, reference, max_memory_mib=which.max_memory_mib, at_knee=which.at_knee)
+        found = choose(sweep, max_memory_mib=which.max_memory_mib, at_knee=which.at_knee)
         return found.trial, found.why
     if which.at_knee or which.max_memory_mib is not None:
         raise ConfigError(f"TRIAL: {which.trial!r} names the trial; say either that, or --max-memory and --knee")
-    return _named(which.trial, trials), "as asked for"
+    return _named(which.trial, sweep.trials), "as asked for"
 
 
 def _named(which: str, trials: Sequence[TrialResult]) -> TrialResult:
@@ -117,6 +106,8 @@ def write(
         (scratch / CARD).write_text(card, encoding="utf-8")
         (scratch / SCRIPT).write_text(script(trial.config.precision, workload, merged=merge), encoding="utf-8")
         if merge:
+            from trainables.comparison.exported import merged_model
+
             merged_model(workload, trial.config.precision, files).save_pretrained(scratch / MERGED)
             tokenizer.save_pretrained(scratch / MERGED)
         scratch.chmod(0o755)
@@ -172,51 +163,6 @@ def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
     )
 
 
-def merged_model(workload: Workload, precision: Precision, files: Mapping[str, bytes]) -> "PreTrainedModel":
-    """The base with the adapter in its weights, at 16 bits.
-
-    A 4-bit trial's adapter was trained over what NF4 makes of the weights, so it is added to just that. The sum is
-    taken in float32 and rounded once, to the compute dtype, or to float16 where that is float32.
-    """
-    import torch
-
-    from trainables.comparison.sensitivity import modules_of, round_trip
-
-    base = base_model.load(workload, "16bit", "cpu")
-    if precision == "nf4":
-        for module in modules_of(base).values():
-            module.weight.data = round_trip(module)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # at 4 bits Conv1D is a plain linear layer
-        model = lora.from_files(base.float(), files)
-    dtype = torch.float16 if workload.compute_dtype == "float32" else getattr(torch, workload.compute_dtype)
-    return model.merge_and_unload().to(dtype)
-
-
-def reloaded_loss_nats(folder: Path, trial: TrialResult, workload: Workload, device: str) -> float:
-    """Held-out loss on the validation rows of an exported adapter, read back from its folder."""
-    from trainables.data import tokens
-    from trainables.evaluation import held_out
-
-    base = base_model.load(workload, trial.config.precision, device)
-    files = {name: (folder / name).read_bytes() for name in lora.FILES}
-    return held_out.eval_loss(lora.from_files(base, files), tokens.load(workload.data_folder)["validation"])
-
-
-def with_base(workload: Workload, cache: Path) -> Workload:
-    """The workload with its base on this machine, fetched again where it is gone.
-
-    Raises:
-        ConfigError, Unreachable: it cannot be had, or is another one by now.
-    """
-    if (Path(workload.base_folder) / "config.json").is_file():
-        return workload
-    found = base_model.find(workload.base_model, cache)
-    if found.fingerprint() != workload.base_fingerprint:
-        raise ConfigError(f"BASE_MODEL: {workload.base_model} is not what the sweep was run on; bring that one back")
-    return replace(workload, base_folder=str(found.folder.resolve()))
-
-
 def run(
     name: str,
     dest: Path,
@@ -235,19 +181,21 @@ def run(
     Returns:
         What was written, JSON-ready.
     Raises:
-        ConfigError: see `chosen`, `write` and `with_base`; or a push that nobody could use.
+        ConfigError: see `chosen`, `write` and `exported.with_base`; or a push that nobody could use.
         SweepError: the adapter that was read back does not have its loss; the folder is kept.
     """
     refuse_secrets("push", push or "")
     snapshot = SweepSnapshot.read(name, root)
     report = reports.report_of(snapshot)
-    trial, why = chosen(which, snapshot.trials, snapshot.settings, snapshot.reference)
+    trial, why = chosen(which, snapshot)
     (sha256,) = [entry.adapter_sha256 for entry in snapshot.entries if entry.result.key == trial.key]
     if report.workload is None:
         raise ConfigError(f"NAME: the ledger of sweep {name!r} does not say what its trials ran on")
     if push and base_on_hub(report.workload) is None:
         raise ConfigError(f"PUSH: base {report.workload.base_model!r} is on this machine only, so nobody could use it")
-    workload = with_base(report.workload, (root / "cache").resolve())
+    from trainables.comparison import exported  # brings PyTorch: no wrong name waits for that
+
+    workload = exported.with_base(report.workload, (root / "cache").resolve())
     card = str(cards.card_of(report, layers_of(root, workload), trial))
     files = write(dest, trial, workload, adapters=snapshot.folder / "adapters", sha256=sha256, card=card, merge=merge)
     done: dict[str, Any] = {
@@ -258,23 +206,8 @@ def run(
         "files": [str(path) for path in files],
     }
     if check:
-        done["reloaded_loss_nats"] = checked_loss_nats(dest, trial, workload)
+        recorded = trial.history[-1].eval_loss_nats
+        done["reloaded_loss_nats"] = exported.checked_loss_nats(dest, trial.config.precision, recorded, workload)
     if push:
         done["url"] = hub.push_model(dest, push)
     return done
-
-
-def checked_loss_nats(dest: Path, trial: TrialResult, workload: Workload) -> float:
-    """The loss of an exported folder read back on this machine.
-
-    Raises:
-        SweepError: it is not the recorded one.
-    """
-    found = reloaded_loss_nats(dest, trial, workload, "cuda" if count_gpus() else "cpu")
-    recorded = trial.history[-1].eval_loss_nats
-    if not abs(found - recorded) <= MAX_LOSS_ERROR_NATS:
-        raise SweepError(
-            f"the adapter in {dest} has a loss of {found:.4f} nats when read back, recorded are {recorded:.4f}; "
-            "on another device or with other versions this can be rounding"
-        )
-    return found

@@ -12,7 +12,7 @@ from orchestrator.report import page as report_page
 from orchestrator.report import render
 from orchestrator.report.rows import trial_row
 from orchestrator.report.values import Report
-from orchestrator.settings import write_whole
+from trainables.values.files import write_whole
 
 PICTURES = {f"{gallery.FOLDER}/{name}.png": title for name, (title, _) in gallery.IN_REPORT.items()}
 """Of the report: path in the sweep's folder -> title."""

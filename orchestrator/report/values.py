@@ -3,16 +3,19 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from orchestrator.analysis.budgets import Spent
 from orchestrator.analysis.costs import CostTable, Saving
 from orchestrator.analysis.repeats import Figure, Rows
 from orchestrator.analysis.sufficient_rank import SufficientRank
 from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict
-from orchestrator.settings import SweepSettings
 from trainables.values.config import Precision, State, TrialConfig, Weights, Workload
 from trainables.values.findings import BiasShift, Comparison, KlShare
+
+if TYPE_CHECKING:
+    from orchestrator.settings import SweepSettings
+
 
 CAVEATS: Mapping[Weights, str] = {
     "pretrained": "",
@@ -127,7 +130,7 @@ class Report:
     """
 
     name: str
-    settings: SweepSettings
+    settings: "SweepSettings"
     workload: Workload | None
     n_done: int
     n_expected: int

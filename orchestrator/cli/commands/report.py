@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.analysis.snapshot import SweepSnapshot, newest
 from orchestrator.cli.options import AsJson, NameOrNewest
 from orchestrator.report import digests
-from orchestrator.report.content import newest, report_of
+from orchestrator.report.content import report_of
 from orchestrator.report.render import compare
 from orchestrator.settings import ROOT
 
