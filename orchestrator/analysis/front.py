@@ -156,7 +156,7 @@ def comparable(found: Counted, settings: SweepSettings) -> list[Counted]:
     return list(groups.values())
 
 
-def _signs(settings: SweepSettings) -> NDArray[np.float64]:
+def signs(settings: SweepSettings) -> NDArray[np.float64]:
     """Of each objective: a value times its sign is a loss, and the other way round."""
     return np.array([OBJECTIVES[name].sign for name in settings.objectives])
 
@@ -173,12 +173,12 @@ def fixed_reference(trials: Sequence[TrialResult], settings: SweepSettings) -> t
     losses = np.array([losses for _, losses in found])
     worst, best = losses.max(axis=0), losses.min(axis=0)
     reference = worst + np.maximum(np.maximum(worst - best, FIXED_MARGIN * np.abs(worst)), 1e-9)
-    return tuple(float(value) for value in reference * _signs(settings))
+    return tuple(float(value) for value in reference * signs(settings))
 
 
 def volume_of(found: Counted, settings: SweepSettings, reference: Sequence[float]) -> float:
     """Hypervolume of counted trials within a reference point in the objectives' own units, see Front."""
-    corner = np.multiply(reference, _signs(settings))
+    corner = np.multiply(reference, signs(settings))
     return sum(hypervolume([losses for _, losses in group], corner) for group in comparable(found, settings))
 
 
@@ -204,7 +204,7 @@ def front_of(trials: Sequence[TrialResult], settings: SweepSettings, reference: 
     if reference is None:
         worst, best = losses.max(axis=0), losses.min(axis=0)
         spread = np.where(worst > best, worst - best, np.maximum(np.abs(worst), 1e-9))
-        reference = (worst + REFERENCE_MARGIN * spread) * _signs(settings)
+        reference = (worst + REFERENCE_MARGIN * spread) * signs(settings)
     members = [trial for group in comparable(found, settings) for trial in _undominated(group, trials, settings)]
     members.sort(key=lambda m: losses_of(m, settings.objectives) or ())
     return Front(

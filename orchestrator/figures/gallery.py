@@ -48,11 +48,11 @@ def write(snapshot: SweepSnapshot, folder: Path) -> list[Path]:
         drawn.savefig(path, dpi=FRONT_DOTS_PER_INCH)
         files.append(path)
     files.append(write_whole(folder / PAGE, page(snapshot, found)))
-    reasons = [f"{figure.name}: {figure.reason}\n" for figure in found if isinstance(figure, LeftOut)]
+    reasons = "".join(f"{figure.name}: {figure.reason}\n" for figure in found if isinstance(figure, LeftOut))
     path = folder / FOLDER / LEFT_OUT
     path.unlink(missing_ok=True)
     if reasons:
-        path.write_text("".join(reasons), encoding="utf-8")
+        path.write_text(reasons, encoding="utf-8")
         files.append(path)
     return files
 
@@ -64,7 +64,7 @@ def page(snapshot: SweepSnapshot, found: Sequence[Picture | LeftOut]) -> str:
 
 def front(snapshot: SweepSnapshot, found: Sequence[Picture | LeftOut]) -> PngFigure | None:
     """The picture of the front; None where it has nothing to show yet."""
-    (figure,) = [figure for figure in found if figure.name == FRONT_OF]
+    figure = next(figure for figure in found if figure.name == FRONT_OF)
     return finished_png(figure, snapshot.caption) if isinstance(figure, Picture) else None
 
 

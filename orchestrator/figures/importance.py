@@ -1,15 +1,17 @@
 """Which searched setting moves which objective: functional ANOVA over the completed trials."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.front import is_candidate, losses_of
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.figures.style import LeftOut, Picture, canvas
+from orchestrator.figures.style import LeftOut, Picture, canvas, legend
 from orchestrator.objectives import OBJECTIVES
 from trainables.values.config import TrialConfig
 from trainables.values.results import TrialResult
@@ -36,8 +38,9 @@ def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     if len(points) < MIN_TRIALS:
         reason = f"{len(points)} completed trials with all objectives, at least {MIN_TRIALS} are needed"
         return LeftOut(name=NAME, reason=reason)
-    varied = [name for name in points[0][0] if len({params[name] for params, _ in points}) > 1]
-    differing = [i for i in range(len(objectives)) if len({losses[i] for _, losses in points}) > 1]
+    params, losses = zip(*points, strict=True)
+    varied = _differing(params, params[0])
+    differing = _differing(losses, range(len(objectives)))
     if len(varied) < 2 or not differing:
         reason = f"{len(varied)} settings and {len(differing)} objectives differ between trials, 2 and 1 are needed"
         return LeftOut(name=NAME, reason=reason)
@@ -51,6 +54,11 @@ def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     if same:
         notes.append(f"The same for all trials: {', '.join(same)}.")
     return Picture(name=NAME, title=TITLE, notes=tuple(notes), png=partial(_png, found), html=partial(_html, found))
+
+
+def _differing(rows: Sequence[Any], columns: Iterable[Any]) -> list[Any]:
+    """Those columns, by name or index, in which not all rows are the same."""
+    return [column for column in columns if len(set(map(itemgetter(column), rows))) > 1]
 
 
 def known_points(snapshot: SweepSnapshot) -> list[KnownPoint]:
@@ -124,18 +132,18 @@ def _png(shares: Shares) -> PngFigure:
     axes = figure.subplots()
     height = 0.8 / len(shares)
     for i, (objective, found) in enumerate(shares.items()):
-        rows = [row + (i - (len(shares) - 1) / 2) * height for row in range(len(names))]
-        widths = [found[name] for name in names]
+        rows = np.arange(len(names)) + (i - (len(shares) - 1) / 2) * height
+        widths = list(map(found.get, names))
         shown = OBJECTIVES[objective]
         axes.barh(rows, widths, height=height * 0.92, color=shown.colour, label=shown.label)
         for row, width in zip(rows, widths, strict=True):
             axes.text(width, row, f" {width:.2f}", va="center", fontsize=7)
-    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_yticks(range(len(names)), _titles(names))
     axes.invert_yaxis()
     axes.set_xlim(0, 1.05)
     axes.set_xlabel("importance (share of the objective's main effects)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower left", ncols=5, frameon=False)
+    legend(figure, 5)
     return figure
 
 
@@ -145,6 +153,10 @@ def _names(shares: Shares) -> list[str]:
     return sorted(names, key=lambda name: -max(found[name] for found in shares.values()))
 
 
+def _titles(names: Sequence[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]
+
+
 def _html(shares: Shares) -> "go.Figure":
     import plotly.graph_objects as go
 
@@ -152,8 +164,8 @@ def _html(shares: Shares) -> "go.Figure":
     figure = go.Figure()
     for objective, found in shares.items():
         bar = go.Bar(
-            x=[found[name] for name in names],
-            y=[name.replace("_", " ") for name in names],
+            x=list(map(found.get, names)),
+            y=_titles(names),
             orientation="h",
             name=OBJECTIVES[objective].label,
             marker_color=OBJECTIVES[objective].colour,

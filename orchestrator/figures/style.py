@@ -114,6 +114,12 @@ def hover(trial: TrialResult) -> str:
     return "<br>".join(lines)
 
 
+def legend(figure: PngFigure, n_columns: int, axes: Any = None, **options: Any) -> None:
+    """Below a PNG figure: its own entries, or those of one panel that stands for all."""
+    entries = axes.get_legend_handles_labels() if axes else ()
+    figure.legend(*entries, loc="outside lower left", ncols=n_columns, frameon=False, **options)
+
+
 def ring(axes: Any, xs: Sequence[float], ys: Sequence[float], label: str | None = None) -> None:
     """Black rings around points of a PNG figure."""
     axes.scatter(xs, ys, s=120, facecolors="none", edgecolors="black", label=label, gid="front")
