@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,8 +106,10 @@ def knee(front: Front) -> TrialResult | None:
     kinds: dict[str, list[TrialResult]] = {}
     for member in front.members:
         kinds.setdefault(device_of(member), []).append(member)
-    given_up = [pair for members in kinds.values() for pair in zip(_distances(members, front), members, strict=True)]
-    return min(given_up, key=lambda pair: (pair[0], pair[1].number))[1] if given_up else None
+    given_up: list[tuple[float, int, TrialResult]] = []
+    for members in kinds.values():
+        given_up += zip(_distances(members, front), map(attrgetter("number"), members), members, strict=True)
+    return min(given_up, key=itemgetter(0, 1))[2] if given_up else None
 
 
 def _distances(members: Sequence[TrialResult], front: Front) -> list[float]:

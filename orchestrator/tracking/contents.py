@@ -18,7 +18,7 @@ from orchestrator.figures import gallery, hypervolume
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import render
 from orchestrator.report.rows import COSTS
-from orchestrator.report.values import Report
+from orchestrator.report.values import SweepReport
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.store import page_of
 from trainables.values.config import State, TrialConfig, canonical_json
@@ -150,7 +150,7 @@ def of_model(entry: Entry, sweep_id: str) -> Contents:
 
 def of_sweep(
     snapshot: SweepSnapshot,
-    report: Report,
+    report: SweepReport,
     sweep_id: str,
     where: tuple[str, str],
     *,

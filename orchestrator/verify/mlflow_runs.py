@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import gallery
 from orchestrator.ledger.rows import Entry
-from orchestrator.report.content import Report, report_of
+from orchestrator.report.content import SweepReport, report_of
 from orchestrator.report.digests import FILES, sha256_of
 from orchestrator.security.redaction import reason_of
 from orchestrator.tracking.contents import MODEL_TYPE, NOTE, PARENT, Contents, of_model, of_sweep, of_trial, texts
@@ -107,7 +107,7 @@ def _of_store(store: Store) -> Iterator[Difference]:
 # --- the sweep's own run
 
 
-def _of_parent(store: Store, report: Report, parent: Any) -> Iterator[Difference]:
+def _of_parent(store: Store, report: SweepReport, parent: Any) -> Iterator[Difference]:
     kept = store.kept
     if kept.workload is None:
         return
