@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from operator import attrgetter, itemgetter
 
 from orchestrator.analysis.costs import Predict
+from orchestrator.analysis.describe import describe
 from orchestrator.analysis.front import counted, dissimilarity, is_candidate
 from orchestrator.settings import SweepSettings
 from trainables.values.config import FINAL_STATES
@@ -32,22 +33,19 @@ def nothing_counts(trials: Sequence[TrialResult], settings: SweepSettings, predi
         gap, _, nearest = min(missed, key=itemgetter(0, 1))
         return (
             f"No trial keeps the similarity asked for (min_similarity {settings.min_similarity:g}). The nearest is "
-            f"{_config(nearest)}: its cosine to the 16-bit baseline is at least {settings.min_similarity - gap:.4f}."
+            f"{_named(nearest)}: its cosine to the 16-bit baseline is at least {settings.min_similarity - gap:.4f}."
         )
     counts = Counter(map(attrgetter("state"), ended))
     if counts["refused"] and not counts["completed"]:
         refused = [trial for trial in ended if trial.state == "refused"]
         least = min(refused, key=lambda trial: (predict(trial.config) or float("inf"), trial.number))
         no_room = f"No trial completed: {len(refused)} do not fit the device."
-        return f"{no_room} The nearest is {_config(least)}: {least.reason}."
+        return f"{no_room} The nearest is {_named(least)}: {least.reason}."
     said = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
     *_, last = ["", *filter(None, map(attrgetter("reason"), ended))]
     reason = f" The last reason: {last}." if last else ""
     return f"No trial has all the objectives ({said}).{reason}"
 
 
-def _config(trial: TrialResult) -> str:
-    c = trial.config
-    return (
-        f"trial {trial.number} ({c.precision}, rank {c.rank}, alpha {c.alpha:g}, learning rate {c.learning_rate:.1e})"
-    )
+def _named(trial: TrialResult) -> str:
+    return f"trial {trial.number} ({describe(trial.config)})"

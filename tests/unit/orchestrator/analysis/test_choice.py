@@ -155,7 +155,7 @@ def test_where_no_trial_keeps_the_similarity_the_nearest_is_named():
     found = [trial(n, config=nf4, similarity=similarity(c)) for n, c in enumerate((0.6, 0.8, 0.7))]
     said = nothing_counts(found, make(min_similarity=0.9), lambda config: None)
     assert "min_similarity 0.9" in said
-    assert "trial 1 (nf4, rank 4" in said
+    assert "trial 1 (4 bits, rank 4" in said
     assert "at least 0.8000" in said
     assert nothing_counts([*found, trial(3)], make(min_similarity=0.9), lambda config: None) is None
 
@@ -166,7 +166,7 @@ def test_where_nothing_fits_the_device_the_one_that_needs_least_is_named():
     found = [trial(n, config=c, state="refused", history=(), reason=f"needs {c.rank}") for n, c in enumerate(configs)]
     said = nothing_counts(found, make(), lambda config: float(config.rank))
     assert said.startswith("No trial completed: 3 do not fit the device.")
-    assert "trial 1 (nf4, rank 8" in said
+    assert "trial 1 (4 bits, rank 8" in said
 
 
 def test_a_sweep_whose_trials_all_broke_says_how_and_an_unfinished_one_says_nothing(tmp_path):
