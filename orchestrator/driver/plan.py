@@ -11,12 +11,12 @@ from orchestrator.driver import warm_start
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
 from trainables.cost.device import count_gpus
-from trainables.cost.predicted_memory import predicted_peak_mib
 from trainables.data import alpaca
 from trainables.data.splits import split_rows
 from trainables.models import base_model
 from trainables.models.families import shape_named
-from trainables.values.config import ComputeDtype, TrialConfig
+from trainables.models.predicted_peak import named_peak_mib
+from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -162,11 +162,8 @@ def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
 
 def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:
     """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here."""
-    shape = shape_named(settings.base_model)
-    if shape is None or settings.device == "cpu":
-        return [None] * len(configs)
-    dtype: ComputeDtype = "bfloat16" if settings.compute_dtype == "auto" else settings.compute_dtype
-    return [predicted_peak_mib(shape, config, dtype) for config in configs]
+    base, device, dtype = settings.base_model, settings.device, settings.compute_dtype
+    return [named_peak_mib(base, device, dtype, config) for config in configs]
 
 
 def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:

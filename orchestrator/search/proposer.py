@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -53,17 +53,6 @@ def sampler(method: str, seed: int) -> optuna.samplers.BaseSampler:
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return samplers.QMCSampler(seed=seed, scramble=True, **quiet)
     return samplers.RandomSampler(seed=seed)
-
-
-def distribution(parameter: Parameter) -> BaseDistribution:
-    """Optuna's form of a searched setting."""
-    if parameter.choices is not None:
-        return CategoricalDistribution(parameter.choices)
-    if parameter.distribution == "int_uniform":
-        return IntDistribution(int(parameter.min or 0), int(parameter.max or 0))
-    return FloatDistribution(
-        parameter.min or 0.0, parameter.max or 0.0, log=parameter.distribution == "log_uniform_values"
-    )
 
 
 def ordered(parameter: Parameter) -> tuple[Any, ...] | None:
@@ -114,7 +103,7 @@ class Proposer:
         parameters = settings.space.parameters.items()
         self._ordered = {name: values for name, p in parameters if (values := ordered(p))}
         self._distributions = {
-            name: IntDistribution(0, len(self._ordered[name]) - 1) if name in self._ordered else distribution(p)
+            name: IntDistribution(0, len(self._ordered[name]) - 1) if name in self._ordered else p.in_optuna()
             for name, p in parameters
         }
         self._sampler = sampler(self._space.method, settings.seed)

@@ -13,7 +13,7 @@ from orchestrator.command import python
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.objectives import OBJECTIVES
-from orchestrator.search.proposer import BROKEN, distribution, is_within
+from orchestrator.search.proposer import BROKEN, is_within
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.ui import refuse_port
 from trainables.values.config import FINAL_STATES, State
@@ -65,7 +65,7 @@ def write(settings: SweepSettings, entries: Sequence[Entry], path: Path) -> Any:
     senses = [OBJECTIVES[name].direction for name in settings.objectives]
     study = optuna.create_study(study_name=settings.name, storage=f"sqlite:///{path.resolve()}", directions=senses)
     study.set_metric_names(list(settings.objectives))
-    known = {name: distribution(parameter) for name, parameter in settings.space.parameters.items()}
+    known = {name: parameter.in_optuna() for name, parameter in settings.space.parameters.items()}
     within = (e for e in entries if all(n in e.params and is_within(d, e.params[n]) for n, d in known.items()))
     study.add_trials([_trial(entry, known, settings) for entry in within if entry.result.state in FINAL_STATES])
     return study

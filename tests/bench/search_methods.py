@@ -17,7 +17,7 @@ from orchestrator.driver.driver import Driver, Stop
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.task import Report, Task
 from orchestrator.objectives import DEFAULT
-from orchestrator.search.proposer import MAX_MODELLED, Proposer, distribution
+from orchestrator.search.proposer import MAX_MODELLED, Proposer
 from search_spaces import Space
 from tests.bench.overhead import fake_comparison
 from tests.bench.replay import Job, Method, Recorded, Row, Values
@@ -129,7 +129,7 @@ class RayStock:
 
     def __init__(self, space: Space, seed: int, max_steps: int, eta: float = ETA) -> None:
         objectives = list(DEFAULT)
-        space_of = {name: distribution(parameter) for name, parameter in space.parameters.items()}
+        space_of = {name: parameter.in_optuna() for name, parameter in space.parameters.items()}
         self._searcher = OptunaSearch(space_of, metric=objectives, mode=["min"] * len(objectives), seed=seed)
         self._asha = ASHAScheduler(
             time_attr="step",

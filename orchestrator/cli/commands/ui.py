@@ -23,7 +23,7 @@ def ui(
 ) -> None:
     """Open MLflow over mlflow_runs/mlflow.db, on this machine only unless told otherwise."""
     if optuna:  # its imports take longer than MLflow's refusal of a port
-        from orchestrator.report.content import newest
+        from orchestrator.analysis.snapshot import newest
         from orchestrator.tracking import dashboard
 
         dashboard.serve(name or newest(ROOT), ROOT, dashboard.PORT if port is None else port)

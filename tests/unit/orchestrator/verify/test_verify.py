@@ -15,8 +15,8 @@ import pytest
 from orchestrator import command as hints
 from orchestrator import settings
 from orchestrator.analysis.budgets import FINISHED
-from orchestrator.driver.sweep import owned
 from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.ledger.ownership import owned
 from orchestrator.report import digests
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.publishing import publish
