@@ -22,12 +22,12 @@ from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.status import Status, status_of
 from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
-from orchestrator.command import command, pages
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.ledger import Ledger
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.markdown import duration
 from orchestrator.settings import SweepSettings
+from orchestrator.settings.command import command, pages
 from trainables.cost.predicted_memory import predicted_peak_mib
 from trainables.models.families import shape_in
 from trainables.values.config import FINAL_STATES

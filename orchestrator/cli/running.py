@@ -14,12 +14,12 @@ from orchestrator.analysis.budgets import ENDED, Ended
 from orchestrator.analysis.verdict import failed_evaluations
 from orchestrator.cli.progress import ProgressDisplay, print_result, why_empty
 from orchestrator.cluster import ray_cluster
-from orchestrator.command import command
 from orchestrator.driver import duration, sweep
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.ledger import Ledger
 from orchestrator.security.folder_access import refuse_shared
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
+from orchestrator.settings.command import command
 from orchestrator.tracking.store import check_server, has_whole_run, store_file
 from orchestrator.tracking.writer import MlflowWriter
 from orchestrator.verify import checks

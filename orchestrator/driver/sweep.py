@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import ENDED, Ended
 from orchestrator.analysis.front import REFERENCE, Front, front_of
-from orchestrator.command import command
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.schema import ID_FILE
 from orchestrator.security.folder_access import narrowed, refuse_shared
 from orchestrator.settings import SweepSettings, sweep_folder, write_whole
+from orchestrator.settings.command import command
 from orchestrator.workers import checkpoints
 from trainables.values.config import Workload
 from trainables.values.errors import ConfigError, DiskFull, SweepError

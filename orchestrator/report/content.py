@@ -14,12 +14,12 @@ from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.status import status_of
 from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
-from orchestrator.command import command
 from orchestrator.driver.plan import predicted_peaks_mib
 from orchestrator.ledger import Ledger
 from orchestrator.objectives import DEFAULT
 from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, Report, WithinMemory
 from orchestrator.settings import SweepSettings
+from orchestrator.settings.command import command
 from trainables.values.config import PROTOCOL_VERSION, Precision, State, Workload
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult

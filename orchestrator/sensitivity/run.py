@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from orchestrator.command import pages
 from orchestrator.driver.plan import GPU_DEFAULTS, defaults_for, need_gpu
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import sweep_folder
+from orchestrator.settings.command import pages
 from trainables.cost.device import count_gpus, environment, native_dtype
 from trainables.data import tokens as data
 from trainables.models import base_model, inputs

@@ -9,12 +9,12 @@ from typing import Any
 
 from orchestrator import settings as settings_file
 from orchestrator.analysis.front import dissimilarity, is_reused, objective_value
-from orchestrator.command import python
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.search.proposer import BROKEN, distribution, is_within
 from orchestrator.settings import SweepSettings
+from orchestrator.settings.command import python
 from orchestrator.tracking.ui import refuse_port
 from trainables.values.config import FINAL_STATES, State
 from trainables.values.errors import ConfigError

@@ -3,13 +3,13 @@
 import logging
 from pathlib import Path
 
-from orchestrator.command import command
 from orchestrator.driver.sweep import SweepResult, result_of
 from orchestrator.ledger import Ledger
 from orchestrator.report import content as report
 from orchestrator.report.digests import FILES, digests
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings.command import command
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import UI_PORT, page_of
 from orchestrator.tracking.writer import MlflowWriter

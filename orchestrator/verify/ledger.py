@@ -11,13 +11,13 @@ from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
 from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.analysis.status import status_of
-from orchestrator.command import command
 from orchestrator.driver.pairs import is_settled
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import content
 from orchestrator.report.digests import FILES
 from orchestrator.settings import SweepSettings
+from orchestrator.settings.command import command
 from trainables.values.config import FINAL_STATES, TrialConfig, Workload
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult

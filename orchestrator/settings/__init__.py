@@ -1,7 +1,6 @@
 """Everything one sweep was asked to do: frozen, checked, kept beside its ledger for `resume`."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from orchestrator import objectives
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.security.folder_access import refuse_shared
+from orchestrator.settings.whole_file import write_whole
 from search_spaces import Frozen, Space, first_fault
 from trainables.values.config import ComputeDtype, EngineName, Loop, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
@@ -251,17 +251,6 @@ def edits(settings: SweepSettings, began: str | None) -> Iterator[tuple[str, Any
         for part, before, value in parts:
             if json.dumps(before) != json.dumps(value):  # the order of a space's parameters counts too
                 yield part, before, value
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a file so that it is there whole or as it was, whenever the process is killed; returns its path."""
-    scratch = path.with_name(f".{path.name}.part")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    return path
 
 
 def of_json(text: str | bytes) -> SweepSettings:
