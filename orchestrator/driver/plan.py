@@ -142,6 +142,16 @@ def need_gpu(device: str, address: str | None = None) -> None:
         )
 
 
+def device_here(device: str | None) -> str:
+    """The device that was said, or the better one of this machine: "cuda" or "cpu".
+
+    Raises:
+        ConfigError: see `need_gpu`.
+    """
+    need_gpu(device or "cpu")
+    return "cuda" if device != "cpu" and count_gpus() else "cpu"
+
+
 def _sampled_by(space: search_spaces.Space, sampler: str) -> search_spaces.Space:
     methods = get_args(search_spaces.Method)
     if sampler not in methods:
