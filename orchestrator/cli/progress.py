@@ -15,21 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis.budgets import ENDED, FINISHED
-from orchestrator.analysis.describe import describe, targets
+from orchestrator.analysis.describe import describe, heading_of, shown, targets
 from orchestrator.analysis.finalists import finalists
 from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
-from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.status import Status, status_of
 from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
+from orchestrator.driver.plan import why_empty
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.ledger import Ledger
-from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.markdown import duration
 from orchestrator.settings import SweepSettings
 from orchestrator.settings.command import command, pages
-from trainables.cost.predicted_memory import predicted_peak_mib
-from trainables.models.families import shape_in
 from trainables.values.config import FINAL_STATES
 from trainables.values.results import TrialResult
 
@@ -47,7 +44,7 @@ def front_table(front: Front, width: int) -> Table:
     for heading in ("trial", "base", "rank", "alpha", "lr"):
         table.add_column(heading, justify="right", no_wrap=True)
     for objective in shown_objectives:
-        heading = OBJECTIVES[objective].heading
+        heading = heading_of(objective)
         table.add_column(heading if fits else heading.replace(" ", "\n"), justify="right", no_wrap=True)
     devices = {device_of(trial) for trial in front.members}
     if len(devices) > 1:  # their times must not be read beside each other
@@ -62,7 +59,7 @@ def front_table(front: Front, width: int) -> Table:
             f"{config.alpha:g}",
             f"{config.learning_rate:.0e}",
         ]
-        cells += [OBJECTIVES[objective].shown(objective_value(trial, objective)) for objective in shown_objectives]
+        cells += [shown(objective, objective_value(trial, objective)) for objective in shown_objectives]
         cells += [device_of(trial)] if len(devices) > 1 else []
         table.add_row(*cells, targets(config))
     return table
@@ -85,7 +82,7 @@ def status_view(name: str, status: Status, memory: str = "") -> Group:
         memory: in use on GPUs, in one line.
     """
     states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
-    best = "  ".join(f"{OBJECTIVES[o].heading} {OBJECTIVES[o].shown(v)}" for o, v in status.best.items())
+    best = "  ".join(f"{heading_of(o)} {shown(o, v)}" for o, v in status.best.items())
     lines = [
         Text(counted_line(name, status), style="bold"),
         Text(_bar(status.n_done / max(1, status.n_expected)), style="green"),
@@ -198,15 +195,6 @@ def verdict_lines(result: SweepResult) -> list[str]:
             )
         lines.append(line)
     return lines
-
-
-def why_empty(result: SweepResult) -> str | None:
-    """Why nothing is on the front, with the least violated config; None where something is."""
-    shape = shape_in(Path(result.workload.base_folder))
-    dtype = result.workload.compute_dtype
-    return nothing_counts(
-        result.trials, result.settings, lambda config: predicted_peak_mib(shape, config, dtype) if shape else None
-    )
 
 
 def print_result(result: SweepResult, run_page: str | None, *, as_json: bool) -> None:

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from orchestrator.analysis.budgets import ENDED, Ended
 from orchestrator.analysis.verdict import failed_evaluations
-from orchestrator.cli.progress import ProgressDisplay, print_result, why_empty
+from orchestrator.cli.progress import ProgressDisplay, print_result
 from orchestrator.cluster import ray_cluster
 from orchestrator.driver import duration, sweep
+from orchestrator.driver.plan import why_empty
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.ledger import Ledger
-from orchestrator.security.folder_access import refuse_shared
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.settings.command import command
 from orchestrator.tracking.store import check_server, has_whole_run, store_file
@@ -94,7 +94,6 @@ def refuse_unless_whole(result: SweepResult) -> None:
 def shown_if_finished(settings: SweepSettings, *, as_json: bool) -> bool:
     """Print a sweep of which nothing is left to do, and write nothing; False of any other."""
     folder, name = sweep_folder(settings.name), settings.name
-    refuse_shared(folder, ROOT)
     snapshot = ledgers.read(settings, folder) if (folder / "ledger.db").is_file() else None
     if snapshot is None or snapshot.workload is None or not checks.is_over(snapshot):
         return False

@@ -3,10 +3,12 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import search_spaces
 from orchestrator import settings as settings_file
+from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.driver import warm_start
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
@@ -15,9 +17,12 @@ from trainables.cost.predicted_memory import predicted_peak_mib
 from trainables.data import alpaca
 from trainables.data.splits import split_rows
 from trainables.models import base_model
-from trainables.models.families import shape_named
+from trainables.models.families import shape_in, shape_named
 from trainables.values.config import ComputeDtype, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from orchestrator.driver.sweep import SweepResult
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +182,16 @@ def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig])
         return [None] * len(configs)
     dtype: ComputeDtype = "bfloat16" if settings.compute_dtype == "auto" else settings.compute_dtype
     return [predicted_peak_mib(shape, config, dtype) for config in configs]
+
+
+def why_empty(result: "SweepResult") -> str | None:
+    """Why nothing is on a sweep's front, with the least violated config; None where something is."""
+    shape = shape_in(Path(result.workload.base_folder))
+
+    def predict(config: TrialConfig) -> float | None:
+        return predicted_peak_mib(shape, config, result.workload.compute_dtype) if shape else None
+
+    return nothing_counts(result.trials, result.settings, predict)
 
 
 def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:

@@ -64,6 +64,11 @@ class Contents:
     ended_ms: int | None = None
 
 
+def has_picture(files: Mapping[str, str] | None) -> bool:
+    """Whether the files that were written of a sweep hold a picture of its front."""
+    return gallery.FRONT_FILE in (files or {})
+
+
 # --- a trial's run and model
 
 

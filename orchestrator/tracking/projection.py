@@ -11,14 +11,22 @@ from typing import Any
 
 from orchestrator.analysis.front import REFERENCE
 from orchestrator.driver.sweep import SweepResult, result_of
-from orchestrator.figures import gallery
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import content as report
 from orchestrator.report.digests import FILES
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.tracking import live as tracking_live
-from orchestrator.tracking.contents import Contents, Point, front_tag, last_end_ms, of_sweep, of_trial, texts
+from orchestrator.tracking.contents import (
+    Contents,
+    Point,
+    front_tag,
+    has_picture,
+    last_end_ms,
+    of_sweep,
+    of_trial,
+    texts,
+)
 from orchestrator.tracking.inputs import log_data
 from orchestrator.tracking.models import FrontModels
 from orchestrator.tracking.runs import Runs
@@ -89,7 +97,7 @@ class Tracker:
             self._sweep_id,
             (self.experiment_id, self.run_id),
             reference_is_fixed=self._ledger.fact(REFERENCE) is not None,
-            has_front=self._live.has_front or gallery.FRONT_FILE in self._ledger.fact(FILES, {}),
+            has_front=self._live.has_front or has_picture(self._ledger.fact(FILES)),
             final=final,
         )
         self._write(self.run_id, contents)

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.verify.ledger import Difference, LedgerSnapshot
-from trainables.models.base_model import RANDOM_PREFIX
-from trainables.values.config import Weights
+from trainables.values.config import RANDOM_PREFIX, Weights
 
 SHOWN_CHARS = 80
 """Of a value that differs."""

@@ -10,8 +10,8 @@ from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
 from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.analysis.settled import is_settled
 from orchestrator.analysis.status import status_of
-from orchestrator.driver.pairs import is_settled
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import content

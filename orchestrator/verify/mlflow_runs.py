@@ -10,12 +10,21 @@ from urllib.parse import unquote, urlsplit
 from orchestrator.analysis.budgets import ENDED, Ended
 from orchestrator.analysis.front import REFERENCE
 from orchestrator.driver.sweep import SweepResult
-from orchestrator.figures import gallery
 from orchestrator.ledger.rows import Entry
 from orchestrator.report.content import Report, from_facts
 from orchestrator.report.digests import FILES, sha256_of
 from orchestrator.security.redaction import reason_of
-from orchestrator.tracking.contents import MODEL_TYPE, NOTE, PARENT, Contents, of_model, of_sweep, of_trial, texts
+from orchestrator.tracking.contents import (
+    MODEL_TYPE,
+    NOTE,
+    PARENT,
+    Contents,
+    has_picture,
+    of_model,
+    of_sweep,
+    of_trial,
+    texts,
+)
 from orchestrator.tracking.inputs import digest_of, tags_of
 from orchestrator.tracking.models import ALIAS, models_of
 from orchestrator.tracking.runs import families
@@ -127,7 +136,7 @@ def _of_parent(store: Store, report: Report, parent: Any) -> Iterator[Difference
         store.sweep_id,
         (store.experiment_id, parent.info.run_id),
         reference_is_fixed=facts[REFERENCE] is not None,
-        has_front=gallery.FRONT_FILE in (facts[FILES] or {}),
+        has_front=has_picture(facts[FILES]),
         final=not kept.is_open,
     )
     if parent.info.status != "FINISHED":
