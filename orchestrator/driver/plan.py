@@ -18,11 +18,12 @@ from trainables.data import alpaca
 from trainables.data.splits import split_rows
 from trainables.models import base_model
 from trainables.models.families import shape_in, shape_named
-from trainables.values.config import ComputeDtype, TrialConfig
+from trainables.models.predicted_peak import named_peak_mib
+from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from orchestrator.driver.sweep import SweepResult
+    from orchestrator.analysis.snapshot import SweepSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -177,21 +178,18 @@ def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
 
 def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:
     """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here."""
-    shape = shape_named(settings.base_model)
-    if shape is None or settings.device == "cpu":
-        return [None] * len(configs)
-    dtype: ComputeDtype = "bfloat16" if settings.compute_dtype == "auto" else settings.compute_dtype
-    return [predicted_peak_mib(shape, config, dtype) for config in configs]
+    base, device, dtype = settings.base_model, settings.device, settings.compute_dtype
+    return [named_peak_mib(base, device, dtype, config) for config in configs]
 
 
-def why_empty(result: "SweepResult") -> str | None:
+def why_empty(snapshot: "SweepSnapshot") -> str | None:
     """Why nothing is on a sweep's front, with the least violated config; None where something is."""
-    shape = shape_in(Path(result.workload.base_folder))
+    shape = shape_in(Path(snapshot.workload.base_folder))
 
     def predict(config: TrialConfig) -> float | None:
-        return predicted_peak_mib(shape, config, result.workload.compute_dtype) if shape else None
+        return predicted_peak_mib(shape, config, snapshot.workload.compute_dtype) if shape else None
 
-    return nothing_counts(result.trials, result.settings, predict)
+    return nothing_counts(snapshot.trials, snapshot.settings, predict)
 
 
 def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:

@@ -14,8 +14,8 @@ import pytest
 
 from orchestrator import settings
 from orchestrator.analysis.budgets import FINISHED
-from orchestrator.driver.sweep import owned
 from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.ledger.ownership import owned
 from orchestrator.report import digests
 from orchestrator.settings import command as hints
 from orchestrator.tracking.models import ALIAS
