@@ -20,10 +20,11 @@ from orchestrator.driver.plan import why_empty
 from orchestrator.ledger import Ledger
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.settings.command import command
-from orchestrator.tracking.store import check_server, has_whole_run, store_file
+from orchestrator.tracking.server import check_server
+from orchestrator.tracking.store import has_whole_run, store_file
 from orchestrator.tracking.writer import MlflowWriter
-from orchestrator.verify import checks
 from orchestrator.verify import ledger as ledgers
+from orchestrator.verify.files import is_over
 from trainables.values.config import Workload
 from trainables.values.errors import INTERRUPTED, SweepError
 
@@ -57,7 +58,7 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
     try:
         snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
         display.stop()
-        from orchestrator.tracking.publishing import end  # brings all figures; no bad input waits for them
+        from orchestrator.tracking.ending import end  # brings all figures; no bad input waits for them
 
         run_page = end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted)
     except KeyboardInterrupt:
@@ -95,7 +96,7 @@ def shown_if_finished(settings: SweepSettings, *, as_json: bool) -> bool:
     """Print a sweep of which nothing is left to do, and write nothing; False of any other."""
     folder, name = sweep_folder(settings.name), settings.name
     snapshot = ledgers.read(settings, folder) if (folder / "ledger.db").is_file() else None
-    if snapshot is None or snapshot.workload is None or not checks.is_over(snapshot):
+    if snapshot is None or snapshot.workload is None or not is_over(snapshot):
         return False
     print_result(replace(snapshot, settings=settings), None, as_json=as_json)
     logger.info(f"sweep {name} is finished, nothing is left to run; what it came to: {command()} report {name}")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 matplotlib.use("Agg")
@@ -12,8 +13,6 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as PngFigure
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from trainables.comparison.sensitivity import BaseSensitivity, Sensitivity
 
 TITLE = "Where quantization shows"
@@ -79,10 +78,8 @@ def _hover(s: "Sensitivity") -> str:
     return "<br>".join([*lines, f"KL {s.kl_nats:.3e} nats", f"cosine {s.cosine:.6f}"])
 
 
-def heat_map_html(base: "BaseSensitivity") -> "go.Figure":
+def heat_map_html(base: "BaseSensitivity") -> go.Figure:
     """Interactive form of `heat_map_png`."""
-    import plotly.graph_objects as go
-
     columns, lines = _labels(base)
     logarithms = np.log10(_kl(base))
     ticks = list(range(int(np.floor(logarithms.min())), int(np.ceil(logarithms.max())) + 1))

@@ -18,7 +18,6 @@ from orchestrator.driver.plan import GPU_DEFAULTS, defaults_for, device_here
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import sweep_folder
 from orchestrator.settings.command import pages
-from orchestrator.tracking import store
 from trainables.models import base_model, inputs
 from trainables.values.errors import ConfigError, did_you_mean
 
@@ -133,13 +132,15 @@ def write(result: SensitivityResult, root: Path) -> list[Path]:
 
 def publish(result: SensitivityResult, root: Path, files: list[Path]) -> str | None:
     """Write the MLflow run; returns its page under `make ui`, None where it could not be written."""
+    from orchestrator.tracking.client import log_run  # with MLflow, which takes seconds
+
     base, settings = result.base, result.settings
     metrics = [("unquantized_loss_nats", base.unquantized_loss_nats, 0)]
     for row in base.rows():  # blocks are MLflow's steps, so that it draws a line over them
         name = f"{row['scope']}/{row['kind']}" if row["kind"] else row["scope"]
         for measure in ("loss_nats", "kl_nats", "cosine"):
             metrics.append((f"{name}/{measure}", row[measure], row["block"] or 0))
-    return store.log_run(
+    return log_run(
         root,
         name=settings.name,
         tags={"kind": "sensitivity", "weights": base.workload.weights, "mlflow.note.content": f"**{base.caption}**"},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orchestrator import settings as settings_file
 from orchestrator.ledger import Ledger
+from orchestrator.report.content import newest
 from orchestrator.search import study as studies
 from orchestrator.settings.command import python
 from orchestrator.tracking.ui import refuse_port
@@ -18,13 +19,15 @@ FILE = "optuna.db"
 """In a sweep's folder. Written anew each time: neither the search nor anything else reads it."""
 
 
-def serve(name: str, root: Path, port: int) -> None:
+def serve(name: str | None, root: Path, port: int | None) -> None:
     """Write a sweep's study and show it on the loopback address until interrupted.
 
+    Args:
+        name: of the sweep; default: the newest.
     Raises:
         ConfigError: there is no such sweep, nothing can listen on the port, or optuna-dashboard is not installed.
     """
-    folder = settings_file.sweep_folder(name, root)
+    folder, port = settings_file.sweep_folder(name or newest(root), root), PORT if port is None else port
     settings = settings_file.load(folder)
     refuse_port(HOST, port)
     if find_spec("optuna_dashboard") is None:

@@ -15,6 +15,7 @@ from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import status_of
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.ledger.rows import Entry
+from orchestrator.search.proposer import Proposer
 from orchestrator.settings import SweepSettings
 from orchestrator.settings.command import command
 from trainables.values.config import FINAL_STATES, TrialConfig
@@ -152,8 +153,6 @@ def of_study(kept: SweepSnapshot) -> Iterator[Difference]:
     What it would be told is held against the ledger; the study itself, which copies each trial some times over and
     forgets most of a long sweep's, is not made.
     """
-    from orchestrator.search.proposer import Proposer
-
     proposer = Proposer(kept.settings)
     candidates = [e for e in kept.entries if e.result.is_of_search and e.result.state in FINAL_STATES]
     told: Counter[str] = Counter()

@@ -12,6 +12,7 @@ from orchestrator.ledger.rows import Entry
 from orchestrator.report.content import Report, report_of
 from orchestrator.report.digests import FILES, sha256_of
 from orchestrator.security.redaction import reason_of
+from orchestrator.tracking.client import MlflowException, open_client
 from orchestrator.tracking.contents import (
     MODEL_TYPE,
     NOTE,
@@ -26,7 +27,7 @@ from orchestrator.tracking.contents import (
 from orchestrator.tracking.inputs import digest_of, tags_of
 from orchestrator.tracking.models import ALIAS, models_of
 from orchestrator.tracking.runs import families
-from orchestrator.tracking.store import open_client, store_uri
+from orchestrator.tracking.store import store_uri
 from orchestrator.verify import points
 from orchestrator.verify.files import COMPARED
 from orchestrator.verify.ledger import Difference
@@ -281,8 +282,6 @@ def _of_model(model: Any, entry: Entry, sweep_id: str, run: Any) -> Iterator[str
 
 def _is_registered(store: Store, model: Any) -> bool:
     """Whether a model is the one under the alias of the sweep's registered model."""
-    from mlflow.exceptions import MlflowException
-
     try:
         version = store.client.get_model_version_by_alias(store.kept.settings.name, ALIAS)
     except MlflowException:

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 
 from orchestrator.sensitivity import heat_map as sensitivity_figures
 from orchestrator.sensitivity.run import choose
-from orchestrator.tracking.store import EXPERIMENT, log_run, store_uri
+from orchestrator.tracking.client import log_run
+from orchestrator.tracking.store import EXPERIMENT, store_uri
 from tests.support.in_process import called
 from tests.support.stores import place_store
 from tests.support.sweeps import WORKLOAD
