@@ -21,8 +21,13 @@ Data = Annotated[str | None, typer.Option(help=FIELDS["data"].description)]
 Device = Annotated[str | None, typer.Option(help=FIELDS["device"].description)]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
-FLAGS = {"n_trials": "--trials", "max_steps": "--steps", "objectives": "--objective", "finalist_seeds": "--repeats"}
-"""Of fields whose flag has another name."""
+FLAGS = {
+    "n_trials": ("--trials",),
+    "max_steps": ("--steps",),
+    "objectives": ("--objective",),
+    "finalist_seeds": ("--finalist-seeds", "--repeats"),
+}
+"""Of fields whose flag has another name, or two."""
 WITHOUT_FLAG = frozenset({"baseline_seeds"})
 
 
@@ -53,7 +58,7 @@ def _option(name: str, field: FieldInfo) -> Parameter:
     flag, description = name.replace("_", "-"), field.description
     if field.default is True:
         flag, description = f"no-{flag}", f"do not {description}"
-    annotation = Annotated[_kind(field) | None, typer.Option(FLAGS.get(name, f"--{flag}"), help=description)]
+    annotation = Annotated[_kind(field) | None, typer.Option(*FLAGS.get(name, (f"--{flag}",)), help=description)]
     return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
 
 
