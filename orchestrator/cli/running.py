@@ -4,6 +4,7 @@ It imports what a sweep needs, so it is imported only once settings are sound.
 """
 
 import logging
+import signal
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -42,11 +43,11 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
 
     def started(ledger: Ledger, workload: Workload) -> None:
         counts = ledger.fact("data_counts")
-        notes = [f"{n} {what}" for what, n in counts.items() if n and what.startswith(("dropped", "longer"))]
-        logger.info(
-            f"rows: {counts['read']} read, {counts['train']} for training{''.join('; ' + note for note in notes)}; "
-            f"{workload.compute_dtype} arithmetic"
-        )
+        said = f"rows: {counts['read']} read, {counts['train']} for training"
+        for what, n in counts.items():
+            if n and what.startswith(("dropped", "longer")):
+                said += f"; {n} {what}"
+        logger.info(f"{said}; {workload.compute_dtype} arithmetic")
         if workload.weights in ("random", "stand-in"):
             logger.info(f"base: {workload.base_caption}")
         if line := duration.text(settings, ROOT, ray_cluster.n_slots(settings)):
@@ -54,6 +55,8 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
         display.start()
         writer.start()
         ray_cluster.spare_mlflow()
+        # as Ctrl-C: Ray's own handler, set when it started, prints the stack of its C++ and aborts
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
     try:
         snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
