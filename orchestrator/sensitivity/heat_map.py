@@ -1,7 +1,8 @@
 """The heat map of a sensitivity run, as PNG and as self-contained interactive HTML."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import matplotlib
 import numpy as np
@@ -14,6 +15,8 @@ from matplotlib.figure import Figure as PngFigure
 
 if TYPE_CHECKING:
     from trainables.comparison.sensitivity import BaseSensitivity, Sensitivity
+
+T = TypeVar("T")
 
 TITLE = "Where quantization shows"
 UNIT = "KL to the unquantized model, nats per response token"
@@ -40,8 +43,12 @@ def grid(base: "BaseSensitivity") -> "list[list[Sensitivity]]":
 
 def _kl(base: "BaseSensitivity") -> NDArray[np.float64]:
     """(n_blocks + 1, n_kinds + 1), as `grid` has them."""
-    nats = [[s.kl_nats for s in line] for line in grid(base)]
-    return np.maximum(nats, SMALLEST_NATS)
+    return np.maximum(_each(base, lambda s: s.kl_nats), SMALLEST_NATS)
+
+
+def _each(base: "BaseSensitivity", figure: "Callable[[Sensitivity], T]") -> list[list[T]]:
+    """A figure of each variant in its place of the grid."""
+    return [[figure(s) for s in line] for line in grid(base)]
 
 
 def _labels(base: "BaseSensitivity") -> tuple[list[str], list[str]]:
@@ -87,7 +94,7 @@ def heat_map_html(base: "BaseSensitivity") -> go.Figure:
         x=columns,
         y=lines,
         z=logarithms.tolist(),
-        text=[[_hover(s) for s in line] for line in grid(base)],
+        text=_each(base, _hover),
         hoverinfo="text",
         colorscale="magma_r",
         xgap=1,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def log_data(client: Any, run_id: str, workload: Workload, counts: Mapping[str, 
         source=json.dumps(where),
         profile=json.dumps(profile),
     )
-    tags = [entities.InputTag(name, value) for name, value in tags_of(counts).items()]
+    tags = [*starmap(entities.InputTag, tags_of(counts).items())]
     try:
         client.log_inputs(run_id, [entities.DatasetInput(dataset, tags)])
     except MlflowException as error:  # another sweep wrote the same rows between MLflow's look and its writing

@@ -6,6 +6,7 @@ that writing twice changes nothing. MLflow is never read to decide anything.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,12 @@ class Tracker:
     def _write(self, run_id: str, contents: Contents) -> None:
         """Write the params, tags and points that were not written yet."""
         if run_id not in self._points:
-            self._client.log_batch(run_id, params=[entities.Param(*pair) for pair in contents.params.items()])
+            self._client.log_batch(run_id, params=[*starmap(entities.Param, contents.params.items())])
         written = self._points.setdefault(run_id, set())
         new = [point for point in contents.points if point not in written]
         for i in range(0, len(new), MAX_METRICS):
             part = new[i : i + MAX_METRICS]
-            self._client.log_batch(run_id, metrics=[entities.Metric(*point) for point in part])
+            self._client.log_batch(run_id, metrics=[*starmap(entities.Metric, part)])
             written.update(part)
         self._set_tags(run_id, contents.tags)
 
@@ -142,7 +143,7 @@ class Tracker:
         known = self._tags.setdefault(run_id, {})
         changed = {name: value for name, value in tags.items() if known.get(name) != value}
         if changed:
-            self._client.log_batch(run_id, tags=[entities.RunTag(name, value) for name, value in changed.items()])
+            self._client.log_batch(run_id, tags=[*starmap(entities.RunTag, changed.items())])
             known.update(changed)
 
     def finish(self, snapshot: SweepSnapshot, files: Sequence[Path], *, interrupted: bool) -> None:

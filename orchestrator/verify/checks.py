@@ -48,17 +48,12 @@ class Verified:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-
-        def plain(found: tuple[Difference, ...]) -> list[dict[str, str]]:
-            return [{"part": difference.part, "text": difference.text} for difference in found]
-
-        before = None if self.repaired is None else plain(self.repaired)
         return {
             "name": self.name,
             "trials": self.n_trials,
             "whole": not self.differences,
-            "differences": plain(self.differences),
-            "before_repair": before,
+            "differences": [difference.to_dict() for difference in self.differences],
+            "before_repair": None if self.repaired is None else [difference.to_dict() for difference in self.repaired],
         }
 
 
@@ -103,16 +98,14 @@ def _repair(kept: SweepSnapshot, root: Path, found: tuple[Difference, ...]) -> N
         settings_file.save(kept.settings, kept.folder)
     if not kept.entries or kept.workload is None:
         return
-    damaged = {difference.key for difference in found if difference.key}
-    runs = {difference.run_id for difference in found if difference.run_id}
-    models = {difference.model_id for difference in found if difference.model_id}
+    damaged = {difference.key for difference in found} - {None}
     try:
         copies = adapter_copies(kept, root) if damaged else {}
         for entry in kept.entries:
-            copy = copies.get(entry.result.key) if entry.result.key in damaged else None
-            if copy:
-                adapter_store.restore(kept.folder / "adapters", entry.result.key, copy, entry.adapter_sha256)
-        forget(kept, root, runs, models)
+            key = entry.result.key
+            if key in damaged and copies.get(key):
+                adapter_store.restore(kept.folder / "adapters", key, copies[key], entry.adapter_sha256)
+        forget(kept, root, found)
     except SweepError:
         raise
     except Exception as error:
