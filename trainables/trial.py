@@ -12,12 +12,12 @@ import gc
 import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainables.cost.memory import oom_as_failure
 from trainables.models import lora
 from trainables.training.batches import Batch, full_batch, packed
 from trainables.training.eager import EagerEngine
@@ -28,7 +28,7 @@ from trainables.training.step_graphs import StepGraphs
 from trainables.values.checkpoint import Checkpoint
 from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import CaptureFailed, ConfigError, TrialFailed
-from trainables.values.results import MIB, Cost, Measurement
+from trainables.values.results import Cost, Measurement
 from trainables.worker_cache import WorkerCache
 
 if TYPE_CHECKING:
@@ -278,16 +278,3 @@ class Trial:
             leak_mib = self._cache.allocated_mib() - resident_mib
         if leak_mib > MAX_LEAK_MIB:
             raise RuntimeError(f"{leak_mib:.1f} MiB stay on the device after a trial (at most {MAX_LEAK_MIB:g})")
-
-
-@contextmanager
-def oom_as_failure() -> Iterator[None]:
-    """Turn a CUDA out-of-memory error inside the block into TrialFailed("oom"), with the peak until then."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the device
-        peak = torch.cuda.max_memory_allocated() / MIB
-        raise TrialFailed("oom", f"the GPU ran out of memory at {peak:.0f} MiB") from None

@@ -11,10 +11,10 @@ from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
 from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.analysis.status import Status, status_of
-from orchestrator.command import command
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
+from orchestrator.settings.command import command
 from trainables.models.predicted_peak import named_peak_mib
 from trainables.values.config import TrialConfig, Workload
 from trainables.values.errors import ConfigError

@@ -16,7 +16,8 @@ from typing import Any
 from orchestrator.analysis.budgets import FINISHED, Ended
 from orchestrator.analysis.finalists import to_evaluate, wanted
 from orchestrator.analysis.front import is_candidate
-from orchestrator.driver.pairs import baseline_params, evaluation_task, is_settled
+from orchestrator.analysis.settled import is_settled
+from orchestrator.driver.pairs import baseline_params, evaluation_task
 from orchestrator.driver.retries import Retries, too_many
 from orchestrator.driver.reuse import CachedTrials, import_result
 from orchestrator.driver.stopping import Clock, Stopping

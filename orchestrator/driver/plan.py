@@ -3,21 +3,27 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import search_spaces
 from orchestrator import settings as settings_file
+from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.driver import warm_start
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
 from trainables.cost.device import count_gpus
+from trainables.cost.predicted_memory import predicted_peak_mib
 from trainables.data import alpaca
 from trainables.data.splits import split_rows
 from trainables.models import base_model
-from trainables.models.families import shape_named
+from trainables.models.families import shape_in, shape_named
 from trainables.models.predicted_peak import named_peak_mib
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.snapshot import SweepSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +148,16 @@ def need_gpu(device: str, address: str | None = None) -> None:
         )
 
 
+def device_here(device: str | None) -> str:
+    """The device that was said, or the better one of this machine: "cuda" or "cpu".
+
+    Raises:
+        ConfigError: see `need_gpu`.
+    """
+    need_gpu(device or "cpu")
+    return "cuda" if device != "cpu" and count_gpus() else "cpu"
+
+
 def _sampled_by(space: search_spaces.Space, sampler: str) -> search_spaces.Space:
     methods = get_args(search_spaces.Method)
     if sampler not in methods:
@@ -164,6 +180,16 @@ def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig])
     """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here."""
     base, device, dtype = settings.base_model, settings.device, settings.compute_dtype
     return [named_peak_mib(base, device, dtype, config) for config in configs]
+
+
+def why_empty(snapshot: "SweepSnapshot") -> str | None:
+    """Why nothing is on a sweep's front, with the least violated config; None where something is."""
+    shape = shape_in(Path(snapshot.workload.base_folder))
+
+    def predict(config: TrialConfig) -> float | None:
+        return predicted_peak_mib(shape, config, snapshot.workload.compute_dtype) if shape else None
+
+    return nothing_counts(snapshot.trials, snapshot.settings, predict)
 
 
 def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import settings as settings_file
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.command import command
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
 from orchestrator.security.folder_access import narrowed, refuse_shared
 from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings.command import command
 from orchestrator.workers import checkpoints
 from trainables.values.config import Workload
 from trainables.values.errors import ConfigError, DiskFull, SweepError

@@ -3,9 +3,9 @@
 The predictive termination of Domhan et al. 2015 (IJCAI, section 4) with a front in place of one best value: a trial
 ends where even its most hopeful end would add at most `min_gain` to the hypervolume of what completed so far. That
 loses members of the front for good: those that add less, and those whose loss would fall by more than any completed
-trial's did. `make bench-search` says how many of a recorded front, and how much of its volume. What has a lower value
-of an objective than all that went on from its rung so far is not stopped there. A 4-bit trial that trained to its end
-and adds at most `min_gain` counts as stopped there: its 16-bit baseline would cost as much again, for as little.
+trial's did. `make bench ARGS=search` says how many of a recorded front, and how much of its volume. What has a lower
+value of an objective than all that went on from its rung so far is not stopped there. A 4-bit trial that trained to its
+end and adds at most `min_gain` counts as stopped there: its 16-bit baseline would cost as much again, for as little.
 """
 
 from collections.abc import Sequence

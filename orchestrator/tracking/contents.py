@@ -5,6 +5,7 @@ compared. Pure; MLflow is not imported.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from orchestrator.report.rows import COSTS
 from orchestrator.report.values import SweepReport
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.store import page_of
-from trainables.values.config import State, TrialConfig, canonical_json
+from trainables.values.config import State, canonical_json
 from trainables.values.results import TrialResult
 
 Point = tuple[str, float, int, int]
@@ -64,6 +65,11 @@ class Contents:
     ended_ms: int | None = None
 
 
+def has_picture(files: Mapping[str, str] | None) -> bool:
+    """Whether the files that were written of a sweep hold a picture of its front."""
+    return gallery.FRONT_FILE in (files or {})
+
+
 # --- a trial's run and model
 
 
@@ -90,7 +96,7 @@ def of_trial(
         tags |= {"verdict": str(verdict)} if verdict else {}
     return Contents(
         name=f"{trial.number:03d} {trial.config.precision} r{trial.config.rank}",
-        params=params_of(trial.config),
+        params=params_of(trial.config.to_dict()),
         tags=tags,
         points=tuple(points),
         status=status,
@@ -103,9 +109,9 @@ def front_tag(on_front: bool) -> dict[str, str]:
     return {"on_pareto_front": str(on_front).lower()}
 
 
-def params_of(config: TrialConfig) -> dict[str, str]:
-    """A config as MLflow keeps it."""
-    return {name: text_of(value) for name, value in config.to_dict().items()}
+def params_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """A config, or settings, as MLflow keeps them."""
+    return {name: text_of(value) for name, value in values.items()}
 
 
 def _rungs(entry: Entry) -> Iterator[Point]:
@@ -114,14 +120,19 @@ def _rungs(entry: Entry) -> Iterator[Point]:
     for measurement, at in zip(entry.result.history, entry.measured_at, strict=True):
         values = asdict(measurement) | costs | {"rank": entry.result.config.rank}
         step = values.pop("step")
-        yield from ((name, float(value), int(at * 1000), step) for name, value in values.items())
+        yield from _points(values, int(at * 1000), step)
 
 
 def _end(trial: TrialResult) -> Iterator[Point]:
     values = figures_of(trial)
     if trial.train_seconds is not None:
         values["train_seconds"] = trial.train_seconds
-    yield from ((name, float(value), _ended_ms(trial), trial.config.max_steps) for name, value in values.items())
+    yield from _points(values, _ended_ms(trial), trial.config.max_steps)
+
+
+def _points(values: Mapping[str, float], at_ms: int, step: int) -> Iterator[Point]:
+    for name, value in values.items():
+        yield name, float(value), at_ms, step
 
 
 def _ended_ms(trial: TrialResult) -> int:
@@ -134,12 +145,15 @@ def of_model(entry: Entry, sweep_id: str) -> Contents:
     The points are those of the trial's run: there they are no second ones.
     """
     trial, config = entry.result, entry.result.config
-    steps = [measurement.step for measurement in trial.history[-1:]]
-    points = [point for point in _rungs(entry) if point[3] in steps and point[0] != "rank"]
+    last, points = trial.history[-1].step if trial.history else None, []
+    for point in _rungs(entry):
+        name, _, _, step = point
+        if step == last and name != "rank":
+            points.append(point)
     points += [point for point in _end(trial) if point[0] != "train_seconds"]
     return Contents(
         name=f"{trial.number:03d}-{config.precision}-r{config.rank}",
-        params=params_of(config),
+        params=params_of(config.to_dict()),
         tags={SWEEP: sweep_id, "trial_key": trial.key},
         points=tuple(points),
     )
@@ -166,17 +180,17 @@ def of_sweep(
     """
     settings = snapshot.settings
     asked = settings.model_dump(mode="json", exclude={"space", "name", "address"})
-    names = ("base_model", "weights", "data", "compute_dtype")
     tags = {SWEEP: sweep_id, "space": settings.space.name}
-    tags |= {name: str(getattr(snapshot.workload, name)) for name in names}
+    for name in ("base_model", "weights", "data", "compute_dtype"):
+        tags[name] = str(getattr(snapshot.workload, name))
     picture = _picture(where[1]) if has_front else ""
     tags[NOTE] = render.description(report, NOTE_CHARS, _links(*where), picture)
     points = growth(snapshot, final=final)
     if final:
-        points += _sums(snapshot, with_hypervolume=all(name != GROWTH[0] for name, *_ in points))
+        points += _sums(snapshot, with_hypervolume=GROWTH[0] not in [name for name, *_ in points])
     return Contents(
         name=settings.name,
-        params={name: text_of(value) for name, value in asked.items()},
+        params=params_of(asked),
         tags=tags,
         points=tuple(points),
         status="FINISHED" if final else "RUNNING",
@@ -190,11 +204,13 @@ def last_end_ms(snapshot: SweepSnapshot) -> int:
 
 
 def _sums(snapshot: SweepSnapshot, *, with_hypervolume: bool) -> list[Point]:
-    values = {"front_size": float(len(snapshot.front.members))}
+    values: dict[str, float] = {"front_size": len(snapshot.front.members)}
     if with_hypervolume:
         values[GROWTH[0]] = snapshot.front.hypervolume
-    values |= {f"n_{state}": float(sum(t.state == state for t in snapshot.trials)) for state in STATUS}
-    return [(name, value, last_end_ms(snapshot), 0) for name, value in values.items()]
+    counts = Counter(trial.state for trial in snapshot.trials)
+    for state in STATUS:
+        values[f"n_{state}"] = counts[state]
+    return list(_points(values, last_end_ms(snapshot), 0))
 
 
 def growth(snapshot: SweepSnapshot, *, final: bool) -> list[Point]:
@@ -207,8 +223,10 @@ def growth(snapshot: SweepSnapshot, *, final: bool) -> list[Point]:
         final: none will come any more.
     """
     ended = sorted(((t.ended_at, t) for t in snapshot.trials if t.ended_at), key=lambda pair: pair[0])
-    waits = [at for at, t in ended if is_candidate(t) and t.config.precision == "nf4" and t.similarity is None]
-    until = float("inf") if final or not waits else min(waits)
+    until = float("inf")
+    for at, trial in reversed(ended if not final else []):
+        if is_candidate(trial) and trial.config.precision == "nf4" and trial.similarity is None:
+            until = at
     volumes = {moment.at: moment.volume for moment in hypervolume.curve(snapshot)}  # of one time the last
     points, seconds = [], 0.0
     for step, (at, trial) in enumerate(ended, start=1):

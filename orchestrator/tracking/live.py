@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import gallery
+from orchestrator.tracking.client import SystemMetricsMonitor
 
 FIGURES_SECONDS = 15.0
 """At least so long between two drawings; with the time of a drawing and of a sync this keeps them under 30 s old."""
@@ -58,8 +59,6 @@ class Live:
 
 def machine_monitor(uri: str, run_id: str, seconds: float = MACHINE_SECONDS) -> Any:
     """MLflow's own, of CPU, memory, disk, network and GPUs where the driver runs; it ends when the run does."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # a store that is away is said elsewhere
     monitor = SystemMetricsMonitor(run_id, sampling_interval=seconds, resume_logging=True, tracking_uri=uri)
     monitor.start()

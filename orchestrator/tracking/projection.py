@@ -1,4 +1,4 @@
-"""MLflow as a projection of the ledger: only this package imports mlflow.
+"""MLflow as a projection of the ledger.
 
 `Tracker.sync` brings MLflow up to date with a ledger and may be called again and again: it looks
 first for the runs that are there (by tags), and every metric carries the ledger's own time, so
@@ -6,22 +6,32 @@ that writing twice changes nothing. MLflow is never read to decide anything.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.figures import gallery
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.report.content import report_of
 from orchestrator.report.digests import FILES
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.tracking import live as tracking_live
-from orchestrator.tracking.contents import Contents, Point, front_tag, last_end_ms, of_sweep, of_trial, texts
+from orchestrator.tracking.client import entities, open_client
+from orchestrator.tracking.contents import (
+    Contents,
+    Point,
+    front_tag,
+    has_picture,
+    last_end_ms,
+    of_sweep,
+    of_trial,
+    texts,
+)
 from orchestrator.tracking.inputs import log_data
 from orchestrator.tracking.models import FrontModels
 from orchestrator.tracking.runs import Runs
-from orchestrator.tracking.store import open_client, store_uri
+from orchestrator.tracking.store import UI_PORT, page_of, store_uri
 from trainables.values.config import State
 
 MAX_METRICS = 800
@@ -37,7 +47,7 @@ class Tracker:
     def __init__(
         self, settings: SweepSettings, ledger: Ledger, root: Path, opened: tuple[Any, str] | None = None
     ) -> None:
-        """Open MLflow, unless it is `opened`: see store.open_client."""
+        """Open MLflow, unless it is `opened`: see client.open_client."""
         self._settings = settings
         self._ledger = ledger
         self._folder = sweep_folder(settings.name, root)
@@ -55,6 +65,13 @@ class Tracker:
     def run_id(self) -> str:
         """Of the sweep's own run."""
         return self._runs.parent_id
+
+    @property
+    def page(self) -> str:
+        """Where to look at the sweep's run."""
+        if self._settings.tracking_uri is not None:
+            return f"run {self.run_id}"
+        return f"http://127.0.0.1:{UI_PORT}/{page_of(self.experiment_id, self.run_id)}"
 
     @property
     def n_whole(self) -> int:
@@ -86,7 +103,7 @@ class Tracker:
             report_of(snapshot),
             self._sweep_id,
             (self.experiment_id, self.run_id),
-            has_front=self._live.has_front or gallery.FRONT_FILE in snapshot.facts.get(FILES, {}),
+            has_front=self._live.has_front or has_picture(snapshot.facts.get(FILES)),
             final=final,
         )
         self._write(self.run_id, contents)
@@ -112,25 +129,21 @@ class Tracker:
 
     def _write(self, run_id: str, contents: Contents) -> None:
         """Write the params, tags and points that were not written yet."""
-        from mlflow.entities import Metric, Param
-
         if run_id not in self._points:
-            self._client.log_batch(run_id, params=[Param(*pair) for pair in contents.params.items()])
+            self._client.log_batch(run_id, params=[*starmap(entities.Param, contents.params.items())])
         written = self._points.setdefault(run_id, set())
         new = [point for point in contents.points if point not in written]
         for i in range(0, len(new), MAX_METRICS):
             part = new[i : i + MAX_METRICS]
-            self._client.log_batch(run_id, metrics=[Metric(*point) for point in part])
+            self._client.log_batch(run_id, metrics=[*starmap(entities.Metric, part)])
             written.update(part)
         self._set_tags(run_id, contents.tags)
 
     def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
         known = self._tags.setdefault(run_id, {})
         changed = {name: value for name, value in tags.items() if known.get(name) != value}
         if changed:
-            self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in changed.items()])
+            self._client.log_batch(run_id, tags=[*starmap(entities.RunTag, changed.items())])
             known.update(changed)
 
     def finish(self, snapshot: SweepSnapshot, files: Sequence[Path], *, interrupted: bool) -> None:

@@ -5,8 +5,7 @@ from typing import Any
 
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.verify.ledger import Difference
-from trainables.models.base_model import RANDOM_PREFIX
-from trainables.values.config import Weights
+from trainables.values.config import RANDOM_PREFIX, Weights
 
 SHOWN_CHARS = 80
 """Of a value that differs."""
@@ -38,9 +37,9 @@ def _of_workload(kept: SweepSnapshot) -> Iterator[str]:
     for name in ("weights", "compute_dtype"):
         ours = getattr(workload, name)
         others = [t for t in kept.trials if t.environment.get(name, ours) != ours]
-        for trial in others[:1]:
-            more = f" (and {len(others) - 1} trials more)" if len(others) > 1 else ""
-            yield f"trial {trial.number} ran on {name} {trial.environment[name]!r}, its workload has {ours!r}{more}"
+        if others:
+            first, more = others[0], f" (and {len(others) - 1} trials more)" if len(others) > 1 else ""
+            yield f"trial {first.number} ran on {name} {first.environment[name]!r}, its workload has {ours!r}{more}"
 
 
 def _kinds(base_model: str) -> tuple[Weights, ...]:

@@ -1,24 +1,25 @@
 """A sweep's ledger against what was asked for, and the Optuna study that is rebuilt from it. Pure but for `read`."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import FINISHED
 from orchestrator.analysis.finalists import to_evaluate
+from orchestrator.analysis.settled import is_settled
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import status_of
-from orchestrator.command import command
-from orchestrator.driver.pairs import is_settled
 from orchestrator.ledger import FAULTS, Ledger
-from orchestrator.ledger.rows import Entry
+from orchestrator.search.proposer import Proposer
 from orchestrator.settings import SweepSettings
+from orchestrator.settings.command import command
 from trainables.values.config import FINAL_STATES, TrialConfig
 from trainables.values.errors import ConfigError
+from trainables.values.results import TrialResult
 
 LEFT_BY_TRIALS = ("adapters", "front.json", "trials.parquet")
 Part = Literal["settings.json", "ledger", "study", "adapters", "front.json", "trials.parquet", "files", "MLflow"]
@@ -41,6 +42,10 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.part}: {self.text}"
+
+    def to_dict(self) -> dict[str, str]:
+        """JSON-ready."""
+        return {"part": self.part, "text": self.text}
 
 
 def read(settings: SweepSettings, folder: Path) -> SweepSnapshot:
@@ -82,19 +87,21 @@ def _of_ledger(kept: SweepSnapshot) -> Iterator[str]:
         emptied = f"it was emptied: {', '.join(left)} are of trials that it does not hold; restore it from a copy"
         yield emptied if left and kept.facts.get("id") is None else f"no trial was started; {resume}"
         return
-    for what, count in Counter(trial.key for trial in kept.trials).items():
+    keys, gone = Counter(), set(range(max(trial.number for trial in kept.trials)))
+    for trial in kept.trials:
+        keys[trial.key] += 1
+        gone.discard(trial.number)
+    for what, count in keys.items():
         if count > 1:
             yield f"key {what[:12]} stands {count} times"
-    numbers = {trial.number for trial in kept.trials}
-    for number in sorted(set(range(max(numbers) + 1)) - numbers):
+    for number in sorted(gone):
         yield f"trial {number} is gone"
-    for entry in kept.entries:
-        yield from _of_trial(entry, kept, resume)
+    for trial in kept.trials:
+        yield from _of_trial(trial, kept, resume)
     yield from _of_counts(kept, resume)
 
 
-def _of_trial(entry: Entry, kept: SweepSnapshot, resume: str) -> Iterator[str]:
-    trial = entry.result
+def _of_trial(trial: TrialResult, kept: SweepSnapshot, resume: str) -> Iterator[str]:
     if kept.workload and kept.workload.key(trial.config) != trial.key:
         yield f"trial {trial.number}: its key {trial.key[:12]} is not that of its config"
     if trial.state not in FINAL_STATES:
@@ -129,21 +136,27 @@ def _of_counts(kept: SweepSnapshot, resume: str) -> Iterator[str]:
         for trial in to_evaluate(trials, settings):
             if trial.test_evaluation is None and f"evaluate {trial.key}" not in faults:
                 yield f"finalist {trial.number} was not evaluated on the test rows; {resume}"
-    candidates = {_but_precision_and_seed(t.config) for t in trials if t.is_of_search}
-    searched = {trial.config for trial in trials if trial.origin == "search"}
+    yield from _of_origins(trials)
+
+
+def _of_origins(trials: Sequence[TrialResult]) -> Iterator[str]:
+    """Baselines and seed replicates of no trial."""
+    searched, candidates = set(), set()
+    for trial in trials:
+        if trial.origin == "search":
+            searched.add(trial.config)
+        if trial.is_of_search:
+            candidates.add(_at_any_seed(trial.config))
     for trial in trials:
         if trial.origin == "baseline" and trial.config.at_other_precision not in searched:
             yield f"trial {trial.number} is the baseline of no trial"
-        if (
-            trial.origin in ("replicate", "baseline replicate")
-            and _but_precision_and_seed(trial.config) not in candidates
-        ):
+        if not trial.is_of_search and _at_any_seed(trial.config) not in candidates:
             yield f"trial {trial.number} is no other seed of any trial"
 
 
-def _but_precision_and_seed(config: TrialConfig) -> tuple[Any, ...]:
+def _at_any_seed(config: TrialConfig) -> TrialConfig:
     """What a trial has in common with its baseline, and both with their runs under other seeds."""
-    return tuple(getattr(config, name) for name in config.__dataclass_fields__ if name not in ("precision", "seed"))
+    return replace(config, precision="16bit", seed=0)
 
 
 def of_study(kept: SweepSnapshot) -> Iterator[Difference]:
@@ -152,19 +165,16 @@ def of_study(kept: SweepSnapshot) -> Iterator[Difference]:
     What it would be told is held against the ledger; the study itself, which copies each trial some times over and
     forgets most of a long sweep's, is not made.
     """
-    from orchestrator.search.proposer import Proposer
-
     proposer = Proposer(kept.settings)
     candidates = [e for e in kept.entries if e.result.is_of_search and e.result.state in FINAL_STATES]
     told: Counter[str] = Counter()
     for entry in candidates:
         try:
-            known = proposer.as_told(entry)
+            if known := proposer.as_told(entry):
+                told[known.user_attrs["key"]] += 1
         except (ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             yield Difference(part="study", text=f"trial {entry.result.number} cannot be told ({reason})")
-        else:
-            told.update([known.user_attrs["key"]] if known else [])
     for entry in candidates:
         trial, count = entry.result, told.pop(entry.result.key, 0)
         if count > 1 or (count == 0 and trial.origin == "search"):

@@ -1,29 +1,39 @@
 """A sweep's runs and models in MLflow against what the projection writes there; MLflow is only read here."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.figures import gallery
 from orchestrator.ledger.rows import Entry
 from orchestrator.report.content import SweepReport, report_of
 from orchestrator.report.digests import FILES, sha256_of
 from orchestrator.security.redaction import reason_of
-from orchestrator.tracking.contents import MODEL_TYPE, NOTE, PARENT, Contents, of_model, of_sweep, of_trial, texts
+from orchestrator.tracking.client import MlflowException, open_client
+from orchestrator.tracking.contents import (
+    MODEL_TYPE,
+    NOTE,
+    PARENT,
+    Contents,
+    has_picture,
+    of_model,
+    of_sweep,
+    of_trial,
+    texts,
+)
 from orchestrator.tracking.inputs import digest_of, tags_of
 from orchestrator.tracking.models import ALIAS, models_of
 from orchestrator.tracking.runs import families
-from orchestrator.tracking.store import open_client, store_uri
+from orchestrator.tracking.store import store_uri
 from orchestrator.verify import points
 from orchestrator.verify.files import COMPARED
 from orchestrator.verify.ledger import Difference
 from orchestrator.workers import adapter_store
 
-Fault = tuple[str, bool]
+RunFault = tuple[str, bool]
 """What is wrong with a run, and whether it has to be deleted and written anew: MLflow changes neither params nor
 points."""
 
@@ -48,12 +58,12 @@ def of_mlflow(kept: SweepSnapshot, root: Path) -> list[Difference]:
         return [difference(f"cannot be read ({reason_of(error, kept.settings.tracking_uri)})")]
 
 
-def forget(kept: SweepSnapshot, root: Path, run_ids: set[str], model_ids: set[str]) -> None:
-    """Delete runs, as MLflow does: they can be brought back there; and models."""
+def forget(kept: SweepSnapshot, root: Path, differences: Collection[Difference]) -> None:
+    """Delete runs that differ, as MLflow does: they can be brought back there; and models."""
     client, _ = open_client(kept.settings.tracking_uri or store_uri(root), root)
-    for run_id in sorted(run_ids):
+    for run_id in sorted({difference.run_id for difference in differences} - {None}):
         client.delete_run(run_id)
-    for model_id in sorted(model_ids):
+    for model_id in sorted({difference.model_id for difference in differences} - {None}):
         client.delete_logged_model(model_id)
 
 
@@ -116,7 +126,7 @@ def _of_parent(store: Store, report: SweepReport, parent: Any) -> Iterator[Diffe
         report,
         store.sweep_id,
         (store.experiment_id, parent.info.run_id),
-        has_front=gallery.FRONT_FILE in (kept.facts.get(FILES) or {}),
+        has_front=has_picture(kept.facts.get(FILES)),
         final=not kept.is_open,
     )
     if parent.info.status != "FINISHED":
@@ -127,7 +137,7 @@ def _of_parent(store: Store, report: SweepReport, parent: Any) -> Iterator[Diffe
     yield from _of_artifacts(kept, parent, texts(kept))
 
 
-def _of_input(kept: SweepSnapshot, parent: Any) -> Iterator[Fault]:
+def _of_input(kept: SweepSnapshot, parent: Any) -> Iterator[RunFault]:
     """The rows. Their source and profile MLflow keeps once for all sweeps that read them."""
     digest = digest_of(kept.workload) if kept.workload else ""
     there = [one for one in parent.inputs.dataset_inputs if one.dataset.digest == digest]
@@ -143,8 +153,11 @@ def _of_artifacts(kept: SweepSnapshot, parent: Any, written: Mapping[str, str]) 
     artifacts = _folder(parent.info.artifact_uri)
     if artifacts is None:
         return
-    expected = kept.facts.get(FILES) or {name: sha256_of(kept.folder / name) for name in COMPARED}
-    expected = {**expected, **{name: hashlib.sha256(text.encode()).hexdigest() for name, text in written.items()}}
+    expected = dict(kept.facts.get(FILES) or {})
+    for name in () if expected else COMPARED:
+        expected[name] = sha256_of(kept.folder / name)
+    for name, text in written.items():
+        expected[name] = hashlib.sha256(text.encode()).hexdigest()
     for name, digest in expected.items():
         if sha256_of(artifacts / name) != digest:
             yield difference(f"{name} of the sweep's run is not the one that was written")
@@ -164,7 +177,7 @@ def _of_children(store: Store, parent: Any, children: list[Any]) -> Iterator[Dif
         elif entries[key].result.state != "queued":
             due.append((run, entries[key], _contents(store, entries[key], parent)))
     found = points.histories(store.client, store.uri, [(run, contents.points) for run, _, contents in due])
-    of_trial: dict[str, list[tuple[list[Fault], Any]]] = {}
+    of_trial: dict[str, list[tuple[list[RunFault], Any]]] = {}
     for run, entry, contents in due:
         faults = [*_of_run(run, contents, found[run.info.run_id]), *_of_adapter(run, contents, entry)]
         of_trial.setdefault(entry.result.key, []).append((faults, run))
@@ -185,7 +198,7 @@ def _contents(store: Store, entry: Entry, parent: Any) -> Contents:
     return of_trial(entry, kept.settings, *where, on_front=on_front, final=not kept.is_open)
 
 
-def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[Fault]:
+def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[RunFault]:
     """A run against its contents.
 
     Args:
@@ -204,15 +217,14 @@ def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[Fault]:
         elif there != value:
             yield f"tag {name} is {there!r}, the ledger has {value!r}", False
     if run.data.params != expected.params:
-        names = {*expected.params, *run.data.params}
-        wrong = sorted(n for n in names if expected.params.get(n) != run.data.params.get(n))
-        yield f"params differ from what was asked: {', '.join(wrong)}", True
+        wrong = dict(expected.params.items() ^ run.data.params.items())
+        yield f"params differ from what was asked: {', '.join(sorted(wrong))}", True
     faults = points.faults(found, run.data.metrics, expected.points)
     if faults:
         yield faults.text, not faults.only_gone
 
 
-def _of_adapter(run: Any, expected: Contents, entry: Entry) -> Iterator[Fault]:
+def _of_adapter(run: Any, expected: Contents, entry: Entry) -> Iterator[RunFault]:
     artifacts = _folder(run.info.artifact_uri)
     if expected.status == "FINISHED" and artifacts:
         fault = adapter_store.fault(artifacts / "adapter", entry.adapter_sha256)
@@ -258,8 +270,8 @@ def _of_model(model: Any, entry: Entry, sweep_id: str, run: Any) -> Iterator[str
         yield f"it is {model.name!r}, a {model.model_type}; expected {expected.name!r}, a {MODEL_TYPE}"
     if expected.params != model.params or not expected.tags.items() <= model.tags.items():
         yield "its params or tags are not those of its trial"
-    metrics = {(m.key, points.stored(m.value), m.timestamp, m.step) for m in model.metrics or ()}
-    if metrics != {(name, points.stored(value), at, step) for name, value, at, step in expected.points}:
+    due = {(name, points.stored(value), at, step) for name, value, at, step in expected.points}
+    if points.stored_points(model.metrics or ()) != due:
         yield "its metrics are not those of its trial"
     linked = {output.model_id for output in (run.outputs.model_outputs if run and run.outputs else ())}
     if run and (model.source_run_id != run.info.run_id or model.model_id not in linked):
@@ -272,8 +284,6 @@ def _of_model(model: Any, entry: Entry, sweep_id: str, run: Any) -> Iterator[str
 
 def _is_registered(store: Store, model: Any) -> bool:
     """Whether a model is the one under the alias of the sweep's registered model."""
-    from mlflow.exceptions import MlflowException
-
     try:
         version = store.client.get_model_version_by_alias(store.kept.settings.name, ALIAS)
     except MlflowException:

@@ -163,7 +163,7 @@ def _compare(cache: Any, task: Task, store: Any) -> Iterator[Report]:
 
 def _evaluate(cache: Any, task: Task, store: Any) -> Iterator[Report]:
     from trainables.comparison.compare import evaluate_on_test
-    from trainables.trial import oom_as_failure
+    from trainables.cost.memory import oom_as_failure
 
     files, *replicates = _adapters(store, task.key, *task.replicate_keys)
     baseline = _adapters(store, task.baseline_key)[0] if task.baseline_key else None
@@ -174,7 +174,7 @@ def _evaluate(cache: Any, task: Task, store: Any) -> Iterator[Report]:
 
 def _compared(cache: Any, *, nf4: dict[str, bytes], baseline: dict[str, bytes]) -> "Comparison":
     from trainables.comparison.compare import compare
-    from trainables.trial import oom_as_failure
+    from trainables.cost.memory import oom_as_failure
 
     with oom_as_failure():
         return _checked(compare(cache, nf4=nf4, baseline=baseline))

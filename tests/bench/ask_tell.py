@@ -1,4 +1,4 @@
-"""The driver's time for one trial when a long sweep lies behind it: ask, tell and ledger; part of bench-search."""
+"""The driver's time for one trial when a long sweep lies behind it: ask, tell, ledger. Part of bench `search`."""
 
 from collections.abc import Mapping
 from pathlib import Path

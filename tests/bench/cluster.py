@@ -1,4 +1,4 @@
-"""Whether one driver keeps up with a cluster: `make bench-cluster`
+"""Whether one driver keeps up with a cluster: `make bench ARGS=cluster`
 
 python -m tests.bench.cluster --at-once 256 --trials 5000 --trial-seconds 60
 

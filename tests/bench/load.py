@@ -1,4 +1,4 @@
-"""Ten thousand recorded trials in one ledger: what reading them costs. `make bench-load`
+"""Ten thousand recorded trials in one ledger: what reading them costs. `make bench ARGS=load`
 
 python tests/bench/load.py --trials 10000 [--mlflow]
 

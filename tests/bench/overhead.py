@@ -1,4 +1,4 @@
-"""What a sweep costs a trial beside the training itself: `make bench-overhead`
+"""What a sweep costs a trial beside the training itself: `make bench ARGS=overhead`
 
 python tests/bench/overhead.py --trials 2000
 

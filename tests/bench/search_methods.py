@@ -1,4 +1,4 @@
-"""The searches that bench-search compares: our driver, and the libraries' own objects as Ray Tune would call them."""
+"""What the bench `search` compares: our driver, and the libraries' own objects as Ray Tune would call them."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping

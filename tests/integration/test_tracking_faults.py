@@ -17,9 +17,10 @@ import pytest
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
 from orchestrator.settings import save, sweep_folder
+from orchestrator.tracking.client import open_client
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.runs import families
-from orchestrator.tracking.store import open_client, store_file, store_uri
+from orchestrator.tracking.store import store_file, store_uri
 from orchestrator.tracking.writer import MlflowWriter, WriteResult
 from orchestrator.verify import checks as verify
 from tests.support.stores import place_store

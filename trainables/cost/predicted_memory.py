@@ -3,7 +3,7 @@
 What is resident (weights, constants, adapter, AdamW's moments) is counted exactly. What the forward
 pass keeps for the backward pass is counted tensor by tensor, as transformers, peft and SDPA keep it
 on a GPU. The rest are a few constants, fitted by hand to shapes of tests/bench/memory_shapes.py on one H200; the error
-of predictions is measured on other shapes (`make bench-memory`).
+of predictions is measured on other shapes (`make bench ARGS=memory`).
 """
 
 from dataclasses import dataclass, fields

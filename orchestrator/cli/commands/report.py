@@ -25,8 +25,8 @@ def report(
     if other is None:
         _report_one(name or newest(ROOT), as_json)
         return
-    pair = [report_of(SweepSnapshot.read(sweep)) for sweep in (str(name), other)]
-    print(json.dumps({"sweeps": [one.to_dict() for one in pair]}) if as_json else compare(*pair))
+    first, second = report_of(SweepSnapshot.read(str(name))), report_of(SweepSnapshot.read(other))
+    print(json.dumps({"sweeps": [first.to_dict(), second.to_dict()]}) if as_json else compare(first, second))
 
 
 def _report_one(name: str, as_json: bool) -> None:

@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 import pytest
 
-from orchestrator import command as hints
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import failed_evaluations, verdict_of
 from orchestrator.cli.progress import print_result
@@ -16,6 +15,7 @@ from orchestrator.report import card as cards
 from orchestrator.report import content as report
 from orchestrator.report import render
 from orchestrator.report.rows import trial_row
+from orchestrator.settings import command as hints
 from orchestrator.settings import save, sweep_folder
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import store_uri

@@ -12,11 +12,12 @@ from orchestrator.figures import gallery as figures
 from orchestrator.ledger import Ledger
 from orchestrator.settings import sweep_folder
 from orchestrator.tracking import live as tracking_live
-from orchestrator.tracking import publishing
+from orchestrator.tracking.client import open_client
 from orchestrator.tracking.contents import GROWTH, growth
+from orchestrator.tracking.ending import write_files
 from orchestrator.tracking.live import Live
 from orchestrator.tracking.projection import Tracker
-from orchestrator.tracking.store import open_client, store_uri
+from orchestrator.tracking.store import store_uri
 from tests.support.stores import place_store
 from tests.support.sweeps import WORKLOAD, Desk, completes, make
 from tests.support.swept import swept
@@ -126,7 +127,7 @@ def test_the_description_begins_with_links_then_the_budgets_and_the_picture(fini
     root, settings, result = finished
     with closing(Ledger(sweep_folder("t", root) / "ledger.db")) as ledger:
         tracker = Tracker(settings, ledger, root)
-        tracker.finish(result, publishing.write_files(result, ledger), interrupted=False)
+        tracker.finish(result, write_files(result, ledger), interrupted=False)
     client, _ = open_client(store_uri(root), root)
     parent = client.get_run(tracker.run_id)
     note = parent.data.tags["mlflow.note.content"]
