@@ -211,7 +211,7 @@ class Desk:
     @property
     def study(self) -> Any:
         """The driver's Optuna study."""
-        return self.driver._proposer.study
+        return self.driver.agenda.proposer.study
 
     @property
     def asked(self) -> list[Task]:

@@ -13,7 +13,7 @@ def steps_of(desk: Desk, loss: float, *, protect: bool = False) -> str:
     """Run one new trial at a constant loss; returns its final state."""
     trial_id = desk.take(lambda task: completes(task, loss=loss))
     if protect:
-        desk.driver._protected.add(desk.asked[-1].key)
+        desk.driver.agenda.protected.add(desk.asked[-1].key)
     desk.end(trial_id)
     return desk.states[desk.asked[-1].key]
 
