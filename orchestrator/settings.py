@@ -5,10 +5,11 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+import search_spaces
 from orchestrator import objectives
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.security.folder_access import refuse_shared
@@ -177,6 +178,21 @@ class SweepSettings(Frozen):
         if self.max_steps is not None:
             overrides["max_steps"] = self.max_steps
         return self.space.config(params, **overrides)
+
+
+def space_named(name: str, sampler: str | None = None) -> Space:
+    """A search space by its name or path, with another sampler than its own where one is said.
+
+    Raises:
+        ConfigError: there is no such space or sampler, or the space does not go with it.
+    """
+    space = search_spaces.load(name)
+    if sampler is None:
+        return space
+    methods = get_args(search_spaces.Method)
+    if sampler not in methods:
+        raise ConfigError(f"sampler: no sampler {sampler!r}{did_you_mean(sampler, methods)}")
+    return search_spaces.parse(space.model_dump() | {"method": sampler}, source="sampler")
 
 
 def make(**values: Any) -> SweepSettings:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis.front import REFERENCE_MARGIN
 from orchestrator.analysis.pareto import hypervolume, pareto_mask
-from orchestrator.objectives import OBJECTIVES
-from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
+from orchestrator.pruning.learning_curves import LearningCurves, is_cost, losses_at, measured
 from search_spaces import EarlyTerminate
 from trainables.values.config import rungs
 from trainables.values.results import Cost, Measurement, TrialResult
@@ -71,7 +70,7 @@ class HypervolumeStop:
         self._asked = asked
         self._first = first_rung(asked, max_steps)
         self._names = measured(objectives)
-        self._is_cost = np.array([OBJECTIVES[name].source == "cost" for name in self._names])
+        self._is_cost = np.array(list(map(is_cost, self._names)))
         self._curves = LearningCurves(self._names)
         self._devices: dict[str, DeviceFront] = {}
         self._running: dict[str, list[Measurement]] = {}

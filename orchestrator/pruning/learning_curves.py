@@ -25,13 +25,18 @@ def measured(objectives: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys("eval_loss_nats" if OBJECTIVES[o].source == "similarity" else o for o in objectives))
 
 
+def is_cost(objective: str) -> bool:
+    """Whether it belongs to the cost key, and so is the same at all rungs of a trial."""
+    return OBJECTIVES[objective].source == "cost"
+
+
 def losses_at(measurement: Measurement, cost: Cost, names: Sequence[str]) -> NDArray[np.float64]:
     """(n_names,), all minimised: what was measured at the rung, and what belongs to the cost key."""
     return np.array(_values(measurement, cost, names), dtype=np.float64)
 
 
 def _values(measurement: Measurement, cost: Cost, names: Sequence[str]) -> tuple[float, ...]:
-    return tuple(getattr(cost if OBJECTIVES[name].source == "cost" else measurement, name) for name in names)
+    return tuple(getattr(cost if is_cost(name) else measurement, name) for name in names)
 
 
 class LearningCurves:
