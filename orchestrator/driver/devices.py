@@ -3,22 +3,22 @@
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster import nodes
-from orchestrator.driver.duration import Device
+from orchestrator.driver.duration import SweepDevice
 from trainables.cost.device import device_name, native_dtype
 
 if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings
 
 
-def ask_device(settings: "SweepSettings") -> Device:
+def ask_device(settings: "SweepSettings") -> SweepDevice:
     """Asked on workers, as the driver must not open the GPU, and may have none."""
     asked = settings.compute_dtype
     if settings.device == "cpu":
         native = native_dtype("cpu")
-        return Device(names=frozenset({device_name("cpu")}), compute_dtype=native if asked == "auto" else asked)
+        return SweepDevice(names=frozenset({device_name("cpu")}), compute_dtype=native if asked == "auto" else asked)
     gpus = nodes.gpus(settings.resources)
     native = "bfloat16" if all(gpu.dtype == "bfloat16" for gpu in gpus) else "float16"
-    return Device(
+    return SweepDevice(
         names=frozenset(gpu.name for gpu in gpus),
         compute_dtype=native if asked == "auto" else asked,
         memory_mib=min(gpu.memory_mib for gpu in gpus),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.driver.stopping import Clock
     from orchestrator.ledger import Ledger
     from orchestrator.ledger.rows import Entry
-    from orchestrator.ledger.task import Fault, Report, Task
+    from orchestrator.ledger.task import Task, TaskFault, TaskReport
     from orchestrator.pruning.rule import StoppingRule
     from orchestrator.settings import SweepSettings
     from trainables.values.config import State, Workload
@@ -118,7 +118,7 @@ class Driver:
         """A worker has taken the task up: from now on it spends its device's time."""
         self._stopping.task_began(task.name)
 
-    def report(self, task: "Task", report: "Report") -> Decision:
+    def report(self, task: "Task", report: "TaskReport") -> Decision:
         """Write what a worker reports into the ledger, and say whether its task goes on."""
         if task.kind == "train":
             decision = self._trial_reported(task, report)
@@ -132,7 +132,7 @@ class Driver:
         self._stopping.keep_spent()
         return decision
 
-    def ended(self, task: "Task", fault: "Fault | None" = None) -> None:
+    def ended(self, task: "Task", fault: "TaskFault | None" = None) -> None:
         """The task is over, all that it reported is written.
 
         Args:
@@ -163,7 +163,7 @@ class Driver:
 
     # --- what a report comes to
 
-    def _trial_reported(self, task: "Task", report: "Report") -> Decision:
+    def _trial_reported(self, task: "Task", report: "TaskReport") -> Decision:
         cost, measurement = report.cost, report.measurement
         if cost:
             self._ledger.keep_cost(task.config.cost_key, cost, of=task.key)
@@ -188,7 +188,7 @@ class Driver:
         self._finish(task, report.state, report.reason and redacted(report.reason), report)
         return Continue()
 
-    def _finish(self, task: "Task", state: "State", reason: str | None, report: "Report") -> None:
+    def _finish(self, task: "Task", state: "State", reason: str | None, report: "TaskReport") -> None:
         """Keep a trial's adapter, if it completed, and its end."""
         digest = None
         if state == "completed":
@@ -207,7 +207,7 @@ class Driver:
         self.agenda.keep(entry)
         checkpoints.discard(self._ledger.path.parent / checkpoints.FOLDER, task.key)
 
-    def _is_tried_again(self, task: "Task", fault: "Fault") -> bool:
+    def _is_tried_again(self, task: "Task", fault: "TaskFault") -> bool:
         """Requeue a task that was given up from outside, or fail its trial or evaluation after the last retry."""
         if self._retries.again(task.name, fault):
             if task.kind == "train":

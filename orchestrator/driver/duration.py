@@ -18,7 +18,7 @@ N_CONFIGS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
+class SweepDevice:
     """What a sweep's trials run on; of several kinds, what all of them can do.
 
     Attributes:
@@ -38,7 +38,7 @@ def _file(root: Path) -> Path:
     return root / "cache" / "device_speed.json"
 
 
-def keep(device: Device, root: Path) -> None:
+def keep(device: SweepDevice, root: Path) -> None:
     """Remember a device's speed, for a dry run, which must not touch it."""
     _file(root).parent.mkdir(parents=True, exist_ok=True)
     known = {"speed": asdict(device.speed), "compute_dtype": device.compute_dtype, "names": sorted(device.names)}

@@ -1,6 +1,6 @@
 """Which running trial successive halving stops, and that a sweep stops none that others need."""
 
-from orchestrator.ledger.task import Report
+from orchestrator.ledger.task import TaskReport
 from tests.support.sweeps import ASHA, GRID, Desk, completes, make, space
 
 SIXTEEN = GRID | {
@@ -57,7 +57,7 @@ def test_no_trial_is_stopped_before_its_least_share_of_steps(tmp_path):
 
 def test_a_report_without_a_loss_is_passed_on(tmp_path):
     desk = Desk(tmp_path, make(space(SIXTEEN, early_terminate=ASHA)))
-    desk.do(lambda task: iter([Report(state="oom", reason="no memory")]))
+    desk.do(lambda task: iter([TaskReport(state="oom", reason="no memory")]))
     assert list(desk.states.values()) == ["oom"]
 
 
