@@ -11,8 +11,8 @@ import numpy as np
 from orchestrator import objectives
 from orchestrator.analysis.describe import describe, every_setting
 from orchestrator.analysis.front import Front, counted, device_of, front_of, losses_of, objective_value
-from orchestrator.command import command
 from orchestrator.settings import SweepSettings
+from orchestrator.settings.command import command
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
 

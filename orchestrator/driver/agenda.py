@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.analysis.budgets import Ended
 from orchestrator.analysis.finalists import to_evaluate, wanted
 from orchestrator.analysis.front import is_candidate
-from orchestrator.driver.pairs import baseline_params, evaluation_task, is_settled
+from orchestrator.analysis.settled import is_settled
+from orchestrator.driver.pairs import baseline_params, evaluation_task
 from orchestrator.driver.reuse import import_result
 from orchestrator.ledger.task import Task, TaskName
 from orchestrator.search.device_limit import DeviceLimit

@@ -3,19 +3,26 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import settings as settings_file
+from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.cluster import ray_cluster
 from orchestrator.driver import warm_start
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
+from orchestrator.settings.space import space_named
 from trainables.cost.device import count_gpus
 from trainables.cost.predicted_memory import predicted_peak_mib
 from trainables.models import base_model, inputs
-from trainables.models.families import shape_named
-from trainables.values.config import ComputeDtype, TrialConfig
+from trainables.models.families import shape_in, shape_named
+from trainables.models.predicted_peak import named_peak_mib
+from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.snapshot import SweepSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +51,7 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
     if given.get("address") is not None:
         refuse_secrets("address", given["address"])  # what does not answer there is said with its address
     if chosen["space"] is not None:
-        settings_file.space_named(chosen["space"])  # a wrong name is said before anything is looked at
+        space_named(chosen["space"])  # a wrong name is said before anything is looked at
     if chosen["base_model"] is not None:
         base_model.local_folder(chosen["base_model"])  # so is a base that cannot be used
     if device is None:
@@ -53,7 +60,7 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
         raise ConfigError(f"gpus_per_trial is {given['gpus_per_trial']:g}, but there are 0 GPUs in reach")
     defaults = defaults_for(device, chosen["base_model"])
     values = {key: value if value is not None else defaults.get(key) for key, value in chosen.items()}
-    space = settings_file.space_named(values["space"], values.get("sampler"))
+    space = space_named(values["space"], values.get("sampler"))
     auto = AUTO.get(device, AUTO["cpu"])  # an unknown device is refused below
     steps = {name: auto[name] if given.get(name, "auto") == "auto" else given[name] for name in auto}
     n_trials = values["trials"]
@@ -132,6 +139,16 @@ def need_gpu(device: str, address: str | None = None) -> None:
         )
 
 
+def device_here(device: str | None) -> str:
+    """The device that was said, or the better one of this machine: "cuda" or "cpu".
+
+    Raises:
+        ConfigError: see `need_gpu`.
+    """
+    need_gpu(device or "cpu")
+    return "cuda" if device != "cpu" and count_gpus() else "cpu"
+
+
 def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
     if address is None:
         return count_gpus() > 0
@@ -143,11 +160,18 @@ def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
 
 def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:
     """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here."""
-    shape = shape_named(settings.base_model)
-    if shape is None or settings.device == "cpu":
-        return [None] * len(configs)
-    dtype: ComputeDtype = "bfloat16" if settings.compute_dtype == "auto" else settings.compute_dtype
-    return [predicted_peak_mib(shape, config, dtype) for config in configs]
+    base, device, dtype = settings.base_model, settings.device, settings.compute_dtype
+    return [named_peak_mib(base, device, dtype, config) for config in configs]
+
+
+def why_empty(snapshot: "SweepSnapshot") -> str | None:
+    """Why nothing is on a sweep's front, with the least violated config; None where something is."""
+    shape = shape_in(Path(snapshot.workload.base_folder))
+
+    def predict(config: TrialConfig) -> float | None:
+        return predicted_peak_mib(shape, config, snapshot.workload.compute_dtype) if shape else None
+
+    return nothing_counts(snapshot.trials, snapshot.settings, predict)
 
 
 def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:

@@ -1,103 +1,27 @@
-"""SweepSettings -> Tuner -> SweepResult: the whole life of one sweep on the driver."""
+"""SweepSettings -> Tuner -> SweepSnapshot: the whole life of one sweep on the driver."""
 
-import fcntl
-import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 from orchestrator import settings as settings_file
-from orchestrator.analysis.budgets import ENDED, Ended
-from orchestrator.analysis.front import REFERENCE, Front, front_of
-from orchestrator.command import command
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.driver import reuse, warm_start
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
 from orchestrator.security.folder_access import narrowed, refuse_shared
 from orchestrator.settings import SweepSettings, sweep_folder, write_whole
+from orchestrator.settings.command import command
 from orchestrator.workers import checkpoints
 from trainables.values.config import Workload
 from trainables.values.errors import ConfigError
-from trainables.values.results import TrialResult
 
-OWNER = "owner"
-"""In a sweep's folder: the number of the process that runs it, which locks it."""
 Prepare = Callable[[SweepSettings, Path], tuple[Workload, dict[str, int], float | None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepResult:
-    """What a sweep came to.
-
-    Attributes:
-        interrupted: stopped before its end; `resume` goes on.
-        ended: why the search is over; None while it is not, and in ledgers from before that was kept.
-        stopped: why the sweep gave itself up before its end; it is `interrupted` too.
-    """
-
-    settings: SweepSettings
-    workload: Workload
-    trials: tuple[TrialResult, ...]
-    front: Front
-    interrupted: bool
-    ended: Ended | None = None
-    stopped: str | None = None
-
-    @property
-    def caption(self) -> str:
-        """Under what the figures were taken; says so where the weights are not pretrained ones."""
-        devices = ", ".join(sorted({trial.cost.device for trial in self.trials if trial.cost}))
-        return f"{self.workload.base_caption}; {devices or 'no device yet'}, {self.workload.compute_dtype}"
-
-
-@contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder for this process; a folder in which nothing began is gone again afterwards.
-
-    Raises:
-        ConfigError: another process runs this sweep; the message names it.
-    """
-    with _locked(folder) as file:
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
-            with suppress(OSError):
-                if os.listdir(folder) == [OWNER]:
-                    (folder / OWNER).unlink()
-                    folder.rmdir()
-
-
-def _locked(folder: Path, n_tries: int = 100) -> TextIO:
-    """The file that holds a sweep's folder, locked; a start that was refused may take both away at any moment."""
-    path = folder / OWNER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except (FileNotFoundError, FileExistsError):
-        if not n_tries:
-            raise
-        return _locked(folder, n_tries - 1)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with file:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-        raise ConfigError(f"NAME: sweep {folder.name!r} is being run by process {owner}; choose another NAME") from None
-    with suppress(FileNotFoundError):
-        if os.path.samefile(path, file.fileno()):
-            return file
-    file.close()
-    return _locked(folder, n_tries)
 
 
 def run(
@@ -108,7 +32,7 @@ def run(
     started: Callable[[Ledger, Workload], None],
     trainable: type | None = None,
     prepare: Prepare | None = None,
-) -> SweepResult:
+) -> SweepSnapshot:
     """Run a sweep to its end, or until it is interrupted.
 
     Args:
@@ -142,8 +66,8 @@ def run(
             known = {"learned": learned, "cached": cached}
             driver = run_tasks(settings, workload, ledger, trainable, _resume(settings), **known)
             _queue_running(ledger)
-            result = result_of(settings, ledger, interrupted=not driver.finished)
-            return replace(result, stopped=driver.stopped)
+            snapshot = SweepSnapshot.of(settings, ledger)
+            return replace(snapshot, interrupted=not driver.finished, stopped=driver.stopped)
 
 
 def _resume(settings: SweepSettings) -> str:
@@ -210,25 +134,3 @@ def _queue_running(ledger: Ledger) -> None:
     ledger.requeue_running()
     queued = {trial.key for trial in ledger.trials() if trial.state == "queued"}
     checkpoints.keep_only(ledger.path.parent / checkpoints.FOLDER, queued)
-
-
-def result_of(
-    settings: SweepSettings, ledger: Ledger, *, interrupted: bool = False, trials: Sequence[TrialResult] | None = None
-) -> SweepResult:
-    """The sweep as its ledger has it now.
-
-    Args:
-        trials: of the ledger, where they were read already.
-    """
-    trials = tuple(ledger.trials() if trials is None else trials)
-    workload = ledger.workload()
-    if workload is None:
-        raise ConfigError(f"sweep {settings.name!r} has not started a trial yet")
-    return SweepResult(
-        settings=settings,
-        workload=workload,
-        trials=trials,
-        front=front_of(trials, settings, ledger.fact(REFERENCE)),
-        interrupted=interrupted,
-        ended=Ended.from_fact(ledger.fact(ENDED)),
-    )

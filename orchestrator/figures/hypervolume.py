@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis import front
 from orchestrator.analysis.pareto import growing_hypervolume
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures.style import PRECISION_COLOURS, PRECISION_NAMES, LeftOut, Picture, canvas, hover
 from orchestrator.objectives import OBJECTIVES
 from trainables.values.config import TrialConfig
@@ -42,27 +42,27 @@ class Moment:
     trial: TrialResult | None = None
 
 
-def curve(result: SweepResult) -> list[Moment]:
+def curve(snapshot: SweepSnapshot) -> list[Moment]:
     """From nothing to the sweep's end; empty where no trial counts for the front.
 
     The reference point is that of the front as it is now, for all moments.
     """
-    counted = {trial.key: losses for trial, losses in front.counted(result.trials, result.settings)}
-    if result.front.reference_point is None or not counted:
+    counted = {trial.key: losses for trial, losses in front.counted(snapshot.trials, snapshot.settings)}
+    if snapshot.front.reference_point is None or not counted:
         return []
-    signs = [OBJECTIVES[name].sign for name in result.settings.objectives]
-    reference = np.multiply(result.front.reference_point, signs)
+    signs = [OBJECTIVES[name].sign for name in snapshot.settings.objectives]
+    reference = np.multiply(snapshot.front.reference_point, signs)
     box = float(np.prod(reference - np.min(list(counted.values()), axis=0)))
-    ended = {trial.config: trial.ended_at for trial in result.trials if trial.ended_at}
+    ended = {trial.config: trial.ended_at for trial in snapshot.trials if trial.ended_at}
     moments = [Moment(seconds=0.0, share=0.0)]
     seconds = 0.0
-    events = [(t.ended_at, t.number, "ends", t) for t in result.trials if t.ended_at]
-    events += [(_counts_from(t, ended), t.number, "counts", t) for t in result.trials if t.key in counted]
+    events = [(t.ended_at, t.number, "ends", t) for t in snapshot.trials if t.ended_at]
+    events += [(_counts_from(t, ended), t.number, "counts", t) for t in snapshot.trials if t.key in counted]
     events.sort(key=lambda event: (event[0], event[2] == "counts", event[1]))
     volumes = iter(growing_hypervolume([counted[t.key] for _, _, what, t in events if what == "counts"], reference))
     for at, _, what, trial in events:
         if what == "ends":
-            seconds += (trial.train_seconds or 0.0) * devices_per_trial(result)
+            seconds += (trial.train_seconds or 0.0) * devices_per_trial(snapshot)
             moments.append(replace(moments[-1], seconds=seconds, at=at, trial=None))
             continue
         volume = float(next(volumes))
@@ -77,19 +77,19 @@ def _counts_from(trial: TrialResult, ended: Mapping[TrialConfig, float]) -> floa
     return max(own, ended.get(trial.config.at_other_precision, own)) if trial.config.precision == "nf4" else own
 
 
-def devices_per_trial(result: SweepResult) -> float:
+def devices_per_trial(snapshot: SweepSnapshot) -> float:
     """By which a trial's seconds count: its share of a GPU, or one CPU worker."""
-    return result.settings.gpus_per_trial if result.settings.device == "cuda" else 1.0
+    return snapshot.settings.gpus_per_trial if snapshot.settings.device == "cuda" else 1.0
 
 
-def draw(result: SweepResult) -> Picture | LeftOut:
+def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """The curve as steps, with a point where a trial raised it."""
-    moments = curve(result)
+    moments = curve(snapshot)
     if not moments:
         return LeftOut(name=NAME, reason="no trial counts for the front yet")
-    unit = "GPU-seconds" if result.settings.device == "cuda" else "CPU-worker seconds"
+    unit = "GPU-seconds" if snapshot.settings.device == "cuda" else "CPU-worker seconds"
     notes = (
-        f"Over {', '.join(result.settings.objectives)}. The box goes from the best value of each to the reference "
+        f"Over {', '.join(snapshot.settings.objectives)}. The box goes from the best value of each to the reference "
         "point, the worst value and a tenth of the range beyond it, both over all trials of this sweep: "
         "curves of two sweeps cannot be compared. "
         "1 would be one trial that is the best in everything.",

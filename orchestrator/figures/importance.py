@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.front import is_candidate, losses_of
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures.style import LeftOut, Picture, canvas
 from orchestrator.objectives import OBJECTIVES
 from search_spaces import Parameter
@@ -28,10 +28,10 @@ Shares = Mapping[str, Mapping[str, float]]
 KnownPoint = tuple[dict[str, Any], tuple[float, ...]]
 
 
-def draw(result: SweepResult) -> Picture | LeftOut:
+def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """A bar for each setting and objective; objectives that do not differ have none."""
-    objectives = result.settings.objectives
-    points = known_points(result)
+    objectives = snapshot.settings.objectives
+    points = known_points(snapshot)
     if len(points) < MIN_TRIALS:
         reason = f"{len(points)} completed trials with all objectives, at least {MIN_TRIALS} are needed"
         return LeftOut(name=NAME, reason=reason)
@@ -40,10 +40,11 @@ def draw(result: SweepResult) -> Picture | LeftOut:
     if len(varied) < 2 or not differing:
         reason = f"{len(varied)} settings and {len(differing)} objectives differ between trials, 2 and 1 are needed"
         return LeftOut(name=NAME, reason=reason)
-    found = importance(result, points, varied, differing)
+    found = importance(snapshot, points, varied, differing)
     notes = [
-        f"Functional ANOVA (Hutter et al. 2014): Optuna's FanovaImportanceEvaluator, seed {result.settings.seed}, over "
-        f"{len(points)} completed trials, without pruned ones. Shares of each objective's main effects add up to 1.",
+        f"Functional ANOVA (Hutter et al. 2014): Optuna's FanovaImportanceEvaluator, seed {snapshot.settings.seed}, "
+        f"over {len(points)} completed trials, without pruned ones. "
+        "Shares of each objective's main effects add up to 1.",
     ]
     same = [OBJECTIVES[o].label for i, o in enumerate(objectives) if i not in differing]
     if same:
@@ -51,21 +52,21 @@ def draw(result: SweepResult) -> Picture | LeftOut:
     return Picture(name=NAME, title=TITLE, notes=tuple(notes), png=partial(_png, found), html=partial(_html, found))
 
 
-def known_points(result: SweepResult) -> list[KnownPoint]:
+def known_points(snapshot: SweepSnapshot) -> list[KnownPoint]:
     """Points of the space whose trials completed as candidates, with their losses."""
     found: list[KnownPoint] = []
-    for trial in result.trials:
-        losses = losses_of(trial, result.settings.objectives) if is_candidate(trial) else None
-        params = _params(trial, result)
+    for trial in snapshot.trials:
+        losses = losses_of(trial, snapshot.settings.objectives) if is_candidate(trial) else None
+        params = _params(trial, snapshot)
         if losses is not None and params is not None:
             found.append((params, losses))
     return found
 
 
-def _params(trial: TrialResult, result: SweepResult) -> dict[str, Any] | None:
+def _params(trial: TrialResult, snapshot: SweepSnapshot) -> dict[str, Any] | None:
     """The point that a trial stands for; None where it is none of the space (a baseline at an unsearched precision)."""
     params = {}
-    for name, parameter in result.settings.space.parameters.items():
+    for name, parameter in snapshot.settings.space.parameters.items():
         params[name] = _param(parameter, _asked(trial.config, name))
     return None if None in params.values() else params
 
@@ -88,7 +89,7 @@ def _param(parameter: Parameter, value: Any) -> Any:
 
 
 def importance(
-    result: SweepResult, points: Sequence[KnownPoint], varied: Sequence[str], objectives: Sequence[int]
+    snapshot: SweepSnapshot, points: Sequence[KnownPoint], varied: Sequence[str], objectives: Sequence[int]
 ) -> Shares:
     """Share of each varied setting in each objective (by its index).
 
@@ -99,18 +100,18 @@ def importance(
     from orchestrator.search.proposer import distribution
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    parameters = result.settings.space.parameters
+    parameters = snapshot.settings.space.parameters
     distributions = {name: distribution(parameters[name]) for name in varied}
-    study = optuna.create_study(directions=["minimize"] * len(result.settings.objectives))
+    study = optuna.create_study(directions=["minimize"] * len(snapshot.settings.objectives))
     for params, losses in points:
         inside = {name: params[name] for name in varied}
         study.add_trial(optuna.trial.create_trial(params=inside, distributions=distributions, values=losses))
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=result.settings.seed)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=snapshot.settings.seed)
     shares = {}
     for i in objectives:
         target = partial(_nth, i)
         found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
-        shares[result.settings.objectives[i]] = found
+        shares[snapshot.settings.objectives[i]] = found
     return shares
 
 

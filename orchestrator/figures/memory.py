@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.costs import measured_cells
 from orchestrator.analysis.describe import targets
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures.style import (
     OTHER_COLOURS,
     PRECISION_COLOURS,
@@ -46,26 +46,26 @@ class Bar:
         return sum(getattr(self.breakdown, part) for part in PARTS)
 
 
-def bars(result: SweepResult) -> list[Bar]:
+def bars(snapshot: SweepSnapshot) -> list[Bar]:
     """Every cell with a breakdown, the least memory first; of too many those of the front, then the least."""
     numbers: dict[str, tuple[int, ...]] = {}
-    for member in result.front.members:
+    for member in snapshot.front.members:
         numbers[member.config.cost_key] = (*numbers.get(member.config.cost_key, ()), member.number)
     found = [
         Bar(config=config, breakdown=cost.breakdown, members=numbers.get(cell, ()))
-        for cell, (config, cost) in measured_cells(result.trials).items()
+        for cell, (config, cost) in measured_cells(snapshot.trials).items()
         if cost.breakdown
     ]
     kept = sorted(found, key=lambda bar: (not bar.members, bar.total_mib))[:MAX_BARS]
     return sorted(kept, key=lambda bar: bar.total_mib)
 
 
-def draw(result: SweepResult) -> Picture | LeftOut:
+def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """One bar a cell, the parts in the same order in each; they add up to the peak."""
-    shown = bars(result)
+    shown = bars(snapshot)
     if not shown:
         return LeftOut(name=NAME, reason="no cost key was measured with its parts")
-    n_cells = sum(cost.breakdown is not None for _, cost in measured_cells(result.trials).values())
+    n_cells = sum(cost.breakdown is not None for _, cost in measured_cells(snapshot.trials).values())
     notes = [f"Each bar is a cost key, shared by all trials like it. {STAR} holds trials of the Pareto front."]
     if len(shown) < n_cells:
         notes.append(f"{len(shown)} of {n_cells} cells: the front's, then those that need the least.")

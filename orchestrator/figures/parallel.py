@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.describe import targets
 from orchestrator.analysis.front import is_candidate, losses_of, objective_value
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures.style import (
     PRECISION_COLOURS,
     PRECISION_NAMES,
@@ -54,14 +54,14 @@ class Axis:
         return (place - low) / (high - low) if high > low else 0.5
 
 
-def draw(result: SweepResult) -> Picture | LeftOut:
+def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """One line a candidate that completed with all objectives; settings that never differ are left out."""
-    objectives = result.settings.objectives
-    trials = [t for t in result.trials if is_candidate(t) and t.history and losses_of(t, objectives) is not None]
+    objectives = snapshot.settings.objectives
+    trials = [t for t in snapshot.trials if is_candidate(t) and t.history and losses_of(t, objectives) is not None]
     if len(trials) < 2:
         return LeftOut(name=NAME, reason=f"{len(trials)} completed trials with all objectives, at least 2 are needed")
-    axes = [*_settings(trials), *_objectives(result, trials)]
-    trials_on = [trial.key in result.front.keys for trial in trials]
+    axes = [*_settings(trials), *_objectives(snapshot, trials)]
+    trials_on = [trial.key in snapshot.front.keys for trial in trials]
     notes = (
         "Each line is a completed trial of the search or a baseline; settings that are the same for all are left out. "
         "On the Pareto front: thick lines in the picture, the last axis of the interactive form; there, drag along an "
@@ -120,9 +120,9 @@ def _even(places: Sequence[float], form: str, *, logarithmic: bool = False) -> d
     return {tick: format(10**tick if logarithmic else tick, form) for tick in ticks}
 
 
-def _objectives(result: SweepResult, trials: Sequence[TrialResult]) -> list[Axis]:
+def _objectives(snapshot: SweepSnapshot, trials: Sequence[TrialResult]) -> list[Axis]:
     axes = []
-    for objective in result.settings.objectives:
+    for objective in snapshot.settings.objectives:
         shown = OBJECTIVES[objective]
         title = f"{shown.label} {shown.axis[shown.axis.index('(') :]}"
         values = tuple((objective_value(trial, objective) or 0.0) * shown.factor for trial in trials)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.front import losses_of, objective_value
 from orchestrator.analysis.pareto import pareto_mask
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures.style import (
     PRECISION_COLOURS,
     PRECISION_NAMES,
@@ -33,45 +33,51 @@ RING = "on the Pareto front"
 NOTHING = "no trial completed with both its figures"
 
 
-def rank_memory(result: SweepResult) -> Picture | LeftOut:
+def rank_memory(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """Rank against peak memory, absolute and above each precision's cheapest trial."""
-    trials = [trial for trial in result.trials if trial.state == "completed" and trial.history]
+    trials = [trial for trial in snapshot.trials if trial.state == "completed" and trial.history]
     if not trials:
         return LeftOut(name="rank_memory", reason="no trial completed")
     return Picture(
         name="rank_memory",
         title=RANK_TITLE,
-        notes=(_rings(result), "The precisions are set a little aside of their rank, so that neither hides the other."),
-        png=partial(_rank_png, result, trials),
-        html=partial(_rank_html, result, trials),
+        notes=(
+            _rings(snapshot),
+            "The precisions are set a little aside of their rank, so that neither hides the other.",
+        ),
+        png=partial(_rank_png, snapshot, trials),
+        html=partial(_rank_html, snapshot, trials),
     )
 
 
-def loss_memory(result: SweepResult) -> Picture | LeftOut:
+def loss_memory(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """Held-out loss against peak memory, whatever the sweep's objectives."""
-    return pair(result, "peak_memory_mib", "eval_loss_nats")
+    return pair(snapshot, "peak_memory_mib", "eval_loss_nats")
 
 
-def pairs(result: SweepResult) -> list[Picture | LeftOut]:
+def pairs(snapshot: SweepSnapshot) -> list[Picture | LeftOut]:
     """Every pair of the sweep's objectives, beside `loss_memory`."""
-    ordered = [objective for objective in OBJECTIVES if objective in result.settings.objectives]
+    ordered = [objective for objective in OBJECTIVES if objective in snapshot.settings.objectives]
     found = combinations(ordered, 2)
-    return [pair(result, x, y) for x, y in found if (x, y) != ("peak_memory_mib", "eval_loss_nats")]
+    return [pair(snapshot, x, y) for x, y in found if (x, y) != ("peak_memory_mib", "eval_loss_nats")]
 
 
-def pair(result: SweepResult, x: str, y: str) -> Picture | LeftOut:
+def pair(snapshot: SweepSnapshot, x: str, y: str) -> Picture | LeftOut:
     """One objective against another; a line joins the members of the front that none beats in both."""
     name = f"{OBJECTIVES[y].short}_{OBJECTIVES[x].short}"
-    trials = [t for t in result.trials if t.state == "completed" and losses_of(t, (x, y)) is not None]
+    trials = [t for t in snapshot.trials if t.state == "completed" and losses_of(t, (x, y)) is not None]
     if not trials:
         return LeftOut(name=name, reason=NOTHING)
     is_known = name == "loss_memory"
     return Picture(
         name=name,
         title=LOSS_TITLE if is_known else f"{OBJECTIVES[y].label.capitalize()} against {OBJECTIVES[x].label}",
-        notes=(_rings(result), "The line joins those that no other of them beats in both of this figure's objectives."),
-        png=partial(_pair_png, result, trials, x, y),
-        html=partial(_pair_html, result, trials, x, y),
+        notes=(
+            _rings(snapshot),
+            "The line joins those that no other of them beats in both of this figure's objectives.",
+        ),
+        png=partial(_pair_png, snapshot, trials, x, y),
+        html=partial(_pair_html, snapshot, trials, x, y),
     )
 
 
@@ -89,8 +95,8 @@ def edge(members: Sequence[TrialResult], x: str, y: str) -> list[TrialResult]:
     return [trial for _, _, trial in kept]
 
 
-def _rings(result: SweepResult) -> str:
-    names = ", ".join(OBJECTIVES[objective].label for objective in result.settings.objectives)
+def _rings(snapshot: SweepSnapshot) -> str:
+    names = ", ".join(OBJECTIVES[objective].label for objective in snapshot.settings.objectives)
     return f"Each point is a completed trial. Black rings: on the Pareto front over {names}."
 
 
@@ -111,25 +117,27 @@ def _rank_panels(trials: Sequence[TrialResult]) -> list[tuple[str, dict[str, flo
     return [("peak memory (MiB)", peaks), ("MiB above the precision's cheapest trial", above)]
 
 
-def _points(axes: Any, result: SweepResult, trials: Sequence[TrialResult], xs: list[float], ys: list[float]) -> None:
+def _points(
+    axes: Any, snapshot: SweepSnapshot, trials: Sequence[TrialResult], xs: list[float], ys: list[float]
+) -> None:
     for precision, colour in PRECISION_COLOURS.items():
         chosen = [i for i, trial in enumerate(trials) if trial.config.precision == precision]
         if chosen:
             x, y = [xs[i] for i in chosen], [ys[i] for i in chosen]
             axes.scatter(x, y, s=34, color=colour, label=PRECISION_NAMES[precision], alpha=0.75)
-    on = [i for i, trial in enumerate(trials) if trial.key in result.front.keys]
+    on = [i for i, trial in enumerate(trials) if trial.key in snapshot.front.keys]
     if on:
         ring(axes, [xs[i] for i in on], [ys[i] for i in on], RING)
     axes.grid(alpha=0.25)
     axes.margins(0.07)
 
 
-def _rank_png(result: SweepResult, trials: Sequence[TrialResult]) -> PngFigure:
+def _rank_png(snapshot: SweepSnapshot, trials: Sequence[TrialResult]) -> PngFigure:
     figure = canvas(4.3)
     ranks = sorted({trial.config.rank for trial in trials})
     for axes, (title, values) in zip(figure.subplots(1, 2), _rank_panels(trials), strict=True):
         axes.set_xscale("log", base=2)
-        _points(axes, result, trials, [_rank_x(t) for t in trials], [values[t.key] for t in trials])
+        _points(axes, snapshot, trials, [_rank_x(t) for t in trials], [values[t.key] for t in trials])
         axes.set_xticks(ranks, [str(rank) for rank in ranks])
         axes.minorticks_off()
         axes.set_xlabel("LoRA rank")
@@ -138,13 +146,13 @@ def _rank_png(result: SweepResult, trials: Sequence[TrialResult]) -> PngFigure:
     return figure
 
 
-def _pair_png(result: SweepResult, trials: Sequence[TrialResult], x: str, y: str) -> PngFigure:
+def _pair_png(snapshot: SweepSnapshot, trials: Sequence[TrialResult], x: str, y: str) -> PngFigure:
     figure = canvas(4.6)
     axes = figure.subplots()
-    on_edge = edge(result.front.members, x, y)
+    on_edge = edge(snapshot.front.members, x, y)
     xs, ys = [_value(t, x) for t in on_edge], [_value(t, y) for t in on_edge]
     axes.step(xs, ys, where="post", color="black", linewidth=1, alpha=0.6, zorder=1)
-    _points(axes, result, trials, [_value(t, x) for t in trials], [_value(t, y) for t in trials])
+    _points(axes, snapshot, trials, [_value(t, x) for t in trials], [_value(t, y) for t in trials])
     axes.ticklabel_format(useOffset=False)
     axes.set_xlabel(OBJECTIVES[x].axis)
     axes.set_ylabel(OBJECTIVES[y].axis)
@@ -153,14 +161,14 @@ def _pair_png(result: SweepResult, trials: Sequence[TrialResult], x: str, y: str
 
 
 def _traces(
-    result: SweepResult, trials: Sequence[TrialResult], xs: list[float], ys: list[float], *, legend: bool = True
+    snapshot: SweepSnapshot, trials: Sequence[TrialResult], xs: list[float], ys: list[float], *, legend: bool = True
 ) -> "list[go.Scatter]":
     import plotly.graph_objects as go
 
     traces = []
     for precision, colour in PRECISION_COLOURS.items():
         chosen = [i for i, trial in enumerate(trials) if trial.config.precision == precision]
-        on_front = [trials[i].key in result.front.keys for i in chosen]
+        on_front = [trials[i].key in snapshot.front.keys for i in chosen]
         marker = {
             "color": colour,
             "size": [13 if on else 9 for on in on_front],
@@ -180,13 +188,13 @@ def _traces(
     return traces
 
 
-def _rank_html(result: SweepResult, trials: Sequence[TrialResult]) -> "go.Figure":
+def _rank_html(snapshot: SweepSnapshot, trials: Sequence[TrialResult]) -> "go.Figure":
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
     for column, (title, values) in enumerate(_rank_panels(trials), start=1):
         xs, ys = [_rank_x(t) for t in trials], [values[t.key] for t in trials]
-        for trace in _traces(result, trials, xs, ys, legend=column == 1):
+        for trace in _traces(snapshot, trials, xs, ys, legend=column == 1):
             figure.add_trace(trace, row=1, col=column)
         figure.update_yaxes(title=title, row=1, col=column)
     ranks = sorted({trial.config.rank for trial in trials})
@@ -194,16 +202,16 @@ def _rank_html(result: SweepResult, trials: Sequence[TrialResult]) -> "go.Figure
     return figure
 
 
-def _pair_html(result: SweepResult, trials: Sequence[TrialResult], x: str, y: str) -> "go.Figure":
+def _pair_html(snapshot: SweepSnapshot, trials: Sequence[TrialResult], x: str, y: str) -> "go.Figure":
     import plotly.graph_objects as go
 
-    on_edge = edge(result.front.members, x, y)
+    on_edge = edge(snapshot.front.members, x, y)
     line = {"color": "black", "width": 1, "shape": "hv"}
     xs, ys = [_value(t, x) for t in on_edge], [_value(t, y) for t in on_edge]
     figure = go.Figure()
     if on_edge:
         figure.add_trace(go.Scatter(x=xs, y=ys, mode="lines", line=line, name="front", hoverinfo="skip", opacity=0.6))
-    for trace in _traces(result, trials, [_value(t, x) for t in trials], [_value(t, y) for t in trials]):
+    for trace in _traces(snapshot, trials, [_value(t, x) for t in trials], [_value(t, y) for t in trials]):
         figure.add_trace(trace)
     figure.update_xaxes(title=OBJECTIVES[x].axis)
     figure.update_yaxes(title=OBJECTIVES[y].axis)

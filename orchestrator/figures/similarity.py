@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.finalists import finalists
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import comparison_of, verdict_of
-from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures.style import OTHER_COLOURS, PRECISION_COLOURS, LeftOut, Picture, canvas
 from trainables.values.findings import Comparison, Estimate, Similarity
 from trainables.values.results import TrialResult
@@ -51,9 +51,9 @@ SERIES = (
 )
 
 
-def compared(result: SweepResult) -> list[tuple[TrialResult, Comparison]]:
+def compared(snapshot: SweepSnapshot) -> list[tuple[TrialResult, Comparison]]:
     """4-bit finalists with their comparison, by number."""
-    found = finalists(result.trials, result.settings, result.front)
+    found = finalists(snapshot.trials, snapshot.settings, snapshot.front)
     pairs = [(trial, comparison_of(trial)) for trial in found if trial.config.precision == "nf4"]
     return [(trial, comparison) for trial, comparison in pairs if comparison]
 
@@ -66,16 +66,16 @@ def of_series(comparison: Comparison) -> Iterator[tuple[Series, Similarity]]:
     yield untuned, comparison.untuned
 
 
-def draw(result: SweepResult) -> Picture | LeftOut:
+def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """A panel for each metric; cosines and KL on logarithmic axes, better to the right everywhere."""
-    whole = compared(result)
+    whole = compared(snapshot)
     found = whole[:MAX_TRIALS]
     if not found:
         return LeftOut(name=NAME, reason="no 4-bit finalist was compared with a 16-bit baseline")
     notes: tuple[str, ...] = (
         "Bars: 95 % over rows, given the seed. Cosines and KL on logarithmic axes of the distance to an equal model; "
-        f"right is nearer. Dashed: the cosine's threshold, {result.settings.min_similarity:g}.",
-        f"{'; '.join(_verdicts(result, found))}.".capitalize(),
+        f"right is nearer. Dashed: the cosine's threshold, {snapshot.settings.min_similarity:g}.",
+        f"{'; '.join(_verdicts(snapshot, found))}.".capitalize(),
     )
     if len(found) < len(whole):
         notes = (*notes, f"The first {len(found)} of {len(whole)} 4-bit finalists.")
@@ -83,14 +83,14 @@ def draw(result: SweepResult) -> Picture | LeftOut:
         name=NAME,
         title=TITLE,
         notes=notes,
-        png=partial(_png, found, result.settings.min_similarity),
-        html=partial(_html, found, result.settings.min_similarity),
+        png=partial(_png, found, snapshot.settings.min_similarity),
+        html=partial(_html, found, snapshot.settings.min_similarity),
     )
 
 
-def _verdicts(result: SweepResult, found: Sequence[tuple[TrialResult, Comparison]]) -> Iterator[str]:
+def _verdicts(snapshot: SweepSnapshot, found: Sequence[tuple[TrialResult, Comparison]]) -> Iterator[str]:
     for trial, comparison in found:
-        verdict = verdict_of(trial, result.settings.min_similarity)
+        verdict = verdict_of(trial, snapshot.settings.min_similarity)
         rows = f"{comparison.quantized.n_rows} {verdict.rows} rows" if verdict else ""
         yield f"trial {trial.number} on {rows}: {verdict.answer if verdict else 'undecided'}"
 

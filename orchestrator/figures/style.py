@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.describe import describe
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.analysis.snapshot import SweepSnapshot
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
@@ -55,7 +55,7 @@ class LeftOut:
     reason: str
 
 
-Plotter = Callable[[SweepResult], Picture | LeftOut]
+Plotter = Callable[[SweepSnapshot], Picture | LeftOut]
 
 
 def canvas(height_inches: float) -> PngFigure:

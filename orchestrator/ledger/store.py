@@ -69,6 +69,10 @@ class Ledger:
         rows = self._read("SELECT value FROM sweep WHERE name = ?", name)
         return json.loads(rows[0][0]) if rows else default
 
+    def facts(self) -> dict[str, Any]:
+        """All of them by name."""
+        return {name: json.loads(value) for name, value in self._read("SELECT name, value FROM sweep")}
+
     def workload(self) -> Workload | None:
         """What all trials of this sweep share; None before the first run."""
         values = self.fact("workload")

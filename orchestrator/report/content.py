@@ -1,31 +1,27 @@
 """A sweep's report made from its ledger alone."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from orchestrator.analysis.budgets import ENDED, FINISHED, SPENT, Ended, Spent
+from orchestrator.analysis.budgets import SPENT, Spent
 from orchestrator.analysis.choice import best, counting, knee, stairs
 from orchestrator.analysis.costs import Predict, cost_table, savings
 from orchestrator.analysis.finalists import finalists, runs_of
-from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.analysis.front import Front
 from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
-from orchestrator.analysis.status import status_of
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
-from orchestrator.command import command
-from orchestrator.driver.plan import predicted_peaks_mib
-from orchestrator.ledger import Ledger
 from orchestrator.objectives import DEFAULT
 from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, Report, WithinMemory
 from orchestrator.settings import SweepSettings
-from trainables.values.config import PROTOCOL_VERSION, Precision, State, Workload
+from orchestrator.settings.command import command
+from trainables.values.config import PROTOCOL_VERSION, Precision, State
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
 
-FACTS = ("workload", "data_counts", "created_at", REFERENCE, ENDED, SPENT, FINISHED)
-"""What a report needs of a ledger beside its trials."""
 FIGURE = re.compile(r"\d[\d.]*")
 
 
@@ -41,35 +37,15 @@ def newest(root: Path) -> str:
     return found[-1].parent.name
 
 
-def read(settings: SweepSettings, ledger: Ledger, trials: Sequence[TrialResult] | None = None) -> Report:
-    """The report of a sweep as its ledger has it now.
-
-    Args:
-        trials: of the ledger, where they were read already.
-    """
-    facts = {name: ledger.fact(name) for name in FACTS}
-    return from_facts(settings, ledger.trials() if trials is None else trials, facts)
-
-
-def from_facts(settings: SweepSettings, trials: Sequence[TrialResult], facts: Mapping[str, Any]) -> Report:
-    """The report of a sweep; FACTS of its ledger may each be None."""
-    workload = facts["workload"]
-    known = settings.model_copy(update={"compute_dtype": workload["compute_dtype"]} if workload else {})
-    return report_of(settings, trials, facts, lambda config: predicted_peaks_mib(known, [config])[0])
-
-
-def report_of(
-    settings: SweepSettings, trials: Sequence[TrialResult], facts: Mapping[str, Any], predict: Predict
-) -> Report:
+def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> Report:
     """Make the report.
 
     Args:
-        facts: FACTS of the ledger, each may be None.
-        predict: peak memory of what was not measured.
+        predict: peak memory of what was not measured; by default from the shapes of the sweep's base.
     """
-    ended = Ended.from_fact(facts.get(ENDED))
-    status = status_of(trials, settings, ended=ended is not None, finished=bool(facts.get(FINISHED)))
-    front = front_of(trials, settings, facts.get(REFERENCE))
+    settings, trials, facts, front = snapshot.settings, snapshot.trials, snapshot.facts, snapshot.front
+    predict = predict or snapshot.predicted_peak_mib
+    ended, status = snapshot.ended, snapshot.status()
     middle = knee(front)
     chosen = finalists(trials, settings, front)
     members = [member for member in front.members if member.history]
@@ -77,11 +53,10 @@ def report_of(
     least = min(members, key=lambda t: (t.cost.peak_memory_mib, t.number), default=None)
     compared = [trial for trial in chosen if trial.config.precision == "nf4" and trial.history and comparison_of(trial)]
     best_4bit = min(compared, key=lambda t: (t.test_evaluation is None, *_loss(t)), default=None)
-    workload = Workload(**facts["workload"]) if facts.get("workload") else None
     return Report(
         name=settings.name,
         settings=settings,
-        workload=workload,
+        workload=snapshot.workload,
         n_done=status.n_done,
         n_expected=status.n_expected,
         n_running=status.counts.get("running", 0),
@@ -96,7 +71,7 @@ def report_of(
         breakdown=_breakdown(best_4bit),
         outcomes=_outcomes(trials),
         faults=failed_evaluations(trials, settings),
-        measured=_measured(trials, front, workload, facts),
+        measured=_measured(snapshot),
         within_memory=_within_memory(trials, settings),
         knee=middle.number if middle else None,
         search_ended=ended.text if ended else None,
@@ -155,18 +130,17 @@ def _outcomes(trials: Sequence[TrialResult]) -> tuple[Outcome, ...]:
     return tuple(sorted(found, key=lambda outcome: (get_args(State).index(outcome.state), -outcome.n_trials)))
 
 
-def _measured(
-    trials: Sequence[TrialResult], front: Front, workload: Workload | None, facts: Mapping[str, Any]
-) -> Measured:
+def _measured(snapshot: SweepSnapshot) -> Measured:
+    trials, front, workload = snapshot.trials, snapshot.front, snapshot.workload
     values: dict[str, dict[str, None]] = {}
     for trial in trials:
         for name, value in trial.environment.items():
             values.setdefault(name, {})[value] = None
-    began, ends = facts.get("created_at"), [trial.ended_at for trial in trials if trial.ended_at]
+    began, ends = snapshot.facts.get("created_at"), [trial.ended_at for trial in trials if trial.ended_at]
     ours = workload is None or all(workload.key(trial.config) == trial.key for trial in trials)
     return Measured(
         protocol_version=PROTOCOL_VERSION if ours else None,
-        data_counts=facts.get("data_counts") or {},
+        data_counts=snapshot.facts.get("data_counts") or {},
         environment={name: tuple(found) for name, found in values.items()},
         epsilon=dict(zip(front.objectives, front.epsilon, strict=True)),
         wall_seconds=max(ends) - began if began and ends else None,

@@ -9,10 +9,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import settings as settings_file
 from orchestrator.analysis.choice import choose
-from orchestrator.analysis.front import REFERENCE
-from orchestrator.ledger import Ledger
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.report import card as cards
 from orchestrator.report import content as reports
 from orchestrator.report.card import base_on_hub, layers_of
@@ -241,22 +239,17 @@ def run(
         SweepError: the adapter that was read back does not have its loss; the folder is kept.
     """
     refuse_secrets("push", push or "")
-    folder = settings_file.sweep_folder(name, root)
-    settings = settings_file.load(folder)
-    ledger = Ledger(folder / "ledger.db", read_only=True)
-    try:
-        report, trials = reports.read(settings, ledger), ledger.trials()
-        trial, why = chosen(which, trials, settings, ledger.fact(REFERENCE))
-        sha256 = ledger.entry(trial.key).adapter_sha256  # type: ignore[union-attr]
-    finally:
-        ledger.close()
+    snapshot = SweepSnapshot.read(name, root)
+    report = reports.report_of(snapshot)
+    trial, why = chosen(which, snapshot.trials, snapshot.settings, snapshot.reference)
+    (sha256,) = [entry.adapter_sha256 for entry in snapshot.entries if entry.result.key == trial.key]
     if report.workload is None:
         raise ConfigError(f"NAME: the ledger of sweep {name!r} does not say what its trials ran on")
     if push and base_on_hub(report.workload) is None:
         raise ConfigError(f"PUSH: base {report.workload.base_model!r} is on this machine only, so nobody could use it")
     workload = with_base(report.workload, (root / "cache").resolve())
     card = str(cards.card_of(report, layers_of(root, workload), trial))
-    files = write(dest, trial, workload, adapters=folder / "adapters", sha256=sha256, card=card, merge=merge)
+    files = write(dest, trial, workload, adapters=snapshot.folder / "adapters", sha256=sha256, card=card, merge=merge)
     done: dict[str, Any] = {
         "trial": trial.number,
         "why": why,

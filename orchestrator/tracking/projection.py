@@ -9,16 +9,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.front import REFERENCE
-from orchestrator.driver.sweep import SweepResult, result_of
-from orchestrator.figures import gallery
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
-from orchestrator.report import content as report
+from orchestrator.report.content import report_of
 from orchestrator.report.digests import FILES
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.tracking import live as tracking_live
-from orchestrator.tracking.contents import Contents, Point, front_tag, last_end_ms, of_sweep, of_trial, texts
+from orchestrator.tracking.contents import (
+    Contents,
+    Point,
+    front_tag,
+    has_picture,
+    last_end_ms,
+    of_sweep,
+    of_trial,
+    texts,
+)
 from orchestrator.tracking.inputs import log_data
 from orchestrator.tracking.models import FrontModels
 from orchestrator.tracking.runs import Runs
@@ -73,23 +80,21 @@ class Tracker:
             final: no similarity will come any more, so trials that wait for theirs end too.
             live: trials come in, so keep the figures up to date and watch the machine.
         """
-        entries = self._ledger.entries()
-        result = result_of(self._settings, self._ledger, trials=[entry.result for entry in entries])
+        snapshot = SweepSnapshot.of(self._settings, self._ledger).begun()
         if not self._data_logged:
-            log_data(self._client, self.run_id, result.workload, self._ledger.fact("data_counts", {}))
+            log_data(self._client, self.run_id, snapshot.workload, snapshot.facts.get("data_counts", {}))
             self._data_logged = True
-        for entry in entries:
+        for entry in snapshot.entries:
             if entry.result.state != "queued":
-                self._sync_trial(entry, on_front=entry.result.key in result.front.keys, final=final)
+                self._sync_trial(entry, on_front=entry.result.key in snapshot.front.keys, final=final)
         if live:
-            self._live.update(result)
+            self._live.update(snapshot)
         contents = of_sweep(
-            result,
-            report.read(self._settings, self._ledger, result.trials),
+            snapshot,
+            report_of(snapshot),
             self._sweep_id,
             (self.experiment_id, self.run_id),
-            reference_is_fixed=self._ledger.fact(REFERENCE) is not None,
-            has_front=self._live.has_front or gallery.FRONT_FILE in self._ledger.fact(FILES, {}),
+            has_front=self._live.has_front or has_picture(snapshot.facts.get(FILES)),
             final=final,
         )
         self._write(self.run_id, contents)
@@ -136,27 +141,26 @@ class Tracker:
             self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in changed.items()])
             known.update(changed)
 
-    def finish(self, result: SweepResult, files: Sequence[Path]) -> None:
+    def finish(self, snapshot: SweepSnapshot, files: Sequence[Path], *, interrupted: bool) -> None:
         """Bring everything up to date, log the sweep's files, and end the parent run."""
-        self.sync(final=not result.interrupted)
+        self.sync(final=not interrupted)
         if self.look():  # a call that was given up as lost had been heard after all
-            self.sync(final=not result.interrupted)
+            self.sync(final=not interrupted)
         tracking_live.log_files(self._client, self.run_id, files)
-        for name, text in texts(result, self._ledger.fact("data_counts")).items():
+        for name, text in texts(snapshot).items():
             self._client.log_text(self.run_id, text, name)
-        if result.interrupted:
+        if interrupted:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
-            self._client.set_terminated(self.run_id, status="FINISHED", end_time=last_end_ms(result))
-            self._write_models(result)
+            self._client.set_terminated(self.run_id, status="FINISHED", end_time=last_end_ms(snapshot))
+            self._write_models(snapshot)
 
-    def _write_models(self, result: SweepResult) -> None:
+    def _write_models(self, snapshot: SweepSnapshot) -> None:
         """Of the front's members, once it is final; the one that the report calls best is registered."""
         adapters = self._folder / "adapters"
         models = FrontModels(self._client, self.experiment_id, self._sweep_id, adapters, self._runs.children)
-        entries = self._ledger.entries()
-        written = models.write([entry for entry in entries if entry.result.key in result.front.keys])
-        best = report.read(self._settings, self._ledger, [entry.result for entry in entries]).best_loss
-        for trial in result.front.members:
+        written = models.write([entry for entry in snapshot.entries if entry.result.key in snapshot.front.keys])
+        best = report_of(snapshot).best_loss
+        for trial in snapshot.front.members:
             if trial.number == best and trial.key in written:
                 models.register(self._settings.name, trial, written[trial.key])

@@ -3,13 +3,13 @@
 import logging
 from pathlib import Path
 
-from orchestrator.command import command
-from orchestrator.driver.sweep import SweepResult, result_of
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
-from orchestrator.report import content as report
+from orchestrator.report.content import report_of
 from orchestrator.report.digests import FILES, digests
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings.command import command
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import UI_PORT, page_of
 from orchestrator.tracking.writer import MlflowWriter
@@ -18,13 +18,12 @@ from trainables.values.errors import SweepError
 logger = logging.getLogger(__name__)
 
 
-def write_files(settings: SweepSettings, ledger: Ledger, result: SweepResult, root: Path) -> list[Path]:
+def write_files(snapshot: SweepSnapshot, ledger: Ledger) -> list[Path]:
     """Write front.json, trials.parquet, figures and report into the sweep's folder; returns them."""
     from orchestrator.report import outputs
 
-    folder = sweep_folder(settings.name, root)
-    files = outputs.write(result, report.read(settings, ledger), folder)
-    ledger.set_fact(FILES, digests(files, folder))
+    files = outputs.write(snapshot, report_of(snapshot), snapshot.folder)
+    ledger.set_fact(FILES, digests(files, snapshot.folder))
     return files
 
 
@@ -38,13 +37,13 @@ def end(settings: SweepSettings, root: Path, writer: MlflowWriter, seconds: floa
     """
     ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
     try:
-        result = result_of(settings, ledger, interrupted=interrupted)
-        files = write_files(settings, ledger, result, root)
+        snapshot = SweepSnapshot.of(settings, ledger).begun()
+        files = write_files(snapshot, ledger)
     finally:
         ledger.close()
     flushed = writer.finish(files, seconds, interrupted=interrupted)
     if flushed.page is None:
-        pending = f"{len(result.trials) - flushed.n_whole} of {len(result.trials)} trials and the sweep's own run"
+        pending = f"{len(snapshot.trials) - flushed.n_whole} of {len(snapshot.trials)} trials and the sweep's own run"
         logger.warning(
             "MLflow lacks %s (%s); complete it with: %s sync %s", pending, flushed.reason, command(), settings.name
         )
@@ -60,10 +59,10 @@ def publish(settings: SweepSettings, root: Path, *, interrupted: bool) -> str | 
     """
     ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
     try:
-        result = result_of(settings, ledger, interrupted=interrupted)
-        files = write_files(settings, ledger, result, root)
+        snapshot = SweepSnapshot.of(settings, ledger).begun()
+        files = write_files(snapshot, ledger)
         tracker = Tracker(settings, ledger, root)
-        tracker.finish(result, files)
+        tracker.finish(snapshot, files, interrupted=interrupted)
     except SweepError:
         raise
     except Exception as error:

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.analysis.describe import text_of
-from orchestrator.command import command
 from orchestrator.security.redaction import reason_of
+from orchestrator.settings.command import command
 from trainables.values.errors import ConfigError
 
 logger = logging.getLogger(__name__)

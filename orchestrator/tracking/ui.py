@@ -7,8 +7,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from orchestrator.command import python
 from orchestrator.security.addresses import refuse_secrets
+from orchestrator.settings.command import python
 from orchestrator.tracking.store import CLIENT, UI_PORT, check_schema, store_file, store_uri
 from trainables.values.errors import ConfigError
 

@@ -77,12 +77,12 @@ class Writer:
 
     def finish(self, files: list[str], interrupted: bool) -> WriteResult:
         """Write everything, to the end."""
-        from orchestrator.driver.sweep import result_of
+        from orchestrator.analysis.snapshot import SweepSnapshot
         from orchestrator.tracking.publishing import page_text
 
         def finish(tracker: Any) -> None:
-            result = result_of(self._settings, self._ledger, interrupted=interrupted)
-            tracker.finish(result, [Path(file) for file in files])
+            snapshot = SweepSnapshot.of(self._settings, self._ledger).begun()
+            tracker.finish(snapshot, [Path(file) for file in files], interrupted=interrupted)
 
         done = self.write(finish)
         page = page_text(self._settings, self._tracker) if done else None

@@ -3,28 +3,28 @@
 from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.verify.ledger import Difference, LedgerSnapshot
-from trainables.models.base_model import RANDOM_PREFIX
-from trainables.values.config import Weights
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.verify.ledger import Difference
+from trainables.values.config import RANDOM_PREFIX, Weights
 
 SHOWN_CHARS = 80
 """Of a value that differs."""
 
 
-def of_settings(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_settings(kept: SweepSnapshot) -> Iterator[Difference]:
     """settings.json is what the sweep began with."""
     for name, then, now in kept.edits:
         text = f"{name} is {_short(now)}, the sweep began with {_short(then)}"
         yield Difference(part="settings.json", text=text)
 
 
-def of_workload(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_workload(kept: SweepSnapshot) -> Iterator[Difference]:
     """The base model and the rows are those that were asked for, with the weights that every trial ran on."""
     for text in _of_workload(kept):
         yield Difference(part="ledger", text=text)
 
 
-def _of_workload(kept: LedgerSnapshot) -> Iterator[str]:
+def _of_workload(kept: SweepSnapshot) -> Iterator[str]:
     workload = kept.workload
     if workload is None:
         return

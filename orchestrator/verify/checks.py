@@ -13,13 +13,14 @@ from typing import Any
 
 from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import FINISHED
-from orchestrator.driver.sweep import owned
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import FAULTS
+from orchestrator.ledger.ownership import owned
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import sweep_folder
 from orchestrator.verify.asked import of_settings, of_workload
 from orchestrator.verify.files import of_adapters, of_drawn, of_front_file, of_table
-from orchestrator.verify.ledger import Difference, LedgerSnapshot, of_ledger, of_study, read
+from orchestrator.verify.ledger import Difference, of_ledger, of_study, read
 from orchestrator.workers import adapter_store
 from trainables.values.errors import ConfigError, LedgerDamaged, SweepError
 
@@ -62,7 +63,7 @@ class Verified:
         }
 
 
-def differences_of(kept: LedgerSnapshot, root: Path) -> tuple[Difference, ...]:
+def differences_of(kept: SweepSnapshot, root: Path) -> tuple[Difference, ...]:
     """All differences, those of settings and ledger first; of a sweep that never started only that."""
     found = [*of_settings(kept), *of_ledger(kept)]
     if not kept.entries or kept.workload is None:
@@ -74,10 +75,10 @@ def differences_of(kept: LedgerSnapshot, root: Path) -> tuple[Difference, ...]:
     return (*found, *of_mlflow(kept, root))
 
 
-def is_over(kept: LedgerSnapshot) -> bool:
+def is_over(kept: SweepSnapshot) -> bool:
     """Whether a resumed sweep would find nothing to do: its trials are settled, none of what followed them failed, and
     the files beside the ledger were written after the last. MLflow, which `sync` completes, is not asked."""
-    done = kept.facts[FINISHED] and not kept.facts[FAULTS] and any(t.state == "completed" for t in kept.trials)
+    done = kept.facts.get(FINISHED) and not kept.facts.get(FAULTS) and any(t.state == "completed" for t in kept.trials)
     return bool(done) and not any(chain(of_ledger(kept), of_front_file(kept), of_table(kept)))
 
 
@@ -106,7 +107,7 @@ def run(name: str, root: Path, *, repair: bool = False) -> Verified:
         raise ConfigError(f"NAME: {error.filename} cannot be written, so sweep {name!r} cannot be held") from None
 
 
-def _repair(kept: LedgerSnapshot, root: Path, found: tuple[Difference, ...]) -> None:
+def _repair(kept: SweepSnapshot, root: Path, found: tuple[Difference, ...]) -> None:
     """Bring damaged adapters back from MLflow's copies, delete wrong runs, and write everything from the ledger."""
     if kept.edits:
         settings_file.save(kept.settings, kept.folder)

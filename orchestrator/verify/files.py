@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.report import digests
 from orchestrator.report.digests import FILES
-from orchestrator.verify.ledger import Difference, LedgerSnapshot, Part
+from orchestrator.verify.ledger import Difference, Part
 from orchestrator.workers import adapter_store
 
 FILE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -17,7 +18,7 @@ FILE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 COMPARED = ("front.json", "trials.parquet")
 
 
-def of_adapters(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_adapters(kept: SweepSnapshot) -> Iterator[Difference]:
     """Every completed trial's adapter is there, with the checksums that were recorded."""
     for entry in kept.entries:
         if entry.result.state != "completed":
@@ -29,7 +30,7 @@ def of_adapters(kept: LedgerSnapshot) -> Iterator[Difference]:
             yield Difference(part="adapters", text=text, key=entry.result.key)
 
 
-def of_front_file(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_front_file(kept: SweepSnapshot) -> Iterator[Difference]:
     """front.json is the ledger's front."""
     expected = json.loads(json.dumps(kept.front.to_dict()))
     try:
@@ -44,7 +45,7 @@ def of_front_file(kept: LedgerSnapshot) -> Iterator[Difference]:
             yield Difference(part="front.json", text=f"{name} is not what the ledger gives")
 
 
-def of_table(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_table(kept: SweepSnapshot) -> Iterator[Difference]:
     """trials.parquet has one row a trial, each value as the ledger gives it; so has its front."""
     import pyarrow.parquet as pq
 
@@ -75,15 +76,15 @@ def of_table(kept: LedgerSnapshot) -> Iterator[Difference]:
             yield Difference(part="trials.parquet", text=text + more)
 
 
-def of_drawn(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_drawn(kept: SweepSnapshot) -> Iterator[Difference]:
     """Figures and report are what was written; front.json and trials.parquet are compared value by value."""
-    known = {name: digest for name, digest in (kept.facts[FILES] or {}).items() if name not in COMPARED}
+    known = {name: digest for name, digest in (kept.facts.get(FILES) or {}).items() if name not in COMPARED}
     for name, fault in digests.faults(kept.folder, known):
         yield Difference(part="files", text=f"{name} {fault}")
 
 
 def _of_keys(
-    part: Part, what: str, found: Sequence[str], expected: set[str] | frozenset[str], kept: LedgerSnapshot
+    part: Part, what: str, found: Sequence[str], expected: set[str] | frozenset[str], kept: SweepSnapshot
 ) -> Iterator[Difference]:
     numbers = {trial.key: f"trial {trial.number}" for trial in kept.trials}
     for key, count in Counter(found).items():

@@ -7,22 +7,29 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.analysis.budgets import ENDED, Ended
-from orchestrator.analysis.front import REFERENCE
-from orchestrator.driver.sweep import SweepResult
-from orchestrator.figures import gallery
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger.rows import Entry
-from orchestrator.report.content import Report, from_facts
+from orchestrator.report.content import Report, report_of
 from orchestrator.report.digests import FILES, sha256_of
 from orchestrator.security.redaction import reason_of
-from orchestrator.tracking.contents import MODEL_TYPE, NOTE, PARENT, Contents, of_model, of_sweep, of_trial, texts
+from orchestrator.tracking.contents import (
+    MODEL_TYPE,
+    NOTE,
+    PARENT,
+    Contents,
+    has_picture,
+    of_model,
+    of_sweep,
+    of_trial,
+    texts,
+)
 from orchestrator.tracking.inputs import digest_of, tags_of
 from orchestrator.tracking.models import ALIAS, models_of
 from orchestrator.tracking.runs import families
 from orchestrator.tracking.store import open_client, store_uri
 from orchestrator.verify import points
 from orchestrator.verify.files import COMPARED
-from orchestrator.verify.ledger import Difference, LedgerSnapshot
+from orchestrator.verify.ledger import Difference
 from orchestrator.workers import adapter_store
 
 Fault = tuple[str, bool]
@@ -35,7 +42,7 @@ def difference(text: str, run: Any = None, model: Any = None) -> Difference:
     return Difference(part="MLflow", text=text, run_id=run_id, model_id=model_id)
 
 
-def of_mlflow(kept: LedgerSnapshot, root: Path) -> list[Difference]:
+def of_mlflow(kept: SweepSnapshot, root: Path) -> list[Difference]:
     """One run of the sweep, and one child for each trial, none twice, each with all that the projection writes.
 
     Whatever keeps MLflow from being read is a difference too.
@@ -50,7 +57,7 @@ def of_mlflow(kept: LedgerSnapshot, root: Path) -> list[Difference]:
         return [difference(f"cannot be read ({reason_of(error, kept.settings.tracking_uri)})")]
 
 
-def forget(kept: LedgerSnapshot, root: Path, run_ids: set[str], model_ids: set[str]) -> None:
+def forget(kept: SweepSnapshot, root: Path, run_ids: set[str], model_ids: set[str]) -> None:
     """Delete runs, as MLflow does: they can be brought back there; and models."""
     client, _ = open_client(kept.settings.tracking_uri or store_uri(root), root)
     for run_id in sorted(run_ids):
@@ -59,11 +66,11 @@ def forget(kept: LedgerSnapshot, root: Path, run_ids: set[str], model_ids: set[s
         client.delete_logged_model(model_id)
 
 
-def adapter_copies(kept: LedgerSnapshot, root: Path) -> dict[str, Path]:
+def adapter_copies(kept: SweepSnapshot, root: Path) -> dict[str, Path]:
     """Folder of each trial's adapter in MLflow by key, where its artifacts lie on this machine."""
     client, experiment_id = open_client(kept.settings.tracking_uri or store_uri(root), root)
     folders = {}
-    for _, children in families(client, experiment_id, str(kept.facts["id"])):
+    for _, children in families(client, experiment_id, str(kept.facts.get("id"))):
         for run in children:
             artifacts = _folder(run.info.artifact_uri)
             if artifacts:
@@ -79,14 +86,14 @@ class Store:
         client: an MlflowClient of `uri`.
     """
 
-    kept: LedgerSnapshot
+    kept: SweepSnapshot
     client: Any
     uri: str
     experiment_id: str
 
     @property
     def sweep_id(self) -> str:
-        return str(self.kept.facts["id"])
+        return str(self.kept.facts.get("id"))
 
 
 def _of_store(store: Store) -> Iterator[Difference]:
@@ -100,7 +107,7 @@ def _of_store(store: Store) -> Iterator[Difference]:
     if parent is None:
         yield difference("there is no run of this sweep")
         return
-    report = from_facts(store.kept.settings, store.kept.trials, store.kept.facts)
+    report = report_of(store.kept)
     yield from _of_parent(store, report, parent)
     yield from _of_children(store, parent, children)
     yield from _of_models(store, children, report.best_loss)
@@ -110,24 +117,15 @@ def _of_store(store: Store) -> Iterator[Difference]:
 
 
 def _of_parent(store: Store, report: Report, parent: Any) -> Iterator[Difference]:
-    kept, facts = store.kept, store.kept.facts
+    kept = store.kept
     if kept.workload is None:
         return
-    result = SweepResult(
-        settings=kept.settings,
-        workload=kept.workload,
-        trials=tuple(kept.trials),
-        front=kept.front,
-        interrupted=kept.is_open,
-        ended=Ended.from_fact(facts[ENDED]),
-    )
     expected = of_sweep(
-        result,
+        kept,
         report,
         store.sweep_id,
         (store.experiment_id, parent.info.run_id),
-        reference_is_fixed=facts[REFERENCE] is not None,
-        has_front=gallery.FRONT_FILE in (facts[FILES] or {}),
+        has_front=has_picture(kept.facts.get(FILES)),
         final=not kept.is_open,
     )
     if parent.info.status != "FINISHED":
@@ -135,26 +133,26 @@ def _of_parent(store: Store, report: Report, parent: Any) -> Iterator[Difference
     found = points.histories(store.client, store.uri, [(parent, expected.points)])[parent.info.run_id]
     for text, must_go in (*_of_run(parent, expected, found), *_of_input(kept, parent)):
         yield difference(f"the run of this sweep: {text}", parent if must_go else None)
-    yield from _of_artifacts(kept, parent, texts(result, facts["data_counts"]))
+    yield from _of_artifacts(kept, parent, texts(kept))
 
 
-def _of_input(kept: LedgerSnapshot, parent: Any) -> Iterator[Fault]:
+def _of_input(kept: SweepSnapshot, parent: Any) -> Iterator[Fault]:
     """The rows. Their source and profile MLflow keeps once for all sweeps that read them."""
     digest = digest_of(kept.workload) if kept.workload else ""
     there = [one for one in parent.inputs.dataset_inputs if one.dataset.digest == digest]
     n_inputs = len(parent.inputs.dataset_inputs)
     if len(there) != 1 or n_inputs != 1:
         yield f"its inputs are {n_inputs} data sets, not the one of its rows", n_inputs > 0
-    elif {tag.key: tag.value for tag in there[0].tags} != tags_of(kept.facts["data_counts"] or {}):
+    elif {tag.key: tag.value for tag in there[0].tags} != tags_of(kept.facts.get("data_counts") or {}):
         yield "counts of its rows are not those of the ledger", True
 
 
-def _of_artifacts(kept: LedgerSnapshot, parent: Any, written: Mapping[str, str]) -> Iterator[Difference]:
+def _of_artifacts(kept: SweepSnapshot, parent: Any, written: Mapping[str, str]) -> Iterator[Difference]:
     """What was logged with the run, where its artifacts lie on this machine."""
     artifacts = _folder(parent.info.artifact_uri)
     if artifacts is None:
         return
-    expected = kept.facts[FILES] or {name: sha256_of(kept.folder / name) for name in COMPARED}
+    expected = kept.facts.get(FILES) or {name: sha256_of(kept.folder / name) for name in COMPARED}
     expected = {**expected, **{name: hashlib.sha256(text.encode()).hexdigest() for name, text in written.items()}}
     for name, digest in expected.items():
         if sha256_of(artifacts / name) != digest:

@@ -18,7 +18,8 @@ from orchestrator.ledger.task import TaskReport
 from orchestrator.workers import node_inputs
 from trainables.comparison.compare import compare, evaluate_on_test
 from trainables.cost.device import device_name, environment, is_lost
-from trainables.trial import Trial, oom_as_failure
+from trainables.cost.memory import oom_as_failure
+from trainables.trial import Trial
 from trainables.values.config import Workload, canonical_json
 from trainables.values.errors import DeviceLost, TrialFailed
 from trainables.worker_cache import WorkerCache

@@ -27,7 +27,7 @@ import numpy as np
 import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import ENDED, FINISHED
-from orchestrator.driver.sweep import result_of
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
 from orchestrator.report import outputs
 from orchestrator.settings import SweepSettings
@@ -131,7 +131,7 @@ def write(root: Path, n_trials: int) -> tuple[SweepSettings, int]:
             quantized = replace(comparison.quantized, n_rows=128)
             ledger.set_similarity(key, replace(comparison, quantized=quantized))
             n += 1
-    outputs.write_data(result_of(settings, ledger), folder)
+    outputs.write_data(SweepSnapshot.of(settings, ledger), folder)
     ledger.close()
     return settings, n
 

@@ -15,8 +15,10 @@ from ray.exceptions import RayActorError
 
 import search_spaces
 from orchestrator import settings
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.driver.driver import Driver, Stop
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.rows import Entry
 from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.pruning.rule import StoppingRule, rule_of
 from orchestrator.settings import SweepSettings
@@ -126,6 +128,12 @@ def trial(number: int = 0, **values: Any) -> TrialResult:
 
 Outcome = Callable[[Task], Iterator[TaskReport]]
 """What a worker would report of a task, one rung at a time."""
+
+
+def snapshot(settings: SweepSettings, trials: Sequence[TrialResult], facts: Mapping[str, Any]) -> SweepSnapshot:
+    """A sweep of these trials, without a ledger."""
+    entries = tuple(Entry(result=trial, params={}) for trial in trials)
+    return SweepSnapshot(settings=settings, entries=entries, facts=facts)
 
 
 def completes(task: Task, *, loss: float = 2.0, costs: Cost | None = None) -> Iterator[TaskReport]:

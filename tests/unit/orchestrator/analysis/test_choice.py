@@ -26,6 +26,7 @@ from tests.support.sweeps import (
     make,
     measurement,
     similarity,
+    snapshot,
     space,
     trial,
 )
@@ -94,7 +95,7 @@ def test_the_best_within_a_budget_has_the_lowest_loss_of_all_that_fit_and_the_kn
 def test_best_report_finalists_and_export_mean_the_same_trial_and_the_same_knee(points):
     trials = at(points)
     for asked in (ASKED, make(objectives=("peak_memory_mib",))):  # the second's front need not hold the best
-        found = report_of(asked, trials, {}, lambda config: None)
+        found = report_of(snapshot(asked, trials, {}), lambda config: None)
         chosen, middle = (choose(trials, asked, None, at_knee=at_knee).trial for at_knee in (False, True))
         assert found.best_loss == chosen.number
         assert found.knee == middle.number

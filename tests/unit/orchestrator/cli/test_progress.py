@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator import command as hints
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.status import status_of
 from orchestrator.cli.progress import ProgressDisplay, counted_line, front_table, status_view
 from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
+from orchestrator.settings import command as hints
 from tests.support.sweeps import TPE, Desk, breaks, completes, cost, make, trial
 from trainables.values.config import TrialConfig
 

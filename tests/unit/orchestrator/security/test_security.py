@@ -25,6 +25,7 @@ from tests.support.in_process import called
 from tests.support.sweeps import (
     WORKLOAD,
     make,
+    snapshot,
     trial,
 )
 from trainables.models import base_model
@@ -245,7 +246,9 @@ def test_a_card_shows_markup_from_outside_as_words(tmp_path):
 
     workload = asdict(WORKLOAD) | {"data": EVIL, "base_model": EVIL}
     trials = [trial(0, state="failed", reason=EVIL)]
-    found = report.report_of(make(base_model=EVIL, data=EVIL), trials, {"workload": workload}, lambda config: None)
+    found = report.report_of(
+        snapshot(make(base_model=EVIL, data=EVIL), trials, {"workload": workload}), lambda config: None
+    )
     body = str(card_of(found)).partition("---\n")[2].partition("---\n")[2]
     assert "window.ran" in body
     assert "<script" not in body.replace("\\<script", "")

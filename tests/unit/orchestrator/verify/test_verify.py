@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator import command as hints
 from orchestrator import settings
 from orchestrator.analysis.budgets import FINISHED
-from orchestrator.driver.sweep import owned
 from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.ledger.ownership import owned
 from orchestrator.report import digests
+from orchestrator.settings import command as hints
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import open_client, store_file, store_uri

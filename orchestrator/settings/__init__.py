@@ -1,18 +1,17 @@
 """Everything one sweep was asked to do: frozen, checked, kept beside its ledger for `resume`."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-import search_spaces
 from orchestrator import objectives
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.security.folder_access import refuse_shared
+from orchestrator.settings.whole_file import write_whole
 from search_spaces import Frozen, Space, first_fault
 from trainables.values.config import ComputeDtype, EngineName, Loop, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
@@ -180,21 +179,6 @@ class SweepSettings(Frozen):
         return self.space.config(params, **overrides)
 
 
-def space_named(name: str, sampler: str | None = None) -> Space:
-    """A search space by its name or path, with another sampler than its own where one is said.
-
-    Raises:
-        ConfigError: there is no such space or sampler, or the space does not go with it.
-    """
-    space = search_spaces.load(name)
-    if sampler is None:
-        return space
-    methods = get_args(search_spaces.Method)
-    if sampler not in methods:
-        raise ConfigError(f"sampler: no sampler {sampler!r}{did_you_mean(sampler, methods)}")
-    return search_spaces.parse(space.model_dump() | {"method": sampler}, source="sampler")
-
-
 def make(**values: Any) -> SweepSettings:
     """Check settings.
 
@@ -267,17 +251,6 @@ def edits(settings: SweepSettings, began: str | None) -> Iterator[tuple[str, Any
         for part, before, value in parts:
             if json.dumps(before) != json.dumps(value):  # the order of a space's parameters counts too
                 yield part, before, value
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a file so that it is there whole or as it was, whenever the process is killed; returns its path."""
-    scratch = path.with_name(f".{path.name}.part")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    return path
 
 
 def of_json(text: str | bytes) -> SweepSettings:
