@@ -155,9 +155,11 @@ def _to_come() -> list[dict[str, float]]:
     from ray._private.state import state
 
     config = state.get_cluster_config()
-    groups = config.node_group_configs if config else ()
-    most = 1000  # a group without a limit has one of the largest integers
-    return [dict(group.resources) for group in groups for _ in range(min(group.max_count, most))]
+    nodes = []
+    for group in config.node_group_configs if config else ():
+        most = min(group.max_count, 1000)  # a group without a limit has one of the largest integers
+        nodes += [dict(group.resources)] * most
+    return nodes
 
 
 def _fits(settings: SweepSettings, node: Mapping[str, float]) -> int:
@@ -185,15 +187,17 @@ def n_slots(settings: SweepSettings, without: Collection[str] = ()) -> int:
 
 def _why_none(settings: SweepSettings, nodes: Sequence[Mapping[str, float]]) -> str:
     """What a trial asks for that no node has."""
-    n_gpus = [node.get("GPU", 0) for node in nodes]
     if settings.device == "cpu":
         return "the cluster has no CPU to run trials on"
-    if settings.gpus_per_trial > max(n_gpus, default=0):
+    n_gpus, kinds = [0.0], set()
+    for node in nodes:
+        n_gpus.append(node.get("GPU", 0))
+        kinds |= {name.removeprefix(KIND_PREFIX) for name in node if name.startswith(KIND_PREFIX)}
+    if settings.gpus_per_trial > max(n_gpus):
         return (
             f"gpus_per_trial is {settings.gpus_per_trial:g}, the largest node of the cluster has "
-            f"{max(n_gpus, default=0):g} (the whole cluster: {sum(n_gpus):g})"
+            f"{max(n_gpus):g} (the whole cluster: {sum(n_gpus):g})"
         )
-    kinds = {name.removeprefix(KIND_PREFIX) for node in nodes for name in node if name.startswith(KIND_PREFIX)}
     if settings.device_kind is not None and settings.device_kind not in kinds:
         return f"device_kind: no GPU {settings.device_kind!r} in the cluster{did_you_mean(settings.device_kind, kinds)}"
     return "no node of the cluster has both the GPU and the CPU that a trial needs"
@@ -207,16 +211,16 @@ def silent_nodes(among: Collection[str] | None = None) -> set[str]:
     """
     asked = [node for node in _alive() if among is None or node["NodeID"] in among]
     with ThreadPoolExecutor() as pool:  # hosts that are gone keep each asker waiting
-        listens = pool.map(lambda node: _listens(node["NodeManagerAddress"], node["NodeManagerPort"]), asked)
-        return {node["NodeID"] for node, is_there in zip(asked, listens, strict=True) if not is_there}
+        return set(filter(None, pool.map(_id_if_silent, asked)))
 
 
-def _listens(host: str, port: int) -> bool:
+def _id_if_silent(node: Mapping[str, Any]) -> str | None:
+    """A node's id where nothing listens at its address."""
     try:
-        socket.create_connection((host, port), timeout=SILENT_SECONDS).close()
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), SILENT_SECONDS).close()
     except OSError:
-        return False
-    return True
+        return node["NodeID"]
+    return None
 
 
 class Slots:

@@ -125,9 +125,11 @@ class Agenda:
                 return task
 
     def _task(self) -> Task | None:
-        unsettled = [self._entries[key] for key in self._open]
-        queued = [entry.result for entry in unsettled if entry.result.state == "queued"]
-        queued = [trial for trial in queued if self._retries.is_due(("train", trial.key))]
+        unsettled = list(map(self._entries.__getitem__, self._open))
+        queued = []
+        for entry in unsettled:
+            if entry.result.state == "queued" and self._retries.is_due(("train", entry.result.key)):
+                queued.append(entry.result)
         if queued:
             return self._train(min(queued, key=lambda trial: trial.number))
         for entry in unsettled:
@@ -188,7 +190,7 @@ class Agenda:
             added = [self._add(run.config, {}, run.origin) for run in new]
             left = [trial for trial in added if not self._import(trial)]
             return self._train(min(left, key=lambda trial: trial.number)) if left else None
-        busy = {task.key for task in self.live.values()}
+        busy = self._busy()
         for trial in to_evaluate(trials, self._settings):
             name = ("evaluate", trial.key)
             is_open = trial.test_evaluation is None and trial.key not in busy and name not in self.failed
@@ -197,6 +199,10 @@ class Agenda:
                 n_seeds = self._settings.baseline_seeds
                 return evaluation_task(trial, baseline.result if baseline else None, trials, n_seeds)
         return None
+
+    def _busy(self) -> set[str]:
+        """Keys of trials that a worker has a task of."""
+        return {key for _, key in self.live}
 
     def _key_of(self, params: Mapping[str, Any]) -> str:
         return self._workload.key(self._settings.config(dict(params)))
@@ -223,7 +229,7 @@ class Agenda:
             self._open[key] = None
             self.protected.add(key)
             return self._train(self.result(key))
-        is_free = not any(live.key == trial.key for live in self.live.values())
+        is_free = trial.key not in self._busy()
         if baseline.result.state == "completed" and is_free and self._retries.is_due(("compare", trial.key)):
             return Task(kind="compare", key=trial.key, config=trial.config, baseline_key=key)
         return None

@@ -56,13 +56,13 @@ def fault_of(error: BaseException | None, text: str = "") -> TaskFault:
 
 def fault_of_trial(trial: Any) -> TaskFault:
     """Of what kind the error is that Ray Tune has just kept of one of its trials, in files of this process's own."""
-    kept = [Path(path) if path else None for path in (trial.pickled_error_file, trial.error_file)]
-    pickled, text = (path if path and path.is_file() else None for path in kept)
-    said = text.read_text("utf-8", errors="replace") if text else ""
-    return fault_of(cloudpickle.loads(pickled.read_bytes()) if pickled else None, said)
+    pickled, said = _content(trial.pickled_error_file), _content(trial.error_file)
+    return fault_of(cloudpickle.loads(pickled) if pickled else None, said.decode("utf-8", errors="replace"))
+
+
+def _content(path: str | None) -> bytes:
+    return Path(path).read_bytes() if path and Path(path).is_file() else b""
 
 
 def _names_a_node(text: str) -> bool:
-    return any(
-        words in text for words in ("its node has died", "node is dead", "node died", "node has been terminated")
-    )
+    return re.search("its node has died|node is dead|node died|node has been terminated", text) is not None
