@@ -4,23 +4,22 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.analysis.infeasible import nothing_counts
+from orchestrator.cluster import ray_cluster
 from orchestrator.driver import warm_start
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
+from orchestrator.settings.space import space_named
 from trainables.cost.device import count_gpus
 from trainables.cost.predicted_memory import predicted_peak_mib
-from trainables.data import alpaca
-from trainables.data.splits import split_rows
-from trainables.models import base_model
+from trainables.models import base_model, inputs
 from trainables.models.families import shape_in, shape_named
 from trainables.models.predicted_peak import named_peak_mib
 from trainables.values.config import TrialConfig
-from trainables.values.errors import ConfigError, did_you_mean
+from trainables.values.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.analysis.snapshot import SweepSnapshot
@@ -52,7 +51,7 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
     if given.get("address") is not None:
         refuse_secrets("address", given["address"])  # what does not answer there is said with its address
     if chosen["space"] is not None:
-        search_spaces.load(chosen["space"])  # a wrong name is said before anything is looked at
+        space_named(chosen["space"])  # a wrong name is said before anything is looked at
     if chosen["base_model"] is not None:
         base_model.local_folder(chosen["base_model"])  # so is a base that cannot be used
     if device is None:
@@ -61,9 +60,7 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
         raise ConfigError(f"gpus_per_trial is {given['gpus_per_trial']:g}, but there are 0 GPUs in reach")
     defaults = defaults_for(device, chosen["base_model"])
     values = {key: value if value is not None else defaults.get(key) for key, value in chosen.items()}
-    space = search_spaces.load(values["space"])
-    if values.get("sampler") is not None:
-        space = _sampled_by(space, values["sampler"])
+    space = space_named(values["space"], values.get("sampler"))
     auto = AUTO.get(device, AUTO["cpu"])  # an unknown device is refused below
     steps = {name: auto[name] if given.get(name, "auto") == "auto" else given[name] for name in auto}
     n_trials = values["trials"]
@@ -122,15 +119,9 @@ def check_rows(settings: SweepSettings) -> None:
     """Check the rows of a local file as `run` does; one line says what only the hub could tell.
 
     Raises:
-        DataError: see trainables.data.alpaca.read_rows, or there are too few rows.
+        DataError: see trainables.models.inputs.check_local.
     """
-    on_hub = []
-    if base_model.local_folder(settings.base_model) is None:
-        on_hub.append(f"base model {settings.base_model}")
-    if alpaca.local_file(settings.data) is None:
-        on_hub.append(f"data {settings.data}")
-    else:
-        split_rows(alpaca.read_rows(settings.data).rows)
+    on_hub = inputs.check_local(settings.base_model, settings.data)
     if on_hub:
         logger.info("not checked, as it is on the hub: %s", " and ".join(on_hub))
 
@@ -158,18 +149,9 @@ def device_here(device: str | None) -> str:
     return "cuda" if device != "cpu" and count_gpus() else "cpu"
 
 
-def _sampled_by(space: search_spaces.Space, sampler: str) -> search_spaces.Space:
-    methods = get_args(search_spaces.Method)
-    if sampler not in methods:
-        raise ConfigError(f"sampler: no sampler {sampler!r}{did_you_mean(sampler, methods)}")
-    return search_spaces.parse(space.model_dump() | {"method": sampler}, source="sampler")
-
-
 def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
     if address is None:
         return count_gpus() > 0
-    from orchestrator.cluster import ray_cluster
-
     ray_cluster.connect(address, insecure=insecure)
     if not ray_cluster.has_gpu():
         raise ConfigError(f"ADDRESS: the cluster at {address!r} has no GPU; to run on its CPUs say --device cpu")

@@ -15,7 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 from orchestrator import settings as settings_file
 from orchestrator.driver.driver import Driver, Stop
 from orchestrator.ledger import Ledger
-from orchestrator.ledger.task import Report, Task
+from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.objectives import DEFAULT
 from orchestrator.search.proposer import MAX_MODELLED, Proposer
 from search_spaces import Space
@@ -106,17 +106,17 @@ class Ours:
         entry = self._ledger.entry(task.key)
         return entry is not None and entry.result.state == "completed"
 
-    def _report(self, task: Task, row: Row | None, last: bool) -> Report:
+    def _report(self, task: Task, row: Row | None, last: bool) -> TaskReport:
         if row is not None and row["reason"]:
-            return Report(state="diverged", reason=row["reason"])
+            return TaskReport(state="diverged", reason=row["reason"])
         found = {} if row is None else {"measurement": _of(Measurement, row), "cost": _of(Cost, row)}
         if not last:
-            return Report(state="running", **found)
+            return TaskReport(state="running", **found)
         half = self._ledger.entry(WORKLOAD.key(task.config.at_other_precision))
         if row is None or (half is not None and half.result.state == "completed"):
             nf4 = task.config if task.config.precision == "nf4" else task.config.at_other_precision
             found["similarity"] = (WORKLOAD.key(nf4), fake_comparison())
-        return Report(state="completed", **found)
+        return TaskReport(state="completed", **found)
 
 
 def _of(kind: type[Measurement | Cost], row: Row) -> Any:

@@ -11,7 +11,7 @@ from orchestrator import settings as settings_file
 from orchestrator.analysis.choice import BEST, KNEE, best, choose, knee, mib_of, stairs
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.infeasible import nothing_counts
-from orchestrator.ledger.task import Report
+from orchestrator.ledger.task import TaskReport
 from orchestrator.report import export
 from orchestrator.report.content import report_of
 from orchestrator.settings import sweep_folder
@@ -49,7 +49,7 @@ def within(trials, budget: float):
     return [trial for trial in trials if trial.cost.peak_memory_mib <= budget]
 
 
-def costly(task) -> Iterator[Report]:
+def costly(task) -> Iterator[TaskReport]:
     """Half as much again for twice the rank, and as much less loss for each."""
     peaks = {1: 1.0, 2: 2.0, 4: 9.0}
     return completes(task, loss=2.0 - task.config.rank / 10, costs=cost(peak_memory_mib=peaks[task.config.rank]))
