@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainables.cost.memory import oom_as_failure
 from trainables.models import lora
 from trainables.training.batches import Batch, full_batch, packed
 from trainables.training.eager import EagerEngine
@@ -122,7 +121,7 @@ class Trial:
     def _begin(self, cost: Cost | None, *, with_graphs: bool = True) -> _Training:
         """Put an adapter and its engine on the device; measure the cost if it is not given. May raise TrialFailed."""
         # Do not bind the base to a local: the failure's traceback would keep it alive while memory is freed.
-        with oom_as_failure():
+        with self._cache.oom_as_failure():
             validation = self._cache.held_out(self.config.precision)
             graphs, fallback = self._graphs() if with_graphs else (None, "no memory for captured steps")
             resident_mib = self._cache.allocated_mib()
@@ -199,7 +198,7 @@ class Trial:
         for step in rungs(self.config.max_steps):
             if step <= n_done:
                 continue
-            with self._cache.device_lock.shared(), oom_as_failure():
+            with self._cache.device_lock.shared(), self._cache.oom_as_failure():
                 # Do not bind the losses to a local: CPython 3.12 keeps a closed generator's locals alive.
                 measurement = self._measure(step, self._training.engine.run(self._training.steps[n_done:step]))
             n_done = step

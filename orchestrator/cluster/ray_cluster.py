@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.security import ray_guard
-from orchestrator.settings import KIND_PREFIX, SweepSettings
 from trainables.cost.device import count_gpus
 from trainables.values.errors import ConfigError, Unreachable, did_you_mean
+
+if TYPE_CHECKING:
+    from orchestrator.settings import SweepSettings
 
 OBJECT_STORE_BYTES = 256 * 2**20
 MAX_CPU_WORKERS = 4
@@ -162,7 +164,7 @@ def _to_come() -> list[dict[str, float]]:
     return nodes
 
 
-def _fits(settings: SweepSettings, node: Mapping[str, float]) -> int:
+def _fits(settings: "SweepSettings", node: Mapping[str, float]) -> int:
     """Trials at once on one node."""
     return min(
         int(node.get(name.upper() if name in ("cpu", "gpu") else name, 0) / share + 1e-9)
@@ -170,7 +172,7 @@ def _fits(settings: SweepSettings, node: Mapping[str, float]) -> int:
     )
 
 
-def n_slots(settings: SweepSettings, without: Collection[str] = ()) -> int:
+def n_slots(settings: "SweepSettings", without: Collection[str] = ()) -> int:
     """Trials that the connected cluster can run at once, at its autoscaler's limit where it has one.
 
     Args:
@@ -185,14 +187,14 @@ def n_slots(settings: SweepSettings, without: Collection[str] = ()) -> int:
     return slots
 
 
-def _why_none(settings: SweepSettings, nodes: Sequence[Mapping[str, float]]) -> str:
+def _why_none(settings: "SweepSettings", nodes: Sequence[Mapping[str, float]]) -> str:
     """What a trial asks for that no node has."""
     if settings.device == "cpu":
         return "the cluster has no CPU to run trials on"
     n_gpus, kinds = [0.0], set()
     for node in nodes:
         n_gpus.append(node.get("GPU", 0))
-        kinds |= {name.removeprefix(KIND_PREFIX) for name in node if name.startswith(KIND_PREFIX)}
+        kinds |= settings.kinds_of(node)
     if settings.gpus_per_trial > max(n_gpus):
         return (
             f"gpus_per_trial is {settings.gpus_per_trial:g}, the largest node of the cluster has "

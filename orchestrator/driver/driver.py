@@ -13,10 +13,11 @@ from orchestrator.analysis.budgets import FINISHED
 from orchestrator.driver.agenda import Agenda
 from orchestrator.driver.retries import Retries, too_many
 from orchestrator.driver.stopping import Stopping
+from orchestrator.ledger import adapter_store
 from orchestrator.pruning.rule import rule_of
 from orchestrator.search.proposer import Proposer
 from orchestrator.security.redaction import redacted
-from orchestrator.workers import adapter_store, checkpoints, storage
+from orchestrator.workers import checkpoints, storage
 
 if TYPE_CHECKING:
     from orchestrator.driver.reuse import CachedTrials

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.security.folder_access import refuse_shared
-from orchestrator.workers import adapter_store
 from trainables.cost.device import versions
 from trainables.values.errors import ConfigError, LedgerDamaged
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.choice import choose
 from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.ledger import adapter_store
 from orchestrator.report import card as cards
 from orchestrator.report.card import base_on_hub, layers_of
 from orchestrator.report.content import report_of
 from orchestrator.report.render import render
 from orchestrator.security.addresses import refuse_secrets
-from orchestrator.workers import adapter_store
 from trainables.data import hub
 from trainables.values.config import Precision, Workload
 from trainables.values.errors import ConfigError, did_you_mean

@@ -3,20 +3,23 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.analysis.front import dissimilarity, is_reused, objective_value
-from orchestrator.ledger.rows import Entry
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.search.proposer import BROKEN, is_within
-from orchestrator.settings import SweepSettings
 from trainables.values.config import FINAL_STATES, State
 
+if TYPE_CHECKING:
+    from orchestrator.ledger.rows import Entry
+    from orchestrator.settings import SweepSettings
 
-def write(settings: SweepSettings, entries: Sequence[Entry], path: Path) -> optuna.Study:
+
+def write(settings: "SweepSettings", entries: "Sequence[Entry]", path: Path) -> optuna.Study:
     """The study of a sweep: a trial for each that ended and stands for a point of the space.
 
     Objectives are in their own units and senses; a trial without all of them is pruned or failed. The constraint is
@@ -40,7 +43,7 @@ def write(settings: SweepSettings, entries: Sequence[Entry], path: Path) -> optu
     return study
 
 
-def _trial(entry: Entry, distributions: Mapping[str, BaseDistribution], settings: SweepSettings) -> FrozenTrial:
+def _trial(entry: "Entry", distributions: Mapping[str, BaseDistribution], settings: "SweepSettings") -> FrozenTrial:
     result = entry.result
     values = [objective_value(result, objective) for objective in settings.objectives]
     gap = dissimilarity(result, settings.min_similarity)

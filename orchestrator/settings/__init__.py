@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -152,6 +152,11 @@ class SweepSettings(Frozen):
             return {"cpu": 1}
         kind = {} if self.device_kind is None else {KIND_PREFIX + self.device_kind: 0.001}
         return {"cpu": 1, "gpu": self.gpus_per_trial, **kind}
+
+    @staticmethod
+    def kinds_of(resources: Iterable[str]) -> set[str]:
+        """Kinds of device among the names of a node's resources, as Ray names them."""
+        return {name.removeprefix(KIND_PREFIX) for name in resources if name.startswith(KIND_PREFIX)}
 
     @property
     def first_config(self) -> TrialConfig:

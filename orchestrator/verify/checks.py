@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator import settings as settings_file
 from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.ledger import adapter_store
 from orchestrator.ledger.ownership import owned
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import sweep_folder
@@ -20,7 +21,6 @@ from orchestrator.verify.asked import of_settings, of_workload
 from orchestrator.verify.files import of_adapters, of_drawn, of_front_file, of_table
 from orchestrator.verify.ledger import Difference, of_ledger, of_study, read
 from orchestrator.verify.mlflow_runs import adapter_copies, forget, of_mlflow
-from orchestrator.workers import adapter_store
 from trainables.values.errors import ConfigError, LedgerDamaged, SweepError
 
 logger = logging.getLogger(__name__)

@@ -10,12 +10,11 @@ import pyarrow.parquet as pq
 
 from orchestrator.analysis.budgets import FINISHED
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.ledger import FAULTS
+from orchestrator.ledger import FAULTS, adapter_store
 from orchestrator.report import digests
 from orchestrator.report.digests import FILES
 from orchestrator.report.rows import trial_row
 from orchestrator.verify.ledger import Difference, Part, of_ledger
-from orchestrator.workers import adapter_store
 
 FILE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What reading a damaged file raises; Arrow's errors are among them."""

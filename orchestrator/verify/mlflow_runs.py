@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.ledger import adapter_store
 from orchestrator.ledger.rows import Entry
 from orchestrator.report.content import SweepReport, report_of
 from orchestrator.report.digests import FILES, sha256_of
@@ -31,7 +32,6 @@ from orchestrator.tracking.store import store_uri
 from orchestrator.verify import points
 from orchestrator.verify.files import COMPARED
 from orchestrator.verify.ledger import Difference
-from orchestrator.workers import adapter_store
 
 RunFault = tuple[str, bool]
 """What is wrong with a run, and whether it has to be deleted and written anew: MLflow changes neither params nor

@@ -28,11 +28,10 @@ import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import ENDED, FINISHED
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import outputs
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.publishing import publish
-from orchestrator.workers import adapter_store
 from tests.bench.overhead import fake_comparison, fake_loss_nats
 from trainables.values.config import TrialConfig, Workload, rungs
 from trainables.values.errors import ConfigError, SweepError

@@ -16,10 +16,10 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from orchestrator.cluster import ray_cluster
+from orchestrator.ledger.adapter_store import WEIGHTS
 from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.security import ray_guard
 from orchestrator.workers import node_inputs
-from orchestrator.workers.adapter_store import WEIGHTS
 from orchestrator.workers.versions import refuse_here
 from trainables.values.config import Workload, rungs
 from trainables.values.errors import Unreachable

@@ -17,12 +17,11 @@ import search_spaces
 from orchestrator import settings
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.driver.driver import Driver, Stop
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.ledger.rows import Entry
 from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.pruning.rule import StoppingRule, rule_of
 from orchestrator.settings import SweepSettings
-from orchestrator.workers import adapter_store
 from orchestrator.workers.faults import fault_of
 from search_spaces import Space
 from trainables.values.config import State, TrialConfig, Workload, rungs

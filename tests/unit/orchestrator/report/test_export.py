@@ -17,9 +17,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator import settings as settings_file
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import export
-from orchestrator.workers import adapter_store
 from tests.support.hub_server import Answer, as_error, as_json, handler_of, hub_server
 from tests.support.in_process import called
 from tests.support.sweeps import WORKLOAD, command, environment, make, snapshot

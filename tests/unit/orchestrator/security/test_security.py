@@ -12,14 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli.group import commands
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import content as report
 from orchestrator.security import ray_guard
 from orchestrator.security.folder_access import refuse_shared
 from orchestrator.security.redaction import HIDDEN, redacted
 from orchestrator.settings import save, sweep_folder
 from orchestrator.tracking import ui
-from orchestrator.workers import adapter_store
 from tests.support.hostile import EVIL, hostile_report, with_code
 from tests.support.in_process import called
 from tests.support.sweeps import (

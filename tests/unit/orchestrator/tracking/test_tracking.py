@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import content as report
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.tracking.inputs import source_of
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import store_uri
-from orchestrator.workers import adapter_store
 from tests.support.stores import place_store
 from tests.support.sweeps import WORKLOAD
 from tests.support.swept import COUNTS, swept

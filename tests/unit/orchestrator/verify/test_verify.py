@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator import settings
 from orchestrator.analysis.budgets import FINISHED
-from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.ledger import FAULTS, Ledger, adapter_store
 from orchestrator.ledger.ownership import owned
 from orchestrator.report import digests
 from orchestrator.settings import command as hints
@@ -26,7 +26,6 @@ from orchestrator.verify import checks as verify
 from orchestrator.verify import points
 from orchestrator.verify.files import is_over
 from orchestrator.verify.ledger import read
-from orchestrator.workers import adapter_store
 from tests.support.in_process import called
 from tests.support.stores import place_store
 from tests.support.sweeps import GRID, WORKLOAD, Desk, completes, make
