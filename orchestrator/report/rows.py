@@ -3,6 +3,7 @@
 from typing import Any
 
 from orchestrator.analysis.verdict import figures_of, verdict_of
+from trainables.values.config import LATER_FIELDS
 from trainables.values.results import Measurement, MemoryBreakdown, TrialResult
 
 COSTS = ("peak_memory_mib", "reserved_memory_mib", "seconds_per_step", "tokens_per_second")
@@ -13,7 +14,11 @@ RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds",
 def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict[str, Any]:
     """One trial as a flat row: what it was asked, its last measurement, what its bytes are, its similarity."""
     row = {name: getattr(trial, name) for name in RESULT_COLUMNS}
-    row |= trial.config.to_dict() | {"targets": "+".join(trial.config.targets), "alpha": float(trial.config.alpha)}
+    row |= (
+        LATER_FIELDS
+        | trial.config.to_dict()
+        | {"targets": "+".join(trial.config.targets), "alpha": float(trial.config.alpha)}
+    )
     last = trial.history[-1] if trial.history else None
     row |= {name: getattr(last, name) if last else None for name in Measurement.__dataclass_fields__}
     row |= {name: getattr(trial.cost, name) if last else None for name in COSTS}
