@@ -56,23 +56,28 @@ def bca(
         ValueError: fewer than 2 rows, or the figure of the rows themselves is not finite.
     Cost: O(n_resamples * n_rows * k) time and n_resamples * n_rows * 8 bytes.
     """
-    columns = np.asarray(rows, dtype=np.float64)
-    columns = columns[:, None] if columns.ndim == 1 else columns
-    n_rows = len(columns)
+    n_rows = len(rows)
     if n_rows < 2:
         raise ValueError(f"an interval over rows needs at least 2 of them, got {n_rows}")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(of(columns.mean(axis=0)))
-        resampled = np.asarray(of(_counts(n_rows, seed, n_resamples) @ columns / n_rows))
-        left_out = np.asarray(of((columns.sum(axis=0) - columns) / (n_rows - 1)))
+    columns = np.asarray(rows, dtype=np.float64).reshape(n_rows, -1)
+    value, resampled, left_out = _figures(columns, of, _counts(n_rows, seed, n_resamples))
     if not isfinite(value):
         raise ValueError(f"the figure of the {n_rows} rows is {value}, which has no interval")
-    resampled = resampled[np.isfinite(resampled)]
     rounding = ROUNDING * max(1.0, abs(value))
     if not resampled.size or np.abs(resampled - value).max() <= rounding:
         return _of_equal_rows(value, bounds, n_rows, rounding)
-    low, high = np.quantile(resampled, _levels(value, resampled, left_out[np.isfinite(left_out)]))
+    low, high = np.quantile(resampled, _levels(value, resampled, left_out))
     return Estimate(value=value, low=float(low), high=float(high))
+
+
+def _figures(columns: Floats, of: Callable[[Floats], Floats], counts: Floats) -> tuple[float, Floats, Floats]:
+    """The figure of all rows, and the finite figures of the resamples and of all rows but one."""
+    n_rows = len(columns)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(of(columns.mean(axis=0)))
+        resampled = np.asarray(of(counts @ columns / n_rows))
+        left_out = np.asarray(of((columns.sum(axis=0) - columns) / (n_rows - 1)))
+    return value, resampled[np.isfinite(resampled)], left_out[np.isfinite(left_out)]
 
 
 @lru_cache(maxsize=2)
