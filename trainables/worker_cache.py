@@ -210,7 +210,7 @@ class WorkerCache:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if not isinstance(error, torch.cuda.OutOfMemoryError):
                 self._capture_fault = reason
-                self._forget_graphs()  # their dropout uses the random generator that is replaced now
+                self._forget_graphs()  # they were captured with the random generator that is replaced now
                 abandon_capture()
                 print(f"steps cannot be captured as CUDA graphs here; going on without: {reason}", file=sys.stderr)
             raise CaptureFailed(reason) from None
