@@ -9,7 +9,9 @@ from accelerate.utils import AutocastKwargs
 
 from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models.chunked_loss import supervised
+from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss
+from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import Batch
 from trainables.training.engine import (
     MAX_GRAD_NORM,
@@ -30,9 +32,10 @@ if TYPE_CHECKING:
 class EagerEngine:
     """Trains the adapter that is attached to a model; the Engine that runs anywhere.
 
-    Weights of the base stay in the compute dtype without autocast; the adapter, its gradients and
-    moments are float32 (peft casts its input). With float16 the loss is scaled and a step whose
-    gradients overflow is skipped, the scale halved (Micikevicius et al. 2018, arXiv:1710.03740).
+    Weights of the base stay in the compute dtype without autocast, and the adapter's products are in it, see
+    trainables.models.peft_forward; the adapter itself, its gradients and moments are float32. With float16 the loss
+    is scaled and a step whose gradients overflow is skipped, the scale halved (Micikevicius et al. 2018,
+    arXiv:1710.03740).
 
     Attributes:
         parameters: the adapter's matrices.
@@ -44,7 +47,7 @@ class EagerEngine:
         """
         Args:
             model: the base with a fresh adapter.
-            config: its loop and learning rate are used.
+            config: its loop, learning rate and seed are used.
             compute_dtype: of the base.
             device: "cuda" or "cpu", where the model is.
         """
@@ -56,6 +59,8 @@ class EagerEngine:
             mixed_precision="fp16" if compute_dtype == "float16" else "no",
             kwargs_handlers=[AutocastKwargs(enabled=False)],  # loss scaling only
         )
+        self._masks = DropoutMasks(config.seed, device)
+        follow_protocol(model, self._masks)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         fused = self._lean and device == "cuda"
         self.optimizer = self._accelerator.prepare(adamw(self.parameters, config.learning_rate, fused=fused))
@@ -76,8 +81,9 @@ class EagerEngine:
             The batch's mean loss in nats, a detached float32 scalar on the device (no synchronisation).
         """
         self._model.train()
-        loss = self._loss(input_ids, labels)
-        self._accelerator.backward(loss)
+        with self._masks.step(*input_ids.shape):
+            loss = self._loss(input_ids, labels)
+            self._accelerator.backward(loss)
         norm = self._accelerator.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
         self.n_bad_gradients += ~torch.isfinite(norm)
         self.optimizer.step()
@@ -106,6 +112,7 @@ class EagerEngine:
             second_moments=flattened(second),
             n_updates=int(slot["step"]) if slot else 0,
             n_bad_gradients=int(self.n_bad_gradients),
+            n_steps=int(self._masks.n_steps),
             **scaling_of(self._accelerator.scaler),
         )
 
@@ -123,6 +130,7 @@ class EagerEngine:
                 slots[i] = {"step": torch.tensor(float(state.n_updates)), "exp_avg": m, "exp_avg_sq": v}
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self._masks.n_steps.fill_(state.n_steps)
         self.n_bad_gradients.fill_(state.n_bad_gradients)
         set_scaling(self._accelerator.scaler, state)
 

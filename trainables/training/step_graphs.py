@@ -15,7 +15,9 @@ import torch
 from trainables.capture.capture import attached_matrices, captured, on_stream, padded_rank
 from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models import lora
+from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss
+from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import StepShape
 from trainables.training.engine import (
     MAX_GRAD_NORM,
@@ -101,6 +103,7 @@ class StepGraphs:
         self._stream = stream
         self._evaluation: torch.cuda.CUDAGraph | None = None
         self._steps: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._masks = DropoutMasks(config.seed, "cuda")
         self._scaling = torch.zeros((), device="cuda")
         self._learning_rate = torch.zeros((), device="cuda")
         self.loss_nats = torch.zeros((), device="cuda")
@@ -117,6 +120,7 @@ class StepGraphs:
         if not missing:
             return
         with attached_matrices(self._base, self._config, self._weights, self._scaling) as model:
+            follow_protocol(model, self._masks)
             if self._evaluation is None:
                 self._warm_up(model, missing[0])
                 model.eval()
@@ -151,12 +155,13 @@ class StepGraphs:
             inputs: (n,), a GraphInput's vector of this shape, on the device.
         """
         input_ids, rest = inputs[: shape.n_tokens].view(shape.n_rows, shape.length), inputs[shape.n_tokens :]
-        if self.key.loop == "lean":
-            loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
-        else:
-            loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
         self._forget_gradients()
-        self._scaler.scale(loss).backward()
+        with self._masks.step(shape.n_rows, shape.length):
+            if self.key.loop == "lean":
+                loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
+            else:
+                loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
+            self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
         self.n_bad_gradients += ~torch.isfinite(norm)
@@ -180,6 +185,7 @@ class StepGraphs:
         for state in self._optimizer.state.values():
             for value in state.values():
                 value.zero_()
+        self._masks.restart(config.seed)
         self._scaling.fill_(config.scaling)
         self._learning_rate.fill_(config.learning_rate)
         self.n_bad_gradients.zero_()
@@ -203,6 +209,7 @@ class StepGraphs:
             **vectors,
             n_updates=int(self._slots()[0]["step"]),
             n_bad_gradients=int(self.n_bad_gradients),
+            n_steps=int(self._masks.n_steps),
             **scaling_of(self._scaler),
         )
 
@@ -218,6 +225,7 @@ class StepGraphs:
             unflatten(getattr(state, name), views)
         for slot in self._slots():
             slot["step"].fill_(state.n_updates)
+        self._masks.n_steps.fill_(state.n_steps)
         self.n_bad_gradients.fill_(state.n_bad_gradients)
         set_scaling(self._scaler, state)
 
