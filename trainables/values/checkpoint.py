@@ -4,7 +4,9 @@ Imports no PyTorch: the process that stores checkpoints has no use for it.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,8 @@ class EngineState:
         n_bad_gradients: steps whose gradient norm was not finite.
         n_steps: steps done, those that the optimizer skipped too; the next step's dropout masks follow from it.
         loss_scale, n_good_steps: of float16's loss scaling, and steps since it changed; 1 and 0 in other arithmetic.
+        quantized: what an optimizer with 8-bit moments keeps in place of both vectors of moments, which are then empty:
+            its codes and their scales, by the place of their matrix and their name in bitsandbytes' own state.
     """
 
     weights: NDArray[np.float32]
@@ -36,6 +40,7 @@ class EngineState:
     n_steps: int
     loss_scale: float = 1.0
     n_good_steps: int = 0
+    quantized: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +60,11 @@ class Checkpoint:
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
-        numbers = {n: getattr(self.engine, n) for n in EngineState.__dataclass_fields__ if n not in VECTORS}
+        arrays = (*VECTORS, "quantized")
+        numbers = {n: getattr(self.engine, n) for n in EngineState.__dataclass_fields__ if n not in arrays}
         facts = {"key": self.key, "step": self.step, "seconds": self.seconds, "engine": numbers}
         text = json.dumps({"format": FORMAT, **facts})  # one entry: safetensors keeps several in no order
-        tensors = {name: getattr(self.engine, name) for name in VECTORS}
+        tensors = {name: getattr(self.engine, name) for name in VECTORS} | dict(self.engine.quantized)
         return save(tensors, metadata={"checkpoint": text})
 
     @classmethod
@@ -74,7 +80,8 @@ class Checkpoint:
             if (file_format := facts.pop("format")) != FORMAT:
                 raise ValueError(f"its format is {file_format!r}")
             tensors = load(content)
-            engine = EngineState(**{name: tensors[name] for name in VECTORS}, **facts.pop("engine"))
+            vectors = {name: tensors.pop(name) for name in VECTORS}
+            engine = EngineState(**vectors, **facts.pop("engine"), quantized=tensors)
         except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"no checkpoint of a trial ({type(error).__name__}: {error})") from None
         return cls(**facts, engine=engine)

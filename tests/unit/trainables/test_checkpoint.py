@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.workers import checkpoints
 from tests.support.sweeps import cost
 from trainables.cost import memory
+from trainables.models.families.gpt2 import TARGETS
 from trainables.training.eager import flattened
 from trainables.trial import Trial
 from trainables.values.checkpoint import Checkpoint, EngineState
@@ -77,6 +78,23 @@ def test_a_trial_that_goes_on_has_the_losses_and_weights_of_one_that_never_stopp
     rest, same_files, _ = trained(config, cache, checkpoint=Checkpoint.from_bytes(taken[2].to_bytes()))
     assert losses(rest) == losses(whole)[2:]
     assert same_files == files
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"schedule": "cosine", "warmup_share": 0.3},
+        {"schedule": "linear", "gradient_checkpointing": True, "precision": "nf4"},
+        {"optimizer": "adamw_8bit", "rank": 32, "targets": TARGETS},
+    ],
+)
+def test_a_trial_of_any_recipe_goes_on_as_if_it_had_never_stopped(cache, small_config, recipe):
+    config = small_config(dropout=0.3, loop="lean", max_steps=STEPS, **recipe)
+    whole, files, taken = trained(config, cache)
+    rest, same_files, _ = trained(config, cache, checkpoint=Checkpoint.from_bytes(taken[2].to_bytes()))
+    assert losses(rest) == losses(whole)[2:]
+    assert same_files == files
+    assert bool(taken[2].engine.quantized) == (config.optimizer == "adamw_8bit")
 
 
 def test_the_steps_done_are_a_part_of_it_for_the_next_masks_follow_from_them(cache, small_config):
