@@ -8,11 +8,9 @@ of predictions is measured on other shapes (`make bench-memory`).
 
 from dataclasses import dataclass, fields
 
-from trainables.values.config import ComputeDtype, TrialConfig
-from trainables.values.results import MemoryBreakdown
+from trainables.values.config import LOSS_CHUNK_TOKENS, ComputeDtype, TrialConfig
+from trainables.values.results import MIB, MemoryBreakdown
 
-MIB = 2**20
-"""Bytes."""
 WORKSPACES_MIB = 65.0
 """Workspaces that CUDA's libraries keep from the first matrix product on (one H200)."""
 UNSPLIT_MIB_PER_QUANTIZED_MODULE = 0.126
@@ -21,8 +19,6 @@ UNEVEN_MIB = 16.0
 """The same where the activations of a transformer block do not fill whole pages of 2 MiB (one H200)."""
 LOSS_CHUNK_BYTES_PER_LOGIT = 8.4
 """Temporary bytes for each logit of one chunk of the lean loss (one H200)."""
-LOSS_CHUNK_TOKENS = 256
-"""Supervised tokens whose logits the lean loss makes at once, see trainables.models.chunked_loss."""
 MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
 """A prediction may be off by the larger of the two; a config is refused only if it does not fit even then."""
 BLOCK_SIZE = 64

@@ -14,9 +14,8 @@ from trainables.models.lean import lean_loss
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import Batch
 from trainables.training.engine import (
-    BETAS,
-    EPSILON,
     MAX_GRAD_NORM,
+    adamw,
     flattened,
     scaling_of,
     set_scaling,
@@ -64,11 +63,7 @@ class EagerEngine:
         follow_protocol(model, self._masks)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         fused = self._lean and device == "cuda"
-        self.optimizer = self._accelerator.prepare(
-            torch.optim.AdamW(
-                self.parameters, lr=config.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=fused
-            )
-        )
+        self.optimizer = self._accelerator.prepare(adamw(self.parameters, config.learning_rate, fused=fused))
         self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
@@ -106,14 +101,16 @@ class EagerEngine:
 
     def state(self) -> EngineState:
         """See Engine."""
-        slots = [self.optimizer.state[p] for p in self.parameters]
-        slots = [slot for slot in slots if slot]  # none before the first update; float16 can skip every step so far
-        zeros = [torch.zeros_like(p) for p in self.parameters]
+        first, second = [], []
+        for p in self.parameters:
+            slot = self.optimizer.state[p]  # empty before the first update; float16 can skip every step so far
+            first.append(slot["exp_avg"] if slot else torch.zeros_like(p))
+            second.append(slot["exp_avg_sq"] if slot else torch.zeros_like(p))
         return EngineState(
             weights=flattened(self.parameters),
-            first_moments=flattened([slot["exp_avg"] for slot in slots] or zeros),
-            second_moments=flattened([slot["exp_avg_sq"] for slot in slots] or zeros),
-            n_updates=int(slots[0]["step"]) if slots else 0,
+            first_moments=flattened(first),
+            second_moments=flattened(second),
+            n_updates=int(slot["step"]) if slot else 0,
             n_bad_gradients=int(self.n_bad_gradients),
             n_steps=int(self._masks.n_steps),
             **scaling_of(self._accelerator.scaler),
@@ -123,8 +120,8 @@ class EagerEngine:
     def restore(self, state: EngineState) -> None:
         """See Engine."""
         unflatten(state.weights, self.parameters)
-        first = [torch.empty_like(p) for p in self.parameters]
-        second = [torch.empty_like(p) for p in self.parameters]
+        first = list(map(torch.empty_like, self.parameters))
+        second = list(map(torch.empty_like, self.parameters))
         unflatten(state.first_moments, first)
         unflatten(state.second_moments, second)
         if state.n_updates:

@@ -20,9 +20,8 @@ from trainables.models.lean import lean_loss
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import StepShape
 from trainables.training.engine import (
-    BETAS,
-    EPSILON,
     MAX_GRAD_NORM,
+    adamw,
     flattened,
     scaling_of,
     set_scaling,
@@ -113,15 +112,7 @@ class StepGraphs:
         self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
         self._fresh_scale = self._scaler.state_dict()
         self._weights = lora.fresh_matrices(base, self._config)
-        self._optimizer = torch.optim.AdamW(
-            self._weights.values(),
-            lr=self._learning_rate,
-            betas=BETAS,
-            eps=EPSILON,
-            weight_decay=0.0,
-            fused=True,
-            capturable=True,
-        )
+        self._optimizer = adamw(self._weights.values(), self._learning_rate, fused=True, capturable=True)
 
     def capture(self, shapes: Iterable[StepShape]) -> None:
         """Capture the steps that are missing, and the evaluation; the base is bare before and afterwards."""
@@ -213,12 +204,10 @@ class StepGraphs:
         Args:
             weights: of the trial; only their shapes are used.
         """
-        slots = [self._optimizer.state[padded] for padded in self._weights.values()]
+        vectors = {name: flattened(views) for name, views in self._views(weights).items()}
         return EngineState(
-            weights=flattened(_unpadded(self._weights.values(), weights)),
-            first_moments=flattened(_unpadded([slot["exp_avg"] for slot in slots], weights)),
-            second_moments=flattened(_unpadded([slot["exp_avg_sq"] for slot in slots], weights)),
-            n_updates=int(slots[0]["step"]),
+            **vectors,
+            n_updates=int(self._slots()[0]["step"]),
             n_bad_gradients=int(self.n_bad_gradients),
             n_steps=int(self._masks.n_steps),
             **scaling_of(self._scaler),
@@ -232,15 +221,26 @@ class StepGraphs:
         Raises:
             ValueError: the state is of an adapter of another size.
         """
-        slots = [self._optimizer.state[padded] for padded in self._weights.values()]
-        unflatten(state.weights, _unpadded(self._weights.values(), weights))
-        unflatten(state.first_moments, _unpadded([slot["exp_avg"] for slot in slots], weights))
-        unflatten(state.second_moments, _unpadded([slot["exp_avg_sq"] for slot in slots], weights))
-        for slot in slots:
+        for name, views in self._views(weights).items():
+            unflatten(getattr(state, name), views)
+        for slot in self._slots():
             slot["step"].fill_(state.n_updates)
         self._masks.n_steps.fill_(state.n_steps)
         self.n_bad_gradients.fill_(state.n_bad_gradients)
         set_scaling(self._scaler, state)
+
+    def _slots(self) -> list[dict[str, torch.Tensor]]:
+        """AdamW's own tensors of each matrix: `exp_avg`, `exp_avg_sq`, `step`."""
+        return [self._optimizer.state[padded] for padded in self._weights.values()]
+
+    def _views(self, weights: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """The unpadded tensors behind each vector of EngineState."""
+        slots = self._slots()
+        return {
+            "weights": _unpadded(self._weights.values(), weights),
+            "first_moments": _unpadded([slot["exp_avg"] for slot in slots], weights),
+            "second_moments": _unpadded([slot["exp_avg_sq"] for slot in slots], weights),
+        }
 
     def replay(self, shape: StepShape, inputs: torch.Tensor) -> None:
         """Do one step.

@@ -1,6 +1,6 @@
 """The state of a trial after a rung, from which it can go on exactly; safetensors when written.
 
-Imports NumPy only: the process that stores checkpoints has no use for PyTorch.
+Imports no PyTorch: the process that stores checkpoints has no use for it.
 """
 
 import json
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 VECTORS = ("weights", "first_moments", "second_moments")
 FORMAT = "qlora-sweep checkpoint 2"
@@ -53,8 +55,6 @@ class Checkpoint:
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
-        from safetensors.numpy import save
-
         numbers = {n: getattr(self.engine, n) for n in EngineState.__dataclass_fields__ if n not in VECTORS}
         facts = {"key": self.key, "step": self.step, "seconds": self.seconds, "engine": numbers}
         text = json.dumps({"format": FORMAT, **facts})  # one entry: safetensors keeps several in no order
@@ -68,9 +68,6 @@ class Checkpoint:
         Raises:
             ValueError: the content is damaged, or something else.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
         try:
             length = int.from_bytes(content[:8], "little")  # the format: header length, JSON header, data
             facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["checkpoint"])

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainables.capture.capture import RANKS
-from trainables.cost.predicted_memory import LOSS_CHUNK_TOKENS
 from trainables.data.tokens import IGNORE, TokenRow, pad
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
@@ -17,7 +16,7 @@ from trainables.training.batches import StepShape, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.step_graphs import graph_key
 from trainables.trial import Trial
-from trainables.values.config import TrialConfig
+from trainables.values.config import LOSS_CHUNK_TOKENS, TrialConfig
 from trainables.values.errors import ConfigError
 
 
