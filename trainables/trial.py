@@ -241,11 +241,7 @@ class Trial:
         if self._training.engine.loss_scale < MIN_LOSS_SCALE:  # float16 skips such steps: the loss alone would not tell
             n_bad = int(self._training.engine.n_bad_gradients)
             raise TrialFailed("diverged", f"not finite by step {step}: gradients in {n_bad} steps, at any loss scale")
-        return Measurement(
-            step=step,
-            train_loss_nats=train_loss,
-            eval_loss_nats=eval_loss,
-        )
+        return Measurement(step=step, train_loss_nats=train_loss, eval_loss_nats=eval_loss)
 
     def _not_finite(self, step: int, losses: torch.Tensor, eval_loss: float) -> str:
         """Says which figure is not finite, and since which step."""

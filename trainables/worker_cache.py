@@ -132,11 +132,7 @@ class WorkerCache:
         return self.allocated_mib() - self._base_mib[precision] - _LIBRARIES_MIB[self.device]
 
     def graphs(self, config: TrialConfig, shapes: Iterable[StepShape]) -> "StepGraphs":
-        """StepGraphs that can train a config, with graphs of these shapes; captured where they are missing.
-
-        Raises:
-            CaptureFailed: these steps cannot be captured on this device, or it has too little memory for it.
-        """
+        """StepGraphs that can train a config; see GraphCache.step_graphs."""
         return self._graph_cache.step_graphs(
             self.base(config.precision),
             config,
@@ -146,13 +142,7 @@ class WorkerCache:
         )
 
     def reader(self, precision: Precision, weights: "AdapterWeights | None") -> "GraphReader":
-        """Reads the validation rows with an adapter, by CUDA graphs; captured where they are missing.
-
-        Args:
-            weights: None for the base alone, which any reader of its precision can read with.
-        Raises:
-            CaptureFailed: see `graphs`; or there is no GPU, or for the base alone no reader yet.
-        """
+        """Reads the validation rows, see GraphCache.reader; without a GPU it raises CaptureFailed too."""
         if self.device != "cuda":
             raise CaptureFailed("there is no GPU")
         return self._graph_cache.reader(self.base(precision), precision, weights, self.rows["validation"])

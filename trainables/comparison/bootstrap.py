@@ -39,13 +39,9 @@ def bca(
     leave-one-out figures minus each; the ends are the quantiles Phi(z0 + (z0 + z) / (1 - a (z0 + z)))
     of t* at z = -1.96 and 1.96.
 
-    Where every resample gives the same figure there is nothing to take quantiles of. If that figure
-    is one of two finite bounds, the far end is 3 / n_rows of their distance away: a 95 % bound on a share never
-    seen in n rows (rule of three, Hanley & Lippman-Hand 1983, doi:10.1001/jama.1983.03330370053031), each unseen row
-    taken as bad as it can be. Otherwise the interval is the point itself.
-
-    Resamples and leave-one-out sets on which the figure is not finite (0 / 0 where no resampled row has a token of some
-    kind) are left out: the interval is conditional on the figure being defined.
+    Where every resample gives the same figure there is nothing to take quantiles of: see `_of_equal_rows`. Resamples
+    and leave-one-out sets on which the figure is not finite (0 / 0 where no resampled row has a token of some kind) are
+    left out: the interval is conditional on the figure being defined.
 
     Args:
         rows: (n_rows, k) or (n_rows,), the figures of each row that `of` needs the means of.
@@ -112,7 +108,12 @@ def _levels(value: float, resampled: Floats, left_out: Floats) -> list[float]:
 
 
 def _of_equal_rows(value: float, bounds: tuple[float, float], n_rows: int, rounding: float) -> Estimate:
-    """The interval where all resamples agree: by the rule of three if the value is a bound, else the value itself."""
+    """The interval where all resamples agree.
+
+    If the value is one of two finite bounds, the far end is 3 / n_rows of their distance away: a 95 % bound on a share
+    never seen in n rows (rule of three, Hanley & Lippman-Hand 1983, doi:10.1001/jama.1983.03330370053031), each unseen
+    row taken as bad as it can be. Otherwise the interval is the point itself.
+    """
     least, largest = bounds
     if isinf(largest - least) or min(value - least, largest - value) > rounding:
         return Estimate(value=value, low=value, high=value)

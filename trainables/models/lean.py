@@ -19,6 +19,7 @@ from trainables.models.base_model import core_of
 from trainables.models.chunked_loss import ChunkedLoss
 from trainables.models.dropout_mask import Mask, MaskedDropout, add_product_, dropped
 from trainables.models.families import family_of
+from trainables.models.fused_blocks import fused_blocks
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,7 +44,7 @@ def lean_loss(
 
 @contextmanager
 def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """Inside, a model runs the lean forward: GELU as one kernel, each plain LoRA module as one LoraLinear.
+    """Inside, a model runs the lean forward: blocks fused, GELU as one kernel, plain LoRA modules as LoraLinear.
 
     Anything else (another activation, DoRA, a bias on the adapter, ...) keeps transformers' and peft's own forward.
     Contexts may be nested: the outermost one decides, as where a block of gradient checkpointing runs its forward pass
@@ -56,7 +57,8 @@ def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
             setattr(owner, name, torch.nn.GELU(approximate="tanh"))
         for layer in adapted:
             layer.forward = partial(adapted_forward, layer)
-        yield
+        with fused_blocks(core_of(model)):
+            yield
     finally:
         for (owner, name), activation in stock.items():
             setattr(owner, name, activation)
