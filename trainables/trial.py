@@ -193,7 +193,6 @@ class Trial:
             TrialFailed: loss or gradient is not finite ("diverged"), or memory ran out ("oom").
             ValueError: the checkpoint is of an adapter of another size.
         """
-        torch.manual_seed(self.config.seed)  # dropout, equal for a trial and its baseline
         n_done = self._restore() if self._checkpoint else 0
         for step in rungs(self.config.max_steps):
             if step <= n_done:
@@ -208,9 +207,6 @@ class Trial:
         """Go on from the checkpoint; returns the number of steps done by then."""
         checkpoint, self._checkpoint = self._checkpoint, None
         self._training.engine.restore(checkpoint.engine)
-        torch.set_rng_state(torch.tensor(checkpoint.generators["cpu"]))
-        if "cuda" in checkpoint.generators:
-            torch.cuda.set_rng_state(torch.tensor(checkpoint.generators["cuda"]))
         return checkpoint.step
 
     def checkpoint(self, step: int, *, seconds: float) -> Checkpoint:
@@ -220,15 +216,11 @@ class Trial:
             step: of the last measurement.
             seconds: of training until then.
         """
-        generators = {"cpu": torch.get_rng_state().numpy()}
-        if self._cache.device == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state().numpy()
         return Checkpoint(
             key=self._cache.workload.key(self.config),
             step=step,
             seconds=seconds,
             engine=self._training.engine.state(),
-            generators=generators,
         )
 
     def _measure(self, step: int, losses: torch.Tensor) -> Measurement:

@@ -16,7 +16,7 @@ from orchestrator.report.render import headlines, render
 from orchestrator.report.values import SweepReport
 from orchestrator.security.folder_access import refuse_shared
 from trainables.data import alpaca
-from trainables.values.config import Precision, TrialConfig, Workload, canonical_json
+from trainables.values.config import LATER_FIELDS, Precision, TrialConfig, Workload, canonical_json
 from trainables.values.files import write_whole
 from trainables.values.results import TrialResult
 
@@ -143,7 +143,8 @@ def _trial_settings(config: TrialConfig) -> dict[str, str]:
 def _sweep_settings(report: SweepReport) -> dict[str, str]:
     """Each setting of a trial: searched values, or the one that all have."""
     settings, space = report.settings, report.settings.space
-    first = settings.config({name: parameter.samples[0] for name, parameter in space.parameters.items()}).to_dict()
+    config = settings.config({name: parameter.samples[0] for name, parameter in space.parameters.items()})
+    first = LATER_FIELDS | config.to_dict()
     rows = {}
     for field in TrialConfig.__dataclass_fields__:
         by_ratio = field == "alpha" and "alpha_ratio" in {*space.parameters, *space.fixed}

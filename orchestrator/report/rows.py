@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.analysis.verdict import figures_of, verdict_of
+from trainables.values.config import LATER_FIELDS
 from trainables.values.results import Measurement, MemoryBreakdown, TrialResult
 
 COSTS = ("peak_memory_mib", "reserved_memory_mib", "seconds_per_step", "tokens_per_second")
@@ -19,7 +20,7 @@ def fields_of(value: object, names: Iterable[str], prefix: str = "") -> dict[str
 def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict[str, Any]:
     """One trial as a flat row: what it was asked, its last measurement, what its bytes are, its similarity."""
     row = fields_of(trial, RESULT_COLUMNS)
-    row |= trial.config.to_dict() | {"targets": "+".join(trial.config.targets), "alpha": float(trial.config.alpha)}
+    row |= LATER_FIELDS | trial.config.to_dict() | {"targets": "+".join(trial.config.targets)}
     last = trial.history[-1] if trial.history else None
     row |= fields_of(last, Measurement.__dataclass_fields__)
     row |= fields_of(trial.cost if last else None, COSTS)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -28,11 +29,13 @@ def trainer_losses(
     learning_rate: float,
     folder: Path,
     use_cpu: bool,
+    **recipe: Any,
 ) -> tuple[torch.Tensor, list[float]]:
     """Train `model` for one step a batch of input_ids and labels.
 
     Args:
         folder: for the Trainer's own files.
+        recipe: of TrainingArguments, in place of a constant rate and PyTorch's AdamW.
     Returns:
         Each step's loss in nats, (n_steps,) on the CPU, and its gradient norm before clipping.
     """
@@ -41,8 +44,7 @@ def trainer_losses(
         use_cpu=use_cpu,
         max_steps=len(batches),
         learning_rate=learning_rate,
-        lr_scheduler_type="constant",
-        optim="adamw_torch",
+        **{"lr_scheduler_type": "constant", "optim": "adamw_torch"} | recipe,
         weight_decay=0.0,
         max_grad_norm=1.0,
         logging_steps=1,

@@ -266,6 +266,19 @@ def core_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def set_checkpointing(model: "PreTrainedModel", wanted: bool) -> None:
+    """Let a model in training mode keep only the input of each block, and run its forward pass again when needed.
+
+    No random state is kept for that: what a trial draws follows from counters, see trainables.models.dropout_mask.
+    """
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # before transformers 5.23
+    if wanted:
+        kwargs = {"use_reentrant": False, "preserve_rng_state": False}
+        getattr(model, f"{name}_checkpointing_enable")(kwargs)
+    elif getattr(model, f"is_{name}_checkpointing"):
+        getattr(model, f"{name}_checkpointing_disable")()
+
+
 def _forbid_repacking(model: "PreTrainedModel") -> None:
     """Forbid bitsandbytes to repack 4-bit weights at the first CPU forward in evaluation mode.
 

@@ -1,6 +1,7 @@
 """The eager engine: the training step as PyTorch executes Python, one operation at a time."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,18 +9,22 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
 from trainables.evaluation.held_out import EvalBatches, mean_nats
+from trainables.models.base_model import core_of, set_checkpointing
 from trainables.models.chunked_loss import supervised
-from trainables.models.lean import lean_loss
+from trainables.models.dropout_mask import DropoutMasks
+from trainables.models.lean import lean_loss, lean_modules
+from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import Batch
 from trainables.training.engine import (
     MAX_GRAD_NORM,
-    adamw,
     flattened,
     scaling_of,
     set_scaling,
     standard_loss,
     unflatten,
 )
+from trainables.training.optimizers import moments_of, optimizer_of, set_moments, set_rate
+from trainables.training.schedule import rate_at
 from trainables.values.checkpoint import EngineState
 from trainables.values.config import ComputeDtype, TrialConfig
 
@@ -30,13 +35,14 @@ if TYPE_CHECKING:
 class EagerEngine:
     """Trains the adapter that is attached to a model; the Engine that runs anywhere.
 
-    Weights of the base stay in the compute dtype without autocast; the adapter, its gradients and
-    moments are float32 (peft casts its input). With float16 the loss is scaled and a step whose
-    gradients overflow is skipped, the scale halved (Micikevicius et al. 2018, arXiv:1710.03740).
+    Weights of the base stay in the compute dtype without autocast, and the adapter's products are in it, see
+    trainables.models.peft_forward; the adapter itself, its gradients and moments are float32. With float16 the loss
+    is scaled and a step whose gradients overflow is skipped, the scale halved (Micikevicius et al. 2018,
+    arXiv:1710.03740).
 
     Attributes:
         parameters: the adapter's matrices.
-        optimizer: AdamW on them.
+        optimizer: on them, as the config names it.
         n_bad_gradients: see Engine.
     """
 
@@ -44,7 +50,7 @@ class EagerEngine:
         """
         Args:
             model: the base with a fresh adapter.
-            config: its loop and learning rate are used.
+            config: its recipe (loop, optimizer, rates, checkpointing) and seed are used.
             compute_dtype: of the base.
             device: "cuda" or "cpu", where the model is.
         """
@@ -56,9 +62,14 @@ class EagerEngine:
             mixed_precision="fp16" if compute_dtype == "float16" else "no",
             kwargs_handlers=[AutocastKwargs(enabled=False)],  # loss scaling only
         )
+        self._masks = DropoutMasks(config.seed, device)
+        follow_protocol(model, self._masks)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         fused = self._lean and device == "cuda"
-        self.optimizer = self._accelerator.prepare(adamw(self.parameters, config.learning_rate, fused=fused))
+        self._bare_optimizer = optimizer_of(config, self.parameters, fused=fused)
+        self.optimizer = self._accelerator.prepare(self._bare_optimizer)
+        self._config, self._n_steps = config, 0
+        set_checkpointing(core_of(model), config.gradient_checkpointing)
         self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
@@ -76,12 +87,16 @@ class EagerEngine:
             The batch's mean loss in nats, a detached float32 scalar on the device (no synchronisation).
         """
         self._model.train()
-        loss = self._loss(input_ids, labels)
-        self._accelerator.backward(loss)
+        set_rate(self._bare_optimizer, rate_at(self._config, self._n_steps))
+        lean = lean_modules(self._model) if self._lean else nullcontext()  # also where the backward pass recomputes
+        with self._masks.step(*input_ids.shape), lean:
+            loss = self._loss(input_ids, labels)
+            self._accelerator.backward(loss)
         norm = self._accelerator.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
         self.n_bad_gradients += ~torch.isfinite(norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self._n_steps += 1
         return loss.detach()
 
     def run(self, batches: Sequence[Batch]) -> torch.Tensor:
@@ -95,17 +110,11 @@ class EagerEngine:
 
     def state(self) -> EngineState:
         """See Engine."""
-        first, second = [], []
-        for p in self.parameters:
-            slot = self.optimizer.state[p]  # empty before the first update; float16 can skip every step so far
-            first.append(slot["exp_avg"] if slot else torch.zeros_like(p))
-            second.append(slot["exp_avg_sq"] if slot else torch.zeros_like(p))
         return EngineState(
             weights=flattened(self.parameters),
-            first_moments=flattened(first),
-            second_moments=flattened(second),
-            n_updates=int(slot["step"]) if slot else 0,
+            **moments_of(self._bare_optimizer, self.parameters),
             n_bad_gradients=int(self.n_bad_gradients),
+            n_steps=int(self._masks.n_steps),
             **scaling_of(self._accelerator.scaler),
         )
 
@@ -113,16 +122,9 @@ class EagerEngine:
     def restore(self, state: EngineState) -> None:
         """See Engine."""
         unflatten(state.weights, self.parameters)
-        first = list(map(torch.empty_like, self.parameters))
-        second = list(map(torch.empty_like, self.parameters))
-        unflatten(state.first_moments, first)
-        unflatten(state.second_moments, second)
-        if state.n_updates:
-            slots = {}
-            for i, (m, v) in enumerate(zip(first, second, strict=True)):
-                slots[i] = {"step": torch.tensor(float(state.n_updates)), "exp_avg": m, "exp_avg_sq": v}
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        set_moments(self._bare_optimizer, self.parameters, state)
+        self._n_steps = state.n_steps
+        self._masks.n_steps.fill_(state.n_steps)
         self.n_bad_gradients.fill_(state.n_bad_gradients)
         set_scaling(self._accelerator.scaler, state)
 

@@ -6,6 +6,7 @@ import torch
 
 from trainables.evaluation.held_out import EvalBatches
 from trainables.training.batches import GraphInput
+from trainables.training.schedule import rate_at
 from trainables.training.step_graphs import StepGraphs
 from trainables.values.checkpoint import EngineState
 from trainables.values.config import TrialConfig
@@ -27,6 +28,7 @@ class GraphEngine:
         """
         self.parameters = list(matrices)
         self._graphs = graphs
+        self._config, self._n_steps = config, 0
         graphs.load(config, self.parameters)
 
     @property
@@ -46,6 +48,7 @@ class GraphEngine:
     def restore(self, state: EngineState) -> None:
         """See Engine."""
         self._graphs.restore(state, self.parameters)
+        self._n_steps = state.n_steps
         self._graphs.store(self.parameters)
 
     def eval_loss(self, rows: EvalBatches) -> float:
@@ -57,10 +60,17 @@ class GraphEngine:
     def run(self, steps: Sequence[GraphInput]) -> torch.Tensor:
         """One step a packed batch, see Engine."""
         inputs = torch.cat([vector for _, vector in steps]).pin_memory().to("cuda", non_blocking=True)
+        rates = self._rates(len(steps)).pin_memory().to("cuda", non_blocking=True)
         losses = torch.empty(len(steps), device="cuda")
         vectors = inputs.split([len(vector) for _, vector in steps])
         for i, ((shape, _), vector) in enumerate(zip(steps, vectors, strict=True)):
-            self._graphs.replay(shape, vector)
+            self._graphs.replay(shape, vector, rates[i])
             losses[i] = self._graphs.loss_nats
         self._graphs.store(self.parameters)
+        self._n_steps += len(steps)
         return losses
+
+    def _rates(self, n_steps: int) -> torch.Tensor:
+        """The learning rates of the next steps, (n_steps,), on the host."""
+        coming = range(self._n_steps, self._n_steps + n_steps)
+        return torch.tensor([rate_at(self._config, step) for step in coming])

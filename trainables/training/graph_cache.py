@@ -143,7 +143,7 @@ class GraphCache:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if not isinstance(error, torch.cuda.OutOfMemoryError):
                 self.fault = reason
-                self.clear()  # their dropout uses the random generator that is replaced now
+                self.clear()  # they were captured with the random generator that is replaced now
                 abandon_capture()
                 print(f"steps cannot be captured as CUDA graphs here; going on without: {reason}", file=sys.stderr)
             raise CaptureFailed(reason) from None

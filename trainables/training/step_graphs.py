@@ -6,6 +6,7 @@ it are both zero, so both gradients are zero and AdamW leaves them zero: padding
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,17 +16,20 @@ import torch
 from trainables.capture.capture import attached_matrices, captured, on_stream, padded_rank
 from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models import lora
-from trainables.models.lean import lean_loss
+from trainables.models.base_model import set_checkpointing
+from trainables.models.dropout_mask import DropoutMasks
+from trainables.models.lean import lean_loss, lean_modules
+from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import StepShape
 from trainables.training.engine import (
     MAX_GRAD_NORM,
-    adamw,
     flattened,
     scaling_of,
     set_scaling,
     standard_loss,
     unflatten,
 )
+from trainables.training.optimizers import adamw
 from trainables.values.checkpoint import EngineState
 from trainables.values.config import ComputeDtype, Precision, TrialConfig
 
@@ -49,6 +53,7 @@ class GraphKey:
     dropout: float
     loop: str
     rank: int
+    gradient_checkpointing: bool
 
 
 def graph_key(config: TrialConfig) -> GraphKey:
@@ -59,6 +64,7 @@ def graph_key(config: TrialConfig) -> GraphKey:
         dropout=config.dropout,
         loop=config.loop,
         rank=padded_rank(config.rank),
+        gradient_checkpointing=config.gradient_checkpointing,
     )
 
 
@@ -101,6 +107,7 @@ class StepGraphs:
         self._stream = stream
         self._evaluation: torch.cuda.CUDAGraph | None = None
         self._steps: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._masks = DropoutMasks(config.seed, "cuda")
         self._scaling = torch.zeros((), device="cuda")
         self._learning_rate = torch.zeros((), device="cuda")
         self.loss_nats = torch.zeros((), device="cuda")
@@ -117,6 +124,8 @@ class StepGraphs:
         if not missing:
             return
         with attached_matrices(self._base, self._config, self._weights, self._scaling) as model:
+            follow_protocol(model, self._masks)
+            set_checkpointing(self._base, self.key.gradient_checkpointing)
             if self._evaluation is None:
                 self._warm_up(model, missing[0])
                 model.eval()
@@ -151,12 +160,14 @@ class StepGraphs:
             inputs: (n,), a GraphInput's vector of this shape, on the device.
         """
         input_ids, rest = inputs[: shape.n_tokens].view(shape.n_rows, shape.length), inputs[shape.n_tokens :]
-        if self.key.loop == "lean":
-            loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
-        else:
-            loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
         self._forget_gradients()
-        self._scaler.scale(loss).backward()
+        lean = lean_modules(model) if self.key.loop == "lean" else nullcontext()
+        with self._masks.step(shape.n_rows, shape.length), lean:
+            if self.key.loop == "lean":
+                loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
+            else:
+                loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
+            self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
         self.n_bad_gradients += ~torch.isfinite(norm)
@@ -170,7 +181,7 @@ class StepGraphs:
 
     @torch.no_grad()
     def load(self, config: TrialConfig, weights: Sequence[torch.Tensor]) -> None:
-        """Begin a trial: its adapter's weights, fresh moments, its own scaling and learning rate.
+        """Begin a trial: its adapter's weights, fresh moments, its own scaling.
 
         Args:
             weights: A and B of the trial's own rank, in the order in which peft attaches them; so in what follows.
@@ -180,8 +191,8 @@ class StepGraphs:
         for state in self._optimizer.state.values():
             for value in state.values():
                 value.zero_()
+        self._masks.restart(config.seed)
         self._scaling.fill_(config.scaling)
-        self._learning_rate.fill_(config.learning_rate)
         self.n_bad_gradients.zero_()
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(self._fresh_scale)
@@ -203,6 +214,7 @@ class StepGraphs:
             **vectors,
             n_updates=int(self._slots()[0]["step"]),
             n_bad_gradients=int(self.n_bad_gradients),
+            n_steps=int(self._masks.n_steps),
             **scaling_of(self._scaler),
         )
 
@@ -218,6 +230,7 @@ class StepGraphs:
             unflatten(getattr(state, name), views)
         for slot in self._slots():
             slot["step"].fill_(state.n_updates)
+        self._masks.n_steps.fill_(state.n_steps)
         self.n_bad_gradients.fill_(state.n_bad_gradients)
         set_scaling(self._scaler, state)
 
@@ -234,12 +247,15 @@ class StepGraphs:
             "second_moments": _unpadded([slot["exp_avg_sq"] for slot in slots], weights),
         }
 
-    def replay(self, shape: StepShape, inputs: torch.Tensor) -> None:
+    def replay(self, shape: StepShape, inputs: torch.Tensor, rate: "torch.Tensor | None" = None) -> None:
         """Do one step.
 
         Args:
             shape, inputs: a GraphInput, its vector on the device.
+            rate: the step's learning rate, a float32 scalar on the device.
         """
+        if rate is not None:
+            self._learning_rate.copy_(rate)
         graph, static_inputs = self._steps[shape]
         static_inputs.copy_(inputs)
         graph.replay()

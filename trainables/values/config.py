@@ -21,6 +21,8 @@ BITS: Mapping[Precision, str] = {"nf4": "4 bits", "16bit": "16 bits"}
 """A precision in words, for people."""
 EngineName = Literal["eager", "graph"]
 Loop = Literal["standard", "lean"]
+Schedule = Literal["constant", "linear", "cosine"]
+OptimizerName = Literal["adamw", "adamw_8bit"]
 State = Literal["queued", "running", "completed", "pruned", "refused", "oom", "diverged", "failed"]
 Origin = Literal["search", "baseline", "baseline replicate", "replicate"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
@@ -28,8 +30,23 @@ Weights = Literal["pretrained", "random", "stand-in", "demo"]
 RANDOM_PREFIX = "random:"
 """Begins the name of a base whose weights are drawn: a folder with a config and a tokenizer alone follows."""
 
-CHOICES = (("precision", get_args(Precision)), ("engine", get_args(EngineName)), ("loop", get_args(Loop)))
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "precision": get_args(Precision),
+    "engine": get_args(EngineName),
+    "loop": get_args(Loop),
+    "schedule": get_args(Schedule),
+    "optimizer": get_args(OptimizerName),
+}
 """Settings that are one of a few words."""
+
+REAL_NUMBERS = ("alpha", "dropout", "learning_rate", "warmup_share")
+LATER_FIELDS: Mapping[str, Any] = {
+    "schedule": "constant",
+    "warmup_share": 0.0,
+    "gradient_checkpointing": False,
+    "optimizer": "adamw",
+}
+"""Fields that a config's JSON leaves out at their default, so that configs without them keep their key."""
 
 MAX_WHOLE = 2**31 - 1
 """Largest rank, batch size, length or number of steps that a config may ask for."""
@@ -66,7 +83,7 @@ class TrialConfig:
             trainables.models.families.ordered_targets): equal sets are equal configs.
         dropout: probability on the adapter's input; the base's own dropouts are always 0.
         rank_stabilized: scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732).
-        learning_rate: AdamW step size, constant over the trial.
+        learning_rate: AdamW step size; the peak of the schedule.
         batch_size: rows a step, without accumulation.
         max_length_tokens: training rows keep their last so many tokens.
         max_steps: optimizer steps at full budget.
@@ -75,9 +92,15 @@ class TrialConfig:
             trainables.training.engine.
         loop: how a step is written: "standard" makes all logits, as a stock script does; "lean" makes those of
             supervised tokens only, a few at a time, see trainables.models.lean.
+        schedule: of the learning rate over the steps, see trainables.training.schedule.
+        warmup_share: of the steps, in which the rate rises from 0 to its peak.
+        gradient_checkpointing: keep each block's input only, and run its forward pass again in the backward pass (Chen
+            et al. 2016, arXiv:1604.06174).
+        optimizer: "adamw_8bit" keeps AdamW's moments in 8 bits (Dettmers et al. 2022, arXiv:2110.02861), but for
+            matrices of less than 4,096 elements; it runs eagerly only.
 
     Raises:
-        ConfigError: a value is out of range; the message names the field.
+        ConfigError: a value is out of range, or two do not go together; the message names the field.
     """
 
     precision: Precision
@@ -93,9 +116,13 @@ class TrialConfig:
     seed: int = 0
     engine: EngineName = "eager"
     loop: Loop = "standard"
+    schedule: Schedule = "constant"
+    warmup_share: float = 0.0
+    gradient_checkpointing: bool = False
+    optimizer: OptimizerName = "adamw"
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES:
+        for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"no {name} {value!r}{did_you_mean(str(value), allowed)}")
@@ -111,11 +138,19 @@ class TrialConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_REAL:
                 raise ConfigError(f"{name} must be positive and finite (at most {MAX_REAL:g}), got {value!r}")
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must be at least 0 and under 1, got {self.dropout!r}")
-        if not isinstance(self.rank_stabilized, bool):
-            raise ConfigError(f"rank_stabilized must be true or false, got {self.rank_stabilized!r}")
+        for name in ("dropout", "warmup_share"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+                raise ConfigError(f"{name} must be at least 0 and under 1, got {value!r}")
+        for name in ("rank_stabilized", "gradient_checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
         self._check_targets()
+        if self.optimizer == "adamw_8bit" and self.engine == "graph":
+            raise ConfigError(
+                "optimizer adamw_8bit takes its step and rate from Python, which a CUDA graph would freeze; it needs "
+                "engine: eager"
+            )
 
     def _check_targets(self) -> None:
         if not isinstance(self.targets, tuple) or not self.targets:
@@ -142,9 +177,13 @@ class TrialConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back. Equal configs give equal JSON: 16 and 16.0 are one."""
-        real = {name: float(getattr(self, name)) for name in ("alpha", "dropout", "learning_rate")}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict takes several times longer
-        return plain | real | {"targets": list(self.targets)}
+        for name in REAL_NUMBERS:
+            plain[name] = float(plain[name])
+        for name, default in LATER_FIELDS.items():
+            if plain[name] == default:
+                del plain[name]
+        return plain | {"targets": list(self.targets)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
@@ -218,13 +257,24 @@ class Workload:
         ).hexdigest()
 
 
-COST_FIELDS = ("precision", "rank", "targets", "batch_size", "max_length_tokens", "engine", "loop")
+COST_FIELDS = (
+    "precision",
+    "rank",
+    "targets",
+    "batch_size",
+    "max_length_tokens",
+    "engine",
+    "loop",
+    "gradient_checkpointing",
+    "optimizer",
+)
 """What memory and time depend on, beside whether there is dropout."""
 
 
 @lru_cache(maxsize=4096)  # a report asks ten times for each of its trials, which have far fewer cost keys
 def _cost_key(*values: Any) -> str:
-    return canonical_json(dict(zip((*COST_FIELDS, "dropout"), values, strict=True)))
+    named = dict(zip((*COST_FIELDS, "dropout"), values, strict=True))
+    return canonical_json({name: value for name, value in named.items() if value != LATER_FIELDS.get(name, ...)})
 
 
 def canonical_json(value: Any) -> str:

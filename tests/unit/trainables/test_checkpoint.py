@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.workers import checkpoints
 from tests.support.sweeps import cost
 from trainables.cost import memory
+from trainables.models.families.gpt2 import TARGETS
 from trainables.training.eager import flattened
 from trainables.trial import Trial
 from trainables.values.checkpoint import Checkpoint, EngineState
@@ -23,10 +24,14 @@ STEPS = 8
 def checkpoint_of(key: str = "a" * 64, step: int = 2, size: int = 3, **values) -> Checkpoint:
     vectors = [np.arange(size, dtype=np.float32) + i for i in range(3)]
     state = EngineState(
-        weights=vectors[0], first_moments=vectors[1], second_moments=vectors[2], n_updates=step, n_bad_gradients=0
+        weights=vectors[0],
+        first_moments=vectors[1],
+        second_moments=vectors[2],
+        n_updates=step,
+        n_bad_gradients=0,
+        n_steps=step,
     )
-    generators = {"cpu": np.arange(8, dtype=np.uint8)}
-    return Checkpoint(**{"key": key, "step": step, "seconds": 1.5, "engine": state, "generators": generators} | values)
+    return Checkpoint(**{"key": key, "step": step, "seconds": 1.5, "engine": state} | values)
 
 
 def same(a: Checkpoint, b: Checkpoint) -> bool:
@@ -75,11 +80,28 @@ def test_a_trial_that_goes_on_has_the_losses_and_weights_of_one_that_never_stopp
     assert same_files == files
 
 
-def test_dropouts_generator_is_a_part_of_it(cache, small_config):
-    """The test above could not tell otherwise whether a generator's state was put back."""
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"schedule": "cosine", "warmup_share": 0.3},
+        {"schedule": "linear", "gradient_checkpointing": True, "precision": "nf4"},
+        {"optimizer": "adamw_8bit", "rank": 32, "targets": TARGETS},
+    ],
+)
+def test_a_trial_of_any_recipe_goes_on_as_if_it_had_never_stopped(cache, small_config, recipe):
+    config = small_config(dropout=0.3, loop="lean", max_steps=STEPS, **recipe)
+    whole, files, taken = trained(config, cache)
+    rest, same_files, _ = trained(config, cache, checkpoint=Checkpoint.from_bytes(taken[2].to_bytes()))
+    assert losses(rest) == losses(whole)[2:]
+    assert same_files == files
+    assert bool(taken[2].engine.quantized) == (config.optimizer == "adamw_8bit")
+
+
+def test_the_steps_done_are_a_part_of_it_for_the_next_masks_follow_from_them(cache, small_config):
     config = small_config(dropout=0.3, max_steps=STEPS)
     whole, _, taken = trained(config, cache)
-    other = replace(taken[2], generators={"cpu": torch.Generator().manual_seed(5).get_state().numpy()})
+    assert taken[2].engine.n_steps == 2
+    other = replace(taken[2], engine=replace(taken[2].engine, n_steps=3))
     rest, _, _ = trained(config, cache, checkpoint=other)
     assert losses(rest)[0] != losses(whole)[1]
 

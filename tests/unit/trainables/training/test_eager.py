@@ -1,5 +1,6 @@
 """The eager engine against the Hugging Face Trainer, and what a step may touch."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +42,29 @@ def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
     assert max(norms) > 1.5, norms  # clipping had work to do
     assert (ours - theirs).abs().max() < 1e-5, (ours, theirs)
     assert sum(ours[-10:]) < sum(ours[:10])
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock"),
+    [
+        ({"schedule": "cosine", "warmup_share": 0.1}, {"lr_scheduler_type": "cosine", "warmup_steps": 5}),
+        ({"schedule": "linear"}, {"lr_scheduler_type": "linear"}),
+        ({"gradient_checkpointing": True, "loop": "lean"}, {"gradient_checkpointing": True}),
+        ({"optimizer": "adamw_8bit", "rank": 32}, {"optim": "adamw_bnb_8bit"}),
+    ],
+)
+def test_a_recipe_takes_the_steps_of_the_hugging_face_trainer_with_the_same_one(
+    ours, stock, workload, batches, small_config, tmp_path
+):
+    config = small_config(alpha=32, targets=TARGETS, dropout=0.0, learning_rate=2e-3, max_steps=N_STEPS, **ours)
+    model = lora.attach(base_model.load(workload, "16bit", "cpu"), config, base_name="tiny")
+    engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
+    found = engine.run(batches)
+    other = lora.attach(base_model.load(workload, "16bit", "cpu"), config, base_name="tiny")
+    theirs, _ = trainer_losses(
+        other, batches, learning_rate=config.learning_rate, folder=tmp_path, use_cpu=True, **stock
+    )
+    assert (found - theirs).abs().max() < 1e-5, (found, theirs)
 
 
 @pytest.fixture(params=["16bit", "nf4"])
@@ -129,3 +153,19 @@ def test_the_lean_loop_needs_less_memory_and_leaves_the_stock_activation(cache, 
         lora.detach(model)
     assert peaks["lean"] < 0.7 * peaks["standard"], peaks
     assert [block.mlp.act for block in base.transformer.h] == stock
+
+
+def test_checkpointing_needs_less_memory_and_changes_no_gradient(cache, small_config, batches):
+    """With dropout: the block that runs again draws the same mask."""
+    base = cache.base("16bit")
+    gradients, peaks = {}, {}
+    for checkpointing in (False, True):
+        config = small_config(loop="lean", dropout=0.3, targets=TARGETS, gradient_checkpointing=checkpointing)
+        model = lora.attach(base, config, base_name="tiny")
+        engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
+        engine.run(batches[:3])
+        gradients[checkpointing] = engine.state().weights
+        peaks[checkpointing] = peak_of(lambda engine=engine: engine.step(*batches[3]), "cpu").allocated_mib
+        lora.detach(model)
+    np.testing.assert_array_equal(gradients[True], gradients[False])
+    assert peaks[True] < peaks[False], peaks

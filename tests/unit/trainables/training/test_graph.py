@@ -127,7 +127,6 @@ def trained(cache, config, batches, *, rank=None, stray=0.0) -> tuple[torch.Tens
         for layer in adapted_layers(model):
             layer.scaling = dict.fromkeys(layer.scaling, torch.tensor(config.scaling))
     try:
-        torch.manual_seed(config.seed)  # dropout
         losses = EagerEngine(model, config, compute_dtype="float32", device="cpu").run(batches)
         return losses, {name: model.get_parameter(name).detach().clone() for name in narrow}
     finally:

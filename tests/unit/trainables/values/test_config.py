@@ -28,6 +28,10 @@ CONFIGS = st.builds(
     max_length_tokens=st.integers(1, 1024),
     max_steps=st.integers(1, 10_000),
     seed=st.integers(0, 2**32 - 1),
+    schedule=st.sampled_from(["constant", "linear", "cosine"]),
+    warmup_share=st.floats(0, 1, exclude_max=True) | st.just(0),
+    gradient_checkpointing=st.booleans(),
+    optimizer=st.sampled_from(["adamw", "adamw_8bit"]),
 )
 CONFIG = TrialConfig(precision="nf4", rank=8, alpha=16)
 OTHER_VALUES = {
@@ -42,6 +46,10 @@ OTHER_VALUES = {
     "max_length_tokens": 128,
     "max_steps": 100,
     "seed": 1,
+    "schedule": "linear",
+    "warmup_share": 0.1,
+    "gradient_checkpointing": True,
+    "optimizer": "adamw_8bit",
 }
 WORKLOAD = Workload(
     base_model="demo",
@@ -94,7 +102,7 @@ def test_the_config_at_the_other_precision_differs_in_precision_alone_and_twice_
 
 
 def test_a_cost_key_depends_on_what_memory_and_time_depend_on():
-    free = {"alpha", "rank_stabilized", "learning_rate", "max_steps", "seed"}
+    free = {"alpha", "rank_stabilized", "learning_rate", "max_steps", "seed", "schedule", "warmup_share"}
     for name, value in OTHER_VALUES.items():
         same = replace(CONFIG, **{name: value}).cost_key == CONFIG.cost_key
         assert same == (name in free or name == "dropout"), name
@@ -141,6 +149,10 @@ def test_a_rate_that_is_not_positive_and_finite_is_refused_by_name(name, value):
         ("dropout", math.nan, "dropout"),
         ("dropout", True, "dropout"),
         ("rank_stabilized", 1, "rank_stabilized must be true or false"),
+        ("gradient_checkpointing", "yes", "gradient_checkpointing must be true or false"),
+        ("warmup_share", 1.0, "warmup_share must be at least 0 and under 1"),
+        ("schedule", "cosin", "no schedule 'cosin'; did you mean 'cosine'?"),
+        ("optimizer", "adamw8bit", "did you mean 'adamw_8bit'?"),
         ("seed", -1, "seed"),
         ("seed", 2**32, "seed"),
         ("seed", 0.0, "seed"),
@@ -155,6 +167,26 @@ def test_a_bad_setting_is_refused_with_its_name(name, value, message):
     with pytest.raises(ConfigError) as caught:
         replace(CONFIG, **{name: value})
     assert message in str(caught.value)
+
+
+def test_eight_bit_moments_are_refused_under_a_cuda_graph_which_would_freeze_their_step():
+    with pytest.raises(ConfigError, match="needs engine: eager"):
+        replace(CONFIG, optimizer="adamw_8bit", engine="graph")
+
+
+def test_a_config_without_the_later_fields_keeps_its_json_and_cost_key():
+    """Literals from before there were such fields: keys and stored costs are hashes of, or named by, these texts."""
+    written = (
+        '{"alpha":16.0,"batch_size":4,"dropout":0.05,"engine":"eager","learning_rate":0.0002,"loop":"standard",'
+        '"max_length_tokens":256,"max_steps":200,"precision":"nf4","rank":8,"rank_stabilized":false,"seed":0,'
+        '"targets":["attn.c_attn"]}'
+    )
+    assert canonical_json(CONFIG.to_dict()) == written
+    assert TrialConfig.from_dict(json.loads(written)) == CONFIG
+    assert CONFIG.cost_key == (
+        '{"batch_size":4,"dropout":true,"engine":"eager","loop":"standard","max_length_tokens":256,"precision":"nf4",'
+        '"rank":8,"targets":["attn.c_attn"]}'
+    )
 
 
 def test_from_dict_offers_the_nearest_name_and_names_what_is_missing():
