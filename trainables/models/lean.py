@@ -4,7 +4,7 @@ The loss is that of trainables.models.chunked_loss. GELU is one kernel that keep
 in the compute dtype, not in float32, and no dropout mask.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from trainables.models.chunked_loss import ChunkedLoss
 from trainables.models.dropout_mask import MaskedDropout
 from trainables.models.families import family_of
 from trainables.models.fused_blocks import fused_blocks
-from trainables.models.lora_linear import LoraLinear, full_weight, is_conv1d, read_through
+from trainables.models.lora_linear import LoraLinear, Matrices, full_weight, is_conv1d, read_through, rounded_matrices
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -54,8 +54,8 @@ def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     try:
         for owner, name in stock:
             setattr(owner, name, torch.nn.GELU(approximate="tanh"))
-        for layer in adapted:
-            layer.forward = partial(adapted_forward, layer)
+        for layer, matrices in zip(adapted, _matrices(adapted, model), strict=True):
+            layer.forward = partial(adapted_forward, layer, matrices=matrices)
         with fused_blocks(core_of(model)):
             yield
     finally:
@@ -105,17 +105,34 @@ def adapted_layers(model: "PreTrainedModel | PeftModel") -> list[LoraLayer]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def adapted_forward(layer: LoraLayer, x: torch.Tensor) -> torch.Tensor:
-    """The lean forward of peft's layer of a plain LoRA adapter: base(x) + scaling * B A dropout(x)."""
-    (name,) = layer.active_adapters
+def _matrices(layers: Sequence[LoraLayer], model: "PreTrainedModel | PeftModel") -> list[Matrices]:
+    return _rounded(layers, core_of(model).dtype) if layers else []
+
+
+def _rounded(layers: Sequence[LoraLayer], dtype: torch.dtype) -> list[Matrices]:
+    """The adapter of each layer in the dtype of its products."""
+    (name,) = layers[0].active_adapters
+    of_a = [layer.lora_A[name].weight for layer in layers]
+    of_b = [layer.lora_B[name].weight for layer in layers]
+    return rounded_matrices(of_a, of_b, layers[0].scaling[name], dtype)  # a model's adapter has one scaling
+
+
+def adapted_forward(layer: LoraLayer, x: torch.Tensor, matrices: Matrices | None = None) -> torch.Tensor:
+    """The lean forward of peft's layer of a plain LoRA adapter: base(x) + scaling * B A dropout(x).
+
+    Args:
+        matrices: the layer's own, if they are rounded already.
+    """
+    if matrices is None or matrices[0].dtype != x.dtype:
+        (matrices,) = _rounded([layer], x.dtype)
+    base = layer.get_base_layer()
     if not (layer.training or torch.is_grad_enabled()):
-        weights = layer.lora_A[name].weight, layer.lora_B[name].weight
-        return read_through(x, *weights, layer.get_base_layer(), layer.scaling[name])
+        return read_through(x, matrices, base)
+    (name,) = layer.active_adapters
     dropout = layer.lora_dropout[name]
     mask = dropout.mask() if isinstance(dropout, MaskedDropout) else None
-    return LoraLinear.apply(
-        x, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.get_base_layer(), layer.scaling[name], mask
-    )
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return LoraLinear.apply(x, a, b, matrices, base, layer.scaling[name], mask)
 
 
 def full_weights(base: "PreTrainedModel") -> dict[torch.nn.Module, torch.Tensor]:

@@ -1,5 +1,6 @@
 """A frozen linear module with a LoRA adapter as one autograd function, and its forward pass for inference."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import bitsandbytes
@@ -14,26 +15,45 @@ except ImportError:  # Triton comes with PyTorch for CUDA only
     adapter_kernels = None
 
 
-def read_through(
-    x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, base: torch.nn.Module, scaling: float | torch.Tensor
-) -> torch.Tensor:
-    """LoraLinear's forward for inference: the adapter is rounded to x's dtype, as W and x are already.
+Matrices = tuple[torch.Tensor, torch.Tensor]
+"""scaling * A (rank, inputs) and B (outputs, rank) of a module, rounded to the dtype of its products."""
 
-    Two products, with sums in float32, and no copies of x or y in float32.
+
+@torch.no_grad()
+def rounded_matrices(
+    of_a: Sequence[torch.Tensor], of_b: Sequence[torch.Tensor], scaling: float | torch.Tensor, dtype: torch.dtype
+) -> list[Matrices]:
+    """The Matrices of modules, by a few kernels for all of them together.
 
     Args:
-        x: (..., inputs).
-        a, b: (rank, inputs) and (outputs, rank), float32.
-        base: the frozen linear module.
+        of_a, of_b: A and B of each module, float32.
         scaling: factor on B A.
+    """
+    scaled = torch._foreach_mul(of_a, scaling)  # as torch.optim multiplies many tensors at once
+    return list(zip(_rounded(scaled, dtype), _rounded(of_b, dtype), strict=True))
+
+
+def _rounded(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> Sequence[torch.Tensor]:
+    if not tensors or tensors[0].dtype == dtype:
+        return tensors
+    rounded = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(rounded, tensors)
+    return rounded
+
+
+def read_through(x: torch.Tensor, matrices: Matrices, base: torch.nn.Module) -> torch.Tensor:
+    """LoraLinear's forward for inference: two products, and no copies of x or y.
+
+    Args:
+        x: (..., inputs), of the matrices' dtype.
+        base: the frozen linear module.
     Returns:
         (..., outputs), in x's dtype.
     """
-    if torch.is_tensor(scaling) or scaling != 1:
-        b = b * scaling
+    scaled_a, b = matrices
     y = base(x)
-    low = x.flatten(0, -2).mm(a.to(x.dtype).T)  # (tokens, rank)
-    y.flatten(0, -2).addmm_(low, b.to(x.dtype).T)
+    low = x.flatten(0, -2).mm(scaled_a.T)  # (tokens, rank)
+    y.flatten(0, -2).addmm_(low, b.T)
     return y
 
 
@@ -52,14 +72,17 @@ class LoraLinear(torch.autograd.Function):
         x: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
+        matrices: Matrices,
         base: torch.nn.Module,
         scaling: float | torch.Tensor,
         mask: Mask | None,
     ) -> torch.Tensor:
-        """x: (..., inputs); a: (rank, inputs); b: (outputs, rank). Returns (..., outputs) in x's dtype."""
+        """x: (..., inputs); a: (rank, inputs); b: (outputs, rank). Returns (..., outputs) in x's dtype.
+
+        The values are those of `matrices`, which are a and b rounded to x's dtype; the gradients are to a and b.
+        """
         flat = x.flatten(0, -2)
-        scaled_a = torch.mul(a, scaling, out=torch.empty_like(a, dtype=x.dtype))
-        rounded_b = b.to(x.dtype)
+        scaled_a, rounded_b = matrices
         low = dropped(flat, mask).mm(scaled_a.T)  # (tokens, rank)
         y = base(x)
         y.flatten(0, -2).addmm_(low, rounded_b.T)
@@ -77,7 +100,7 @@ class LoraLinear(torch.autograd.Function):
         d_a = input_gradients_(d_x, d_low, scaled_a, x, ctx.mask, ctx.scaling, ctx.master_dtype)
         if d_x is not None:
             d_x = d_x.view(*upstream.shape[:-1], -1)
-        return d_x, d_a, d_b, None, None, None
+        return d_x, d_a, d_b, None, None, None, None
 
 
 def input_gradients_(
