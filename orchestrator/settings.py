@@ -57,7 +57,7 @@ class SweepSettings(Frozen):
 
     Attributes:
         space: itself, so that a later edit of its file changes nothing.
-        base_model, data: sources as in trainables.models.base_model.find and trainables.data.alpaca.read_rows.
+        base_model, data: sources as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         gpus_per_trial, device_kind: a share, or a whole number; as Ray names it, None takes any.
         compute_dtype: "auto" is the protocol's choice for the device.
         engine, loop: of every trial, unless the space says otherwise; so is the seed.

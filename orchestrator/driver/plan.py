@@ -12,7 +12,7 @@ from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
 from trainables.cost.device import count_gpus
 from trainables.cost.predicted_memory import predicted_peak_mib
-from trainables.data import alpaca
+from trainables.data import rows
 from trainables.data.splits import split_rows
 from trainables.models import base_model
 from trainables.models.families import shape_named
@@ -116,15 +116,15 @@ def check_rows(settings: SweepSettings) -> None:
     """Check the rows of a local file as `run` does; one line says what only the hub could tell.
 
     Raises:
-        DataError: see trainables.data.alpaca.read_rows, or there are too few rows.
+        DataError: see trainables.data.rows.read_rows, or there are too few rows.
     """
     on_hub = []
     if base_model.local_folder(settings.base_model) is None:
         on_hub.append(f"base model {settings.base_model}")
-    if alpaca.local_file(settings.data) is None:
+    if rows.local_file(settings.data) is None:
         on_hub.append(f"data {settings.data}")
     else:
-        split_rows(alpaca.read_rows(settings.data).rows)
+        split_rows(rows.read_rows(settings.data).rows)
     if on_hub:
         logger.info("not checked, as it is on the hub: %s", " and ".join(on_hub))
 

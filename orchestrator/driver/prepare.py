@@ -76,6 +76,5 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     if device.speed is not None:
         duration.keep(device, root)
     limit = min(settings.lengths_tokens)
-    too_long = tokens.n_longer(tokens.load(found.tokens.folder)["train"], limit)
-    counts = {**found.tokens.counts, f"longer than {limit} tokens": too_long}
+    counts = {**found.tokens.counts, **tokens.cut_counts(tokens.load(found.tokens.folder)["train"], limit)}
     return found.workload(device.compute_dtype), counts, device.memory_mib

@@ -16,7 +16,7 @@ from orchestrator.report.render import headlines, render
 from orchestrator.report.values import Report
 from orchestrator.security.folder_access import refuse_shared
 from orchestrator.settings import write_whole
-from trainables.data import alpaca
+from trainables.data import rows
 from trainables.values.config import Precision, TrialConfig, Workload, canonical_json
 from trainables.values.results import TrialResult
 
@@ -100,7 +100,7 @@ def base_on_hub(workload: Workload) -> str | None:
 
 
 def _data_on_hub(workload: Workload) -> str | None:
-    is_file = alpaca.is_path(workload.data)
+    is_file = rows.is_path(workload.data)
     return None if is_file or not re.fullmatch(r"[\w.-]+/[\w.-]+", workload.data, re.ASCII) else workload.data
 
 

@@ -54,7 +54,7 @@ BAD_DATA = {
     "truncated.json": (json.dumps([GOOD_ROW] * 9).encode()[:-9], "truncated"),
     "latin.json": ('[{"instruction": "na\u00efve"}]'.encode("latin-1"), "not UTF-8"),
     "bad.json": (json.dumps([GOOD_ROW] * 9 + [GOOD_ROW | {"output": None}]).encode(), "1 with output null"),
-    "few.json": (json.dumps([GOOD_ROW]).encode(), "1384"),
+    "few.json": (json.dumps([GOOD_ROW]).encode(), "at least 296"),
 }
 
 

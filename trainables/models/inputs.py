@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainables.data.alpaca import read_rows
-from trainables.data.tokens import TokenizedData, tokenize
+from trainables.data.rows import read_rows
+from trainables.data.tokenized import TokenizedData, tokenize
+from trainables.data.tokens import HELD_OUT_TOKENS
 from trainables.models import base_model
 from trainables.models.base_model import BaseModel
 from trainables.values.config import ComputeDtype, Workload
@@ -43,11 +44,13 @@ def fetch(base_source: str, rows_source: str, cache: Path) -> Inputs:
     """Fetch, check, split and tokenize, each once; needs neither a device nor Ray.
 
     Args:
-        base_source, rows_source: as in trainables.models.base_model.find and trainables.data.alpaca.read_rows.
+        base_source, rows_source: as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         cache: folder for random weights and tokens.
     Raises:
         ConfigError, DataError, Unreachable: see those two.
     """
     checked = read_rows(rows_source)  # first: bad rows show before a large model is fetched
     base = base_model.find(base_source, cache)
-    return Inputs(base=base, rows_source=rows_source, tokens=tokenize(checked, base.folder, cache))
+    held_out_tokens = min(HELD_OUT_TOKENS, base_model.context_tokens(base.folder))
+    tokens = tokenize(checked, base.folder, cache, held_out_tokens)
+    return Inputs(base=base, rows_source=rows_source, tokens=tokens)
