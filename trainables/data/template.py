@@ -112,11 +112,12 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        template = self._text
         try:
             texts, spans = render_jinja_template(
                 conversations=[[message._asdict() for message in messages]],
-                chat_template=self._text,
-                return_assistant_tokens_mask=bool(MARK.search(self._text)),
+                chat_template=template,
+                return_assistant_tokens_mask=bool(MARK.search(template)),
                 add_generation_prompt=asks,
                 **self.tokenizer.special_tokens_map,
             )

@@ -1,5 +1,6 @@
 """From names of a base model and of rows to both on this machine, checked and tokenized: the parts of a Workload."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,16 +41,24 @@ class Inputs:
         )
 
 
-def fetch(base_source: str, rows_source: str, cache: Path) -> Inputs:
+def fetch(
+    base_source: str,
+    rows_source: str,
+    cache: Path,
+    *,
+    data_split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Inputs:
     """Fetch, check, split and tokenize, each once; needs neither a device nor Ray.
 
     Args:
         base_source, rows_source: as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         cache: folder for random weights and tokens.
+        data_split, columns: as in read_rows.
     Raises:
         ConfigError, DataError, Unreachable: see those two.
     """
-    checked = read_rows(rows_source)  # first: bad rows show before a large model is fetched
+    checked = read_rows(rows_source, split=data_split, columns=columns)  # first: before a large model is fetched
     base = base_model.find(base_source, cache)
     held_out_tokens = min(HELD_OUT_TOKENS, base_model.context_tokens(base.folder))
     tokens = tokenize(checked, base.folder, cache, held_out_tokens)
