@@ -94,7 +94,7 @@ def _digest(splits: Mapping[str, Sequence[AnyRow]], tokenizer_folder: Path, held
     hasher = hashlib.sha256(f"protocol {PROTOCOL_VERSION}, held out {held_out_tokens}\n".encode())
     for name, rows in splits.items():
         for row in rows:
-            hasher.update(canonical_json([name, type(row).__name__, *asdict(row).values()]).encode())
+            hasher.update(canonical_json([name, *asdict(row).values()]).encode())
     paths: set[Path] = set()
     for pattern in TOKENIZER_FILES:
         paths |= {path for path in tokenizer_folder.glob(pattern) if path.is_file()}

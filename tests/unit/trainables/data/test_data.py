@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from tests.support.bad_inputs import BAD_ROWS, GOOD_ROW
 from trainables import demo
 from trainables.data.alpaca import Row
+from trainables.data.completion import CompletionRow
 from trainables.data.rows import CheckedRows, check_rows, read_rows
 from trainables.data.splits import LEAST_ROWS, SPLIT_ROWS, normal_form, split_rows
 from trainables.data.task_kind import TASK_KINDS, task_kind
@@ -281,6 +282,15 @@ def test_a_long_row_keeps_its_beginning_and_loses_the_end_of_its_last_response(r
     assert short == mask[: len(short)]
     assert not any(mask[len(short) : n_tokens]), "what is left out beyond the limit carries no loss"
     assert len(short) <= n_tokens
+    assert short[-1] or row.n_prompt_tokens >= n_tokens, "a row ends with a token that carries loss"
+    assert all(stop < len(short) for _, stop in kept.later_prompts)
+
+
+def test_16_response_tokens_are_just_enough_and_a_short_row_is_never_dropped():
+    rows = [TokenRow(input_ids=(7,) * (n_prompt + 40), n_prompt_tokens=n_prompt) for n_prompt in (43, 44, 45)]
+    short = TokenRow(input_ids=(7, 8), n_prompt_tokens=1)
+    assert fitted([*rows, short], 60) == [rows[0].first(60), rows[1].first(60), short]
+    assert len(rows[1].first(60).response_tokens) == 16
 
 
 @given(st.lists(TOKEN_ROWS, min_size=1, max_size=8), st.integers(1, 60))
@@ -433,6 +443,7 @@ DECIDES_TOKENS = {
     "added tokens": lambda folder: written(folder, "added_tokens.json", '{"<new>": 1024}'),
     "words of a slow tokenizer": lambda folder: written(folder, "vocab.json", "{}"),
     "merges of a slow tokenizer": lambda folder: written(folder, "merges.txt", "a b"),
+    "the chat template": lambda folder: written(folder, "chat_template.jinja", "{{ messages }}"),
     "a tokenizer of another kind": lambda folder: written(folder, "tokenizer.model", "x"),
     "a tokenizer for newer versions": lambda folder: written(folder, "tokenizer.5.0.0.json", "{}"),
 }
@@ -452,6 +463,16 @@ def test_whatever_decides_tokens_decides_the_digest(what, base):
     before = digest_of(base)
     DECIDES_TOKENS[what](base)
     assert digest_of(base) != before
+
+
+def test_where_held_out_rows_are_cut_decides_the_digest(base):
+    rows = {"validation": [Row(**GOOD_ROW)]}
+    assert _digest(rows, base, 256) != _digest(rows, base, 512)
+
+
+def test_rows_of_two_kinds_with_equal_texts_have_two_digests(base):
+    rows = [Row(instruction="a", input="", output="b"), CompletionRow(prompt="a", completion="b")]
+    assert len({_digest({"train": [row]}, base, 512) for row in rows}) == 2
 
 
 def test_what_decides_no_token_leaves_the_digest_alone(base):

@@ -97,6 +97,12 @@ def test_any_text_is_read_back_from_a_table(tmp_path_factory, pairs):
     assert read_rows(source).rows == tuple(CompletionRow(**record) for record in records)
 
 
+def test_line_ends_inside_a_cell_stay_as_they_are(tmp_path):
+    record = {"prompt": "one\r\ntwo\rthree\nfour", "completion": "a\r\n"}
+    source = written(tmp_path / "rows.csv", as_csv([record]))
+    assert read_rows(source).rows == (CompletionRow(**record),)
+
+
 def test_other_column_names_are_read_by_a_mapping(tmp_path):
     source = written(tmp_path / "a.csv", as_csv([{"question": "1 + 1?", "answer": "2", "id": "7"}] * 9))
     columns = parse_columns("instruction=question, output=answer")
