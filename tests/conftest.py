@@ -14,6 +14,7 @@ from trainables.values.config import TrialConfig, Workload
 
 if TYPE_CHECKING:  # what takes seconds is imported by who uses it: the process that only hands tests out does not
     from trainables.data import tokens as data
+    from trainables.data.tokenized import TokenizedData
     from trainables.worker_cache import WorkerCache
 
 REPO = Path(__file__).resolve().parents[1]
@@ -58,12 +59,12 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokens(tiny_folder, tmp_path_factory) -> "data.TokenizedData":
+def tokens(tiny_folder, tmp_path_factory) -> "TokenizedData":
     """The demo's rows, split and tokenized."""
-    from trainables.data import alpaca
-    from trainables.data import tokens as data
+    from trainables.data.rows import read_rows
+    from trainables.data.tokenized import tokenize
 
-    return data.tokenize(alpaca.read_rows("demo"), tiny_folder, tmp_path_factory.mktemp("tokens"))
+    return tokenize(read_rows("demo"), tiny_folder, tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="session")

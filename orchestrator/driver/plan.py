@@ -121,7 +121,9 @@ def check_rows(settings: SweepSettings) -> None:
     Raises:
         DataError: see trainables.models.inputs.check_local.
     """
-    on_hub = inputs.check_local(settings.base_model, settings.data)
+    on_hub = inputs.check_local(
+        settings.base_model, settings.data, data_split=settings.data_split, columns=settings.columns
+    )
     if on_hub:
         logger.info("not checked, as it is on the hub: %s", " and ".join(on_hub))
 

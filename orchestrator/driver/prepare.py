@@ -25,7 +25,13 @@ def prepare(settings: "SweepSettings", root: Path) -> "tuple[Workload, dict[str,
     """
     if settings.address is not None:
         ray_cluster.connect(settings.address, insecure=settings.insecure)  # first: what does not answer is said at once
-    fetched = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
+    fetched = inputs.fetch(
+        settings.base_model,
+        settings.data,
+        (root / "cache").resolve(),
+        data_split=settings.data_split,
+        columns=settings.columns,
+    )
     plan.check_lengths(settings, base_model.context_tokens(fetched.base.folder))
     from orchestrator.driver.devices import ask_device, check_nodes  # brings Ray: after what finds bad input
 
@@ -37,5 +43,5 @@ def prepare(settings: "SweepSettings", root: Path) -> "tuple[Workload, dict[str,
     if device.speed is not None:
         duration.keep(device, root)
     limit = min(settings.lengths_tokens)
-    counts = {**fetched.tokens.counts, f"longer than {limit} tokens": fetched.n_longer(limit)}
+    counts = {**fetched.tokens.counts, **fetched.cut_counts(limit)}
     return fetched.workload(device.compute_dtype), counts, device.memory_mib

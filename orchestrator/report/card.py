@@ -15,7 +15,7 @@ from orchestrator.report import model_index
 from orchestrator.report.render import headlines, render
 from orchestrator.report.values import SweepReport
 from orchestrator.security.folder_access import refuse_shared
-from trainables.data import alpaca
+from trainables.data import rows
 from trainables.values.config import LATER_FIELDS, Precision, TrialConfig, Workload, canonical_json
 from trainables.values.files import write_whole
 from trainables.values.results import TrialResult
@@ -100,7 +100,7 @@ def base_on_hub(workload: Workload) -> str | None:
 
 
 def _data_on_hub(workload: Workload) -> str | None:
-    is_file = alpaca.is_path(workload.data)
+    is_file = rows.is_path(workload.data)
     return None if is_file or not re.fullmatch(r"[\w.-]+/[\w.-]+", workload.data, re.ASCII) else workload.data
 
 

@@ -35,7 +35,7 @@ class SensitivitySettings:
 
     Attributes:
         name: of the run and of its folder under mlflow_runs/sensitivity.
-        base_model, data: sources as in trainables.models.base_model.find and trainables.data.alpaca.read_rows.
+        base_model, data: sources as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         device: "cuda" or "cpu".
     """
 
@@ -101,7 +101,7 @@ def run(settings: SensitivitySettings, root: Path) -> SensitivityResult:
     """Fetch, load and measure every variant in this process.
 
     Raises:
-        ConfigError, DataError, Unreachable: see trainables.models.base_model.find and trainables.data.alpaca.read_rows.
+        ConfigError, DataError, Unreachable: see trainables.models.base_model.find and trainables.data.rows.read_rows.
         ConfigError: the base has no quantizable module.
         TrialFailed: the device has too little memory.
     """

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainables.data import alpaca
 from trainables.data import tokens as data
+from trainables.data.rows import read_rows
 from trainables.data.splits import split_rows
 from trainables.models.base_model import STAND_IN_FILE
 from trainables.values.errors import ConfigError, DataError, SweepError
@@ -226,7 +227,7 @@ def build(
         raise ConfigError(f"OUT_FOLDER: {str(out)!r} is not empty; name another")
     if not 0 < seconds < math.inf:
         raise ConfigError(f"SECONDS must be positive and finite, got {seconds}")
-    of_sweep, own = parted(alpaca.read_rows(source).rows)
+    of_sweep, own = parted(read_rows(source).rows)
     tokenizer = AutoTokenizer.from_pretrained(config_folder, local_files_only=True, trust_remote_code=False)
     tokens = tokenized(own, tokenizer)
     held_out, rest = tokens[:HELD_OUT_ROWS], tokens[HELD_OUT_ROWS:]

@@ -24,7 +24,7 @@ from tests.support.bad_inputs import BAD_DATA, BAD_ROWS, BAD_SETTINGS, BAD_SPACE
 from tests.support.stores import place_store
 from tests.support.sweeps import GRID, WORKLOAD, Desk, command, completes, make
 from trainables import demo
-from trainables.data import alpaca
+from trainables.data.rows import read_rows
 from trainables.data.splits import SPLIT_ROWS, split_rows
 from trainables.values.config import FINAL_STATES
 from trainables.values.errors import SweepError, TrialFailed
@@ -188,7 +188,7 @@ def test_one_percent_of_bad_rows_of_each_kind_is_dropped_and_counted(tmp_path, s
     for kind, bad in BAD_ROWS.items():
         mixed = [bad if i % 100 == 7 and i // 100 < n_bad else row for i, row in enumerate(rows)]
         (tmp_path / "rows.json").write_text(json.dumps(mixed))
-        checked = alpaca.read_rows(str(tmp_path / "rows.json"))
+        checked = read_rows(str(tmp_path / "rows.json"))
         assert checked.dropped == {kind: n_bad}
         assert len(checked.rows) == len(rows) - n_bad
         assert {name: len(part) for name, part in split_rows(checked.rows).items()} == SPLIT_ROWS

@@ -17,12 +17,13 @@ from transformers import AutoTokenizer
 
 from tests.bench import measurement, memory_shapes, stand_in
 from trainables.data import alpaca, tokens
+from trainables.data.rows import read_rows
 from trainables.data.splits import SPLIT_ROWS, split_rows
 from trainables.evaluation.held_out import eval_loss
 from trainables.models import base_model
 from trainables.values.errors import ConfigError, DataError
 
-ROWS = alpaca.read_rows("demo").rows
+ROWS = read_rows("demo").rows
 SECONDS = 40.0
 """By the clock of these tests: about 20 steps, each of them checked."""
 
@@ -55,7 +56,7 @@ def test_a_stand_in_and_a_sweep_share_no_instruction(made):
 
 def test_a_sweep_over_the_written_rows_has_the_splits_of_the_whole_file(made):
     out, _ = made
-    written = alpaca.read_rows(str(out / "sweep_rows.json")).rows
+    written = read_rows(str(out / "sweep_rows.json")).rows
     assert split_rows(written) == split_rows(ROWS)
 
 

@@ -37,9 +37,9 @@ import json, sys, traceback
 from trainables.data import hub
 
 answers = []
-for function, repo_id in json.loads(sys.argv[1]):
+for function, *arguments in json.loads(sys.argv[1]):
     try:
-        value = getattr(hub, function)(repo_id)
+        value = getattr(hub, function)(*arguments)
         answers.append({"value": str(value) if function == "fetch_model" else value})
     except Exception as error:
         traceback.print_exc()
@@ -83,7 +83,7 @@ def run_python(code: str, *args: str, endpoint: str, home: Path, **environment: 
     return done.stdout, seconds
 
 
-def fetch(*calls: tuple[str, str], endpoint: str, home: Path, **environment: str) -> Answers:
+def fetch(*calls: tuple[str, ...], endpoint: str, home: Path, **environment: str) -> Answers:
     """Call functions of trainables.data.hub in order, in one fresh process."""
     output, seconds = run_python(FETCH, json.dumps(calls), endpoint=endpoint, home=home, **environment)
     return Answers(json.loads(output), seconds)
@@ -232,6 +232,21 @@ def test_a_repo_that_cannot_be_used_is_an_error_that_names_it_and_the_setting(re
         assert answer["message"].startswith("BASE_MODEL: " if function == "fetch_model" else "DATA: ")
     assert "no model.safetensors" in answers.each[2]["message"]
     assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_split_is_read_by_its_name_and_an_unknown_one_is_named(repos, tmp_path):
+    splits = ("test", "default/test", "test[:3]", "train", "odd/test")
+    calls = [("fetch_rows", "tiny/trainless", split) for split in splits]
+    with hub_server(*repos) as endpoint:
+        whole, of_config, few, *missing = fetch(*calls, endpoint=endpoint, home=tmp_path).each
+    assert whole["value"] == of_config["value"] == ROWS
+    assert few["value"] == ROWS[:3]
+    for answer, split in zip(missing, splits[3:], strict=True):
+        assert answer["error"] == "DataError"
+        assert answer["message"].startswith(f"DATA: cannot read split {split!r} of 'tiny/trainless'")
+        assert "choose with DATA_SPLIT=SPLIT or CONFIG/SPLIT" in answer["message"]
+    again = fetch(*calls[:3], endpoint=endpoint, home=tmp_path).each  # the server is gone
+    assert [answer["value"] for answer in again] == [ROWS, ROWS, ROWS[:3]]
 
 
 def test_a_refused_or_malformed_token_is_not_shown(repos, tmp_path):

@@ -237,13 +237,13 @@ from pathlib import Path
 from orchestrator.report import export
 from trainables import demo
 from trainables.comparison import bias
-from trainables.data import alpaca
-from trainables.data import tokens as data
+from trainables.data.rows import read_rows
+from trainables.data.tokenized import tokenize
 from trainables.models import base_model
 from trainables.values.config import Workload
 
 here = Path.cwd()
-rows = alpaca.read_rows("demo")
+rows = read_rows("demo")
 for name in ("tokenizer.json", "tokenizer_config.json"):
     shutil.copy(demo.FOLDER / name, here)
 
@@ -257,7 +257,7 @@ def run(script):
 def readers(base):
     kept = {"base_fingerprint": "", "weights": "pretrained", "data": "", "data_folder": "", "data_digest": ""}
     workload = Workload(base_model=str(base), base_folder=str(base), compute_dtype="float32", **kept)
-    yield "tokens", lambda: data.tokenize(rows, base, here)
+    yield "tokens", lambda: tokenize(rows, base, here)
     yield "16bit", lambda: base_model.load(workload, "16bit", "cpu")
     yield "nf4", lambda: base_model.load(workload, "nf4", "cpu")
     yield "drawn", lambda: base_model._draw_weights(base, here)

@@ -23,7 +23,7 @@ POSITIONS = {1: "1", 2: "2-4", 5: "5-16", 17: "17-64", 65: "65+"}
 
 def token_counts(rows: "Sequence[TokenRow]") -> Counter[int]:
     """Occurrences of each token in the responses of `rows`, end tokens included."""
-    return Counter(chain.from_iterable(row.input_ids[row.n_prompt_tokens :] for row in rows))
+    return Counter(chain.from_iterable(row.response_tokens for row in rows))
 
 
 def shares(

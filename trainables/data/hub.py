@@ -25,9 +25,14 @@ ANSWER_SECONDS = 3.0
 NEEDED_FILES = ("config.json", "model.safetensors")
 CONFIG_FILES = ("config.json", "tokenizer_config.json")
 """Small files that tell whether a model can be used."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json"),
+)
 MODEL_FILES = (*NEEDED_FILES, *TOKENIZER_FILES, "vocab.json", "merges.txt", "generation_config.json")
 
+SPLIT = "train"
+"""Of a dataset, where none is named."""
 RepoType = Literal["model", "dataset"]
 SETTING = {"model": "BASE_MODEL", "dataset": "DATA"}
 ADVICE = {
@@ -69,24 +74,33 @@ def fetch_model(repo_id: str, check: Callable[[Path], None] = lambda folder: Non
         return folder
 
 
-def fetch_rows(repo_id: str) -> list[dict[str, Any]]:
-    """Read the `train` split of a dataset on the hub, in its order.
+def fetch_rows(repo_id: str, split: str = SPLIT) -> list[dict[str, Any]]:
+    """Read a split of a dataset on the hub, in its order.
 
+    Args:
+        split: as `datasets` writes it ("train", "train[:2000]"); "CONFIG/SPLIT" where the dataset has several configs.
     Raises:
         ConfigError: no such repo, or no access to it.
-        DataError: the repo is not rows, or has no `train` split.
+        DataError: the repo is not rows, or has no such split.
         DiskFull: no space left for the download.
         Unreachable: the hub does not answer and the rows are not in the cache.
     """
     from datasets import load_dataset
     from datasets.packaged_modules.cache.cache import Cache
 
-    with _asking(repo_id, "dataset") as no_answer:
+    config, _, part = split.rpartition("/")
+    with _asking(repo_id, "dataset", f"split {split!r} of ") as no_answer:
         if no_answer is None:
-            return load_dataset(repo_id, split="train", trust_remote_code=False).to_list()
+            return load_dataset(repo_id, config or None, split=part, trust_remote_code=False).to_list()
         # What load_dataset itself does under HF_HUB_OFFLINE, which it reads only when imported.
-        builder = Cache(repo_id=repo_id, dataset_name=repo_id.split("/")[-1], version="auto", hash="auto")
-        return builder.as_dataset(split="train").to_list()
+        builder = Cache(
+            repo_id=repo_id,
+            dataset_name=repo_id.split("/")[-1],
+            config_name=config or None,
+            version="auto",
+            hash="auto",
+        )
+        return builder.as_dataset(split=part).to_list()
 
 
 def push_model(folder: Path, repo_id: str) -> str:
@@ -116,10 +130,13 @@ def push_model(folder: Path, repo_id: str) -> str:
 
 
 @contextmanager
-def _asking(repo_id: str, repo_type: RepoType) -> Iterator[str | None]:
+def _asking(repo_id: str, repo_type: RepoType, part: str = "") -> Iterator[str | None]:
     """Ask the hub for a repo; gives None if it answers, else the reason why only the cache can be read.
 
     Errors of the hub's libraries inside the block become errors of this project, which say what to do.
+
+    Args:
+        part: what is wanted of a dataset, for messages.
     """
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
@@ -150,7 +167,8 @@ def _asking(repo_id: str, repo_type: RepoType) -> Iterator[str | None]:
             raise _unreachable(repo_id, repo_type, f"the download broke off: {type(error).__name__}") from None
         if repo_type == "dataset":
             raise DataError(
-                f"DATA: cannot read the train split of {repo_id!r}: {error}; {ADVICE[repo_type]}"
+                f"DATA: cannot read {part}{repo_id!r}: {error}; choose with DATA_SPLIT=SPLIT or CONFIG/SPLIT, "
+                f"or {ADVICE[repo_type]}"
             ) from error
         raise
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from trainables.data.tokens import IGNORE, TokenRow, pad
+from trainables.data.tokens import HELD_OUT_TOKENS, IGNORE, TokenRow, pad
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models.base_model import core_of
 from trainables.models.chunked_loss import aligned_logits, supervised
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-EVAL_LENGTH_TOKENS = 512
-"""Held-out rows keep their last so many tokens, or as many as the base has positions."""
+EVAL_LENGTH_TOKENS = HELD_OUT_TOKENS
+"""Held-out rows keep their first so many tokens, or as many as the base has positions."""
 N_DECODED_ROWS = 64
 MAX_NEW_TOKENS = 64
 BATCH_TOKENS = 8192
@@ -77,11 +77,7 @@ def response_states(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRo
 
 def response_tokens(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
     """The response and end tokens of each row that `response_states` has a state for."""
-    tokens = []
-    for row in rows:
-        shortened = row.last(eval_length(model))
-        tokens.append(list(shortened.input_ids[max(1, shortened.n_prompt_tokens) :]))
-    return tokens
+    return [row.first(eval_length(model)).predicted_tokens for row in rows]
 
 
 @torch.no_grad()

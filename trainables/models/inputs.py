@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainables.data.alpaca import local_file, read_rows
+from trainables.data.formats import parse_columns
+from trainables.data.rows import local_file, read_rows
 from trainables.data.splits import split_rows
-from trainables.data.tokens import TokenizedData, load, n_longer, tokenize
+from trainables.data.tokenized import TokenizedData, tokenize
+from trainables.data.tokens import HELD_OUT_TOKENS, cut_counts, load
 from trainables.models import base_model
 from trainables.models.base_model import BaseModel
 from trainables.values.config import ComputeDtype, Workload
@@ -17,13 +19,15 @@ class Inputs:
 
     Attributes:
         base: the model.
-        rows_source: the rows as the user named them.
+        rows_source, data_split, columns: the rows as the user named them, see trainables.values.config.Workload.
         tokens: the rows, split and tokenized.
     """
 
     base: BaseModel
     rows_source: str
     tokens: TokenizedData
+    data_split: str | None = None
+    columns: str | None = None
 
     def workload(self, compute_dtype: ComputeDtype) -> Workload:
         """The Workload of these inputs in `compute_dtype`."""
@@ -33,22 +37,26 @@ class Inputs:
             base_fingerprint=self.base.fingerprint(),
             weights=self.base.weights,
             data=self.rows_source,
+            data_split=self.data_split,
+            columns=self.columns,
             data_folder=str(self.tokens.folder),
             data_digest=self.tokens.digest,
             compute_dtype=compute_dtype,
             stand_in_seconds=self.base.stand_in_seconds,
         )
 
-    def n_longer(self, n_tokens: int) -> int:
-        """Training rows that do not fit into so many tokens."""
-        return n_longer(load(self.tokens.folder)["train"], n_tokens)
+    def cut_counts(self, n_tokens: int) -> dict[str, int]:
+        """Training rows that are cut or dropped at so many tokens, see trainables.data.tokens.cut_counts."""
+        return cut_counts(load(self.tokens.folder)["train"], n_tokens)
 
 
-def check_local(base_source: str, rows_source: str) -> list[str]:
+def check_local(
+    base_source: str, rows_source: str, *, data_split: str | None = None, columns: str | None = None
+) -> list[str]:
     """Check rows of a local file as `fetch` does; returns what of the two is on the hub, which alone could tell.
 
     Raises:
-        DataError: see trainables.data.alpaca.read_rows, or there are too few rows.
+        DataError: see trainables.data.rows.read_rows, or there are too few rows.
     """
     on_hub = []
     if base_model.local_folder(base_source) is None:
@@ -56,19 +64,30 @@ def check_local(base_source: str, rows_source: str) -> list[str]:
     if local_file(rows_source) is None:
         on_hub.append(f"data {rows_source}")
     else:
-        split_rows(read_rows(rows_source).rows)
+        split_rows(read_rows(rows_source, split=data_split, columns=parse_columns(columns)).rows)
     return on_hub
 
 
-def fetch(base_source: str, rows_source: str, cache: Path) -> Inputs:
+def fetch(
+    base_source: str,
+    rows_source: str,
+    cache: Path,
+    *,
+    data_split: str | None = None,
+    columns: str | None = None,
+) -> Inputs:
     """Fetch, check, split and tokenize, each once; needs neither a device nor Ray.
 
     Args:
-        base_source, rows_source: as in trainables.models.base_model.find and trainables.data.alpaca.read_rows.
+        base_source, rows_source: as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         cache: folder for random weights and tokens.
+        data_split, columns: as in trainables.values.config.Workload.
     Raises:
         ConfigError, DataError, Unreachable: see those two.
     """
-    checked = read_rows(rows_source)  # first: bad rows show before a large model is fetched
+    # First: bad rows show before a large model is fetched.
+    checked = read_rows(rows_source, split=data_split, columns=parse_columns(columns))
     base = base_model.find(base_source, cache)
-    return Inputs(base=base, rows_source=rows_source, tokens=tokenize(checked, base.folder, cache))
+    held_out_tokens = min(HELD_OUT_TOKENS, base_model.context_tokens(base.folder))
+    tokens = tokenize(checked, base.folder, cache, held_out_tokens)
+    return Inputs(base=base, rows_source=rows_source, tokens=tokens, data_split=data_split, columns=columns)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainables.data.tokens import TokenRow, pad
+from trainables.data.tokens import TokenRow, fitted, pad
 from trainables.models.chunked_loss import supervised
 from trainables.values.config import LOSS_CHUNK_TOKENS, Loop, TrialConfig
 
@@ -67,7 +67,7 @@ class BatchPlan:
         seed: of the order of rows.
         n_steps: batches in all.
         batch_size: rows of each.
-        max_length_tokens: rows keep their last so many tokens.
+        max_length_tokens: rows are cut there, see trainables.data.tokens.fitted.
         multiple: lengths are rounded up to it.
     """
 
@@ -101,9 +101,10 @@ class Batches:
         """Each pass visits all rows in an order drawn from the seed.
 
         Args:
-            rows: of the training split.
+            rows: of the training split; those that the plan's length leaves too little of are passed over.
             pad_id: token that fills up shorter rows.
         """
+        rows = fitted(rows, plan.max_length_tokens)
         generator = torch.Generator().manual_seed(plan.seed)
         order: list[int] = []
         self.batches: list[Batch] = []

@@ -16,8 +16,9 @@ from tests.support.bases import assert_untouched, state_of
 from trainables import demo, trial
 from trainables.cost.device import count_gpus, environment, native_dtype
 from trainables.cost.memory import oom_as_failure
-from trainables.data import alpaca
-from trainables.data.tokens import IGNORE, load, tokenize
+from trainables.data.rows import read_rows
+from trainables.data.tokenized import tokenize
+from trainables.data.tokens import IGNORE, load
 from trainables.evaluation import held_out
 from trainables.models import lora
 from trainables.trial import Trial
@@ -75,7 +76,7 @@ def test_a_trial_reports_each_rung_and_its_loss_falls(started, small_config, pre
 
 
 def test_a_trial_learns_on_the_demo(workload, tmp_path):
-    tokens = tokenize(alpaca.read_rows("demo"), demo.FOLDER, tmp_path)
+    tokens = tokenize(read_rows("demo"), demo.FOLDER, tmp_path)
     on = WorkerCache(replace(workload, base_folder=str(demo.FOLDER), data_folder=str(tokens.folder)), "cpu")
     config = TrialConfig(precision="nf4", rank=4, alpha=8, learning_rate=2e-3, max_length_tokens=128, max_steps=16)
     untuned = held_out.eval_loss(on.base("nf4"), on.rows["validation"])

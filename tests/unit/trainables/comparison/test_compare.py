@@ -160,7 +160,7 @@ def test_row_losses_sum_to_the_held_out_loss_with_and_without_the_adapter(few, p
     assert found.eval_loss_nats < found.untuned_loss_nats
     assert [len(found.row_nats), len(found.row_tokens), len(found.untuned_row_nats)] == [len(rows)] * 3
     assert sum(found.row_tokens) == sum(
-        len(row.input_ids) - max(1, row.n_prompt_tokens) for row in (r.last(256) for r in rows)
+        len(row.input_ids) - max(1, row.n_prompt_tokens) for row in (r.first(256) for r in rows)
     )
     assert (found.comparison, found.breakdown, found.bias) == (None, (), ())
 

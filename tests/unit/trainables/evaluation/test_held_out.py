@@ -52,7 +52,7 @@ def plain_logits(model, tokens) -> torch.Tensor:
 def test_eval_loss_is_the_token_weighted_mean_of_a_plain_loop(model, rows):
     losses = []
     for row in rows:
-        kept = row.last(256)
+        kept = row.first(256)
         log_probabilities = plain_logits(model, kept.input_ids).log_softmax(dim=-1)
         for position in range(max(1, kept.n_prompt_tokens), len(kept.input_ids)):
             losses.append(-float(log_probabilities[position - 1, kept.input_ids[position]]))
@@ -112,8 +112,8 @@ def plain_rows(model, rows) -> list[tuple[torch.Tensor, list[int]]]:
     """For each row the logits that predict its response and end tokens, and these tokens."""
     found = []
     for row in rows:
-        kept = list(row.input_ids)[-256:]
-        start = max(1, row.n_prompt_tokens - (len(row.input_ids) - len(kept)))
+        kept = list(row.input_ids)[:256]
+        start = max(1, row.n_prompt_tokens)
         found.append((plain_logits(model, kept)[start - 1 : -1], kept[start:]))
     return found
 
@@ -123,7 +123,7 @@ def test_response_states_are_in_the_order_of_the_rows_and_have_a_token_each(mode
     tokens = held_out.response_tokens(model, rows)
     expected = plain_rows(model, rows)
     assert tokens == [row_tokens for _, row_tokens in expected]
-    assert [len(row) for row in tokens[-2:]] == [255, 3], "the long response fills the row, the long prompt is cut"
+    assert [len(row) for row in tokens[-2:]] == [216, 0], "the long response is cut, the long prompt leaves none"
     assert states.shape == (sum(map(len, tokens)), 128)
     logits = model.get_base_model().lm_head(states).detach().double()
     torch.testing.assert_close(logits, torch.cat([row_logits for row_logits, _ in expected]), atol=2e-3, rtol=1e-4)
