@@ -106,9 +106,15 @@ class Mask:
 
 
 def dropped(x: torch.Tensor, mask: Mask | None) -> torch.Tensor:
-    """dropout(x) of x (tokens, channels), rounded once to x's dtype; x itself without a mask."""
+    """dropout(x) of x (tokens, channels), rounded once to x's dtype; x itself without a mask.
+
+    Raises:
+        RuntimeError: x has not the step's tokens.
+    """
     if mask is None:
         return x
+    if len(mask.keys) != len(x):
+        raise RuntimeError(f"dropout has {len(mask.keys)} tokens in this step, a module's input {len(x)}")
     if x.is_cuda and mask_kernels:
         return mask_kernels.dropped(x, mask)
     return (x * mask.keep(x.shape[1])).mul_(mask.scale)

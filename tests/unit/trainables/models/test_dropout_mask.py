@@ -132,6 +132,12 @@ def test_outside_a_step_a_model_in_training_mode_says_so_and_one_in_evaluation_i
     assert module.eval()(x) is x
 
 
+def test_an_input_that_has_not_the_steps_tokens_is_refused():
+    masks = DropoutMasks(0, "cpu")
+    with masks.step(2, 3), pytest.raises(RuntimeError, match="6 tokens in this step, a module's input 8"):
+        MaskedDropout(0.5, 0, masks)(torch.ones(2, 4, 5))
+
+
 def test_the_gradient_goes_where_the_values_went():
     masks = DropoutMasks(0, "cpu")
     x = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
