@@ -13,6 +13,7 @@ from orchestrator import objectives
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.security.folder_access import refuse_shared
 from search_spaces import Frozen, Space, first_fault
+from trainables.models.layout import known_family
 from trainables.values.config import ComputeDtype, EngineName, Loop, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
 
@@ -189,6 +190,8 @@ def make(**values: Any) -> SweepSettings:
         settings = SweepSettings.model_validate(values)
     except ValidationError as error:
         raise ConfigError(first_fault(error, SweepSettings)) from None
+    if family := known_family(settings.base_model):
+        settings = settings.model_copy(update={"space": settings.space.for_family(family)})
     first = {name: parameter.samples[0] for name, parameter in settings.space.parameters.items()}
     if settings.device == "cpu" and settings.config(first).engine == "graph":
         raise ConfigError("engine is graph, which needs a CUDA GPU; here it can be eager")

@@ -69,6 +69,25 @@ def fetch_model(repo_id: str, check: Callable[[Path], None] = lambda folder: Non
         return folder
 
 
+def cached_config(repo_id: str) -> Path | None:
+    """The folder of a model's config.json in the hub's cache; None where it is not there. Asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    name, revision = named_revision(repo_id)
+    try:
+        path = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(path).parent if isinstance(path, str) else None
+
+
+def named_revision(source: str) -> tuple[str, str | None]:
+    """A hub id and the revision that follows it: "org/name@v1" -> ("org/name", "v1"); None where none is named."""
+    repo_id, _, revision = source.partition("@")
+    return repo_id, revision or None
+
+
 def fetch_rows(repo_id: str) -> list[dict[str, Any]]:
     """Read the `train` split of a dataset on the hub, in its order.
 

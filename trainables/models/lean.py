@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from trainables.models.base_model import core_of
 from trainables.models.chunked_loss import ChunkedLoss
 from trainables.models.families import family_of
+from trainables.models.head import has_plain_head, logits_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,6 +38,8 @@ def lean_loss(
     with lean_modules(model):
         hidden = core.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     states = hidden.flatten(0, 1).index_select(0, positions)  # (n, width)
+    if not has_plain_head(core):
+        return F.cross_entropy(logits_of(core, states).float(), targets)
     return ChunkedLoss.apply(states, core.get_output_embeddings().weight, targets)
 
 
