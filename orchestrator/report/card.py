@@ -17,6 +17,7 @@ from orchestrator.report.values import Report
 from orchestrator.security.folder_access import refuse_shared
 from orchestrator.settings import write_whole
 from trainables.data import alpaca
+from trainables.data.hub_models import named_revision
 from trainables.values.config import Precision, TrialConfig, Workload, canonical_json
 from trainables.values.results import TrialResult
 
@@ -95,8 +96,9 @@ def sweep_key(report: Report) -> str:
 
 def base_on_hub(workload: Workload) -> str | None:
     """The base's id on the hub, None where it lies on this machine only."""
-    cached = f"models--{workload.base_model.replace('/', '--')}"  # the hub's libraries name their folders so
-    return workload.base_model if cached in Path(workload.base_folder).parts else None
+    repo_id, _ = named_revision(workload.base_model)
+    cached = f"models--{repo_id.replace('/', '--')}"  # the hub's libraries name their folders so
+    return repo_id if cached in Path(workload.base_folder).parts else None
 
 
 def _data_on_hub(workload: Workload) -> str | None:

@@ -21,6 +21,7 @@ from orchestrator.settings import SweepSettings
 from orchestrator.workers import adapter_store
 from trainables.cost.device import count_gpus
 from trainables.data import hub
+from trainables.data.hub_models import named_revision
 from trainables.models import base_model, lora
 from trainables.values.config import Precision, Workload
 from trainables.values.errors import ConfigError, SweepError, did_you_mean
@@ -133,7 +134,9 @@ def write(
 def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
     """A short program that answers one instruction, without anything of this project."""
     source = base_on_hub(workload) or workload.base_folder
+    _, revision = named_revision(workload.base_model)
     how = f'dtype="{workload.compute_dtype}", device_map="auto", trust_remote_code=False'
+    how += f", revision={revision!r}" if revision else ""
     imports, quantized = "AutoModelForCausalLM, AutoTokenizer", ""
     if precision == "nf4" and not merged:
         imports += ", BitsAndBytesConfig"

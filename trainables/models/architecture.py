@@ -50,15 +50,15 @@ def check_architecture(folder: Path) -> None:
             f"BASE_MODEL: {with_code[0]} in {str(folder)!r} names code to run (auto_map), and no code of a model is "
             f"ever run; model_type {model_type!r} is not one of transformers' own; choose a model that is"
         )
-    if not _is_transformers_own(model_type):
-        raise ConfigError(
-            f"BASE_MODEL: model_type {model_type!r} in {str(folder / 'config.json')!r} is not supported"
-            f"{did_you_mean(model_type, MODEL_TYPES)}"
-        )
     for reason in _reasons_against(values, model_type):
         raise ConfigError(
             f"BASE_MODEL: model_type {model_type!r} in {str(folder / 'config.json')!r} {reason}; "
             "give a dense causal language model at 16 or 32 bits"
+        )
+    if not _is_transformers_own(model_type):
+        raise ConfigError(
+            f"BASE_MODEL: model_type {model_type!r} in {str(folder / 'config.json')!r} is not supported"
+            f"{did_you_mean(model_type, MODEL_TYPES)}"
         )
     if with_code:
         _log_ignored_code(folder, " and ".join(with_code))

@@ -18,7 +18,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from trainables import demo
-from trainables.data import hub
+from trainables.data import hub_models
 from trainables.models.architecture import check_architecture, check_no_adapter, context_tokens
 from trainables.models.families import family_of
 from trainables.models.stored import check_stored, weight_files
@@ -75,7 +75,7 @@ def find(source: str, cache: Path) -> BaseModel:
     """
     folder = local_folder(source)
     if folder is None:
-        folder = hub.fetch_model(source, check=check_architecture)
+        folder = hub_models.fetch_model(source, check=check_architecture)
         return BaseModel(source=source, folder=folder, weights="pretrained")
     if source == "demo":
         return BaseModel(source=source, folder=folder, weights="demo")
@@ -128,7 +128,7 @@ def config_folder(source: str) -> Path | None:
     Raises:
         ConfigError: see `local_folder`.
     """
-    return local_folder(source) or hub.cached_config(source)
+    return local_folder(source) or hub_models.cached_config(source)
 
 
 def _stand_in_seconds(folder: Path) -> float:
@@ -217,9 +217,10 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
         )
-    except (RuntimeError, ValueError) as error:
-        if "size mismatch" not in str(error) and "Unrecognized configuration" not in str(error):
+    except ValueError as error:
+        if "Unrecognized configuration" not in str(error):
             raise
         raise ConfigError(f"BASE_MODEL: {workload.base_model}: {str(error).strip().splitlines()[0]}") from None
     _refuse_other_weights(workload, loading)

@@ -8,14 +8,13 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+from trainables.data.hub_models import INDEX
 from trainables.models.architecture import read_values
 from trainables.models.families import family_of
 from trainables.models.families.family import ends_with
 from trainables.values.errors import ConfigError
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-"""Names the shard of each tensor, where weights lie in several files."""
 MAX_HEADER_BYTES = 100_000_000
 
 Shapes = Mapping[str, tuple[int, ...]]
