@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from trainables import demo
+from trainables.models.base_model import dropouts_of
 from trainables.models.families import family_of
 from trainables.models.families.family import ModelFamily
 
@@ -69,6 +70,19 @@ CASES = (
     ),
 )
 
+UNKNOWN = (
+    Case(name="GPT-NeoX", model_type="gpt_neox"),
+    Case(name="Phi, a head with a bias", model_type="phi", values={"num_key_value_heads": 4}),
+    Case(name="OLMo 2", model_type="olmo2"),
+    Case(name="StableLM", model_type="stablelm"),
+    Case(
+        name="OPT", model_type="opt", values={"ffn_dim": 128, "word_embed_proj_dim": 64, "do_layer_norm_before": True}
+    ),
+    Case(name="BLOOM, without positions", model_type="bloom"),
+    Case(name="Granite, scaled logits", model_type="granite", values={"logits_scaling": 3.0}),
+)
+"""Dense decoders that no family describes."""
+
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -91,7 +105,7 @@ def tiny(case: Case, dtype: torch.dtype = torch.float32, *, n_words: int = 97) -
     if case.model_type != "gpt2":
         values |= {"num_key_value_heads": 2, "intermediate_size": 128}
     config = AutoConfig.for_model(case.model_type, **values | case.values)
-    for name in case.family.dropouts:
+    for name in dropouts_of(config):
         setattr(config, name, 0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -102,9 +116,9 @@ def tiny(case: Case, dtype: torch.dtype = torch.float32, *, n_words: int = 97) -
     return model.to(dtype).requires_grad_(False).eval()
 
 
-def write(case: Case, folder: Path, **how: Any) -> Path:
-    """The tiny model in a folder with the demo's tokenizer; `how` goes to save_pretrained."""
-    tiny(case, n_words=1024).save_pretrained(folder, **how)
+def write(case: Case, folder: Path, *, n_words: int = 1024, **how: Any) -> Path:
+    """The tiny model in a folder with the demo's tokenizer of 1,024 tokens; `how` goes to save_pretrained."""
+    tiny(case, n_words=n_words).save_pretrained(folder, **how)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((demo.FOLDER / name).read_bytes())
     return folder

@@ -95,7 +95,8 @@ def _reasons_against(values: Mapping[str, Any], model_type: str) -> Iterator[str
         yield f"is a vision or multimodal model{f' ({parts[0]})' if parts else ''}; its text part alone can be a base"
     if model_type in RECURRENT:
         yield "is recurrent and no transformer"
-    names = values.get("architectures") or []
+    names = values.get("architectures")
+    names = names if isinstance(names, list) else []
     if model_type not in MODEL_TYPES and names and not any(str(name).endswith(CAUSAL) for name in names):
         yield f"is {names[0]}, no causal language model"
 
@@ -133,6 +134,16 @@ def read_values(path: Path) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"BASE_MODEL: {str(path)!r} is not a JSON object; bring the file again")
     return values
+
+
+def vocabulary_size(folder: Path) -> int:
+    """Rows of the embedding of the base in a folder, from its config alone."""
+    size = read_values(folder / "config.json").get("vocab_size")
+    if type(size) is int:
+        return size
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).vocab_size
 
 
 def context_tokens(folder: Path) -> int:

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainables.data import tokens
 from trainables.data.alpaca import read_rows
 from trainables.data.tokens import TokenizedData, tokenize
 from trainables.models import base_model
+from trainables.models.architecture import vocabulary_size
 from trainables.models.base_model import BaseModel
 from trainables.values.config import ComputeDtype, Workload
+from trainables.values.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +49,31 @@ def fetch(base_source: str, rows_source: str, cache: Path) -> Inputs:
         base_source, rows_source: as in trainables.models.base_model.find and trainables.data.alpaca.read_rows.
         cache: folder for random weights and tokens.
     Raises:
-        ConfigError, DataError, Unreachable: see those two.
+        ConfigError, DataError, Unreachable: see those two; or see `check_tokens`.
     """
     checked = read_rows(rows_source)  # first: bad rows show before a large model is fetched
     base = base_model.find(base_source, cache)
-    return Inputs(base=base, rows_source=rows_source, tokens=tokenize(checked, base.folder, cache))
+    tokenized = tokenize(checked, base.folder, cache)
+    check_tokens(tokenized, base)
+    return Inputs(base=base, rows_source=rows_source, tokens=tokenized)
+
+
+def check_tokens(tokenized: TokenizedData, base: BaseModel) -> None:
+    """Refuse rows with a token that the base's embedding has no row for.
+
+    A tokenizer may know more tokens than the embedding has (Gemma 3's names one for images), as long as no row uses
+    them.
+
+    Raises:
+        ConfigError: some row does.
+    """
+    n_embedded = vocabulary_size(base.folder)
+    highest = 0
+    for rows in tokens.load(tokenized.folder).values():
+        for row in rows:
+            highest = max(highest, *row.input_ids)
+    if highest >= n_embedded:
+        raise ConfigError(
+            f"BASE_MODEL: the vocabulary of the tokenizer in {str(base.folder)!r} is larger than the embedding: rows "
+            f"have token {highest}, the embedding has {n_embedded} rows; one of them is of another model"
+        )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.support.families import CASES, every_case, tiny, write
-from trainables.models import base_model
+from trainables.models import base_model, inputs
 from trainables.models.architecture import UNLIMITED_TOKENS, check_architecture, context_tokens
 from trainables.models.families import FAMILIES
 from trainables.models.layout import layout_in
@@ -180,6 +180,13 @@ def test_no_tensor_is_left_as_newly_drawn_or_dropped_in_silence(said, precision,
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=said):
         base_model.load(replace(workload, base_folder=str(folder), base_model="theirs"), precision, "cpu")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused_where_rows_use_them(tmp_path):
+    with pytest.raises(ConfigError, match=r"vocabulary of the tokenizer .* is larger than the embedding: .* 512 rows"):
+        inputs.fetch(str(write(LLAMA, tmp_path / "small", n_words=512)), "demo", tmp_path)
+    larger = inputs.fetch(str(write(LLAMA, tmp_path / "large", n_words=2048)), "demo", tmp_path)
+    assert larger.base.weights == "pretrained"
 
 
 # --- how many tokens a base reads
