@@ -131,6 +131,7 @@ class SweepSettings(Frozen):
     )
     usd_per_gpu_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="what a GPU costs")
     stop_when_flat: bool = Field(default=False, description="end when the front's hypervolume hardly grows any more")
+    allow_partial_targets: bool = Field(default=False, description="adapt targets that some of the base's blocks lack")
     reuse: bool = Field(default=True, description="reuse what another sweep under mlflow_runs/ has run")
     reuse_across_versions: bool = Field(
         default=False, description="reuse also what ran under other versions of PyTorch and the like"

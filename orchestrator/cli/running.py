@@ -15,7 +15,7 @@ from orchestrator.analysis.verdict import failed_evaluations
 from orchestrator.cli.progress import ProgressDisplay, print_result, why_empty
 from orchestrator.cluster import ray_cluster
 from orchestrator.command import command
-from orchestrator.driver import duration, sweep
+from orchestrator.driver import base_targets, duration, sweep
 from orchestrator.driver.sweep import SweepResult
 from orchestrator.ledger import Ledger
 from orchestrator.security.folder_access import refuse_shared
@@ -46,6 +46,8 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
             f"rows: {counts['read']} read, {counts['train']} for training{''.join('; ' + note for note in notes)}; "
             f"{workload.compute_dtype} arithmetic"
         )
+        for line in base_targets.coverage_lines(settings):
+            logger.info(line)
         if workload.weights in ("random", "stand-in"):
             logger.info(f"base: {workload.base_caption}")
         if line := duration.text(settings, ROOT, ray_cluster.n_slots(settings)):

@@ -92,12 +92,9 @@ def local_folder(source: str) -> Path | None:
     Raises:
         ConfigError: the folder lacks a config, a tokenizer or weights, or see `check_architecture`.
     """
-    if source == "demo":
-        return demo.FOLDER
-    name = source.removeprefix(RANDOM_PREFIX)
-    if name == source and not source.startswith(("/", ".", "~")) and not Path(source).is_dir():
-        return None
-    folder = Path(name).expanduser().resolve()
+    folder = _named_folder(source)
+    if folder is None or source == "demo":
+        return folder
     check_no_adapter(folder)
     if any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors")):
         raise ConfigError(
@@ -112,7 +109,7 @@ def local_folder(source: str) -> Path | None:
             f"BASE_MODEL: no tokenizer in {str(folder)!r}; it needs tokenizer.json, tokenizer.model, or vocab.json and "
             "merges.txt"
         )
-    if name == source:
+    if not source.startswith(RANDOM_PREFIX):
         if not weight_files(folder):
             raise ConfigError(
                 f"BASE_MODEL: {source} has a config but no *.safetensors; "
@@ -122,13 +119,20 @@ def local_folder(source: str) -> Path | None:
     return folder
 
 
-def config_folder(source: str) -> Path | None:
-    """A folder with the config.json of a base, on this machine; None where only the hub has it.
+def _named_folder(source: str) -> Path | None:
+    """The folder that `source` names on this machine, as it is; None where it names a repo on the hub."""
+    if source == "demo":
+        return demo.FOLDER
+    name = source.removeprefix(RANDOM_PREFIX)
+    if name == source and not source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        return None
+    return Path(name).expanduser().resolve()
 
-    Raises:
-        ConfigError: see `local_folder`.
-    """
-    return local_folder(source) or hub_models.cached_config(source)
+
+def config_folder(source: str) -> Path | None:
+    """A folder with the config.json of a base, its own or the hub's cache; None where there is none on this machine."""
+    folder = _named_folder(source) or hub_models.cached_config(source)
+    return folder if folder is not None and (folder / "config.json").is_file() else None
 
 
 def _stand_in_seconds(folder: Path) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainables.cost.predicted_memory import Shape
 from trainables.models import base_model
-from trainables.models.architecture import read_values
+from trainables.models.architecture import check_architecture, read_values
 from trainables.models.families import FAMILIES, family_of, family_of_model, generic, shape_in
 from trainables.models.families.family import ModelFamily, ends_with
 from trainables.values.errors import ConfigError
@@ -82,10 +82,11 @@ def layout_in(folder: Path) -> Layout:
     """The Layout of the base in a folder, from its config.json.
 
     Raises:
-        ConfigError: transformers has no causal language model of its type, or it has no list of blocks.
+        ConfigError: see trainables.models.architecture.check_architecture; or transformers has no causal language
+            model of its type, or that has no list of blocks.
     """
-    values = read_values(folder / "config.json")
-    family, shape = family_of(str(values.get("model_type"))), shape_in(folder)
+    check_architecture(folder)
+    family, shape = family_of(str(read_values(folder / "config.json").get("model_type"))), shape_in(folder)
     return _layout_on_meta_device(folder) if family is None or shape is None else layout_of_shape(family, shape)
 
 
@@ -120,7 +121,7 @@ def known_layout(source: str) -> Layout | None:
     """The Layout of a base from its local folder, the hub's cache or a well-known name; None if only the hub knows it.
 
     Raises:
-        ConfigError: see `layout_in` and trainables.models.base_model.local_folder.
+        ConfigError: see `layout_in`.
     """
     folder = base_model.config_folder(source)
     if folder is not None:
