@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trainables.models.families import ordered_targets
+from trainables.models.families import ModelFamily, ordered_targets, resolve_targets
 from trainables.values.config import MAX_WHOLE, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
 
@@ -40,7 +40,7 @@ class Parameter(Frozen):
     """One searched setting: a list of values, or a range.
 
     Attributes:
-        values: choices; a list of target modules may be written as a list or joined by "+".
+        values: choices; several target modules, or groups of them, may be written as a list or joined by "+".
         distribution: how a range is drawn; "log_uniform_values" is uniform in the logarithm.
         min, max: ends of the range, both included.
     """
@@ -182,8 +182,9 @@ class Space(Frozen):
         values = {**self.fixed, **params, **overrides}
         if isinstance(values.get("targets"), str):
             values["targets"] = values["targets"].split("+")
-        if isinstance(values.get("targets"), list | tuple):
-            values["targets"] = ordered_targets(values["targets"])
+        named = values.get("targets")
+        if isinstance(named, list | tuple) and all(isinstance(name, str) for name in named):
+            values["targets"] = ordered_targets(named)
         ratio = values.pop("alpha_ratio", None)
         if ratio is not None:
             if isinstance(ratio, bool) or not isinstance(ratio, int | float):
@@ -193,6 +194,37 @@ class Space(Frozen):
                 ratio *= rank
             values["alpha"] = ratio
         return TrialConfig.from_dict(values)
+
+    def for_family(self, family: ModelFamily) -> "Space":
+        """The space for bases of one family: groups of targets become the modules that they stand for.
+
+        A space that names no targets gets TrialConfig's, or where a family has none of those, its group "qkv".
+
+        Raises:
+            ConfigError: the family has no such group or module.
+        """
+
+        def modules(value: Any) -> Any:
+            names = value.split("+") if isinstance(value, str) else value
+            return value if set(names) <= set(family.targets) else list(resolve_targets(names, family))
+
+        source = f"SPACE {self.name}"
+        try:
+            searched, fixed = self.parameters.get("targets"), self.fixed.get("targets")
+            if searched is not None:
+                values: list[Any] = []
+                for value in map(modules, searched.values or ()):
+                    values += [value] if value not in values else []
+                changed = {"parameters": self.model_dump()["parameters"] | {"targets": {"values": values}}}
+            elif fixed is not None:
+                changed = {"fixed": self.fixed | {"targets": modules(fixed)}}
+            elif set(TrialConfig.__dataclass_fields__["targets"].default) <= set(family.targets):
+                return self
+            else:
+                changed = {"fixed": self.fixed | {"targets": list(resolve_targets(["qkv"], family))}}
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        return parse(self.model_dump() | changed, source=source)
 
     def grid(self) -> Iterator[dict[str, Scalar]]:
         """Every point of a space whose parameters all have values, first parameter slowest."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainables.models import lora
+from trainables.models.architecture import context_of
 from trainables.training.batches import Batch, full_batch, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.engine import Engine
@@ -90,7 +91,7 @@ class Trial:
         self.config = config
         self._cache = cache
         self._checkpoint = checkpoint
-        n_positions = cache.base(config.precision).config.max_position_embeddings
+        n_positions = context_of(cache.base(config.precision).config)
         if config.max_length_tokens > n_positions:
             raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, the base has {n_positions} positions")
         self._batches = cache.batches(config)

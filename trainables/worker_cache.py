@@ -13,7 +13,9 @@ from trainables.cost.device_lock import DeviceLock
 from trainables.data import tokens
 from trainables.evaluation.held_out import EvalBatches, eval_batches
 from trainables.models import base_model, lora
-from trainables.models.families import family_of
+from trainables.models.architecture import context_of
+from trainables.models.families import family_of_model
+from trainables.models.lora import AdapterWeights
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
 from trainables.training.graph_cache import GraphCache
@@ -99,7 +101,7 @@ class WorkerCache:
 
     def batches(self, config: TrialConfig) -> Batches:
         """The training batches of a trial."""
-        pad_id = self.base(config.precision).config.eos_token_id
+        pad_id = base_model.padding_token(self.base(config.precision))
         plan = BatchPlan.of(config)
         return _cached(self._batches, plan, lambda: Batches(plan, self.rows["train"], pad_id=pad_id))
 
@@ -170,11 +172,11 @@ class WorkerCache:
     def _warm_up(self, precision: Precision) -> None:
         """Do a step of each loop: libraries allocate workspaces at first use, which no trial is to be blamed for."""
         base = self._bases[precision]
-        family = family_of(base.config.model_type)
-        length = min(MULTIPLE_TOKENS, base.config.max_position_embeddings)
+        length = min(MULTIPLE_TOKENS, context_of(base.config))
         ids = torch.zeros(4, length, dtype=torch.int64)
+        targets = family_of_model(base).targets
         for loop in get_args(Loop):
-            config = TrialConfig(precision=precision, rank=8, alpha=1, targets=family.targets, loop=loop)
+            config = TrialConfig(precision=precision, rank=8, alpha=1, targets=targets, loop=loop)
             model = lora.attach(base, config, base_name=self.workload.base_model)
             try:
                 engine = EagerEngine(model, config, compute_dtype=self.workload.compute_dtype, device=self.device)

@@ -16,7 +16,7 @@ from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import failed_evaluations
 from orchestrator.cli.progress import ProgressDisplay, print_result
 from orchestrator.cluster import ray_cluster
-from orchestrator.driver import duration, sweep
+from orchestrator.driver import base_targets, duration, sweep
 from orchestrator.driver.plan import why_empty
 from orchestrator.ledger import Ledger
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
@@ -48,6 +48,8 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
             if n and what.startswith(("dropped", "longer")):
                 said += f"; {n} {what}"
         logger.info(f"{said}; {workload.compute_dtype} arithmetic")
+        for line in base_targets.coverage_lines(settings):
+            logger.info(line)
         if workload.weights in ("random", "stand-in"):
             logger.info(f"base: {workload.base_caption}")
         if line := duration.text(settings, ROOT, ray_cluster.n_slots(settings)):

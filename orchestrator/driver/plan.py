@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import settings as settings_file
 from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.cluster import ray_cluster
-from orchestrator.driver import warm_start
+from orchestrator.driver import base_targets, warm_start
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
 from orchestrator.settings.space import space_named
@@ -75,6 +75,7 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
         device=device,
         **{**given, **steps},
     )
+    settings = base_targets.suited(settings)
     _check_known_lengths(settings)
     warm_start.check(settings, settings_file.ROOT)
     if device == "cpu" and chosen["base_model"] is None:

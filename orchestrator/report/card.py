@@ -16,6 +16,7 @@ from orchestrator.report.render import headlines, render
 from orchestrator.report.values import SweepReport
 from orchestrator.security.folder_access import refuse_shared
 from trainables.data import rows
+from trainables.data.hub_models import named_revision
 from trainables.values.config import LATER_FIELDS, Precision, TrialConfig, Workload, canonical_json
 from trainables.values.files import write_whole
 from trainables.values.results import TrialResult
@@ -95,8 +96,9 @@ def sweep_key(report: SweepReport) -> str:
 
 def base_on_hub(workload: Workload) -> str | None:
     """The base's id on the hub, None where it lies on this machine only."""
-    cached = f"models--{workload.base_model.replace('/', '--')}"  # the hub's libraries name their folders so
-    return workload.base_model if cached in Path(workload.base_folder).parts else None
+    repo_id, _ = named_revision(workload.base_model)
+    cached = f"models--{repo_id.replace('/', '--')}"  # the hub's libraries name their folders so
+    return repo_id if cached in Path(workload.base_folder).parts else None
 
 
 def _data_on_hub(workload: Workload) -> str | None:

@@ -17,6 +17,7 @@ from orchestrator.report.content import report_of
 from orchestrator.report.render import render
 from orchestrator.security.addresses import refuse_secrets
 from trainables.data import hub
+from trainables.data.hub_models import named_revision
 from trainables.values.config import Precision, Workload
 from trainables.values.errors import ConfigError, did_you_mean
 from trainables.values.results import TrialResult
@@ -131,6 +132,7 @@ def write(
 def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
     """A short program that answers one instruction, without anything of this project."""
     four_bits = precision == "nf4" and not merged
+    _, revision = named_revision(workload.base_model)
     needed = ["accelerate", *(["bitsandbytes"] if four_bits else []), *([] if merged else ["peft"])]
     return render(
         "generate.py.jinja",
@@ -139,6 +141,7 @@ def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
         four_bits=four_bits,
         dtype=workload.compute_dtype,
         source=repr(base_on_hub(workload) or workload.base_folder),
+        revision=f", revision={revision!r}" if revision else "",
         folder=MERGED,
     )
 

@@ -13,6 +13,7 @@ from orchestrator.security.addresses import refuse_secrets
 from orchestrator.security.folder_access import refuse_shared
 from search_spaces import Frozen, Space, first_fault
 from trainables.data.formats import parse_columns
+from trainables.models.layout import known_family
 from trainables.values.config import ComputeDtype, EngineName, Loop, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
 from trainables.values.files import write_whole
@@ -148,6 +149,7 @@ class SweepSettings(Frozen):
     )
     usd_per_gpu_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="what a GPU costs")
     stop_when_flat: bool = Field(default=False, description="end when the front's hypervolume hardly grows any more")
+    allow_partial_targets: bool = Field(default=False, description="adapt targets that some of the base's blocks lack")
     reuse: bool = Field(default=True, description="reuse what another sweep under mlflow_runs/ has run")
     reuse_across_versions: bool = Field(
         default=False, description="reuse also what ran under other versions of PyTorch and the like"
@@ -214,6 +216,8 @@ def make(**values: Any) -> SweepSettings:
         settings = SweepSettings.model_validate(values)
     except ValidationError as error:
         raise ConfigError(first_fault(error, SweepSettings)) from None
+    if family := known_family(settings.base_model):
+        settings = settings.model_copy(update={"space": settings.space.for_family(family)})
     if settings.device == "cpu" and settings.first_config.engine == "graph":
         raise ConfigError("engine is graph, which needs a CUDA GPU; here it can be eager")
     if settings.gpus_per_trial > 1 and not settings.gpus_per_trial.is_integer():

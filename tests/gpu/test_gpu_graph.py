@@ -229,7 +229,7 @@ def test_greedy_text_by_captured_steps_is_that_of_a_plain_loop(exact_cache):
                 if ids[-1] == 0:
                     break
             expected.append(ids[len(prompt) :])
-    assert greedy_texts(base, prompts, n_new=20, end=0) == expected
+    assert greedy_texts(base, prompts, n_new=20, ends=[0]) == expected
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

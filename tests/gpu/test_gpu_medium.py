@@ -14,6 +14,7 @@ from tests.support.stock_trainer import trainer_losses
 from trainables.cost import memory, predicted_time
 from trainables.data.tokens import IGNORE
 from trainables.models import base_model, lora
+from trainables.models.families import gpt2
 from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS
 from trainables.training.eager import EagerEngine
 from trainables.training.step_cost import owners_of
@@ -159,7 +160,7 @@ def test_float16_as_on_a_t4_has_the_losses_of_float32(medium, precision, shape, 
 def test_every_corner_of_the_default_space_runs_in_15_gib_and_takes_about_the_predicted_time(medium, as_a_new_process):
     """On one worker, as in a sweep: both bases and the step graphs of earlier trials stay as long as there is room."""
     as_a_new_process()
-    workload, space = replace(medium, compute_dtype="float16"), search_spaces.load("pareto")
+    workload, space = replace(medium, compute_dtype="float16"), search_spaces.load("pareto").for_family(gpt2.FAMILY)
     speed, shape = predicted_time.measure("cuda", "float16"), HUB_SHAPES["gpt2-medium"]
     names = {"precision": None, "rank": (1, 64), "targets": None, "dropout": None}
     choices = [space.parameters[name].choices if only is None else only for name, only in names.items()]

@@ -19,9 +19,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from tests.support.hub_server import hub_server
+from tests.support.hub_server import Repo, hub_server
 from tests.support.sweeps import REPO
-from trainables.data.hub import MODEL_FILES
+from trainables.data.hub_models import MODEL_FILES
 
 ROOT = REPO
 TOKEN = "hf_canaryCanaryCanary"
@@ -34,7 +34,7 @@ CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n
 
 FETCH = """
 import json, sys, traceback
-from trainables.data import hub
+from trainables.data import hub, hub_models
 
 answers = []
 for function, *arguments in json.loads(sys.argv[1]):
@@ -149,7 +149,8 @@ def test_a_model_arrives_byte_for_byte_and_nothing_else_of_its_repo(repos, warm)
     folder = Path(warm[2].each[0]["value"])
     arrived = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     source = repos[0]["tiny/gpt2"]
-    assert arrived == {name: (source / name).read_bytes() for name in MODEL_FILES if (source / name).is_file()}
+    wanted = [name for pattern in MODEL_FILES for name in source.glob(pattern)]
+    assert arrived == {path.name: path.read_bytes() for path in wanted}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(arrived)
 
 
@@ -247,6 +248,46 @@ def test_a_split_is_read_by_its_name_and_an_unknown_one_is_named(repos, tmp_path
         assert "choose with DATA_SPLIT=SPLIT or CONFIG/SPLIT" in answer["message"]
     again = fetch(*calls[:3], endpoint=endpoint, home=tmp_path).each  # the server is gone
     assert [answer["value"] for answer in again] == [ROWS, ROWS, ROWS[:3]]
+
+
+def test_shards_arrive_with_their_index_and_no_other_weights(repos, tmp_path):
+    sharded = tmp_path / "sharded"
+    config = GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=300, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(sharded, max_shard_size="200KB")
+    (sharded / "consolidated.safetensors").write_bytes(b"a copy in another form")
+    shards = {path.name for path in sharded.glob("model-*.safetensors")}
+    assert len(shards) > 1
+    with hub_server({"tiny/sharded": sharded}) as endpoint:
+        (answer,) = fetch(("fetch_model", "tiny/sharded"), endpoint=endpoint, home=tmp_path / "home").each
+    arrived = {path.name for path in Path(answer["value"]).iterdir()}
+    assert arrived == {"config.json", "generation_config.json", "model.safetensors.index.json", *shards}
+
+
+def test_a_revision_is_fetched_by_its_name_and_one_that_is_not_there_is_said(repos, tmp_path):
+    commit = Repo("models", "tiny/gpt2", repos[0]["tiny/gpt2"]).commit
+    calls = [("fetch_model", f"tiny/gpt2@{name}") for name in ("main", commit, "v9")]
+    with hub_server(*repos) as endpoint:
+        *found, missing = fetch(*calls, endpoint=endpoint, home=tmp_path).each
+    assert [Path(answer["value"]).name for answer in found] == [commit, commit]
+    assert missing["error"] == "ConfigError"
+    assert "'tiny/gpt2' on" in missing["message"]
+    assert "no revision 'v9'" in missing["message"]
+
+
+def test_a_gated_model_is_refused_with_the_hubs_words_and_where_the_token_goes(repos, tmp_path):
+    with hub_server(*repos, gated=["tiny/gated"]) as endpoint:
+        (answer,) = fetch(("fetch_model", "tiny/gated"), endpoint=endpoint, home=tmp_path).each
+    said = ("'tiny/gated' is gated: Access to models tiny/gated is restricted", f"{endpoint}/tiny/gated", "HF_TOKEN")
+    assert all(words in answer["message"] for words in said), answer
+
+
+def test_a_model_larger_than_the_disk_is_refused_before_its_weights_are_fetched(repos, tmp_path):
+    log: list[str] = []
+    with hub_server(*repos, claimed_bytes={"model.safetensors": 2**60}, log=log) as endpoint:
+        (answer,) = fetch(BOTH[0], endpoint=endpoint, home=tmp_path).each
+    assert answer["error"] == "DiskFull"
+    assert "'tiny/gpt2' is 1073741824.0 GiB to fetch" in answer["message"]
+    assert not [line for line in log if "model.safetensors" in line]
 
 
 def test_a_refused_or_malformed_token_is_not_shown(repos, tmp_path):

@@ -31,6 +31,8 @@ class Repo:
     kind: str
     repo_id: str
     folder: Path
+    claimed_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Sizes that its listing claims for some files, in place of their own."""
 
     @cached_property
     def files(self) -> dict[str, bytes]:
@@ -71,7 +73,12 @@ class Repo:
         if path not in self.files:
             return {"type": "directory", "path": path, "oid": git_oid(path.encode()), "size": 0}
         content = self.files[path]
-        return {"type": "file", "path": path, "oid": git_oid(content), "size": len(content)}
+        return {
+            "type": "file",
+            "path": path,
+            "oid": git_oid(content),
+            "size": self.claimed_bytes.get(path, len(content)),
+        }
 
     def paths_info(self, paths: Collection[str]) -> list[dict[str, object]]:
         """Lines for those of the named paths that exist."""
@@ -215,6 +222,7 @@ def hub_server(
     datasets: Mapping[str, Path] | None = None,
     *,
     gated: Collection[str] = (),
+    claimed_bytes: Mapping[str, int] | None = None,
     status: int | None = None,
     blocked: int | None = None,
     hang: bool = False,
@@ -227,6 +235,7 @@ def hub_server(
         models, datasets: folder of each repo id; a Parquet dataset keeps its rows in
             data/train-00000-of-00001.parquet.
         gated: ids whose files are refused with 403, while their description is public.
+        claimed_bytes: by file name, sizes that listings claim for files that are smaller.
         status: answer everything with this error, as 401 for a bad token or 503 for a broken hub.
         blocked: answer everything with this status and no word of a hub's, as a company's proxy does.
         hang: accept connections and never answer.
@@ -234,7 +243,7 @@ def hub_server(
         log: gets one line a request, "METHOD /path".
     """
     repos = {
-        (kind, repo_id): Repo(kind, repo_id, Path(folder))
+        (kind, repo_id): Repo(kind, repo_id, Path(folder), claimed_bytes or {})
         for kind, folders in (("models", models), ("datasets", datasets))
         for repo_id, folder in (folders or {}).items()
     }

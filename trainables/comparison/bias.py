@@ -22,7 +22,8 @@ from transformers import AutoTokenizer
 
 from trainables.comparison.bootstrap import bca
 from trainables.data.alpaca import Row
-from trainables.models.base_model import core_of
+from trainables.models.base_model import core_of, padding_token
+from trainables.models.head import own_logits
 from trainables.values.findings import BiasShift
 
 if TYPE_CHECKING:
@@ -95,12 +96,12 @@ def next_token_probabilities(model: "PreTrainedModel | PeftModel", prompts: Sequ
     core = core_of(model)
     core.eval()
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    input_ids = torch.full((len(prompts), int(lengths.max())), core.config.eos_token_id)
+    input_ids = torch.full((len(prompts), int(lengths.max())), padding_token(core))
     for i, prompt in enumerate(prompts):
         input_ids[i, : len(prompt)] = torch.tensor(prompt)
     hidden = core.base_model(input_ids=input_ids.to(core.device), use_cache=False).last_hidden_state
     last = hidden[torch.arange(len(prompts)), lengths - 1]  # (n_prompts, width)
-    return core.get_output_embeddings()(last).double().softmax(dim=-1)
+    return own_logits(core, last).double().softmax(dim=-1)
 
 
 def shifts(

@@ -22,11 +22,10 @@ from trainables.cost.memory import oom_as_failure
 from trainables.data import tokens as data
 from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
 from trainables.models import base_model
-from trainables.models.families import FAMILIES, family_of
+from trainables.models.families import family_of_model
 from trainables.models.inputs import Inputs
 from trainables.models.lean import is_conv1d
 from trainables.values.config import Workload
-from trainables.values.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -154,23 +153,19 @@ def modules_of(base: "PreTrainedModel") -> "dict[Place, nn.Module]":
     """The linear modules of the blocks, in the order of blocks and of the family's targets.
 
     Raises:
-        ConfigError: the base is of no known family.
+        ConfigError: the base has no list of blocks with linear modules.
     """
-    family = family_of(base.config.model_type)
-    if family is None:
-        names = ", ".join(family.name for family in FAMILIES)
-        raise ConfigError(f"BASE_MODEL: {base.config.model_type!r} is of no family known here (have: {names})")
+    family = family_of_model(base)
     modules: dict[Place, nn.Module] = {}
     for b, block in enumerate(family.blocks_of(base)):
-        for kind in family.targets:
-            modules[b, kind] = block.get_submodule(kind)
+        modules |= {(b, kind): module for kind, module in family.modules_in(block).items()}
     return modules
 
 
 def variants_of(places: Sequence[Place]) -> list[Variant]:
     """All variants: nothing, each module, block and kind, everything, everything but each block and each kind.
 
-    L blocks of 4 modules give 6 L + 10 variants.
+    L blocks of M modules give (M + 2) L + 2 M + 2 variants.
     """
     every = frozenset(places)
     blocks: dict[int, frozenset[Place]] = {}

@@ -1,17 +1,18 @@
-"""The only module that talks to the Hugging Face hub: fetches a model folder or rows, uploads a folder on request.
+"""Talks to the Hugging Face hub: fetches rows, uploads a folder on request; models are fetched by `hub_models`.
 
 Left alone, the libraries ask an absent hub again and again. So the hub is asked
 once, with a deadline, before anything is loaded; where it does not answer, only the cache is read.
 
-No code and no pickle of a repo is ever run: MODEL_FILES are all that is downloaded, a model made of its own code is
-refused before its weights are fetched, and `datasets` has no loading scripts since version 4. Our errors hold neither
-text nor traceback of an HTTP error: it may quote a request's headers, and with them the user's token.
+No code and no pickle of a repo is ever run: of a model hub_models.MODEL_FILES are all that is downloaded, one that is
+made of its own code is refused before its weights are fetched, and `datasets` has no loading scripts since version 4.
+Our errors hold neither text nor traceback of an HTTP error: it may quote a request's headers, and with them the user's
+token.
 """
 
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -22,15 +23,6 @@ from trainables.values.errors import ConfigError, DataError, DiskFull, SweepErro
 ANSWER_SECONDS = 3.0
 """How long the hub may take to answer, unless HF_HUB_ETAG_TIMEOUT is set; twice in a row is under 10 s."""
 
-NEEDED_FILES = ("config.json", "model.safetensors")
-CONFIG_FILES = ("config.json", "tokenizer_config.json")
-"""Small files that tell whether a model can be used."""
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "chat_template.json"),
-)
-MODEL_FILES = (*NEEDED_FILES, *TOKENIZER_FILES, "vocab.json", "merges.txt", "generation_config.json")
-
 SPLIT = "train"
 """Of a dataset, where none is named."""
 RepoType = Literal["model", "dataset"]
@@ -39,39 +31,6 @@ ADVICE = {
     "model": "give a local folder with BASE_MODEL=/path/to/folder, or BASE_MODEL=demo",
     "dataset": "give a local file with DATA=/path/to/rows.json, or DATA=demo",
 }
-
-
-def fetch_model(repo_id: str, check: Callable[[Path], None] = lambda folder: None) -> Path:
-    """Bring a causal LM onto this machine: config, safetensors weights and tokenizer files.
-
-    The hub's `main` is resolved to one commit, every file comes from that commit and the folder is
-    named after it. Where the hub does not answer, it is the commit that was fetched last.
-
-    Args:
-        check: called with the folder once it holds CONFIG_FILES; an error that it raises stops the download.
-    Raises:
-        ConfigError: no such repo, no access to it, or no model.safetensors in it.
-        DiskFull: no space left for the download.
-        Unreachable: the hub does not answer and the model is not wholly in the cache.
-    """
-    from huggingface_hub import snapshot_download
-
-    with _asking(repo_id, "model") as no_answer:
-        cached_only = no_answer is not None
-        folder = Path(snapshot_download(repo_id, allow_patterns=[*CONFIG_FILES], local_files_only=cached_only))
-        if (folder / "config.json").is_file():
-            check(folder)
-        commit = folder.name
-        snapshot_download(repo_id, revision=commit, allow_patterns=[*MODEL_FILES], local_files_only=cached_only)
-        missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
-        if missing and no_answer:  # another program cached a part of it, say the tokenizer alone
-            raise _unreachable(repo_id, "model", no_answer)
-        if missing:
-            raise ConfigError(
-                f"BASE_MODEL: {repo_id!r} on {_endpoint()} has no {missing[0]}, and pickled or sharded weights "
-                f"are not loaded; choose another repo, or {ADVICE['model']}"
-            )
-        return folder
 
 
 def fetch_rows(repo_id: str, split: str = SPLIT) -> list[dict[str, Any]]:
@@ -89,7 +48,7 @@ def fetch_rows(repo_id: str, split: str = SPLIT) -> list[dict[str, Any]]:
     from datasets.packaged_modules.cache.cache import Cache
 
     config, _, part = split.rpartition("/")
-    with _asking(repo_id, "dataset", f"split {split!r} of ") as no_answer:
+    with asking(repo_id, "dataset", part=f"split {split!r} of ") as no_answer:
         if no_answer is None:
             return load_dataset(repo_id, config or None, split=part, trust_remote_code=False).to_list()
         # What load_dataset itself does under HF_HUB_OFFLINE, which it reads only when imported.
@@ -122,15 +81,15 @@ def push_model(folder: Path, repo_id: str) -> str:
     except Exception as error:
         if any(_status(cause) in (401, 403, 404) for cause in _causes(error)):
             raise ConfigError(
-                f"PUSH: {_endpoint()} lets you not write to {repo_id!r}; check the id, log in with `hf auth login`"
+                f"PUSH: {endpoint()} lets you not write to {repo_id!r}; check the id, log in with `hf auth login`"
             ) from None
         if any(isinstance(cause, (HTTPError, ConnectionError)) for cause in _causes(error)):
-            raise Unreachable(f"PUSH: cannot reach {_endpoint()} to write {repo_id!r}; the folder is ready") from None
+            raise Unreachable(f"PUSH: cannot reach {endpoint()} to write {repo_id!r}; the folder is ready") from None
         raise
 
 
 @contextmanager
-def _asking(repo_id: str, repo_type: RepoType, part: str = "") -> Iterator[str | None]:
+def asking(repo_id: str, repo_type: RepoType, *, revision: str | None = None, part: str = "") -> Iterator[str | None]:
     """Ask the hub for a repo; gives None if it answers, else the reason why only the cache can be read.
 
     Errors of the hub's libraries inside the block become errors of this project, which say what to do.
@@ -142,7 +101,7 @@ def _asking(repo_id: str, repo_type: RepoType, part: str = "") -> Iterator[str |
 
     no_answer = None
     try:
-        no_answer = _why_no_answer(repo_id, repo_type)
+        no_answer = _why_no_answer(repo_id, repo_type, revision)
         yield no_answer
     except SweepError:
         raise
@@ -156,15 +115,17 @@ def _asking(repo_id: str, repo_type: RepoType, part: str = "") -> Iterator[str |
         if any(getattr(cause, "errno", None) == errno.ENOSPC for cause in causes):
             text = f"{SETTING[repo_type]}: no space left for {repo_id!r}; free some, or set HF_HOME to another disk"
             raise DiskFull(text) from None
+        refuse_revision(causes, repo_id, repo_type, revision)
+        refuse_gated(causes, repo_id, repo_type)
         if any(map(_is_refusal, causes)) or type(error).__name__ == "DatasetNotFoundError":
             raise ConfigError(
-                f"{SETTING[repo_type]}: {_endpoint()} has no {repo_type} {repo_id!r} that you may read "
+                f"{SETTING[repo_type]}: {endpoint()} has no {repo_type} {repo_id!r} that you may read "
                 f"(unknown, private or gated); check the id, log in with `hf auth login`, or {ADVICE[repo_type]}"
             ) from None
         if no_answer and isinstance(error, (FileNotFoundError, ValueError)):
-            raise _unreachable(repo_id, repo_type, no_answer) from None
+            raise unreachable(repo_id, repo_type, no_answer) from None
         if any(isinstance(cause, (HTTPError, ConnectionError, LocalEntryNotFoundError)) for cause in causes):
-            raise _unreachable(repo_id, repo_type, f"the download broke off: {type(error).__name__}") from None
+            raise unreachable(repo_id, repo_type, f"the download broke off: {type(error).__name__}") from None
         if repo_type == "dataset":
             raise DataError(
                 f"DATA: cannot read {part}{repo_id!r}: {error}; choose with DATA_SPLIT=SPLIT or CONFIG/SPLIT, "
@@ -173,7 +134,7 @@ def _asking(repo_id: str, repo_type: RepoType, part: str = "") -> Iterator[str |
         raise
 
 
-def _why_no_answer(repo_id: str, repo_type: RepoType) -> str | None:
+def _why_no_answer(repo_id: str, repo_type: RepoType, revision: str | None) -> str | None:
     """Ask the hub once for a repo: None if it answers, else the reason why it cannot be used.
 
     In a thread of its own, since HTTP time-outs cover neither a name look-up nor an answer that comes byte by byte.
@@ -189,7 +150,7 @@ def _why_no_answer(repo_id: str, repo_type: RepoType) -> str | None:
 
     def ask() -> None:
         try:
-            HfApi().repo_info(repo_id, repo_type=repo_type, timeout=seconds)
+            HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision, timeout=seconds)
             outcome.append(None)
         except Exception as error:  # told apart in the caller's thread
             outcome.append(error)
@@ -203,6 +164,27 @@ def _why_no_answer(repo_id: str, repo_type: RepoType) -> str | None:
     if error is not None and _is_refusal(error):
         raise error
     return None if error is None else f"{type(error).__name__} {_status(error) or ''}".strip()
+
+
+def refuse_revision(causes: Sequence[BaseException], repo_id: str, repo_type: RepoType, revision: str | None) -> None:
+    """Raise ConfigError if the hub said that a repo is there, but not at this revision."""
+    if revision and any(type(cause).__name__ == "RevisionNotFoundError" for cause in causes):
+        raise ConfigError(
+            f"{SETTING[repo_type]}: {repo_id!r} on {endpoint()} has no revision {revision!r}; give a branch, a tag or "
+            "a commit that it has, or none"
+        ) from None
+
+
+def refuse_gated(causes: Sequence[BaseException], repo_id: str, repo_type: RepoType) -> None:
+    """Raise ConfigError if the hub gives a repo to those alone whom its owner has let in; with the hub's own words."""
+    for cause in causes:
+        if type(cause).__name__ == "GatedRepoError":
+            said = " ".join(str(getattr(cause, "server_message", None) or "access is restricted").split())
+            raise ConfigError(
+                f"{SETTING[repo_type]}: {repo_id!r} is gated: {said[:200]}; ask for access on "
+                f"{endpoint()}/{repo_id}, then log in with `hf auth login` or put your token into HF_TOKEN, "
+                f"or {ADVICE[repo_type]}"
+            ) from None
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
@@ -221,14 +203,14 @@ def _is_refusal(error: BaseException) -> bool:
     return _status(error) in (401, 403, 404) and any(name.lower().startswith("x-error-") for name in headers)
 
 
-def _unreachable(repo_id: str, repo_type: RepoType, reason: str) -> Unreachable:
+def unreachable(repo_id: str, repo_type: RepoType, reason: str) -> Unreachable:
     return Unreachable(
-        f"{SETTING[repo_type]}: cannot reach {_endpoint()} for the {repo_type} {repo_id!r} ({reason}), "
+        f"{SETTING[repo_type]}: cannot reach {endpoint()} for the {repo_type} {repo_id!r} ({reason}), "
         f"and it is not in the cache; {ADVICE[repo_type]}"
     )
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
     """Address of the hub, without a password that it may hold."""
     from huggingface_hub.constants import ENDPOINT
 

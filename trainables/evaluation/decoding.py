@@ -1,19 +1,21 @@
 """Greedy decoding of many prompts at once: a static KV cache, and on a GPU one CUDA graph replayed for each token."""
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import StaticCache
+from transformers import GenerationConfig, StaticCache
 
 from trainables.capture.capture import captured
 from trainables.models.base_model import core_of
-from trainables.models.chunked_loss import aligned_logits
+from trainables.models.families import family_of
+from trainables.models.head import logits_of
 from trainables.models.lean import lean_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 MASK_MULTIPLE = 16
 """The mask's number of columns is a multiple of this: attention would copy any other mask in every layer."""
@@ -25,25 +27,29 @@ class GreedyDecoder:
     Prompts are padded on the left, so that all continue at the same column; padding is never attended to. `first`
     decodes the first token of every continuation and `next` each further one; both can be captured as CUDA graphs, as
     their tensors stay where they are.
+
+    Every layer keeps all columns; one whose attention sees a window only is given a mask of its own.
     """
 
-    def __init__(self, base: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, n_new: int, end: int) -> None:
+    def __init__(
+        self, base: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, n_new: int, ends: Sequence[int]
+    ) -> None:
         """
         Args:
             base: whose config the cache is made for, on whose device.
             prompts: tokens of each prompt, at least one each.
             n_new: tokens of a continuation, the end token included.
-            end: the end token.
+            ends: the end tokens; the first of them fills up the prompts.
         """
-        self._width, self._end = max(map(len, prompts)), end
-        input_ids = torch.full((len(prompts), self._width), end)
+        self._width, self._ends = max(map(len, prompts)), frozenset(ends)
+        input_ids = torch.full((len(prompts), self._width), next(iter(ends), 0))
         for row, prompt in zip(input_ids, prompts, strict=True):
             row[self._width - len(prompt) :] = torch.tensor(prompt)
         self._input_ids = input_ids.to(base.device)  # (prompts, width)
         self._n_padding = torch.tensor([[self._width - len(prompt)] for prompt in prompts]).to(base.device)
         n_columns = -(-(self._width + n_new) // MASK_MULTIPLE) * MASK_MULTIPLE
         self._columns = torch.arange(n_columns, device=base.device)
-        self._cache = StaticCache(config=base.config, max_cache_len=n_columns)
+        self._cache = StaticCache(config=_without_windows(base.config), max_cache_len=n_columns)
         self._at = self._columns[self._width : self._width + 1].clone()  # (1,), column of the token to read next
         self._tokens = self._input_ids.new_zeros(len(prompts), n_new)
 
@@ -66,37 +72,52 @@ class GreedyDecoder:
         """Read ids (prompts, n) at the columns `at` (n,); returns what follows them, (prompts, 1)."""
         seen = (self._columns >= self._n_padding)[:, None] & (self._columns <= at[:, None])  # (prompts, n, columns)
         seen = seen | (self._columns == at[:, None])  # padding sees itself: a row of nothing would be NaN
-        mask = torch.zeros_like(seen, dtype=base.dtype).masked_fill_(~seen, -torch.inf)
         states = base.base_model(
             input_ids=ids,
-            attention_mask=mask[:, None],
+            attention_mask=self._masks(base, seen, at),
             position_ids=(at - self._n_padding).clamp(min=0),
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
-        return aligned_logits(states[:, -1], base.get_output_embeddings().weight).argmax(dim=-1, keepdim=True)
+        return logits_of(base, states[:, -1]).argmax(dim=-1, keepdim=True)
+
+    def _masks(
+        self, base: "PreTrainedModel", seen: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """What is added to attention's scores, (prompts, 1, n, columns); by kind of layer where a config names them."""
+
+        def added(visible: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(visible, dtype=base.dtype).masked_fill_(~visible, -torch.inf)[:, None]
+
+        window, kinds = getattr(base.config, "sliding_window", None), getattr(base.config, "layer_types", None)
+        in_window = seen if window is None else seen & (self._columns > at[:, None] - window)
+        if kinds is None:
+            return added(in_window)
+        return {"full_attention": added(seen), "sliding_attention": added(in_window)}
 
     @property
     def ended(self) -> bool:
         """Whether each continuation has its end token by now; waits for the device, so it cannot be captured."""
         n_tokens = int(self._at) - self._width + 1
-        return bool((self._tokens[:, :n_tokens] == self._end).any(dim=1).all())
+        return all(self._ends.intersection(text) for text in self._tokens[:, :n_tokens].tolist())
 
     def texts(self) -> list[list[int]]:
         """The continuations, each up to its first end token, that included."""
-        return [_up_to(self._end, text) for text in self._tokens.tolist()]
+        return [_up_to(self._ends, text) for text in self._tokens.tolist()]
 
 
 def greedy_texts(
-    model: "PreTrainedModel | PeftModel", prompts: Sequence[Sequence[int]], *, n_new: int, end: int
+    model: "PreTrainedModel | PeftModel", prompts: Sequence[Sequence[int]], *, n_new: int, ends: Sequence[int]
 ) -> list[list[int]]:
-    """Continue each prompt by its most likely tokens: up to `n_new` of them, `end` included.
+    """Continue each prompt by its most likely tokens: up to `n_new` of them, the first of `ends` included.
 
     Args:
         model: the base, with an adapter or without.
     """
     core = core_of(model)
-    decoder = GreedyDecoder(core, prompts, n_new=n_new, end=end)
+    if family_of(core.config.model_type) is None:
+        return _generated(core, prompts, n_new=n_new, ends=ends)
+    decoder = GreedyDecoder(core, prompts, n_new=n_new, ends=ends)
     with lean_modules(model):
         decoder.first(core)
         if core.device.type == "cuda" and n_new > 2:
@@ -112,6 +133,31 @@ def greedy_texts(
     return decoder.texts()
 
 
-def _up_to(end: int, tokens: list[int]) -> list[int]:
-    """The tokens until the first `end`, that included; all of them where there is none."""
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+@torch.no_grad()
+def _generated(
+    core: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, n_new: int, ends: Sequence[int]
+) -> list[list[int]]:
+    """The same by transformers' own greedy search, for a base of no family here, a prompt at a time."""
+    settings = GenerationConfig(max_new_tokens=n_new, do_sample=False, eos_token_id=list(ends) or None, pad_token_id=0)
+    texts = []
+    for prompt in prompts:
+        ids = torch.tensor([list(prompt)], device=core.device)
+        found = core.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        texts.append(_up_to(frozenset(ends), found[0, len(prompt) :].tolist()))
+    return texts
+
+
+def _without_windows(config: "PretrainedConfig") -> "PretrainedConfig":
+    """A base's config whose layers all attend to every column."""
+    config = copy.deepcopy(config)
+    if getattr(config, "sliding_window", None) is not None:
+        config.sliding_window = None
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = ["full_attention"] * config.num_hidden_layers
+    return config
+
+
+def _up_to(ends: frozenset[int], tokens: list[int]) -> list[int]:
+    """The tokens until the first of `ends`, that included; all of them where there is none."""
+    n_tokens = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:n_tokens]

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from trainables.data.tokens import HELD_OUT_TOKENS, IGNORE, TokenRow, pad
 from trainables.evaluation.decoding import greedy_texts
-from trainables.models.base_model import core_of
-from trainables.models.chunked_loss import aligned_logits, supervised
+from trainables.models.architecture import context_of
+from trainables.models.base_model import core_of, end_tokens, padding_token
+from trainables.models.chunked_loss import supervised
+from trainables.models.head import logits_of
 from trainables.models.lean import lean_modules
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ HEAD_TOKENS = 1024
 
 def eval_length(model: "PreTrainedModel | PeftModel") -> int:
     """Tokens of a held-out row that this base reads."""
-    return min(EVAL_LENGTH_TOKENS, model.config.max_position_embeddings)
+    return min(EVAL_LENGTH_TOKENS, context_of(model.config))
 
 
 def grouped_by_length(lengths: Sequence[int]) -> list[list[int]]:
@@ -54,7 +56,7 @@ def _padded_groups(
     length = eval_length(base)
     for group in grouped_by_length([min(len(row.input_ids), length) for row in rows]):
         batch = [rows[i] for i in group]
-        yield group, *pad(batch, max_length_tokens=length, pad_id=base.config.eos_token_id)
+        yield group, *pad(batch, max_length_tokens=length, pad_id=padding_token(base))
 
 
 def _hidden(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor) -> torch.Tensor:
@@ -86,19 +88,18 @@ def token_losses(
 ) -> NDArray[np.float64]:
     """Cross-entropy in nats of each token given the state that predicts it: (n_tokens,)."""
     targets = torch.tensor(tokens).to(states.device)
-    head = core_of(model).get_output_embeddings().weight
-    return torch.cat(list(_nats(states, head, targets))).double().cpu().numpy()
+    return torch.cat(list(_nats(core_of(model), states, targets))).double().cpu().numpy()
 
 
-def _nats(states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> Iterator[torch.Tensor]:
+def _nats(core: "PreTrainedModel", states: torch.Tensor, targets: torch.Tensor) -> Iterator[torch.Tensor]:
     """Cross-entropy of each target, HEAD_TOKENS of them at a time."""
     for chunk, chunk_targets in zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True):
-        yield -_log_probabilities(chunk, head).gather(1, chunk_targets[:, None]).flatten()
+        yield -_log_probabilities(core, chunk).gather(1, chunk_targets[:, None]).flatten()
 
 
-def _log_probabilities(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+def _log_probabilities(core: "PreTrainedModel", states: torch.Tensor) -> torch.Tensor:
     """Of the next token after each state: (n, vocabulary rounded up), float32; -inf beyond the vocabulary."""
-    return aligned_logits(states, head).log_softmax(dim=-1, dtype=torch.float32)
+    return logits_of(core, states).log_softmax(dim=-1, dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -115,11 +116,12 @@ def divergence(
     Returns:
         KL(reference || ours) in nats and whether the most likely token is the same, both (n_tokens,).
     """
-    head = core_of(model).get_output_embeddings().weight
+    core = core_of(model)
+    head = core.get_output_embeddings().weight
     kl, same_top1 = [], []
     for a, b in zip(ours.split(HEAD_TOKENS), reference.split(HEAD_TOKENS), strict=True):
-        log_a = _log_probabilities(a.to(head.dtype), head)
-        log_b = _log_probabilities(b.to(head.dtype), head)
+        log_a = _log_probabilities(core, a.to(head.dtype))
+        log_b = _log_probabilities(core, b.to(head.dtype))
         same_top1.append(log_a.argmax(dim=-1) == log_b.argmax(dim=-1))
         log_a[:, len(head) :] = 0.0  # beyond the vocabulary: equal, so that they add nothing
         log_b[:, len(head) :] = 0.0
@@ -175,11 +177,11 @@ def mean_nats(model: "PreTrainedModel | PeftModel", rows: EvalBatches) -> torch.
 
     A token's loss is float32, their sum float64.
     """
-    head = core_of(model).get_output_embeddings().weight
-    total = torch.zeros((), dtype=torch.float64, device=head.device)
+    core = core_of(model)
+    total = torch.zeros((), dtype=torch.float64, device=core.device)
     for input_ids, positions, targets in rows.batches:
         states = _hidden(model, input_ids).flatten(0, 1).index_select(0, positions)
-        total += sum(nats.double().sum() for nats in _nats(states, head, targets))
+        total += sum(nats.double().sum() for nats in _nats(core, states, targets))
     return total / rows.n_tokens
 
 
@@ -191,7 +193,7 @@ def eval_loss(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) ->
 
 def greedy(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
     """Greedy continuation of each row's prompt: up to MAX_NEW_TOKENS tokens, end token included."""
-    return greedy_texts(model.eval(), prompts_of(model, rows), n_new=MAX_NEW_TOKENS, end=model.config.eos_token_id)
+    return greedy_texts(model.eval(), prompts_of(model, rows), n_new=MAX_NEW_TOKENS, ends=end_tokens(model))
 
 
 def prompts_of(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:

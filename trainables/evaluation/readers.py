@@ -16,6 +16,7 @@ from trainables.capture.capture import attached_matrices, captured, on_stream
 from trainables.data.tokens import TokenRow
 from trainables.evaluation import held_out
 from trainables.evaluation.decoding import GreedyDecoder
+from trainables.models.base_model import end_tokens, padding_token
 from trainables.models.lean import full_weights, lean_modules, multiplied_by
 from trainables.models.lora import AdapterWeights, fresh_matrices, name_in_file
 
@@ -75,8 +76,8 @@ class ReaderBuffers:
         self._full_weights: dict[Precision, dict[torch.nn.Module, torch.Tensor]] = {}
         self.eval_batches = held_out.eval_batches(base, rows)
         self.prompts = held_out.prompts_of(base, rows[: held_out.N_DECODED_ROWS])
-        n_new, end = held_out.MAX_NEW_TOKENS, base.config.eos_token_id
-        self.decoder = GreedyDecoder(base, self.prompts, n_new=n_new, end=end)
+        n_new, ends = held_out.MAX_NEW_TOKENS, end_tokens(base)
+        self.decoder = GreedyDecoder(base, self.prompts, n_new=n_new, ends=ends)
         width, dtype = base.config.hidden_size, base.dtype
         self.states = torch.zeros(self.eval_batches.n_tokens, width, dtype=dtype, device=base.device)
         self.pooled = torch.zeros(len(self.prompts), width, device=base.device)
@@ -84,7 +85,9 @@ class ReaderBuffers:
         self.continuations: list[ContinuationBatch] = []
         for group in held_out.grouped_by_length(lengths):
             length = max(lengths[i] for i in group)
-            self.continuations.append(ContinuationBatch(rows=group, length=length, end=end, device=base.device))
+            self.continuations.append(
+                ContinuationBatch(rows=group, length=length, pad=padding_token(base), device=base.device)
+            )
 
     def full_weights(self, base: "PreTrainedModel", precision: "Precision") -> dict[torch.nn.Module, torch.Tensor]:
         """Dequantized weights of the 4-bit modules, made once.
@@ -106,14 +109,14 @@ class ContinuationBatch:
 
     Attributes:
         rows: (n_rows,), indices of the prompts among all prompts.
-        ids: (n_rows, length), tokens, the end token in place of padding.
+        ids: (n_rows, length), tokens, padded on the right.
         weights: (n_rows, length) float32, 1 at the positions of a text, else 0.
     """
 
-    def __init__(self, *, rows: Sequence[int], length: int, end: int, device: torch.device) -> None:
-        self._indices, self._end = tuple(rows), end
+    def __init__(self, *, rows: Sequence[int], length: int, pad: int, device: torch.device) -> None:
+        self._indices, self._pad = tuple(rows), pad
         self.rows = torch.tensor(rows, device=device)
-        self.ids = torch.full((len(rows), length), end, device=device)
+        self.ids = torch.full((len(rows), length), pad, device=device)
         self.weights = torch.ones((len(rows), length), device=device)
 
     def set_texts(self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> None:
@@ -122,7 +125,7 @@ class ContinuationBatch:
         Args:
             prompts, texts: of all rows, not of this batch alone.
         """
-        ids, weights = torch.full(self.ids.shape, self._end), torch.zeros(self.weights.shape)
+        ids, weights = torch.full(self.ids.shape, self._pad), torch.zeros(self.weights.shape)
         for row, index in enumerate(self._indices):
             prompt, continued = prompts[index], [*prompts[index], *texts[index]]
             ids[row, : len(continued)] = torch.tensor(continued)

@@ -10,31 +10,29 @@ PyTorch and transformers are imported where they are used: the command line chec
 
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache as cached
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from trainables import demo
-from trainables.data import hub
-from trainables.models.families import MODEL_TYPES, family_of
+from trainables.data import hub_models
+from trainables.models.architecture import check_architecture, check_no_adapter, context_tokens
+from trainables.models.families import family_of
+from trainables.models.stored import check_stored, weight_files
 from trainables.values.config import RANDOM_PREFIX, Precision, Weights, Workload
-from trainables.values.errors import ConfigError, did_you_mean
+from trainables.values.errors import ConfigError
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
-logger = logging.getLogger(__name__)
+__all__ = ["BaseModel", "context_tokens", "core_of", "find", "load", "local_folder"]
 
-CODE_NAMING_FILES = ("config.json", "tokenizer_config.json")
-"""Their `auto_map` may name classes to import from a model's own folder or from another repo."""
-GPT2_POSITIONS = 1024
-"""Positions of a base whose config does not give them."""
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+"""A tokenizer is one of them, the second with merges.txt."""
 RANDOM_SEED = 0
 STAND_IN_FILE = "stand_in.json"
 """Describes how a stand-in was trained; `seconds` is its training time."""
@@ -76,7 +74,7 @@ def find(source: str, cache: Path) -> BaseModel:
     """
     folder = local_folder(source)
     if folder is None:
-        folder = hub.fetch_model(source, check=check_architecture)
+        folder = hub_models.fetch_model(source, check=check_architecture)
         return BaseModel(source=source, folder=folder, weights="pretrained")
     if source == "demo":
         return BaseModel(source=source, folder=folder, weights="demo")
@@ -93,85 +91,47 @@ def local_folder(source: str) -> Path | None:
     Raises:
         ConfigError: the folder lacks a config, a tokenizer or weights, or see `check_architecture`.
     """
+    folder = _named_folder(source)
+    if folder is None or source == "demo":
+        return folder
+    check_no_adapter(folder)
+    if any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"BASE_MODEL: {str(folder)!r} holds GGUF files alone, whose weights are quantized already; "
+            "give the model that they were made from"
+        )
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"BASE_MODEL: no config.json in {str(folder)!r}; give a model folder, a hub id or 'demo'")
+    check_architecture(folder)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ConfigError(
+            f"BASE_MODEL: no tokenizer in {str(folder)!r}; it needs tokenizer.json, tokenizer.model, or vocab.json and "
+            "merges.txt"
+        )
+    if not source.startswith(RANDOM_PREFIX):
+        if not weight_files(folder):
+            raise ConfigError(
+                f"BASE_MODEL: {source} has a config but no *.safetensors; "
+                f"to measure cost on random weights say BASE_MODEL={RANDOM_PREFIX}{source}"
+            )
+        check_stored(folder)
+    return folder
+
+
+def _named_folder(source: str) -> Path | None:
+    """The folder that `source` names on this machine, as it is; None where it names a repo on the hub."""
     if source == "demo":
         return demo.FOLDER
     name = source.removeprefix(RANDOM_PREFIX)
     if name == source and not source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         return None
-    folder = Path(name).expanduser().resolve()
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"BASE_MODEL: no config.json in {str(folder)!r}; give a model folder, a hub id or 'demo'")
-    check_architecture(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise ConfigError(
-            f"BASE_MODEL: no tokenizer in {str(folder)!r}; it needs tokenizer.json, or vocab.json and merges.txt"
-        )
-    if name == source and not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"BASE_MODEL: {source} has a config but no *.safetensors; "
-            f"to measure cost on random weights say BASE_MODEL={RANDOM_PREFIX}{source}"
-        )
-    return folder
+    return Path(name).expanduser().resolve()
 
 
-def check_architecture(folder: Path) -> None:
-    """Refuse a base by its config files alone, before anything of it is loaded.
-
-    Code that a folder brings is never run: where transformers has the model type itself, it is ignored, which is
-    logged; any other model could not be loaded without.
-
-    Raises:
-        ConfigError: the model is made of such code, or its `model_type` is not one of MODEL_TYPES.
-    """
-    model_type = str(_values(folder / "config.json").get("model_type"))
-    with_code = [name for name in CODE_NAMING_FILES if "auto_map" in _values(folder / name)]
-    if with_code and not _is_transformers_own(model_type):
-        raise ConfigError(
-            f"BASE_MODEL: {with_code[0]} in {str(folder)!r} names code to run (auto_map), and no code of a model is "
-            f"ever run; model_type {model_type!r} is not one of transformers' own; choose a model that is"
-        )
-    if model_type not in MODEL_TYPES:
-        raise ConfigError(
-            f"BASE_MODEL: model_type {model_type!r} in {str(folder / 'config.json')!r} is not supported"
-            f"{did_you_mean(model_type, MODEL_TYPES)}"
-        )
-    if with_code:
-        _log_ignored_code(folder, " and ".join(with_code))
-
-
-def _is_transformers_own(model_type: str) -> bool:
-    if model_type in MODEL_TYPES:
-        return True
-    from transformers.models.auto import auto_mappings  # a table of names; unlike its package it imports no PyTorch
-
-    return model_type in auto_mappings.CONFIG_MAPPING_NAMES
-
-
-@cached  # a sweep looks at its base more than once
-def _log_ignored_code(folder: Path, files: str) -> None:
-    logger.warning("base %s: the code that %s names (auto_map) is ignored; transformers' own is used", folder, files)
-
-
-def _values(path: Path) -> Mapping[str, Any]:
-    """A JSON object from a file; empty where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise ConfigError(f"BASE_MODEL: {str(path)!r} is not a JSON object; bring the file again")
-    return values
-
-
-def context_tokens(folder: Path) -> int:
-    """Positions of the base in a folder, from its config alone; GPT2_POSITIONS where it does not give them."""
-    values = _values(folder / "config.json")
-    n_positions = values.get("n_positions", values.get("max_position_embeddings", GPT2_POSITIONS))
-    if not isinstance(n_positions, int):
-        raise ConfigError(f"BASE_MODEL: n_positions in {str(folder / 'config.json')!r} is {n_positions!r}, no number")
-    return n_positions
+def config_folder(source: str) -> Path | None:
+    """A folder with the config.json of a base, its own or the hub's cache; None where there is none on this machine."""
+    folder = _named_folder(source) or hub_models.cached_config(source)
+    return folder if folder is not None and (folder / "config.json").is_file() else None
 
 
 def _stand_in_seconds(folder: Path) -> float:
@@ -225,8 +185,12 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
 
     "16bit" is the compute dtype throughout. "nf4" quantizes every linear module of the blocks to
     4-bit NormalFloat in blocks of 64 with double quantization (Dettmers et al. 2023,
-    arXiv:2305.14314, section 3); embeddings, the tied head and norms stay in the compute dtype.
-    The base's own dropouts are set to 0.
+    arXiv:2305.14314, section 3); embeddings, the head (tied or not) and norms stay in the compute dtype.
+    The base's own dropouts are set to 0. Weights are mapped from disk and go to the device tensor by tensor: the host
+    never holds them all.
+
+    Raises:
+        ConfigError: the weights in the folder are not those of its config.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
@@ -234,7 +198,7 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
     dtype = getattr(torch, workload.compute_dtype)
     config = AutoConfig.from_pretrained(workload.base_folder, local_files_only=True, trust_remote_code=False)
     family = family_of(config.model_type)
-    for name in family.dropouts if family else ():
+    for name in family.dropouts if family else dropouts_of(config):
         setattr(config, name, 0.0)
     quantization = None
     if precision == "nf4":
@@ -244,21 +208,58 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        workload.base_folder,
-        config=config,
-        dtype=dtype,
-        quantization_config=quantization,
-        attn_implementation="sdpa",
-        device_map={"": device},
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            workload.base_folder,
+            config=config,
+            dtype=dtype,
+            quantization_config=quantization,
+            attn_implementation="sdpa" if family else None,
+            device_map={"": device},
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+        )
+    except ValueError as error:
+        if "Unrecognized configuration" not in str(error):
+            raise
+        raise ConfigError(f"BASE_MODEL: {workload.base_model}: {str(error).strip().splitlines()[0]}") from None
+    _refuse_other_weights(workload, loading)
     model.requires_grad_(False)
     if precision == "nf4":
         _forbid_repacking(model)
     return model.eval()
+
+
+def dropouts_of(config: "PretrainedConfig") -> list[str]:
+    """Fields of a config that hold a probability of dropout, by their names; for a base of no family."""
+    names = []
+    for name, value in config.to_dict().items():
+        if type(value) is float and ("drop" in name):
+            names.append(name)
+    return names
+
+
+LOADING_FAULTS = {
+    "missing_keys": "lack {}",
+    "mismatched_keys": "have {} in another size",
+    "unexpected_keys": "have {}, and the model of its config.json has not",
+}
+"""What transformers tells of tensors that it left as newly drawn or dropped, and how it is said."""
+
+
+def _refuse_other_weights(workload: Workload, loading: Mapping[str, Any]) -> None:
+    """Raise where a tensor of the model was not in its files, which left it newly drawn, or the other way round."""
+    for kind, words in LOADING_FAULTS.items():
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in loading.get(kind) or ())
+        if names:
+            more = f" (and {len(names) - 1} more)" if names[1:] else ""
+            raise ConfigError(
+                f"BASE_MODEL: the weights of {workload.base_model} {words.format(repr(names[0]) + more)}; "
+                "config.json and weights are of different models, bring both again"
+            )
 
 
 def core_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
@@ -277,6 +278,23 @@ def set_checkpointing(model: "PreTrainedModel", wanted: bool) -> None:
         getattr(model, f"{name}_checkpointing_enable")(kwargs)
     elif getattr(model, f"is_{name}_checkpointing"):
         getattr(model, f"{name}_checkpointing_disable")()
+
+
+def end_tokens(model: "PreTrainedModel | PeftModel") -> tuple[int, ...]:
+    """The tokens that end a text, as generation_config.json and config.json name them; empty where they name none."""
+    core = core_of(model)
+    ends: list[int] = []
+    for config in (core.config, core.generation_config):
+        named = getattr(config, "eos_token_id", None)
+        for token in named if isinstance(named, list | tuple) else [named]:
+            if token is not None and token not in ends:
+                ends.append(token)
+    return tuple(ends)
+
+
+def padding_token(model: "PreTrainedModel | PeftModel") -> int:
+    """What rows are filled up with on the right, where causal attention never looks: an end token, or token 0."""
+    return next(iter(end_tokens(model)), 0)
 
 
 def _forbid_repacking(model: "PreTrainedModel") -> None:

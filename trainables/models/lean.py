@@ -18,6 +18,7 @@ from trainables.models.chunked_loss import ChunkedLoss
 from trainables.models.dropout_mask import MaskedDropout
 from trainables.models.families import family_of
 from trainables.models.fused_blocks import fused_blocks
+from trainables.models.head import has_plain_head, logits_of
 from trainables.models.lora_linear import LoraLinear, Matrices, full_weight, is_conv1d, read_through, rounded_matrices
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def lean_loss(
     with lean_modules(model):
         hidden = core.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     states = hidden.flatten(0, 1).index_select(0, positions)  # (n, width)
+    if not has_plain_head(core):
+        return F.cross_entropy(logits_of(core, states).float(), targets)
     return ChunkedLoss.apply(states, core.get_output_embeddings().weight, targets)
 
 

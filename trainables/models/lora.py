@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from trainables.data.hub_models import named_revision
 from trainables.models.families import FAMILIES, ordered_targets
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
@@ -122,7 +123,9 @@ def to_files(config: TrialConfig, matrices: "Mapping[str, torch.Tensor]", *, bas
     """
     from safetensors.torch import save
 
-    settings = _lora_config(config).to_dict() | {"base_model_name_or_path": base_name, "inference_mode": True}
+    name, revision = named_revision(base_name)
+    based_on = {"base_model_name_or_path": name, "revision": revision}
+    settings = _lora_config(config).to_dict() | based_on | {"inference_mode": True}
     settings["target_modules"] = sorted(settings["target_modules"])  # a set's order changes from process to process
     on_host = {name_in_file(name): matrix.detach().cpu().contiguous() for name, matrix in matrices.items()}
     return {

@@ -7,7 +7,7 @@ import typer
 
 from orchestrator.analysis.describe import every_setting
 from orchestrator.cli.options import AsJson, with_settings
-from orchestrator.driver import duration, plan
+from orchestrator.driver import base_targets, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
 
 
@@ -30,6 +30,7 @@ def run(
         _print_plan(settings, as_json)
         return
     plan.need_gpu(settings.device, settings.address)
+    settings = base_targets.fetched(settings)
     from orchestrator.cli.running import run_sweep  # with what a sweep needs: no bad setting waits for that
 
     run_sweep(settings, resume=False, as_json=as_json)
@@ -37,10 +38,11 @@ def run(
 
 def _print_plan(settings: SweepSettings, as_json: bool) -> None:
     firsts = plan.first_configs(settings, 5)
-    peaks = plan.predicted_peaks_mib(settings, firsts)
+    peaks, coverage = plan.predicted_peaks_mib(settings, firsts), base_targets.coverage_lines(settings)
     if as_json:
         configs = [config.to_dict() for config in firsts]
         planned = {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}
+        planned["coverage"] = coverage
         print(json.dumps(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT)}))
         return
     space = settings.space
@@ -53,6 +55,7 @@ def _print_plan(settings: SweepSettings, as_json: bool) -> None:
     print(f"sweep {settings.name}: space {space.name} ({space.method}), {settings.n_trials} trials and their baselines")
     print(f"base model {settings.base_model}, data {settings.data}, on {settings.device}")
     print(f"objectives {', '.join(settings.objectives)}; similarity at least {settings.min_similarity:g}")
+    print("\n".join(coverage))
     if said:
         print("; ".join(said))
     if line := duration.text(settings, ROOT):

@@ -9,15 +9,28 @@ then holds it to transformers' and peft's own forward. Importable without PyTorc
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainables.cost.predicted_memory import Shape
-from trainables.models.families import gpt2
-from trainables.models.families.family import ModelFamily
-from trainables.values.errors import ConfigError, did_you_mean
+from trainables.models.families import gemma3, generic, gpt2, llama, mistral, qwen2, qwen3, smollm3, targets
+from trainables.models.families.family import GROUPS, ModelFamily
 
-FAMILIES: tuple[ModelFamily, ...] = (gpt2.FAMILY,)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["FAMILIES", "GROUPS", "MODEL_TYPES", "ModelFamily"]
+
+FAMILIES: tuple[ModelFamily, ...] = (
+    gpt2.FAMILY,
+    llama.FAMILY,
+    mistral.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    smollm3.FAMILY,
+    gemma3.FAMILY,
+)
 MODEL_TYPES = frozenset(name for family in FAMILIES for name in family.model_types)
-"""Architectures that can be adapted, quantized and measured, as `model_type` in config.json names them."""
+"""Architectures described here, as `model_type` in config.json names them; any other runs as generic.py says."""
 
 
 def family_of(model_type: str) -> ModelFamily | None:
@@ -28,28 +41,24 @@ def family_of(model_type: str) -> ModelFamily | None:
     return None
 
 
-def ordered_targets(targets: Iterable[str]) -> tuple[str, ...]:
-    """Target modules in the order of the family that has them all, so that equal sets are equal tuples.
-
-    Raises:
-        ConfigError: no family has one of them (the nearest is named), or no single family has them all.
-    """
-    every: list[str] = []
-    for family in FAMILIES:
-        every += family.targets
-    wanted = list(targets)
-    for name in wanted:
-        if name not in every:
-            raise ConfigError(f"targets: no module {name!r}{did_you_mean(str(name), every)}")
-    for family in FAMILIES:
-        if set(wanted) <= set(family.targets):
-            return tuple(name for name in family.targets if name in wanted)
-    raise ConfigError(f"targets: no family of models has all of {', '.join(wanted)}")
+def family_of_model(base: "PreTrainedModel") -> ModelFamily:
+    """The family of a model, read off the model itself where none is described here."""
+    return family_of(base.config.model_type) or generic.described(base)
 
 
-def all_targets(targets: tuple[str, ...]) -> bool:
+def ordered_targets(names: Iterable[str]) -> tuple[str, ...]:
+    """Target modules in the order of the family that has them all, else by name: equal sets are equal tuples."""
+    return targets.ordered_targets(names, FAMILIES)
+
+
+def resolve_targets(names: Iterable[str], family: ModelFamily) -> tuple[str, ...]:
+    """The modules that groups and names stand for in a family, see trainables.models.families.targets."""
+    return targets.resolve_targets(names, family, FAMILIES)
+
+
+def all_targets(names: tuple[str, ...]) -> bool:
     """Whether these are all linear modules of some family's blocks."""
-    return any(targets == family.targets for family in FAMILIES)
+    return any(names == family.targets for family in FAMILIES)
 
 
 def shape_in(folder: Path) -> Shape | None:

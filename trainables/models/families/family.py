@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+GROUPS = ("qkv", "attention", "mlp", "all-linear")
+"""Names that stand for target modules of any family: query, key and value; those and attention's output; the
+feed-forward layer; all of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFamily:
@@ -19,6 +23,7 @@ class ModelFamily:
         name: for people.
         model_types: values of config.json's model_type.
         targets: every linear module of a block, by the end of its name, in the order of a forward pass.
+        groups: from each name in GROUPS to its targets, in the same order.
         blocks: name of the list of blocks within `model.base_model`.
         dropouts: fields of the config that hold the base's own dropout probabilities, all set to 0.
         is_transposed: 16-bit weights of the blocks are (inputs, outputs), as in transformers' Conv1D.
@@ -32,6 +37,7 @@ class ModelFamily:
     name: str
     model_types: frozenset[str]
     targets: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
     blocks: str
     dropouts: tuple[str, ...] = ()
     is_transposed: bool = False
@@ -42,3 +48,18 @@ class ModelFamily:
     def blocks_of(self, base: "PreTrainedModel") -> "list[nn.Module]":
         """The blocks of a base model, from the first to the last."""
         return list(base.base_model.get_submodule(self.blocks))
+
+    def modules_in(self, block: "nn.Module") -> "dict[str, nn.Module]":
+        """The targets that a block has, in their order."""
+        inside = dict(block.named_modules())
+        modules = {}
+        for target in self.targets:
+            for name, module in inside.items():
+                if ends_with(name, target):
+                    modules[target] = module
+        return modules
+
+
+def ends_with(name: str, target: str) -> bool:
+    """Whether a module of this name is one that a target names, as peft matches them: by whole parts of its end."""
+    return f".{name}".endswith(f".{target}")

@@ -9,6 +9,7 @@ from trainables.models.families.family import ModelFamily
 
 TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 """A bare "c_proj" would match two of them."""
+GROUPS = {"qkv": TARGETS[:1], "attention": TARGETS[:2], "mlp": TARGETS[2:], "all-linear": TARGETS}
 HUB_SHAPES = {
     "gpt2": Shape(n_layer=12, n_embd=768, n_head=12),
     "gpt2-medium": Shape(n_layer=24, n_embd=1024, n_head=16),
@@ -29,6 +30,7 @@ FAMILY = ModelFamily(
     name="GPT-2",
     model_types=frozenset({"gpt2"}),
     targets=TARGETS,
+    groups=GROUPS,
     blocks="h",
     dropouts=("attn_pdrop", "embd_pdrop", "resid_pdrop"),
     is_transposed=True,

@@ -195,7 +195,7 @@ def test_a_dry_run_says_the_first_configs_and_writes_nothing(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192}
+T5 = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
 IMPORTED = (
     *(sys.executable, "-c"),
     "import sys; from orchestrator.cli.main import main\n"
@@ -207,12 +207,12 @@ IMPORTED = (
 @pytest.mark.parametrize("verb", [("run",), ("run", "--dry-run"), ("sensitivity",)], ids="-".join)
 def test_a_base_of_another_architecture_is_refused_by_its_model_type_before_ray_or_torch_is_imported(verb, tmp_path):
     (tmp_path / "base").mkdir()
-    for name, text in {"config.json": json.dumps(LLAMA), "tokenizer.json": "{}", "model.safetensors": ""}.items():
+    for name, text in {"config.json": json.dumps(T5), "tokenizer.json": "{}", "model.safetensors": ""}.items():
         (tmp_path / "base" / name).write_text(text)
     refused = command(*verb, "--base-model", "base", cwd=tmp_path, program=IMPORTED)
     assert refused.code == 2, refused.err
-    assert refused.err.startswith("error: BASE_MODEL: model_type 'llama'"), refused.err
-    assert "(have: gpt2)" in refused.err
+    assert refused.err.startswith("error: BASE_MODEL: model_type 't5'"), refused.err
+    assert "is an encoder-decoder" in refused.err
     assert refused.out == "set()\n"
     assert refused.seconds < 5
     assert os.listdir(tmp_path) == ["base"]

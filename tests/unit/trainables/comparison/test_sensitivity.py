@@ -173,6 +173,10 @@ def opt_folder(tmp_path_factory):
     return folder
 
 
-def test_a_base_without_quantizable_modules_is_refused(opt_folder):
-    with pytest.raises(ConfigError, match=r"BASE_MODEL: 'opt' is of no family known here"):
-        modules_of(AutoModelForCausalLM.from_pretrained(opt_folder, trust_remote_code=False))
+def test_of_a_base_of_no_family_all_linear_modules_of_the_blocks_are_taken(opt_folder):
+    opt = AutoModelForCausalLM.from_pretrained(opt_folder, trust_remote_code=False)
+    names = ("self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj", "fc1", "fc2")
+    assert list(modules_of(opt)) == [(0, name) for name in names]
+    opt.model.decoder.layers = torch.nn.ModuleList()
+    with pytest.raises(ConfigError, match="'opt' has no list of 1 blocks"):
+        modules_of(opt)

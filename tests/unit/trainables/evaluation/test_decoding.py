@@ -40,13 +40,13 @@ def plain(model, prompt: list[int], n_new: int, end: int) -> list[int]:
 
 @pytest.mark.parametrize("n_new", [1, 2, 3, 24])
 def test_each_prompt_of_a_batch_is_continued_as_if_it_were_alone(model, n_new):
-    assert greedy_texts(model, PROMPTS, n_new=n_new, end=END) == [plain(model, p, n_new, END) for p in PROMPTS]
+    assert greedy_texts(model, PROMPTS, n_new=n_new, ends=[END]) == [plain(model, p, n_new, END) for p in PROMPTS]
 
 
 def test_a_text_does_not_depend_on_the_prompts_beside_it(model):
-    together = greedy_texts(model, PROMPTS, n_new=12, end=END)
-    alone = [greedy_texts(model, [prompt], n_new=12, end=END)[0] for prompt in PROMPTS]
-    backwards = greedy_texts(model, PROMPTS[::-1], n_new=12, end=END)[::-1]
+    together = greedy_texts(model, PROMPTS, n_new=12, ends=[END])
+    alone = [greedy_texts(model, [prompt], n_new=12, ends=[END])[0] for prompt in PROMPTS]
+    backwards = greedy_texts(model, PROMPTS[::-1], n_new=12, ends=[END])[::-1]
     assert together == alone == backwards
     assert len({tuple(text) for text in together}) > 1, "all texts are equal: the test shows too little"
 
@@ -54,7 +54,7 @@ def test_a_text_does_not_depend_on_the_prompts_beside_it(model):
 def test_a_text_ends_with_the_first_end_token_even_where_it_is_the_first_of_all(model):
     whole = plain(model, PROMPTS[2], 12, end=-1)
     for end in set(whole):
-        (text,) = greedy_texts(model, [PROMPTS[2]], n_new=12, end=end)
+        (text,) = greedy_texts(model, [PROMPTS[2]], n_new=12, ends=[end])
         assert text == whole[: whole.index(end) + 1]
 
 
@@ -65,7 +65,7 @@ def test_on_a_cpu_nothing_is_read_after_every_text_has_ended(model):
     try:
         for end in set(whole):
             reads.clear()
-            (text,) = greedy_texts(model, [PROMPTS[2]], n_new=12, end=end)
+            (text,) = greedy_texts(model, [PROMPTS[2]], n_new=12, ends=[end])
             assert len(reads) == len(text)
     finally:
         hook.remove()
@@ -73,9 +73,9 @@ def test_on_a_cpu_nothing_is_read_after_every_text_has_ended(model):
 
 def test_an_end_token_within_a_prompt_ends_nothing(model):
     prompt = [9, END, 8, END]
-    assert greedy_texts(model, [prompt, PROMPTS[2]], n_new=8, end=END)[0] == plain(model, prompt, 8, END)
+    assert greedy_texts(model, [prompt, PROMPTS[2]], n_new=8, ends=[END])[0] == plain(model, prompt, 8, END)
 
 
 def test_a_prompt_and_its_text_may_fill_the_base_to_its_last_position(model):
     prompt = [int(i) for i in torch.randint(1, 1024, (250,), generator=torch.Generator().manual_seed(2))]
-    assert greedy_texts(model, [prompt, [5]], n_new=6, end=END)[0] == plain(model, prompt, 6, END)
+    assert greedy_texts(model, [prompt, [5]], n_new=6, ends=[END])[0] == plain(model, prompt, 6, END)

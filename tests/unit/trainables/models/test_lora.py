@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.bases import IDS, assert_untouched, logits, state_of
 from trainables.models import base_model, lora
-from trainables.models.families import ordered_targets
+from trainables.models.families import gpt2, ordered_targets, resolve_targets
 from trainables.models.families.gpt2 import TARGETS
 from trainables.training.eager import EagerEngine
 from trainables.values.config import TrialConfig
@@ -238,8 +238,8 @@ def test_a_target_that_the_base_does_not_have_is_refused_and_leaves_it_alone(sma
 
 
 def test_a_bare_c_proj_is_refused_since_it_names_two_modules():
-    with pytest.raises(ConfigError, match="no module 'c_proj'"):
-        ordered_targets(("c_proj",))
+    with pytest.raises(ConfigError, match=r"'c_proj' names several modules of GPT-2; did you mean 'attn\.c_proj'"):
+        resolve_targets(("c_proj",), gpt2.FAMILY)
 
 
 def test_equal_sets_of_targets_are_equal_tuples_in_the_familys_order():

@@ -1,0 +1,15 @@
+"""Qwen3, the dense ones (arXiv:2505.09388): as Llama; queries and keys are normalised by head."""
+
+from trainables.models.families.family import ModelFamily
+from trainables.models.families.gated import gated_shape
+from trainables.models.families.llama import GROUPS, TARGETS
+
+FAMILY = ModelFamily(
+    name="Qwen3",
+    model_types=frozenset({"qwen3"}),
+    targets=TARGETS,
+    groups=GROUPS,
+    blocks="layers",
+    dropouts=("attention_dropout",),
+    shape_of=gated_shape,
+)
