@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, Shape, predicted_peak_mib
+from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
+from trainables.cost.shape import Shape
 from trainables.values.config import ComputeDtype, TrialConfig
 
 

@@ -12,7 +12,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -21,8 +21,9 @@ from time import perf_counter
 from typing import Any, get_args
 
 from trainables.cost.device import count_gpus
-from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, Shape, predicted_peak_mib
-from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS
+from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
+from trainables.cost.shape import Shape
+from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS, sized
 from trainables.values.config import ComputeDtype, Loop, Precision, TrialConfig, Workload
 
 RECORDED = tuple(sorted(Path(__file__).parent.glob("memory_shapes_*.jsonl")))
@@ -91,9 +92,9 @@ def measured(shape: Shape, seed: int, dtype: ComputeDtype, device: str) -> Itera
     from trainables.models import base_model
 
     warnings.filterwarnings("ignore")
-    yield {"shape": asdict(shape), "dtype": dtype, "device": device_name(device), "seed": seed}
+    yield {"shape": sizes_of(shape), "dtype": dtype, "device": device_name(device), "seed": seed}
     with TemporaryDirectory() as folder:
-        GPT2LMHeadModel(GPT2Config(**asdict(shape))).save_pretrained(folder)
+        GPT2LMHeadModel(GPT2Config(**sizes_of(shape))).save_pretrained(folder)
         blank = dict.fromkeys(("base_model", "base_fingerprint", "data", "data_folder", "data_digest"), "")
         workload = Workload(base_folder=folder, weights="random", compute_dtype=dtype, **blank)
         for precision in get_args(Precision):
@@ -104,6 +105,12 @@ def measured(shape: Shape, seed: int, dtype: ComputeDtype, device: str) -> Itera
                     yield line | {"peak_memory_mib": _peak_mib(base, config_of(line), dtype, device)}
             del base
             torch.cuda.empty_cache()
+
+
+def sizes_of(shape: Shape) -> dict[str, int]:
+    """The sizes of a GPT-2 by the names of its config."""
+    sizes = {name: getattr(shape, name) for name in ("n_layer", "n_head", "vocab_size", "n_positions")}
+    return sizes | {"n_embd": shape.hidden_size}
 
 
 def _peak_mib(base: Any, config: TrialConfig, dtype: ComputeDtype, device: str) -> float:
@@ -132,7 +139,7 @@ def read(path: Path) -> Run:
     """A run from its file."""
     head, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     peaks = tuple((config_of(line), line["peak_memory_mib"]) for line in lines)
-    return Run(**head | {"shape": Shape(**head["shape"]), "peaks_mib": peaks})
+    return Run(**head | {"shape": sized(**head["shape"]), "peaks_mib": peaks})
 
 
 def tolerance_mib(peak_mib: float) -> float:

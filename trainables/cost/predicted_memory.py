@@ -6,8 +6,9 @@ on a GPU. The rest are a few constants, fitted by hand to shapes of tests/bench/
 of predictions is measured on other shapes (`make bench-memory`).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
+from trainables.cost.shape import Shape
 from trainables.values.config import ComputeDtype, TrialConfig
 from trainables.values.results import MemoryBreakdown
 
@@ -31,35 +32,6 @@ SCALES_PER_SCALE = 256
 """Double quantization: so many 8-bit scales share one 32-bit scale (Dettmers et al. 2023, section 3)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """The sizes that memory is predicted from, by the names of GPT-2's config.
-
-    Attributes:
-        n_layer: blocks.
-        n_embd: width.
-        n_head: attention heads.
-        vocab_size, n_positions: rows of the two embeddings.
-    """
-
-    n_layer: int
-    n_embd: int
-    n_head: int
-    vocab_size: int = 50257
-    n_positions: int = 1024
-
-    @property
-    def modules(self) -> dict[str, tuple[int, int]]:
-        """Linear modules of a block by name: (inputs, outputs)."""
-        d = self.n_embd
-        return {
-            "attn.c_attn": (d, 3 * d),
-            "attn.c_proj": (d, d),
-            "mlp.c_fc": (d, 4 * d),
-            "mlp.c_proj": (4 * d, d),
-        }
-
-
 def predicted_breakdown(shape: Shape, config: TrialConfig, dtype: ComputeDtype) -> MemoryBreakdown:
     """Predicted parts of the memory at the peak of a full step; their sum is the predicted peak."""
     width = 4 if dtype == "float32" else 2
@@ -81,31 +53,24 @@ def predicted_peak_mib(shape: Shape, config: TrialConfig, dtype: ComputeDtype) -
     return sum(getattr(parts, field.name) for field in fields(parts))
 
 
-def _n_linear_weights(shape: Shape) -> int:
-    return shape.n_layer * sum(n_in * n_out for n_in, n_out in shape.modules.values())
-
-
 def _base_bytes(shape: Shape, config: TrialConfig, width: int) -> float:
     """Of the frozen base; `width` is bytes an element in the compute dtype, here and below."""
-    linear = _n_linear_weights(shape)
-    biases = shape.n_layer * sum(n_out for _, n_out in shape.modules.values())
-    norms = (2 * shape.n_layer + 1) * 2 * shape.n_embd
-    embeddings = (shape.vocab_size + shape.n_positions) * shape.n_embd
-    return linear * (0.5 if config.precision == "nf4" else width) + (biases + norms + embeddings) * width
+    others = shape.n_embedding_weights + shape.n_small_weights
+    return shape.n_linear_weights * (0.5 if config.precision == "nf4" else width) + others * width
 
 
 def _constants_bytes(shape: Shape, config: TrialConfig) -> float:
     """Of the scales and code books of NF4 weights."""
     if config.precision == "16bit":
         return 0.0
-    scales = _n_linear_weights(shape) / BLOCK_SIZE
+    scales = shape.n_linear_weights / BLOCK_SIZE
     a_module = (16 + 256 + 1) * 4  # two code books and the mean of the scales
     return scales + scales / SCALES_PER_SCALE * 4 + shape.n_layer * len(shape.modules) * a_module
 
 
 def _kept_bytes(shape: Shape, config: TrialConfig, width: int) -> float:
     """What the forward pass keeps for the backward pass: bytes a token of each tensor, in a block and after them."""
-    d, n_tokens = shape.n_embd, config.batch_size * config.max_length_tokens
+    d, n_tokens = shape.hidden_size, config.batch_size * config.max_length_tokens
     before = {  # kept on the way to each module
         "attn.c_attn": d * width + 8,  # norm's input and moments
         "attn.c_proj": 3 * d * width + d * width + 4 * shape.n_head,  # q k v, output and log-sums of attention
@@ -135,7 +100,7 @@ def _rest_mib(shape: Shape, config: TrialConfig, width: int) -> float:
     if config.precision == "nf4":
         fixed += UNSPLIT_MIB_PER_QUANTIZED_MODULE * shape.n_layer * len(shape.modules)
     n_tokens = config.batch_size * config.max_length_tokens
-    if n_tokens * shape.n_embd * width % (2 * MIB):
+    if n_tokens * shape.hidden_size * width % (2 * MIB):
         fixed += UNEVEN_MIB
     if config.loop == "standard":
         return fixed + n_tokens * shape.vocab_size * 8 / MIB  # the float32 logits' softmax and gradient

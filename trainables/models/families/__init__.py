@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainables.cost.predicted_memory import Shape
+from trainables.cost.shape import Shape
 from trainables.models.families import gpt2
 from trainables.models.families.family import ModelFamily
 from trainables.values.errors import ConfigError, did_you_mean

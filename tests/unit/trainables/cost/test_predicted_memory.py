@@ -17,17 +17,16 @@ from tests.bench.memory_shapes import FITTED_SEED, RECORDED, errors, read, shape
 from tests.support.sweeps import make
 from trainables.cost.memory import MIB, peak_of
 from trainables.cost.predicted_memory import (
-    Shape,
     predicted_breakdown,
     predicted_peak_mib,
 )
 from trainables.models import base_model, lora
 from trainables.models.families import shape_in
-from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS, shape_of
+from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS, shape_of, sized
 from trainables.training.eager import EagerEngine
 from trainables.values.config import TrialConfig
 
-SMALL = Shape(n_layer=2, n_embd=128, n_head=4, vocab_size=8192, n_positions=64)
+SMALL = sized(n_layer=2, n_embd=128, n_head=4, vocab_size=8192, n_positions=64)
 """Wide enough that each module has whole blocks of scales, with logits that outweigh a block."""
 MEDIUM = HUB_SHAPES["gpt2-medium"]
 RUNS = {path.stem: read(path) for path in RECORDED}
@@ -50,7 +49,7 @@ CONFIGS = st.builds(
 def small_folder(tmp_path_factory) -> Path:
     """SMALL with random weights."""
     folder = tmp_path_factory.mktemp("small-gpt2")
-    GPT2LMHeadModel(GPT2Config(**asdict(SMALL), bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+    GPT2LMHeadModel(GPT2Config(**memory_shapes.sizes_of(SMALL), bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
     return folder
 
 
@@ -247,6 +246,7 @@ WHOLE = GPT2Config().to_dict()
 OTHERS = {
     "another kind of model": WHOLE | {"model_type": "opt"},
     "a feed-forward layer of another width": WHOLE | {"n_inner": 1000},
+    "another activation": WHOLE | {"activation_function": "relu"},
     "no kind": {k: v for k, v in WHOLE.items() if k != "model_type"},
 }
 
