@@ -1,18 +1,18 @@
-"""How far trainables/predicted_memory.py is off, over many shapes of GPT-2 Medium on one GPU.
+"""How far trainables/cost/predicted_memory.py is off, over many shapes of GPT-2 Medium on one GPU.
 
 python tests/bench/memory_shapes.py --seed 1 --output FILE    measure (a GPU), then print the table
 python tests/bench/memory_shapes.py --from FILE...            print the table of earlier runs (no GPU)
 
-Without a GPU the second form is taken, of the recorded runs beside this file. Shapes are drawn from the
-seed; the predictor's constants were set with those of seed 0 in view, so any other seed gives shapes that it
-has not seen. Weights are random: bytes do not depend on values.
+Without a GPU the second form is taken, of the recorded runs beside this file. Shapes are drawn from the seed; the
+predictor's constants were set with those of seed 0 in view, so any other seed gives shapes that it has not seen.
+Weights are random: bytes do not depend on values. Peaks that others published follow.
 """
 
 import argparse
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -20,11 +20,13 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, get_args
 
+from tests.bench import memory_published
 from trainables.cost.device import count_gpus
-from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
+from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, breakdown_of, total_mib
+from trainables.cost.recipe import Recipe, recipe_of
 from trainables.cost.shape import Shape
 from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS, sized
-from trainables.values.config import ComputeDtype, Loop, Precision, TrialConfig, Workload
+from trainables.values.config import PROTOCOL_VERSION, ComputeDtype, Loop, Precision, TrialConfig, Workload
 
 RECORDED = tuple(sorted(Path(__file__).parent.glob("memory_shapes_*.jsonl")))
 """Earlier runs."""
@@ -45,6 +47,7 @@ class Run:
     Attributes:
         seed: of the drawn shapes.
         peaks_mib: each config with its measured peak.
+        protocol: version of the measurement protocol, see `recipe_at`.
     """
 
     shape: Shape
@@ -52,6 +55,17 @@ class Run:
     device: str
     seed: int
     peaks_mib: tuple[tuple[TrialConfig, float], ...]
+    protocol: int = 1
+
+    def predicted_mib(self, config: TrialConfig) -> float:
+        """Predicted peak of a config of this run."""
+        return total_mib(breakdown_of(self.shape, recipe_at(self.protocol, config, self.dtype)))
+
+
+def recipe_at(protocol: int, config: TrialConfig, dtype: ComputeDtype) -> Recipe:
+    """The recipe of a trial; under protocol 1 adapter products were in float32, and dropout kept its masks."""
+    recipe = recipe_of(config, dtype)
+    return replace(recipe, adapter_dtype="float32", keeps_masks=True) if protocol == 1 else recipe
 
 
 def shapes(seed: int) -> list[Values]:
@@ -92,7 +106,8 @@ def measured(shape: Shape, seed: int, dtype: ComputeDtype, device: str) -> Itera
     from trainables.models import base_model
 
     warnings.filterwarnings("ignore")
-    yield {"shape": sizes_of(shape), "dtype": dtype, "device": device_name(device), "seed": seed}
+    head = {"shape": sizes_of(shape), "dtype": dtype, "device": device_name(device), "seed": seed}
+    yield head | {"protocol": PROTOCOL_VERSION}
     with TemporaryDirectory() as folder:
         GPT2LMHeadModel(GPT2Config(**sizes_of(shape))).save_pretrained(folder)
         blank = dict.fromkeys(("base_model", "base_fingerprint", "data", "data_folder", "data_digest"), "")
@@ -151,7 +166,7 @@ def errors(run: Run) -> list[Values]:
     """For each precision and loop, and for all together, how far the predictions are off."""
     cells: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for config, peak in run.peaks_mib:
-        error = abs(predicted_peak_mib(run.shape, config, run.dtype) - peak)
+        error = abs(run.predicted_mib(config) - peak)
         for cell in ((config.precision, config.loop), ("all", "all")):
             cells.setdefault(cell, []).append((error, peak))
     cells["all", "all"] = cells.pop(("all", "all"))  # last
@@ -203,6 +218,8 @@ def main() -> None:
         print(f"measured in {perf_counter() - start:.0f} s: {asked.output}\n")
     for path in asked.sources or [asked.output]:
         show(read(path))
+        print()
+    memory_published.show()
 
 
 if __name__ == "__main__":
