@@ -12,7 +12,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -21,9 +21,9 @@ from time import perf_counter
 from typing import Any, get_args
 
 from tests.bench import memory_published
+from tests.bench.memory_families import recipe_at
 from trainables.cost.device import count_gpus
 from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, breakdown_of, total_mib
-from trainables.cost.recipe import Recipe, recipe_of
 from trainables.cost.shape import Shape
 from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS, sized
 from trainables.values.config import PROTOCOL_VERSION, ComputeDtype, Loop, Precision, TrialConfig, Workload
@@ -60,12 +60,6 @@ class Run:
     def predicted_mib(self, config: TrialConfig) -> float:
         """Predicted peak of a config of this run."""
         return total_mib(breakdown_of(self.shape, recipe_at(self.protocol, config, self.dtype)))
-
-
-def recipe_at(protocol: int, config: TrialConfig, dtype: ComputeDtype) -> Recipe:
-    """The recipe of a trial; under protocol 1 adapter products were in float32, and dropout kept its masks."""
-    recipe = recipe_of(config, dtype)
-    return replace(recipe, adapter_dtype="float32", keeps_masks=True) if protocol == 1 else recipe
 
 
 def shapes(seed: int) -> list[Values]:

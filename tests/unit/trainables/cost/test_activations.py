@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.bench.memory_shapes import recipe_at
+from tests.bench.memory_families import recipe_at
 from trainables.cost.memory import MIB, LiveStorages, peak_of
 from trainables.cost.predicted_memory import breakdown_of, moments
 from trainables.cost.recipe import stock
