@@ -18,9 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainables.capture.capture import CaptureFailed
-from trainables.cost import memory
-from trainables.evaluation.held_out import EvalBatches
 from trainables.models import lora
 from trainables.training.batches import Batch, full_batch, packed
 from trainables.training.eager import EagerEngine
@@ -30,14 +27,18 @@ from trainables.training.step_cost import step_cost
 from trainables.training.step_graphs import StepGraphs
 from trainables.values.checkpoint import Checkpoint
 from trainables.values.config import TrialConfig, rungs
-from trainables.values.errors import ConfigError, TrialFailed
-from trainables.values.results import Cost, Measurement
+from trainables.values.errors import CaptureFailed, ConfigError, TrialFailed
+from trainables.values.results import MIB, Cost, Measurement
 from trainables.worker_cache import WorkerCache
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from trainables.evaluation.held_out import EvalBatches
+
 MIN_LOSS_SCALE = 1.0
+MAX_LEAK_MIB = 2.0
+"""What may stay on the device after a trial: rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class _Training:
     steps: Sequence[Any]
     matrices: Mapping[str, torch.Tensor]
     model: "PeftModel | None"
-    validation: EvalBatches
+    validation: "EvalBatches"
     resident_mib: float
     cost: Cost
     fallback: str | None
@@ -124,7 +125,7 @@ class Trial:
         with oom_as_failure():
             validation = self._cache.held_out(self.config.precision)
             graphs, fallback = self._graphs() if with_graphs else (None, "no memory for captured steps")
-            resident_mib = memory.allocated_mib(self._cache.device)
+            resident_mib = self._cache.allocated_mib()
             cost = cost or self._measured_cost(graphs)
             if graphs:  # the adapter is a part of the graphs: it need not be attached
                 model, matrices = None, self._cache.fresh_matrices(self.config)
@@ -193,7 +194,6 @@ class Trial:
             TrialFailed: loss or gradient is not finite ("diverged"), or memory ran out ("oom").
             ValueError: the checkpoint is of an adapter of another size.
         """
-        torch.manual_seed(self.config.seed)  # dropout, equal for a trial and its baseline
         n_done = self._restore() if self._checkpoint else 0
         for step in rungs(self.config.max_steps):
             if step <= n_done:
@@ -208,9 +208,6 @@ class Trial:
         """Go on from the checkpoint; returns the number of steps done by then."""
         checkpoint, self._checkpoint = self._checkpoint, None
         self._training.engine.restore(checkpoint.engine)
-        torch.set_rng_state(torch.tensor(checkpoint.generators["cpu"]))
-        if "cuda" in checkpoint.generators:
-            torch.cuda.set_rng_state(torch.tensor(checkpoint.generators["cuda"]))
         return checkpoint.step
 
     def checkpoint(self, step: int, *, seconds: float) -> Checkpoint:
@@ -220,15 +217,11 @@ class Trial:
             step: of the last measurement.
             seconds: of training until then.
         """
-        generators = {"cpu": torch.get_rng_state().numpy()}
-        if self._cache.device == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state().numpy()
         return Checkpoint(
             key=self._cache.workload.key(self.config),
             step=step,
             seconds=seconds,
             engine=self._training.engine.state(),
-            generators=generators,
         )
 
     def _measure(self, step: int, losses: torch.Tensor) -> Measurement:
@@ -248,11 +241,7 @@ class Trial:
         if self._training.engine.loss_scale < MIN_LOSS_SCALE:  # float16 skips such steps: the loss alone would not tell
             n_bad = int(self._training.engine.n_bad_gradients)
             raise TrialFailed("diverged", f"not finite by step {step}: gradients in {n_bad} steps, at any loss scale")
-        return Measurement(
-            step=step,
-            train_loss_nats=train_loss,
-            eval_loss_nats=eval_loss,
-        )
+        return Measurement(step=step, train_loss_nats=train_loss, eval_loss_nats=eval_loss)
 
     def _not_finite(self, step: int, losses: torch.Tensor, eval_loss: float) -> str:
         """Says which figure is not finite, and since which step."""
@@ -269,18 +258,18 @@ class Trial:
         """Take the adapter off the base and free it; the trial cannot be used afterwards.
 
         Raises:
-            RuntimeError: more than memory.MAX_LEAK_MIB stay on the device; the next trial's figures would be wrong.
+            RuntimeError: more than MAX_LEAK_MIB stay on the device; the next trial's figures would be wrong.
         """
         resident_mib = self._training.resident_mib
         if self._training.model is not None:
             lora.detach(self._training.model)
         del self._training
-        leak_mib = memory.allocated_mib(self._cache.device) - resident_mib
-        if leak_mib > memory.MAX_LEAK_MIB:
+        leak_mib = self._cache.allocated_mib() - resident_mib
+        if leak_mib > MAX_LEAK_MIB:
             gc.collect()
-            leak_mib = memory.allocated_mib(self._cache.device) - resident_mib
-        if leak_mib > memory.MAX_LEAK_MIB:
-            raise RuntimeError(f"{leak_mib:.1f} MiB stay on the device after a trial (at most {memory.MAX_LEAK_MIB:g})")
+            leak_mib = self._cache.allocated_mib() - resident_mib
+        if leak_mib > MAX_LEAK_MIB:
+            raise RuntimeError(f"{leak_mib:.1f} MiB stay on the device after a trial (at most {MAX_LEAK_MIB:g})")
 
 
 @contextmanager
@@ -292,5 +281,5 @@ def oom_as_failure() -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the device
-        peak = torch.cuda.max_memory_allocated() / memory.MIB
+        peak = torch.cuda.max_memory_allocated() / MIB
         raise TrialFailed("oom", f"the GPU ran out of memory at {peak:.0f} MiB") from None

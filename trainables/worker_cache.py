@@ -1,37 +1,34 @@
 """Per-process cache shared by trials: tokenised rows, the frozen base at each precision, captured CUDA graphs."""
 
 import gc
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
 
-from trainables.capture.capture import CaptureFailed, abandon_capture, padded_rank
 from trainables.cost import memory
 from trainables.cost.device import device_id
 from trainables.cost.device_lock import DeviceLock
 from trainables.data import tokens
 from trainables.evaluation.held_out import EvalBatches, eval_batches
-from trainables.evaluation.readers import GraphReader, ReaderBuffers
 from trainables.models import base_model, lora
 from trainables.models.families import family_of
-from trainables.models.lora import AdapterWeights
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
-from trainables.training.step_graphs import GraphKey, StepGraphs, graph_key
+from trainables.training.graph_cache import GraphCache
 from trainables.values.config import Loop, Precision, TrialConfig, Workload
+from trainables.values.errors import CaptureFailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from trainables.evaluation.readers import GraphReader
+    from trainables.models.lora import AdapterWeights
+    from trainables.training.step_graphs import StepGraphs
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-MAX_STEP_GRAPHS = 16
-"""StepGraphs that stay on the device."""
 MAX_ON_HOST = 8
 """So many plans' batches, and so many fresh adapters, stay on the host."""
 _LIBRARIES_MIB: dict[str, float] = {}
@@ -64,12 +61,7 @@ class WorkerCache:
         self.untuned: dict[tuple[tokens.TokenRow, ...], tuple[list[list[int]], torch.Tensor]] = {}
         self._bases: dict[Precision, PreTrainedModel] = {}
         self._base_mib: dict[Precision, float] = {}
-        self._step_graphs: dict[GraphKey, StepGraphs] = {}
-        self._readers: dict[tuple[Precision, tuple[str, ...], int], GraphReader] = {}
-        self._reader_buffers: ReaderBuffers | None = None
-        self._pool: tuple[int, int] | None = None
-        self._stream: torch.cuda.Stream | None = None
-        self._capture_fault: str | None = None
+        self._graph_cache = GraphCache()
         self._validation: EvalBatches | None = None
         self._batches: dict[BatchPlan, Batches] = {}
         self._fresh_matrices: dict[tuple[int, int, tuple[str, ...]], dict[str, torch.Tensor]] = {}
@@ -90,12 +82,12 @@ class WorkerCache:
             self._bases[precision] = base_model.load(self.workload, precision, self.device)
             return
         gc.collect()
-        before = memory.allocated_mib(self.device)
+        before = self.allocated_mib()
         self._bases[precision] = base_model.load(self.workload, precision, self.device)
-        loaded = memory.allocated_mib(self.device)
+        loaded = self.allocated_mib()
         self._base_mib[precision] = loaded - before
         self._warm_up(precision)
-        _LIBRARIES_MIB.setdefault(self.device, memory.allocated_mib(self.device) - loaded)
+        _LIBRARIES_MIB.setdefault(self.device, self.allocated_mib() - loaded)
         gc.freeze()  # a collection would look through all of this again each time
 
     def held_out(self, precision: Precision) -> EvalBatches:
@@ -124,6 +116,10 @@ class WorkerCache:
         matrices = _cached(self._fresh_matrices, (config.seed, config.rank, config.targets), on_host)
         return {name: matrix.to(self.device, copy=True) for name, matrix in matrices.items()}
 
+    def allocated_mib(self) -> float:
+        """MiB in live tensors on the device now."""
+        return memory.allocated_mib(self.device)
+
     def others_mib(self, precision: Precision) -> float:
         """Allocated MiB that a fresh process would not have; subtracted from every measured peak.
 
@@ -133,99 +129,30 @@ class WorkerCache:
         if self.device == "cpu":
             return 0.0
         gc.collect()
-        return memory.allocated_mib(self.device) - self._base_mib[precision] - _LIBRARIES_MIB[self.device]
+        return self.allocated_mib() - self._base_mib[precision] - _LIBRARIES_MIB[self.device]
 
-    def graphs(self, config: TrialConfig, shapes: Iterable[StepShape]) -> StepGraphs:
-        """StepGraphs that can train a config, with graphs of these shapes; captured where they are missing.
+    def graphs(self, config: TrialConfig, shapes: Iterable[StepShape]) -> "StepGraphs":
+        """StepGraphs that can train a config; see GraphCache.step_graphs."""
+        return self._graph_cache.step_graphs(
+            self.base(config.precision),
+            config,
+            shapes,
+            eval_batches=self.held_out(config.precision),
+            compute_dtype=self.workload.compute_dtype,
+        )
 
-        Raises:
-            CaptureFailed: these steps cannot be captured on this device, or it has too little memory for it.
-        """
-        base, key = self.base(config.precision), graph_key(config)
-        with self._capturing():
-            graphs = self._step_graphs.pop(key, None) or StepGraphs(
-                base,
-                config,
-                eval_batches=self.held_out(config.precision),
-                compute_dtype=self.workload.compute_dtype,
-                pool=self._pool,
-                stream=self._stream,
-            )
-            graphs.capture(shapes)
-        self._step_graphs[key] = graphs  # those used last come last
-        if len(self._step_graphs) > MAX_STEP_GRAPHS:
-            del self._step_graphs[next(iter(self._step_graphs))]
-        return graphs
-
-    def reader(self, precision: Precision, weights: AdapterWeights | None) -> GraphReader:
-        """Reads the validation rows with an adapter, by CUDA graphs; captured where they are missing.
-
-        Args:
-            weights: None for the base alone, which any reader of its precision can read with.
-        Raises:
-            CaptureFailed: see `graphs`; or there is no GPU, or for the base alone no reader yet.
-        """
+    def reader(self, precision: Precision, weights: "AdapterWeights | None") -> "GraphReader":
+        """Reads the validation rows, see GraphCache.reader; without a GPU it raises CaptureFailed too."""
         if self.device != "cuda":
             raise CaptureFailed("there is no GPU")
-        with self._capturing():
-            if weights is None:
-                reader = self._any_reader(precision)
-            else:
-                reader = self._reader_for(precision, weights)
-            reader.load(weights)
-        return reader
-
-    def _any_reader(self, precision: Precision) -> GraphReader:
-        for (own_precision, *_), reader in self._readers.items():
-            if own_precision == precision:
-                return reader
-        raise CaptureFailed("nothing is captured yet")
-
-    def _reader_for(self, precision: Precision, weights: AdapterWeights) -> GraphReader:
-        base, rank = self.base(precision), padded_rank(weights.rank)
-        key = (precision, weights.targets, rank)
-        if key not in self._readers:
-            self._reader_buffers = self._reader_buffers or ReaderBuffers(base, self.rows["validation"])
-            config = TrialConfig(precision=precision, rank=rank, alpha=1, targets=weights.targets, dropout=0.0)
-            self._readers[key] = GraphReader(base, config, self._reader_buffers, pool=self._pool, stream=self._stream)
-        return self._readers[key]
-
-    @contextmanager
-    def _capturing(self) -> Iterator[None]:
-        """Inside, graphs can be captured with `_pool` and `_stream`.
-
-        Raises:
-            CaptureFailed: for lack of memory, after which a later capture may succeed; or the work cannot be captured
-                on this device, after which none is tried again.
-        """
-        if self._capture_fault:
-            raise CaptureFailed(self._capture_fault)
-        self._stream = self._stream or torch.cuda.Stream()
-        if not self._step_graphs and not self._readers:  # a pool is gone with the last graph that uses it
-            self._pool = torch.cuda.graph_pool_handle()
-        try:
-            yield
-        except RuntimeError as error:
-            traceback.clear_frames(error.__traceback__)
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            if not isinstance(error, torch.cuda.OutOfMemoryError):
-                self._capture_fault = reason
-                self._forget_graphs()  # their dropout uses the random generator that is replaced now
-                abandon_capture()
-                print(f"steps cannot be captured as CUDA graphs here; going on without: {reason}", file=sys.stderr)
-            raise CaptureFailed(reason) from None
-
-    def _forget_graphs(self) -> None:
-        self._step_graphs.clear()
-        self._readers.clear()
-        self._reader_buffers = None
+        return self._graph_cache.reader(self.base(precision), precision, weights, self.rows["validation"])
 
     def forget(self) -> bool:
         """Drop all cached bases and graphs; True if more than one object went, so a retry may fit."""
-        several = len(self._bases) + len(self._step_graphs) + len(self._readers) > 1
+        several = len(self._bases) + len(self._graph_cache) > 1
         self._bases.clear()
         self._base_mib.clear()
-        self._forget_graphs()
+        self._graph_cache.clear()
         self.untuned.clear()
         self._validation = None
         gc.unfreeze()

@@ -14,7 +14,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -23,11 +23,11 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, breakdown_of, total_mib
-from trainables.cost.recipe import Recipe, recipe_of
+from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_breakdown, total_mib
 from trainables.cost.shape import GROUPS, Shape
-from trainables.models.families.gated import SHAPES
-from trainables.values.config import PROTOCOL_VERSION, ComputeDtype, TrialConfig, Workload
+from trainables.models.families.gated import gated_shape
+from trainables.values.config import ComputeDtype, TrialConfig, Workload
+from trainables.values.results import MIB, MemoryBreakdown
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 N_SHAPES = {"seen": 6, "held out": 12}
@@ -38,18 +38,12 @@ FILE = "memory_families.jsonl"
 Values = dict[str, Any]
 
 
-def recipe_at(protocol: int, config: TrialConfig, dtype: ComputeDtype) -> Recipe:
-    """The recipe of a trial; under protocol 1 adapter products were in float32, and dropout kept its masks."""
-    recipe = recipe_of(config, dtype)
-    return replace(recipe, adapter_dtype="float32", keeps_masks=True) if protocol == 1 else recipe
-
-
 def drawn(family: str, part: str) -> Iterator[tuple[Values, TrialConfig]]:
     """Values of a config.json and a config each; those of one part of N_SHAPES are not those of another."""
     random = Random(f"{family}, {part}")
     for n in range(N_SHAPES[part]):
         values = _model(family, random)
-        yield values, _trial(SHAPES[family](values), random, n)
+        yield values, _trial(gated_shape(values), random, n)
 
 
 def _model(family: str, random: Random) -> Values:
@@ -58,6 +52,7 @@ def _model(family: str, random: Random) -> Values:
     n_head = n_kv_head * random.choice([2, 3, 4])
     width = n_head * head_dim if family in ("llama", "qwen2") else random.choice([512, 640, 1024, 1536])
     values = {
+        "model_type": family,
         "hidden_size": width,
         "num_hidden_layers": random.randint(4, 16),
         "num_attention_heads": n_head,
@@ -111,7 +106,7 @@ def measured(device: str, dtype: ComputeDtype) -> Iterator[Values]:
             for values, config in drawn(family, part):
                 line = {"part": part, "family": family, "values": values, "config": config.to_dict()}
                 peak = peak_mib(family, values, config, device=device, dtype=dtype)
-                yield line | {"dtype": dtype, "protocol": PROTOCOL_VERSION, "peak_mib": peak}
+                yield line | {"dtype": dtype, "peak_mib": peak}
 
 
 def peak_mib(family: str, values: Values, config: TrialConfig, *, device: str, dtype: ComputeDtype) -> float:
@@ -134,7 +129,7 @@ def peak_mib(family: str, values: Values, config: TrialConfig, *, device: str, d
         torch.cuda.reset_peak_memory_stats()
         engine.step(ids, ids)
         engine.step(ids, ids)
-        return torch.cuda.max_memory_allocated() / memory.MIB
+        return torch.cuda.max_memory_allocated() / MIB
     finally:
         del base, model, engine
         gc.collect()
@@ -150,7 +145,7 @@ def _base(family: str, values: Values, config: TrialConfig, device: str, dtype: 
     from trainables.models import base_model
 
     logging.disable_progress_bar()
-    made = AutoConfig.for_model(family, **values)
+    made = AutoConfig.for_model(**values)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(made, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     if config.precision == "16bit":
@@ -163,12 +158,16 @@ def _base(family: str, values: Values, config: TrialConfig, device: str, dtype: 
         return base_model.load(workload, config.precision, device)
 
 
-def predicted(line: Values) -> float:
-    """Predicted peak of a line, by the code as it is."""
-    shape = SHAPES[line["family"]](line["values"])
+def parts_of(line: Values) -> MemoryBreakdown:
+    """Predicted parts of a line's peak, by the code as it is."""
+    shape = gated_shape(line["values"])
     assert shape is not None
-    recipe = recipe_at(line["protocol"], TrialConfig.from_dict(line["config"]), line["dtype"])
-    return total_mib(breakdown_of(shape, recipe))
+    return predicted_breakdown(shape, TrialConfig.from_dict(line["config"]), line["dtype"])
+
+
+def predicted(line: Values) -> float:
+    """Predicted peak of a line."""
+    return total_mib(parts_of(line))
 
 
 def show(lines: list[Values]) -> None:
@@ -215,11 +214,8 @@ def main() -> None:
         start = perf_counter()
         with source.open("w", encoding="utf-8") as file:
             for line in measured(asked.device, asked.dtype):
-                shape = SHAPES[line["family"]](line["values"])
-                recipe = recipe_at(line["protocol"], TrialConfig.from_dict(line["config"]), line["dtype"])
-                parts = asdict(breakdown_of(shape, recipe))  # type: ignore[arg-type]
-                print(json.dumps(line | {"predicted_mib": predicted(line), "predicted_parts": parts}), file=file)
-                file.flush()
+                predictions = {"predicted_mib": predicted(line), "predicted_parts": asdict(parts_of(line))}
+                print(json.dumps(line | predictions), file=file, flush=True)
                 print(f"{line['family']:<12} {line['peak_mib']:9.1f} {predicted(line):9.1f}", flush=True)
         print(f"\nmeasured in {perf_counter() - start:.0f} s: {source}\n")
     show([json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()])

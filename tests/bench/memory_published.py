@@ -20,7 +20,7 @@ from trainables.cost.gpus import SMALL_WORKSPACES_MIB
 from trainables.cost.predicted_memory import breakdown_of, total_mib
 from trainables.cost.recipe import Recipe, stock
 from trainables.cost.shape import Shape
-from trainables.models.families.gated import SHAPES
+from trainables.models.families.gated import gated_shape
 
 FILE = Path(__file__).with_suffix(".csv")
 MAX_ERROR_PER_CENT = 5.0
@@ -82,7 +82,8 @@ def _shape(row: dict[str, str]) -> Shape:
     }
     values = {name: int(row[column]) for name, column in sizes.items()}
     (model_type,) = [MODEL_TYPES[start] for start in MODEL_TYPES if row["model"].startswith(start)]
-    shape = SHAPES[model_type](values | {"hidden_act": "silu", "tie_word_embeddings": row["tied"] == "1"})
+    others = {"model_type": model_type, "hidden_act": "silu", "tie_word_embeddings": row["tied"] == "1"}
+    shape = gated_shape(values | others)
     assert shape is not None, row
     return shape
 

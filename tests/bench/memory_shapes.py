@@ -12,7 +12,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -21,12 +21,12 @@ from time import perf_counter
 from typing import Any, get_args
 
 from tests.bench import memory_published
-from tests.bench.memory_families import recipe_at
 from trainables.cost.device import count_gpus
 from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, breakdown_of, total_mib
+from trainables.cost.recipe import recipe_of
 from trainables.cost.shape import Shape
 from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS, sized
-from trainables.values.config import PROTOCOL_VERSION, ComputeDtype, Loop, Precision, TrialConfig, Workload
+from trainables.values.config import ComputeDtype, Loop, Precision, TrialConfig, Workload
 
 RECORDED = tuple(sorted(Path(__file__).parent.glob("memory_shapes_*.jsonl")))
 """Earlier runs."""
@@ -47,7 +47,7 @@ class Run:
     Attributes:
         seed: of the drawn shapes.
         peaks_mib: each config with its measured peak.
-        protocol: version of the measurement protocol, see `recipe_at`.
+        protocol: version of the measurement protocol. Under 1 adapter products were in float32, and dropout kept masks.
     """
 
     shape: Shape
@@ -59,7 +59,10 @@ class Run:
 
     def predicted_mib(self, config: TrialConfig) -> float:
         """Predicted peak of a config of this run."""
-        return total_mib(breakdown_of(self.shape, recipe_at(self.protocol, config, self.dtype)))
+        recipe = recipe_of(config, self.dtype)
+        if self.protocol == 1:
+            recipe = replace(recipe, adapter_dtype="float32", keeps_masks=True)
+        return total_mib(breakdown_of(self.shape, recipe))
 
 
 def shapes(seed: int) -> list[Values]:
@@ -101,7 +104,7 @@ def measured(shape: Shape, seed: int, dtype: ComputeDtype, device: str) -> Itera
 
     warnings.filterwarnings("ignore")
     head = {"shape": sizes_of(shape), "dtype": dtype, "device": device_name(device), "seed": seed}
-    yield head | {"protocol": PROTOCOL_VERSION}
+    yield head | {"protocol": 2}
     with TemporaryDirectory() as folder:
         GPT2LMHeadModel(GPT2Config(**sizes_of(shape))).save_pretrained(folder)
         blank = dict.fromkeys(("base_model", "base_fingerprint", "data", "data_folder", "data_digest"), "")

@@ -134,8 +134,10 @@ class Worse(Pretend):
 def snapshot_at(key: str, step: int) -> Checkpoint:
     """Of an adapter with one weight."""
     one = np.ones(1, dtype=np.float32)
-    state = EngineState(weights=one, first_moments=one, second_moments=one, n_updates=step, n_bad_gradients=0)
-    return Checkpoint(key=key, step=step, seconds=0.0, engine=state, generators={})
+    state = EngineState(
+        weights=one, first_moments=one, second_moments=one, n_updates=step, n_bad_gradients=0, n_steps=step
+    )
+    return Checkpoint(key=key, step=step, seconds=0.0, engine=state)
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from trainables.cost.memory import MIB
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig, Workload
+from trainables.values.results import MIB
 from trainables.worker_cache import WorkerCache
 
 pytestmark = [

@@ -6,7 +6,6 @@ from time import perf_counter
 import pytest
 import torch
 
-from trainables.cost.memory import MIB
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
@@ -16,6 +15,7 @@ from trainables.training.graph import GraphEngine
 from trainables.trial import Trial
 from trainables.values.checkpoint import Checkpoint
 from trainables.values.config import TrialConfig
+from trainables.values.results import MIB
 from trainables.worker_cache import WorkerCache
 
 pytestmark = [

@@ -8,13 +8,13 @@ import torch
 
 from trainables.comparison.compare import compare
 from trainables.cost.device import count_gpus, native_dtype
-from trainables.cost.memory import MIB
 from trainables.evaluation.held_out import eval_loss
 from trainables.models import lora
 from trainables.training.eager import EagerEngine
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig
 from trainables.values.errors import TrialFailed
+from trainables.values.results import MIB
 from trainables.worker_cache import WorkerCache
 
 pytestmark = [

@@ -8,18 +8,15 @@ import torch
 
 from trainables.models import lora
 from trainables.models.lean import adapted_layers
-from trainables.values.config import TrialConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from trainables.values.config import TrialConfig
+
 RANKS = (16, 64)
 """Ranks are padded up to one of these so that adapters share graphs; larger ranks get graphs of their own."""
-
-
-class CaptureFailed(Exception):
-    """Work could not be captured as a CUDA graph; the message says why."""
 
 
 def padded_rank(rank: int) -> int:
@@ -62,7 +59,7 @@ def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
 
 @contextmanager
 def attached_matrices(
-    base: "PreTrainedModel", config: TrialConfig, matrices: Mapping[str, torch.Tensor], scaling: torch.Tensor | float
+    base: "PreTrainedModel", config: "TrialConfig", matrices: Mapping[str, torch.Tensor], scaling: torch.Tensor | float
 ) -> "Iterator[PeftModel]":
     """The base with an adapter made of these very tensors, to capture work on; bare again afterwards.
 

@@ -39,13 +39,9 @@ def bca(
     leave-one-out figures minus each; the ends are the quantiles Phi(z0 + (z0 + z) / (1 - a (z0 + z)))
     of t* at z = -1.96 and 1.96.
 
-    Where every resample gives the same figure there is nothing to take quantiles of. If that figure
-    is one of two finite bounds, the far end is 3 / n_rows of their distance away: a 95 % bound on a share never
-    seen in n rows (rule of three, Hanley & Lippman-Hand 1983, doi:10.1001/jama.1983.03330370053031), each unseen row
-    taken as bad as it can be. Otherwise the interval is the point itself.
-
-    Resamples and leave-one-out sets on which the figure is not finite (0 / 0 where no resampled row has a token of some
-    kind) are left out: the interval is conditional on the figure being defined.
+    Where every resample gives the same figure there is nothing to take quantiles of: see `_of_equal_rows`. Resamples
+    and leave-one-out sets on which the figure is not finite (0 / 0 where no resampled row has a token of some kind) are
+    left out: the interval is conditional on the figure being defined.
 
     Args:
         rows: (n_rows, k) or (n_rows,), the figures of each row that `of` needs the means of.
@@ -56,23 +52,28 @@ def bca(
         ValueError: fewer than 2 rows, or the figure of the rows themselves is not finite.
     Cost: O(n_resamples * n_rows * k) time and n_resamples * n_rows * 8 bytes.
     """
-    columns = np.asarray(rows, dtype=np.float64)
-    columns = columns[:, None] if columns.ndim == 1 else columns
-    n_rows = len(columns)
+    n_rows = len(rows)
     if n_rows < 2:
         raise ValueError(f"an interval over rows needs at least 2 of them, got {n_rows}")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(of(columns.mean(axis=0)))
-        resampled = np.asarray(of(_counts(n_rows, seed, n_resamples) @ columns / n_rows))
-        left_out = np.asarray(of((columns.sum(axis=0) - columns) / (n_rows - 1)))
+    columns = np.asarray(rows, dtype=np.float64).reshape(n_rows, -1)
+    value, resampled, left_out = _figures(columns, of, _counts(n_rows, seed, n_resamples))
     if not isfinite(value):
         raise ValueError(f"the figure of the {n_rows} rows is {value}, which has no interval")
-    resampled = resampled[np.isfinite(resampled)]
     rounding = ROUNDING * max(1.0, abs(value))
     if not resampled.size or np.abs(resampled - value).max() <= rounding:
         return _of_equal_rows(value, bounds, n_rows, rounding)
-    low, high = np.quantile(resampled, _levels(value, resampled, left_out[np.isfinite(left_out)]))
+    low, high = np.quantile(resampled, _levels(value, resampled, left_out))
     return Estimate(value=value, low=float(low), high=float(high))
+
+
+def _figures(columns: Floats, of: Callable[[Floats], Floats], counts: Floats) -> tuple[float, Floats, Floats]:
+    """The figure of all rows, and the finite figures of the resamples and of all rows but one."""
+    n_rows = len(columns)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(of(columns.mean(axis=0)))
+        resampled = np.asarray(of(counts @ columns / n_rows))
+        left_out = np.asarray(of((columns.sum(axis=0) - columns) / (n_rows - 1)))
+    return value, resampled[np.isfinite(resampled)], left_out[np.isfinite(left_out)]
 
 
 @lru_cache(maxsize=2)
@@ -107,7 +108,12 @@ def _levels(value: float, resampled: Floats, left_out: Floats) -> list[float]:
 
 
 def _of_equal_rows(value: float, bounds: tuple[float, float], n_rows: int, rounding: float) -> Estimate:
-    """The interval where all resamples agree: by the rule of three if the value is a bound, else the value itself."""
+    """The interval where all resamples agree.
+
+    If the value is one of two finite bounds, the far end is 3 / n_rows of their distance away: a 95 % bound on a share
+    never seen in n rows (rule of three, Hanley & Lippman-Hand 1983, doi:10.1001/jama.1983.03330370053031), each unseen
+    row taken as bad as it can be. Otherwise the interval is the point itself.
+    """
     least, largest = bounds
     if isinf(largest - least) or min(value - least, largest - value) > rounding:
         return Estimate(value=value, low=value, high=value)

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.capture.capture import CaptureFailed
 from trainables.comparison import bias, kl_breakdown
 from trainables.comparison.similarity import RowScores, compare_rows, row_scores
-from trainables.data.tokens import TokenRow
 from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
 from trainables.evaluation.readers import EagerReader, Reader, Texts
 from trainables.models import lora
 from trainables.values.config import Precision, TrialConfig
+from trainables.values.errors import CaptureFailed
 from trainables.values.findings import Comparison, TestEvaluation
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from trainables.data.tokens import TokenRow
     from trainables.worker_cache import WorkerCache
 
     Model = PreTrainedModel | PeftModel
@@ -124,7 +124,7 @@ class _References:
 
 def _references(
     cache: "WorkerCache",
-    rows: Sequence[TokenRow],
+    rows: "Sequence[TokenRow]",
     open_reader: OpenReader,
     baseline: Adapter,
     replicates: Sequence[Adapter] = (),
@@ -166,7 +166,7 @@ def _against(
     reference: _ModelOutputs,
     reader: Reader,
     base: "PreTrainedModel",
-    rows: Sequence[TokenRow],
+    rows: "Sequence[TokenRow]",
     cached: "TextsAndStates | None" = None,
 ) -> tuple[RowScores, NDArray[np.float64]]:
     """Scores of a model against the reference, and KL(reference || model) of each response token in nats."""
@@ -184,7 +184,7 @@ def _against(
     return scores, token_kl
 
 
-def _row_nats(model: "Model", rows: Sequence[TokenRow]) -> tuple[float, ...]:
+def _row_nats(model: "Model", rows: "Sequence[TokenRow]") -> tuple[float, ...]:
     """Summed loss over the response tokens of each row."""
     tokens = response_tokens(model, rows)
     states = response_states(model, rows)
@@ -211,7 +211,7 @@ def _reader(cache: "WorkerCache", precision: Precision, files: Adapter | None) -
 
 @contextmanager
 def _eager_reader(
-    cache: "WorkerCache", rows: Sequence[TokenRow], precision: Precision, files: Adapter | None
+    cache: "WorkerCache", rows: "Sequence[TokenRow]", precision: Precision, files: Adapter | None
 ) -> Iterator[Reader]:
     """Reads with an adapter from files, or with the base alone."""
     base = cache.base(precision)

@@ -1,16 +1,19 @@
 """KL of a 4-bit trial to its 16-bit baseline by token frequency, position and kind of task. Pure."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainables.comparison.bootstrap import bca
-from trainables.data.tokens import TokenRow
 from trainables.values.findings import KlShare
+
+if TYPE_CHECKING:
+    from trainables.data.tokens import TokenRow
 
 FREQUENCIES = {0: "unseen", 1: "1-9", 10: "10-99", 100: "100-999", 1000: "1000+"}
 """Smallest number of occurrences in the training responses -> name of the group."""
@@ -18,7 +21,7 @@ POSITIONS = {1: "1", 2: "2-4", 5: "5-16", 17: "17-64", 65: "65+"}
 """Smallest position in the response, from 1 -> name of the group."""
 
 
-def token_counts(rows: Sequence[TokenRow]) -> Counter[int]:
+def token_counts(rows: "Sequence[TokenRow]") -> Counter[int]:
     """Occurrences of each token in the responses of `rows`, end tokens included."""
     return Counter(chain.from_iterable(row.input_ids[row.n_prompt_tokens :] for row in rows))
 
@@ -43,25 +46,15 @@ def shares(
     Raises:
         ValueError: sizes differ.
     """
-    lengths = [len(row) for row in tokens]
-    if len(kinds) != len(tokens) or len(token_kl) != sum(lengths):
+    n_tokens = sum(map(len, tokens))
+    if len(kinds) != len(tokens) or len(token_kl) != n_tokens:
         raise ValueError(
-            f"need one figure a token and one kind a row, got {len(token_kl)} figures for {sum(lengths)} tokens "
+            f"need one figure a token and one kind a row, got {len(token_kl)} figures for {n_tokens} tokens "
             f"and {len(kinds)} kinds for {len(tokens)} rows"
         )
-    row_of_token = np.repeat(np.arange(len(tokens)), lengths)
-    by_frequency: list[str] = []
-    by_position: list[str] = []
-    for row in tokens:
-        by_frequency += [_group(FREQUENCIES, counts.get(token, 0)) for token in row]
-        by_position += [_group(POSITIONS, position) for position in range(1, len(row) + 1)]
-    groupings = {
-        "token frequency": (FREQUENCIES.values(), np.array(by_frequency)),
-        "position in the response": (POSITIONS.values(), np.array(by_position)),
-        "kind of task": (sorted(set(kinds)), np.repeat(kinds, lengths)),
-    }
+    row_of_token = np.repeat(np.arange(len(tokens)), list(map(len, tokens)))
     kl_shares = []
-    for by, (groups, group_of_token) in groupings.items():
+    for by, groups, group_of_token in _groupings(tokens, kinds, counts):
         for group in groups:
             inside = group_of_token == group
             if inside.any():
@@ -69,9 +62,23 @@ def shares(
     return tuple(kl_shares)
 
 
-def _group(starts: Mapping[int, str], value: int) -> str:
-    """The group with the largest start that is at most `value`."""
-    return starts[max(start for start in starts if start <= value)]
+def _groupings(
+    tokens: Sequence[Sequence[int]], kinds: Sequence[str], counts: Mapping[int, int]
+) -> Iterator[tuple[str, Iterable[str], NDArray[np.str_]]]:
+    """What divides the tokens, its groups in their order, and the group of each token; see `shares`."""
+    occurrences: list[int] = []
+    positions: list[int] = []
+    for row in tokens:
+        occurrences += [counts.get(token, 0) for token in row]
+        positions += range(1, len(row) + 1)
+    yield "token frequency", FREQUENCIES.values(), _groups(FREQUENCIES, occurrences)
+    yield "position in the response", POSITIONS.values(), _groups(POSITIONS, positions)
+    yield "kind of task", sorted(set(kinds)), np.repeat(kinds, list(map(len, tokens)))
+
+
+def _groups(starts: Mapping[int, str], values: Sequence[int]) -> NDArray[np.str_]:
+    """For each value the group with the largest start that is at most the value; starts ascend."""
+    return np.array(list(starts.values()))[np.searchsorted(list(starts), values, side="right") - 1]
 
 
 def _share(

@@ -16,7 +16,6 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from numpy.typing import NDArray
 
 from trainables.comparison.similarity import row_cosines
-from trainables.data.tokens import TokenRow
 from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
 from trainables.models.families import FAMILIES, family_of
 from trainables.models.lean import is_conv1d
@@ -25,6 +24,8 @@ from trainables.values.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+    from trainables.data.tokens import TokenRow
 
 Place = tuple[int, str]
 """A linear module: number of its block from 0, and its kind, one of its family's targets."""
@@ -106,7 +107,8 @@ def modules_of(base: "PreTrainedModel") -> "dict[Place, nn.Module]":
         raise ConfigError(f"BASE_MODEL: {base.config.model_type!r} is of no family known here (have: {names})")
     modules: dict[Place, nn.Module] = {}
     for b, block in enumerate(family.blocks_of(base)):
-        modules |= {(b, kind): block.get_submodule(kind) for kind in family.targets}
+        for kind in family.targets:
+            modules[b, kind] = block.get_submodule(kind)
     return modules
 
 
@@ -121,15 +123,19 @@ def variants_of(places: Sequence[Place]) -> list[Variant]:
     for block, kind in places:
         blocks[block] = blocks.get(block, frozenset()) | {(block, kind)}
         kinds[kind] = kinds.get(kind, frozenset()) | {(block, kind)}
-    return [
-        Variant(scope="none", quantized=frozenset()),
-        *(Variant(scope="module", block=b, kind=k, quantized=frozenset({(b, k)})) for b, k in places),
-        *(Variant(scope="block", block=b, quantized=inside) for b, inside in blocks.items()),
-        *(Variant(scope="kind", kind=k, quantized=inside) for k, inside in kinds.items()),
-        Variant(scope="all", quantized=every),
-        *(Variant(scope="all_but_block", block=b, quantized=every - inside) for b, inside in blocks.items()),
-        *(Variant(scope="all_but_kind", kind=k, quantized=every - inside) for k, inside in kinds.items()),
-    ]
+    variants = [Variant(scope="none", quantized=frozenset())]
+    for b, k in places:
+        variants.append(Variant(scope="module", block=b, kind=k, quantized=frozenset({(b, k)})))
+    for b, inside in blocks.items():
+        variants.append(Variant(scope="block", block=b, quantized=inside))
+    for k, inside in kinds.items():
+        variants.append(Variant(scope="kind", kind=k, quantized=inside))
+    variants.append(Variant(scope="all", quantized=every))
+    for b, inside in blocks.items():
+        variants.append(Variant(scope="all_but_block", block=b, quantized=every - inside))
+    for k, inside in kinds.items():
+        variants.append(Variant(scope="all_but_kind", kind=k, quantized=every - inside))
+    return variants
 
 
 def round_trip(module: "nn.Module") -> torch.Tensor:
@@ -158,16 +164,16 @@ def quantized(modules: "Mapping[Place, nn.Module]", places: frozenset[Place]) ->
             modules[place].weight.data = original
 
 
-def read(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> Reading:
+def read(base: "PreTrainedModel", rows: "Sequence[TokenRow]") -> Reading:
     """Read the responses of `rows` with the base as it is now."""
     tokens = response_tokens(base, rows)
     states = response_states(base, rows)
     losses = token_losses(base, states, list(chain.from_iterable(tokens)))
-    pooled = torch.stack([part.float().mean(dim=0) for part in states.split([len(row) for row in tokens])])
+    pooled = torch.stack([part.float().mean(dim=0) for part in states.split(list(map(len, tokens)))])
     return Reading(states=states, losses=losses, pooled=pooled.cpu().numpy())
 
 
-def measure(base: "PreTrainedModel", variant: Variant, rows: Sequence[TokenRow], unquantized: Reading) -> Sensitivity:
+def measure(base: "PreTrainedModel", variant: Variant, rows: "Sequence[TokenRow]", unquantized: Reading) -> Sensitivity:
     """Quantize the variant's modules, read `rows`, and put the weights back.
 
     Args:

@@ -6,14 +6,17 @@ kernel can replace stands in a function of its own: `norm_kept`, `attention_kept
 """
 
 from trainables.cost.recipe import Recipe
-from trainables.cost.resident import adapted
+from trainables.cost.resident import adapted, adapter_bytes
 from trainables.cost.shape import Linear, Shape
 
 
 def norm_kept(shape: Shape, recipe: Recipe, features: int) -> int:
-    """LayerNorm: its input, mean and deviation. RMSNorm: its input in float32, and 1 / root mean square."""
+    """LayerNorm: its input, mean and deviation. RMSNorm: its input; transformers' own keeps it in float32, beside
+    1 / root mean square."""
     if shape.layer_norm:
         return features * recipe.stream_width + 8
+    if recipe.script == "lean":
+        return features * recipe.stream_width
     return features * 4 + 4
 
 
@@ -31,13 +34,13 @@ def attention_kept(shape: Shape, recipe: Recipe, *, windowed: bool) -> int:
 def activation_kept(shape: Shape, recipe: Recipe) -> tuple[int, int]:
     """Between the MLP's inputs, and between them and its output.
 
-    Gated: the activation's input; its output and up(x), which are multiplied. GPT-2's gelu_new: four tensors, or in
-    the lean loop, where it is one kernel, its input.
+    Gated: gate(x); the activation and up(x), which are multiplied. In the lean loop that is one operation, which keeps
+    gate(x) and up(x). GPT-2's gelu_new: four tensors; in the lean loop, where it is one operation, its input.
     """
-    size = shape.mlp_size * recipe.stream_width
-    if shape.gated:
-        return size, 2 * size
-    return 0, size * (1 if recipe.script == "lean" else 4)
+    size, is_lean = shape.mlp_size * recipe.stream_width, recipe.script == "lean"
+    if not shape.gated:
+        return 0, size * (1 if is_lean else 4)
+    return (0, 2 * size) if is_lean else (size, 2 * size)
 
 
 def kept_before(shape: Shape, recipe: Recipe, *, windowed: bool) -> dict[str, int]:
@@ -88,6 +91,11 @@ def block_kept(shape: Shape, recipe: Recipe, *, windowed: bool = False) -> int:
     """All that a block keeps."""
     base = sum(kept_before(shape, recipe, windowed=windowed).values())
     return base + sum(adapter_kept(shape, recipe, linear) for linear in adapted(shape, recipe))
+
+
+def rounded_adapter(shape: Shape, recipe: Recipe) -> int:
+    """Bytes of A and B in the dtype of their products, which each adapted module keeps; 0 where that is their own."""
+    return adapter_bytes(shape, recipe) // 4 * recipe.adapter_width if recipe.adapter_width < 4 else 0
 
 
 def blocks_kept(shape: Shape, recipe: Recipe) -> int:

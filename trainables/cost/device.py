@@ -1,6 +1,6 @@
 """The machine: its GPUs, the arithmetic that they have in hardware, installed versions.
 
-PyTorch is imported where it is used: the command line asks for GPUs and versions without it.
+PyTorch is imported where a GPU is asked: the command line asks for GPUs and versions without it.
 """
 
 import os
@@ -9,10 +9,18 @@ import shutil
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
 from trainables.values.config import ComputeDtype
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "ray", "optuna")
+
+
+def _cuda() -> ModuleType:
+    """`torch.cuda`, which takes a second to import."""
+    import torch
+
+    return torch.cuda
 
 
 def count_gpus() -> int:
@@ -21,9 +29,7 @@ def count_gpus() -> int:
     driver = shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
     if hidden or not driver:
         return 0
-    import torch
-
-    return torch.cuda.device_count()
+    return _cuda().device_count()
 
 
 def native_dtype(device: str) -> ComputeDtype:
@@ -32,20 +38,16 @@ def native_dtype(device: str) -> ComputeDtype:
     bfloat16 where the GPU has it (asked without emulation), float16 on a GPU without it, float32 on
     every CPU: so the demo's keys and figures are those of any other CPU.
     """
-    import torch
-
     if device == "cpu":
         return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return "bfloat16" if _cuda().is_bf16_supported(including_emulation=False) else "float16"
 
 
 def free_memory_mib(device: str) -> float | None:
     """MiB of a GPU that this process can still allocate; None for a CPU."""
     if device == "cpu":
         return None
-    import torch
-
-    return torch.cuda.mem_get_info()[0] / 2**20
+    return _cuda().mem_get_info()[0] / 2**20
 
 
 def is_lost(device: str) -> bool:
@@ -56,10 +58,8 @@ def is_lost(device: str) -> bool:
     """
     if device == "cpu":
         return False
-    import torch
-
     try:
-        torch.cuda.synchronize()
+        _cuda().synchronize()
     except RuntimeError:
         return True
     return False
@@ -69,18 +69,14 @@ def device_name(device: str) -> str:
     """Name of the hardware, e.g. "NVIDIA H200" or "CPU x86_64"."""
     if device == "cpu":
         return f"CPU {platform.machine()}"
-    import torch
-
-    return torch.cuda.get_device_name()
+    return _cuda().get_device_name()
 
 
 def device_id(device: str) -> str:
     """A name for this device that no other device of the machine has, the same in every process."""
     if device == "cpu":
         return "cpu"
-    import torch
-
-    return str(torch.cuda.get_device_properties(0).uuid)
+    return str(_cuda().get_device_properties(0).uuid)
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

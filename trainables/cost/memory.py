@@ -13,11 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from trainables.cost.predicted_memory import MIB
-from trainables.values.results import MemoryBreakdown
-
-MAX_LEAK_MIB = 2.0
-"""What may stay on the device after a trial: rounding."""
+from trainables.values.results import MIB, MemoryBreakdown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,25 +16,23 @@ from trainables.cost.activations import (
     held_logits,
     mask_kept,
     needs_mask,
+    rounded_adapter,
 )
 from trainables.cost.gpus import LARGE_WORKSPACES_MIB
-from trainables.cost.recipe import WIDTH, Recipe, recipe_of
+from trainables.cost.recipe import Recipe, recipe_of
 from trainables.cost.resident import adapter_bytes, base_bytes, constants_bytes, moments_bytes
-from trainables.cost.shape import Linear, Shape
-from trainables.values.config import ComputeDtype, TrialConfig
-from trainables.values.results import MemoryBreakdown
+from trainables.cost.shape import Shape
+from trainables.cost.way_back import temporary_bytes
+from trainables.values.config import LOSS_CHUNK_TOKENS, ComputeDtype, TrialConfig
+from trainables.values.results import MIB, MemoryBreakdown
 
-MIB = 2**20
-"""Bytes."""
 UNSPLIT_MIB_PER_LARGE_WEIGHT = 0.168
 """Remainders of the allocator's blocks, too small for anything else, beside each 4-bit weight of more than 1 MiB (one
 H200); smaller ones come out of pages that are split exactly."""
 UNEVEN_MIB = 16.0
 """The same where the activations that all blocks keep do not fill whole pages of 2 MiB (one H200)."""
-LOSS_CHUNK_BYTES_PER_LOGIT = 8.4
-"""Temporary bytes for each logit of one chunk of the lean loss (one H200)."""
-LOSS_CHUNK_TOKENS = 256
-"""Supervised tokens whose logits the lean loss makes at once, see trainables.models.chunked_loss."""
+LOSS_CHUNK_BYTES_PER_LOGIT = 8
+"""Temporary bytes for each logit of one chunk of the lean loss: it and its log-softmax in float32."""
 MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
 """A prediction may be off by the larger of the two; a config is refused only if it does not fit even then."""
 
@@ -94,47 +92,33 @@ def breakdown_of(shape: Shape, recipe: Recipe, *, workspaces_mib: float = LARGE_
 def moments(shape: Shape, recipe: Recipe) -> tuple[Moment, ...]:
     """The moments of a step that can be its peak: the loss, the last block, the first block, the update."""
     n_tokens, gradients = recipe.n_tokens, adapter_bytes(shape, recipe)
+    rounded, logits = rounded_adapter(shape, recipe), n_tokens * held_logits(shape, recipe)
     if recipe.gradient_checkpointing:
-        in_blocks, again = boundaries_kept(shape, recipe), block_kept(shape, recipe, windowed=needs_mask(shape, recipe))
+        in_blocks = n_tokens * boundaries_kept(shape, recipe)
+        one_block = n_tokens * block_kept(shape, recipe, windowed=needs_mask(shape, recipe)) + rounded / shape.n_layer
+        last_block = in_blocks + one_block
     else:
-        in_blocks, again = blocks_kept(shape, recipe), 0
-    one_block = again or in_blocks / shape.n_layer
-    mask, logits = mask_kept(shape, recipe), held_logits(shape, recipe)
-    at_loss = in_blocks + head_kept(shape, recipe) + mask + logits
+        in_blocks = last_block = n_tokens * blocks_kept(shape, recipe) + rounded
+        one_block = in_blocks / shape.n_layer
+    mask = n_tokens * mask_kept(shape, recipe)
     held = mask + (0 if recipe.autocast else logits)
-    back = _backward_bytes(shape, recipe)
+    back = temporary_bytes(shape, recipe)
+    at_loss = in_blocks + n_tokens * head_kept(shape, recipe) + mask + logits
     return (
-        Moment(activations=n_tokens * at_loss, temporary=_loss(shape, recipe)),
-        Moment(activations=n_tokens * (in_blocks + again + held), temporary=back),
-        Moment(activations=n_tokens * (one_block + held), gradients=gradients, temporary=back),
-        Moment(activations=n_tokens * held, gradients=gradients, temporary=_update_bytes(recipe, gradients)),
+        Moment(activations=at_loss, temporary=_loss_bytes(shape, recipe)),
+        Moment(activations=last_block + held, temporary=back),
+        Moment(activations=one_block + held, gradients=gradients, temporary=back),
+        Moment(activations=held, gradients=gradients, temporary=_update_bytes(recipe, gradients)),
     )
 
 
-def _loss(shape: Shape, recipe: Recipe) -> float:
-    """Temporary bytes of the loss: the two gradients of float32 logits, or one chunk of them."""
+def _loss_bytes(shape: Shape, recipe: Recipe) -> float:
+    """Temporary bytes of the loss: two gradients of float32 logits; in the lean loop those of one chunk, and the last
+    hidden states twice."""
     if recipe.script == "lean":
-        return min(recipe.n_tokens, LOSS_CHUNK_TOKENS) * shape.vocab_size * LOSS_CHUNK_BYTES_PER_LOGIT
+        states = 2 * recipe.n_tokens * shape.hidden_size * recipe.stream_width
+        return states + min(recipe.n_tokens, LOSS_CHUNK_TOKENS) * shape.vocab_size * LOSS_CHUNK_BYTES_PER_LOGIT
     return recipe.n_tokens * shape.vocab_size * 8
-
-
-def _backward_bytes(shape: Shape, recipe: Recipe) -> float:
-    """Temporary bytes of the way back through the widest module of a block."""
-    return max(_module_backward_bytes(shape, recipe, linear) for linear in shape.linears)
-
-
-def _module_backward_bytes(shape: Shape, recipe: Recipe, linear: Linear) -> float:
-    """The gradient of a module's input, of the adapter's input and of what dropout let through; a 4-bit weight whole.
-
-    At the MLP's output, three gradients of the activation and the product.
-    """
-    each = recipe.stream_width
-    if linear.name in recipe.targets:
-        each += recipe.adapter_width * (2 if recipe.dropout else 1)
-    if linear.role == "mlp output" and shape.gated:
-        each = max(each, 3 * recipe.stream_width)
-    weight = linear.inputs * linear.outputs * WIDTH[recipe.compute_dtype] if recipe.is_quantized else 0
-    return recipe.n_tokens * linear.inputs * each + weight
 
 
 def _update_bytes(recipe: Recipe, gradients: float) -> float:

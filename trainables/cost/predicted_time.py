@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
-from trainables.cost.predicted_memory import MIB, predicted_breakdown
+from trainables.cost.predicted_memory import predicted_breakdown
 from trainables.cost.shape import Shape
 from trainables.values.config import ComputeDtype, TrialConfig
+from trainables.values.results import MIB
 
 PRODUCTS_SHARE = 0.7
 """Share of the speed of one large matrix product that a step's products reach."""
@@ -50,21 +51,19 @@ def measure(device: str, dtype: ComputeDtype) -> Speed:
     a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
     source = torch.zeros(n_bytes // 4, device=device)
     target = torch.empty_like(source)
-    product = _seconds(lambda: a @ a, device)
-    copy = _seconds(lambda: target.copy_(source), device)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    product = _seconds(lambda: a @ a, wait)
+    copy = _seconds(lambda: target.copy_(source), wait)
     return Speed(products_flops=2 * n**3 / product, memory_bytes=2 * n_bytes / copy)
 
 
-def _seconds(work: Callable[[], object], device: str) -> float:
-    """The best of a few runs after a first one."""
-    import torch
-
+def _seconds(work: Callable[[], object], wait: Callable[[], object]) -> float:
+    """The best of a few runs after a first one; `wait` returns when the device is done."""
     best = float("inf")
     for i in range(6):
         begin = perf_counter()
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait()
         if i:
             best = min(best, perf_counter() - begin)
     return max(best, 1e-9)

@@ -47,12 +47,14 @@ def grouped_by_length(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def _grouped(rows: Sequence[TokenRow], max_length_tokens: int) -> list[list[int]]:
-    return grouped_by_length([min(len(row.input_ids), max_length_tokens) for row in rows])
-
-
-def _padded(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
-    return pad(rows, max_length_tokens=eval_length(base), pad_id=base.config.eos_token_id)
+def _padded_groups(
+    base: "PreTrainedModel", rows: Sequence[TokenRow]
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Rows of about equal length in one batch: their indices, input_ids and labels, both (n, length) on the host."""
+    length = eval_length(base)
+    for group in grouped_by_length([min(len(row.input_ids), length) for row in rows]):
+        batch = [rows[i] for i in group]
+        yield group, *pad(batch, max_length_tokens=length, pad_id=base.config.eos_token_id)
 
 
 def _hidden(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor) -> torch.Tensor:
@@ -75,8 +77,11 @@ def response_states(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRo
 
 def response_tokens(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
     """The response and end tokens of each row that `response_states` has a state for."""
-    shortened = [row.last(eval_length(model)) for row in rows]
-    return [list(row.input_ids[max(1, row.n_prompt_tokens) :]) for row in shortened]
+    tokens = []
+    for row in rows:
+        shortened = row.last(eval_length(model))
+        tokens.append(list(shortened.input_ids[max(1, shortened.n_prompt_tokens) :]))
+    return tokens
 
 
 @torch.no_grad()
@@ -151,8 +156,7 @@ def eval_batches(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> EvalBatch
     batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     indices: dict[int, torch.Tensor] = {}  # row -> its targets among those of all batches
     n_before = 0
-    for group in _grouped(rows, eval_length(base)):
-        input_ids, labels = _padded(base, [rows[i] for i in group])
+    for group, input_ids, labels in _padded_groups(base, rows):
         positions, targets = supervised(labels)
         batches.append((input_ids.to(base.device), positions.to(base.device), targets.to(base.device)))
         for i, n_tokens in zip(group, (labels[:, 1:] != IGNORE).sum(dim=1).tolist(), strict=True):
@@ -216,8 +220,7 @@ def pooled_states(
     for prompt, text in zip(prompts_of(model, rows), texts, strict=True):
         continued.append(TokenRow(input_ids=tuple(prompt) + tuple(text), n_prompt_tokens=len(prompt)))
     pooled: dict[int, torch.Tensor] = {}
-    for group in _grouped(continued, eval_length(model)):
-        input_ids, labels = _padded(core_of(model), [continued[i] for i in group])
+    for group, input_ids, labels in _padded_groups(core_of(model), continued):
         weights = (labels != IGNORE).float()
         means = mean_states(model, input_ids.to(model.device), weights.to(model.device))
         pooled |= dict(zip(group, means, strict=True))

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from trainables.cost.predicted_memory import LOSS_CHUNK_TOKENS
 from trainables.data.tokens import IGNORE
+from trainables.values.config import LOSS_CHUNK_TOKENS
 
 ALIGNMENT = 8
 """Fast GPU kernels need matrices whose rows are a multiple of so many elements; a vocabulary of 50,257 is none."""

@@ -1,7 +1,7 @@
 """The lean loop: the mathematics of transformers' and peft's own modules, in fewer kernels and bytes.
 
 The loss is that of trainables.models.chunked_loss. GELU is one kernel that keeps its input. An adapter keeps its input
-in the compute dtype, not in float32.
+in the compute dtype, not in float32, and no dropout mask.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from trainables.models.base_model import core_of
 from trainables.models.chunked_loss import ChunkedLoss
+from trainables.models.dropout_mask import Mask, MaskedDropout, add_product_, dropped
 from trainables.models.families import family_of
+from trainables.models.fused_blocks import fused_blocks
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,23 +44,30 @@ def lean_loss(
 
 @contextmanager
 def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """Inside, a model runs the lean forward: GELU as one kernel, each plain LoRA module as one LoraLinear.
+    """Inside, a model runs the lean forward: blocks fused, GELU as one kernel, plain LoRA modules as LoraLinear.
 
     Anything else (another activation, DoRA, a bias on the adapter, ...) keeps transformers' and peft's own forward.
+    Contexts may be nested: the outermost one decides, as where a block of gradient checkpointing runs its forward pass
+    again during the backward pass.
     """
     stock = _activations(core_of(model))
-    adapted = [layer for layer in adapted_layers(model) if not layer.disable_adapters and is_plain_lora(layer)]
+    adapted = [layer for layer in adapted_layers(model) if _takes_lean_forward(layer)]
     try:
         for owner, name in stock:
             setattr(owner, name, torch.nn.GELU(approximate="tanh"))
         for layer in adapted:
             layer.forward = partial(adapted_forward, layer)
-        yield
+        with fused_blocks(core_of(model)):
+            yield
     finally:
         for (owner, name), activation in stock.items():
             setattr(owner, name, activation)
         for layer in adapted:
             layer.__dict__.pop("forward", None)
+
+
+def _takes_lean_forward(layer: LoraLayer) -> bool:
+    return "forward" not in vars(layer) and not layer.disable_adapters and is_plain_lora(layer)
 
 
 def _activations(core: "PreTrainedModel") -> dict[tuple[torch.nn.Module, str], torch.nn.Module]:
@@ -82,7 +91,9 @@ def is_plain_lora(layer: LoraLayer) -> bool:
     if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias.get(name, False):
         return False
     dropout = layer.lora_dropout[name]
-    return isinstance(dropout, torch.nn.Identity | torch.nn.Dropout) and _is_known_linear(layer.get_base_layer())
+    if isinstance(dropout, torch.nn.Dropout):  # its mask cannot be drawn again
+        return not dropout.training and _is_known_linear(layer.get_base_layer())
+    return isinstance(dropout, torch.nn.Identity | MaskedDropout) and _is_known_linear(layer.get_base_layer())
 
 
 def _is_known_linear(module: torch.nn.Module) -> bool:
@@ -101,9 +112,10 @@ def adapted_forward(layer: LoraLayer, x: torch.Tensor) -> torch.Tensor:
     if not (layer.training or torch.is_grad_enabled()):
         weights = layer.lora_A[name].weight, layer.lora_B[name].weight
         return read_through(x, *weights, layer.get_base_layer(), layer.scaling[name])
-    dropout = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0
+    dropout = layer.lora_dropout[name]
+    mask = dropout.mask() if isinstance(dropout, MaskedDropout) else None
     return LoraLinear.apply(
-        x, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.get_base_layer(), layer.scaling[name], dropout
+        x, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.get_base_layer(), layer.scaling[name], mask
     )
 
 
@@ -133,8 +145,10 @@ def read_through(
 class LoraLinear(torch.autograd.Function):
     """A frozen linear module with a LoRA adapter (Hu et al. 2021, arXiv:2106.09685, section 4.1).
 
-    y = W x + scaling * B A dropout(x); the adapter's products are in float32 whatever W is in, see `adapter_products`.
-    Saved for the backward pass: x in its own dtype, the dropout's mask, and scaling * A dropout(x).
+    y = W x + scaling * B A dropout(x). The adapter's products are in x's dtype with sums in float32, as autocast
+    computes them; its matrices stay float32, and so do their gradients.
+    Saved for the backward pass: x, scaling * A dropout(x), scaling * A and B, all in x's dtype; of the dropout its
+    counters only.
     """
 
     @staticmethod
@@ -145,58 +159,37 @@ class LoraLinear(torch.autograd.Function):
         b: torch.Tensor,
         base: torch.nn.Module,
         scaling: float | torch.Tensor,
-        dropout: float,
+        mask: Mask | None,
     ) -> torch.Tensor:
         """x: (..., inputs); a: (rank, inputs); b: (outputs, rank). Returns (..., outputs) in x's dtype."""
         flat = x.flatten(0, -2)
-        dropped, mask = flat.float(), None
-        if dropout:
-            dropped, mask = torch.native_dropout(dropped, dropout, True)
+        scaled_a = torch.mul(a, scaling, out=torch.empty_like(a, dtype=x.dtype))
+        rounded_b = b.to(x.dtype)
+        low = dropped(flat, mask).mm(scaled_a.T)  # (tokens, rank)
         y = base(x)
-        with adapter_products(x):
-            low = dropped.mm(a.T) * scaling  # (tokens, rank)
-            y.flatten(0, -2).add_(low.mm(b.T))
-        ctx.save_for_backward(flat, mask, low, a, b)
-        ctx.base, ctx.scaling, ctx.dropout_scale = base, scaling, 1 / (1 - dropout)
+        y.flatten(0, -2).addmm_(low, rounded_b.T)
+        ctx.save_for_backward(flat, low, scaled_a, rounded_b)
+        ctx.base, ctx.scaling, ctx.mask, ctx.master_dtype = base, scaling, mask, a.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, mask, low, a, b = ctx.saved_tensors
+        flat, low, scaled_a, b = ctx.saved_tensors
         dy = upstream.flatten(0, -2)
-        with adapter_products(upstream):
-            dy32 = dy.float()
-            # (tokens, rank); alpha is dropout's factor, and beta=0 leaves out `low`
-            d_low = torch.addmm(low, dy32, b, beta=0, alpha=ctx.dropout_scale).mul_(ctx.scaling)
-            d_b = dy32.T.mm(low)
-            del dy32
-            inputs32 = torch.empty_like(flat, dtype=torch.float32)  # those that dropout let through
-            d_a = d_low.T.mm(inputs32.copy_(flat) if mask is None else torch.mul(flat, mask, out=inputs32))
-            del inputs32
+        d_low = dy.mm(b)  # (tokens, rank)
+        d_b = _product(dy.T, low, ctx.master_dtype)
+        d_a = _product(d_low.T, dropped(flat, ctx.mask), ctx.master_dtype).mul_(ctx.scaling)
         if not ctx.needs_input_grad[0]:
             return None, d_a, d_b, None, None, None
-        d_x = _input_gradient(ctx.base, dy)
-        with adapter_products(upstream):
-            adapter_d_x = d_low.mm(a)
-        d_x = d_x.add_(adapter_d_x) if mask is None else d_x.addcmul_(adapter_d_x, mask)
+        d_x = add_product_(_input_gradient(ctx.base, dy), d_low, scaled_a, ctx.mask)
         return d_x.view(*upstream.shape[:-1], -1), d_a, d_b, None, None, None
 
 
-@contextmanager
-def adapter_products(x: torch.Tensor) -> Iterator[None]:
-    """Inside, float32 products on a GPU may use its tensor cores (TF32) where x is bfloat16.
-
-    TF32 has float32's range and 11 bits of mantissa to bfloat16's 8: it rounds an eighth as coarsely as x was rounded
-    already, and sums are in float32. Where x is float32 or float16 nothing changes.
-    """
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    if x.is_cuda and x.dtype == torch.bfloat16:
-        matmul.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+def _product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """left right, summed and kept in a `dtype` at least as wide as theirs."""
+    if left.is_cuda and left.dtype != dtype:
+        return torch.mm(left, right, out_dtype=dtype)
+    return left.to(dtype).mm(right.to(dtype))
 
 
 def _input_gradient(base: torch.nn.Module, dy: torch.Tensor) -> torch.Tensor:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from trainables.cost.predicted_memory import LOSS_CHUNK_TOKENS
 from trainables.data.tokens import TokenRow, pad
 from trainables.models.chunked_loss import supervised
-from trainables.values.config import Loop, TrialConfig
+from trainables.values.config import LOSS_CHUNK_TOKENS, Loop, TrialConfig
 
 MULTIPLE_TOKENS = 64
 """Lengths are rounded up to a multiple of this so that few shapes (graphs) occur; standard + eager trials do not round.

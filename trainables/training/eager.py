@@ -9,12 +9,13 @@ from accelerate.utils import AutocastKwargs
 
 from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models.chunked_loss import supervised
+from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss
+from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import Batch
 from trainables.training.engine import (
-    BETAS,
-    EPSILON,
     MAX_GRAD_NORM,
+    adamw,
     flattened,
     scaling_of,
     set_scaling,
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 class EagerEngine:
     """Trains the adapter that is attached to a model; the Engine that runs anywhere.
 
-    Weights of the base stay in the compute dtype without autocast; the adapter, its gradients and
-    moments are float32 (peft casts its input). With float16 the loss is scaled and a step whose
-    gradients overflow is skipped, the scale halved (Micikevicius et al. 2018, arXiv:1710.03740).
+    Weights of the base stay in the compute dtype without autocast, and the adapter's products are in it, see
+    trainables.models.peft_forward; the adapter itself, its gradients and moments are float32. With float16 the loss
+    is scaled and a step whose gradients overflow is skipped, the scale halved (Micikevicius et al. 2018,
+    arXiv:1710.03740).
 
     Attributes:
         parameters: the adapter's matrices.
@@ -45,7 +47,7 @@ class EagerEngine:
         """
         Args:
             model: the base with a fresh adapter.
-            config: its loop and learning rate are used.
+            config: its loop, learning rate and seed are used.
             compute_dtype: of the base.
             device: "cuda" or "cpu", where the model is.
         """
@@ -57,13 +59,11 @@ class EagerEngine:
             mixed_precision="fp16" if compute_dtype == "float16" else "no",
             kwargs_handlers=[AutocastKwargs(enabled=False)],  # loss scaling only
         )
+        self._masks = DropoutMasks(config.seed, device)
+        follow_protocol(model, self._masks)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         fused = self._lean and device == "cuda"
-        self.optimizer = self._accelerator.prepare(
-            torch.optim.AdamW(
-                self.parameters, lr=config.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=fused
-            )
-        )
+        self.optimizer = self._accelerator.prepare(adamw(self.parameters, config.learning_rate, fused=fused))
         self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
@@ -81,8 +81,9 @@ class EagerEngine:
             The batch's mean loss in nats, a detached float32 scalar on the device (no synchronisation).
         """
         self._model.train()
-        loss = self._loss(input_ids, labels)
-        self._accelerator.backward(loss)
+        with self._masks.step(*input_ids.shape):
+            loss = self._loss(input_ids, labels)
+            self._accelerator.backward(loss)
         norm = self._accelerator.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
         self.n_bad_gradients += ~torch.isfinite(norm)
         self.optimizer.step()
@@ -100,15 +101,18 @@ class EagerEngine:
 
     def state(self) -> EngineState:
         """See Engine."""
-        slots = [self.optimizer.state[p] for p in self.parameters]
-        slots = [slot for slot in slots if slot]  # none before the first update; float16 can skip every step so far
-        zeros = [torch.zeros_like(p) for p in self.parameters]
+        first, second = [], []
+        for p in self.parameters:
+            slot = self.optimizer.state[p]  # empty before the first update; float16 can skip every step so far
+            first.append(slot["exp_avg"] if slot else torch.zeros_like(p))
+            second.append(slot["exp_avg_sq"] if slot else torch.zeros_like(p))
         return EngineState(
             weights=flattened(self.parameters),
-            first_moments=flattened([slot["exp_avg"] for slot in slots] or zeros),
-            second_moments=flattened([slot["exp_avg_sq"] for slot in slots] or zeros),
-            n_updates=int(slots[0]["step"]) if slots else 0,
+            first_moments=flattened(first),
+            second_moments=flattened(second),
+            n_updates=int(slot["step"]) if slot else 0,
             n_bad_gradients=int(self.n_bad_gradients),
+            n_steps=int(self._masks.n_steps),
             **scaling_of(self._accelerator.scaler),
         )
 
@@ -116,8 +120,8 @@ class EagerEngine:
     def restore(self, state: EngineState) -> None:
         """See Engine."""
         unflatten(state.weights, self.parameters)
-        first = [torch.empty_like(p) for p in self.parameters]
-        second = [torch.empty_like(p) for p in self.parameters]
+        first = list(map(torch.empty_like, self.parameters))
+        second = list(map(torch.empty_like, self.parameters))
         unflatten(state.first_moments, first)
         unflatten(state.second_moments, second)
         if state.n_updates:
@@ -126,6 +130,7 @@ class EagerEngine:
                 slots[i] = {"step": torch.tensor(float(state.n_updates)), "exp_avg": m, "exp_avg_sq": v}
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self._masks.n_steps.fill_(state.n_steps)
         self.n_bad_gradients.fill_(state.n_bad_gradients)
         set_scaling(self._accelerator.scaler, state)
 

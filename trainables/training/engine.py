@@ -1,6 +1,6 @@
 """Engine: what trial.py asks of whatever trains an adapter; and what the engines share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 MAX_GRAD_NORM = 1.0
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
 
 
 class Engine(Protocol):
@@ -60,6 +58,15 @@ class Engine(Protocol):
         Raises:
             ValueError: it is of an adapter of another size.
         """
+
+
+def adamw(
+    parameters: Iterable[torch.Tensor], learning_rate: float | torch.Tensor, **implementation: bool
+) -> torch.optim.AdamW:
+    """The optimizer of every engine; `implementation` says whether it is fused, and capturable as a CUDA graph."""
+    return torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, **implementation
+    )
 
 
 def standard_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

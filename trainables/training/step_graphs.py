@@ -15,12 +15,13 @@ import torch
 from trainables.capture.capture import attached_matrices, captured, on_stream, padded_rank
 from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models import lora
+from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss
+from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import StepShape
 from trainables.training.engine import (
-    BETAS,
-    EPSILON,
     MAX_GRAD_NORM,
+    adamw,
     flattened,
     scaling_of,
     set_scaling,
@@ -102,6 +103,7 @@ class StepGraphs:
         self._stream = stream
         self._evaluation: torch.cuda.CUDAGraph | None = None
         self._steps: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._masks = DropoutMasks(config.seed, "cuda")
         self._scaling = torch.zeros((), device="cuda")
         self._learning_rate = torch.zeros((), device="cuda")
         self.loss_nats = torch.zeros((), device="cuda")
@@ -110,15 +112,7 @@ class StepGraphs:
         self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
         self._fresh_scale = self._scaler.state_dict()
         self._weights = lora.fresh_matrices(base, self._config)
-        self._optimizer = torch.optim.AdamW(
-            self._weights.values(),
-            lr=self._learning_rate,
-            betas=BETAS,
-            eps=EPSILON,
-            weight_decay=0.0,
-            fused=True,
-            capturable=True,
-        )
+        self._optimizer = adamw(self._weights.values(), self._learning_rate, fused=True, capturable=True)
 
     def capture(self, shapes: Iterable[StepShape]) -> None:
         """Capture the steps that are missing, and the evaluation; the base is bare before and afterwards."""
@@ -126,6 +120,7 @@ class StepGraphs:
         if not missing:
             return
         with attached_matrices(self._base, self._config, self._weights, self._scaling) as model:
+            follow_protocol(model, self._masks)
             if self._evaluation is None:
                 self._warm_up(model, missing[0])
                 model.eval()
@@ -160,12 +155,13 @@ class StepGraphs:
             inputs: (n,), a GraphInput's vector of this shape, on the device.
         """
         input_ids, rest = inputs[: shape.n_tokens].view(shape.n_rows, shape.length), inputs[shape.n_tokens :]
-        if self.key.loop == "lean":
-            loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
-        else:
-            loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
         self._forget_gradients()
-        self._scaler.scale(loss).backward()
+        with self._masks.step(shape.n_rows, shape.length):
+            if self.key.loop == "lean":
+                loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
+            else:
+                loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
+            self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
         self.n_bad_gradients += ~torch.isfinite(norm)
@@ -189,6 +185,7 @@ class StepGraphs:
         for state in self._optimizer.state.values():
             for value in state.values():
                 value.zero_()
+        self._masks.restart(config.seed)
         self._scaling.fill_(config.scaling)
         self._learning_rate.fill_(config.learning_rate)
         self.n_bad_gradients.zero_()
@@ -207,13 +204,12 @@ class StepGraphs:
         Args:
             weights: of the trial; only their shapes are used.
         """
-        slots = [self._optimizer.state[padded] for padded in self._weights.values()]
+        vectors = {name: flattened(views) for name, views in self._views(weights).items()}
         return EngineState(
-            weights=flattened(_unpadded(self._weights.values(), weights)),
-            first_moments=flattened(_unpadded([slot["exp_avg"] for slot in slots], weights)),
-            second_moments=flattened(_unpadded([slot["exp_avg_sq"] for slot in slots], weights)),
-            n_updates=int(slots[0]["step"]),
+            **vectors,
+            n_updates=int(self._slots()[0]["step"]),
             n_bad_gradients=int(self.n_bad_gradients),
+            n_steps=int(self._masks.n_steps),
             **scaling_of(self._scaler),
         )
 
@@ -225,14 +221,26 @@ class StepGraphs:
         Raises:
             ValueError: the state is of an adapter of another size.
         """
-        slots = [self._optimizer.state[padded] for padded in self._weights.values()]
-        unflatten(state.weights, _unpadded(self._weights.values(), weights))
-        unflatten(state.first_moments, _unpadded([slot["exp_avg"] for slot in slots], weights))
-        unflatten(state.second_moments, _unpadded([slot["exp_avg_sq"] for slot in slots], weights))
-        for slot in slots:
+        for name, views in self._views(weights).items():
+            unflatten(getattr(state, name), views)
+        for slot in self._slots():
             slot["step"].fill_(state.n_updates)
+        self._masks.n_steps.fill_(state.n_steps)
         self.n_bad_gradients.fill_(state.n_bad_gradients)
         set_scaling(self._scaler, state)
+
+    def _slots(self) -> list[dict[str, torch.Tensor]]:
+        """AdamW's own tensors of each matrix: `exp_avg`, `exp_avg_sq`, `step`."""
+        return [self._optimizer.state[padded] for padded in self._weights.values()]
+
+    def _views(self, weights: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """The unpadded tensors behind each vector of EngineState."""
+        slots = self._slots()
+        return {
+            "weights": _unpadded(self._weights.values(), weights),
+            "first_moments": _unpadded([slot["exp_avg"] for slot in slots], weights),
+            "second_moments": _unpadded([slot["exp_avg_sq"] for slot in slots], weights),
+        }
 
     def replay(self, shape: StepShape, inputs: torch.Tensor) -> None:
         """Do one step.

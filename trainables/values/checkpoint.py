@@ -1,17 +1,18 @@
 """The state of a trial after a rung, from which it can go on exactly; safetensors when written.
 
-Imports NumPy only: the process that stores checkpoints has no use for PyTorch.
+Imports no PyTorch: the process that stores checkpoints has no use for it.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 VECTORS = ("weights", "first_moments", "second_moments")
-FORMAT = "qlora-sweep checkpoint 1"
+FORMAT = "qlora-sweep checkpoint 2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class EngineState:
         first_moments, second_moments: AdamW's m and v (Loshchilov & Hutter 2019, arXiv:1711.05101), the same.
         n_updates: steps that the optimizer took; float16 skips some.
         n_bad_gradients: steps whose gradient norm was not finite.
+        n_steps: steps done, those that the optimizer skipped too; the next step's dropout masks follow from it.
         loss_scale, n_good_steps: of float16's loss scaling, and steps since it changed; 1 and 0 in other arithmetic.
     """
 
@@ -31,6 +33,7 @@ class EngineState:
     second_moments: NDArray[np.float32]
     n_updates: int
     n_bad_gradients: int
+    n_steps: int
     loss_scale: float = 1.0
     n_good_steps: int = 0
 
@@ -43,24 +46,19 @@ class Checkpoint:
         key: of the trial.
         step: optimizer steps done.
         seconds: of training until then.
-        generators: state of PyTorch's random generators by device, (bytes,) uint8: dropout draws from them.
     """
 
     key: str
     step: int
     seconds: float
     engine: EngineState
-    generators: Mapping[str, NDArray[np.uint8]]
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
-        from safetensors.numpy import save
-
         numbers = {n: getattr(self.engine, n) for n in EngineState.__dataclass_fields__ if n not in VECTORS}
         facts = {"key": self.key, "step": self.step, "seconds": self.seconds, "engine": numbers}
         text = json.dumps({"format": FORMAT, **facts})  # one entry: safetensors keeps several in no order
         tensors = {name: getattr(self.engine, name) for name in VECTORS}
-        tensors |= {f"generator.{device}": state for device, state in self.generators.items()}
         return save(tensors, metadata={"checkpoint": text})
 
     @classmethod
@@ -70,17 +68,13 @@ class Checkpoint:
         Raises:
             ValueError: the content is damaged, or something else.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
         try:
             length = int.from_bytes(content[:8], "little")  # the format: header length, JSON header, data
             facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["checkpoint"])
             if (file_format := facts.pop("format")) != FORMAT:
                 raise ValueError(f"its format is {file_format!r}")
             tensors = load(content)
-            engine = EngineState(**{name: tensors.pop(name) for name in VECTORS}, **facts.pop("engine"))
+            engine = EngineState(**{name: tensors[name] for name in VECTORS}, **facts.pop("engine"))
         except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"no checkpoint of a trial ({type(error).__name__}: {error})") from None
-        generators = {name.removeprefix("generator."): state for name, state in tensors.items()}
-        return cls(**facts, engine=engine, generators=generators)
+        return cls(**facts, engine=engine)

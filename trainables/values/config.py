@@ -35,6 +35,9 @@ MAX_WHOLE = 2**31 - 1
 MAX_REAL = 1e30
 """Largest alpha and learning rate; float32 arithmetic on larger ones raises instead of diverging."""
 
+LOSS_CHUNK_TOKENS = 256
+"""Supervised tokens whose logits the lean loss makes at once, see trainables.models.chunked_loss."""
+
 FINAL_STATES = frozenset(get_args(State)) - {"queued", "running"}
 
 

@@ -70,6 +70,10 @@ class DeviceLost(SweepError):
     """This process can no longer use its GPU: after some CUDA errors every call fails until the process ends."""
 
 
+class CaptureFailed(Exception):
+    """Work could not be captured as a CUDA graph; the message says why. The same work is done eagerly instead."""
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The end of a message about an unknown name: "; did you mean 'x'? (have: ...)"."""
     names = sorted(names)

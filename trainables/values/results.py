@@ -7,6 +7,9 @@ from typing import Literal
 from trainables.values.config import Origin, State, TrialConfig
 from trainables.values.findings import Comparison, TestEvaluation
 
+MIB = 2**20
+"""Bytes."""
+
 Evaluation = Literal["compare", "evaluate"]
 """What is done with a completed trial: "compare" a 4-bit one with its baseline on the validation rows, "evaluate" a
 finalist on the test rows."""

@@ -23,10 +23,14 @@ STEPS = 8
 def checkpoint_of(key: str = "a" * 64, step: int = 2, size: int = 3, **values) -> Checkpoint:
     vectors = [np.arange(size, dtype=np.float32) + i for i in range(3)]
     state = EngineState(
-        weights=vectors[0], first_moments=vectors[1], second_moments=vectors[2], n_updates=step, n_bad_gradients=0
+        weights=vectors[0],
+        first_moments=vectors[1],
+        second_moments=vectors[2],
+        n_updates=step,
+        n_bad_gradients=0,
+        n_steps=step,
     )
-    generators = {"cpu": np.arange(8, dtype=np.uint8)}
-    return Checkpoint(**{"key": key, "step": step, "seconds": 1.5, "engine": state, "generators": generators} | values)
+    return Checkpoint(**{"key": key, "step": step, "seconds": 1.5, "engine": state} | values)
 
 
 def same(a: Checkpoint, b: Checkpoint) -> bool:
@@ -75,11 +79,11 @@ def test_a_trial_that_goes_on_has_the_losses_and_weights_of_one_that_never_stopp
     assert same_files == files
 
 
-def test_dropouts_generator_is_a_part_of_it(cache, small_config):
-    """The test above could not tell otherwise whether a generator's state was put back."""
+def test_the_steps_done_are_a_part_of_it_for_the_next_masks_follow_from_them(cache, small_config):
     config = small_config(dropout=0.3, max_steps=STEPS)
     whole, _, taken = trained(config, cache)
-    other = replace(taken[2], generators={"cpu": torch.Generator().manual_seed(5).get_state().numpy()})
+    assert taken[2].engine.n_steps == 2
+    other = replace(taken[2], engine=replace(taken[2].engine, n_steps=3))
     rest, _, _ = trained(config, cache, checkpoint=other)
     assert losses(rest)[0] != losses(whole)[1]
 

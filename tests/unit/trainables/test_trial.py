@@ -15,7 +15,6 @@ import torch
 from tests.support.bases import assert_untouched, state_of
 from trainables import demo, trial
 from trainables.cost.device import count_gpus, environment, native_dtype
-from trainables.cost.memory import MIB
 from trainables.data import alpaca
 from trainables.data.tokens import IGNORE, load, tokenize
 from trainables.evaluation import held_out
@@ -23,7 +22,7 @@ from trainables.models import lora
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import ConfigError, TrialFailed
-from trainables.values.results import Cost
+from trainables.values.results import MIB, Cost
 from trainables.worker_cache import MAX_ON_HOST, WorkerCache
 
 COST = Cost(

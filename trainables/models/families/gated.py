@@ -3,43 +3,60 @@
 What a config.json leaves out is what transformers' own config class of that family has by default.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from trainables.cost.shape import Linear, Shape
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """In the order of a forward pass."""
-ONE_KERNEL = frozenset({"silu", "swish", "gelu", "gelu_pytorch_tanh", "relu"})
-"""Activations that keep their input for the backward pass and nothing else."""
+ACTIVATIONS = frozenset({"silu", "gelu_pytorch_tanh"})
+"""Those whose product with up(x) the lean loop runs as one operation."""
 
 
-def gated_shape(
-    values: Mapping[str, Any],
-    *,
-    qkv_bias: bool | None = None,
-    tied_head: bool = False,
-    n_block_norms: int = 2,
-    head_norms: bool = False,
-    has_window: bool = False,
-    window_pattern: int = 1,
-    rope_interval: int = 0,
-) -> Shape | None:
-    """The shape in a config.json's values; None where its activation is one that is not known here.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """What a family has beside or in place of Llama's.
 
-    Args:
-        qkv_bias: the family's queries, keys and values always have a bias, and nothing else has; None where the
-            config says it.
+    Attributes:
+        qkv_bias: queries, keys and values always have a bias, and nothing else has; None where the config says it.
         tied_head: where the config does not say it.
         n_block_norms, head_norms: see Shape.
         has_window: whether a window is in use where the config does not say it.
         window_pattern: the n-th, 2n-th, ... block has no window, where the config does not list them; 1: all have it.
         rope_interval: the n-th, 2n-th, ... block does not rotate queries and keys, likewise; 0: all rotate them.
-    Raises:
-        KeyError, TypeError, ValueError: a size is missing or is no number.
     """
-    if values.get("hidden_act", values.get("hidden_activation")) not in ONE_KERNEL:
+
+    qkv_bias: bool | None = None
+    tied_head: bool = False
+    n_block_norms: int = 2
+    head_norms: bool = False
+    has_window: bool = False
+    window_pattern: int = 1
+    rope_interval: int = 0
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "llama": Variant(),
+    "mistral": Variant(qkv_bias=False, has_window=True),
+    "qwen2": Variant(qkv_bias=True),
+    "qwen3": Variant(head_norms=True),
+    "smollm3": Variant(tied_head=True, rope_interval=4),
+    "gemma3_text": Variant(tied_head=True, n_block_norms=4, head_norms=True, has_window=True, window_pattern=6),
+}
+"""By model_type."""
+
+
+def gated_shape(values: Mapping[str, Any]) -> Shape | None:
+    """The shape in a config.json's values; None where its activation is one that is not known here.
+
+    Raises:
+        KeyError: a size is missing, or `model_type` is none of VARIANTS.
+        TypeError: a size is no number.
+    """
+    variant = VARIANTS[values["model_type"]]
+    if values.get("hidden_activation", values.get("hidden_act")) not in ACTIVATIONS:
         return None
     width, n_head, n_layer = values["hidden_size"], values["num_attention_heads"], values["num_hidden_layers"]
     n_kv_head = values.get("num_key_value_heads") or n_head
@@ -52,13 +69,13 @@ def gated_shape(
         head_dim=head_dim,
         vocab_size=values["vocab_size"],
         context_tokens=values["max_position_embeddings"],
-        linears=_linears(values, n_head * head_dim, n_kv_head * head_dim, qkv_bias),
-        tied_head=values.get("tie_word_embeddings", tied_head),
-        n_block_norms=n_block_norms,
-        head_norms=head_norms,
-        n_rotary=_n_rotary(values, rope_interval),
+        linears=_linears(values, n_head * head_dim, n_kv_head * head_dim, variant.qkv_bias),
+        tied_head=values.get("tie_word_embeddings", variant.tied_head),
+        n_block_norms=variant.n_block_norms,
+        head_norms=variant.head_norms,
+        n_rotary=_n_rotary(values, variant.rope_interval),
         sliding_window=values.get("sliding_window") or 0,
-        n_sliding=_n_sliding(values, has_window, window_pattern),
+        n_sliding=_n_sliding(values, variant),
     )
 
 
@@ -86,26 +103,13 @@ def _n_rotary(values: Mapping[str, Any], rope_interval: int) -> int:
     return sum(listed) if listed else n_layer - n_layer // (values.get("no_rope_layer_interval") or rope_interval)
 
 
-def _n_sliding(values: Mapping[str, Any], has_window: bool, pattern: int) -> int:
+def _n_sliding(values: Mapping[str, Any], variant: Variant) -> int:
     n_layer = values["num_hidden_layers"]
-    if not values.get("sliding_window") or not values.get("use_sliding_window", has_window):
+    if not values.get("sliding_window") or not values.get("use_sliding_window", variant.has_window):
         return 0
     if values.get("layer_types"):
         return values["layer_types"].count("sliding_attention")
     if "max_window_layers" in values:
         return max(0, n_layer - values["max_window_layers"])
-    pattern = values.get("sliding_window_pattern") or pattern
+    pattern = values.get("sliding_window_pattern") or variant.window_pattern
     return n_layer - (n_layer // pattern if pattern > 1 else 0)
-
-
-SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shape | None]] = {
-    "llama": gated_shape,
-    "mistral": partial(gated_shape, qkv_bias=False, has_window=True),
-    "qwen2": partial(gated_shape, qkv_bias=True),
-    "qwen3": partial(gated_shape, head_norms=True),
-    "smollm3": partial(gated_shape, tied_head=True, rope_interval=4),
-    "gemma3_text": partial(
-        gated_shape, tied_head=True, n_block_norms=4, head_norms=True, has_window=True, window_pattern=6
-    ),
-}
-"""`shape_of` of a family, by model_type."""

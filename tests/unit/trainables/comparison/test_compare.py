@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.support.bases import assert_untouched, state_of
-from trainables.capture.capture import CaptureFailed
 from trainables.comparison import bias, compare
 from trainables.evaluation import held_out
 from trainables.models import base_model
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig
+from trainables.values.errors import CaptureFailed
 from trainables.values.findings import Comparison, TestEvaluation
 from trainables.worker_cache import WorkerCache
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from trainables.cost.memory import MIB, LiveStorages, allocated_mib, peak_of
+from trainables.cost.memory import LiveStorages, allocated_mib, peak_of
 from trainables.models import lora
 from trainables.training.eager import EagerEngine
+from trainables.values.results import MIB
 
 
 def mib(n: int) -> torch.Tensor:

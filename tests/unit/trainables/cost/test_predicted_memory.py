@@ -15,7 +15,6 @@ from orchestrator.driver.plan import predicted_peaks_mib
 from tests.bench import memory_shapes
 from tests.bench.memory_shapes import FITTED_SEED, RECORDED, errors, read, shapes, tolerance_mib
 from tests.support.sweeps import make
-from trainables.cost.memory import MIB
 from trainables.cost.predicted_memory import (
     predicted_breakdown,
     predicted_peak_mib,
@@ -25,6 +24,7 @@ from trainables.models.families import shape_in
 from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS, shape_of, sized
 from trainables.training.eager import EagerEngine
 from trainables.values.config import TrialConfig
+from trainables.values.results import MIB
 
 SMALL = sized(n_layer=2, n_embd=128, n_head=4, vocab_size=8192, n_positions=64)
 """Wide enough that each module has whole blocks of scales, with logits that outweigh a block."""

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from trainables.cost.recipe import Recipe, stock
 from trainables.cost.resident import adapter_bytes, base_bytes, constants_bytes, moments_bytes
-from trainables.models.families.gated import SHAPES, TARGETS
+from trainables.models.families.gated import TARGETS, gated_shape
 
 SIZES = {
     "vocab_size": 512,
@@ -38,7 +38,7 @@ RECIPE = stock(
 
 
 def shape_named(case):
-    return SHAPES[case](AutoConfig.for_model(case, **CASES[case]).to_dict())
+    return gated_shape(AutoConfig.for_model(case, **CASES[case]).to_dict())
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from trainables.models.families import gpt2
-from trainables.models.families.gated import SHAPES
+from trainables.models.families.gated import VARIANTS, gated_shape
 
 SIZES = {
     "vocab_size": 512,
@@ -49,7 +49,7 @@ def on_disk(config, folder):
 
 
 def shape_in(values):
-    return SHAPES.get(values["model_type"], gpt2.shape_of)(values)
+    return (gated_shape if values["model_type"] in VARIANTS else gpt2.shape_of)(values)
 
 
 def without_memory(config):
@@ -115,21 +115,21 @@ def test_windows_and_rotations_are_those_of_the_config(model_type, sizes, tmp_pa
 def test_a_config_without_what_has_a_default_is_read_as_transformers_reads_it():
     """Of a Mistral from before there were lists of layers, as published."""
     bare = SIZES | {"hidden_act": "silu", "sliding_window": 64}
-    mistral = SHAPES["mistral"](bare)
+    mistral = gated_shape(bare | {"model_type": "mistral"})
     assert (mistral.n_sliding, mistral.sliding_window, mistral.tied_head) == (6, 64, False)
-    gemma = SHAPES["gemma3_text"](bare)
+    gemma = gated_shape(bare | {"model_type": "gemma3_text"})
     assert (gemma.n_sliding, gemma.tied_head, gemma.n_block_norms) == (5, True, 4)
-    assert SHAPES["qwen2"](bare).n_sliding == 0
-    assert SHAPES["smollm3"](bare).n_rotary == 5
-    assert SHAPES["llama"](bare | {"num_key_value_heads": None}).n_kv_head == 6
+    assert gated_shape(bare | {"model_type": "qwen2"}).n_sliding == 0
+    assert gated_shape(bare | {"model_type": "smollm3"}).n_rotary == 5
+    assert gated_shape(bare | {"num_key_value_heads": None} | {"model_type": "llama"}).n_kv_head == 6
 
 
 def test_an_activation_that_is_not_known_has_no_shape():
-    assert SHAPES["llama"](SIZES | {"hidden_act": "xielu"}) is None
+    assert gated_shape(SIZES | {"model_type": "llama", "hidden_act": "xielu"}) is None
 
 
 def test_groups_name_the_modules_of_a_family():
-    llama = SHAPES["llama"](SIZES | {"hidden_act": "silu"})
+    llama = gated_shape(SIZES | {"hidden_act": "silu"} | {"model_type": "llama"})
     assert llama.group("qkv") == ("q_proj", "k_proj", "v_proj")
     assert llama.group("attention") == ("q_proj", "k_proj", "v_proj", "o_proj")
     assert llama.group("mlp") == ("gate_proj", "up_proj", "down_proj")
@@ -153,8 +153,8 @@ def test_groups_name_the_modules_of_a_family():
     ids=["SmolLM2-135M", "Qwen2.5-0.5B", "Mistral-7B-v0.1"],
 )  # fmt: skip
 def test_the_hubs_models_have_as_many_weights_as_published(model_type, published, values):
-    values = values | {"hidden_act": "silu", "max_position_embeddings": 32768}
-    assert SHAPES[model_type](values).n_weights == published
+    values = values | {"model_type": model_type, "hidden_act": "silu", "max_position_embeddings": 32768}
+    assert gated_shape(values).n_weights == published
 
 
 def test_an_untied_head_counts_its_own_rows():

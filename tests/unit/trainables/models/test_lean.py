@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from trainables.data.tokens import IGNORE
 from trainables.models import lora
 from trainables.models.chunked_loss import ALIGNMENT, ChunkedLoss, aligned_logits, supervised
+from trainables.models.dropout_mask import DropoutMasks, Mask
 from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import (
     LoraLinear,
@@ -26,6 +27,7 @@ from trainables.models.lean import (
     multiplied_by,
     read_through,
 )
+from trainables.models.peft_forward import follow_protocol
 from trainables.training.engine import standard_loss
 
 LABELS = st.integers(1, 4).flatmap(
@@ -129,7 +131,7 @@ def test_what_is_only_read_is_as_near_the_formula_as_what_is_trained(dtype, scal
     a, b = torch.randn(8, 96, generator=generator) / 10, torch.randn(64, 8, generator=generator) / 10
     exact = base.double()(x.double()) + scaling * x.double() @ a.double().T @ b.double().T
     base.to(dtype)
-    found = read_through(x, a, b, base, scaling), LoraLinear.apply(x, a, b, base, scaling, 0.0)
+    found = read_through(x, a, b, base, scaling), LoraLinear.apply(x, a, b, base, scaling, None)
     assert [y.dtype for y in found] == [dtype, dtype]
     error, of_training = ((y.double() - exact).square().mean().sqrt() for y in found)
     assert 0 < error < 1.5 * of_training
@@ -166,42 +168,40 @@ def test_lean_modules_leave_the_model_as_it_was_even_after_an_error(adapted):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_lora_linear_has_the_values_and_gradients_of_its_formula(adapted, dropout):
-    """Against autograd over y = W x + scaling * B A dropout(x), with the mask that the same seed draws."""
+    """Against autograd over y = W x + scaling * B A dropout(x), with the same mask."""
     layer = adapted_layers(adapted)[2]  # mlp.c_fc of the first block
     base, a, b = layer.get_base_layer(), layer.lora_A["default"].weight, layer.lora_B["default"].weight
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 5, 64, generator=generator).requires_grad_()
     upstream = torch.randn(2, 5, 256, generator=generator)
-    torch.manual_seed(7)
-    y = LoraLinear.apply(x, a, b, base, 0.7, dropout)
+    mask = Mask(torch.arange(10, dtype=torch.int32), 3, dropout)
+    y = LoraLinear.apply(x, a, b, base, 0.7, mask if dropout else None)
     found = torch.autograd.grad(y, (x, a, b), upstream)
-    torch.manual_seed(7)
-    mask = (
-        torch.native_dropout(torch.ones(10, 64), dropout, True)[1].view(2, 5, 64) if dropout else torch.ones(2, 5, 64)
-    )
-    expected_y = base(x) + 0.7 * (x * mask / (1 - dropout)) @ a.T @ b.T
+    keep = mask.keep(64).view(2, 5, 64)
+    expected_y = base(x) + 0.7 * (x * keep / (1 - dropout)) @ a.T @ b.T
     expected = torch.autograd.grad(expected_y, (x, a, b), upstream)
     torch.testing.assert_close(y, expected_y, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert 0 < mask.float().mean() <= 1
+    assert keep.all() == (dropout == 0)
 
 
 def test_dropout_is_drawn_anew_in_training_and_never_in_evaluation(cache, small_config):
     model = lora.attach(cache.base("16bit"), small_config(dropout=0.5, targets=TARGETS), base_name="tiny")
+    masks = DropoutMasks(0, "cpu")
+    follow_protocol(model, masks)
     ids, labels = drawn_batch()
+    losses = {True: set(), False: set()}
     try:
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.data.fill_(0.05)
-        with torch.no_grad():
-            losses = {
-                training: {lean_loss(model.train(training), ids, *supervised(labels)).item() for _ in range(3)}
-                for training in (True, False)
-            }
+        for training in (True, False, True, False):
+            with torch.no_grad(), masks.step(*ids.shape):
+                losses[training].add(lean_loss(model.train(training), ids, *supervised(labels)).item())
     finally:
         lora.detach(model)
-    assert (len(losses[True]), len(losses[False])) == (3, 1)
+    assert (len(losses[True]), len(losses[False])) == (2, 1)
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainables.capture.capture import RANKS
-from trainables.cost.predicted_memory import LOSS_CHUNK_TOKENS
 from trainables.data.tokens import IGNORE, TokenRow, pad
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
@@ -17,7 +16,7 @@ from trainables.training.batches import StepShape, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.step_graphs import graph_key
 from trainables.trial import Trial
-from trainables.values.config import TrialConfig
+from trainables.values.config import LOSS_CHUNK_TOKENS, TrialConfig
 from trainables.values.errors import ConfigError
 
 
@@ -128,7 +127,6 @@ def trained(cache, config, batches, *, rank=None, stray=0.0) -> tuple[torch.Tens
         for layer in adapted_layers(model):
             layer.scaling = dict.fromkeys(layer.scaling, torch.tensor(config.scaling))
     try:
-        torch.manual_seed(config.seed)  # dropout
         losses = EagerEngine(model, config, compute_dtype="float32", device="cpu").run(batches)
         return losses, {name: model.get_parameter(name).detach().clone() for name in narrow}
     finally:

@@ -1,0 +1,243 @@
+"""The Triton kernels on a real GPU against the same operations in plain PyTorch, and captured against eager."""
+
+import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config
+from transformers import Qwen3ForCausalLM as Qwen3
+
+from trainables.data.tokens import TokenRow
+from trainables.evaluation.held_out import eval_batches
+from trainables.models import block_ops, dropout_mask, lora
+from trainables.models.block_ops import Gated, RMSNorm, Rotary
+from trainables.models.chunked_loss import supervised
+from trainables.models.dropout_mask import DropoutMasks, Mask, add_product_, dropped, token_keys
+from trainables.models.lean import adapted_layers, lean_loss, lean_modules
+from trainables.models.peft_forward import follow_protocol
+from trainables.training.batches import packed
+from trainables.training.eager import EagerEngine
+from trainables.training.engine import standard_loss
+from trainables.training.graph import GraphEngine
+from trainables.training.step_graphs import StepGraphs
+from trainables.values.config import TrialConfig
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
+]
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DTYPES = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+"""Each with the relative difference that rounding alone makes."""
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.05,
+}
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request) -> torch.dtype:
+    return request.param
+
+
+def drawn(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return (scale * torch.randn(shape, generator=generator)).to("cuda", dtype)
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def without_kernels(monkeypatch, module, name: str, work):
+    """What `work` gives on the GPU in plain PyTorch."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, None)
+        return work()
+
+
+def test_the_kernels_are_there():
+    assert dropout_mask.mask_kernels is not None
+    assert block_ops.block_kernels is not None
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])
+def test_a_mask_has_the_same_bits_on_the_gpu_and_on_the_cpu(seed):
+    for module, p in ((0, 0.05), (1, 0.5), (16, 0.05), (223, 0.9)):
+        masks = []
+        for device in ("cpu", "cuda"):
+            of_trial = DropoutMasks(seed, device)
+            of_trial.n_steps.fill_(77)
+            with of_trial.step(3, 70):
+                masks.append(of_trial.of(module, p))
+        on_cpu, on_gpu = masks
+        assert torch.equal(on_gpu.keys.cpu(), on_cpu.keys)
+        ones = torch.ones(210, 1001)
+        assert torch.equal(dropped(ones.cuda(), on_gpu).cpu(), dropped(ones, on_cpu))
+        assert torch.equal(on_gpu.keep(1001).cpu(), on_cpu.keep(1001))
+
+
+def test_the_key_kernel_takes_rows_and_positions_of_any_shape():
+    numbers = [torch.tensor(n, dtype=torch.int32) for n in (5, 9)]
+    rows, positions = torch.randint(0, 99, (2, 300), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    expected = token_keys(*numbers, rows, positions)
+    assert torch.equal(token_keys(*(t.cuda() for t in (*numbers, rows, positions))).cpu(), expected)
+
+
+@pytest.mark.parametrize("shape", [(1024, 2048), (210, 1001), (5, 48)])
+@pytest.mark.parametrize("rank", [1, 16, 64, 100])
+def test_the_mask_kernels_compute_what_plain_pytorch_computes(monkeypatch, dtype, shape, rank):
+    keys = torch.randint(-(2**31), 2**31 - 1, shape[:1], dtype=torch.int32, device="cuda")
+    x, d_low = drawn(*shape, dtype=dtype), drawn(shape[0], rank, dtype=dtype)
+    a = drawn(rank, shape[1], dtype=dtype, scale=rank**-0.5)
+    mask = Mask(keys, 7, 0.3)
+
+    def work():
+        return dropped(x, mask), add_product_(x.clone(), d_low, a, mask)
+
+    found, expected = work(), without_kernels(monkeypatch, dropout_mask, "mask_kernels", work)
+    assert torch.equal(found[0], expected[0])
+    assert apart(found[1], expected[1]) < DTYPES[dtype]
+
+
+def values_and_gradients(operation, inputs, seed: int = 0) -> list[torch.Tensor]:
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    outputs = operation(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    upstream = [drawn(*t.shape, dtype=t.dtype, seed=seed + i) for i, t in enumerate(outputs)]
+    return [*outputs, *torch.autograd.grad(outputs, inputs, upstream)]
+
+
+def assert_near_plain(monkeypatch, operation, inputs, tolerance: float) -> None:
+    def work():
+        return values_and_gradients(operation, inputs)
+
+    for found, expected in zip(work(), without_kernels(monkeypatch, block_ops, "block_kernels", work), strict=True):
+        assert found.dtype == expected.dtype
+        assert apart(found, expected) < tolerance
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [(4, 256, 2048), (2, 33, 640), (2, 17, 8, 128), (3, 5000)])
+def test_the_norms_kernel_is_near_plain_pytorch(monkeypatch, dtype, shape, offset):
+    weight = drawn(shape[-1], dtype=dtype)
+    x = drawn(*shape, dtype=dtype)
+    for way in (x, x.transpose(1, 2)) if x.dim() == 4 else (x,):
+        assert_near_plain(monkeypatch, lambda t: RMSNorm.apply(t, weight, 1e-6, offset), [way], DTYPES[dtype])
+
+
+@pytest.mark.parametrize("n_angles", [1, 3])
+@pytest.mark.parametrize(("heads", "width"), [((32, 8), 64), ((16, 8), 128), ((4, 1), 256), ((3, 1), 80)])
+def test_the_rotary_kernel_is_near_plain_pytorch(monkeypatch, dtype, heads, width, n_angles):
+    q, k = (drawn(3, 50, n, width, dtype=dtype).transpose(1, 2) for n in heads)
+    cos, sin = (drawn(n_angles, 50, width, dtype=dtype, seed=i) for i in (1, 2))
+    assert_near_plain(monkeypatch, lambda q, k: Rotary.apply(q, k, cos, sin), [q, k], DTYPES[dtype])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("shape", [(4, 256, 8192), (3, 7, 130)])
+def test_the_gates_kernel_is_near_plain_pytorch(monkeypatch, dtype, shape, activation):
+    inputs = [drawn(*shape, dtype=dtype, seed=i, scale=3.0) for i in (1, 2)]
+    assert_near_plain(monkeypatch, lambda gate, up: Gated.apply(gate, up, activation), inputs, DTYPES[dtype])
+
+
+# --- whole models
+
+
+@pytest.fixture(params=["llama", "qwen3", "gemma3"])
+def base(request, dtype):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if request.param == "llama":
+            model = LlamaForCausalLM(LlamaConfig(**SMALL))
+        elif request.param == "qwen3":
+            model = Qwen3(Qwen3Config(**SMALL))
+        else:
+            model = Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, sliding_window=64, query_pre_attn_scalar=64))
+    model.config._attn_implementation = "sdpa"
+    return model.to("cuda", dtype).requires_grad_(False).eval()
+
+
+def config_of(**values) -> TrialConfig:
+    return TrialConfig(
+        **{"precision": "16bit", "rank": 16, "alpha": 32, "targets": TARGETS, "dropout": 0.1, "loop": "lean", **values}
+    )
+
+
+def batch_of(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(1, 1000, (4, 128), generator=torch.Generator().manual_seed(seed))
+    labels = ids.clone()
+    labels[:, :20] = -100
+    return ids, labels
+
+
+def test_the_lean_loop_has_the_loss_and_gradients_of_pefts_forward_under_the_same_masks(base, dtype):
+    """Gradients as a whole: in 16 bits single ones are rounding."""
+    model = lora.attach(base, config_of(), base_name="small")
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.copy_(drawn(*weight.shape, dtype=torch.float32, scale=0.05))
+    masks = DropoutMasks(3, "cuda")
+    follow_protocol(model.train(), masks)
+    ids, labels = batch_of()
+    of_loop = {
+        "standard": lambda: standard_loss(model, ids.cuda(), labels.cuda()),
+        "lean": lambda: lean_loss(model, ids.cuda(), *(t.cuda() for t in supervised(labels))),
+    }
+    weights = [p for p in model.parameters() if p.requires_grad]
+    results = []
+    for loss_of in of_loop.values():
+        masks.restart(3)
+        with masks.step(*ids.shape):
+            loss = loss_of()
+            gradients = torch.autograd.grad(loss, weights)
+        results.append((loss, torch.cat([gradient.flatten() for gradient in gradients])))
+    (stock, theirs), (lean, ours) = results
+    loss_apart, gradients_apart = abs(float(lean / stock) - 1), apart(ours, theirs)
+    print(f"{dtype}: loss {float(lean):.5f}, apart {loss_apart:.1e}; gradients apart {gradients_apart:.1e}")
+    assert loss_apart < {torch.float32: 1e-5}.get(dtype, 1e-2)
+    assert gradients_apart < {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}[dtype]
+
+
+def test_captured_steps_with_dropout_have_the_losses_of_eager_ones(base, dtype):
+    """Each replay draws the masks of its own step."""
+    config, name = config_of(learning_rate=1e-3), str(dtype).removeprefix("torch.")
+    batches = [batch_of(seed % 2) for seed in range(6)]
+    model = lora.attach(base, config, base_name="small")
+    try:
+        engine = EagerEngine(model, config, compute_dtype=name, device="cuda")
+        eager = engine.run(batches).cpu()
+        n_steps = engine.state().n_steps
+    finally:
+        lora.detach(model)
+    row = TokenRow(input_ids=tuple(range(1, 40)), n_prompt_tokens=3)
+    graphs = StepGraphs(
+        base,
+        config,
+        eval_batches=eval_batches(base, [row]),
+        compute_dtype=name,
+        pool=torch.cuda.graph_pool_handle(),
+        stream=torch.cuda.Stream(),
+    )
+    steps = [packed(batch, "lean") for batch in batches]
+    graphs.capture([shape for shape, _ in steps])
+    for _ in range(2):  # a second trial by the same graphs repeats the first
+        captured = GraphEngine(lora.fresh_matrices(base, config).values(), config, graphs)
+        losses = captured.run(steps).cpu()
+        torch.testing.assert_close(losses, eager, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0)
+        assert captured.state().n_steps == n_steps == len(batches)
+
+
+def test_lean_modules_exchange_every_norm_and_gate_and_put_them_back(base):
+    inside = 0
+    with lean_modules(base):
+        inside = sum("forward" in vars(module) for module in base.modules())
+    norms_and_gates = [m for m in base.modules() if type(m).__name__.endswith(("RMSNorm", "MLP"))]
+    assert inside == len(norms_and_gates) > 6
+    assert not adapted_layers(base)
+    assert not any("forward" in vars(module) for module in base.modules())

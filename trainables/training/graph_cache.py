@@ -1,0 +1,149 @@
+"""CUDA graphs on the bases of a worker, captured once for many trials: training steps, and readers of rows."""
+
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from trainables.capture.capture import abandon_capture, padded_rank
+from trainables.evaluation.held_out import EvalBatches
+from trainables.evaluation.readers import GraphReader, ReaderBuffers
+from trainables.training.batches import StepShape
+from trainables.training.step_graphs import GraphKey, StepGraphs, graph_key
+from trainables.values.config import ComputeDtype, Precision, TrialConfig
+from trainables.values.errors import CaptureFailed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from trainables.data.tokens import TokenRow
+    from trainables.models.lora import AdapterWeights
+
+MAX_STEP_GRAPHS = 16
+"""StepGraphs that stay on the device."""
+
+
+class GraphCache:
+    """StepGraphs and GraphReaders of both bases. All share one memory pool: no two replay at the same time.
+
+    Attributes:
+        fault: why nothing can be captured on this device, once that is known.
+    """
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+        self._step_graphs: dict[GraphKey, StepGraphs] = {}
+        self._readers: dict[tuple[Precision, tuple[str, ...], int], GraphReader] = {}
+        self._reader_buffers: ReaderBuffers | None = None
+        self._pool: tuple[int, int] | None = None
+        self._stream: torch.cuda.Stream | None = None
+
+    def __len__(self) -> int:
+        return len(self._step_graphs) + len(self._readers)
+
+    def clear(self) -> None:
+        """Give up all graphs and what they read."""
+        self._step_graphs.clear()
+        self._readers.clear()
+        self._reader_buffers = None
+
+    def step_graphs(
+        self,
+        base: "PreTrainedModel",
+        config: TrialConfig,
+        shapes: Iterable[StepShape],
+        *,
+        eval_batches: EvalBatches,
+        compute_dtype: ComputeDtype,
+    ) -> StepGraphs:
+        """StepGraphs that can train a config, with graphs of these shapes; captured where they are missing.
+
+        Args:
+            base, eval_batches, compute_dtype: see StepGraphs.
+        Raises:
+            CaptureFailed: these steps cannot be captured on this device, or it has too little memory for it.
+        """
+        key = graph_key(config)
+        with self._capturing():
+            graphs = self._step_graphs.pop(key, None) or StepGraphs(
+                base,
+                config,
+                eval_batches=eval_batches,
+                compute_dtype=compute_dtype,
+                pool=self._pool,
+                stream=self._stream,
+            )
+            graphs.capture(shapes)
+        self._step_graphs[key] = graphs  # those used last come last
+        if len(self._step_graphs) > MAX_STEP_GRAPHS:
+            del self._step_graphs[next(iter(self._step_graphs))]
+        return graphs
+
+    def reader(
+        self,
+        base: "PreTrainedModel",
+        precision: Precision,
+        weights: "AdapterWeights | None",
+        rows: "Sequence[TokenRow]",
+    ) -> GraphReader:
+        """Reads rows with an adapter; captured where that is missing.
+
+        Args:
+            base: of this precision, without an adapter.
+            weights: None for the base alone, which any reader of its precision can read with.
+            rows: the same at each call.
+        Raises:
+            CaptureFailed: see `step_graphs`; or for the base alone there is no reader yet.
+        """
+        with self._capturing():
+            if weights is None:
+                reader = self._any_reader(precision)
+            else:
+                reader = self._reader_for(base, precision, weights, rows)
+            reader.load(weights)
+        return reader
+
+    def _any_reader(self, precision: Precision) -> GraphReader:
+        for (own_precision, *_), reader in self._readers.items():
+            if own_precision == precision:
+                return reader
+        raise CaptureFailed("nothing is captured yet")
+
+    def _reader_for(
+        self, base: "PreTrainedModel", precision: Precision, weights: "AdapterWeights", rows: "Sequence[TokenRow]"
+    ) -> GraphReader:
+        rank = padded_rank(weights.rank)
+        key = (precision, weights.targets, rank)
+        if key not in self._readers:
+            self._reader_buffers = self._reader_buffers or ReaderBuffers(base, rows)
+            config = TrialConfig(precision=precision, rank=rank, alpha=1, targets=weights.targets, dropout=0.0)
+            self._readers[key] = GraphReader(base, config, self._reader_buffers, pool=self._pool, stream=self._stream)
+        return self._readers[key]
+
+    @contextmanager
+    def _capturing(self) -> Iterator[None]:
+        """Inside, graphs can be captured with `_pool` and `_stream`.
+
+        Raises:
+            CaptureFailed: for lack of memory, after which a later capture may succeed; or the work cannot be captured
+                on this device, after which none is tried again.
+        """
+        if self.fault:
+            raise CaptureFailed(self.fault)
+        self._stream = self._stream or torch.cuda.Stream()
+        if not len(self):  # a pool is gone with the last graph that uses it
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            yield
+        except RuntimeError as error:
+            traceback.clear_frames(error.__traceback__)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if not isinstance(error, torch.cuda.OutOfMemoryError):
+                self.fault = reason
+                self.clear()  # they were captured with the random generator that is replaced now
+                abandon_capture()
+                print(f"steps cannot be captured as CUDA graphs here; going on without: {reason}", file=sys.stderr)
+            raise CaptureFailed(reason) from None
