@@ -11,10 +11,10 @@ from trainables.cost.shape import Linear, Shape
 
 
 def norm_kept(shape: Shape, recipe: Recipe, features: int) -> int:
-    """LayerNorm: its input, mean and deviation. RMSNorm: its input; transformers' own keeps it in float32, beside
-    1 / root mean square."""
+    """LayerNorm: its input (which autocast makes float32), mean and deviation. RMSNorm: its input; transformers' own
+    keeps it in float32, beside 1 / root mean square."""
     if shape.layer_norm:
-        return features * recipe.stream_width + 8
+        return features * (4 if recipe.autocast else recipe.stream_width) + 8
     if recipe.script == "lean":
         return features * recipe.stream_width
     return features * 4 + 4
@@ -35,11 +35,13 @@ def activation_kept(shape: Shape, recipe: Recipe) -> tuple[int, int]:
     """Between the MLP's inputs, and between them and its output.
 
     Gated: gate(x); the activation and up(x), which are multiplied. In the lean loop that is one operation, which keeps
-    gate(x) and up(x). GPT-2's gelu_new: four tensors; in the lean loop, where it is one operation, its input.
+    gate(x) and up(x). GPT-2's gelu_new: four tensors, three of them in float32 under autocast, which computes powers
+    so; in the lean loop, where it is one operation, its input.
     """
     size, is_lean = shape.mlp_size * recipe.stream_width, recipe.script == "lean"
     if not shape.gated:
-        return 0, size * (1 if is_lean else 4)
+        tanh = shape.mlp_size * 3 * (4 if recipe.autocast else recipe.stream_width)
+        return 0, size if is_lean else size + tanh
     return (0, 2 * size) if is_lean else (size, 2 * size)
 
 

@@ -53,6 +53,9 @@ class Shape:
         head_norms: queries and keys have a norm over head_dim.
         n_rotary: blocks that rotate their queries and keys.
         sliding_window, n_sliding: tokens that a query looks back in so many of the blocks; 0 where there is no window.
+
+    Raises:
+        ValueError: a size is no whole number of at least 1, or the heads do not share keys evenly.
     """
 
     n_layer: int
@@ -72,6 +75,15 @@ class Shape:
     n_rotary: int = 0
     sliding_window: int = 0
     n_sliding: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "hidden_size", "n_head", "n_kv_head", "head_dim", "vocab_size", "context_tokens"):
+            _check(name, getattr(self, name))
+        for linear in self.linears:
+            _check(f"inputs of {linear.name}", linear.inputs)
+            _check(f"outputs of {linear.name}", linear.outputs)
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"{self.n_head} heads cannot share {self.n_kv_head} key heads evenly")
 
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
@@ -120,3 +132,8 @@ class Shape:
     def group(self, name: str) -> tuple[str, ...]:
         """Names of the modules in one of GROUPS."""
         return tuple(linear.name for linear in self.linears if linear.role in GROUPS[name])
+
+
+def _check(name: str, size: object) -> None:
+    if type(size) is not int or size < 1:
+        raise ValueError(f"{name} is {size!r}")

@@ -69,6 +69,23 @@ def fetch_model(repo_id: str, check: Callable[[Path], None] = lambda folder: Non
         return folder
 
 
+def fetch_config(repo_id: str) -> Path:
+    """Bring a model's config.json alone onto this machine.
+
+    Raises:
+        ConfigError: no such repo, no access to it, or no config.json in it.
+        Unreachable: the hub does not answer and the file is not in the cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _asking(repo_id, "model") as no_answer:
+        cached_only = no_answer is not None
+        path = Path(snapshot_download(repo_id, allow_patterns=["config.json"], local_files_only=cached_only))
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"BASE_MODEL: {repo_id!r} on {_endpoint()} has no config.json; {ADVICE['model']}")
+        return path / "config.json"
+
+
 def fetch_rows(repo_id: str) -> list[dict[str, Any]]:
     """Read the `train` split of a dataset on the hub, in its order.
 
