@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 
 from trainables.data.tokens import TokenRow
 from trainables.evaluation.held_out import eval_batches
-from trainables.models import block_ops, dropout_mask, lora
+from trainables.models import block_ops, chunked_loss, dropout_mask, fused_blocks, lora, lora_linear
 from trainables.models.families.gpt2 import TARGETS as GPT2_TARGETS
-from trainables.models.lean import is_conv1d
+from trainables.models.lora_linear import is_conv1d
 from trainables.training.batches import full_batch, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.graph import GraphEngine
@@ -243,11 +243,11 @@ def without(module: Any, name: str, value: Any) -> Iterator[None]:
 
 def show_parts(base: nn.Module, config: TrialConfig, whole: float) -> None:
     """The step without each of the kernels."""
-    from trainables.models import fused_blocks
-
     plain = {
         "block kernels (norm, rotary, gate)": (fused_blocks, "FUSIBLE", {}),
-        "mask kernels": (dropout_mask, "mask_kernels", None),
+        "the dropout's kernel": (dropout_mask, "mask_kernels", None),
+        "the kernel of the adapter's gradients": (lora_linear, "adapter_kernels", None),
+        "the loss's kernel": (chunked_loss, "loss_kernels", None),
         "block kernels, plain formulas": (block_ops, "block_kernels", None),
     }
     for label, change in plain.items():
@@ -261,8 +261,6 @@ def show_liger(base: nn.Module, config: TrialConfig) -> None:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     from liger_kernel.ops.rope import LigerRopeFunction
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-
-    from trainables.models import fused_blocks
 
     class Norm:
         @staticmethod

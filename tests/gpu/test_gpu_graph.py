@@ -69,12 +69,11 @@ def run_eagerly(cache: WorkerCache, config: TrialConfig, batches) -> tuple[torch
         lora.detach(model)
 
 
-def run_captured(cache: WorkerCache, config: TrialConfig, batches, seed: int = 0):
+def run_captured(cache: WorkerCache, config: TrialConfig, batches):
     """Losses, final weights, and the StepGraphs that made them."""
     steps = [packed(batch, config.loop) for batch in batches]
     graphs = cache.graphs(config, [shape for shape, _ in steps])
     engine = GraphEngine(cache.fresh_matrices(config).values(), config, graphs)
-    torch.manual_seed(seed)
     return engine.run(steps).cpu(), [weight.clone() for weight in engine.parameters], graphs
 
 
@@ -124,24 +123,23 @@ def test_each_replay_draws_its_own_dropout_and_a_seed_repeats_them_all(exact_cac
     for name, matrix in matrices.items():
         if "lora_B" in name:
             matrix.fill_(0.02)
-    GraphEngine(matrices.values(), config, graphs)
     passes = []
-    for _ in range(2):
-        torch.manual_seed(3)
+    for seed in (3, 3, 4):
+        GraphEngine(matrices.values(), replace(config, seed=seed), graphs)
         losses = []
         for _ in range(4):
             graphs.replay(shape, vector.cuda())
             losses.append(graphs.loss_nats.item())
         passes.append(losses)
-    assert len(set(passes[0])) == 4, passes
-    assert passes[0] == pytest.approx(passes[1], rel=1e-6)
+    assert len({*passes[0], *passes[2]}) == 8, passes
+    assert passes[0] == passes[1]
 
 
 def test_a_captured_trial_repeats_exactly_whatever_ran_between(exact_cache):
     config = config_of(dropout=0.2)
     batches = batches_of(config)
     first, ours, _ = run_captured(exact_cache, config, batches)
-    run_captured(exact_cache, replace(config, rank=9, learning_rate=1e-2), batches_of(config, seed=1), seed=5)
+    run_captured(exact_cache, replace(config, rank=9, learning_rate=1e-2), batches_of(config, seed=1))
     again, same, _ = run_captured(exact_cache, config, batches)
     assert first.tolist() == again.tolist()
     assert all(torch.equal(a, b) for a, b in zip(ours, same, strict=True))

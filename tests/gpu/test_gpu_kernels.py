@@ -7,11 +7,12 @@ from transformers import Qwen3ForCausalLM as Qwen3
 
 from trainables.data.tokens import TokenRow
 from trainables.evaluation.held_out import eval_batches
-from trainables.models import block_ops, dropout_mask, lora
+from trainables.models import block_ops, chunked_loss, dropout_mask, lora, lora_linear
 from trainables.models.block_ops import Gated, RMSNorm, Rotary
-from trainables.models.chunked_loss import supervised
-from trainables.models.dropout_mask import DropoutMasks, Mask, add_product_, dropped, token_keys
+from trainables.models.chunked_loss import ChunkedLoss, supervised
+from trainables.models.dropout_mask import DropoutMasks, Mask, dropped, token_keys
 from trainables.models.lean import adapted_layers, lean_loss, lean_modules
+from trainables.models.lora_linear import input_gradients_
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import packed
 from trainables.training.eager import EagerEngine
@@ -64,6 +65,8 @@ def without_kernels(monkeypatch, module, name: str, work):
 def test_the_kernels_are_there():
     assert dropout_mask.mask_kernels is not None
     assert block_ops.block_kernels is not None
+    assert chunked_loss.loss_kernels is not None
+    assert lora_linear.adapter_kernels is not None
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])
@@ -89,19 +92,51 @@ def test_the_key_kernel_takes_rows_and_positions_of_any_shape():
     assert torch.equal(token_keys(*(t.cuda() for t in (*numbers, rows, positions))).cpu(), expected)
 
 
-@pytest.mark.parametrize("shape", [(1024, 2048), (210, 1001), (5, 48)])
-@pytest.mark.parametrize("rank", [1, 16, 64, 100])
-def test_the_mask_kernels_compute_what_plain_pytorch_computes(monkeypatch, dtype, shape, rank):
+@pytest.mark.parametrize("shape", [(1024, 2048), (1024, 8192), (210, 1001), (5, 48)])
+def test_the_dropout_kernel_computes_what_plain_pytorch_computes(monkeypatch, dtype, shape):
     keys = torch.randint(-(2**31), 2**31 - 1, shape[:1], dtype=torch.int32, device="cuda")
-    x, d_low = drawn(*shape, dtype=dtype), drawn(shape[0], rank, dtype=dtype)
-    a = drawn(rank, shape[1], dtype=dtype, scale=rank**-0.5)
-    mask = Mask(keys, 7, 0.3)
+    x, mask = drawn(*shape, dtype=dtype), Mask(keys, 7, 0.3)
+    expected = without_kernels(monkeypatch, dropout_mask, "mask_kernels", lambda: dropped(x, mask))
+    assert torch.equal(dropped(x, mask), expected)
+
+
+@pytest.mark.parametrize("p", [None, 0.3])
+@pytest.mark.parametrize("rank", [1, 16, 64, 100])
+@pytest.mark.parametrize("shape", [(1024, 2048), (1024, 8192), (210, 1001), (5, 48)])
+def test_the_adapters_kernel_computes_what_plain_pytorch_computes(monkeypatch, dtype, shape, rank, p):
+    keys = torch.randint(-(2**31), 2**31 - 1, shape[:1], dtype=torch.int32, device="cuda")
+    x, d_x, d_low = (drawn(*s, dtype=dtype, seed=i) for i, s in enumerate((shape, shape, (shape[0], rank))))
+    a, mask = drawn(rank, shape[1], dtype=dtype, scale=rank**-0.5), Mask(keys, 7, p) if p else None
+
+    def work(scaling=0.7):
+        sum_x = d_x.clone()
+        d_a = input_gradients_(sum_x, d_low, a, x, mask, scaling, torch.float32)
+        assert d_a.dtype == torch.float32
+        return d_a, sum_x
+
+    found, expected = work(), without_kernels(monkeypatch, lora_linear, "adapter_kernels", work)
+    again, by_tensor = work(), work(torch.tensor(0.7, device="cuda"))
+    alone = input_gradients_(None, d_low, a, x, mask, 0.7, torch.float32)
+    for ours, theirs, same, other in zip(found, expected, again, by_tensor, strict=True):
+        assert apart(ours, theirs) < DTYPES[dtype]
+        assert torch.equal(ours, same)
+        assert torch.equal(ours, other)
+    assert torch.equal(alone, found[0])
+
+
+@pytest.mark.parametrize("n_words", [50257, 128256, 1000, 7])
+def test_the_losss_kernel_is_near_plain_pytorch(monkeypatch, dtype, n_words):
+    states, head = drawn(300, 64, dtype=dtype), drawn(n_words, 64, dtype=dtype, scale=0.3)
+    targets = torch.randint(n_words, (300,), generator=torch.Generator().manual_seed(0)).cuda()
+    targets[::7] = -100
 
     def work():
-        return dropped(x, mask), add_product_(x.clone(), d_low, a, mask)
+        leaf = states.clone().requires_grad_()
+        loss = ChunkedLoss.apply(leaf, head, targets)
+        return loss, torch.autograd.grad(loss, leaf)[0]
 
-    found, expected = work(), without_kernels(monkeypatch, dropout_mask, "mask_kernels", work)
-    assert torch.equal(found[0], expected[0])
+    found, expected = work(), without_kernels(monkeypatch, chunked_loss, "loss_kernels", work)
+    assert abs(float(found[0] / expected[0]) - 1) < 1e-5
     assert apart(found[1], expected[1]) < DTYPES[dtype]
 
 

@@ -11,6 +11,11 @@ from torch.nn import functional as F
 from trainables.data.tokens import IGNORE
 from trainables.values.config import LOSS_CHUNK_TOKENS
 
+try:
+    from trainables.models import loss_kernels
+except ImportError:  # Triton comes with PyTorch for CUDA only
+    loss_kernels = None
+
 ALIGNMENT = 8
 """Fast GPU kernels need matrices whose rows are a multiple of so many elements; a vocabulary of 50,257 is none."""
 
@@ -77,10 +82,20 @@ def _losses_and_gradient(
     states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each token of one chunk, (chunk,), and its gradient to the states, (chunk, width)."""
-    p = aligned_logits(states, head).float().log_softmax(dim=-1)  # logits in the compute dtype are freed by then
-    losses = -p.gather(1, targets).flatten()
-    p = p.exp_().scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype)).to(head.dtype)
+    losses, p = _losses_and_error(aligned_logits(states, head), targets)
     n_words = len(head)
     n_whole = n_words - n_words % ALIGNMENT
     gradient = p[:, :n_whole].mm(head[:n_whole])
     return losses, gradient.addmm_(p[:, n_whole:n_words], head[n_whole:]) if n_whole < n_words else gradient
+
+
+def _losses_and_error(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each row, and p - onehot(t) in the logits' dtype; the logits are used up."""
+    if logits.is_cuda and loss_kernels:
+        return loss_kernels.cross_entropy_(logits, targets), logits
+    dtype = logits.dtype
+    p = logits.float()
+    del logits  # in 16 bits they are freed before the next copy is made
+    p = p.log_softmax(dim=-1)
+    losses = -p.gather(1, targets).flatten()
+    return losses, p.exp_().scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype)).to(dtype)

@@ -114,19 +114,6 @@ def dropped(x: torch.Tensor, mask: Mask | None) -> torch.Tensor:
     return (x * mask.keep(x.shape[1])).mul_(mask.scale)
 
 
-def add_product_(d_x: torch.Tensor, d_low: torch.Tensor, a: torch.Tensor, mask: Mask | None) -> torch.Tensor:
-    """d_x += dropout(d_low a), in place: what reaches the input (tokens, channels) of dropout and A.
-
-    Args:
-        d_low, a: (tokens, rank) and (rank, channels), of d_x's dtype.
-    """
-    if mask is None:
-        return d_x.addmm_(d_low, a)
-    if d_x.is_cuda and mask_kernels:
-        return mask_kernels.add_product_(d_x, d_low, a, mask)
-    return d_x.add_(d_low.mm(a).mul_(mask.keep(d_x.shape[1])), alpha=mask.scale)
-
-
 class DropoutMasks:
     """The masks of one trial, step after step.
 

@@ -4,22 +4,21 @@ The loss is that of trainables.models.chunked_loss. GELU is one kernel that keep
 in the compute dtype, not in float32, and no dropout mask.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import bitsandbytes
 import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
 from trainables.models.base_model import core_of
 from trainables.models.chunked_loss import ChunkedLoss
-from trainables.models.dropout_mask import Mask, MaskedDropout, add_product_, dropped
+from trainables.models.dropout_mask import MaskedDropout
 from trainables.models.families import family_of
 from trainables.models.fused_blocks import fused_blocks
+from trainables.models.lora_linear import LoraLinear, Matrices, full_weight, is_conv1d, read_through, rounded_matrices
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,8 +54,8 @@ def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     try:
         for owner, name in stock:
             setattr(owner, name, torch.nn.GELU(approximate="tanh"))
-        for layer in adapted:
-            layer.forward = partial(adapted_forward, layer)
+        for layer, matrices in zip(adapted, _matrices(adapted, model), strict=True):
+            layer.forward = partial(adapted_forward, layer, matrices=matrices)
         with fused_blocks(core_of(model)):
             yield
     finally:
@@ -106,111 +105,34 @@ def adapted_layers(model: "PreTrainedModel | PeftModel") -> list[LoraLayer]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def adapted_forward(layer: LoraLayer, x: torch.Tensor) -> torch.Tensor:
-    """The lean forward of peft's layer of a plain LoRA adapter: base(x) + scaling * B A dropout(x)."""
-    (name,) = layer.active_adapters
-    if not (layer.training or torch.is_grad_enabled()):
-        weights = layer.lora_A[name].weight, layer.lora_B[name].weight
-        return read_through(x, *weights, layer.get_base_layer(), layer.scaling[name])
-    dropout = layer.lora_dropout[name]
-    mask = dropout.mask() if isinstance(dropout, MaskedDropout) else None
-    return LoraLinear.apply(
-        x, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.get_base_layer(), layer.scaling[name], mask
-    )
+def _matrices(layers: Sequence[LoraLayer], model: "PreTrainedModel | PeftModel") -> list[Matrices]:
+    return _rounded(layers, core_of(model).dtype) if layers else []
 
 
-def read_through(
-    x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, base: torch.nn.Module, scaling: float | torch.Tensor
-) -> torch.Tensor:
-    """LoraLinear's forward for inference: the adapter is rounded to x's dtype, as W and x are already.
+def _rounded(layers: Sequence[LoraLayer], dtype: torch.dtype) -> list[Matrices]:
+    """The adapter of each layer in the dtype of its products."""
+    (name,) = layers[0].active_adapters
+    of_a = [layer.lora_A[name].weight for layer in layers]
+    of_b = [layer.lora_B[name].weight for layer in layers]
+    return rounded_matrices(of_a, of_b, layers[0].scaling[name], dtype)  # a model's adapter has one scaling
 
-    Two products, with sums in float32, and no copies of x or y in float32.
+
+def adapted_forward(layer: LoraLayer, x: torch.Tensor, matrices: Matrices | None = None) -> torch.Tensor:
+    """The lean forward of peft's layer of a plain LoRA adapter: base(x) + scaling * B A dropout(x).
 
     Args:
-        x: (..., inputs).
-        a, b: (rank, inputs) and (outputs, rank), float32.
-        base: the frozen linear module.
-        scaling: factor on B A.
-    Returns:
-        (..., outputs), in x's dtype.
+        matrices: the layer's own, if they are rounded already.
     """
-    if torch.is_tensor(scaling) or scaling != 1:
-        b = b * scaling
-    y = base(x)
-    low = x.flatten(0, -2).mm(a.to(x.dtype).T)  # (tokens, rank)
-    y.flatten(0, -2).addmm_(low, b.to(x.dtype).T)
-    return y
-
-
-class LoraLinear(torch.autograd.Function):
-    """A frozen linear module with a LoRA adapter (Hu et al. 2021, arXiv:2106.09685, section 4.1).
-
-    y = W x + scaling * B A dropout(x). The adapter's products are in x's dtype with sums in float32, as autocast
-    computes them; its matrices stay float32, and so do their gradients.
-    Saved for the backward pass: x, scaling * A dropout(x), scaling * A and B, all in x's dtype; of the dropout its
-    counters only.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        a: torch.Tensor,
-        b: torch.Tensor,
-        base: torch.nn.Module,
-        scaling: float | torch.Tensor,
-        mask: Mask | None,
-    ) -> torch.Tensor:
-        """x: (..., inputs); a: (rank, inputs); b: (outputs, rank). Returns (..., outputs) in x's dtype."""
-        flat = x.flatten(0, -2)
-        scaled_a = torch.mul(a, scaling, out=torch.empty_like(a, dtype=x.dtype))
-        rounded_b = b.to(x.dtype)
-        low = dropped(flat, mask).mm(scaled_a.T)  # (tokens, rank)
-        y = base(x)
-        y.flatten(0, -2).addmm_(low, rounded_b.T)
-        ctx.save_for_backward(flat, low, scaled_a, rounded_b)
-        ctx.base, ctx.scaling, ctx.mask, ctx.master_dtype = base, scaling, mask, a.dtype
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, low, scaled_a, b = ctx.saved_tensors
-        dy = upstream.flatten(0, -2)
-        d_low = dy.mm(b)  # (tokens, rank)
-        d_b = _product(dy.T, low, ctx.master_dtype)
-        d_a = _product(d_low.T, dropped(flat, ctx.mask), ctx.master_dtype).mul_(ctx.scaling)
-        if not ctx.needs_input_grad[0]:
-            return None, d_a, d_b, None, None, None
-        d_x = add_product_(_input_gradient(ctx.base, dy), d_low, scaled_a, ctx.mask)
-        return d_x.view(*upstream.shape[:-1], -1), d_a, d_b, None, None, None
-
-
-def _product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """left right, summed and kept in a `dtype` at least as wide as theirs."""
-    if left.is_cuda and left.dtype != dtype:
-        return torch.mm(left, right, out_dtype=dtype)
-    return left.to(dtype).mm(right.to(dtype))
-
-
-def _input_gradient(base: torch.nn.Module, dy: torch.Tensor) -> torch.Tensor:
-    """dy (tokens, outputs) through a frozen Conv1D (inputs, outputs), nn.Linear (outputs, inputs) or 4-bit module."""
-    weight = full_weight(base)
-    if weight is not None:
-        return dy.mm(weight.to(dy.dtype))
-    return dy.mm(base.weight.T if is_conv1d(base) else base.weight)
-
-
-def is_conv1d(module: torch.nn.Module) -> bool:
-    """Whether a module is transformers' Conv1D, whose weight is (inputs, outputs)."""
-    return isinstance(module, Conv1D)
-
-
-def full_weight(module: torch.nn.Module) -> torch.Tensor | None:
-    """A 4-bit linear module's dequantized weight, (outputs, inputs); None for any other module."""
-    state = getattr(getattr(module, "weight", None), "quant_state", None)
-    if state is None:
-        return None
-    return bitsandbytes.functional.dequantize_4bit(module.weight.data, state)
+    if matrices is None or matrices[0].dtype != x.dtype:
+        (matrices,) = _rounded([layer], x.dtype)
+    base = layer.get_base_layer()
+    if not (layer.training or torch.is_grad_enabled()):
+        return read_through(x, matrices, base)
+    (name,) = layer.active_adapters
+    dropout = layer.lora_dropout[name]
+    mask = dropout.mask() if isinstance(dropout, MaskedDropout) else None
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return LoraLinear.apply(x, a, b, matrices, base, layer.scaling[name], mask)
 
 
 def full_weights(base: "PreTrainedModel") -> dict[torch.nn.Module, torch.Tensor]:

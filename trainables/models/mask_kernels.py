@@ -80,40 +80,7 @@ def dropped(x: torch.Tensor, mask: "Mask") -> torch.Tensor:
     out = torch.empty_like(x)
     rows, columns = 4, 512
     grid = (triton.cdiv(x.shape[0], rows), triton.cdiv(x.shape[1], columns))
-    _dropped[grid](out, x, *_numbers(mask), *x.shape, row_block=rows, column_block=columns)
+    _dropped[grid](
+        out, x, mask.keys, mask.module, mask.threshold, mask.scale, *x.shape, row_block=rows, column_block=columns
+    )
     return out
-
-
-@triton.jit(do_not_specialize=["module", "threshold"])
-def _add_product(
-    d_x, d_low, a, keys, module, threshold, scale, n_tokens, n_channels,
-    n_ranks: tl.constexpr, rank_block: tl.constexpr, row_block: tl.constexpr, column_block: tl.constexpr,
-):  # fmt: skip
-    t = tl.program_id(0) * row_block + tl.arange(0, row_block)
-    c = tl.program_id(1) * column_block + tl.arange(0, column_block)
-    of_token, of_channel = (t < n_tokens)[:, None], (c < n_channels)[None, :]
-    product = tl.zeros((row_block, column_block), dtype=tl.float32)
-    for first in range(0, n_ranks, rank_block):
-        r = first + tl.arange(0, rank_block)
-        of_rank = r < n_ranks
-        low_tile = tl.load(d_low + t[:, None] * n_ranks + r[None, :], mask=of_token & of_rank[None, :], other=0.0)
-        a_tile = tl.load(a + r[:, None] * n_channels + c[None, :], mask=of_rank[:, None] & of_channel, other=0.0)
-        product = tl.dot(low_tile, a_tile, product, input_precision="ieee")
-    keep = keep_tile(tl.load(keys + t, mask=t < n_tokens, other=0), module, c, threshold)
-    at = d_x + t.to(tl.int64)[:, None] * n_channels + c[None, :]
-    total = tl.load(at, mask=of_token & of_channel, other=0.0).to(tl.float32) + tl.where(keep, product * scale, 0.0)
-    tl.store(at, total.to(d_x.dtype.element_ty), mask=of_token & of_channel)
-
-
-def add_product_(d_x: torch.Tensor, d_low: torch.Tensor, a: torch.Tensor, mask: "Mask") -> torch.Tensor:
-    """See trainables.models.dropout_mask.add_product_."""
-    rows, columns = 32, 128
-    grid = (triton.cdiv(d_x.shape[0], rows), triton.cdiv(d_x.shape[1], columns))
-    sizes = {"n_ranks": len(a), "rank_block": 16, "row_block": rows, "column_block": columns}
-    _add_product[grid](d_x, d_low, a, *_numbers(mask), *d_x.shape, **sizes)
-    return d_x
-
-
-def _numbers(mask: "Mask") -> tuple[torch.Tensor, int, int, float]:
-    """A Mask as the kernels take it."""
-    return mask.keys, mask.module, mask.threshold, mask.scale

@@ -17,7 +17,6 @@ from trainables.models.chunked_loss import ALIGNMENT, ChunkedLoss, aligned_logit
 from trainables.models.dropout_mask import DropoutMasks, Mask
 from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import (
-    LoraLinear,
     adapted_forward,
     adapted_layers,
     full_weights,
@@ -25,8 +24,8 @@ from trainables.models.lean import (
     lean_loss,
     lean_modules,
     multiplied_by,
-    read_through,
 )
+from trainables.models.lora_linear import LoraLinear, read_through, rounded_matrices
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.engine import standard_loss
 
@@ -131,7 +130,8 @@ def test_what_is_only_read_is_as_near_the_formula_as_what_is_trained(dtype, scal
     a, b = torch.randn(8, 96, generator=generator) / 10, torch.randn(64, 8, generator=generator) / 10
     exact = base.double()(x.double()) + scaling * x.double() @ a.double().T @ b.double().T
     base.to(dtype)
-    found = read_through(x, a, b, base, scaling), LoraLinear.apply(x, a, b, base, scaling, None)
+    (matrices,) = rounded_matrices([a], [b], scaling, dtype)
+    found = read_through(x, matrices, base), LoraLinear.apply(x, a, b, matrices, base, scaling, None)
     assert [y.dtype for y in found] == [dtype, dtype]
     error, of_training = ((y.double() - exact).square().mean().sqrt() for y in found)
     assert 0 < error < 1.5 * of_training
@@ -175,7 +175,8 @@ def test_a_lora_linear_has_the_values_and_gradients_of_its_formula(adapted, drop
     x = torch.randn(2, 5, 64, generator=generator).requires_grad_()
     upstream = torch.randn(2, 5, 256, generator=generator)
     mask = Mask(torch.arange(10, dtype=torch.int32), 3, dropout)
-    y = LoraLinear.apply(x, a, b, base, 0.7, mask if dropout else None)
+    (matrices,) = rounded_matrices([a], [b], 0.7, torch.float32)
+    y = LoraLinear.apply(x, a, b, matrices, base, 0.7, mask if dropout else None)
     found = torch.autograd.grad(y, (x, a, b), upstream)
     keep = mask.keep(64).view(2, 5, 64)
     expected_y = base(x) + 0.7 * (x * keep / (1 - dropout)) @ a.T @ b.T
