@@ -61,7 +61,7 @@ class Run:
         """Predicted peak of a config of this run."""
         recipe = recipe_of(config, self.dtype)
         if self.protocol == 1:
-            recipe = replace(recipe, adapter_dtype="float32", keeps_masks=True)
+            recipe = replace(recipe, adapter_dtype="float32", keeps_masks=True, loss_in_place=False)
         return total_mib(breakdown_of(self.shape, recipe))
 
 

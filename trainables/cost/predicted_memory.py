@@ -31,8 +31,6 @@ UNSPLIT_MIB_PER_LARGE_WEIGHT = 0.168
 H200); smaller ones come out of pages that are split exactly."""
 UNEVEN_MIB = 16.0
 """The same where the activations that all blocks keep do not fill whole pages of 2 MiB (one H200)."""
-LOSS_CHUNK_BYTES_PER_LOGIT = 8
-"""Temporary bytes for each logit of one chunk of the lean loss: it and its log-softmax in float32."""
 MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
 """A prediction may be off by the larger of the two; a config is refused only if it does not fit even then."""
 
@@ -113,11 +111,16 @@ def moments(shape: Shape, recipe: Recipe) -> tuple[Moment, ...]:
 
 
 def _loss_bytes(shape: Shape, recipe: Recipe) -> float:
-    """Temporary bytes of the loss: two gradients of float32 logits; in the lean loop those of one chunk, and the last
-    hidden states twice."""
+    """Temporary bytes of the loss: two gradients of float32 logits.
+
+    In the lean loop the logits of one chunk, or they and their log-softmax in float32, beside two copies of the last
+    hidden states; then the gradient to these, in float32 beside two in their own dtype.
+    """
     if recipe.script == "lean":
-        states = 2 * recipe.n_tokens * shape.hidden_size * recipe.stream_width
-        return states + min(recipe.n_tokens, LOSS_CHUNK_TOKENS) * shape.vocab_size * LOSS_CHUNK_BYTES_PER_LOGIT
+        a_logit = recipe.stream_width if recipe.loss_in_place else 8
+        chunk = min(recipe.n_tokens, LOSS_CHUNK_TOKENS) * shape.vocab_size * a_logit
+        n_states = recipe.n_tokens * shape.hidden_size
+        return n_states * 2 * recipe.stream_width + max(chunk, n_states * 4)
     return recipe.n_tokens * shape.vocab_size * 8
 
 

@@ -24,6 +24,7 @@ class Recipe:
         adapter_dtype: of the adapter's inputs and products, as they are kept for the backward pass; its weights,
             gradients and moments are float32.
         keeps_masks: dropout keeps a byte for each input, as torch.nn.Dropout does.
+        loss_in_place: the lean loop's loss writes its gradient over the logits of a chunk, by one kernel on a GPU.
         double_quantization: the scales of 4-bit weights are quantized themselves.
         gradient_checkpointing: a block keeps its input alone and runs forward again on the way back (Chen et al.
             2016, arXiv:1604.06174).
@@ -45,6 +46,7 @@ class Recipe:
     dropout: bool
     adapter_dtype: ComputeDtype
     keeps_masks: bool = False
+    loss_in_place: bool = True
     double_quantization: bool = True
     gradient_checkpointing: bool = False
     prepare_kbit: bool = False
