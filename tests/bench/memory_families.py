@@ -35,6 +35,8 @@ N_SHAPES = {"seen": 6, "held out": 12}
 MAX_LOGITS = 4096 * 49152
 """Of a batch in the standard loop; more would need more memory than a small GPU has."""
 FILE = "memory_families.jsonl"
+RECORDED = tuple(sorted(Path(__file__).parent.glob("memory_families_*.jsonl")))
+"""Earlier runs."""
 Values = dict[str, Any]
 
 
@@ -170,8 +172,13 @@ def predicted(line: Values) -> float:
     return total_mib(parts_of(line))
 
 
+def read(path: Path) -> list[Values]:
+    """The lines of a run."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def show(lines: list[Values]) -> None:
-    """Two tables: those that are off by more than is allowed, and errors by part and family."""
+    """Errors by part and family, then each shape that is off by more than is allowed."""
     print(f"outside: off by more than the larger of {MAX_ERROR_SHARE:.0%} and {MAX_ERROR_MIB:g} MiB\n")
     print(
         f"{'part':<9} {'family':<12} {'shapes':>6}  {'median %':>8}  {'worst %':>7}  {'worst MiB':>9}  {'outside':>7}"
@@ -183,8 +190,8 @@ def show(lines: list[Values]) -> None:
                 _show_errors(part, family, chosen)
     for line in lines:
         error = predicted(line) - line["peak_mib"]
-        if line["part"] == "seen" or abs(error) > tolerance_mib(line["peak_mib"]):
-            print(json.dumps(line | {"error_mib": round(error, 1)}))
+        if abs(error) > tolerance_mib(line["peak_mib"]):
+            print(f"{line['part']}, {line['family']}: {error:+.1f} of {line['peak_mib']:.1f} MiB: {line['config']}")
 
 
 def _show_errors(part: str, family: str, lines: list[Values]) -> None:
@@ -218,7 +225,7 @@ def main() -> None:
                 print(json.dumps(line | predictions), file=file, flush=True)
                 print(f"{line['family']:<12} {line['peak_mib']:9.1f} {predicted(line):9.1f}", flush=True)
         print(f"\nmeasured in {perf_counter() - start:.0f} s: {source}\n")
-    show([json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()])
+    show(read(source))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ python tests/bench/memory_shapes.py --from FILE...            print the table of
 
 Without a GPU the second form is taken, of the recorded runs beside this file. Shapes are drawn from the seed; the
 predictor's constants were set with those of seed 0 in view, so any other seed gives shapes that it has not seen.
-Weights are random: bytes do not depend on values. Peaks that others published follow.
+Weights are random: bytes do not depend on values. Recorded runs over model families (tests/bench/memory_families.py)
+and peaks that others published follow.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, get_args
 
-from tests.bench import memory_published
+from tests.bench import memory_families, memory_published
 from trainables.cost.device import count_gpus
 from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, breakdown_of, total_mib
 from trainables.cost.recipe import recipe_of
@@ -215,6 +216,10 @@ def main() -> None:
         print(f"measured in {perf_counter() - start:.0f} s: {asked.output}\n")
     for path in asked.sources or [asked.output]:
         show(read(path))
+        print()
+    for path in memory_families.RECORDED:
+        print(f"Predicted against measured peak of model families, {path.stem}")
+        memory_families.show(memory_families.read(path))
         print()
     memory_published.show()
 

@@ -44,4 +44,4 @@ def test_the_table_names_what_is_off_by_more_than_is_allowed(capsys):
     (row,) = [line for line in table if line.startswith("held out  llama")]
     assert row.split()[3] == "2"
     assert row.split()[-1] == "1"
-    assert sum(line.startswith("{") for line in table) == 1
+    assert sum(line.startswith("held out, llama: +") for line in table) == 1
