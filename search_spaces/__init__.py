@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trainables.models.families import ordered_targets
 from trainables.values.config import MAX_WHOLE, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,17 @@ class Parameter(Frozen):
         if self.values is None:
             return None
         return tuple("+".join(v) if isinstance(v, tuple) else v for v in self.values)
+
+    def in_optuna(self) -> "BaseDistribution":
+        """As Optuna's samplers and importances take it."""
+        from optuna import distributions  # half a second
+
+        if self.choices is not None:
+            return distributions.CategoricalDistribution(self.choices)
+        low, high = self.min or 0.0, self.max or 0.0
+        if self.distribution == "int_uniform":
+            return distributions.IntDistribution(int(low), int(high))
+        return distributions.FloatDistribution(low, high, log=self.distribution == "log_uniform_values")
 
     @property
     def samples(self) -> tuple[Scalar, ...]:

@@ -12,7 +12,6 @@ import gc
 import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from trainables.training.step_graphs import StepGraphs
 from trainables.values.checkpoint import Checkpoint
 from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import CaptureFailed, ConfigError, TrialFailed
-from trainables.values.results import MIB, Cost, Measurement
+from trainables.values.results import Cost, Measurement
 from trainables.worker_cache import WorkerCache
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ class Trial:
     def _begin(self, cost: Cost | None, *, with_graphs: bool = True) -> _Training:
         """Put an adapter and its engine on the device; measure the cost if it is not given. May raise TrialFailed."""
         # Do not bind the base to a local: the failure's traceback would keep it alive while memory is freed.
-        with oom_as_failure():
+        with self._cache.oom_as_failure():
             validation = self._cache.held_out(self.config.precision)
             graphs, fallback = self._graphs() if with_graphs else (None, "no memory for captured steps")
             resident_mib = self._cache.allocated_mib()
@@ -198,7 +197,7 @@ class Trial:
         for step in rungs(self.config.max_steps):
             if step <= n_done:
                 continue
-            with self._cache.device_lock.shared(), oom_as_failure():
+            with self._cache.device_lock.shared(), self._cache.oom_as_failure():
                 # Do not bind the losses to a local: CPython 3.12 keeps a closed generator's locals alive.
                 measurement = self._measure(step, self._training.engine.run(self._training.steps[n_done:step]))
             n_done = step
@@ -270,16 +269,3 @@ class Trial:
             leak_mib = self._cache.allocated_mib() - resident_mib
         if leak_mib > MAX_LEAK_MIB:
             raise RuntimeError(f"{leak_mib:.1f} MiB stay on the device after a trial (at most {MAX_LEAK_MIB:g})")
-
-
-@contextmanager
-def oom_as_failure() -> Iterator[None]:
-    """Turn a CUDA out-of-memory error inside the block into TrialFailed("oom"), with the peak until then."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the device
-        peak = torch.cuda.max_memory_allocated() / MIB
-        raise TrialFailed("oom", f"the GPU ran out of memory at {peak:.0f} MiB") from None

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
@@ -119,6 +120,11 @@ class WorkerCache:
     def allocated_mib(self) -> float:
         """MiB in live tensors on the device now."""
         return memory.allocated_mib(self.device)
+
+    @staticmethod
+    def oom_as_failure() -> AbstractContextManager[None]:
+        """Inside, running out of the device's memory is TrialFailed("oom"), with the peak until then."""
+        return memory.oom_as_failure()
 
     def others_mib(self, precision: Precision) -> float:
         """Allocated MiB that a fresh process would not have; subtracted from every measured peak.

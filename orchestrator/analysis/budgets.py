@@ -64,11 +64,7 @@ class Spent:
 
 def exceeded(settings: SweepSettings, spent: Spent, needs: Spent) -> Ended | None:
     """The first budget that what is spent and what is still needed reach, None where there is none."""
-    whole = spent + needs
-    used = {"max_gpu_hours": spent.device_seconds / 3600, "max_hours": spent.wall_seconds / 3600}
-    used |= {"max_usd": spent.usd(settings) or 0.0}
-    then = {"max_gpu_hours": whole.device_seconds / 3600, "max_hours": whole.wall_seconds / 3600}
-    then |= {"max_usd": whole.usd(settings) or 0.0}
+    used, then = _by_budget(settings, spent), _by_budget(settings, spent + needs)
     words: dict[Why, str] = {"max_gpu_hours": "GPU-hours", "max_hours": "hours", "max_usd": "USD"}
     for field, unit in words.items():
         limit = getattr(settings, field)
@@ -80,6 +76,11 @@ def exceeded(settings: SweepSettings, spent: Spent, needs: Spent) -> Ended | Non
             )
             return Ended(why=field, text=f"the budget of {limit:g} {unit} ({field}) {left}; used {used[field]:.3g}")
     return None
+
+
+def _by_budget(settings: SweepSettings, spent: Spent) -> dict[str, float]:
+    hours = {"max_gpu_hours": spent.device_seconds / 3600, "max_hours": spent.wall_seconds / 3600}
+    return hours | {"max_usd": spent.usd(settings) or 0.0}
 
 
 def still_needed(

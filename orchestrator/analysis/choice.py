@@ -4,17 +4,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from orchestrator import objectives
 from orchestrator.analysis.describe import describe, every_setting
 from orchestrator.analysis.front import Front, counted, device_of, front_of, losses_of, objective_value
-from orchestrator.command import command
 from orchestrator.settings import SweepSettings
+from orchestrator.settings.command import command
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.snapshot import SweepSnapshot
 
 BEST = "the lowest validation loss of the completed search trials that count for the front"
 KNEE = "the knee of the front, nearest to the best of every objective at once"
@@ -44,29 +48,22 @@ class Choice:
         return {"name": self.sweep, **own, "values": dict(self.values), "why": self.why}
 
 
-def choose(
-    trials: Sequence[TrialResult],
-    settings: SweepSettings,
-    reference: Sequence[float] | None,
-    *,
-    max_memory_mib: float | None = None,
-    at_knee: bool = False,
-) -> Choice:
+def choose(sweep: "SweepSnapshot", *, max_memory_mib: float | None = None, at_knee: bool = False) -> Choice:
     """The best trial of a sweep, or its front's knee.
 
     Args:
-        reference: the sweep's reference point.
         max_memory_mib: leaves out trials with a higher peak.
     Raises:
         ConfigError: no trial counts, or none fits; the message names the nearest.
     """
+    trials, settings = sweep.trials, sweep.settings
     found = counting(trials, settings)
     if not found:
         name = settings.name
         raise ConfigError(f"NAME: no trial of sweep {name!r} counts for its front; see {command()} report {name}")
     limit = math.inf if max_memory_mib is None else max_memory_mib
     within = [trial for trial in trials if trial.history and trial.cost.peak_memory_mib <= limit]
-    chosen = knee(front_of(within, settings, reference)) if at_knee else best(counting(within, settings))
+    chosen = knee(front_of(within, settings, sweep.reference)) if at_knee else best(counting(within, settings))
     if chosen is None:
         least = min(found, key=lambda t: (t.cost.peak_memory_mib, t.number))
         raise ConfigError(
@@ -109,8 +106,10 @@ def knee(front: Front) -> TrialResult | None:
     kinds: dict[str, list[TrialResult]] = {}
     for member in front.members:
         kinds.setdefault(device_of(member), []).append(member)
-    given_up = [pair for members in kinds.values() for pair in zip(_distances(members, front), members, strict=True)]
-    return min(given_up, key=lambda pair: (pair[0], pair[1].number))[1] if given_up else None
+    given_up: list[tuple[float, int, TrialResult]] = []
+    for members in kinds.values():
+        given_up += zip(_distances(members, front), map(attrgetter("number"), members), members, strict=True)
+    return min(given_up, key=itemgetter(0, 1))[2] if given_up else None
 
 
 def _distances(members: Sequence[TrialResult], front: Front) -> list[float]:

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from statistics import median
+from operator import attrgetter
 from typing import get_args
+
+import numpy as np
 
 from trainables.values.config import Loop, Precision, TrialConfig
 from trainables.values.results import Cost, TrialResult
@@ -88,16 +90,17 @@ def savings(trials: Iterable[TrialResult]) -> tuple[Saving, ...]:
 
 
 def _saving(loop: Loop, rank: int | None, pairs: Sequence[tuple[Cost, Cost]]) -> Saving:
-    saved = [baseline.peak_memory_mib - cost.peak_memory_mib for cost, baseline in pairs]
-    shares = [mib / baseline.peak_memory_mib for mib, (_, baseline) in zip(saved, pairs, strict=True)]
-    ratios = [cost.seconds_per_step / baseline.seconds_per_step for cost, baseline in pairs]
+    of = attrgetter("peak_memory_mib", "seconds_per_step")
+    values = np.array([(of(cost), of(baseline)) for cost, baseline in pairs])  # (n_pairs, 2 precisions, 2 figures)
+    (peaks, seconds), (baseline_peaks, baseline_seconds) = values.transpose(1, 2, 0)
+    saved = baseline_peaks - peaks
     return Saving(
         loop=loop,
         rank=rank,
         n_pairs=len(pairs),
-        saved_mib=median(saved),
-        saved_share=median(shares),
-        time_ratio=median(ratios),
+        saved_mib=float(np.median(saved)),
+        saved_share=float(np.median(saved / baseline_peaks)),
+        time_ratio=float(np.median(seconds / baseline_seconds)),
     )
 
 
@@ -109,9 +112,10 @@ def cost_table(trials: Iterable[TrialResult], preferred: TrialConfig | None, pre
     cells = next(iter(_cells_by_device(trials)), None)
     if not cells:
         return None
-    wished = [] if preferred is None or preferred.cost_key not in cells else [preferred]
-    configs = [*wished, *(config for config, _ in cells.values())]
-    config = max(configs, key=lambda c: sum(other.cost_key in cells for other in _four(c)))  # of equals the first
+    configs, _ = map(list, zip(*cells.values(), strict=True))
+    if preferred is not None and preferred.cost_key in cells:
+        configs.insert(0, preferred)
+    config = max(configs, key=lambda config: sum(other.cost_key in cells for other in _four(config)))  # the first
     return CostTable(config=config, cells=tuple(_cell(other, cells, predict) for other in _four(config)))
 
 

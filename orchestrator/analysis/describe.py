@@ -1,7 +1,8 @@
-"""A config in a few words, the same wherever a trial is named. Pure."""
+"""A config and its figures in a few words, the same wherever a trial is named. Pure."""
 
 from typing import Any
 
+from orchestrator.objectives import OBJECTIVES
 from trainables.models.families import all_targets
 from trainables.values.config import BITS, TrialConfig
 
@@ -31,3 +32,13 @@ def every_setting(config: TrialConfig) -> str:
 def text_of(value: Any) -> str:
     """A setting's value as one word, the items of a list joined by a plus."""
     return "+".join(value) if isinstance(value, list) else str(value)
+
+
+def heading_of(objective: str) -> str:
+    """Of a column of its values, with the unit."""
+    return OBJECTIVES[objective].heading
+
+
+def shown(objective: str, value: float | None) -> str:
+    """A value in the unit of that heading."""
+    return OBJECTIVES[objective].shown(value)

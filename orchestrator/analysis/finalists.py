@@ -3,8 +3,9 @@
 Pure, and of candidates only (see orchestrator.analysis.front): what is run because of a finalist makes no new one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from orchestrator.analysis.choice import best, counting
 from orchestrator.analysis.front import Front, front_of, is_candidate
@@ -45,10 +46,15 @@ def finalists(trials: Sequence[TrialResult], settings: SweepSettings, front: Fro
     members = (front or front_of(trials, settings)).members
     lowest = best(counting(trials, settings))
     chosen = [*members, *([lowest] if lowest else []), *_best_4bit(trials, members)]
-    found = {trial.key: trial for trial in chosen}
     if settings.finalist_seeds > 1:
-        found |= {trial.key: trial for trial in _best_of_each_rank(trials)}
-    return sorted(found.values(), key=lambda trial: trial.number)
+        chosen += _best_of_each_rank(trials)
+    return _each_once(chosen)
+
+
+def _each_once(trials: Iterable[TrialResult]) -> list[TrialResult]:
+    """By number."""
+    found = {trial.key: trial for trial in trials}
+    return sorted(found.values(), key=attrgetter("number"))
 
 
 def _loss(trial: TrialResult) -> tuple[float, int]:
@@ -81,42 +87,37 @@ def wanted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Wante
     repeat's own baseline is not among them: it is brought like every completed 4-bit trial's.
     """
     front = front_of(trials, settings)
-    runs = [
-        Wanted(config=config, origin="replicate", like=finalist.config)
-        for finalist in finalists(trials, settings, front)
-        for config in under_seeds(finalist.config, settings.finalist_seeds - 1)
-    ]
+    runs: dict[TrialConfig, Wanted] = {}
+    for finalist in finalists(trials, settings, front):
+        for config in under_seeds(finalist.config, settings.finalist_seeds - 1):
+            runs.setdefault(config, Wanted(config=config, origin="replicate", like=finalist.config))
     for trial in _best_4bit(trials, front.members):
-        baseline = trial.config.at_other_precision
-        runs += [
-            Wanted(config=c, origin="baseline replicate", like=trial.config)
-            for c in under_seeds(baseline, settings.baseline_seeds)
-        ]
-    first: dict[TrialConfig, Wanted] = {}
-    for run in runs:
-        first.setdefault(run.config, run)
-    return list(first.values())
+        for config in under_seeds(trial.config.at_other_precision, settings.baseline_seeds):
+            runs.setdefault(config, Wanted(config=config, origin="baseline replicate", like=trial.config))
+    return list(runs.values())
 
 
 def runs_of(finalist: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
     """The finalist and its completed repeats, the search's own seed first."""
     by_config = {trial.config: trial for trial in trials if trial.state == "completed"}
     others = under_seeds(finalist.config, settings.finalist_seeds - 1)
-    return [finalist, *(by_config[config] for config in others if config in by_config)]
+    return [finalist, *filter(None, map(by_config.get, others))]
 
 
 def to_evaluate(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
     """Finalists and their repeats, by number, evaluated already or not."""
-    found = {run.key: run for f in finalists(trials, settings) for run in runs_of(f, trials, settings)}
-    return sorted(found.values(), key=lambda trial: trial.number)
+    runs: list[TrialResult] = []
+    for finalist in finalists(trials, settings):
+        runs += runs_of(finalist, trials, settings)
+    return _each_once(runs)
 
 
 def other_seeds(trial: TrialResult, trials: Sequence[TrialResult], n_seeds: int) -> list[TrialResult]:
     """Completed 16-bit runs of a 4-bit trial's config, at most the first `n_seeds` that follow its own."""
     baseline = trial.config.at_other_precision
-    by_distance = {
-        (t.config.seed - baseline.seed) % N_SEEDS: t
-        for t in trials
-        if t.state == "completed" and t.config != baseline and replace(t.config, seed=baseline.seed) == baseline
-    }
-    return [by_distance[distance] for distance in sorted(by_distance)[:n_seeds]]
+    by_distance = {}
+    for run in trials:
+        distance = (run.config.seed - baseline.seed) % N_SEEDS
+        if run.state == "completed" and distance and replace(run.config, seed=baseline.seed) == baseline:
+            by_distance[distance] = run
+    return [run for _, run in sorted(by_distance.items())[:n_seeds]]

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
@@ -46,19 +48,20 @@ class Front:
     keys: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keys", frozenset(member.key for member in self.members))
+        object.__setattr__(self, "keys", frozenset(map(attrgetter("key"), self.members)))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of front.json."""
+        members = []
+        for member in self.members:
+            values = [objective_value(member, name) for name in self.objectives]
+            members.append({"key": member.key, "config": member.config.to_dict(), "values": values})
         return {
             "objectives": list(self.objectives),
             "epsilon": list(self.epsilon),
             "reference_point": list(self.reference_point) if self.reference_point else None,
             "hypervolume": self.hypervolume,
-            "members": [
-                {"key": m.key, "config": m.config.to_dict(), "values": [objective_value(m, o) for o in self.objectives]}
-                for m in self.members
-            ],
+            "members": members,
         }
 
 
@@ -77,10 +80,13 @@ def objective_value(trial: TrialResult, objective: str) -> float | None:
 
 def losses_of(trial: TrialResult, objectives: Sequence[str]) -> tuple[float, ...] | None:
     """All objectives as losses (the one place where maximised ones change sign), None if one is absent."""
-    values = [objective_value(trial, objective) for objective in objectives]
-    if any(value is None or not math.isfinite(value) for value in values):
-        return None
-    return tuple(value * OBJECTIVES[name].sign for value, name in zip(values, objectives, strict=True))  # type: ignore[operator]
+    losses = []
+    for name in objectives:
+        value = objective_value(trial, name)
+        if value is None or not math.isfinite(value):
+            return None
+        losses.append(value * OBJECTIVES[name].sign)
+    return tuple(losses)
 
 
 def dissimilarity(trial: TrialResult, min_similarity: float) -> float | None:
@@ -112,14 +118,17 @@ def noise_of(trials: Sequence[TrialResult], objectives: Sequence[str]) -> tuple[
     Of time the median over cost keys of p90 - p10. All else is 0: the same trial again has the same
     peak memory to the byte and the same loss.
     """
-    cells = {(t.config.cost_key, t.cost.device): t.cost for t in trials if is_candidate(t) and t.cost}
+    cells = {}
+    for trial in filter(is_candidate, trials):
+        if trial.cost:
+            cells[trial.config.cost_key, trial.cost.device] = trial.cost
     return tuple(_spread(name, cells.values()) if OBJECTIVES[name].is_timed else 0.0 for name in objectives)
 
 
 def _spread(objective: str, costs: Collection[Cost]) -> float:
     """Median over cost keys of p90 - p10 over steps."""
-    spreads = [getattr(cost, f"{objective}_p90") - getattr(cost, f"{objective}_p10") for cost in costs]
-    return float(np.median(spreads)) if spreads else 0.0
+    ends = np.array(list(map(attrgetter(f"{objective}_p10", f"{objective}_p90"), costs)))
+    return float(np.median(ends[:, 1] - ends[:, 0])) if len(ends) else 0.0
 
 
 def counted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[tuple[TrialResult, tuple[float, ...]]]:
@@ -135,6 +144,11 @@ def counted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[tupl
 
 Counted = Sequence[tuple[TrialResult, tuple[float, ...]]]
 """See `counted`."""
+
+
+def table_of(found: Counted) -> NDArray[np.float64]:
+    """(n_trials, n_objectives), the losses of counted trials."""
+    return np.array(list(map(itemgetter(1), found)))
 
 
 def device_of(trial: TrialResult) -> str:
@@ -156,7 +170,7 @@ def comparable(found: Counted, settings: SweepSettings) -> list[Counted]:
     return list(groups.values())
 
 
-def _signs(settings: SweepSettings) -> NDArray[np.float64]:
+def signs(settings: SweepSettings) -> NDArray[np.float64]:
     """Of each objective: a value times its sign is a loss, and the other way round."""
     return np.array([OBJECTIVES[name].sign for name in settings.objectives])
 
@@ -170,24 +184,24 @@ def fixed_reference(trials: Sequence[TrialResult], settings: SweepSettings) -> t
     found = counted(trials, settings)
     if not found:
         return None
-    losses = np.array([losses for _, losses in found])
+    losses = table_of(found)
     worst, best = losses.max(axis=0), losses.min(axis=0)
     reference = worst + np.maximum(np.maximum(worst - best, FIXED_MARGIN * np.abs(worst)), 1e-9)
-    return tuple(float(value) for value in reference * _signs(settings))
+    return tuple((reference * signs(settings)).tolist())
 
 
 def volume_of(found: Counted, settings: SweepSettings, reference: Sequence[float]) -> float:
     """Hypervolume of counted trials within a reference point in the objectives' own units, see Front."""
-    corner = np.multiply(reference, _signs(settings))
-    return sum(hypervolume([losses for _, losses in group], corner) for group in comparable(found, settings))
+    corner = np.multiply(reference, signs(settings))
+    return sum(hypervolume(table_of(group), corner) for group in comparable(found, settings))
 
 
 def _undominated(group: Counted, trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
     """Of trials that may be compared, those that no other dominates by more than the noise on their devices."""
-    devices = {device_of(trial) for trial, _ in group}
+    own = list(map(itemgetter(0), group))
+    devices = set(map(device_of, own))
     epsilon = noise_of([trial for trial in trials if device_of(trial) in devices], settings.objectives)
-    mask = pareto_mask([losses for _, losses in group], epsilon)
-    return [trial for (trial, _), on in zip(group, mask, strict=True) if on]
+    return list(compress(own, pareto_mask(table_of(group), epsilon)))
 
 
 def front_of(trials: Sequence[TrialResult], settings: SweepSettings, reference: Sequence[float] | None = None) -> Front:
@@ -200,17 +214,19 @@ def front_of(trials: Sequence[TrialResult], settings: SweepSettings, reference: 
     found = counted(trials, settings)
     if not found:
         return Front(objectives=settings.objectives, epsilon=epsilon, reference_point=None, hypervolume=0.0, members=())
-    losses = np.array([losses for _, losses in found])
     if reference is None:
+        losses = table_of(found)
         worst, best = losses.max(axis=0), losses.min(axis=0)
         spread = np.where(worst > best, worst - best, np.maximum(np.abs(worst), 1e-9))
-        reference = (worst + REFERENCE_MARGIN * spread) * _signs(settings)
-    members = [trial for group in comparable(found, settings) for trial in _undominated(group, trials, settings)]
+        reference = (worst + REFERENCE_MARGIN * spread) * signs(settings)
+    members: list[TrialResult] = []
+    for group in comparable(found, settings):
+        members += _undominated(group, trials, settings)
     members.sort(key=lambda m: losses_of(m, settings.objectives) or ())
     return Front(
         objectives=settings.objectives,
         epsilon=epsilon,
-        reference_point=tuple(float(value) for value in reference),
+        reference_point=tuple(np.asarray(reference, np.float64).tolist()),
         hypervolume=volume_of(found, settings, reference),
         members=tuple(members),
     )

@@ -8,14 +8,14 @@ from typing import Literal
 
 from orchestrator.analysis.finalists import N_SEEDS, runs_of
 from orchestrator.analysis.front import objective_value
-from orchestrator.analysis.sufficient_rank import MIN_SEEDS, SufficientRank, sufficient_rank
+from orchestrator.analysis.sufficient_rank import MIN_SEEDS, SufficientRank, sufficient_rank, t_quantile
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.settings import SweepSettings
-from trainables.comparison.bootstrap import CONFIDENCE, t_quantile
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
 Rows = Literal["test", "validation"]
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +62,11 @@ def figure(runs: Sequence[TrialResult], objective: str) -> Figure | None:
         return None if value is None else Figure(value=value, n_seeds=0)
     if OBJECTIVES[objective].source == "similarity" and runs[0].config.precision == "16bit":
         return Figure(value=1.0, n_seeds=0)  # its own baseline
-    values = [_quality(run, objective, rows_of(runs)) for run in runs]
-    known = [value for value in values if value is not None]
+    rows, known = rows_of(runs), []
+    for run in runs:
+        value = _quality(run, objective, rows)
+        if value is not None:
+            known.append(value)
     return over_seeds(known) if known else None
 
 
@@ -90,11 +93,11 @@ def smallest_sufficient_rank(
         best.setdefault(trial.config.rank, trial)
     if not best:
         return _undetermined("no finalist at this precision was evaluated on the test rows")
-    losses = {rank: _by_seed(trial, trials, settings) for rank, trial in best.items()}
-    shared = sorted(set.intersection(*(set(by_seed) for by_seed in losses.values())))
+    by_seed = {rank: _by_seed(trial, trials, settings) for rank, trial in best.items()}
+    shared = sorted(set.intersection(*map(set, by_seed.values())))
     test_evaluation = next(iter(best.values())).test_evaluation
     return sufficient_rank(
-        {rank: [by_seed[seed] for seed in shared] for rank, by_seed in losses.items()},
+        {rank: list(map(losses.get, shared)) for rank, losses in by_seed.items()},
         row_tokens=test_evaluation.row_tokens,
         untuned_row_nats=test_evaluation.untuned_row_nats,
     )
@@ -108,7 +111,8 @@ def _by_seed(
     finalist: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings
 ) -> Mapping[int, tuple[float, ...]]:
     """Row losses of its evaluated runs, by how far their seed is after the finalist's own."""
-    runs = runs_of(finalist, trials, settings)
-    return {
-        (r.config.seed - finalist.config.seed) % N_SEEDS: r.test_evaluation.row_nats for r in runs if r.test_evaluation
-    }
+    losses = {}
+    for run in runs_of(finalist, trials, settings):
+        if run.test_evaluation:
+            losses[(run.config.seed - finalist.config.seed) % N_SEEDS] = run.test_evaluation.row_nats
+    return losses

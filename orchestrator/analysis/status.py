@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 from orchestrator.analysis.finalists import wanted
@@ -55,16 +56,15 @@ def status_of(
         finished: so is all that follows it.
         now: seconds since the epoch, for what running trials have behind them; without it they count as just begun.
     """
-    counts = Counter(trial.state for trial in trials)
-    done = [t for t in trials if t.state in FINAL_STATES]
+    counts = Counter(map(attrgetter("state"), trials))
     n_searched = 0 if ended or finished else _n_to_come(trials, settings)
     searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.is_of_search for t in trials)
     expected = len(trials) + n_searched + (0 if searching or finished else _n_replicates_to_come(trials, settings))
-    completed = [t for t in trials if t.state == "completed"]
-    faults = [t for t in done if t.state in ("oom", "diverged", "failed", "refused")]
+    completed = [trial for trial in trials if trial.state == "completed"]
+    faults = [trial for trial in trials if trial.state in ("oom", "diverged", "failed", "refused")]
     return Status(
         counts=dict(counts),
-        n_done=len(done),
+        n_done=sum(map(counts.__getitem__, FINAL_STATES)),
         n_expected=expected,
         best={objective: _best(completed, objective) for objective in settings.objectives},
         front_size=len(front_of(trials, settings).members),
@@ -76,35 +76,38 @@ def status_of(
 
 def _n_to_come(trials: Sequence[TrialResult], settings: SweepSettings) -> int:
     """Trials the search will still take up."""
-    n_left = settings.n_trials - sum(trial.origin == "search" for trial in trials)
+    n_left = settings.n_trials - Counter(map(attrgetter("origin"), trials))["search"]
     if settings.space.method == "grid":  # a baseline may be a point of the grid
-        known = {trial.config for trial in trials}
+        known = set(map(attrgetter("config"), trials))
         n_left = min(n_left, sum(settings.config(point) not in known for point in settings.space.grid()))
     return max(0, n_left)
 
 
 def _n_replicates_to_come(trials: Sequence[TrialResult], settings: SweepSettings) -> int:
     """Runs under other seeds that the finalists still need."""
-    known = {trial.config for trial in trials}
-    return sum(run.config not in known for run in wanted(trials, settings))
+    runs = set(map(attrgetter("config"), wanted(trials, settings)))
+    return len(runs.difference(map(attrgetter("config"), trials)))
 
 
 def _best(trials: Sequence[TrialResult], objective: str) -> float | None:
-    values = [v for t in trials if (v := objective_value(t, objective)) is not None]
-    if not values:
-        return None
-    return min(values, key=lambda value: value * OBJECTIVES[objective].sign)
+    known = [value for trial in trials if (value := objective_value(trial, objective)) is not None]
+    return min(known, key=lambda value: value * OBJECTIVES[objective].sign, default=None)
 
 
 def _seconds_left(trials: Sequence[TrialResult], n_expected: int, now: float | None) -> float | None:
-    done = [t for t in trials if t.state in FINAL_STATES]
-    own = [t for t in done if t.state != "completed" or t.train_seconds]  # a reused trial took no time
-    timed = [(t.started_at, t.ended_at) for t in own if t.ended_at and t.started_at]
-    first_end = min((end for _, end in timed), default=0.0)
-    spans = [end - start for start, end in timed if start >= first_end]
+    n_done, timed, begun = 0, [], []
+    for trial in trials:
+        if trial.state == "running" and trial.started_at:
+            begun.append(trial.started_at)
+        if trial.state in FINAL_STATES:
+            n_done += 1
+            reused = trial.state == "completed" and not trial.train_seconds  # which took no time
+            if trial.ended_at and trial.started_at and not reused:
+                timed.append((trial.ended_at, trial.started_at))
+    first_end, _ = min(timed, default=(0.0, 0.0))
+    spans = [end - start for end, start in timed if start >= first_end]
     if not spans:
         return None
     mean = sum(spans) / len(spans)
-    begun = [t.started_at for t in trials if t.state == "running" and t.started_at]
     behind = sum(min(max(0.0, now - start), mean) for start in begun) if now is not None else 0.0
-    return (mean * max(0, n_expected - len(done)) - behind) / max(1, len(begun))
+    return (mean * max(0, n_expected - n_done) - behind) / max(1, len(begun))

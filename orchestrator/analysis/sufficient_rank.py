@@ -6,18 +6,19 @@ Pure: losses by rank, seed and row in, an answer with its reason out.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
-
-from trainables.comparison.bootstrap import Floats, t_quantile
+from numpy.typing import ArrayLike, NDArray
 
 MARGIN_SHARE = 0.02
 """How much of what tuning gains (untuned loss - best loss) a sufficient rank may lose."""
 
 MIN_SEEDS = 3
 LEVEL = 0.95
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,18 +94,31 @@ def sufficient_rank(
     tokens, untuned = np.asarray(row_tokens, np.float64), np.asarray(untuned_row_nats, np.float64)
     losses = {rank: np.asarray(row_nats[rank], np.float64) for rank in sorted(row_nats)}
     _check(losses, tokens, untuned)
-    n_seeds = {rank: len(loss) for rank, loss in losses.items()}
-    paired = {rank: loss[: min(n_seeds.values())] for rank, loss in losses.items()}
-    table = tuple(
-        RankLoss(rank=rank, n_seeds=n_seeds[rank], loss_nats=float(loss.mean(axis=0).sum() / tokens.sum()))
-        for rank, loss in paired.items()
-    )
+    paired, table = _paired(losses, tokens)
     untuned_nats = float(untuned.sum() / tokens.sum())
     obstacle = _obstacle(table, untuned_nats)
     if obstacle:
         return SufficientRank(rank=None, reason=f"undetermined: {obstacle}", ranks=table)
     table = tuple(_against_worst(row, table, paired, tokens, untuned, margin_share) for row in table)
     return _answer(table, margin_share)
+
+
+def t_quantile(n_degrees: int, level: float) -> float:
+    """The `level` quantile of Student's t distribution."""
+    from scipy.special import stdtrit  # slow to import; a report without seed replicates does without
+
+    return float(stdtrit(n_degrees, level))
+
+
+def _paired(losses: Mapping[int, Floats], tokens: Floats) -> tuple[dict[int, Floats], tuple[RankLoss, ...]]:
+    """Losses of the seeds that all ranks have, and what they come to."""
+    n_paired = min(map(len, losses.values()), default=0)
+    paired, table = {}, []
+    for rank, loss in losses.items():
+        paired[rank] = loss[:n_paired]
+        mean_nats = float(paired[rank].mean(axis=0).sum() / tokens.sum())
+        table.append(RankLoss(rank=rank, n_seeds=len(loss), loss_nats=mean_nats))
+    return paired, tuple(table)
 
 
 def upper_bound(row_nats: Floats, row_tokens: Floats) -> float:
@@ -136,7 +150,10 @@ def upper_bound(row_nats: Floats, row_tokens: Floats) -> float:
 def _check(losses: Mapping[int, Floats], tokens: Floats, untuned: Floats) -> None:
     if tokens.ndim != 1 or len(tokens) < 2 or not (tokens > 0).all():
         raise ValueError(f"row_tokens must be at least 2 positive counts, got shape {tokens.shape}")
-    for name, values in {"untuned": untuned[None], **{f"rank {rank}": loss for rank, loss in losses.items()}}.items():
+    named = {"untuned": untuned[None]}
+    for rank, loss in losses.items():
+        named[f"rank {rank}"] = loss
+    for name, values in named.items():
         if values.ndim != 2 or values.shape[1] != len(tokens):
             raise ValueError(f"{name}: need one loss for each of {len(tokens)} rows, got shape {values.shape}")
         if not np.isfinite(values).all():
@@ -174,7 +191,7 @@ def _against_worst(
 
     others = [other for other in table if other.rank != row.rank]
     uppers = [upper_bound(beyond_margin(other), tokens) for other in others]
-    upper, other = max(zip(uppers, others, strict=True), key=lambda pair: pair[0])
+    upper, other = max(zip(uppers, others, strict=True), key=itemgetter(0))
     margin = share * (float(untuned.sum() / tokens.sum()) - other.loss_nats)
     return replace(
         row,

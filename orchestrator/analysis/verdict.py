@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 from orchestrator.analysis.finalists import to_evaluate
@@ -72,13 +73,13 @@ class FailedEvaluation:
 def failed_evaluations(trials: Sequence[TrialResult], settings: SweepSettings) -> tuple[FailedEvaluation, ...]:
     """What a sweep's result lacks: test evaluations of finalists and their repeats, and comparisons of trials that may
     be missing from the front for want of them."""
-    finalists = {trial.key for trial in to_evaluate(trials, settings)}
-    return tuple(
-        FailedEvaluation(what=what, trial=trial.number, reason=why)
-        for trial in trials
-        for what, why in trial.failed_evaluations.items()
-        if trial.key in finalists or (what == "compare" and is_candidate(trial))
-    )
+    evaluated = set(map(attrgetter("key"), to_evaluate(trials, settings)))
+    failed = []
+    for trial in trials:
+        for what, why in trial.failed_evaluations.items():
+            if trial.key in evaluated or (what == "compare" and is_candidate(trial)):
+                failed.append(FailedEvaluation(what=what, trial=trial.number, reason=why))
+    return tuple(failed)
 
 
 def evaluated(comparison: Comparison, min_similarity: float) -> tuple[Answer, tuple[str, ...]]:

@@ -31,7 +31,7 @@ def shown() -> Iterator[None]:
     """Show messages on standard error, and nowhere else, for as long as a command works."""
     handler = StandardError()
     handler.addFilter(WithoutSecrets())
-    loggers = [logging.getLogger(package) for package in PACKAGES]
+    loggers = [*map(logging.getLogger, PACKAGES)]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

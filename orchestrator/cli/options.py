@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import Parameter, Signature, signature
+from itertools import starmap
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -16,13 +17,18 @@ Name = Annotated[str, typer.Argument(help="name of the sweep")]
 NameOrNewest = Annotated[str | None, typer.Argument(help="name of the sweep; default: the newest")]
 MaxMemory = Annotated[str | None, typer.Option(help="only trials that need at most so much peak memory, e.g. 2GiB")]
 Knee = Annotated[bool, typer.Option("--knee", help="the front's knee instead of the lowest validation loss")]
-BaseModel = Annotated[str | None, typer.Option(help=FIELDS["base_model"].description)]
-Data = Annotated[str | None, typer.Option(help=FIELDS["data"].description)]
-Device = Annotated[str | None, typer.Option(help=FIELDS["device"].description)]
+BaseModelOption = Annotated[str | None, typer.Option(help=FIELDS["base_model"].description)]
+DataOption = Annotated[str | None, typer.Option(help=FIELDS["data"].description)]
+DeviceOption = Annotated[str | None, typer.Option(help=FIELDS["device"].description)]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
-FLAGS = {"n_trials": "--trials", "max_steps": "--steps", "objectives": "--objective", "finalist_seeds": "--repeats"}
-"""Of fields whose flag has another name."""
+FLAGS = {
+    "n_trials": ("--trials",),
+    "max_steps": ("--steps",),
+    "objectives": ("--objective",),
+    "finalist_seeds": ("--finalist-seeds", "--repeats"),
+}
+"""Of fields whose flag has another name, or two."""
 WITHOUT_FLAG = frozenset({"baseline_seeds"})
 
 
@@ -33,7 +39,7 @@ def with_settings(work: Callable[..., None], fields: Mapping[str, FieldInfo] = F
     A flag without a value turns its field's default round: `--no-reuse` sets `reuse` to False.
     """
     shown = {name: field for name, field in fields.items() if name not in WITHOUT_FLAG}
-    options = [_option(name, field) for name, field in shown.items()]
+    options = [*starmap(_option, shown.items())]
     _, *own = signature(work).parameters.values()
 
     @wraps(work)
@@ -54,7 +60,7 @@ def _option(name: str, field: FieldInfo) -> Parameter:
     flag, description = name.replace("_", "-"), field.description
     if field.default is True:
         flag, description = f"no-{flag}", f"do not {description}"
-    annotation = Annotated[_kind(field) | None, typer.Option(FLAGS.get(name, f"--{flag}"), help=description)]
+    annotation = Annotated[_kind(field) | None, typer.Option(*FLAGS.get(name, (f"--{flag}",)), help=description)]
     return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
 
 

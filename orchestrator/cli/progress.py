@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -14,22 +16,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.budgets import ENDED, FINISHED
-from orchestrator.analysis.describe import describe, targets
+from orchestrator.analysis.describe import describe, heading_of, shown, targets
 from orchestrator.analysis.finalists import finalists
 from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
-from orchestrator.analysis.infeasible import nothing_counts
-from orchestrator.analysis.status import Status, status_of
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.analysis.status import Status
 from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
-from orchestrator.command import command, pages
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.driver.plan import why_empty
 from orchestrator.ledger import Ledger
-from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.markdown import duration
 from orchestrator.settings import SweepSettings
-from trainables.cost.predicted_memory import predicted_peak_mib
-from trainables.models.families import shape_in
+from orchestrator.settings.command import command, pages
 from trainables.values.config import FINAL_STATES
 from trainables.values.results import TrialResult
 
@@ -47,24 +45,20 @@ def front_table(front: Front, width: int) -> Table:
     for heading in ("trial", "base", "rank", "alpha", "lr"):
         table.add_column(heading, justify="right", no_wrap=True)
     for objective in shown_objectives:
-        heading = OBJECTIVES[objective].heading
+        heading = heading_of(objective)
         table.add_column(heading if fits else heading.replace(" ", "\n"), justify="right", no_wrap=True)
     devices = {device_of(trial) for trial in front.members}
     if len(devices) > 1:  # their times must not be read beside each other
         table.add_column("device", overflow="fold")
     table.add_column("targets", overflow="fold")
     for trial in front.members:
-        config = trial.config
-        cells = [
-            str(trial.number),
-            config.precision,
-            str(config.rank),
-            f"{config.alpha:g}",
-            f"{config.learning_rate:.0e}",
-        ]
-        cells += [OBJECTIVES[objective].shown(objective_value(trial, objective)) for objective in shown_objectives]
-        cells += [device_of(trial)] if len(devices) > 1 else []
-        table.add_row(*cells, targets(config))
+        c = trial.config
+        cells = [str(trial.number), c.precision, str(c.rank), f"{c.alpha:g}", f"{c.learning_rate:.0e}"]
+        for objective in shown_objectives:
+            cells.append(shown(objective, objective_value(trial, objective)))
+        if len(devices) > 1:
+            cells.append(device_of(trial))
+        table.add_row(*cells, targets(c))
     return table
 
 
@@ -85,7 +79,7 @@ def status_view(name: str, status: Status, memory: str = "") -> Group:
         memory: in use on GPUs, in one line.
     """
     states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
-    best = "  ".join(f"{OBJECTIVES[o].heading} {OBJECTIVES[o].shown(v)}" for o, v in status.best.items())
+    best = "  ".join(f"{heading_of(o)} {shown(o, v)}" for o, v in status.best.items())
     lines = [
         Text(counted_line(name, status), style="bold"),
         Text(_bar(status.n_done / max(1, status.n_expected)), style="green"),
@@ -123,7 +117,7 @@ class ProgressDisplay:
         self._settings = settings
         self._path = ledger_path
         self._console = console
-        self._seen: tuple[int, list[TrialResult]] | None = None
+        self._seen: tuple[int, SweepSnapshot] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
@@ -142,20 +136,16 @@ class ProgressDisplay:
         finally:
             ledger.close()
 
-    def _trials(self, ledger: Ledger) -> list[TrialResult]:
-        """As the ledger has them now; read again only after it was written."""
+    def _snapshot(self, ledger: Ledger) -> SweepSnapshot:
+        """As the ledger has the sweep now; read again only after it was written."""
         version = ledger.version
         if self._seen is None or self._seen[0] != version:
-            self._seen = version, ledger.trials()
+            self._seen = version, SweepSnapshot.of(self._settings, ledger)
         return self._seen[1]
-
-    def _status(self, ledger: Ledger, trials: Sequence[TrialResult]) -> Status:
-        ended, finished = ledger.fact(ENDED) is not None, ledger.fact(FINISHED, False)
-        return status_of(trials, self._settings, ended=ended, finished=finished, now=time.time())
 
     def _show_live(self, ledger: Ledger) -> None:
         def view() -> Group:
-            found = self._status(ledger, self._trials(ledger))
+            found = self._snapshot(ledger).status(now=time.time())
             return status_view(self._settings.name, found, text_of(gpu_memory()))
 
         with Live(view(), console=self._console, refresh_per_second=2) as live:
@@ -164,78 +154,87 @@ class ProgressDisplay:
             live.update(view())
 
     def _show_lines(self, ledger: Ledger) -> None:
-        said = {t.key for t in self._trials(ledger) if t.state in FINAL_STATES}
+        said = {t.key for t in self._snapshot(ledger).trials if t.state in FINAL_STATES}
         self._console.print(how_to_stop(self._settings.name), highlight=False, soft_wrap=True)
         stopped = False
         while True:
-            trials = self._trials(ledger)
-            new = [t for t in trials if t.state in FINAL_STATES and t.key not in said]
+            snapshot = self._snapshot(ledger)
+            new = [t for t in snapshot.trials if t.state in FINAL_STATES and t.key not in said]
             for trial in new:
                 said.add(trial.key)
                 self._console.print(trial_line(trial), highlight=False, soft_wrap=True)
             if new:
                 memory = text_of(gpu_memory())
-                line = counted_line(self._settings.name, self._status(ledger, trials))
+                line = counted_line(self._settings.name, snapshot.status(now=time.time()))
                 self._console.print(line + (f"; {memory}" if memory else ""), highlight=False, soft_wrap=True)
             if stopped:
                 return
             stopped = self._stop.wait(REFRESH_SECONDS)
 
 
-def verdict_lines(result: SweepResult) -> list[str]:
+def verdict_lines(snapshot: SweepSnapshot) -> list[str]:
     """What 4 bits did to each 4-bit finalist, beside what another seed does."""
     lines = []
-    for trial in finalists(result.trials, result.settings, result.front):
-        verdict = verdict_of(trial, result.settings.min_similarity)
+    for trial in finalists(snapshot.trials, snapshot.settings, snapshot.front):
+        verdict = verdict_of(trial, snapshot.settings.min_similarity)
         comparison = comparison_of(trial)
         if verdict is None or comparison is None:
             continue
         line = f"trial {trial.number}, 4 bits against its 16-bit baseline: {verdict}"
-        ratio = comparison.quantization_to_seed_ratio
-        if ratio:
-            line += (
-                f"; 4 bits move it {ratio.value:.2f} times as far as another seed ({ratio.low:.2f} to {ratio.high:.2f})"
-            )
+        if r := comparison.quantization_to_seed_ratio:
+            line += f"; 4 bits move it {r.value:.2f} times as far as another seed ({r.low:.2f} to {r.high:.2f})"
         lines.append(line)
     return lines
 
 
-def why_empty(result: SweepResult) -> str | None:
-    """Why nothing is on the front, with the least violated config; None where something is."""
-    shape = shape_in(Path(result.workload.base_folder))
-    dtype = result.workload.compute_dtype
-    return nothing_counts(
-        result.trials, result.settings, lambda config: predicted_peak_mib(shape, config, dtype) if shape else None
-    )
+def to_dict(snapshot: SweepSnapshot, run_page: str | None) -> dict[str, Any]:
+    """What --json prints of a sweep."""
+    verdicts = []
+    for trial in snapshot.trials:
+        if verdict := verdict_of(trial, snapshot.settings.min_similarity):
+            verdicts.append({"trial": trial.number, **asdict(verdict)})
+    return {
+        "name": snapshot.settings.name,
+        "mlflow_run": run_page,
+        **snapshot.front.to_dict(),
+        "verdicts": verdicts,
+        "search_ended": snapshot.ended.to_dict() if snapshot.ended else None,
+        "empty_because": why_empty(snapshot),
+        "failed_evaluations": [asdict(one) for one in failed_evaluations(snapshot.trials, snapshot.settings)],
+    }
 
 
-def print_result(result: SweepResult, run_page: str | None, *, as_json: bool) -> None:
+def print_result(snapshot: SweepSnapshot, run_page: str | None, *, as_json: bool) -> None:
     """The front on standard output, and where to look further."""
     if as_json:
-        found = {trial.number: verdict_of(trial, result.settings.min_similarity) for trial in result.trials}
-        verdicts = [{"trial": n, **asdict(verdict)} for n, verdict in found.items() if verdict]
-        whole = {"name": result.settings.name, "mlflow_run": run_page, **result.front.to_dict(), "verdicts": verdicts}
-        whole |= {"search_ended": result.ended.to_dict() if result.ended else None, "empty_because": why_empty(result)}
-        whole |= {"failed_evaluations": [asdict(one) for one in failed_evaluations(result.trials, result.settings)]}
-        print(json.dumps(whole))
+        print(json.dumps(to_dict(snapshot, run_page)))
         return
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
-    console.print(front_table(result.front, console.width))
-    for line in (*verdict_lines(result), *failed_evaluations(result.trials, result.settings)):
-        print(line)
-    counts = Counter(trial.state for trial in result.trials)
-    baselines = sum(trial.origin == "baseline" for trial in result.trials)
-    states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
-    n_reused = sum(is_reused(trial) for trial in result.trials)
-    reused = f", {n_reused} reused" if n_reused else ""
-    print(f"{len(result.trials)} trials ({baselines} of them baselines{reused}): {states}")
-    if result.ended:
-        print(f"the search ended: {result.ended.text}")
-    empty = why_empty(result)
-    if empty:
-        print(empty)
-    print(f"measured on: {result.caption}")
+    console.print(front_table(snapshot.front, console.width))
+    lines = [*verdict_lines(snapshot), *map(str, failed_evaluations(snapshot.trials, snapshot.settings))]
+    lines.append(_states_line(snapshot.trials))
+    if snapshot.ended:
+        lines.append(f"the search ended: {snapshot.ended.text}")
+    if empty := why_empty(snapshot):
+        lines.append(empty)
+    lines.append(f"measured on: {snapshot.caption}")
+    for line in lines:
+        print(folded(line, console.width) if console.is_terminal else line)
     if run_page:
         print(f"look further: {pages()}, then {run_page}")
+
+
+def folded(line: str, width: int) -> str:
+    """A line that is longer than a terminal is wide on several, broken between words."""
+    return fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _states_line(trials: Sequence[TrialResult]) -> str:
+    counts = Counter(trial.state for trial in trials)
+    states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
+    n_baselines = sum(trial.origin == "baseline" for trial in trials)
+    n_reused = sum(map(is_reused, trials))
+    reused = f", {n_reused} reused" if n_reused else ""
+    return f"{len(trials)} trials ({n_baselines} of them baselines{reused}): {states}"

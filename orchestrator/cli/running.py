@@ -4,26 +4,28 @@ It imports what a sweep needs, so it is imported only once settings are sound.
 """
 
 import logging
+import signal
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
 import typer
 from rich.console import Console
 
-from orchestrator.analysis.budgets import ENDED, Ended
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import failed_evaluations
-from orchestrator.cli.progress import ProgressDisplay, print_result, why_empty
+from orchestrator.cli.progress import ProgressDisplay, print_result
 from orchestrator.cluster import ray_cluster
-from orchestrator.command import command
 from orchestrator.driver import duration, sweep
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.driver.plan import why_empty
 from orchestrator.ledger import Ledger
-from orchestrator.security.folder_access import refuse_shared
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
-from orchestrator.tracking.store import check_server, has_whole_run, store_file
+from orchestrator.settings.command import command
+from orchestrator.tracking.server import check_server
+from orchestrator.tracking.store import has_whole_run, store_file
 from orchestrator.tracking.writer import MlflowWriter
-from orchestrator.verify import checks
 from orchestrator.verify import ledger as ledgers
+from orchestrator.verify.files import is_over
 from trainables.values.config import Workload
 from trainables.values.errors import INTERRUPTED, SweepError
 
@@ -41,11 +43,11 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
 
     def started(ledger: Ledger, workload: Workload) -> None:
         counts = ledger.fact("data_counts")
-        notes = [f"{n} {what}" for what, n in counts.items() if n and what.startswith(("dropped", "longer"))]
-        logger.info(
-            f"rows: {counts['read']} read, {counts['train']} for training{''.join('; ' + note for note in notes)}; "
-            f"{workload.compute_dtype} arithmetic"
-        )
+        said = f"rows: {counts['read']} read, {counts['train']} for training"
+        for what, n in counts.items():
+            if n and what.startswith(("dropped", "longer")):
+                said += f"; {n} {what}"
+        logger.info(f"{said}; {workload.compute_dtype} arithmetic")
         if workload.weights in ("random", "stand-in"):
             logger.info(f"base: {workload.base_caption}")
         if line := duration.text(settings, ROOT, ray_cluster.n_slots(settings)):
@@ -53,40 +55,42 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
         display.start()
         writer.start()
         ray_cluster.spare_mlflow()
+        # as Ctrl-C: Ray's own handler, set when it started, prints the stack of its C++ and aborts
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
     try:
-        result = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
+        snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
         display.stop()
-        from orchestrator.tracking.publishing import end  # brings all figures; no bad input waits for them
+        from orchestrator.tracking.ending import end  # brings all figures; no bad input waits for them
 
-        run_page = end(settings, ROOT, writer, monotonic() - begin, result.interrupted)
+        run_page = end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted)
     except KeyboardInterrupt:
         logger.info(f"interrupted; if it had begun, go on with: {command()} resume {settings.name}")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         display.stop()
         writer.stop()
-    print_result(result, run_page, as_json=as_json)
-    refuse_unless_whole(result)
+    print_result(snapshot, run_page, as_json=as_json)
+    refuse_unless_whole(snapshot)
 
 
-def refuse_unless_whole(result: SweepResult) -> None:
+def refuse_unless_whole(snapshot: SweepSnapshot) -> None:
     """End with the exit code of a sweep that did not come to what it was to come to.
 
     Raises:
         SweepError: it gave itself up, no trial completed, or a finalist could not be evaluated.
         Exit: it was interrupted.
     """
-    resume = f"{command()} resume {result.settings.name}"
-    if result.stopped:
-        raise SweepError(f"stopped: {result.stopped}; once that is mended: {resume}")
-    if result.interrupted:
+    resume = f"{command()} resume {snapshot.settings.name}"
+    if snapshot.stopped:
+        raise SweepError(f"stopped: {snapshot.stopped}; once that is mended: {resume}")
+    if snapshot.interrupted:
         logger.info(f"interrupted; go on with: {resume}")
         raise typer.Exit(INTERRUPTED)
-    if not any(trial.state == "completed" for trial in result.trials):
-        last = result.trials[-1].reason if result.trials else "none was started"
-        raise SweepError(why_empty(result) or f"no trial completed; the last reason: {last}")
-    if failed := failed_evaluations(result.trials, result.settings):
+    if not any(trial.state == "completed" for trial in snapshot.trials):
+        last = snapshot.trials[-1].reason if snapshot.trials else "none was started"
+        raise SweepError(why_empty(snapshot) or f"no trial completed; the last reason: {last}")
+    if failed := failed_evaluations(snapshot.trials, snapshot.settings):
         more = f" (and {len(failed) - 1} more, see above)" if len(failed) > 1 else ""
         raise SweepError(f"{failed[0]}{more}; to try again: {resume}")
 
@@ -94,22 +98,13 @@ def refuse_unless_whole(result: SweepResult) -> None:
 def shown_if_finished(settings: SweepSettings, *, as_json: bool) -> bool:
     """Print a sweep of which nothing is left to do, and write nothing; False of any other."""
     folder, name = sweep_folder(settings.name), settings.name
-    refuse_shared(folder, ROOT)
     snapshot = ledgers.read(settings, folder) if (folder / "ledger.db").is_file() else None
-    if snapshot is None or snapshot.workload is None or not checks.is_over(snapshot):
+    if snapshot is None or snapshot.workload is None or not is_over(snapshot):
         return False
-    result = SweepResult(
-        settings=settings,
-        workload=snapshot.workload,
-        trials=tuple(snapshot.trials),
-        front=snapshot.front,
-        interrupted=False,
-        ended=Ended.from_fact(snapshot.facts[ENDED]),
-    )
-    print_result(result, None, as_json=as_json)
+    print_result(replace(snapshot, settings=settings), None, as_json=as_json)
     logger.info(f"sweep {name} is finished, nothing is left to run; what it came to: {command()} report {name}")
     if settings.tracking_uri is not None:
         logger.info(f"whether MLflow has all of it says: {command()} verify {name}")
-    elif not has_whole_run(store_file(ROOT), str(snapshot.facts["id"])):
+    elif not has_whole_run(store_file(ROOT), str(snapshot.facts.get("id"))):
         logger.info(f"MLflow lacks some of it; complete it with: {command()} sync {name}")
     return True

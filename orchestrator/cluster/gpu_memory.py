@@ -16,6 +16,9 @@ class GpuMemory:
     used_bytes: int
     total_bytes: int
 
+    def __str__(self) -> str:
+        return f"GPU {self.index}: {self.used_bytes / GIB:.1f} of {self.total_bytes / GIB:.1f} GiB in use"
+
 
 def gpu_memory(nvml: Any = None) -> tuple[GpuMemory, ...]:
     """Of the GPUs that CUDA_VISIBLE_DEVICES leaves; empty where there is no GPU or no NVIDIA driver.
@@ -58,6 +61,4 @@ def text_of(found: tuple[GpuMemory, ...]) -> str:
     >>> text_of((GpuMemory(index=0, used_bytes=3 * 2**29, total_bytes=80 * 2**30),))
     'GPU 0: 1.5 of 80.0 GiB in use'
     """
-    return ", ".join(
-        f"GPU {gpu.index}: {gpu.used_bytes / GIB:.1f} of {gpu.total_bytes / GIB:.1f} GiB in use" for gpu in found
-    )
+    return ", ".join(map(str, found))

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import ray
+
 logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
@@ -80,8 +82,6 @@ def watched(
 
 def ray_is_alive() -> Callable[[], bool]:
     """Asks the connected cluster's head whether this driver's own node is alive."""
-    import ray
-
     if ray.util.client.ray.is_connected():  # such a connection breaks with an error of its own
         return lambda: True
     context = ray.get_runtime_context()

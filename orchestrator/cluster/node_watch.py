@@ -26,18 +26,15 @@ class NodeVersionWatch:
     A node where no trial goes is logged once.
 
     Attributes:
+        here: versions of PACKAGES where the driver runs.
         avoided: ids of the nodes where no trial goes, as far as they are known.
     """
 
     def __init__(self) -> None:
-        self._here = versions(PACKAGES)
+        self.here = versions(PACKAGES)
         self.avoided: list[str] = []
         self._seen: set[str] = set()
         self._asked: dict[ray.ObjectRef, dict[str, Any]] = {}
-
-    def shared(self) -> dict[str, Any]:
-        """What every task's Tune config holds for `refuse_here`."""
-        return {"versions": self._here}
 
     def looked(self) -> list[str]:
         """Ask nodes that are new, take in the answers that have come; returns `avoided`."""
@@ -55,6 +52,6 @@ class NodeVersionWatch:
             there = ray.get(answer)
         except RayError:  # it has gone away again, or can start no process: then no worker either
             return
-        if faults := differences(self._here, {node_name(node): there}):
+        if faults := differences(self.here, {node_name(node): there}):
             self.avoided.append(node["NodeID"])
             logger.warning("%s: no trial goes there. %s", "; ".join(faults), nodes.SAME_CODE)

@@ -69,17 +69,19 @@ def ask_all(question: Any, *arguments: Any, within_seconds: float = ANSWER_SECON
     Raises:
         Unreachable: a node does not answer.
     """
-    asked = {question.options(scheduling_strategy=_on(node)).remote(*arguments): node_name(node) for node in alive()}
+    asked = {}
+    for node in alive():
+        asked[question.options(scheduling_strategy=_on(node)).remote(*arguments)] = node_name(node)
     _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=within_seconds)
     if silent:
-        names = ", ".join(asked[ref] for ref in silent)
+        names = ", ".join(map(asked.__getitem__, silent))
         raise Unreachable(f"ADDRESS: no answer in {within_seconds:g} s from node {names}")
     found = {}
     for ref, where in asked.items():
         try:
             found[where] = ray.get(ref)
         except (TaskUnschedulableError, WorkerCrashedError, NodeDiedError) as error:
-            if where in {node_name(node) for node in alive()}:
+            if where in map(node_name, alive()):
                 raise Unreachable(f"ADDRESS: node {where} cannot run a task ({type(error).__name__})") from None
     return found
 
@@ -110,11 +112,12 @@ def check_storage(where: str) -> None:
 
     mark = storage.put_mark(where)
     try:
-        faults = {node: fault for node, fault in ask_all(_storage_fault, where, mark).items() if fault}
+        found = ask_all(_storage_fault, where, mark)
     finally:
         storage.remove_mark(where, mark)
+    faults = [f"{where} on node {node} {fault}" for node, fault in found.items() if fault]
     if faults:
-        raise ConfigError("storage: " + "; ".join(f"{where} on node {node} {fault}" for node, fault in faults.items()))
+        raise ConfigError(f"storage: {'; '.join(faults)}")
 
 
 def gpus(resources: Mapping[str, float], question: Any = _gpu) -> list[Gpu]:

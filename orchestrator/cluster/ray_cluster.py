@@ -11,10 +11,14 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.settings import KIND_PREFIX, SweepSettings
+from orchestrator.security import ray_guard
 from trainables.cost.device import count_gpus
 from trainables.values.errors import ConfigError, Unreachable, did_you_mean
+
+if TYPE_CHECKING:
+    from orchestrator.settings import SweepSettings
 
 OBJECT_STORE_BYTES = 256 * 2**20
 MAX_CPU_WORKERS = 4
@@ -64,21 +68,9 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # the ledger says which trials did not complete
     import ray
 
-    from orchestrator.security import ray_guard
-
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         ray_guard.guard_private()
-        n_cpus = len(os.sched_getaffinity(0))
-        n_gpus = count_gpus()
-        ray.init(
-            address="local",
-            num_cpus=max(n_cpus, n_gpus) if n_gpus else min(n_cpus, MAX_CPU_WORKERS),
-            num_gpus=n_gpus,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=None if os.environ.get("RAY_TMPDIR") else str(ray_guard.private_folder()),
-            **quiet,
-        )
+        ray.init(**_private(os.sched_getaffinity(0), count_gpus()))
         return
     ray_guard.guard_cluster(address, insecure=insecure)
     shipped = {"py_modules": list(PACKAGES), "excludes": ["**/__pycache__"]}
@@ -89,6 +81,20 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
         if "ersion mismatch" in reason:
             raise ConfigError(f"ADDRESS: the cluster at {address!r} runs another Python or Ray. {reason}") from None
         raise Unreachable(f"ADDRESS: no Ray cluster answers at {address!r} ({reason[:200]})") from None
+
+
+def _private(cpus: Collection[int], n_gpus: int) -> dict[str, Any]:
+    """Arguments of `ray.init` for a Ray of this process alone."""
+    return {
+        "address": "local",
+        "num_cpus": max(len(cpus), n_gpus) if n_gpus else min(len(cpus), MAX_CPU_WORKERS),
+        "num_gpus": n_gpus,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": None if os.environ.get("RAY_TMPDIR") else str(ray_guard.private_folder()),
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
 
 
 def spare_mlflow() -> None:
@@ -137,9 +143,13 @@ def has_gpu() -> bool:
 
 def _there(without: Collection[str] = ()) -> list[dict[str, float]]:
     """Resources of each node that is up."""
-    import ray
+    return [node["Resources"] for node in _alive() if node["NodeID"] not in without]
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without]
+
+def _alive() -> list[dict[str, Any]]:
+    from orchestrator.workers.versions import alive  # imports Ray
+
+    return alive()
 
 
 def _to_come() -> list[dict[str, float]]:
@@ -147,12 +157,14 @@ def _to_come() -> list[dict[str, float]]:
     from ray._private.state import state
 
     config = state.get_cluster_config()
-    groups = config.node_group_configs if config else ()
-    most = 1000  # a group without a limit has one of the largest integers
-    return [dict(group.resources) for group in groups for _ in range(min(group.max_count, most))]
+    nodes = []
+    for group in config.node_group_configs if config else ():
+        most = min(group.max_count, 1000)  # a group without a limit has one of the largest integers
+        nodes += [dict(group.resources)] * most
+    return nodes
 
 
-def _fits(settings: SweepSettings, node: Mapping[str, float]) -> int:
+def _fits(settings: "SweepSettings", node: Mapping[str, float]) -> int:
     """Trials at once on one node."""
     return min(
         int(node.get(name.upper() if name in ("cpu", "gpu") else name, 0) / share + 1e-9)
@@ -160,7 +172,7 @@ def _fits(settings: SweepSettings, node: Mapping[str, float]) -> int:
     )
 
 
-def n_slots(settings: SweepSettings, without: Collection[str] = ()) -> int:
+def n_slots(settings: "SweepSettings", without: Collection[str] = ()) -> int:
     """Trials that the connected cluster can run at once, at its autoscaler's limit where it has one.
 
     Args:
@@ -175,17 +187,19 @@ def n_slots(settings: SweepSettings, without: Collection[str] = ()) -> int:
     return slots
 
 
-def _why_none(settings: SweepSettings, nodes: Sequence[Mapping[str, float]]) -> str:
+def _why_none(settings: "SweepSettings", nodes: Sequence[Mapping[str, float]]) -> str:
     """What a trial asks for that no node has."""
-    n_gpus = [node.get("GPU", 0) for node in nodes]
     if settings.device == "cpu":
         return "the cluster has no CPU to run trials on"
-    if settings.gpus_per_trial > max(n_gpus, default=0):
+    n_gpus, kinds = [0.0], set()
+    for node in nodes:
+        n_gpus.append(node.get("GPU", 0))
+        kinds |= settings.kinds_of(node)
+    if settings.gpus_per_trial > max(n_gpus):
         return (
             f"gpus_per_trial is {settings.gpus_per_trial:g}, the largest node of the cluster has "
-            f"{max(n_gpus, default=0):g} (the whole cluster: {sum(n_gpus):g})"
+            f"{max(n_gpus):g} (the whole cluster: {sum(n_gpus):g})"
         )
-    kinds = {name.removeprefix(KIND_PREFIX) for node in nodes for name in node if name.startswith(KIND_PREFIX)}
     if settings.device_kind is not None and settings.device_kind not in kinds:
         return f"device_kind: no GPU {settings.device_kind!r} in the cluster{did_you_mean(settings.device_kind, kinds)}"
     return "no node of the cluster has both the GPU and the CPU that a trial needs"
@@ -197,20 +211,18 @@ def silent_nodes(among: Collection[str] | None = None) -> set[str]:
     Args:
         among: ids of those that are asked; by default all.
     """
-    import ray
-
-    asked = [node for node in ray.nodes() if node["Alive"] and (among is None or node["NodeID"] in among)]
+    asked = [node for node in _alive() if among is None or node["NodeID"] in among]
     with ThreadPoolExecutor() as pool:  # hosts that are gone keep each asker waiting
-        listens = pool.map(lambda node: _listens(node["NodeManagerAddress"], node["NodeManagerPort"]), asked)
-        return {node["NodeID"] for node, is_there in zip(asked, listens, strict=True) if not is_there}
+        return set(filter(None, pool.map(_id_if_silent, asked)))
 
 
-def _listens(host: str, port: int) -> bool:
+def _id_if_silent(node: Mapping[str, Any]) -> str | None:
+    """A node's id where nothing listens at its address."""
     try:
-        socket.create_connection((host, port), timeout=SILENT_SECONDS).close()
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), SILENT_SECONDS).close()
     except OSError:
-        return False
-    return True
+        return node["NodeID"]
+    return None
 
 
 class Slots:

@@ -1,35 +1,51 @@
 """How long a sweep will take, predicted before it starts: from shapes and from what its device was measured at."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.driver.plan import first_configs
-from orchestrator.settings import SweepSettings
 from trainables.cost.predicted_time import Speed, trial_seconds
 from trainables.models.families import shape_named
-from trainables.values.config import ComputeDtype
 
 if TYPE_CHECKING:
-    from orchestrator.driver.prepare import Device
+    from orchestrator.settings import SweepSettings
+    from trainables.values.config import ComputeDtype
 
 N_CONFIGS = 32
 """First configs over which a trial's time is averaged: a space mixes cheap and dear ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepDevice:
+    """What a sweep's trials run on; of several kinds, what all of them can do.
+
+    Attributes:
+        names: of the kinds.
+        compute_dtype: the sweep's arithmetic.
+        memory_mib: that a trial may allocate on any of them; None on a CPU.
+        speed: of the slowest; None on a CPU.
+    """
+
+    names: frozenset[str]
+    compute_dtype: "ComputeDtype"
+    memory_mib: float | None = None
+    speed: Speed | None = None
 
 
 def _file(root: Path) -> Path:
     return root / "cache" / "device_speed.json"
 
 
-def keep(device: "Device", root: Path) -> None:
+def keep(device: SweepDevice, root: Path) -> None:
     """Remember a device's speed, for a dry run, which must not touch it."""
     _file(root).parent.mkdir(parents=True, exist_ok=True)
     known = {"speed": asdict(device.speed), "compute_dtype": device.compute_dtype, "names": sorted(device.names)}
     _file(root).write_text(json.dumps(known) + "\n", encoding="utf-8")
 
 
-def known(root: Path) -> tuple[Speed, ComputeDtype] | None:
+def known(root: Path) -> "tuple[Speed, ComputeDtype] | None":
     """Speed and arithmetic of the device that the last sweep here ran on; None before the first on a GPU."""
     try:
         found = json.loads(_file(root).read_text(encoding="utf-8"))
@@ -38,7 +54,7 @@ def known(root: Path) -> tuple[Speed, ComputeDtype] | None:
         return None
 
 
-def predicted_seconds(settings: SweepSettings, root: Path, n_slots: int = 1) -> float | None:
+def predicted_seconds(settings: "SweepSettings", root: Path, n_slots: int = 1) -> float | None:
     """Of a search of which nothing is pruned, so that each 4-bit trial brings its baseline; None where it is not known.
 
     Start-up, and what the finalists need, come on top.
@@ -56,7 +72,7 @@ def predicted_seconds(settings: SweepSettings, root: Path, n_slots: int = 1) -> 
     return settings.n_trials * whole / len(configs) / n_slots
 
 
-def text(settings: SweepSettings, root: Path, n_slots: int = 1) -> str | None:
+def text(settings: "SweepSettings", root: Path, n_slots: int = 1) -> str | None:
     """One line about it, None where nothing is known."""
     seconds = predicted_seconds(settings, root, n_slots)
     if seconds is None:

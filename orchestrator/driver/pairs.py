@@ -1,4 +1,4 @@
-"""The two halves of a pair, a 4-bit trial and its 16-bit baseline: when both are known, and what they are asked."""
+"""The two halves of a pair, a 4-bit trial and its 16-bit baseline: what they are asked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,18 +7,6 @@ from orchestrator.analysis.finalists import other_seeds
 from orchestrator.ledger.rows import Entry
 from orchestrator.ledger.task import Task
 from trainables.values.results import TrialResult
-
-
-def is_settled(trial: TrialResult, baseline: TrialResult | None) -> bool:
-    """Whether all that will be known of a trial is known.
-
-    A completed 4-bit trial waits for its similarity, unless its baseline ended without an adapter.
-    """
-    if trial.state in ("queued", "running"):
-        return False
-    if trial.state != "completed" or trial.config.precision == "16bit" or trial.similarity:
-        return True
-    return baseline is not None and baseline.state in ("refused", "oom", "diverged", "failed")
 
 
 def baseline_params(entry: Entry) -> dict[str, Any]:

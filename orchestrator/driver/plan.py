@@ -3,21 +3,26 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import search_spaces
 from orchestrator import settings as settings_file
+from orchestrator.analysis.infeasible import nothing_counts
+from orchestrator.cluster import ray_cluster
 from orchestrator.driver import warm_start
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
+from orchestrator.settings.space import space_named
 from trainables.cost.device import count_gpus
 from trainables.cost.predicted_memory import predicted_peak_mib
-from trainables.data import alpaca
-from trainables.data.splits import split_rows
-from trainables.models import base_model
-from trainables.models.families import shape_named
-from trainables.values.config import ComputeDtype, TrialConfig
-from trainables.values.errors import ConfigError, did_you_mean
+from trainables.models import base_model, inputs
+from trainables.models.families import shape_in, shape_named
+from trainables.models.predicted_peak import named_peak_mib
+from trainables.values.config import TrialConfig
+from trainables.values.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.snapshot import SweepSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +51,7 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
     if given.get("address") is not None:
         refuse_secrets("address", given["address"])  # what does not answer there is said with its address
     if chosen["space"] is not None:
-        search_spaces.load(chosen["space"])  # a wrong name is said before anything is looked at
+        space_named(chosen["space"])  # a wrong name is said before anything is looked at
     if chosen["base_model"] is not None:
         base_model.local_folder(chosen["base_model"])  # so is a base that cannot be used
     if device is None:
@@ -55,9 +60,7 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
         raise ConfigError(f"gpus_per_trial is {given['gpus_per_trial']:g}, but there are 0 GPUs in reach")
     defaults = defaults_for(device, chosen["base_model"])
     values = {key: value if value is not None else defaults.get(key) for key, value in chosen.items()}
-    space = search_spaces.load(values["space"])
-    if values.get("sampler") is not None:
-        space = _sampled_by(space, values["sampler"])
+    space = space_named(values["space"], values.get("sampler"))
     auto = AUTO.get(device, AUTO["cpu"])  # an unknown device is refused below
     steps = {name: auto[name] if given.get(name, "auto") == "auto" else given[name] for name in auto}
     n_trials = values["trials"]
@@ -116,15 +119,9 @@ def check_rows(settings: SweepSettings) -> None:
     """Check the rows of a local file as `run` does; one line says what only the hub could tell.
 
     Raises:
-        DataError: see trainables.data.alpaca.read_rows, or there are too few rows.
+        DataError: see trainables.models.inputs.check_local.
     """
-    on_hub = []
-    if base_model.local_folder(settings.base_model) is None:
-        on_hub.append(f"base model {settings.base_model}")
-    if alpaca.local_file(settings.data) is None:
-        on_hub.append(f"data {settings.data}")
-    else:
-        split_rows(alpaca.read_rows(settings.data).rows)
+    on_hub = inputs.check_local(settings.base_model, settings.data)
     if on_hub:
         logger.info("not checked, as it is on the hub: %s", " and ".join(on_hub))
 
@@ -142,18 +139,19 @@ def need_gpu(device: str, address: str | None = None) -> None:
         )
 
 
-def _sampled_by(space: search_spaces.Space, sampler: str) -> search_spaces.Space:
-    methods = get_args(search_spaces.Method)
-    if sampler not in methods:
-        raise ConfigError(f"sampler: no sampler {sampler!r}{did_you_mean(sampler, methods)}")
-    return search_spaces.parse(space.model_dump() | {"method": sampler}, source="sampler")
+def device_here(device: str | None) -> str:
+    """The device that was said, or the better one of this machine: "cuda" or "cpu".
+
+    Raises:
+        ConfigError: see `need_gpu`.
+    """
+    need_gpu(device or "cpu")
+    return "cuda" if device != "cpu" and count_gpus() else "cpu"
 
 
 def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
     if address is None:
         return count_gpus() > 0
-    from orchestrator.cluster import ray_cluster
-
     ray_cluster.connect(address, insecure=insecure)
     if not ray_cluster.has_gpu():
         raise ConfigError(f"ADDRESS: the cluster at {address!r} has no GPU; to run on its CPUs say --device cpu")
@@ -162,11 +160,18 @@ def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
 
 def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:
     """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here."""
-    shape = shape_named(settings.base_model)
-    if shape is None or settings.device == "cpu":
-        return [None] * len(configs)
-    dtype: ComputeDtype = "bfloat16" if settings.compute_dtype == "auto" else settings.compute_dtype
-    return [predicted_peak_mib(shape, config, dtype) for config in configs]
+    base, device, dtype = settings.base_model, settings.device, settings.compute_dtype
+    return [named_peak_mib(base, device, dtype, config) for config in configs]
+
+
+def why_empty(snapshot: "SweepSnapshot") -> str | None:
+    """Why nothing is on a sweep's front, with the least violated config; None where something is."""
+    shape = shape_in(Path(snapshot.workload.base_folder))
+
+    def predict(config: TrialConfig) -> float | None:
+        return predicted_peak_mib(shape, config, snapshot.workload.compute_dtype) if shape else None
+
+    return nothing_counts(snapshot.trials, snapshot.settings, predict)
 
 
 def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:

@@ -12,12 +12,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.driver.driver import Driver, Stop
-from orchestrator.ledger.task import Fault, Report, Task
+from orchestrator.ledger.task import Task, TaskFault, TaskReport
 from orchestrator.workers.faults import fault_of, fault_of_trial
 from orchestrator.workers.warm import Workers
 
 REPORT = "report"
-"""Key of the Report in what Tune calls a result."""
+"""Key of the TaskReport in what Tune calls a result."""
 TUNES_OWN = frozenset({"done", "training_iteration", "trial_id", "node_ip", "hostname", "pid"})
 """Of a result: what Tune itself still reads once it is recorded."""
 
@@ -42,7 +42,7 @@ class TuneTasks:
     def __init__(self, driver: Driver, workers: Workers) -> None:
         self.driver = driver
         self.workers = workers
-        self.faults: dict[str, Fault] = {}
+        self.faults: dict[str, TaskFault] = {}
         self._tasks: dict[str, Task] = {}
 
     def begin(self, trial_id: str, task: Task) -> None:
@@ -129,7 +129,7 @@ class TaskCallback(Callback):
             self._tasks.driver.began(task)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        report: Report | None = result.get(REPORT)
+        report: TaskReport | None = result.get(REPORT)
         task = self._tasks.task(trial.trial_id)
         if task is not None and report is not None and report.is_last:
             self._tasks.driver.report(task, report)

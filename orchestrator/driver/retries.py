@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from orchestrator.ledger.task import Fault, TaskName
+from orchestrator.ledger.task import TaskFault, TaskName
 
 BACK_OFF_SECONDS = (2.0, 10.0)
 """Pause before a task is tried again, for the first time, for the second; it is not tried more often."""
@@ -19,7 +19,7 @@ class Retries:
         self._n_lost: dict[TaskName, int] = {}
         self._due_at: dict[TaskName, float] = {}
 
-    def again(self, task: TaskName, fault: Fault) -> bool:
+    def again(self, task: TaskName, fault: TaskFault) -> bool:
         """A task was given up; returns whether it is to be tried again, once `is_due`."""
         if fault.kind == "incompatible node":  # it never began; the driver soon knows the node and places nothing there
             self._due_at[task] = self._clock() + BACK_OFF_SECONDS[0]

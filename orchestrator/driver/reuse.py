@@ -2,19 +2,21 @@
 not run again."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from orchestrator.driver.prepare import ask_device
-from orchestrator.ledger import Ledger
-from orchestrator.ledger.rows import Entry
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.security.folder_access import refuse_shared
-from orchestrator.settings import SweepSettings
-from orchestrator.workers import adapter_store
 from trainables.cost.device import versions
-from trainables.values.config import Workload
 from trainables.values.errors import ConfigError, LedgerDamaged
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.rows import Entry
+    from orchestrator.settings import SweepSettings
+    from trainables.values.config import Workload
 
 logger = logging.getLogger(__name__)
 
@@ -31,45 +33,66 @@ class CachedTrial:
 
     Attributes:
         sweep: that ran it.
-        adapters: folder that holds its adapter.
+        folder: of the sweep whose ledger says so, and that holds its adapter.
     """
 
-    entry: Entry
+    entry: "Entry"
     sweep: str
-    adapters: Path
+    folder: Path
 
 
-def cached_trials(root: Path, own: str, workload: Workload, settings: SweepSettings) -> dict[str, CachedTrial]:
+CachedTrials = Mapping[str, CachedTrial]
+
+
+def cached_trials(
+    settings: "SweepSettings", workload: "Workload", root: Path, devices: Callable[[], Set[str]]
+) -> CachedTrials:
     """Completed trials of all other sweeps under `root` on devices and versions of this one, by key; of equal ones the
-    oldest sweep's.
+    oldest sweep's; none where nothing is to be reused.
 
     A key stands for everything that decides the outcome (see Workload.key), device and versions apart. What is passed
-    over for another reason than its key is said. Workers are asked for the devices' names only where there is something
-    to reuse; needs a connected Ray.
+    over for another reason than its key is said.
+
+    Args:
+        devices: kinds that this sweep runs on; asked for only where there is something to reuse.
     """
-    found: dict[str, CachedTrial] = {}
-    folders = [path.parent for path in (root / "sweeps").glob("*/ledger.db") if path.parent.name != own]
-    here = None if settings.reuse_across_versions else _decisive(versions(DECISIVE))
-    for folder in sorted(folders, key=lambda path: (path / "ledger.db").stat().st_ctime):
-        try:
-            refuse_shared(folder, root, field="reuse")
-        except ConfigError as error:
-            logger.warning("nothing is reused of sweep %r: %s", folder.name, error)
-            continue
-        others: dict[str, str] = {}
-        for known in _completed(folder, workload):
-            if here in (None, _decisive(known.entry.result.environment)):
-                found.setdefault(known.entry.result.key, known)
-            else:
-                others[known.entry.result.key] = _difference(known.entry.result.environment, here)
-        if others:
-            which = f"{len(others)} trials of sweep {folder.name!r}"
-            what = ", ".join(sorted(set(others.values())))
-            logger.warning("%s are not reused (%s); --reuse-across-versions takes them", which, what)
-    if not found:
+    if not settings.reuse:
         return {}
-    names = ask_device(settings).names
-    return {key: known for key, known in found.items() if known.entry.result.cost.device in names}  # type: ignore[union-attr]
+    known: dict[str, CachedTrial] = {}
+    here = None if settings.reuse_across_versions else _decisive(versions(DECISIVE))
+    for path in sorted((root / "sweeps").glob("*/ledger.db"), key=lambda path: path.stat().st_ctime):
+        if path.parent.name == settings.name:
+            continue
+        try:
+            refuse_shared(path.parent, root, field="reuse")
+        except ConfigError as error:
+            logger.warning("nothing is reused of sweep %r: %s", path.parent.name, error)
+            continue
+        _take_in(known, _completed(path.parent, workload), here)
+    if not known:
+        return {}
+    names = devices()
+    return {key: trial for key, trial in known.items() if trial.entry.result.cost.device in names}  # type: ignore[union-attr]
+
+
+def _take_in(known: dict[str, CachedTrial], trials: list[CachedTrial], here: Mapping[str, str] | None) -> None:
+    """Add trials of one sweep that ran under these versions, or under any; of the others it is said.
+
+    Args:
+        here: versions of DECISIVE; None takes any.
+    """
+    n_others, differences = 0, set()
+    for trial in trials:
+        theirs = _decisive(trial.entry.result.environment)
+        if here is None or theirs == here:
+            known.setdefault(trial.entry.result.key, trial)
+        else:
+            n_others += 1
+            package = next(name for name in DECISIVE if theirs[name] != here[name])
+            differences.add(f"{package} {theirs[package]}, here {here[package]}")
+    if n_others:
+        which, what = f"{n_others} trials of sweep {trials[0].folder.name!r}", ", ".join(sorted(differences))
+        logger.warning("%s are not reused (%s); --reuse-across-versions takes them", which, what)
 
 
 def _decisive(environment: Mapping[str, str]) -> dict[str, str]:
@@ -77,33 +100,25 @@ def _decisive(environment: Mapping[str, str]) -> dict[str, str]:
     return {package: environment.get(package, "unknown").partition("+")[0] for package in DECISIVE}
 
 
-def _difference(environment: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """The first package that is not as it is here, in words."""
-    theirs = _decisive(environment)
-    package = next(name for name in DECISIVE if theirs[name] != here[name])
-    return f"{package} {theirs[package]}, here {here[package]}"
-
-
-def _completed(folder: Path, workload: Workload) -> list[CachedTrial]:
+def _completed(folder: Path, workload: "Workload") -> list[CachedTrial]:
+    """Completed trials of one sweep, if it is over the same base and data."""
     try:
         ledger = Ledger(folder / "ledger.db", read_only=True)
     except (ConfigError, LedgerDamaged):
         return []  # of another program's version, or damaged: nothing to be had there
-    try:
+    trials = []
+    with closing(ledger):
         theirs = ledger.workload()
-        if theirs is None or (theirs.base_fingerprint, theirs.data_digest) != (
-            workload.base_fingerprint,
-            workload.data_digest,
-        ):
+        if theirs is None:
+            return []
+        if (theirs.base_fingerprint, theirs.data_digest) != (workload.base_fingerprint, workload.data_digest):
             return []
         ran_by = ledger.fact(REUSED, {})
-        return [
-            CachedTrial(entry=e, sweep=ran_by.get(e.result.key, folder.name), adapters=folder / "adapters")
-            for e in ledger.entries()
-            if e.result.state == "completed" and e.result.cost and e.result.history
-        ]
-    finally:
-        ledger.close()
+        for entry in ledger.entries():
+            result = entry.result
+            if result.state == "completed" and result.cost and result.history:
+                trials.append(CachedTrial(entry=entry, sweep=ran_by.get(result.key, folder.name), folder=folder))
+    return trials
 
 
 def import_result(ledger: Ledger, adapters: Path, known: CachedTrial) -> bool:
@@ -111,9 +126,9 @@ def import_result(ledger: Ledger, adapters: Path, known: CachedTrial) -> bool:
 
     Its training time stays unknown: this sweep spent none.
     """
-    result = known.entry.result
-    files = adapter_store.read(known.adapters, result.key)
-    damaged = adapter_store.fault(known.adapters / result.key, known.entry.adapter_sha256)
+    result, theirs = known.entry.result, known.folder / "adapters"
+    files = adapter_store.read(theirs, result.key)
+    damaged = adapter_store.fault(theirs / result.key, known.entry.adapter_sha256)
     if files is None or result.cost is None or damaged:
         return False
     ledger.start(result.key)
@@ -130,6 +145,3 @@ def import_result(ledger: Ledger, adapters: Path, known: CachedTrial) -> bool:
     )
     ledger.set_fact(REUSED, ledger.fact(REUSED, {}) | {result.key: known.sweep})
     return True
-
-
-CachedTrials = Mapping[str, CachedTrial]

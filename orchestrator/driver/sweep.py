@@ -1,106 +1,28 @@
-"""SweepSettings -> Tuner -> SweepResult: the whole life of one sweep on the driver."""
+"""SweepSettings -> Tuner -> SweepSnapshot: the whole life of one sweep on the driver."""
 
-import fcntl
-import os
-import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator import settings as settings_file
-from orchestrator.analysis.budgets import ENDED, Ended
-from orchestrator.analysis.front import REFERENCE, Front, front_of
-from orchestrator.command import command
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.driver import reuse, warm_start
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
 from orchestrator.security.folder_access import narrowed, refuse_shared
-from orchestrator.settings import SweepSettings, sweep_folder, write_whole
+from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings.command import command
 from orchestrator.workers import checkpoints
 from trainables.values.config import Workload
-from trainables.values.errors import ConfigError, DiskFull, SweepError
-from trainables.values.results import TrialResult
+from trainables.values.errors import ConfigError
+from trainables.values.files import write_whole
 
-if TYPE_CHECKING:
-    from orchestrator.driver.driver import Driver
-
-
-OWNER = "owner"
-"""In a sweep's folder: the number of the process that runs it, which locks it."""
 Prepare = Callable[[SweepSettings, Path], tuple[Workload, dict[str, int], float | None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepResult:
-    """What a sweep came to.
-
-    Attributes:
-        interrupted: stopped before its end; `resume` goes on.
-        ended: why the search is over; None while it is not, and in ledgers from before that was kept.
-        stopped: why the sweep gave itself up before its end; it is `interrupted` too.
-    """
-
-    settings: SweepSettings
-    workload: Workload
-    trials: tuple[TrialResult, ...]
-    front: Front
-    interrupted: bool
-    ended: Ended | None = None
-    stopped: str | None = None
-
-    @property
-    def caption(self) -> str:
-        """Under what the figures were taken; says so where the weights are not pretrained ones."""
-        devices = ", ".join(sorted({trial.cost.device for trial in self.trials if trial.cost}))
-        return f"{self.workload.base_caption}; {devices or 'no device yet'}, {self.workload.compute_dtype}"
-
-
-@contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder for this process; a folder in which nothing began is gone again afterwards.
-
-    Raises:
-        ConfigError: another process runs this sweep; the message names it.
-    """
-    with _locked(folder) as file:
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
-            with suppress(OSError):
-                if os.listdir(folder) == [OWNER]:
-                    (folder / OWNER).unlink()
-                    folder.rmdir()
-
-
-def _locked(folder: Path, n_tries: int = 100) -> TextIO:
-    """The file that holds a sweep's folder, locked; a start that was refused may take both away at any moment."""
-    path = folder / OWNER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except (FileNotFoundError, FileExistsError):
-        if not n_tries:
-            raise
-        return _locked(folder, n_tries - 1)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with file:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-        raise ConfigError(f"NAME: sweep {folder.name!r} is being run by process {owner}; choose another NAME") from None
-    with suppress(FileNotFoundError):
-        if os.path.samefile(path, file.fileno()):
-            return file
-    file.close()
-    return _locked(folder, n_tries)
 
 
 def run(
@@ -111,7 +33,7 @@ def run(
     started: Callable[[Ledger, Workload], None],
     trainable: type | None = None,
     prepare: Prepare | None = None,
-) -> SweepResult:
+) -> SweepSnapshot:
     """Run a sweep to its end, or until it is interrupted.
 
     Args:
@@ -127,50 +49,48 @@ def run(
     if resume and folder.exists():
         refuse_shared(folder, root)
     with narrowed(root), owned(folder):
-        known = (folder / "ledger.db").exists()
-        if known and not resume:
-            raise ConfigError(
-                f"NAME: sweep {settings.name!r} exists; choose another NAME, or go on with it: "
-                f"{command()} resume {settings.name}"
-            )
-        if known:
-            _refuse_edited(settings, folder)  # a damaged ledger is said too, before anything is begun
+        _refuse_unfit(settings, folder, resume=resume)
         if prepare is None:
-            from orchestrator.driver.prepare import prepare
+            from orchestrator.driver.prepare import prepare  # brings what reads base models and rows
 
         workload, counts, memory_mib = prepare(settings, root)
-        from orchestrator.driver import reuse, warm_start  # after what finds bad input, which should not wait for them
-
         settings_file.save(settings, folder)
-        ledger = Ledger(folder / "ledger.db")
-        try:
-            _note_start(ledger, workload, counts, folder / ID_FILE)
-            ledger.set_fact(settings_file.ASKED, settings.model_dump_json())
-            ledger.set_fact("device_memory_mib", memory_mib)
-            ledger.requeue_running()
-            _forget_checkpoints(ledger, folder)
-            learned = warm_start.entries(settings, workload, root)
-            cached = reuse.cached_trials(root, settings.name, workload, settings) if settings.reuse else {}
+        with closing(Ledger(folder / "ledger.db")) as ledger:
+            _note_start(settings, ledger, workload, counts, memory_mib)
+            _queue_running(ledger)
+            devices = partial(_device_names, settings)
+            learned = warm_start.entries(settings, workload, root, devices)
+            cached = reuse.cached_trials(settings, workload, root, devices)
             started(ledger, workload)
+            from orchestrator.driver.tuning import run_tasks  # brings Ray Tune, for which MLflow's writer need not wait
+
             known = {"learned": learned, "cached": cached}
-            driver = _tune(settings, workload, ledger, folder, trainable, known)
-            ledger.requeue_running()
-            _forget_checkpoints(ledger, folder)
-            result = result_of(settings, ledger, interrupted=not driver.finished)
-            return replace(result, stopped=driver.stopped)
-        finally:
-            ledger.close()
+            driver = run_tasks(settings, workload, ledger, trainable, _resume(settings), **known)
+            _queue_running(ledger)
+            snapshot = SweepSnapshot.of(settings, ledger)
+            return replace(snapshot, interrupted=not driver.finished, stopped=driver.stopped)
 
 
-def _refuse_edited(settings: SweepSettings, folder: Path) -> None:
-    """Refuse to go on under other settings than those that the sweep began with.
+def _resume(settings: SweepSettings) -> str:
+    """The command that goes on with a sweep."""
+    return f"{command()} resume {settings.name}"
+
+
+def _refuse_unfit(settings: SweepSettings, folder: Path, *, resume: bool) -> None:
+    """Refuse a new sweep in place of another, and to go on with one under other settings than it began with.
 
     Raises:
         ConfigError: names the first field that differs.
+        LedgerDamaged: it cannot be gone on with, which is said before anything is begun.
     """
-    ledger = Ledger(folder / "ledger.db", read_only=True)
-    began = ledger.fact(settings_file.ASKED)
-    ledger.close()
+    if not (folder / "ledger.db").exists():
+        return
+    if not resume:
+        raise ConfigError(
+            f"NAME: sweep {settings.name!r} exists; choose another NAME, or go on with it: {_resume(settings)}"
+        )
+    with closing(Ledger(folder / "ledger.db", read_only=True)) as ledger:
+        began = ledger.fact(settings_file.ASKED)
     for name, then, now in settings_file.edits(settings, began):
         raise ConfigError(
             f"{folder / 'settings.json'}: {name} is {now!r}, but the sweep began with {then!r}; bring it back with "
@@ -178,7 +98,16 @@ def _refuse_edited(settings: SweepSettings, folder: Path) -> None:
         )
 
 
-def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int], id_file: Path) -> None:
+def _device_names(settings: SweepSettings) -> frozenset[str]:
+    """Kinds of device that the sweep's trials run on, as workers say."""
+    from orchestrator.driver.devices import ask_device  # imports Ray
+
+    return ask_device(settings).names
+
+
+def _note_start(
+    settings: SweepSettings, ledger: Ledger, workload: Workload, counts: dict[str, int], memory_mib: float | None
+) -> None:
     """Keep what the sweep is about, and beside the ledger its name, by which a new one is told from an emptied one.
 
     Raises:
@@ -189,111 +118,20 @@ def _note_start(ledger: Ledger, workload: Workload, counts: dict[str, int], id_f
         ledger.set_fact("id", uuid.uuid4().hex)
         ledger.set_fact("created_at", time.time())
     else:
-        for name in ("base_fingerprint", "data_digest", "compute_dtype"):
+        for name in warm_start.SAME:
             if getattr(before, name) != getattr(workload, name):
                 raise ConfigError(
                     f"{name} has changed since this sweep began; its trials cannot be compared with new ones"
                 )
     ledger.set_fact("workload", asdict(workload))
     ledger.set_fact("data_counts", counts)
-    write_whole(id_file, ledger.fact("id"))
+    write_whole(ledger.path.with_name(ID_FILE), ledger.fact("id"))
+    ledger.set_fact(settings_file.ASKED, settings.model_dump_json())
+    ledger.set_fact("device_memory_mib", memory_mib)
 
 
-def _forget_checkpoints(ledger: Ledger, folder: Path) -> None:
-    """Of trials that have ended: what came in after their end, or before a driver was killed at it."""
-    checkpoints.keep_only(folder / checkpoints.FOLDER, {t.key for t in ledger.trials() if t.state == "queued"})
-
-
-def _tune(
-    settings: SweepSettings,
-    workload: Workload,
-    ledger: Ledger,
-    folder: Path,
-    trainable: type | None,
-    known: Mapping[str, Any],
-) -> "Driver":
-    """Let Ray Tune run until the driver has nothing more to do, or it is interrupted."""
-    from ray import tune
-
-    from orchestrator.cluster import heartbeat, ray_cluster
-    from orchestrator.cluster.node_watch import NodeVersionWatch
-    from orchestrator.driver.driver import Driver
-    from orchestrator.driver.ray_tune import TaskCallback, TaskScheduler, TaskSearcher, TuneTasks
-    from orchestrator.security import ray_guard
-    from orchestrator.workers import adapter_server, node_inputs, warm
-    from orchestrator.workers.tune_trainable import SweepTrainable
-
-    store = adapter_server.serve(folder / "adapters", folder / checkpoints.FOLDER)
-    shared = {"workload": asdict(workload), "device": settings.device, "adapter_store": store}
-    joined = NodeVersionWatch() if settings.address else None
-    shared |= joined.shared() if joined else {}
-    shared |= {"inputs": node_inputs.serve(workload) if settings.address else None}
-    shared |= {"storage": (settings.storage, settings.name) if settings.storage else None}
-    slots = ray_cluster.Slots(
-        lambda silent: ray_cluster.n_slots(settings, {*silent, *(joined.looked() if joined else ())})
-    )
-    workers = warm.Workers(settings.resources, joined.avoided if joined else (), lost=slots.one_lost)
-    driver = Driver(settings, workload, ledger, n_slots=slots, **known)
-    tasks = TuneTasks(driver, workers)
-    scratch = (folder / "ray").resolve()
-    tuner = tune.Tuner(
-        tune.with_resources(trainable or SweepTrainable, warm.resources_of),
-        tune_config=tune.TuneConfig(
-            search_alg=TaskSearcher(tasks, shared),
-            scheduler=TaskScheduler(tasks),
-            num_samples=-1,
-            reuse_actors=True,
-            trial_dirname_creator=lambda t: t.trial_id,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(scratch),
-            callbacks=[TaskCallback(tasks)],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=0),  # the driver decides what is tried again
-            verbose=0,
-        ),
-    )
-    lost = f"the Ray cluster was lost; once it is back: {command()} resume {settings.name}"
-    try:
-        with (
-            heartbeat.watched(lost, last_act=lambda: Ledger(ledger.path).close()) as heart,
-            ray_guard.keep_cloud_secrets(),
-        ):
-            tuner.fit()
-    except KeyboardInterrupt:
-        pass
-    except tune.TuneError as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, SweepError):
-            raise cause from None
-        if "no space left" in str(cause).lower():  # Tune hands on no more than the text of what its callbacks raise
-            raise DiskFull(f"no space left for {folder}; free some and resume") from None
-        raise SweepError(f"Ray Tune stopped: {' '.join(str(cause).split())}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state
-    if heart.lost:
-        raise SweepError(lost)
-    return driver
-
-
-def result_of(
-    settings: SweepSettings, ledger: Ledger, *, interrupted: bool = False, trials: Sequence[TrialResult] | None = None
-) -> SweepResult:
-    """The sweep as its ledger has it now.
-
-    Args:
-        trials: of the ledger, where they were read already.
-    """
-    trials = tuple(ledger.trials() if trials is None else trials)
-    workload = ledger.workload()
-    if workload is None:
-        raise ConfigError(f"sweep {settings.name!r} has not started a trial yet")
-    return SweepResult(
-        settings=settings,
-        workload=workload,
-        trials=trials,
-        front=front_of(trials, settings, ledger.fact(REFERENCE)),
-        interrupted=interrupted,
-        ended=Ended.from_fact(ledger.fact(ENDED)),
-    )
+def _queue_running(ledger: Ledger) -> None:
+    """Take up what was at work; of trials that have ended, forget checkpoints that came in after their end."""
+    ledger.requeue_running()
+    queued = {trial.key for trial in ledger.trials() if trial.state == "queued"}
+    checkpoints.keep_only(ledger.path.parent / checkpoints.FOLDER, queued)

@@ -1,17 +1,25 @@
 """What an earlier sweep knows of the same space, for the sampler to begin with."""
 
 import logging
+from collections.abc import Callable, Iterable, Set
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator import settings as settings_file
 from orchestrator.analysis.front import is_candidate
 from orchestrator.ledger import Ledger
-from orchestrator.ledger.rows import Entry
-from orchestrator.objectives import OBJECTIVES
+from orchestrator.pruning.learning_curves import is_cost
 from orchestrator.security.folder_access import refuse_shared
-from orchestrator.settings import SweepSettings, sweep_folder
-from trainables.values.config import TrialConfig, Workload
+from orchestrator.settings import sweep_folder
+from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.rows import Entry
+    from orchestrator.settings import SweepSettings
+    from trainables.values.config import Workload
 
 logger = logging.getLogger(__name__)
 
@@ -21,22 +29,28 @@ TOO_LARGE = ("refused", "oom")
 """Ends that say something about the memory of the device alone."""
 
 
-def differences(settings: SweepSettings, other: SweepSettings) -> list[str]:
+def differences(settings: "SweepSettings", other: "SweepSettings") -> list[str]:
     """Keys of the space, and of what every trial shares, in which two sweeps differ; the seed is free."""
     mine, theirs = settings.space, other.space
-    names = sorted({*mine.parameters, *theirs.parameters})
-    found = [f"parameters.{name}" for name in names if mine.parameters.get(name) != theirs.parameters.get(name)]
-    if not found:
+    keys = []
+    for name in sorted({*mine.parameters, *theirs.parameters}):
+        if mine.parameters.get(name) != theirs.parameters.get(name):
+            keys.append(f"parameters.{name}")
+    if not keys:
         first = {name: parameter.samples[0] for name, parameter in mine.parameters.items()}
-        ours, others = settings.config(first), other.config(first)
-        fields = [name for name in TrialConfig.__dataclass_fields__ if name != "seed"]
-        found += [name for name in fields if getattr(ours, name) != getattr(others, name)]
+        ours, others = settings.config(first), replace(other.config(first), seed=settings.config(first).seed)
+        keys = _unlike(ours, others, TrialConfig.__dataclass_fields__)
     if settings.device != other.device:
-        found.append("device")
-    return found
+        keys.append("device")
+    return keys
 
 
-def check(settings: SweepSettings, root: Path) -> None:
+def _unlike(one: object, other: object, names: Iterable[str]) -> list[str]:
+    """Attributes in which two values differ."""
+    return [name for name in names if getattr(one, name) != getattr(other, name)]
+
+
+def check(settings: "SweepSettings", root: Path) -> None:
     """Refuse a warm start that is not over the same space, before anything is fetched.
 
     Raises:
@@ -58,42 +72,40 @@ def _refuse(name: str, keys: list[str]) -> None:
         raise ConfigError(f"warm_start: sweep {name!r} is of another space or protocol; different: {', '.join(keys)}")
 
 
-def entries(settings: SweepSettings, workload: Workload, root: Path) -> list[Entry]:
+def entries(
+    settings: "SweepSettings", workload: "Workload", root: Path, devices: Callable[[], Set[str]]
+) -> "list[Entry]":
     """Finished candidates of the sweep named by `warm_start`; none where none is named.
 
-    What another kind of device decided is left out, and that is said. Workers are asked for their kind only where there
-    is something to learn; needs a connected Ray.
+    What another kind of device decided is left out, and that is said.
 
+    Args:
+        devices: kinds that this sweep runs on; asked for only where there is something to learn.
     Raises:
         ConfigError: as `check`, and where base, data, arithmetic or protocol differ.
     """
     if settings.warm_start is None:
         return []
     check(settings, root)
-    ledger = Ledger(sweep_folder(settings.warm_start, root) / "ledger.db", read_only=True)
-    try:
+    with closing(Ledger(sweep_folder(settings.warm_start, root) / "ledger.db", read_only=True)) as ledger:
         theirs = ledger.workload()
-        found = [entry for entry in ledger.entries() if _is_known(entry)]
-    finally:
-        ledger.close()
+        found = list(filter(_is_known, ledger.entries()))
     if theirs is None:
         return []
-    keys = [name for name in SAME if getattr(theirs, name) != getattr(workload, name)]
+    keys = _unlike(theirs, workload, SAME)
     if not keys and any(theirs.key(entry.result.config) != entry.result.key for entry in found):
         keys = ["protocol version"]
     _refuse(settings.warm_start, keys)
-    return _of_this_device(found, settings) if found else []
+    return _of_devices(devices(), found, settings) if found else []
 
 
-def _of_this_device(found: list[Entry], settings: SweepSettings) -> list[Entry]:
+def _of_devices(here: Set[str], found: "list[Entry]", settings: "SweepSettings") -> "list[Entry]":
     """Without entries of other kinds of device where memory or time is searched, and without what was too large for
     another one. A refused trial ran nowhere: it is of the kinds that the others ran on."""
-    from orchestrator.driver.prepare import ask_device  # imports Ray, which a dry run need not wait for
-
-    here, there = ask_device(settings).names, {_device_of(entry) for entry in found} - {None}
+    there = set(map(_device_of, found)) - {None}
     if there <= here:
         return found
-    is_searched = any(OBJECTIVES[name].source == "cost" for name in settings.objectives)
+    is_searched = any(map(is_cost, settings.objectives))
     kept = []
     for entry in found:
         is_decided_by_device = is_searched or entry.result.state in TOO_LARGE
@@ -112,12 +124,12 @@ def _of_this_device(found: list[Entry], settings: SweepSettings) -> list[Entry]:
     return kept
 
 
-def _device_of(entry: Entry) -> str | None:
+def _device_of(entry: "Entry") -> str | None:
     trial = entry.result
     return trial.cost.device if trial.cost else trial.environment.get("device")
 
 
-def _is_known(entry: Entry) -> bool:
+def _is_known(entry: "Entry") -> bool:
     trial = entry.result
     if trial.state == "completed":
         return is_candidate(trial) and (trial.config.precision == "16bit" or trial.similarity is not None)

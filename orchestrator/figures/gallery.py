@@ -5,11 +5,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as PngFigure
 
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import hypervolume, importance, memory, parallel, scatter, similarity
 from orchestrator.figures import page as pages
 from orchestrator.figures.style import DOTS_PER_INCH, LeftOut, Picture, Plotter, finished_png
-from orchestrator.settings import write_whole
+from trainables.values.files import write_whole
 
 FOLDER, LEFT_OUT, PAGE = "figures", "left_out.txt", "figures.html"
 """In a sweep's folder: the pictures; in there, which have nothing to show and why; the interactive page."""
@@ -27,48 +27,48 @@ IN_REPORT: Mapping[str, tuple[str, Plotter]] = {
 """Name -> title, and how it is drawn."""
 
 
-def of_report(result: SweepResult) -> list[Picture | LeftOut]:
+def of_report(snapshot: SweepSnapshot) -> list[Picture | LeftOut]:
     """Those that the report shows."""
-    return [draw(result) for _, draw in IN_REPORT.values()]
+    return [draw(snapshot) for _, draw in IN_REPORT.values()]
 
 
-def of_sweep(result: SweepResult) -> list[Picture | LeftOut]:
+def of_sweep(snapshot: SweepSnapshot) -> list[Picture | LeftOut]:
     """All of them."""
-    pairs = scatter.pairs(result)
-    return [*of_report(result), *pairs, parallel.draw(result), importance.draw(result)]
+    pairs = scatter.pairs(snapshot)
+    return [*of_report(snapshot), *pairs, parallel.draw(snapshot), importance.draw(snapshot)]
 
 
-def write(result: SweepResult, folder: Path) -> list[Path]:
+def write(snapshot: SweepSnapshot, folder: Path) -> list[Path]:
     """Draw all in both forms into a sweep's folder; returns the files."""
-    found = of_sweep(result)
-    files = write_png(result, found, folder)
-    path, drawn = folder / FOLDER / FRONT, front(result, found)
+    found = of_sweep(snapshot)
+    files = write_png(snapshot, found, folder)
+    path, drawn = folder / FOLDER / FRONT, front(snapshot, found)
     path.unlink(missing_ok=True)
     if drawn:
         drawn.savefig(path, dpi=FRONT_DOTS_PER_INCH)
         files.append(path)
-    files.append(write_whole(folder / PAGE, page(result, found)))
-    reasons = [f"{figure.name}: {figure.reason}\n" for figure in found if isinstance(figure, LeftOut)]
+    files.append(write_whole(folder / PAGE, page(snapshot, found)))
+    reasons = "".join(f"{figure.name}: {figure.reason}\n" for figure in found if isinstance(figure, LeftOut))
     path = folder / FOLDER / LEFT_OUT
     path.unlink(missing_ok=True)
     if reasons:
-        path.write_text("".join(reasons), encoding="utf-8")
+        path.write_text(reasons, encoding="utf-8")
         files.append(path)
     return files
 
 
-def page(result: SweepResult, found: Sequence[Picture | LeftOut]) -> str:
+def page(snapshot: SweepSnapshot, found: Sequence[Picture | LeftOut]) -> str:
     """The interactive page."""
-    return pages.page(found, f"Sweep {result.settings.name}", result.caption)
+    return pages.page(found, f"Sweep {snapshot.settings.name}", snapshot.caption)
 
 
-def front(result: SweepResult, found: Sequence[Picture | LeftOut]) -> PngFigure | None:
+def front(snapshot: SweepSnapshot, found: Sequence[Picture | LeftOut]) -> PngFigure | None:
     """The picture of the front; None where it has nothing to show yet."""
-    (figure,) = [figure for figure in found if figure.name == FRONT_OF]
-    return finished_png(figure, result.caption) if isinstance(figure, Picture) else None
+    figure = next(figure for figure in found if figure.name == FRONT_OF)
+    return finished_png(figure, snapshot.caption) if isinstance(figure, Picture) else None
 
 
-def write_png(result: SweepResult, found: Sequence[Picture | LeftOut], folder: Path) -> list[Path]:
+def write_png(snapshot: SweepSnapshot, found: Sequence[Picture | LeftOut], folder: Path) -> list[Path]:
     """Write the PNG forms, and take away an older picture of what is left out now; returns the files."""
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     files = []
@@ -77,6 +77,6 @@ def write_png(result: SweepResult, found: Sequence[Picture | LeftOut], folder: P
         if isinstance(figure, LeftOut):
             path.unlink(missing_ok=True)
         else:
-            finished_png(figure, result.caption).savefig(path, dpi=DOTS_PER_INCH)
+            finished_png(figure, snapshot.caption).savefig(path, dpi=DOTS_PER_INCH)
             files.append(path)
     return files

@@ -1,8 +1,9 @@
 """What the search had found by when: hypervolume of the front against the training time spent."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,9 +11,8 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis import front
 from orchestrator.analysis.pareto import growing_hypervolume
-from orchestrator.driver.sweep import SweepResult
-from orchestrator.figures.style import PRECISION_COLOURS, PRECISION_NAMES, LeftOut, Picture, canvas, hover
-from orchestrator.objectives import OBJECTIVES
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.figures.style import PRECISION_COLOURS, PRECISION_NAMES, LeftOut, Picture, canvas, hover, legend
 from trainables.values.config import TrialConfig
 from trainables.values.results import TrialResult
 
@@ -42,27 +42,30 @@ class Moment:
     trial: TrialResult | None = None
 
 
-def curve(result: SweepResult) -> list[Moment]:
+def curve(snapshot: SweepSnapshot) -> list[Moment]:
     """From nothing to the sweep's end; empty where no trial counts for the front.
 
     The reference point is that of the front as it is now, for all moments.
     """
-    counted = {trial.key: losses for trial, losses in front.counted(result.trials, result.settings)}
-    if result.front.reference_point is None or not counted:
+    counted = {trial.key: losses for trial, losses in front.counted(snapshot.trials, snapshot.settings)}
+    if snapshot.front.reference_point is None or not counted:
         return []
-    signs = [OBJECTIVES[name].sign for name in result.settings.objectives]
-    reference = np.multiply(result.front.reference_point, signs)
+    reference = np.multiply(snapshot.front.reference_point, front.signs(snapshot.settings))
     box = float(np.prod(reference - np.min(list(counted.values()), axis=0)))
-    ended = {trial.config: trial.ended_at for trial in result.trials if trial.ended_at}
+    ended = {trial.config: trial.ended_at for trial in snapshot.trials if trial.ended_at}
     moments = [Moment(seconds=0.0, share=0.0)]
     seconds = 0.0
-    events = [(t.ended_at, t.number, "ends", t) for t in result.trials if t.ended_at]
-    events += [(_counts_from(t, ended), t.number, "counts", t) for t in result.trials if t.key in counted]
-    events.sort(key=lambda event: (event[0], event[2] == "counts", event[1]))
-    volumes = iter(growing_hypervolume([counted[t.key] for _, _, what, t in events if what == "counts"], reference))
-    for at, _, what, trial in events:
-        if what == "ends":
-            seconds += (trial.train_seconds or 0.0) * devices_per_trial(result)
+    events: list[tuple[float, bool, int, TrialResult]] = []  # of one time what ends goes before what counts
+    for trial in snapshot.trials:
+        if trial.ended_at:
+            events.append((trial.ended_at, False, trial.number, trial))
+        if trial.key in counted:
+            events.append((_counts_from(trial, ended), True, trial.number, trial))
+    events.sort(key=lambda event: event[:3])
+    volumes = iter(growing_hypervolume([counted[trial.key] for _, counts, _, trial in events if counts], reference))
+    for at, counts, _, trial in events:
+        if not counts:
+            seconds += (trial.train_seconds or 0.0) * devices_per_trial(snapshot)
             moments.append(replace(moments[-1], seconds=seconds, at=at, trial=None))
             continue
         volume = float(next(volumes))
@@ -77,19 +80,19 @@ def _counts_from(trial: TrialResult, ended: Mapping[TrialConfig, float]) -> floa
     return max(own, ended.get(trial.config.at_other_precision, own)) if trial.config.precision == "nf4" else own
 
 
-def devices_per_trial(result: SweepResult) -> float:
+def devices_per_trial(snapshot: SweepSnapshot) -> float:
     """By which a trial's seconds count: its share of a GPU, or one CPU worker."""
-    return result.settings.gpus_per_trial if result.settings.device == "cuda" else 1.0
+    return snapshot.settings.gpus_per_trial if snapshot.settings.device == "cuda" else 1.0
 
 
-def draw(result: SweepResult) -> Picture | LeftOut:
+def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """The curve as steps, with a point where a trial raised it."""
-    moments = curve(result)
+    moments = curve(snapshot)
     if not moments:
         return LeftOut(name=NAME, reason="no trial counts for the front yet")
-    unit = "GPU-seconds" if result.settings.device == "cuda" else "CPU-worker seconds"
+    unit = "GPU-seconds" if snapshot.settings.device == "cuda" else "CPU-worker seconds"
     notes = (
-        f"Over {', '.join(result.settings.objectives)}. The box goes from the best value of each to the reference "
+        f"Over {', '.join(snapshot.settings.objectives)}. The box goes from the best value of each to the reference "
         "point, the worst value and a tenth of the range beyond it, both over all trials of this sweep: "
         "curves of two sweeps cannot be compared. "
         "1 would be one trial that is the best in everything.",
@@ -104,43 +107,44 @@ def _top(moments: Sequence[Moment]) -> float:
     return 1.15 * moments[-1].share or 1.0
 
 
+def _line(moments: Sequence[Moment]) -> tuple[list[float], list[float]]:
+    """Seconds and shares."""
+    return list(map(attrgetter("seconds"), moments)), list(map(attrgetter("share"), moments))
+
+
+def _raised(moments: Sequence[Moment]) -> Iterator[tuple[str, str, list[Moment]]]:
+    """Of each precision that raised the curve: colour, label, and when."""
+    for precision, colour in PRECISION_COLOURS.items():
+        raised = [moment for moment in moments if moment.trial and moment.trial.config.precision == precision]
+        if raised:
+            yield colour, f"raised by a trial at {PRECISION_NAMES[precision]}", raised
+
+
 def _png(moments: Sequence[Moment], x_axis: str) -> PngFigure:
     figure = canvas(4.2)
     axes = figure.subplots()
-    axes.step([m.seconds for m in moments], [m.share for m in moments], where="post", color="#444444", zorder=1)
-    for precision, colour in PRECISION_COLOURS.items():
-        raised = [m for m in moments if m.trial and m.trial.config.precision == precision]
-        if raised:
-            label = f"raised by a trial at {PRECISION_NAMES[precision]}"
-            axes.scatter([m.seconds for m in raised], [m.share for m in raised], color=colour, label=label)
+    axes.step(*_line(moments), where="post", color="#444444", zorder=1)
+    for colour, label, raised in _raised(moments):
+        axes.scatter(*_line(raised), color=colour, label=label)
     axes.set_ylim(bottom=0, top=_top(moments))
     axes.set_xlabel(x_axis)
     axes.set_ylabel(Y_AXIS)
     axes.grid(alpha=0.25)
-    figure.legend(loc="outside lower left", ncols=2, frameon=False)
+    legend(figure, 2)
     return figure
 
 
 def _html(moments: Sequence[Moment], x_axis: str) -> "go.Figure":
     import plotly.graph_objects as go
 
-    xs, ys = [m.seconds for m in moments], [m.share for m in moments]
+    xs, ys = _line(moments)
     line = {"shape": "hv", "color": "#444444"}
     figure = go.Figure(go.Scatter(x=xs, y=ys, mode="lines", line=line, name="hypervolume"))
-    for precision, colour in PRECISION_COLOURS.items():
-        raised = [m for m in moments if m.trial and m.trial.config.precision == precision]
-        if not raised:
-            continue
-        points = go.Scatter(
-            x=[m.seconds for m in raised],
-            y=[m.share for m in raised],
-            mode="markers",
-            marker={"color": colour, "size": 10},
-            name=f"raised by a trial at {PRECISION_NAMES[precision]}",
-            text=[hover(m.trial) for m in raised if m.trial],
-            hoverinfo="text",
-        )
-        figure.add_trace(points)
+    for colour, label, raised in _raised(moments):
+        xs, ys = _line(raised)
+        text = [hover(moment.trial) for moment in raised if moment.trial]
+        marker = {"color": colour, "size": 10}
+        figure.add_scatter(x=xs, y=ys, mode="markers", marker=marker, name=label, text=text, hoverinfo="text")
     figure.update_xaxes(title=x_axis)
     figure.update_yaxes(title=Y_AXIS, range=[0, _top(moments)])
     return figure

@@ -1,23 +1,26 @@
 """Which searched setting moves which objective: functional ANOVA over the completed trials."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.front import is_candidate, losses_of
-from orchestrator.driver.sweep import SweepResult
-from orchestrator.figures.style import LeftOut, Picture, canvas
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.figures.style import LeftOut, Picture, canvas, legend
 from orchestrator.objectives import OBJECTIVES
-from search_spaces import Parameter
 from trainables.values.config import TrialConfig
 from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from optuna.trial import FrozenTrial
+
+    from search_spaces import Parameter
 
 NAME, TITLE = "importance", "Which setting moves which objective"
 MIN_TRIALS = 10
@@ -28,22 +31,24 @@ Shares = Mapping[str, Mapping[str, float]]
 KnownPoint = tuple[dict[str, Any], tuple[float, ...]]
 
 
-def draw(result: SweepResult) -> Picture | LeftOut:
+def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """A bar for each setting and objective; objectives that do not differ have none."""
-    objectives = result.settings.objectives
-    points = known_points(result)
+    objectives = snapshot.settings.objectives
+    points = known_points(snapshot)
     if len(points) < MIN_TRIALS:
         reason = f"{len(points)} completed trials with all objectives, at least {MIN_TRIALS} are needed"
         return LeftOut(name=NAME, reason=reason)
-    varied = [name for name in points[0][0] if len({params[name] for params, _ in points}) > 1]
-    differing = [i for i in range(len(objectives)) if len({losses[i] for _, losses in points}) > 1]
+    params, losses = zip(*points, strict=True)
+    varied = _differing(params, params[0])
+    differing = _differing(losses, range(len(objectives)))
     if len(varied) < 2 or not differing:
         reason = f"{len(varied)} settings and {len(differing)} objectives differ between trials, 2 and 1 are needed"
         return LeftOut(name=NAME, reason=reason)
-    found = importance(result, points, varied, differing)
+    found = importance(snapshot, points, varied, differing)
     notes = [
-        f"Functional ANOVA (Hutter et al. 2014): Optuna's FanovaImportanceEvaluator, seed {result.settings.seed}, over "
-        f"{len(points)} completed trials, without pruned ones. Shares of each objective's main effects add up to 1.",
+        f"Functional ANOVA (Hutter et al. 2014): Optuna's FanovaImportanceEvaluator, seed {snapshot.settings.seed}, "
+        f"over {len(points)} completed trials, without pruned ones. "
+        "Shares of each objective's main effects add up to 1.",
     ]
     same = [OBJECTIVES[o].label for i, o in enumerate(objectives) if i not in differing]
     if same:
@@ -51,21 +56,26 @@ def draw(result: SweepResult) -> Picture | LeftOut:
     return Picture(name=NAME, title=TITLE, notes=tuple(notes), png=partial(_png, found), html=partial(_html, found))
 
 
-def known_points(result: SweepResult) -> list[KnownPoint]:
+def _differing(rows: Sequence[Any], columns: Iterable[Any]) -> list[Any]:
+    """Those columns, by name or index, in which not all rows are the same."""
+    return [column for column in columns if len(set(map(itemgetter(column), rows))) > 1]
+
+
+def known_points(snapshot: SweepSnapshot) -> list[KnownPoint]:
     """Points of the space whose trials completed as candidates, with their losses."""
     found: list[KnownPoint] = []
-    for trial in result.trials:
-        losses = losses_of(trial, result.settings.objectives) if is_candidate(trial) else None
-        params = _params(trial, result)
+    for trial in snapshot.trials:
+        losses = losses_of(trial, snapshot.settings.objectives) if is_candidate(trial) else None
+        params = _params(trial, snapshot)
         if losses is not None and params is not None:
             found.append((params, losses))
     return found
 
 
-def _params(trial: TrialResult, result: SweepResult) -> dict[str, Any] | None:
+def _params(trial: TrialResult, snapshot: SweepSnapshot) -> dict[str, Any] | None:
     """The point that a trial stands for; None where it is none of the space (a baseline at an unsearched precision)."""
     params = {}
-    for name, parameter in result.settings.space.parameters.items():
+    for name, parameter in snapshot.settings.space.parameters.items():
         params[name] = _param(parameter, _asked(trial.config, name))
     return None if None in params.values() else params
 
@@ -77,7 +87,7 @@ def _asked(config: TrialConfig, name: str) -> Any:
     return "+".join(value) if name == "targets" else value
 
 
-def _param(parameter: Parameter, value: Any) -> Any:
+def _param(parameter: "Parameter", value: Any) -> Any:
     """The choice that a value is, or the value within its range; None where it is neither."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if parameter.choices is None:
@@ -88,7 +98,7 @@ def _param(parameter: Parameter, value: Any) -> Any:
 
 
 def importance(
-    result: SweepResult, points: Sequence[KnownPoint], varied: Sequence[str], objectives: Sequence[int]
+    snapshot: SweepSnapshot, points: Sequence[KnownPoint], varied: Sequence[str], objectives: Sequence[int]
 ) -> Shares:
     """Share of each varied setting in each objective (by its index).
 
@@ -96,21 +106,19 @@ def importance(
     """
     import optuna
 
-    from orchestrator.search.proposer import distribution
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    parameters = result.settings.space.parameters
-    distributions = {name: distribution(parameters[name]) for name in varied}
-    study = optuna.create_study(directions=["minimize"] * len(result.settings.objectives))
+    parameters = snapshot.settings.space.parameters
+    distributions = {name: parameters[name].in_optuna() for name in varied}
+    study = optuna.create_study(directions=["minimize"] * len(snapshot.settings.objectives))
     for params, losses in points:
         inside = {name: params[name] for name in varied}
         study.add_trial(optuna.trial.create_trial(params=inside, distributions=distributions, values=losses))
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=result.settings.seed)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=snapshot.settings.seed)
     shares = {}
     for i in objectives:
         target = partial(_nth, i)
         found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
-        shares[result.settings.objectives[i]] = found
+        shares[snapshot.settings.objectives[i]] = found
     return shares
 
 
@@ -124,18 +132,18 @@ def _png(shares: Shares) -> PngFigure:
     axes = figure.subplots()
     height = 0.8 / len(shares)
     for i, (objective, found) in enumerate(shares.items()):
-        rows = [row + (i - (len(shares) - 1) / 2) * height for row in range(len(names))]
-        widths = [found[name] for name in names]
+        rows = np.arange(len(names)) + (i - (len(shares) - 1) / 2) * height
+        widths = list(map(found.get, names))
         shown = OBJECTIVES[objective]
         axes.barh(rows, widths, height=height * 0.92, color=shown.colour, label=shown.label)
         for row, width in zip(rows, widths, strict=True):
             axes.text(width, row, f" {width:.2f}", va="center", fontsize=7)
-    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_yticks(range(len(names)), _titles(names))
     axes.invert_yaxis()
     axes.set_xlim(0, 1.05)
     axes.set_xlabel("importance (share of the objective's main effects)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower left", ncols=5, frameon=False)
+    legend(figure, 5)
     return figure
 
 
@@ -145,6 +153,10 @@ def _names(shares: Shares) -> list[str]:
     return sorted(names, key=lambda name: -max(found[name] for found in shares.values()))
 
 
+def _titles(names: Sequence[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]
+
+
 def _html(shares: Shares) -> "go.Figure":
     import plotly.graph_objects as go
 
@@ -152,8 +164,8 @@ def _html(shares: Shares) -> "go.Figure":
     figure = go.Figure()
     for objective, found in shares.items():
         bar = go.Bar(
-            x=[found[name] for name in names],
-            y=[name.replace("_", " ") for name in names],
+            x=list(map(found.get, names)),
+            y=_titles(names),
             orientation="h",
             name=OBJECTIVES[objective].label,
             marker_color=OBJECTIVES[objective].colour,

@@ -3,20 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.figure import Figure as PngFigure
+from numpy.typing import NDArray
 
 from orchestrator.analysis.costs import measured_cells
 from orchestrator.analysis.describe import targets
-from orchestrator.driver.sweep import SweepResult
-from orchestrator.figures.style import (
-    OTHER_COLOURS,
-    PRECISION_COLOURS,
-    LeftOut,
-    Picture,
-    canvas,
-)
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.figures.style import OTHER_COLOURS, PRECISION_COLOURS, LeftOut, Picture, canvas, legend
 from trainables.values.config import BITS, TrialConfig
 from trainables.values.results import PARTS, MemoryBreakdown
 
@@ -42,39 +39,43 @@ class Bar:
     members: tuple[int, ...]
 
     @property
+    def parts_mib(self) -> tuple[float, ...]:
+        """In the order of PARTS."""
+        return attrgetter(*PARTS)(self.breakdown)
+
+    @property
     def total_mib(self) -> float:
-        return sum(getattr(self.breakdown, part) for part in PARTS)
+        return sum(self.parts_mib)
 
 
-def bars(result: SweepResult) -> list[Bar]:
+def bars(snapshot: SweepSnapshot) -> list[Bar]:
     """Every cell with a breakdown, the least memory first; of too many those of the front, then the least."""
     numbers: dict[str, tuple[int, ...]] = {}
-    for member in result.front.members:
+    for member in snapshot.front.members:
         numbers[member.config.cost_key] = (*numbers.get(member.config.cost_key, ()), member.number)
     found = [
         Bar(config=config, breakdown=cost.breakdown, members=numbers.get(cell, ()))
-        for cell, (config, cost) in measured_cells(result.trials).items()
+        for cell, (config, cost) in measured_cells(snapshot.trials).items()
         if cost.breakdown
     ]
     kept = sorted(found, key=lambda bar: (not bar.members, bar.total_mib))[:MAX_BARS]
     return sorted(kept, key=lambda bar: bar.total_mib)
 
 
-def draw(result: SweepResult) -> Picture | LeftOut:
+def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """One bar a cell, the parts in the same order in each; they add up to the peak."""
-    shown = bars(result)
+    shown = bars(snapshot)
     if not shown:
         return LeftOut(name=NAME, reason="no cost key was measured with its parts")
-    n_cells = sum(cost.breakdown is not None for _, cost in measured_cells(result.trials).values())
+    n_cells = sum(cost.breakdown is not None for _, cost in measured_cells(snapshot.trials).values())
     notes = [f"Each bar is a cost key, shared by all trials like it. {STAR} holds trials of the Pareto front."]
     if len(shown) < n_cells:
         notes.append(f"{len(shown)} of {n_cells} cells: the front's, then those that need the least.")
-    notes.append(_shared(shown))
-    labels = _labels(shown)
+    shared, labels = _words(shown)
     return Picture(
         name=NAME,
         title=TITLE,
-        notes=tuple(note for note in notes if note),
+        notes=(*notes, shared),
         png=partial(_png, shown, labels),
         html=partial(_html, shown, labels),
     )
@@ -90,35 +91,30 @@ def _facts(config: TrialConfig) -> dict[str, str]:
     }
 
 
-def _varying(shown: Sequence[Bar]) -> list[str]:
-    return [name for name in _facts(shown[0].config) if len({_facts(bar.config)[name] for bar in shown}) > 1]
+def _words(shown: Sequence[Bar]) -> tuple[str, list[str]]:
+    """What all bars have in common, and of each its precision, rank, and what else tells it apart."""
+    facts = [_facts(bar.config) for bar in shown]
+    varying = [name for name in facts[0] if len({own[name] for own in facts}) > 1]
+    shared = [text for name, text in facts[0].items() if name not in varying]
+    labels = []
+    for bar, own in zip(shown, facts, strict=True):
+        text = ", ".join([BITS[bar.config.precision], f"rank {bar.config.rank}", *map(own.get, varying)])
+        labels.append(f"{STAR} {text}" if bar.members else text)
+    return f"All: {', '.join(shared)}.", labels
 
 
-def _shared(shown: Sequence[Bar]) -> str:
-    """What all bars have in common."""
-    varying = _varying(shown)
-    return "All: " + ", ".join(text for name, text in _facts(shown[0].config).items() if name not in varying) + "."
-
-
-def _labels(shown: Sequence[Bar]) -> list[str]:
-    """Precision, rank, and what else tells the bars apart."""
-    varying = _varying(shown)
-    texts = []
-    for bar in shown:
-        facts = _facts(bar.config)
-        text = ", ".join([BITS[bar.config.precision], f"rank {bar.config.rank}", *(facts[name] for name in varying)])
-        texts.append(f"{STAR} {text}" if bar.members else text)
-    return texts
+def _widths(shown: Sequence[Bar]) -> NDArray[np.float64]:
+    """(n_parts, n_bars), MiB."""
+    return np.array(list(map(attrgetter("parts_mib"), shown))).T
 
 
 def _png(shown: Sequence[Bar], labels: Sequence[str]) -> PngFigure:
     figure = canvas(1.5 + 0.3 * len(shown))
     axes = figure.subplots()
-    rows, left = range(len(shown)), [0.0] * len(shown)
-    for (part, name), colour in zip(PARTS.items(), OTHER_COLOURS, strict=True):
-        widths = [getattr(bar.breakdown, part) for bar in shown]
+    rows, left = range(len(shown)), np.zeros(len(shown))
+    for name, colour, widths in zip(PARTS.values(), OTHER_COLOURS, _widths(shown), strict=True):
         axes.barh(rows, widths, left=left, color=colour, label=name, height=0.72)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
+        left = left + widths
     form = ",.0f" if max(left) >= 1000 else ".1f"
     for row, total in zip(rows, left, strict=True):
         axes.text(total, row, f" {total:{form}}", va="center", fontsize=8)
@@ -129,7 +125,7 @@ def _png(shown: Sequence[Bar], labels: Sequence[str]) -> PngFigure:
     axes.invert_yaxis()
     axes.set_xlabel(X_AXIS)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower left", ncols=7, frameon=False, fontsize=8, columnspacing=1.2, handlelength=1.2)
+    legend(figure, 7, fontsize=8, columnspacing=1.2, handlelength=1.2)
     return figure
 
 
@@ -138,28 +134,23 @@ def _html(shown: Sequence[Bar], labels: Sequence[str]) -> "go.Figure":
 
     figure = go.Figure()
     rows = list(range(len(shown)))
-    for (part, name), colour in zip(PARTS.items(), OTHER_COLOURS, strict=True):
-        widths = [getattr(bar.breakdown, part) for bar in shown]
-        text = [
-            f"{label}<br>{name} {width:,.2f} MiB<br>peak {bar.total_mib:,.2f} MiB"
-            + (f"<br>front: trial {', '.join(map(str, bar.members))}" if bar.members else "")
-            for label, width, bar in zip(labels, widths, shown, strict=True)
-        ]
-        figure.add_trace(
-            go.Bar(
-                x=widths,
-                y=rows,
-                orientation="h",
-                name=name,
-                marker_color=colour,
-                hovertext=text,
-                hoverinfo="text",
-            )
+    for name, colour, widths in zip(PARTS.values(), OTHER_COLOURS, _widths(shown), strict=True):
+        text = []
+        for label, width, bar in zip(labels, widths, shown, strict=True):
+            on_front = f"<br>front: trial {', '.join(map(str, bar.members))}" if bar.members else ""
+            text.append(f"{label}<br>{name} {width:,.2f} MiB<br>peak {bar.total_mib:,.2f} MiB{on_front}")
+        figure.add_bar(
+            x=widths.tolist(),
+            y=rows,
+            orientation="h",
+            name=name,
+            marker_color=colour,
+            hovertext=text,
+            hoverinfo="text",
         )
-    coloured = [
-        f'<span style="color:{PRECISION_COLOURS[bar.config.precision]}">{label}</span>'
-        for bar, label in zip(shown, labels, strict=True)
-    ]
+    coloured = []
+    for bar, label in zip(shown, labels, strict=True):
+        coloured.append(f'<span style="color:{PRECISION_COLOURS[bar.config.precision]}">{label}</span>')
     figure.update_layout(barmode="stack", legend_traceorder="normal", height=180 + 30 * len(shown))
     figure.update_yaxes(tickvals=rows, ticktext=coloured, autorange="reversed")
     figure.update_xaxes(title=X_AXIS)

@@ -19,16 +19,17 @@ def page(found: Sequence[Picture | LeftOut], title: str, caption: str) -> str:
     Args:
         title, caption: plain text.
     """
-    figures = [figure for figure in found if isinstance(figure, Picture)]
-    links = "".join(f'<a href="#{figure.name}">{html.escape(figure.title)}</a>' for figure in figures)
-    sections = [
-        f'<section id="{figure.name}">{_division(figure, caption, with_script=figure is figures[0])}</section>'
-        for figure in figures
-    ]
-    reasons = [f"<li>{html.escape(f.name)}: {html.escape(f.reason)}</li>" for f in found if isinstance(f, LeftOut)]
-    left_out = f"<section><p>Nothing to show yet:</p><ul>{''.join(reasons)}</ul></section>" if reasons else ""
+    links = sections = reasons = ""
+    for figure in found:
+        if isinstance(figure, LeftOut):
+            reasons += f"<li>{html.escape(figure.name)}: {html.escape(figure.reason)}</li>"
+            continue
+        division = _division(figure, caption, with_script=not sections)
+        links += f'<a href="#{figure.name}">{html.escape(figure.title)}</a>'
+        sections += f'<section id="{figure.name}">{division}</section>'
+    left_out = f"<section><p>Nothing to show yet:</p><ul>{reasons}</ul></section>" if reasons else ""
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    body = f"<nav><h1>{html.escape(title)}</h1>{links}</nav>{''.join(sections)}{left_out}"
+    body = f"<nav><h1>{html.escape(title)}</h1>{links}</nav>{sections}{left_out}"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.figure import Figure as PngFigure
+from numpy.typing import NDArray
 
 from orchestrator.analysis.finalists import finalists
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import comparison_of, verdict_of
-from orchestrator.driver.sweep import SweepResult
-from orchestrator.figures.style import OTHER_COLOURS, PRECISION_COLOURS, LeftOut, Picture, canvas
+from orchestrator.figures.style import OTHER_COLOURS, PRECISION_COLOURS, LeftOut, Picture, canvas, legend
 from trainables.values.findings import Comparison, Estimate, Similarity
 from trainables.values.results import TrialResult
 
@@ -31,6 +33,7 @@ PANELS = {
     "token_match_rate": "greedy tokens equal (share)",
 }
 COSINES = frozenset({"embedding_cosine", "centered_cosine", "recovered_cosine"})
+LOGARITHMIC = COSINES | {"kl_nats"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,32 +53,39 @@ SERIES = (
     Series(name="not trained, 16 bits", colour=OTHER_COLOURS[0], symbol="square", marker="s", shift=0.22),
 )
 
+Mark = tuple[float, TrialResult, Similarity]
+Marks = dict[Series, list[Mark]]
 
-def compared(result: SweepResult) -> list[tuple[TrialResult, Comparison]]:
+
+def compared(snapshot: SweepSnapshot) -> list[tuple[TrialResult, Comparison]]:
     """4-bit finalists with their comparison, by number."""
-    found = finalists(result.trials, result.settings, result.front)
-    pairs = [(trial, comparison_of(trial)) for trial in found if trial.config.precision == "nf4"]
-    return [(trial, comparison) for trial, comparison in pairs if comparison]
+    pairs = []
+    for trial in finalists(snapshot.trials, snapshot.settings, snapshot.front):
+        comparison = comparison_of(trial)
+        if trial.config.precision == "nf4" and comparison:
+            pairs.append((trial, comparison))
+    return pairs
 
 
 def of_series(comparison: Comparison) -> Iterator[tuple[Series, Similarity]]:
     """Every similarity of a comparison under its name; each other seed is one."""
     quantized, replicates, untuned = SERIES
     yield quantized, comparison.quantized
-    yield from ((replicates, similarity) for similarity in comparison.replicates)
+    for similarity in comparison.replicates:
+        yield replicates, similarity
     yield untuned, comparison.untuned
 
 
-def draw(result: SweepResult) -> Picture | LeftOut:
+def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """A panel for each metric; cosines and KL on logarithmic axes, better to the right everywhere."""
-    whole = compared(result)
+    whole = compared(snapshot)
     found = whole[:MAX_TRIALS]
     if not found:
         return LeftOut(name=NAME, reason="no 4-bit finalist was compared with a 16-bit baseline")
     notes: tuple[str, ...] = (
         "Bars: 95 % over rows, given the seed. Cosines and KL on logarithmic axes of the distance to an equal model; "
-        f"right is nearer. Dashed: the cosine's threshold, {result.settings.min_similarity:g}.",
-        f"{'; '.join(_verdicts(result, found))}.".capitalize(),
+        f"right is nearer. Dashed: the cosine's threshold, {snapshot.settings.min_similarity:g}.",
+        f"{'; '.join(_verdicts(snapshot, found))}.".capitalize(),
     )
     if len(found) < len(whole):
         notes = (*notes, f"The first {len(found)} of {len(whole)} 4-bit finalists.")
@@ -83,14 +93,14 @@ def draw(result: SweepResult) -> Picture | LeftOut:
         name=NAME,
         title=TITLE,
         notes=notes,
-        png=partial(_png, found, result.settings.min_similarity),
-        html=partial(_html, found, result.settings.min_similarity),
+        png=partial(_png, _marks(found), _row_labels(found), snapshot.settings.min_similarity),
+        html=partial(_html, _marks(found), _row_labels(found), snapshot.settings.min_similarity),
     )
 
 
-def _verdicts(result: SweepResult, found: Sequence[tuple[TrialResult, Comparison]]) -> Iterator[str]:
+def _verdicts(snapshot: SweepSnapshot, found: Sequence[tuple[TrialResult, Comparison]]) -> Iterator[str]:
     for trial, comparison in found:
-        verdict = verdict_of(trial, result.settings.min_similarity)
+        verdict = verdict_of(trial, snapshot.settings.min_similarity)
         rows = f"{comparison.quantized.n_rows} {verdict.rows} rows" if verdict else ""
         yield f"trial {trial.number} on {rows}: {verdict.answer if verdict else 'undecided'}"
 
@@ -107,55 +117,61 @@ def _place(metric: str, estimate: Estimate) -> tuple[float, float, float]:
     return x, max(x - ends[0], 0.0), max(ends[1] - x, 0.0)
 
 
-def _points(
-    metric: str, series: Series, found: Sequence[tuple[TrialResult, Comparison]]
-) -> list[tuple[float, float, float, float]]:
-    """x, y and both arms of each point of a series."""
-    return [
-        (x, row + series.shift, low, high)
-        for row, (_, comparison) in enumerate(found)
-        for of, similarity in of_series(comparison)
-        if of is series
-        for x, low, high in [_place(metric, getattr(similarity, metric))]
-    ]
+def _marks(found: Sequence[tuple[TrialResult, Comparison]]) -> Marks:
+    """Of each series: the row of every similarity, its trial, and itself."""
+    marks: Marks = {}
+    for row, (trial, comparison) in enumerate(found):
+        for series, similarity in of_series(comparison):
+            marks.setdefault(series, []).append((row + series.shift, trial, similarity))
+    return dict(sorted(marks.items(), key=lambda item: SERIES.index(item[0])))
+
+
+def _points(metric: str, marks: Sequence[Mark]) -> NDArray[np.float64]:
+    """(4, n_marks): x, y, and how far the bar goes to lower and to higher places."""
+    points = []
+    for y, _, similarity in marks:
+        x, low, high = _place(metric, getattr(similarity, metric))
+        points.append((x, y, low, high))
+    return np.transpose(points)
 
 
 def _row_labels(found: Sequence[tuple[TrialResult, Comparison]]) -> list[str]:
     return [f"trial {trial.number}, rank {trial.config.rank}" for trial, _ in found]
 
 
-def _ticks(metric: str, found: Sequence[tuple[TrialResult, Comparison]], threshold: float) -> dict[float, str]:
+def _ticks(metric: str, marks: Marks, threshold: float) -> dict[float, str]:
     """Of a cosine's panel: distance -> cosine, those that lie among the points."""
-    places = [p[0] + end for series in SERIES for p in _points(metric, series, found) for end in (-p[2], p[3])]
-    low, high = min([*places, 1 - threshold]), max([*places, 1 - threshold])
+    places = [1 - threshold]
+    for own in marks.values():
+        x, _, lower, higher = _points(metric, own)
+        places += [*(x - lower), *(x + higher)]
+    low, high = min(places), max(places)
     return {1 - cosine: text for cosine, text in COSINE_TICKS.items() if 0.3 * low <= 1 - cosine <= 2 * high}
 
 
-def _png(found: Sequence[tuple[TrialResult, Comparison]], threshold: float) -> PngFigure:
-    figure = canvas(2.8 + 0.9 * len(found))
+def _png(marks: Marks, rows: Sequence[str], threshold: float) -> PngFigure:
+    figure = canvas(2.8 + 0.9 * len(rows))
     panels = figure.subplots(2, 3, sharey=True)
     for axes, (metric, title) in zip(panels.flat, PANELS.items(), strict=True):
-        for series in SERIES:
-            points = _points(metric, series, found)
-            if points:
-                xs, ys, lows, highs = zip(*points, strict=True)
-                style = {"fmt": series.marker, "color": series.colour, "capsize": 3, "markersize": 6}
-                axes.errorbar(xs, ys, xerr=(lows, highs), label=series.name, **style)
+        for series, own in marks.items():
+            x, y, lower, higher = _points(metric, own)
+            style = {"fmt": series.marker, "color": series.colour, "capsize": 3, "markersize": 6}
+            axes.errorbar(x, y, xerr=(lower, higher), label=series.name, **style)
         axes.set_xlabel(title, fontsize=9)
-        if metric in COSINES or metric == "kl_nats":
+        if metric in LOGARITHMIC:
             axes.set_xscale("log")
             axes.invert_xaxis()
         if metric in COSINES:
-            ticks = _ticks(metric, found, threshold)
+            ticks = _ticks(metric, marks, threshold)
             axes.set_xticks(list(ticks), list(ticks.values()))
             axes.minorticks_off()
         if metric == "embedding_cosine":
             axes.axvline(max(1 - threshold, NEAREST), color="black", linestyle="--", linewidth=1.2)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25, axis="x")
-    axes.set_yticks(range(len(found)), _row_labels(found), fontsize=8)
-    axes.set_ylim(len(found) - 0.5, -0.5)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    legend(figure, 3, panels[0, 0])
     return figure
 
 
@@ -164,46 +180,42 @@ def _text(trial: TrialResult, series: Series, title: str, estimate: Estimate) ->
     return f"trial {trial.number}, rank {trial.config.rank}<br>{series.name}<br>{title}: {interval}"
 
 
-def _html(found: Sequence[tuple[TrialResult, Comparison]], threshold: float) -> "go.Figure":
+def _trace(metric: str, title: str, series: Series, marks: Sequence[Mark]) -> "go.Scatter":
     import plotly.graph_objects as go
+
+    x, y, lower, higher = _points(metric, marks).tolist()
+    return go.Scatter(
+        x=x,
+        y=y,
+        error_x={"array": higher, "arrayminus": lower, "thickness": 1.5},
+        mode="markers",
+        marker={"color": series.colour, "symbol": series.symbol, "size": 10},
+        name=series.name,
+        legendgroup=series.name,
+        showlegend=metric == next(iter(PANELS)),
+        text=[_text(trial, series, title, getattr(similarity, metric)) for _, trial, similarity in marks],
+        hoverinfo="text",
+    )
+
+
+def _html(marks: Marks, rows: Sequence[str], threshold: float) -> "go.Figure":
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=2, cols=3, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=0.22)
     for i, (metric, title) in enumerate(PANELS.items()):
         at = {"row": i // 3 + 1, "col": i % 3 + 1}
-        for series in SERIES:
-            points = _points(metric, series, found)
-            if not points:
-                continue
-            xs, ys, lows, highs = (list(column) for column in zip(*points, strict=True))
-            figure.add_trace(
-                go.Scatter(
-                    x=xs,
-                    y=ys,
-                    error_x={"array": highs, "arrayminus": lows, "thickness": 1.5},
-                    mode="markers",
-                    marker={"color": series.colour, "symbol": series.symbol, "size": 10},
-                    name=series.name,
-                    legendgroup=series.name,
-                    showlegend=i == 0,
-                    text=[
-                        _text(t, s, title, getattr(m, metric)) for t, c in found for s, m in of_series(c) if s is series
-                    ],
-                    hoverinfo="text",
-                ),
-                **at,
-            )
+        for series, own in marks.items():
+            figure.add_trace(_trace(metric, title, series, own), **at)
         figure.update_xaxes(title=title, **at)
-        if metric in COSINES or metric == "kl_nats":
+        if metric in LOGARITHMIC:
             figure.update_xaxes(type="log", autorange="reversed", **at)
         if metric == "kl_nats":
             figure.update_xaxes(dtick=1, **at)
         if metric in COSINES:
-            ticks = _ticks(metric, found, threshold)
+            ticks = _ticks(metric, marks, threshold)
             figure.update_xaxes(tickvals=list(ticks), ticktext=list(ticks.values()), **at)
         if metric == "embedding_cosine":
             figure.add_vline(x=max(1 - threshold, NEAREST), line={"color": "black", "dash": "dash"}, **at)
-    rows = list(range(len(found)))
-    figure.update_yaxes(tickvals=rows, ticktext=_row_labels(found), range=[len(found) - 0.5, -0.5])
-    figure.update_layout(height=380 + 130 * len(found))
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=rows, range=[len(rows) - 0.5, -0.5])
+    figure.update_layout(height=380 + 130 * len(rows))
     return figure

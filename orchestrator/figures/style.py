@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.describe import describe
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.analysis.snapshot import SweepSnapshot
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
@@ -55,7 +55,7 @@ class LeftOut:
     reason: str
 
 
-Plotter = Callable[[SweepResult], Picture | LeftOut]
+Plotter = Callable[[SweepSnapshot], Picture | LeftOut]
 
 
 def canvas(height_inches: float) -> PngFigure:
@@ -112,6 +112,12 @@ def hover(trial: TrialResult) -> str:
         cosine = trial.similarity.quantized.embedding_cosine
         lines.append(f"cosine to the 16-bit baseline {cosine.value:.4f} ({cosine.low:.4f} to {cosine.high:.4f})")
     return "<br>".join(lines)
+
+
+def legend(figure: PngFigure, n_columns: int, axes: Any = None, **options: Any) -> None:
+    """Below a PNG figure: its own entries, or those of one panel that stands for all."""
+    entries = axes.get_legend_handles_labels() if axes else ()
+    figure.legend(*entries, loc="outside lower left", ncols=n_columns, frameon=False, **options)
 
 
 def ring(axes: Any, xs: Sequence[float], ys: Sequence[float], label: str | None = None) -> None:

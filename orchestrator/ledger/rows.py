@@ -44,14 +44,14 @@ class Entry:
 
 def entry_of(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None, faults: Mapping[str, str]) -> Entry:
     """One row of `trials`, with its rows of `measurements` by step, its cost key's value and the fact FAULTS."""
-    measured = [m for m in marks if cost]
+    measured = marks if cost else []
     result = TrialResult(
         key=row["key"],
         number=row["number"],
         config=TrialConfig.from_dict(json.loads(row["config"])),
         state=row["state"],
         origin=row["origin"],
-        history=tuple(_measurement(mark) for mark in measured),
+        history=tuple(map(_measurement, measured)),
         similarity=COMPARISON.validate_json(row["similarity"]) if row["similarity"] else None,
         test_evaluation=TEST_EVALUATION.validate_json(row["test_evaluation"]) if row["test_evaluation"] else None,
         failed_evaluations=_failed_evaluations(row, faults),
@@ -71,11 +71,15 @@ def entry_of(row: sqlite3.Row, marks: list[sqlite3.Row], cost: Cost | None, faul
 
 
 def _failed_evaluations(row: sqlite3.Row, faults: Mapping[str, str]) -> dict[Evaluation, str]:
-    values: dict[Evaluation, str | None] = {"compare": row["similarity"], "evaluate": row["test_evaluation"]}
-    whys = {what: faults.get(f"{what} {row['key']}") for what, value in values.items() if value is None}
-    return {what: why for what, why in whys.items() if why}
+    failed: dict[Evaluation, str] = {}
+    for what, column in (("compare", "similarity"), ("evaluate", "test_evaluation")):
+        why = faults.get(f"{what} {row['key']}")
+        if why and row[column] is None:
+            failed[what] = why
+    return failed
 
 
 def _measurement(mark: sqlite3.Row) -> Measurement:
-    losses = {name: mark[name] for name in ("train_loss_nats", "eval_loss_nats")}
-    return Measurement(step=mark["step"], **losses)
+    return Measurement(
+        step=mark["step"], train_loss_nats=mark["train_loss_nats"], eval_loss_nats=mark["eval_loss_nats"]
+    )

@@ -150,8 +150,10 @@ def _create_or_take_over(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _refuse_damage(db: sqlite3.Connection, path: Path) -> None:
-    if _tables(db) != _tables_of_new():
-        raise LedgerDamaged(f"{path} is no readable ledger (its tables are others); {REMEDY}")
+    tables = _tables(db)
+    if tables != _tables_of_new():
+        of = "those of a version between releases" if any("cell" in str(sql) for *_, sql in tables) else "others"
+        raise LedgerDamaged(f"{path} is no readable ledger (its tables are {of}); {REMEDY}")
     found = list(damage(db))
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

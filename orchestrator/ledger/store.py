@@ -69,6 +69,10 @@ class Ledger:
         rows = self._read("SELECT value FROM sweep WHERE name = ?", name)
         return json.loads(rows[0][0]) if rows else default
 
+    def facts(self) -> dict[str, Any]:
+        """All of them by name."""
+        return {name: json.loads(value) for name, value in self._read("SELECT name, value FROM sweep")}
+
     def workload(self) -> Workload | None:
         """What all trials of this sweep share; None before the first run."""
         values = self.fact("workload")
@@ -166,10 +170,10 @@ class Ledger:
 
     def requeue_running(self) -> int:
         """Take up all that was running when the driver stopped; returns how many."""
-        keys = [row["key"] for row in self._read("SELECT key FROM trials WHERE state = 'running'")]
-        for key in keys:
-            self.requeue(key)
-        return len(keys)
+        rows = self._read("SELECT key FROM trials WHERE state = 'running'")
+        for row in rows:
+            self.requeue(row["key"])
+        return len(rows)
 
     def set_similarity(self, key: str, similarity: Comparison) -> Entry:
         """Write a completed 4-bit trial's similarity to its baseline."""
@@ -192,11 +196,12 @@ class Ledger:
     def set_fault(self, what: Evaluation, key: str, reason: str | None) -> Entry:
         """Keep why a comparison or test evaluation failed, None once it succeeded; the trial itself stays completed."""
         with self.together():
-            before = self.fact(FAULTS, {})
-            after = {name: why for name, why in before.items() if name != f"{what} {key}"}
-            after |= {f"{what} {key}": reason} if reason else {}
-            if after != before:
-                self.set_fact(FAULTS, after)
+            faults = self.fact(FAULTS, {})
+            before = faults.pop(f"{what} {key}", None)
+            if reason:
+                faults[f"{what} {key}"] = reason
+            if before != (reason or None):
+                self.set_fact(FAULTS, faults)
             return self._written(key)
 
     def keep_cost(self, key: str, cost: Cost, *, of: str | None = None) -> Cost:

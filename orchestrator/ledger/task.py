@@ -38,7 +38,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class TaskReport:
     """What a worker says of its task: at each rung of a trial, and once at the end.
 
     Attributes:
@@ -75,7 +75,7 @@ FaultKind = Literal["worker", "node", "incompatible node", "host memory", "devic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
+class TaskFault:
     """Why a task was given up from outside.
 
     Attributes:

@@ -1,12 +1,15 @@
 """Asynchronous successive halving (Li et al. 2018, arXiv:1810.05934), as Ray Tune has it, over the held-out loss."""
 
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from orchestrator.pruning.hypervolume import first_rung
-from search_spaces import EarlyTerminate
-from trainables.values.results import Cost, Measurement, TrialResult
+
+if TYPE_CHECKING:
+    from search_spaces import EarlyTerminate
+    from trainables.values.results import Cost, Measurement, TrialResult
 
 
 class Asha:
@@ -15,7 +18,7 @@ class Asha:
     It knows one objective: of a front over several it keeps less than HypervolumeStop does.
     """
 
-    def __init__(self, asked: EarlyTerminate, max_steps: int) -> None:
+    def __init__(self, asked: "EarlyTerminate", max_steps: int) -> None:
         self._eta = asked.eta
         self._seen: dict[str, SimpleNamespace] = {}
         self._scheduler = AsyncHyperBandScheduler(
@@ -27,10 +30,10 @@ class Asha:
             reduction_factor=asked.eta,
         )
 
-    def learn(self, trial: TrialResult) -> None:
+    def learn(self, trial: "TrialResult") -> None:
         """Nothing: after a resume it begins anew."""
 
-    def at_rung(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+    def at_rung(self, key: str, measurement: "Measurement", cost: "Cost", *, may_stop: bool) -> str | None:
         if key not in self._seen:
             self._seen[key] = SimpleNamespace(trial_id=key)  # all of a Tune trial that the scheduler looks at
             self._scheduler.on_trial_add(None, self._seen[key])
@@ -43,5 +46,5 @@ class Asha:
             f"is not in the best {1 / self._eta:.0%} there"
         )
 
-    def at_end(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+    def at_end(self, key: str, measurement: "Measurement", cost: "Cost", *, may_stop: bool) -> str | None:
         return None

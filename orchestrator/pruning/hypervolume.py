@@ -3,27 +3,29 @@
 The predictive termination of Domhan et al. 2015 (IJCAI, section 4) with a front in place of one best value: a trial
 ends where even its most hopeful end would add at most `min_gain` to the hypervolume of what completed so far. That
 loses members of the front for good: those that add less, and those whose loss would fall by more than any completed
-trial's did. `make bench-search` says how many of a recorded front, and how much of its volume. What has a lower value
-of an objective than all that went on from its rung so far is not stopped there. A 4-bit trial that trained to its end
-and adds at most `min_gain` counts as stopped there: its 16-bit baseline would cost as much again, for as little.
+trial's did. `make bench ARGS=search` says how many of a recorded front, and how much of its volume. What has a lower
+value of an objective than all that went on from its rung so far is not stopped there. A 4-bit trial that trained to its
+end and adds at most `min_gain` counts as stopped there: its 16-bit baseline would cost as much again, for as little.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.analysis.front import REFERENCE_MARGIN
 from orchestrator.analysis.pareto import hypervolume, pareto_mask
-from orchestrator.objectives import OBJECTIVES
-from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
-from search_spaces import EarlyTerminate
+from orchestrator.pruning.learning_curves import LearningCurves, is_cost, losses_at, measured
 from trainables.values.config import rungs
-from trainables.values.results import Cost, Measurement, TrialResult
+
+if TYPE_CHECKING:
+    from search_spaces import EarlyTerminate
+    from trainables.values.results import Cost, Measurement, TrialResult
 
 
-def first_rung(asked: EarlyTerminate, max_steps: int) -> int:
+def first_rung(asked: "EarlyTerminate", max_steps: int) -> int:
     """Step from which trials may be stopped."""
     return next(rung for rung in rungs(max_steps) if rung >= asked.min_share * max_steps)
 
@@ -67,16 +69,16 @@ class DeviceFront:
 class HypervolumeStop:
     """A StoppingRule, see orchestrator.pruning.rule."""
 
-    def __init__(self, asked: EarlyTerminate, max_steps: int, objectives: Sequence[str]) -> None:
+    def __init__(self, asked: "EarlyTerminate", max_steps: int, objectives: Sequence[str]) -> None:
         self._asked = asked
         self._first = first_rung(asked, max_steps)
         self._names = measured(objectives)
-        self._is_cost = np.array([OBJECTIVES[name].source == "cost" for name in self._names])
+        self._is_cost = np.array(list(map(is_cost, self._names)))
         self._curves = LearningCurves(self._names)
         self._devices: dict[str, DeviceFront] = {}
         self._running: dict[str, list[Measurement]] = {}
 
-    def learn(self, trial: TrialResult) -> None:
+    def learn(self, trial: "TrialResult") -> None:
         if not trial.cost:
             return
         n_passed = len(trial.history) - (trial.state == "pruned")
@@ -91,41 +93,42 @@ class HypervolumeStop:
             if trial.is_whole:
                 self._curves.learn(trial.history, trial.cost)
 
-    def at_rung(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+    def at_rung(self, key: str, measurement: "Measurement", cost: "Cost", *, may_stop: bool) -> str | None:
         self._enter(key, measurement, cost)
         if not may_stop:
             return None
         losses, hopeful = losses_at(measurement, cost, self._names), self._curves.hopeful(measurement, cost)
         step, gain = measurement.step, None
         if hopeful is not None and step >= self._first:
-            gain = self._too_little(step, losses, hopeful, cost)
+            gain = self._too_little(step, losses, hopeful, self._of(cost))
         if gain is None:
             self._of(cost).passed(step, losses)
             return None
         del self._running[key]
         return f"hypervolume: at step {step} its most hopeful end ({self._shown(hopeful)}) {self._adds(gain)}"
 
-    def at_end(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+    def at_end(self, key: str, measurement: "Measurement", cost: "Cost", *, may_stop: bool) -> str | None:
         self._enter(key, measurement, cost)
         self._curves.learn(self._running.pop(key), cost)
-        losses = losses_at(measurement, cost, self._names)
-        gain = self._too_little(measurement.step, losses, losses, cost) if may_stop else None
+        losses, seen = losses_at(measurement, cost, self._names), self._of(cost)
+        gain = self._too_little(measurement.step, losses, losses, seen) if may_stop else None
         if gain is None:
-            self._of(cost).passed(measurement.step, losses)
-            self._of(cost).complete(losses)
+            seen.passed(measurement.step, losses)
+            seen.complete(losses)
             return None
         return f"hypervolume: its end ({self._shown(losses)}) {self._adds(gain)} for a 16-bit baseline"
 
-    def _enter(self, key: str, measurement: Measurement, cost: Cost) -> None:
+    def _enter(self, key: str, measurement: "Measurement", cost: "Cost") -> None:
         """A trial came to a rung, perhaps once more after it was lost."""
         before = [m for m in self._running.get(key, ()) if m.step < measurement.step]
         self._running[key] = [*before, measurement]
         seen, losses = self._of(cost), losses_at(measurement, cost, self._names)
         seen.dearest = np.where(self._is_cost, np.maximum(seen.dearest, losses), seen.dearest)
 
-    def _too_little(self, step: int, losses: NDArray[np.float64], end: NDArray[np.float64], cost: Cost) -> float | None:
+    def _too_little(
+        self, step: int, losses: NDArray[np.float64], end: NDArray[np.float64], seen: DeviceFront
+    ) -> float | None:
         """What a trial's end would add, as a share, where that is too little to go on for; else None."""
-        seen = self._of(cost)
         least = seen.least.get(step)
         is_extreme = least is None or bool((losses < least).any())
         if is_extreme or not len(seen.front):
@@ -139,7 +142,7 @@ class HypervolumeStop:
     def _adds(self, gain: float) -> str:
         return f"would add {gain:.2%} to what the front dominates, at most {self._asked.min_gain:.2%} is too little"
 
-    def _of(self, cost: Cost) -> DeviceFront:
+    def _of(self, cost: "Cost") -> DeviceFront:
         n = len(self._names)
         empty = DeviceFront(front=np.zeros((0, n)), dearest=np.full(n, -np.inf))
         return self._devices.setdefault(cost.device, empty)

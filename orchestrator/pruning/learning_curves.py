@@ -7,12 +7,15 @@ before its end at most: what the others came down by from the same rung says mor
 
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.objectives import OBJECTIVES
-from trainables.values.results import Cost, Measurement
+
+if TYPE_CHECKING:
+    from trainables.values.results import Cost, Measurement
 
 MIN_CURVES = 4
 """Completed trials before anything is expected of another."""
@@ -25,13 +28,18 @@ def measured(objectives: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys("eval_loss_nats" if OBJECTIVES[o].source == "similarity" else o for o in objectives))
 
 
-def losses_at(measurement: Measurement, cost: Cost, names: Sequence[str]) -> NDArray[np.float64]:
+def is_cost(objective: str) -> bool:
+    """Whether it belongs to the cost key, and so is the same at all rungs of a trial."""
+    return OBJECTIVES[objective].source == "cost"
+
+
+def losses_at(measurement: "Measurement", cost: "Cost", names: Sequence[str]) -> NDArray[np.float64]:
     """(n_names,), all minimised: what was measured at the rung, and what belongs to the cost key."""
     return np.array(_values(measurement, cost, names), dtype=np.float64)
 
 
-def _values(measurement: Measurement, cost: Cost, names: Sequence[str]) -> tuple[float, ...]:
-    return tuple(getattr(cost if OBJECTIVES[name].source == "cost" else measurement, name) for name in names)
+def _values(measurement: "Measurement", cost: "Cost", names: Sequence[str]) -> tuple[float, ...]:
+    return tuple(getattr(cost if is_cost(name) else measurement, name) for name in names)
 
 
 class LearningCurves:
@@ -42,7 +50,7 @@ class LearningCurves:
         self._ratios: dict[int, deque[tuple[float, ...]]] = {}
         self._least: dict[int, tuple[float, ...]] = {}
 
-    def learn(self, history: Sequence[Measurement], cost: Cost) -> None:
+    def learn(self, history: "Sequence[Measurement]", cost: "Cost") -> None:
         """Take in a completed trial."""
         if not history:
             return
@@ -54,7 +62,7 @@ class LearningCurves:
             self._ratios.setdefault(measurement.step, deque(maxlen=MAX_CURVES)).append(ratio)
             self._least[measurement.step] = tuple(map(min, self._least.get(measurement.step, ratio), ratio))
 
-    def hopeful(self, measurement: Measurement, cost: Cost) -> NDArray[np.float64] | None:
+    def hopeful(self, measurement: "Measurement", cost: "Cost") -> NDArray[np.float64] | None:
         """Optimistic end: what a trial shows times the least ratio of end to rung so far; None while too few completed.
 
         No bound: a trial may fall by more than every completed one did.
@@ -63,7 +71,7 @@ class LearningCurves:
             return None
         return losses_at(measurement, cost, self._names) * self._least[measurement.step]
 
-    def typical(self, measurement: Measurement, cost: Cost) -> NDArray[np.float64] | None:
+    def typical(self, measurement: "Measurement", cost: "Cost") -> NDArray[np.float64] | None:
         """The end to be expected, by the median fall; None while too few completed."""
         ratios = self._ratios.get(measurement.step, ())
         if len(ratios) < MIN_CURVES:

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.pruning.hypervolume import HypervolumeStop
-from search_spaces import EarlyTerminate
-from trainables.values.results import Cost, Measurement, TrialResult
+
+if TYPE_CHECKING:
+    from search_spaces import EarlyTerminate
+    from trainables.values.results import Cost, Measurement, TrialResult
 
 logger = logging.getLogger(__name__)
 
@@ -17,17 +19,17 @@ class StoppingRule(Protocol):
     A reason is a sentence for the ledger, never empty.
     """
 
-    def learn(self, trial: TrialResult) -> None:
+    def learn(self, trial: "TrialResult") -> None:
         """Take in a trial that the ledger holds from before a resume."""
 
-    def at_rung(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+    def at_rung(self, key: str, measurement: "Measurement", cost: "Cost", *, may_stop: bool) -> str | None:
         """A trial reported a rung before its last: why it ends there, None where it goes on.
 
         Args:
             may_stop: False of a trial that others need (a 16-bit baseline, a seed replicate): it always goes on.
         """
 
-    def at_end(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+    def at_end(self, key: str, measurement: "Measurement", cost: "Cost", *, may_stop: bool) -> str | None:
         """A trial trained to its end: why it counts as stopped there all the same, None where it completed.
 
         Args:
@@ -38,17 +40,17 @@ class StoppingRule(Protocol):
 class KeepAll:
     """No trial ends early."""
 
-    def learn(self, trial: TrialResult) -> None:
+    def learn(self, trial: "TrialResult") -> None:
         pass
 
-    def at_rung(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+    def at_rung(self, key: str, measurement: "Measurement", cost: "Cost", *, may_stop: bool) -> str | None:
         return None
 
-    def at_end(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
+    def at_end(self, key: str, measurement: "Measurement", cost: "Cost", *, may_stop: bool) -> str | None:
         return None
 
 
-def rule_of(asked: EarlyTerminate, max_steps: int, objectives: Sequence[str]) -> StoppingRule:
+def rule_of(asked: "EarlyTerminate", max_steps: int, objectives: Sequence[str]) -> StoppingRule:
     """The rule that a space asks for.
 
     Args:

@@ -13,11 +13,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from orchestrator.analysis.verdict import verdict_of
 from orchestrator.report import model_index
 from orchestrator.report.render import headlines, render
-from orchestrator.report.values import Report
+from orchestrator.report.values import SweepReport
 from orchestrator.security.folder_access import refuse_shared
-from orchestrator.settings import write_whole
 from trainables.data import alpaca
 from trainables.values.config import Precision, TrialConfig, Workload, canonical_json
+from trainables.values.files import write_whole
 from trainables.values.results import TrialResult
 
 HUB_LICENCE = {"tatsu-lab/alpaca": "cc-by-nc-4.0", "demo": "mit"}
@@ -47,7 +47,7 @@ def layers_of(root: Path, workload: Workload | None) -> Layers | None:
     return None
 
 
-def card_of(report: Report, layers: Layers | None = None, trial: TrialResult | None = None) -> ModelCard:
+def card_of(report: SweepReport, layers: Layers | None = None, trial: TrialResult | None = None) -> ModelCard:
     """Make the card.
 
     Args:
@@ -78,7 +78,7 @@ def write(card: ModelCard, path: Path) -> Path:
     return write_whole(path, str(card))
 
 
-def sweep_key(report: Report) -> str:
+def sweep_key(report: SweepReport) -> str:
     """SHA-256 (hex) of all that decides a sweep's results: what was asked, of which base and rows, how measured.
 
     What was left at its default is left out, so that a setting added later changes no earlier sweep's key.
@@ -112,7 +112,7 @@ def _without_paths(workload: Workload) -> Workload:
     return replace(workload, base_model=base, data=data if _data_on_hub(workload) else Path(data).name)
 
 
-def _metadata(report: Report, shown: Report, trial: TrialResult | None) -> ModelCardData:
+def _metadata(report: SweepReport, shown: SweepReport, trial: TrialResult | None) -> ModelCardData:
     """What the hub reads; ids are named only where the hub knows them."""
     workload = report.workload
     base, data = (base_on_hub(workload), _data_on_hub(workload)) if workload else (None, None)
@@ -140,7 +140,7 @@ def _trial_settings(config: TrialConfig) -> dict[str, str]:
     return {f"`{name}`": _text_of(value) for name, value in config.to_dict().items()}
 
 
-def _sweep_settings(report: Report) -> dict[str, str]:
+def _sweep_settings(report: SweepReport) -> dict[str, str]:
     """Each setting of a trial: searched values, or the one that all have."""
     settings, space = report.settings, report.settings.space
     first = settings.config({name: parameter.samples[0] for name, parameter in space.parameters.items()}).to_dict()

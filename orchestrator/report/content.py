@@ -1,143 +1,111 @@
 """A sweep's report made from its ledger alone."""
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, get_args
 
-from orchestrator.analysis.budgets import ENDED, FINISHED, SPENT, Ended, Spent
+from orchestrator.analysis.budgets import SPENT, Spent
 from orchestrator.analysis.choice import best, counting, knee, stairs
 from orchestrator.analysis.costs import Predict, cost_table, savings
 from orchestrator.analysis.finalists import finalists, runs_of
-from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.analysis.front import Front
 from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
-from orchestrator.analysis.status import status_of
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
-from orchestrator.command import command
-from orchestrator.driver.plan import predicted_peaks_mib
-from orchestrator.ledger import Ledger
 from orchestrator.objectives import DEFAULT
-from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, Report, WithinMemory
-from orchestrator.settings import SweepSettings
-from trainables.values.config import PROTOCOL_VERSION, Precision, State, Workload
-from trainables.values.errors import ConfigError
+from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, SweepReport, WithinMemory
+from trainables.values.config import PROTOCOL_VERSION, Precision, State
 from trainables.values.results import TrialResult
 
-FACTS = ("workload", "data_counts", "created_at", REFERENCE, ENDED, SPENT, FINISHED)
-"""What a report needs of a ledger beside its trials."""
+if TYPE_CHECKING:
+    from orchestrator.settings import SweepSettings
+
+
 FIGURE = re.compile(r"\d[\d.]*")
 
 
-def newest(root: Path) -> str:
-    """Name of the sweep whose settings were written last.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    found = sorted((root / "sweeps").glob("*/settings.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ConfigError(f"there is no sweep under {root / 'sweeps'} yet; run one first: {command()} run")
-    return found[-1].parent.name
-
-
-def read(settings: SweepSettings, ledger: Ledger, trials: Sequence[TrialResult] | None = None) -> Report:
-    """The report of a sweep as its ledger has it now.
-
-    Args:
-        trials: of the ledger, where they were read already.
-    """
-    facts = {name: ledger.fact(name) for name in FACTS}
-    return from_facts(settings, ledger.trials() if trials is None else trials, facts)
-
-
-def from_facts(settings: SweepSettings, trials: Sequence[TrialResult], facts: Mapping[str, Any]) -> Report:
-    """The report of a sweep; FACTS of its ledger may each be None."""
-    workload = facts["workload"]
-    known = settings.model_copy(update={"compute_dtype": workload["compute_dtype"]} if workload else {})
-    return report_of(settings, trials, facts, lambda config: predicted_peaks_mib(known, [config])[0])
-
-
-def report_of(
-    settings: SweepSettings, trials: Sequence[TrialResult], facts: Mapping[str, Any], predict: Predict
-) -> Report:
+def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepReport:
     """Make the report.
 
     Args:
-        facts: FACTS of the ledger, each may be None.
-        predict: peak memory of what was not measured.
+        predict: peak memory of what was not measured; by default from the shapes of the sweep's base.
     """
-    ended = Ended.from_fact(facts.get(ENDED))
-    status = status_of(trials, settings, ended=ended is not None, finished=bool(facts.get(FINISHED)))
-    front = front_of(trials, settings, facts.get(REFERENCE))
-    middle = knee(front)
-    chosen = finalists(trials, settings, front)
-    members = [member for member in front.members if member.history]
-    lowest = best(counting(trials, settings))
-    least = min(members, key=lambda t: (t.cost.peak_memory_mib, t.number), default=None)
-    compared = [trial for trial in chosen if trial.config.precision == "nf4" and trial.history and comparison_of(trial)]
-    best_4bit = min(compared, key=lambda t: (t.test_evaluation is None, *_loss(t)), default=None)
-    workload = Workload(**facts["workload"]) if facts.get("workload") else None
-    return Report(
+    settings, trials, front, status = snapshot.settings, snapshot.trials, snapshot.front, snapshot.status()
+    predict = predict or snapshot.predicted_peak_mib
+    chosen, counted = finalists(trials, settings, front), counting(trials, settings)
+    lowest, best_4bit, ended = best(counted), _best_4bit(chosen), snapshot.ended
+    return SweepReport(
         name=settings.name,
         settings=settings,
-        workload=workload,
+        workload=snapshot.workload,
         n_done=status.n_done,
         n_expected=status.n_expected,
         n_running=status.counts.get("running", 0),
         states=status.counts,
         savings=savings(trials),
-        best_loss=lowest.number if lowest else None,
-        best_memory=least.number if least else None,
-        best_4bit=best_4bit.number if best_4bit else None,
+        best_loss=_number(lowest),
+        best_memory=_number(_least(front)),
+        best_4bit=_number(best_4bit),
         sufficient_ranks={p: smallest_sufficient_rank(p, chosen, trials, settings) for p in get_args(Precision)},
         finalists=tuple(_finalist(trial, trials, front, settings) for trial in chosen),
         costs=cost_table(trials, lowest.config if lowest else None, predict),
         breakdown=_breakdown(best_4bit),
         outcomes=_outcomes(trials),
         faults=failed_evaluations(trials, settings),
-        measured=_measured(trials, front, workload, facts),
-        within_memory=_within_memory(trials, settings),
-        knee=middle.number if middle else None,
+        measured=_measured(snapshot),
+        within_memory=tuple(map(_within_memory, stairs(counted))),
+        knee=_number(knee(front)),
         search_ended=ended.text if ended else None,
         nothing_counts=nothing_counts(trials, settings, predict),
-        spent=Spent(**facts[SPENT]) if facts.get(SPENT) else None,
+        spent=Spent(**snapshot.facts[SPENT]) if snapshot.facts.get(SPENT) else None,
     )
 
 
-def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, settings: SweepSettings) -> Finalist:
-    runs = runs_of(trial, trials, settings)
-    objectives = dict.fromkeys((*DEFAULT, *settings.objectives))
-    found = {objective: figure(runs, objective) for objective in objectives}
+def _number(trial: TrialResult | None) -> int | None:
+    return trial.number if trial else None
+
+
+def _least(front: Front) -> TrialResult | None:
+    """The member with the lowest peak."""
+    measured = [member for member in front.members if member.history]
+    return min(measured, key=lambda t: (t.cost.peak_memory_mib, t.number), default=None)
+
+
+def _best_4bit(chosen: Sequence[TrialResult]) -> TrialResult | None:
+    """The compared 4-bit finalist with the lowest loss on the validation rows, of those evaluated if any were."""
+    compared = [trial for trial in chosen if trial.config.precision == "nf4" and trial.history and comparison_of(trial)]
+    return min(
+        compared, key=lambda t: (t.test_evaluation is None, t.history[-1].eval_loss_nats, t.number), default=None
+    )
+
+
+def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, settings: "SweepSettings") -> Finalist:
+    runs, figures = runs_of(trial, trials, settings), {}
+    for objective in (*DEFAULT, *settings.objectives):
+        value = figure(runs, objective)
+        if value:
+            figures[objective] = value
     return Finalist(
         number=trial.number,
         key=trial.key,
         config=trial.config,
         on_front=trial.key in front.keys,
         rows=rows_of(runs),
-        figures={objective: value for objective, value in found.items() if value},
+        figures=figures,
         verdict=verdict_of(trial, settings.min_similarity),
         comparison=comparison_of(trial) if trial.config.precision == "nf4" else None,
     )
 
 
-def _within_memory(trials: Sequence[TrialResult], settings: SweepSettings) -> tuple[WithinMemory, ...]:
-    """From the smallest budget up; empty where no trial counts for the front."""
-    return tuple(
-        WithinMemory(
-            number=trial.number,
-            config=trial.config,
-            peak_memory_mib=trial.cost.peak_memory_mib,
-            seconds_per_step=trial.cost.seconds_per_step,
-            eval_loss_nats=trial.history[-1].eval_loss_nats,
-        )
-        for trial in stairs(counting(trials, settings))
+def _within_memory(trial: TrialResult) -> WithinMemory:
+    return WithinMemory(
+        number=trial.number,
+        config=trial.config,
+        peak_memory_mib=trial.cost.peak_memory_mib,
+        seconds_per_step=trial.cost.seconds_per_step,
+        eval_loss_nats=trial.history[-1].eval_loss_nats,
     )
-
-
-def _loss(trial: TrialResult) -> tuple[float, int]:
-    """On the validation rows; of equal ones the earlier trial's goes first."""
-    return trial.history[-1].eval_loss_nats, trial.number
 
 
 def _breakdown(best: TrialResult | None) -> Breakdown | None:
@@ -151,23 +119,27 @@ def _outcomes(trials: Sequence[TrialResult]) -> tuple[Outcome, ...]:
     for trial in trials:
         if trial.reason:
             groups.setdefault((trial.state, FIGURE.sub("N", trial.reason)), []).append(trial)
-    found = [Outcome(state=g[0].state, n_trials=len(g), reason=g[0].reason or "") for g in groups.values()]
+    found = []
+    for (state, _), alike in groups.items():
+        found.append(Outcome(state=state, n_trials=len(alike), reason=alike[0].reason or ""))
     return tuple(sorted(found, key=lambda outcome: (get_args(State).index(outcome.state), -outcome.n_trials)))
 
 
-def _measured(
-    trials: Sequence[TrialResult], front: Front, workload: Workload | None, facts: Mapping[str, Any]
-) -> Measured:
-    values: dict[str, dict[str, None]] = {}
+def _measured(snapshot: SweepSnapshot) -> Measured:
+    trials, front, workload = snapshot.trials, snapshot.front, snapshot.workload
+    environment: dict[str, tuple[str, ...]] = {}
+    ends = []
     for trial in trials:
+        if trial.ended_at:
+            ends.append(trial.ended_at)
         for name, value in trial.environment.items():
-            values.setdefault(name, {})[value] = None
-    began, ends = facts.get("created_at"), [trial.ended_at for trial in trials if trial.ended_at]
+            environment[name] = tuple(dict.fromkeys((*environment.get(name, ()), value)))
+    began = snapshot.facts.get("created_at")
     ours = workload is None or all(workload.key(trial.config) == trial.key for trial in trials)
     return Measured(
         protocol_version=PROTOCOL_VERSION if ours else None,
-        data_counts=facts.get("data_counts") or {},
-        environment={name: tuple(found) for name, found in values.items()},
+        data_counts=snapshot.facts.get("data_counts") or {},
+        environment=environment,
         epsilon=dict(zip(front.objectives, front.epsilon, strict=True)),
         wall_seconds=max(ends) - began if began and ends else None,
         train_seconds=sum(trial.train_seconds or 0.0 for trial in trials),

@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.driver.sweep import owned
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.ownership import owned
 from trainables.values.errors import ConfigError
 
 FILES = "files"

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult
 
 from orchestrator.analysis.verdict import Verdict, comparison_of, verdict_of
 from orchestrator.report.render import METRICS
-from orchestrator.report.values import Report
+from orchestrator.report.values import SweepReport
 from trainables.values.config import BITS
 from trainables.values.findings import Comparison
 from trainables.values.results import TrialResult
@@ -27,7 +27,7 @@ class Compared:
     comparison: Comparison
 
 
-def compared_best(report: Report) -> Compared | None:
+def compared_best(report: SweepReport) -> Compared | None:
     """The 4-bit finalist that the sweep's likeness is told of."""
     best = report.finalist(report.best_4bit)
     if best is None or best.verdict is None or best.comparison is None:
@@ -35,7 +35,7 @@ def compared_best(report: Report) -> Compared | None:
     return Compared(number=best.number, rank=best.config.rank, verdict=best.verdict, comparison=best.comparison)
 
 
-def compared(report: Report, trial: TrialResult) -> Compared | None:
+def compared(report: SweepReport, trial: TrialResult) -> Compared | None:
     """A trial as its own card tells of it."""
     comparison, verdict = comparison_of(trial), verdict_of(trial, report.settings.min_similarity)
     if comparison is None or verdict is None:
@@ -43,7 +43,7 @@ def compared(report: Report, trial: TrialResult) -> Compared | None:
     return Compared(number=trial.number, rank=trial.config.rank, verdict=verdict, comparison=comparison)
 
 
-def of_sweep(report: Report, data: Mapping[str, str]) -> list[EvalResult]:
+def of_sweep(report: SweepReport, data: Mapping[str, str]) -> list[EvalResult]:
     """Of a sweep's card; what was not measured is left out.
 
     Args:
@@ -69,7 +69,7 @@ def of_sweep(report: Report, data: Mapping[str, str]) -> list[EvalResult]:
     return _with_caveats(found, said)
 
 
-def of_trial(report: Report, trial: TrialResult, data: Mapping[str, str]) -> list[EvalResult]:
+def of_trial(report: SweepReport, trial: TrialResult, data: Mapping[str, str]) -> list[EvalResult]:
     """Of the card of one trial; see `of_sweep`."""
     costs = []
     if cost := trial.cost:
@@ -93,10 +93,10 @@ def _of_likeness(found: Compared | None, data: Mapping[str, str]) -> list[dict[s
     if found is None:
         return []
     rows = {"dataset_split": found.verdict.rows or "validation", **data}
-    results = [
-        _result(name, f"4 bits against 16: {heading}", getattr(found.comparison.quantized, name).value) | rows
-        for name, heading in METRICS.items()
-    ]
+    results = []
+    for name, heading in METRICS.items():
+        value = getattr(found.comparison.quantized, name).value
+        results.append(_result(name, f"4 bits against 16: {heading}", value) | rows)
     if ratio := found.comparison.quantization_to_seed_ratio:
         name = "quantization_to_seed_ratio"
         results.append(_result(name, "Effect of 4 bits over that of another seed", ratio.value) | rows)

@@ -6,42 +6,44 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import gallery
 from orchestrator.report import page as report_page
 from orchestrator.report import render
 from orchestrator.report.rows import trial_row
-from orchestrator.report.values import Report
-from orchestrator.settings import write_whole
+from orchestrator.report.values import SweepReport
+from trainables.values.files import write_whole
 
 PICTURES = {f"{gallery.FOLDER}/{name}.png": title for name, (title, _) in gallery.IN_REPORT.items()}
 """Of the report: path in the sweep's folder -> title."""
 
 
-def write(result: SweepResult, report: Report, folder: Path) -> list[Path]:
+def write(snapshot: SweepSnapshot, report: SweepReport, folder: Path) -> list[Path]:
     """Write everything; returns the files."""
-    return [*write_data(result, folder), *gallery.write(result, folder), *write_report(report, folder)]
+    return [*write_data(snapshot, folder), *gallery.write(snapshot, folder), *write_report(report, folder)]
 
 
-def write_data(result: SweepResult, folder: Path) -> list[Path]:
+def write_data(snapshot: SweepSnapshot, folder: Path) -> list[Path]:
     """Write what programs read, front.json and trials.parquet; returns the files."""
-    front = write_whole(folder / "front.json", json.dumps(result.front.to_dict(), indent=2) + "\n")
-    threshold = result.settings.min_similarity
-    rows = [trial_row(trial, trial.key in result.front.keys, threshold) for trial in result.trials]
-    names = dict.fromkeys(name for row in rows for name in row)  # a column of figures that only some trials have
-    rows = [{name: row.get(name) for name in names} for row in rows]
+    front = write_whole(folder / "front.json", json.dumps(snapshot.front.to_dict(), indent=2) + "\n")
+    threshold = snapshot.settings.min_similarity
+    rows, names = [], {}
+    for trial in snapshot.trials:
+        rows.append(trial_row(trial, trial.key in snapshot.front.keys, threshold))
+        names |= rows[-1]  # a column of figures may be there of some trials only
+    columns = {name: [row.get(name) for row in rows] for name in names}
     table = folder / "trials.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), table.with_suffix(".tmp"))
+    pq.write_table(pa.table(columns), table.with_suffix(".tmp"))
     table.with_suffix(".tmp").replace(table)
     return [front, table]
 
 
-def draw(result: SweepResult, folder: Path) -> list[Path]:
+def draw(snapshot: SweepSnapshot, folder: Path) -> list[Path]:
     """Draw the report's pictures; returns the files."""
-    return gallery.write_png(result, gallery.of_report(result), folder)
+    return gallery.write_png(snapshot, gallery.of_report(snapshot), folder)
 
 
-def write_report(report: Report, folder: Path) -> list[Path]:
+def write_report(report: SweepReport, folder: Path) -> list[Path]:
     """Write report.md and report.html with the pictures that lie in the folder; returns the files."""
     drawn = {path: title for path, title in PICTURES.items() if (folder / path).is_file()}
     text = render.markdown(report, drawn)

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from orchestrator.analysis.describe import describe, targets
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.markdown import duration, safe
-from orchestrator.report.values import CAVEATS, Finalist, Report
+from orchestrator.report.values import CAVEATS, Finalist, SweepReport
 from trainables.values.config import BITS, Loop
 from trainables.values.findings import Estimate, Similarity
 from trainables.values.results import PARTS
@@ -86,7 +86,7 @@ def _tidy(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def headlines(report: Report) -> dict[str, str]:
+def headlines(report: SweepReport) -> dict[str, str]:
     """What each is about -> what it says, in Markdown."""
     lines: dict[str, str] = {}
 
@@ -98,7 +98,7 @@ def headlines(report: Report) -> dict[str, str]:
     return lines
 
 
-def sections(report: Report, pictures: Pictures) -> dict[str, str]:
+def sections(report: SweepReport, pictures: Pictures) -> dict[str, str]:
     """By name, in the order in which a reader needs them; those that have nothing to say are left out."""
     template = ENVIRONMENT.get_template("report.md")
     context = template.new_context({"report": report, "headlines": headlines(report), "pictures": pictures})
@@ -106,17 +106,17 @@ def sections(report: Report, pictures: Pictures) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text}
 
 
-def markdown(report: Report, pictures: Pictures) -> str:
+def markdown(report: SweepReport, pictures: Pictures) -> str:
     """The whole report."""
     return "\n\n".join(sections(report, pictures).values()) + "\n"
 
 
-def bullets(report: Report) -> str:
+def bullets(report: SweepReport) -> str:
     """The headlines as a list."""
     return render("bullets.md", headlines=headlines(report)).strip()
 
 
-def description(report: Report, max_chars: int, links: str = "", picture: str = "") -> str:
+def description(report: SweepReport, max_chars: int, links: str = "", picture: str = "") -> str:
     """What to take for which memory, the answer, as many of the first sections as fit, and where the rest is.
 
     Args:
@@ -134,13 +134,13 @@ def description(report: Report, max_chars: int, links: str = "", picture: str = 
     return text + rest
 
 
-def compare(one: Report, other: Report) -> str:
+def compare(one: SweepReport, other: SweepReport) -> str:
     """Two reports side by side; says first where their figures cannot be compared."""
     reports = (one, other)
     return render("compare.md", reports=reports, sides=[*map(headlines, reports)], differences=_differences(*reports))
 
 
-def _differences(one: Report, other: Report) -> list[str]:
+def _differences(one: SweepReport, other: SweepReport) -> list[str]:
     if one.workload is None or other.workload is None:
         return []
     pairs = {name: (getattr(one.workload, name), getattr(other.workload, name)) for name in SAME}

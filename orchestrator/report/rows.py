@@ -1,5 +1,6 @@
 """A trial as one row of trials.parquet. Draws nothing, so that `verify` needs no figures to compare rows."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.analysis.verdict import figures_of, verdict_of
@@ -10,15 +11,19 @@ COSTS = ("peak_memory_mib", "reserved_memory_mib", "seconds_per_step", "tokens_p
 RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
 
 
+def fields_of(value: object, names: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    """Columns of a value; all None where there is none."""
+    return {f"{prefix}{name}": getattr(value, name) if value else None for name in names}
+
+
 def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict[str, Any]:
     """One trial as a flat row: what it was asked, its last measurement, what its bytes are, its similarity."""
-    row = {name: getattr(trial, name) for name in RESULT_COLUMNS}
+    row = fields_of(trial, RESULT_COLUMNS)
     row |= trial.config.to_dict() | {"targets": "+".join(trial.config.targets), "alpha": float(trial.config.alpha)}
     last = trial.history[-1] if trial.history else None
-    row |= {name: getattr(last, name) if last else None for name in Measurement.__dataclass_fields__}
-    row |= {name: getattr(trial.cost, name) if last else None for name in COSTS}
-    parts = trial.cost.breakdown if trial.cost else None
-    row |= {f"memory_{name}": getattr(parts, name) if parts else None for name in MemoryBreakdown.__dataclass_fields__}
+    row |= fields_of(last, Measurement.__dataclass_fields__)
+    row |= fields_of(trial.cost if last else None, COSTS)
+    row |= fields_of(trial.cost.breakdown if trial.cost else None, MemoryBreakdown.__dataclass_fields__, "memory_")
     row |= figures_of(trial)
     verdict = verdict_of(trial, min_similarity)
     row |= {"verdict": verdict.answer if verdict else None}

@@ -3,16 +3,21 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from itertools import chain
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, get_args
 
 from orchestrator.analysis.budgets import Spent
 from orchestrator.analysis.costs import CostTable, Saving
 from orchestrator.analysis.repeats import Figure, Rows
 from orchestrator.analysis.sufficient_rank import SufficientRank
 from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict
-from orchestrator.settings import SweepSettings
 from trainables.values.config import Precision, State, TrialConfig, Weights, Workload
 from trainables.values.findings import BiasShift, Comparison, KlShare
+
+if TYPE_CHECKING:
+    from orchestrator.settings import SweepSettings
+
 
 CAVEATS: Mapping[Weights, str] = {
     "pretrained": "",
@@ -107,7 +112,7 @@ class WithinMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class SweepReport:
     """Everything that a report says.
 
     Attributes:
@@ -127,7 +132,7 @@ class Report:
     """
 
     name: str
-    settings: SweepSettings
+    settings: "SweepSettings"
     workload: Workload | None
     n_done: int
     n_expected: int
@@ -180,7 +185,7 @@ class Report:
     @property
     def finalist_objectives(self) -> list[str]:
         """Those that a finalist has a figure of."""
-        return list(dict.fromkeys(name for finalist in self.finalists for name in finalist.figures))
+        return list(dict.fromkeys(chain.from_iterable(map(attrgetter("figures"), self.finalists))))
 
     def finalist(self, number: int | None) -> Finalist | None:
         """The finalist of that number."""
@@ -188,13 +193,15 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "settings"}
-        return {"settings": self.settings.model_dump(mode="json")} | {k: _plain(v) for k, v in values.items()}
+        values: dict[str, Any] = {"settings": self.settings.model_dump(mode="json")}
+        for name in self.__dataclass_fields__:
+            values.setdefault(name, _plain(getattr(self, name)))
+        return values
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return list(map(_plain, value))
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return dict(zip(value, map(_plain, value.values()), strict=True))
     return asdict(value) if hasattr(value, "__dataclass_fields__") else value

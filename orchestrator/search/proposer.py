@@ -8,21 +8,23 @@ similarity is too low, violates a constraint (told as failed, TPE would go on as
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.analysis.front import dissimilarity, losses_of
 from orchestrator.analysis.ranking import ranking
-from orchestrator.ledger.rows import Entry
 from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
 from orchestrator.search.design import N_FIRST, first_points
-from orchestrator.settings import SweepSettings
-from search_spaces import Parameter
-from trainables.values.results import TrialResult
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.rows import Entry
+    from orchestrator.settings import SweepSettings
+    from search_spaces import Parameter
+    from trainables.values.results import TrialResult
 
 KeyOf = Callable[[Mapping[str, Any]], str]
 Losses = tuple[float, ...]
@@ -55,18 +57,7 @@ def sampler(method: str, seed: int) -> optuna.samplers.BaseSampler:
     return samplers.RandomSampler(seed=seed)
 
 
-def distribution(parameter: Parameter) -> BaseDistribution:
-    """Optuna's form of a searched setting."""
-    if parameter.choices is not None:
-        return CategoricalDistribution(parameter.choices)
-    if parameter.distribution == "int_uniform":
-        return IntDistribution(int(parameter.min or 0), int(parameter.max or 0))
-    return FloatDistribution(
-        parameter.min or 0.0, parameter.max or 0.0, log=parameter.distribution == "log_uniform_values"
-    )
-
-
-def ordered(parameter: Parameter) -> tuple[Any, ...] | None:
+def ordered(parameter: "Parameter") -> tuple[Any, ...] | None:
     """Its values from least to greatest where they are at least three numbers, else None.
 
     A sampler is asked for the place of such a value: to it, neighbours are alike, as choices never are.
@@ -106,7 +97,7 @@ class Proposer:
             that matter.
     """
 
-    def __init__(self, settings: SweepSettings, max_modelled: int = MAX_MODELLED) -> None:
+    def __init__(self, settings: "SweepSettings", max_modelled: int = MAX_MODELLED) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._settings = settings
         self._space = settings.space
@@ -114,7 +105,7 @@ class Proposer:
         parameters = settings.space.parameters.items()
         self._ordered = {name: values for name, p in parameters if (values := ordered(p))}
         self._distributions = {
-            name: IntDistribution(0, len(self._ordered[name]) - 1) if name in self._ordered else distribution(p)
+            name: IntDistribution(0, len(self._ordered[name]) - 1) if name in self._ordered else p.in_optuna()
             for name, p in parameters
         }
         self._sampler = sampler(self._space.method, settings.seed)
@@ -174,7 +165,7 @@ class Proposer:
             self._grid = {key_of(point): point for point in self._space.grid()}
         return (point for key, point in self._grid.items() if not known(key))
 
-    def tell(self, entry: Entry, excess: float | None = None) -> None:
+    def tell(self, entry: "Entry", excess: float | None = None) -> None:
         """Tell the study about a settled trial, whether it asked for it or not (a baseline, a resumed sweep).
 
         Args:
@@ -186,7 +177,7 @@ class Proposer:
         elif known := self.as_told(entry, excess):
             self._know(known)
 
-    def learn(self, entry: Entry, excess: float | None = None, trial: optuna.Trial | None = None) -> None:
+    def learn(self, entry: "Entry", excess: float | None = None, trial: optuna.Trial | None = None) -> None:
         """Tell the study about a trial, of this sweep or of another one over the same space, under whatever seed.
 
         Args:
@@ -204,7 +195,7 @@ class Proposer:
         self.study.tell(trial, losses, state=state)
         self._shorten()
 
-    def as_told(self, entry: Entry, excess: float | None = None) -> FrozenTrial | None:
+    def as_told(self, entry: "Entry", excess: float | None = None) -> FrozenTrial | None:
         """What the study is told of a settled trial that it did not ask for, as after a resume.
 
         None of a trial that is no point of this space: a baseline at a precision that is not searched.
@@ -212,7 +203,7 @@ class Proposer:
         found = self._frozen(entry, excess)
         return found if found and self._settings.config(dict(entry.params)) == entry.result.config else None
 
-    def _frozen(self, entry: Entry, excess: float | None) -> FrozenTrial | None:
+    def _frozen(self, entry: "Entry", excess: float | None) -> FrozenTrial | None:
         """A settled trial as the study knows it; None where its point is not of this space."""
         params = self._coded(entry.params)
         if params is None:
@@ -241,7 +232,7 @@ class Proposer:
             found[name] = values.index(params[name]) if values else params[name]
         return found
 
-    def _end(self, result: TrialResult, excess: float | None) -> tuple[TrialState, Losses | None, dict[str, float]]:
+    def _end(self, result: "TrialResult", excess: float | None) -> tuple[TrialState, Losses | None, dict[str, float]]:
         """Learn how a settled trial ended: its state, its losses and by how much it violates constraints."""
         if result.is_whole:
             self._curves.learn(result.history, result.cost)
@@ -255,7 +246,7 @@ class Proposer:
             return TrialState.COMPLETE, expected, constraints | {"similarity": 0.0}
         return TrialState.PRUNED, None, constraints | {"similarity": 0.0 if result.state == "pruned" else BROKEN}
 
-    def _expected(self, result: TrialResult) -> Losses | None:
+    def _expected(self, result: "TrialResult") -> Losses | None:
         """Where a stopped trial would have come to, for the sampler alone; None where that cannot be said."""
         objectives = self._settings.objectives
         if result.state != "pruned" or not result.history or not result.cost or measured(objectives) != objectives:
@@ -278,7 +269,7 @@ class Proposer:
             self._asked[key] = self.study.ask(self._distributions)
 
 
-def _memory_violation(result: TrialResult, excess: float | None) -> float:
+def _memory_violation(result: "TrialResult", excess: float | None) -> float:
     """At most 0 where a trial fitted the device; of one that did not, the more the further its prediction is off."""
     if result.state not in ("refused", "oom"):
         return 0.0

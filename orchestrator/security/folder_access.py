@@ -74,6 +74,7 @@ def _refuse(path: Path, root: Path, field: str) -> None:
 
 
 def _paths(folder: Path, root: Path) -> Iterator[Path]:
-    yield from (path for path in (root, root / "sweeps", root / "cache", folder) if os.path.lexists(path))
+    yield from filter(os.path.lexists, (root, root / "sweeps", root / "cache", folder))
     for above, folders, files in os.walk(folder):
-        yield from (Path(above, name) for name in (*folders, *files))
+        for name in (*folders, *files):
+            yield Path(above, name)

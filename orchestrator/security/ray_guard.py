@@ -79,8 +79,9 @@ def guard_of(address: str) -> Guard:
     Raises:
         Unreachable: nothing that is Ray answers there.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in (TOKEN, LOOPBACK)}
-    environment |= {MODE: "disabled"}
+    environment = {**os.environ, MODE: "disabled"}
+    environment.pop(TOKEN, None)
+    environment.pop(LOOPBACK, None)
     command = [sys.executable, "-m", "orchestrator.security.ray_probe", address]
     try:
         done = subprocess.run(command, env=environment, timeout=PROBE_SECONDS, capture_output=True, text=True)

@@ -43,12 +43,16 @@ def redacted(text: str, *addresses: str | None, environment: Mapping[str, str] =
 
 def _secrets(environment: Mapping[str, str]) -> set[str]:
     """Values long enough to be told from words; passwords of addresses; and each short password with each user."""
-    named = {value.strip() for name, value in environment.items() if _is_secret(name, value)}
-    users = {value for name, value in environment.items() if USER.search(name) and value}
-    for value in environment.values():
+    named, users = set(), set()
+    for name, value in environment.items():
+        if _is_secret(name, value):
+            named.add(value.strip())
+        if USER.search(name):
+            users.add(value)
         for user, password in IN_ADDRESS.findall(value):
-            users |= {unquote(user)} - {""}
+            users.add(unquote(user))
             named.add(unquote(password))
+    users.discard("")
     pairs = {f"{user}:{value}" for value in named if 0 < len(value) < MIN_SECRET_CHARS for user in users}
     return {value for value in named | pairs if len(value) >= MIN_SECRET_CHARS}
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,22 +14,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from orchestrator.command import pages
-from orchestrator.driver.plan import GPU_DEFAULTS, defaults_for, need_gpu
+from orchestrator.driver.plan import GPU_DEFAULTS, defaults_for, device_here
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import sweep_folder
-from trainables.cost.device import count_gpus, environment, native_dtype
-from trainables.data import tokens as data
+from orchestrator.settings.command import pages
 from trainables.models import base_model, inputs
-from trainables.values.config import Workload
 from trainables.values.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from trainables.comparison.sensitivity import Sensitivity
+    from trainables.comparison.sensitivity import BaseSensitivity, Sensitivity, Variant
 
 logger = logging.getLogger(__name__)
 
-MEASURES = ("loss_nats", "kl_nats", "cosine")
 N_BLOCKS_SHOWN = 5
 
 
@@ -59,62 +55,18 @@ class SensitivitySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitivityResult:
-    """What every variant cost.
-
-    Attributes:
-        n_rows, n_response_tokens: that were read.
-        unquantized_loss_nats: of the 16-bit base on them; the variants' losses are differences to it.
-        variants_seconds: wall time of all variants together, without loading.
-    """
+    """What a run was asked, and what it measured."""
 
     settings: SensitivitySettings
-    workload: Workload
-    environment: Mapping[str, str]
-    n_rows: int
-    n_response_tokens: int
-    unquantized_loss_nats: float
-    variants_seconds: float
-    variants: "tuple[Sensitivity, ...]"
-
-    @property
-    def caption(self) -> str:
-        """Under what the figures were taken; says so where the weights are not pretrained ones."""
-        measured = f"{self.environment['device']}, {self.workload.compute_dtype}; {self.n_rows} rows"
-        return f"{self.workload.base_caption}; {measured}"
-
-    def of(self, scope: str, block: int | None = None, kind: str | None = None) -> "Sensitivity":
-        """The variant of that scope about that block and kind."""
-        wanted = (scope, block, kind)
-        return next(s for s in self.variants if (s.variant.scope, s.variant.block, s.variant.kind) == wanted)
-
-    @property
-    def blocks(self) -> list[int]:
-        """Numbers of the blocks."""
-        return [s.variant.block for s in self.variants if s.variant.scope == "block" and s.variant.block is not None]
-
-    @property
-    def kinds(self) -> list[str]:
-        """Module kinds that the base has."""
-        return [str(s.variant.kind) for s in self.variants if s.variant.scope == "kind"]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat row a variant."""
-        names = ("scope", "block", "kind", "label")
-        return [
-            {name: getattr(s.variant, name) for name in names}
-            | {name: getattr(s, name) for name in ("n_parameters", *MEASURES)}
-            for s in self.variants
-        ]
+    base: "BaseSensitivity"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        facts = ("n_rows", "n_response_tokens", "unquantized_loss_nats", "variants_seconds", "caption")
-        head = asdict(self.settings) | {name: getattr(self, name) for name in facts}
-        return head | {
-            "workload": asdict(self.workload),
-            "environment": dict(self.environment),
-            "variants": self.rows(),
-        }
+        facts = asdict(self.settings)
+        for name in ("n_rows", "n_response_tokens", "unquantized_loss_nats", "variants_seconds", "caption"):
+            facts[name] = getattr(self.base, name)
+        facts |= {"workload": asdict(self.base.workload), "environment": dict(self.base.environment)}
+        return facts | {"variants": self.base.rows()}
 
 
 def choose(
@@ -130,20 +82,16 @@ def choose(
     if device not in (None, "cuda", "cpu"):
         raise ConfigError(f"no device {device!r}{did_you_mean(str(device), ('cuda', 'cpu'))}")
     name = name or f"sensitivity-{time.strftime('%Y%m%d-%H%M%S')}"
-    need_gpu(device or "cpu")
-    n_gpus = 0 if device == "cpu" else count_gpus()
+    device = device_here(device)
     if base is not None:
         base_model.local_folder(base)  # what is wrong with it is said before rows are fetched
-    defaults = defaults_for("cuda" if n_gpus else "cpu", base)
+    defaults = defaults_for(device, base)
     settings = SensitivitySettings(
-        name=name,
-        base_model=base or str(defaults["base_model"]),
-        data=source or str(defaults["data"]),
-        device="cuda" if n_gpus else "cpu",
+        name=name, base_model=base or defaults["base_model"], data=source or defaults["data"], device=device
     )
     if (settings.folder(root) / "sensitivity.json").exists():
         raise ConfigError(f"NAME: {settings.folder(root)} exists; choose another NAME")
-    if base is None and not n_gpus:
+    if base is None and device == "cpu":
         on_gpu = GPU_DEFAULTS["base_model"]
         logger.info("No GPU here: this reads the demo, a tiny GPT-2. On a GPU it reads %s.", on_gpu)
     return settings
@@ -158,98 +106,82 @@ def run(settings: SensitivitySettings, root: Path) -> SensitivityResult:
         TrialFailed: the device has too little memory.
     """
     found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
-    return _measure(settings, found.workload(native_dtype(settings.device)))
+    from trainables.comparison.sensitivity import measure_all  # with PyTorch: no bad row waits for that
+
+    return SensitivityResult(settings=settings, base=measure_all(found, settings.device, _shown))
 
 
-def _measure(settings: SensitivitySettings, workload: Workload) -> SensitivityResult:
-    from trainables.comparison import sensitivity
-    from trainables.trial import oom_as_failure
-
-    rows = data.load(workload.data_folder)["validation"]
-    with oom_as_failure():
-        base = base_model.load(workload, "16bit", settings.device)
-        variants = sensitivity.variants_of(list(sensitivity.modules_of(base)))
-        begin = time.perf_counter()
-        unquantized = sensitivity.read(base, rows)
-        console = Console(stderr=True)
-        shown = track(variants, "variants", console=console, disable=not console.is_terminal)
-        measured = tuple(sensitivity.measure(base, variant, rows, unquantized) for variant in shown)
-    return SensitivityResult(
-        settings=settings,
-        workload=workload,
-        environment=environment(settings.device),
-        n_rows=len(rows),
-        n_response_tokens=len(unquantized.losses),
-        unquantized_loss_nats=float(unquantized.losses.mean()),
-        variants_seconds=time.perf_counter() - begin,
-        variants=measured,
-    )
+def _shown(variants: "Sequence[Variant]") -> "Iterable[Variant]":
+    """The variants, with a bar on a terminal of how many are done."""
+    console = Console(stderr=True)
+    return track(variants, "variants", console=console, disable=not console.is_terminal)
 
 
 def write(result: SensitivityResult, root: Path) -> list[Path]:
     """Write the figures, the table and, last, the whole as JSON; returns the files."""
-    from orchestrator.sensitivity import heat_map as sensitivity_figures
+    from orchestrator.sensitivity import heat_map  # which draws: no bad setting waits for that
 
     folder = result.settings.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     flat, whole = folder / "sensitivity.parquet", folder / "sensitivity.json"
-    pq.write_table(pa.Table.from_pylist(result.rows()), flat)
-    pictures = sensitivity_figures.write(result, folder)
+    pq.write_table(pa.Table.from_pylist(result.base.rows()), flat)
+    pictures = heat_map.write(result.base, folder)
     whole.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return [flat, whole, *pictures]
 
 
 def publish(result: SensitivityResult, root: Path, files: list[Path]) -> str | None:
     """Write the MLflow run; returns its page under `make ui`, None where it could not be written."""
-    from orchestrator.tracking import store as tracking_store
+    from orchestrator.tracking.client import log_run  # with MLflow, which takes seconds
 
-    metrics = [("unquantized_loss_nats", result.unquantized_loss_nats, 0)]
-    for s in result.variants:  # blocks are MLflow's steps, so that it draws a line over them
-        name = "/".join(filter(None, (s.variant.scope, s.variant.kind)))
-        metrics += [(f"{name}/{measure}", getattr(s, measure), s.variant.block or 0) for measure in MEASURES]
-    workload = result.workload
-    return tracking_store.log_run(
+    base, settings = result.base, result.settings
+    metrics = [("unquantized_loss_nats", base.unquantized_loss_nats, 0)]
+    for row in base.rows():  # blocks are MLflow's steps, so that it draws a line over them
+        name = f"{row['scope']}/{row['kind']}" if row["kind"] else row["scope"]
+        for measure in ("loss_nats", "kl_nats", "cosine"):
+            metrics.append((f"{name}/{measure}", row[measure], row["block"] or 0))
+    return log_run(
         root,
-        name=result.settings.name,
-        tags={"kind": "sensitivity", "weights": workload.weights, "mlflow.note.content": f"**{result.caption}**"},
-        params=asdict(result.settings) | {"compute_dtype": workload.compute_dtype, **result.environment},
+        name=settings.name,
+        tags={"kind": "sensitivity", "weights": base.workload.weights, "mlflow.note.content": f"**{base.caption}**"},
+        params=asdict(settings) | {"compute_dtype": base.workload.compute_dtype, **base.environment},
         metrics=metrics,
         artifacts=files,
     )
 
 
-def table(result: SensitivityResult) -> Table:
+def table(base: "BaseSensitivity") -> Table:
     """Everything, each kind, and the blocks breakdown most: what each costs alone, and what all but it costs."""
-    shown = Table(title="What 4 bits cost, part by part, without training", caption=result.caption)
+    shown = Table(title="What 4 bits cost, part by part, without training", caption=base.caption)
     shown.add_column("part")
     for side in ("alone", "all but it"):
         for unit in ("loss, +nats", "KL, nats", "cosine"):
             shown.add_column(f"{side}\n{unit}", justify="right")
-
-    def cells(s: "Sensitivity") -> list[str]:
-        return [f"{s.loss_nats:+.5f}", f"{s.kl_nats:.6f}", f"{s.cosine:.6f}"]
-
-    shown.add_row("all", *cells(result.of("all")), end_section=True)
-    for kind in result.kinds:
-        shown.add_row(kind, *cells(result.of("kind", kind=kind)), *cells(result.of("all_but_kind", kind=kind)))
+    shown.add_row("all", *_cells(base.of("all")), end_section=True)
+    for kind in base.kinds:
+        shown.add_row(kind, *_cells(base.of("kind", kind=kind)), *_cells(base.of("all_but_kind", kind=kind)))
     shown.add_section()
-    most_sensitive = sorted(result.blocks, key=lambda block: -result.of("block", block).kl_nats)
+    most_sensitive = sorted(base.blocks, key=lambda block: -base.of("block", block).kl_nats)
     for block in most_sensitive[:N_BLOCKS_SHOWN]:
-        shown.add_row(f"block {block}", *cells(result.of("block", block)), *cells(result.of("all_but_block", block)))
+        shown.add_row(f"block {block}", *_cells(base.of("block", block)), *_cells(base.of("all_but_block", block)))
     return shown
+
+
+def _cells(s: "Sensitivity") -> tuple[str, str, str]:
+    return f"{s.loss_nats:+.5f}", f"{s.kl_nats:.6f}", f"{s.cosine:.6f}"
 
 
 def print_result(result: SensitivityResult, root: Path, run_page: str | None, *, as_json: bool) -> None:
     """The table on standard output, and where to look further."""
-    folder = result.settings.folder(root)
+    base, folder = result.base, result.settings.folder(root)
     if as_json:
         print(json.dumps(result.to_dict() | {"folder": str(folder), "mlflow_run": run_page}))
         return
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
-    console.print(table(result))
-    print(f"{len(result.variants)} variants in {result.variants_seconds:.1f} s, {result.n_response_tokens} tokens each")
-    print(f"loss of the unquantized base: {result.unquantized_loss_nats:.4f} nats; heat map and more: {folder}")
+    console.print(table(base))
+    print(f"{len(base.variants)} variants in {base.variants_seconds:.1f} s, {base.n_response_tokens} tokens each")
+    print(f"loss of the unquantized base: {base.unquantized_loss_nats:.4f} nats; heat map and more: {folder}")
     if run_page:
         print(f"look further: {pages()}, then {run_page}")

@@ -5,6 +5,7 @@ compared. Pure; MLflow is not imported.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,16 +13,16 @@ from urllib.parse import quote, urlencode
 
 from orchestrator.analysis.describe import text_of
 from orchestrator.analysis.front import is_candidate
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import figures_of, verdict_of
-from orchestrator.driver.sweep import SweepResult
 from orchestrator.figures import gallery, hypervolume
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import render
 from orchestrator.report.rows import COSTS
-from orchestrator.report.values import Report
+from orchestrator.report.values import SweepReport
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.store import page_of
-from trainables.values.config import State, TrialConfig, canonical_json
+from trainables.values.config import State, canonical_json
 from trainables.values.results import TrialResult
 
 Point = tuple[str, float, int, int]
@@ -64,6 +65,11 @@ class Contents:
     ended_ms: int | None = None
 
 
+def has_picture(files: Mapping[str, str] | None) -> bool:
+    """Whether the files that were written of a sweep hold a picture of its front."""
+    return gallery.FRONT_FILE in (files or {})
+
+
 # --- a trial's run and model
 
 
@@ -90,7 +96,7 @@ def of_trial(
         tags |= {"verdict": str(verdict)} if verdict else {}
     return Contents(
         name=f"{trial.number:03d} {trial.config.precision} r{trial.config.rank}",
-        params=params_of(trial.config),
+        params=params_of(trial.config.to_dict()),
         tags=tags,
         points=tuple(points),
         status=status,
@@ -103,9 +109,9 @@ def front_tag(on_front: bool) -> dict[str, str]:
     return {"on_pareto_front": str(on_front).lower()}
 
 
-def params_of(config: TrialConfig) -> dict[str, str]:
-    """A config as MLflow keeps it."""
-    return {name: text_of(value) for name, value in config.to_dict().items()}
+def params_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """A config, or settings, as MLflow keeps them."""
+    return {name: text_of(value) for name, value in values.items()}
 
 
 def _rungs(entry: Entry) -> Iterator[Point]:
@@ -114,14 +120,19 @@ def _rungs(entry: Entry) -> Iterator[Point]:
     for measurement, at in zip(entry.result.history, entry.measured_at, strict=True):
         values = asdict(measurement) | costs | {"rank": entry.result.config.rank}
         step = values.pop("step")
-        yield from ((name, float(value), int(at * 1000), step) for name, value in values.items())
+        yield from _points(values, int(at * 1000), step)
 
 
 def _end(trial: TrialResult) -> Iterator[Point]:
     values = figures_of(trial)
     if trial.train_seconds is not None:
         values["train_seconds"] = trial.train_seconds
-    yield from ((name, float(value), _ended_ms(trial), trial.config.max_steps) for name, value in values.items())
+    yield from _points(values, _ended_ms(trial), trial.config.max_steps)
+
+
+def _points(values: Mapping[str, float], at_ms: int, step: int) -> Iterator[Point]:
+    for name, value in values.items():
+        yield name, float(value), at_ms, step
 
 
 def _ended_ms(trial: TrialResult) -> int:
@@ -134,12 +145,15 @@ def of_model(entry: Entry, sweep_id: str) -> Contents:
     The points are those of the trial's run: there they are no second ones.
     """
     trial, config = entry.result, entry.result.config
-    steps = [measurement.step for measurement in trial.history[-1:]]
-    points = [point for point in _rungs(entry) if point[3] in steps and point[0] != "rank"]
+    last, points = trial.history[-1].step if trial.history else None, []
+    for point in _rungs(entry):
+        name, _, _, step = point
+        if step == last and name != "rank":
+            points.append(point)
     points += [point for point in _end(trial) if point[0] != "train_seconds"]
     return Contents(
         name=f"{trial.number:03d}-{config.precision}-r{config.rank}",
-        params=params_of(config),
+        params=params_of(config.to_dict()),
         tags={SWEEP: sweep_id, "trial_key": trial.key},
         points=tuple(points),
     )
@@ -149,12 +163,11 @@ def of_model(entry: Entry, sweep_id: str) -> Contents:
 
 
 def of_sweep(
-    result: SweepResult,
-    report: Report,
+    snapshot: SweepSnapshot,
+    report: SweepReport,
     sweep_id: str,
     where: tuple[str, str],
     *,
-    reference_is_fixed: bool,
     has_front: bool,
     final: bool,
 ) -> Contents:
@@ -165,40 +178,42 @@ def of_sweep(
         has_front: the run has a picture of the front.
         final: nothing will come any more.
     """
-    settings = result.settings
+    settings = snapshot.settings
     asked = settings.model_dump(mode="json", exclude={"space", "name", "address"})
-    names = ("base_model", "weights", "data", "compute_dtype")
     tags = {SWEEP: sweep_id, "space": settings.space.name}
-    tags |= {name: str(getattr(result.workload, name)) for name in names}
+    for name in ("base_model", "weights", "data", "compute_dtype"):
+        tags[name] = str(getattr(snapshot.workload, name))
     picture = _picture(where[1]) if has_front else ""
     tags[NOTE] = render.description(report, NOTE_CHARS, _links(*where), picture)
-    points = growth(result, reference_is_fixed=reference_is_fixed, final=final)
+    points = growth(snapshot, final=final)
     if final:
-        points += _sums(result, with_hypervolume=all(name != GROWTH[0] for name, *_ in points))
+        points += _sums(snapshot, with_hypervolume=GROWTH[0] not in [name for name, *_ in points])
     return Contents(
         name=settings.name,
-        params={name: text_of(value) for name, value in asked.items()},
+        params=params_of(asked),
         tags=tags,
         points=tuple(points),
         status="FINISHED" if final else "RUNNING",
-        ended_ms=last_end_ms(result) if final else None,
+        ended_ms=last_end_ms(snapshot) if final else None,
     )
 
 
-def last_end_ms(result: SweepResult) -> int:
+def last_end_ms(snapshot: SweepSnapshot) -> int:
     """Of the sweep: when its last trial ended."""
-    return max((_ended_ms(trial) for trial in result.trials), default=0)
+    return max((_ended_ms(trial) for trial in snapshot.trials), default=0)
 
 
-def _sums(result: SweepResult, *, with_hypervolume: bool) -> list[Point]:
-    values = {"front_size": float(len(result.front.members))}
+def _sums(snapshot: SweepSnapshot, *, with_hypervolume: bool) -> list[Point]:
+    values: dict[str, float] = {"front_size": len(snapshot.front.members)}
     if with_hypervolume:
-        values[GROWTH[0]] = result.front.hypervolume
-    values |= {f"n_{state}": float(sum(t.state == state for t in result.trials)) for state in STATUS}
-    return [(name, value, last_end_ms(result), 0) for name, value in values.items()]
+        values[GROWTH[0]] = snapshot.front.hypervolume
+    counts = Counter(trial.state for trial in snapshot.trials)
+    for state in STATUS:
+        values[f"n_{state}"] = counts[state]
+    return list(_points(values, last_end_ms(snapshot), 0))
 
 
-def growth(result: SweepResult, *, reference_is_fixed: bool, final: bool) -> list[Point]:
+def growth(snapshot: SweepSnapshot, *, final: bool) -> list[Point]:
     """What the search had spent and found by when.
 
     Pure in what the ledger holds, so that writing it again changes nothing. Hypervolumes that can still change are left
@@ -207,15 +222,17 @@ def growth(result: SweepResult, *, reference_is_fixed: bool, final: bool) -> lis
     Args:
         final: none will come any more.
     """
-    ended = sorted(((t.ended_at, t) for t in result.trials if t.ended_at), key=lambda pair: pair[0])
-    waits = [at for at, t in ended if is_candidate(t) and t.config.precision == "nf4" and t.similarity is None]
-    until = float("inf") if final or not waits else min(waits)
-    volumes = {moment.at: moment.volume for moment in hypervolume.curve(result)}  # of one time the last
+    ended = sorted(((t.ended_at, t) for t in snapshot.trials if t.ended_at), key=lambda pair: pair[0])
+    until = float("inf")
+    for at, trial in reversed(ended if not final else []):
+        if is_candidate(trial) and trial.config.precision == "nf4" and trial.similarity is None:
+            until = at
+    volumes = {moment.at: moment.volume for moment in hypervolume.curve(snapshot)}  # of one time the last
     points, seconds = [], 0.0
     for step, (at, trial) in enumerate(ended, start=1):
-        seconds += (trial.train_seconds or 0.0) * hypervolume.devices_per_trial(result)
+        seconds += (trial.train_seconds or 0.0) * hypervolume.devices_per_trial(snapshot)
         points.append((GROWTH[1], seconds, int(at * 1000), step))
-        if reference_is_fixed and at < until and at in volumes:
+        if snapshot.reference is not None and at < until and at in volumes:
             points.append((GROWTH[0], volumes[at], int(at * 1000), step))
     return points
 
@@ -233,9 +250,10 @@ def _picture(run_id: str) -> str:
     return f"![{title}](get-artifact?{urlencode({'path': gallery.FRONT_FILE, 'run_uuid': run_id})})"
 
 
-def texts(result: SweepResult, data_counts: Mapping[str, int]) -> dict[str, str]:
+def texts(snapshot: SweepSnapshot) -> dict[str, str]:
     """Artifacts of the sweep's run that are no files of its folder: name -> content."""
-    asked = result.settings.model_dump(mode="json", exclude={"address"})
-    facts: dict[str, Any] = {"workload": asdict(result.workload), "data_counts": data_counts}
-    facts["environments"] = sorted({canonical_json(dict(t.environment)) for t in result.trials if t.environment})
+    asked = snapshot.settings.model_dump(mode="json", exclude={"address"})
+    facts: dict[str, Any] = {"workload": asdict(snapshot.workload) if snapshot.workload else None}
+    facts["data_counts"] = snapshot.facts.get("data_counts")
+    facts["environments"] = sorted({canonical_json(dict(t.environment)) for t in snapshot.trials if t.environment})
     return {"settings.json": json.dumps(asked, indent=2), "environment.json": json.dumps(facts, indent=2)}

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+from orchestrator.tracking.client import MlflowException, entities
 from trainables import demo
 from trainables.values.config import Workload
 
@@ -39,26 +41,23 @@ def log_data(client: Any, run_id: str, workload: Workload, counts: Mapping[str, 
         client: an MlflowClient.
         counts: rows read, dropped by reason, in each split, and longer than the space's limit.
     """
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.exceptions import MlflowException
-
     digest = digest_of(workload)
     known = client.get_run(run_id).inputs.dataset_inputs
     if any(one.dataset.digest == digest for one in known):
         return
     kind, where = source_of(workload.data)
     profile = {"num_rows": counts.get("train"), "sha256": workload.data_digest, **counts}
-    dataset = Dataset(
+    dataset = entities.Dataset(
         name=Path(workload.data).name if kind == "local" else workload.data,
         digest=digest,
         source_type=kind,
         source=json.dumps(where),
         profile=json.dumps(profile),
     )
-    tags = [InputTag(name, value) for name, value in tags_of(counts).items()]
+    tags = [*starmap(entities.InputTag, tags_of(counts).items())]
     try:
-        client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+        client.log_inputs(run_id, [entities.DatasetInput(dataset, tags)])
     except MlflowException as error:  # another sweep wrote the same rows between MLflow's look and its writing
         if "unique" not in str(error).lower():
             raise
-        client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+        client.log_inputs(run_id, [entities.DatasetInput(dataset, tags)])

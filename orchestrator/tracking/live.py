@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import gallery
+from orchestrator.tracking.client import SystemMetricsMonitor
 
 FIGURES_SECONDS = 15.0
 """At least so long between two drawings; with the time of a drawing and of a sync this keeps them under 30 s old."""
@@ -37,16 +38,16 @@ class Live:
         self._monitor: Any = None
         self.has_front = False
 
-    def update(self, result: SweepResult) -> bool:
+    def update(self, snapshot: SweepSnapshot) -> bool:
         """Returns whether figures were logged: not where nothing is new or the last time is not long ago."""
         if self._monitor is None:
             self._monitor = machine_monitor(self._client.tracking_uri, self._run_id)
-        known = frozenset((t.key, t.similarity is not None) for t in result.trials if t.state == "completed")
+        known = frozenset((t.key, t.similarity is not None) for t in snapshot.trials if t.state == "completed")
         if known == self._drawn or self._clock() < self._next:
             return False
-        found = gallery.of_sweep(result)
-        self._client.log_text(self._run_id, gallery.page(result, found), gallery.PAGE)
-        front = gallery.front(result, found)
+        found = gallery.of_sweep(snapshot)
+        self._client.log_text(self._run_id, gallery.page(snapshot, found), gallery.PAGE)
+        front = gallery.front(snapshot, found)
         if front:
             options = {"dpi": gallery.FRONT_DOTS_PER_INCH}
             self._client.log_figure(self._run_id, front, gallery.FRONT_FILE, save_kwargs=options)
@@ -58,8 +59,6 @@ class Live:
 
 def machine_monitor(uri: str, run_id: str, seconds: float = MACHINE_SECONDS) -> Any:
     """MLflow's own, of CPU, memory, disk, network and GPUs where the driver runs; it ends when the run does."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # a store that is away is said elsewhere
     monitor = SystemMetricsMonitor(run_id, sampling_interval=seconds, resume_logging=True, tracking_uri=uri)
     monitor.start()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.rows import Entry
+from orchestrator.tracking.client import MlflowException, entities
 from orchestrator.tracking.contents import MODEL_TYPE, SWEEP, of_model
 from trainables.values.results import TrialResult
 
@@ -73,8 +74,6 @@ class FrontModels:
 
     def _log(self, entry: Entry, model: Any) -> str:
         """Whole once its status is READY; one that a killed program left half written is written on."""
-        from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
-
         trial = entry.result
         run_id, contents = self._children[trial.key], of_model(entry, self._sweep_id)
         if model is None:
@@ -88,24 +87,22 @@ class FrontModels:
             )
         there = {(metric.key, metric.value) for metric in model.metrics or ()}
         metrics = [
-            Metric(name, value, at, step, model_id=model.model_id)
+            entities.Metric(name, value, at, step, model_id=model.model_id)
             for name, value, at, step in contents.points
             if (name, value) not in there
         ]
         if metrics:
             self._client.log_batch(run_id, metrics=metrics)
-        if model.status != LoggedModelStatus.READY:
+        if model.status != entities.LoggedModelStatus.READY:
             self._client.log_model_artifacts(model.model_id, str(self._adapters / trial.key))
             outputs = self._client.get_run(run_id).outputs
             if model.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
-                self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, trial.config.max_steps)])
-            self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+                self._client.log_outputs(run_id, [entities.LoggedModelOutput(model.model_id, trial.config.max_steps)])
+            self._client.finalize_logged_model(model.model_id, entities.LoggedModelStatus.READY)
         return model.model_id
 
     def register(self, name: str, trial: TrialResult, model_id: str) -> None:
         """Make a model the registered one of its sweep, under ALIAS; the registry keeps earlier choices as versions."""
-        from mlflow.exceptions import MlflowException
-
         if not self._client.search_registered_models(f"name = '{name}'"):
             self._client.create_registered_model(name, description=f"The best adapter of sweep {name}.")
         versions = self._client.search_model_versions(f"name = '{name}'")

@@ -1,4 +1,4 @@
-"""MLflow as a projection of the ledger: only this package imports mlflow.
+"""MLflow as a projection of the ledger.
 
 `Tracker.sync` brings MLflow up to date with a ledger and may be called again and again: it looks
 first for the runs that are there (by tags), and every metric carries the ledger's own time, so
@@ -6,23 +6,32 @@ that writing twice changes nothing. MLflow is never read to decide anything.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.front import REFERENCE
-from orchestrator.driver.sweep import SweepResult, result_of
-from orchestrator.figures import gallery
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
-from orchestrator.report import content as report
+from orchestrator.report.content import report_of
 from orchestrator.report.digests import FILES
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.tracking import live as tracking_live
-from orchestrator.tracking.contents import Contents, Point, front_tag, last_end_ms, of_sweep, of_trial, texts
+from orchestrator.tracking.client import entities, open_client
+from orchestrator.tracking.contents import (
+    Contents,
+    Point,
+    front_tag,
+    has_picture,
+    last_end_ms,
+    of_sweep,
+    of_trial,
+    texts,
+)
 from orchestrator.tracking.inputs import log_data
 from orchestrator.tracking.models import FrontModels
 from orchestrator.tracking.runs import Runs
-from orchestrator.tracking.store import open_client, store_uri
+from orchestrator.tracking.store import UI_PORT, page_of, store_uri
 from trainables.values.config import State
 
 MAX_METRICS = 800
@@ -38,7 +47,7 @@ class Tracker:
     def __init__(
         self, settings: SweepSettings, ledger: Ledger, root: Path, opened: tuple[Any, str] | None = None
     ) -> None:
-        """Open MLflow, unless it is `opened`: see store.open_client."""
+        """Open MLflow, unless it is `opened`: see client.open_client."""
         self._settings = settings
         self._ledger = ledger
         self._folder = sweep_folder(settings.name, root)
@@ -58,6 +67,13 @@ class Tracker:
         return self._runs.parent_id
 
     @property
+    def page(self) -> str:
+        """Where to look at the sweep's run."""
+        if self._settings.tracking_uri is not None:
+            return f"run {self.run_id}"
+        return f"http://127.0.0.1:{UI_PORT}/{page_of(self.experiment_id, self.run_id)}"
+
+    @property
     def n_whole(self) -> int:
         """Trials whose runs are written to the end."""
         return sum(run_id in self._ended for run_id in tuple(self._runs.children.values()))
@@ -73,23 +89,21 @@ class Tracker:
             final: no similarity will come any more, so trials that wait for theirs end too.
             live: trials come in, so keep the figures up to date and watch the machine.
         """
-        entries = self._ledger.entries()
-        result = result_of(self._settings, self._ledger, trials=[entry.result for entry in entries])
+        snapshot = SweepSnapshot.of(self._settings, self._ledger).begun()
         if not self._data_logged:
-            log_data(self._client, self.run_id, result.workload, self._ledger.fact("data_counts", {}))
+            log_data(self._client, self.run_id, snapshot.workload, snapshot.facts.get("data_counts", {}))
             self._data_logged = True
-        for entry in entries:
+        for entry in snapshot.entries:
             if entry.result.state != "queued":
-                self._sync_trial(entry, on_front=entry.result.key in result.front.keys, final=final)
+                self._sync_trial(entry, on_front=entry.result.key in snapshot.front.keys, final=final)
         if live:
-            self._live.update(result)
+            self._live.update(snapshot)
         contents = of_sweep(
-            result,
-            report.read(self._settings, self._ledger, result.trials),
+            snapshot,
+            report_of(snapshot),
             self._sweep_id,
             (self.experiment_id, self.run_id),
-            reference_is_fixed=self._ledger.fact(REFERENCE) is not None,
-            has_front=self._live.has_front or gallery.FRONT_FILE in self._ledger.fact(FILES, {}),
+            has_front=self._live.has_front or has_picture(snapshot.facts.get(FILES)),
             final=final,
         )
         self._write(self.run_id, contents)
@@ -115,48 +129,43 @@ class Tracker:
 
     def _write(self, run_id: str, contents: Contents) -> None:
         """Write the params, tags and points that were not written yet."""
-        from mlflow.entities import Metric, Param
-
         if run_id not in self._points:
-            self._client.log_batch(run_id, params=[Param(*pair) for pair in contents.params.items()])
+            self._client.log_batch(run_id, params=[*starmap(entities.Param, contents.params.items())])
         written = self._points.setdefault(run_id, set())
         new = [point for point in contents.points if point not in written]
         for i in range(0, len(new), MAX_METRICS):
             part = new[i : i + MAX_METRICS]
-            self._client.log_batch(run_id, metrics=[Metric(*point) for point in part])
+            self._client.log_batch(run_id, metrics=[*starmap(entities.Metric, part)])
             written.update(part)
         self._set_tags(run_id, contents.tags)
 
     def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
         known = self._tags.setdefault(run_id, {})
         changed = {name: value for name, value in tags.items() if known.get(name) != value}
         if changed:
-            self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in changed.items()])
+            self._client.log_batch(run_id, tags=[*starmap(entities.RunTag, changed.items())])
             known.update(changed)
 
-    def finish(self, result: SweepResult, files: Sequence[Path]) -> None:
+    def finish(self, snapshot: SweepSnapshot, files: Sequence[Path], *, interrupted: bool) -> None:
         """Bring everything up to date, log the sweep's files, and end the parent run."""
-        self.sync(final=not result.interrupted)
+        self.sync(final=not interrupted)
         if self.look():  # a call that was given up as lost had been heard after all
-            self.sync(final=not result.interrupted)
+            self.sync(final=not interrupted)
         tracking_live.log_files(self._client, self.run_id, files)
-        for name, text in texts(result, self._ledger.fact("data_counts")).items():
+        for name, text in texts(snapshot).items():
             self._client.log_text(self.run_id, text, name)
-        if result.interrupted:
+        if interrupted:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
-            self._client.set_terminated(self.run_id, status="FINISHED", end_time=last_end_ms(result))
-            self._write_models(result)
+            self._client.set_terminated(self.run_id, status="FINISHED", end_time=last_end_ms(snapshot))
+            self._write_models(snapshot)
 
-    def _write_models(self, result: SweepResult) -> None:
+    def _write_models(self, snapshot: SweepSnapshot) -> None:
         """Of the front's members, once it is final; the one that the report calls best is registered."""
         adapters = self._folder / "adapters"
         models = FrontModels(self._client, self.experiment_id, self._sweep_id, adapters, self._runs.children)
-        entries = self._ledger.entries()
-        written = models.write([entry for entry in entries if entry.result.key in result.front.keys])
-        best = report.read(self._settings, self._ledger, [entry.result for entry in entries]).best_loss
-        for trial in result.front.members:
+        written = models.write([entry for entry in snapshot.entries if entry.result.key in snapshot.front.keys])
+        best = report_of(snapshot).best_loss
+        for trial in snapshot.front.members:
             if trial.number == best and trial.key in written:
                 models.register(self._settings.name, trial, written[trial.key])

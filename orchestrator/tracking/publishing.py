@@ -1,54 +1,18 @@
-"""A sweep's files and its MLflow runs, written whole: at its end, by `sync`, and by a repair."""
+"""A sweep's files and its MLflow runs, written whole: by `sync`, and by a repair."""
 
 import logging
 from pathlib import Path
 
-from orchestrator.command import command
-from orchestrator.driver.sweep import SweepResult, result_of
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
-from orchestrator.report import content as report
-from orchestrator.report.digests import FILES, digests
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings.command import command
+from orchestrator.tracking.ending import write_files
 from orchestrator.tracking.projection import Tracker
-from orchestrator.tracking.store import UI_PORT, page_of
-from orchestrator.tracking.writer import MlflowWriter
 from trainables.values.errors import SweepError
 
 logger = logging.getLogger(__name__)
-
-
-def write_files(settings: SweepSettings, ledger: Ledger, result: SweepResult, root: Path) -> list[Path]:
-    """Write front.json, trials.parquet, figures and report into the sweep's folder; returns them."""
-    from orchestrator.report import outputs
-
-    folder = sweep_folder(settings.name, root)
-    files = outputs.write(result, report.read(settings, ledger), folder)
-    ledger.set_fact(FILES, digests(files, folder))
-    return files
-
-
-def end(settings: SweepSettings, root: Path, writer: MlflowWriter, seconds: float, interrupted: bool) -> str | None:
-    """What a sweep does at its end: write its files, then what MLflow lacks, for as long as that answers.
-
-    Args:
-        seconds: that the sweep took.
-    Returns:
-        See `publish`.
-    """
-    ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
-    try:
-        result = result_of(settings, ledger, interrupted=interrupted)
-        files = write_files(settings, ledger, result, root)
-    finally:
-        ledger.close()
-    flushed = writer.finish(files, seconds, interrupted=interrupted)
-    if flushed.page is None:
-        pending = f"{len(result.trials) - flushed.n_whole} of {len(result.trials)} trials and the sweep's own run"
-        logger.warning(
-            "MLflow lacks %s (%s); complete it with: %s sync %s", pending, flushed.reason, command(), settings.name
-        )
-    return flushed.page
 
 
 def publish(settings: SweepSettings, root: Path, *, interrupted: bool) -> str | None:
@@ -60,10 +24,10 @@ def publish(settings: SweepSettings, root: Path, *, interrupted: bool) -> str | 
     """
     ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
     try:
-        result = result_of(settings, ledger, interrupted=interrupted)
-        files = write_files(settings, ledger, result, root)
+        snapshot = SweepSnapshot.of(settings, ledger).begun()
+        files = write_files(snapshot, ledger)
         tracker = Tracker(settings, ledger, root)
-        tracker.finish(result, files)
+        tracker.finish(snapshot, files, interrupted=interrupted)
     except SweepError:
         raise
     except Exception as error:
@@ -72,10 +36,4 @@ def publish(settings: SweepSettings, root: Path, *, interrupted: bool) -> str | 
         return None
     finally:
         ledger.close()
-    return page_text(settings, tracker)
-
-
-def page_text(settings: SweepSettings, tracker: Tracker) -> str:
-    """Where to look at the sweep's run."""
-    page = page_of(tracker.experiment_id, tracker.run_id)
-    return f"http://127.0.0.1:{UI_PORT}/{page}" if settings.tracking_uri is None else f"run {tracker.run_id}"
+    return tracker.page

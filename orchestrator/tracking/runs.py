@@ -5,6 +5,7 @@ a moment later. Nothing is created without looking first, and what came twice al
 """
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from orchestrator.tracking.contents import CHILD_OF, PARENT, SWEEP, Contents
@@ -29,7 +30,7 @@ def families(client: Any, experiment_id: str, sweep_id: str) -> list[tuple[Any |
     parents = search(client, experiment_id, SWEEP, sweep_id)
     found = [(run, of_parent.pop(run.info.run_id, [])) for run in parents]
     found.sort(key=lambda family: (-len(family[1]), family[0].info.start_time, family[0].info.run_id))
-    return [*found, (None, [run for strays in of_parent.values() for run in strays])]
+    return [*found, (None, list(chain.from_iterable(of_parent.values())))]
 
 
 class Runs:
@@ -71,7 +72,9 @@ class Runs:
         self.parent_id = parent.info.run_id
         if parent.info.run_name != self._name:
             self._client.update_run(self.parent_id, name=self._name)
-        surplus = [run for _, theirs in others for run in theirs] + [run for run, _ in others if run]
+        surplus = []
+        for run, theirs in others:
+            surplus += theirs if run is None else [*theirs, run]
         of_trial: dict[str, list[Any]] = {}
         for run in children:
             if "trial_key" in run.data.tags:

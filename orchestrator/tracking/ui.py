@@ -7,9 +7,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from orchestrator.command import python
 from orchestrator.security.addresses import refuse_secrets
-from orchestrator.tracking.store import CLIENT, UI_PORT, check_schema, store_file, store_uri
+from orchestrator.settings.command import python
+from orchestrator.tracking.store import CLIENT, UI_PORT, store_file, store_uri
 from trainables.values.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -34,6 +34,8 @@ def serve(root: Path, host: str, port: int, allowed_hosts: str | None) -> None:
     Raises:
         ConfigError: see `arguments`; or the store is of another MLflow's schema.
     """
+    from orchestrator.tracking.client import check_schema  # with MLflow, which takes seconds
+
     check_schema(store_file(root))
     given = arguments(root, host, port, allowed_hosts)
     os.environ |= CLIENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for jobs nobody has here

@@ -71,7 +71,7 @@ class MlflowWriter:
         """
         if self._process is None:
             return WriteResult(reason="it was not started")
-        order = {"files": [str(path) for path in files], "seconds": seconds, "interrupted": interrupted}
+        order = {"files": [*map(str, files)], "seconds": seconds, "interrupted": interrupted}
         try:
             print(json.dumps(order), file=self._process.stdin, flush=True)
             return self._answer()

@@ -17,6 +17,7 @@ from time import clock_gettime, monotonic, pthread_getcpuclockid, sleep
 from typing import Any
 
 from orchestrator import settings as settings_file
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import SweepSettings, sweep_folder
@@ -67,7 +68,7 @@ class Writer:
 
     def _look(self) -> None:
         """At what the ledger holds now, in a copy: this process is killed at its end, and holds nothing of it open."""
-        from orchestrator.tracking.projection import Tracker
+        from orchestrator.tracking.projection import Tracker  # with MLflow: once this process has made room for trials
 
         self._ledger.read_again()
         if self._tracker is None:
@@ -77,15 +78,13 @@ class Writer:
 
     def finish(self, files: list[str], interrupted: bool) -> WriteResult:
         """Write everything, to the end."""
-        from orchestrator.driver.sweep import result_of
-        from orchestrator.tracking.publishing import page_text
 
         def finish(tracker: Any) -> None:
-            result = result_of(self._settings, self._ledger, interrupted=interrupted)
-            tracker.finish(result, [Path(file) for file in files])
+            snapshot = SweepSnapshot.of(self._settings, self._ledger).begun()
+            tracker.finish(snapshot, [Path(file) for file in files], interrupted=interrupted)
 
         done = self.write(finish)
-        page = page_text(self._settings, self._tracker) if done else None
+        page = self._tracker.page if done else None
         return WriteResult(page=page, reason=self.fault, n_whole=self.n_whole)
 
 

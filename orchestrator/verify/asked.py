@@ -3,28 +3,28 @@
 from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.verify.ledger import Difference, LedgerSnapshot
-from trainables.models.base_model import RANDOM_PREFIX
-from trainables.values.config import Weights
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.verify.ledger import Difference
+from trainables.values.config import RANDOM_PREFIX, Weights
 
 SHOWN_CHARS = 80
 """Of a value that differs."""
 
 
-def of_settings(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_settings(kept: SweepSnapshot) -> Iterator[Difference]:
     """settings.json is what the sweep began with."""
     for name, then, now in kept.edits:
         text = f"{name} is {_short(now)}, the sweep began with {_short(then)}"
         yield Difference(part="settings.json", text=text)
 
 
-def of_workload(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_workload(kept: SweepSnapshot) -> Iterator[Difference]:
     """The base model and the rows are those that were asked for, with the weights that every trial ran on."""
     for text in _of_workload(kept):
         yield Difference(part="ledger", text=text)
 
 
-def _of_workload(kept: LedgerSnapshot) -> Iterator[str]:
+def _of_workload(kept: SweepSnapshot) -> Iterator[str]:
     workload = kept.workload
     if workload is None:
         return
@@ -37,9 +37,9 @@ def _of_workload(kept: LedgerSnapshot) -> Iterator[str]:
     for name in ("weights", "compute_dtype"):
         ours = getattr(workload, name)
         others = [t for t in kept.trials if t.environment.get(name, ours) != ours]
-        for trial in others[:1]:
-            more = f" (and {len(others) - 1} trials more)" if len(others) > 1 else ""
-            yield f"trial {trial.number} ran on {name} {trial.environment[name]!r}, its workload has {ours!r}{more}"
+        if others:
+            first, more = others[0], f" (and {len(others) - 1} trials more)" if len(others) > 1 else ""
+            yield f"trial {first.number} ran on {name} {first.environment[name]!r}, its workload has {ours!r}{more}"
 
 
 def _kinds(base_model: str) -> tuple[Weights, ...]:

@@ -7,20 +7,20 @@ whole copy, stays.
 
 import logging
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from orchestrator import settings as settings_file
-from orchestrator.analysis.budgets import FINISHED
-from orchestrator.driver.sweep import owned
-from orchestrator.ledger import FAULTS
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.ledger import adapter_store
+from orchestrator.ledger.ownership import owned
 from orchestrator.security.redaction import reason_of
 from orchestrator.settings import sweep_folder
+from orchestrator.tracking.publishing import publish
 from orchestrator.verify.asked import of_settings, of_workload
 from orchestrator.verify.files import of_adapters, of_drawn, of_front_file, of_table
-from orchestrator.verify.ledger import Difference, LedgerSnapshot, of_ledger, of_study, read
-from orchestrator.workers import adapter_store
+from orchestrator.verify.ledger import Difference, of_ledger, of_study, read
+from orchestrator.verify.mlflow_runs import adapter_copies, forget, of_mlflow
 from trainables.values.errors import ConfigError, LedgerDamaged, SweepError
 
 logger = logging.getLogger(__name__)
@@ -48,37 +48,23 @@ class Verified:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-
-        def plain(found: tuple[Difference, ...]) -> list[dict[str, str]]:
-            return [{"part": difference.part, "text": difference.text} for difference in found]
-
-        before = None if self.repaired is None else plain(self.repaired)
         return {
             "name": self.name,
             "trials": self.n_trials,
             "whole": not self.differences,
-            "differences": plain(self.differences),
-            "before_repair": before,
+            "differences": [difference.to_dict() for difference in self.differences],
+            "before_repair": None if self.repaired is None else [difference.to_dict() for difference in self.repaired],
         }
 
 
-def differences_of(kept: LedgerSnapshot, root: Path) -> tuple[Difference, ...]:
+def differences_of(kept: SweepSnapshot, root: Path) -> tuple[Difference, ...]:
     """All differences, those of settings and ledger first; of a sweep that never started only that."""
     found = [*of_settings(kept), *of_ledger(kept)]
     if not kept.entries or kept.workload is None:
         return tuple(found)
-    from orchestrator.verify.mlflow_runs import of_mlflow
-
     for check in (of_workload, of_study, of_adapters, of_front_file, of_table, of_drawn):
         found += check(kept)
     return (*found, *of_mlflow(kept, root))
-
-
-def is_over(kept: LedgerSnapshot) -> bool:
-    """Whether a resumed sweep would find nothing to do: its trials are settled, none of what followed them failed, and
-    the files beside the ledger were written after the last. MLflow, which `sync` completes, is not asked."""
-    done = kept.facts[FINISHED] and not kept.facts[FAULTS] and any(t.state == "completed" for t in kept.trials)
-    return bool(done) and not any(chain(of_ledger(kept), of_front_file(kept), of_table(kept)))
 
 
 def run(name: str, root: Path, *, repair: bool = False) -> Verified:
@@ -106,25 +92,20 @@ def run(name: str, root: Path, *, repair: bool = False) -> Verified:
         raise ConfigError(f"NAME: {error.filename} cannot be written, so sweep {name!r} cannot be held") from None
 
 
-def _repair(kept: LedgerSnapshot, root: Path, found: tuple[Difference, ...]) -> None:
+def _repair(kept: SweepSnapshot, root: Path, found: tuple[Difference, ...]) -> None:
     """Bring damaged adapters back from MLflow's copies, delete wrong runs, and write everything from the ledger."""
     if kept.edits:
         settings_file.save(kept.settings, kept.folder)
     if not kept.entries or kept.workload is None:
         return
-    from orchestrator.tracking.publishing import publish
-    from orchestrator.verify.mlflow_runs import adapter_copies, forget
-
-    damaged = {difference.key for difference in found if difference.key}
-    runs = {difference.run_id for difference in found if difference.run_id}
-    models = {difference.model_id for difference in found if difference.model_id}
+    damaged = {difference.key for difference in found} - {None}
     try:
         copies = adapter_copies(kept, root) if damaged else {}
         for entry in kept.entries:
-            copy = copies.get(entry.result.key) if entry.result.key in damaged else None
-            if copy:
-                adapter_store.restore(kept.folder / "adapters", entry.result.key, copy, entry.adapter_sha256)
-        forget(kept, root, runs, models)
+            key = entry.result.key
+            if key in damaged and copies.get(key):
+                adapter_store.restore(kept.folder / "adapters", key, copies[key], entry.adapter_sha256)
+        forget(kept, root, found)
     except SweepError:
         raise
     except Exception as error:

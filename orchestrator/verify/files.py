@@ -3,12 +3,18 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from orchestrator.analysis.budgets import FINISHED
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.ledger import FAULTS, adapter_store
 from orchestrator.report import digests
 from orchestrator.report.digests import FILES
-from orchestrator.verify.ledger import Difference, LedgerSnapshot, Part
-from orchestrator.workers import adapter_store
+from orchestrator.report.rows import trial_row
+from orchestrator.verify.ledger import Difference, Part, of_ledger
 
 FILE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What reading a damaged file raises; Arrow's errors are among them."""
@@ -17,7 +23,7 @@ FILE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 COMPARED = ("front.json", "trials.parquet")
 
 
-def of_adapters(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_adapters(kept: SweepSnapshot) -> Iterator[Difference]:
     """Every completed trial's adapter is there, with the checksums that were recorded."""
     for entry in kept.entries:
         if entry.result.state != "completed":
@@ -29,7 +35,7 @@ def of_adapters(kept: LedgerSnapshot) -> Iterator[Difference]:
             yield Difference(part="adapters", text=text, key=entry.result.key)
 
 
-def of_front_file(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_front_file(kept: SweepSnapshot) -> Iterator[Difference]:
     """front.json is the ledger's front."""
     expected = json.loads(json.dumps(kept.front.to_dict()))
     try:
@@ -44,22 +50,21 @@ def of_front_file(kept: LedgerSnapshot) -> Iterator[Difference]:
             yield Difference(part="front.json", text=f"{name} is not what the ledger gives")
 
 
-def of_table(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_table(kept: SweepSnapshot) -> Iterator[Difference]:
     """trials.parquet has one row a trial, each value as the ledger gives it; so has its front."""
-    import pyarrow.parquet as pq
-
-    from orchestrator.report.rows import trial_row
-
     try:
         rows = pq.read_table(kept.folder / "trials.parquet").to_pylist()
-        theirs = [row["key"] for row in rows]
-        on_front = [row["key"] for row in rows if row["on_pareto_front"]]
+        theirs, on_front = [], []
+        for row in rows:
+            theirs.append(row["key"])
+            if row["on_pareto_front"]:
+                on_front.append(row["key"])
     except FILE_ERRORS as error:
         yield Difference(part="trials.parquet", text=f"cannot be read ({_short(error)})")
         return
     yield from _of_keys("trials.parquet", "in a row", theirs, {trial.key for trial in kept.trials}, kept)
     yield from _of_keys("trials.parquet", "on the front", on_front, kept.front.keys, kept)
-    by_key = {row["key"]: row for row in rows}
+    by_key = dict(zip(theirs, rows, strict=True))
     for trial in kept.trials:
         found = by_key.get(trial.key)
         if found is None:
@@ -75,15 +80,22 @@ def of_table(kept: LedgerSnapshot) -> Iterator[Difference]:
             yield Difference(part="trials.parquet", text=text + more)
 
 
-def of_drawn(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_drawn(kept: SweepSnapshot) -> Iterator[Difference]:
     """Figures and report are what was written; front.json and trials.parquet are compared value by value."""
-    known = {name: digest for name, digest in (kept.facts[FILES] or {}).items() if name not in COMPARED}
-    for name, fault in digests.faults(kept.folder, known):
-        yield Difference(part="files", text=f"{name} {fault}")
+    for name, fault in digests.faults(kept.folder, kept.facts.get(FILES) or {}):
+        if name not in COMPARED:
+            yield Difference(part="files", text=f"{name} {fault}")
+
+
+def is_over(kept: SweepSnapshot) -> bool:
+    """Whether a resumed sweep would find nothing to do: its trials are settled, none of what followed them failed, and
+    the files beside the ledger were written after the last. MLflow, which `sync` completes, is not asked."""
+    done = kept.facts.get(FINISHED) and not kept.facts.get(FAULTS) and any(t.state == "completed" for t in kept.trials)
+    return bool(done) and not any(chain(of_ledger(kept), of_front_file(kept), of_table(kept)))
 
 
 def _of_keys(
-    part: Part, what: str, found: Sequence[str], expected: set[str] | frozenset[str], kept: LedgerSnapshot
+    part: Part, what: str, found: Sequence[str], expected: set[str] | frozenset[str], kept: SweepSnapshot
 ) -> Iterator[Difference]:
     numbers = {trial.key: f"trial {trial.number}" for trial in kept.trials}
     for key, count in Counter(found).items():

@@ -1,31 +1,28 @@
 """A sweep's ledger against what was asked for, and the Optuna study that is rebuilt from it. Pure but for `read`."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator import settings as settings_file
-from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
+from orchestrator.analysis.budgets import FINISHED
 from orchestrator.analysis.finalists import to_evaluate
-from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.analysis.settled import is_settled
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import status_of
-from orchestrator.command import command
-from orchestrator.driver.pairs import is_settled
 from orchestrator.ledger import FAULTS, Ledger
-from orchestrator.ledger.rows import Entry
-from orchestrator.report import content
-from orchestrator.report.digests import FILES
+from orchestrator.search.proposer import Proposer
 from orchestrator.settings import SweepSettings
-from trainables.values.config import FINAL_STATES, TrialConfig, Workload
+from orchestrator.settings.command import command
+from trainables.values.config import FINAL_STATES, TrialConfig
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
 
 LEFT_BY_TRIALS = ("adapters", "front.json", "trials.parquet")
 Part = Literal["settings.json", "ledger", "study", "adapters", "front.json", "trials.parquet", "files", "MLflow"]
-FACTS = ("id", settings_file.ASKED, FILES, FAULTS, *content.FACTS)
-"""Of a ledger: what its projections are written from beside its trials."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,93 +43,65 @@ class Difference:
     def __str__(self) -> str:
         return f"{self.part}: {self.text}"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerSnapshot:
-    """What a sweep's ledger holds, read at one moment.
-
-    Attributes:
-        settings: that the sweep began with; of an older ledger, which does not hold them, those of settings.json.
-        edits: of settings.json since then: field, value then, value now.
-        facts: FACTS, each may be None.
-    """
-
-    settings: SweepSettings
-    folder: Path
-    workload: Workload | None
-    entries: tuple[Entry, ...]
-    front: Front
-    facts: Mapping[str, Any]
-    edits: tuple[tuple[str, Any, Any], ...] = ()
-
-    @property
-    def trials(self) -> list[TrialResult]:
-        return [entry.result for entry in self.entries]
-
-    @property
-    def is_open(self) -> bool:
-        """Trials are still to be run."""
-        return any(trial.state in ("queued", "running") for trial in self.trials)
+    def to_dict(self) -> dict[str, str]:
+        """JSON-ready."""
+        return {"part": self.part, "text": self.text}
 
 
-def read(settings: SweepSettings, folder: Path) -> LedgerSnapshot:
-    """Read a copy of the ledger.
+def read(settings: SweepSettings, folder: Path) -> SweepSnapshot:
+    """Read a copy of the ledger, under the settings that the sweep began with.
+
+    An older ledger does not hold them: those of settings.json stand for them.
 
     Raises:
         ConfigError: there is none, or its rows cannot be read.
         LedgerDamaged: see orchestrator.ledger.schema.connect.
     """
-    ledger = Ledger(folder / "ledger.db", read_only=True)
-    try:
-        entries = tuple(ledger.entries())
-        facts = {name: ledger.fact(name) for name in FACTS}
-        trials = [entry.result for entry in entries]
-        edits = tuple(settings_file.edits(settings, facts[settings_file.ASKED]))
-        if edits:
-            began = settings_file.of_json(facts[settings_file.ASKED])
-            settings = began.model_copy(update={"tracking_uri": settings.tracking_uri})
-        return LedgerSnapshot(
-            settings=settings,
-            folder=folder,
-            workload=ledger.workload(),
-            entries=entries,
-            front=front_of(trials, settings, facts[REFERENCE]),
-            facts=facts,
-            edits=edits,
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{ledger.path} holds rows that cannot be read ({type(error).__name__}: {reason})") from None
-    finally:
-        ledger.close()
+    with closing(Ledger(folder / "ledger.db", read_only=True)) as ledger:
+        try:
+            snapshot = SweepSnapshot.of(settings, ledger)
+            asked = snapshot.facts.get(settings_file.ASKED)
+            edits = tuple(settings_file.edits(settings, asked))
+            if edits:
+                began = settings_file.of_json(asked).model_copy(update={"tracking_uri": settings.tracking_uri})
+                snapshot = replace(snapshot, settings=began, edits=edits)
+            _ = snapshot.workload, snapshot.front  # what they are made of is rows too
+        except (ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"{ledger.path} holds rows that cannot be read ({type(error).__name__}: {reason})"
+            ) from None
+    return snapshot
 
 
-def of_ledger(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_ledger(kept: SweepSnapshot) -> Iterator[Difference]:
     """Exactly the asked-for trials, each key once, each in a final state, each with what a finished one has."""
     for text in _of_ledger(kept):
         yield Difference(part="ledger", text=text)
 
 
-def _of_ledger(kept: LedgerSnapshot) -> Iterator[str]:
+def _of_ledger(kept: SweepSnapshot) -> Iterator[str]:
     resume = f"go on with: {command()} resume {kept.settings.name}"
     if not kept.entries or kept.workload is None:
         left = [name for name in LEFT_BY_TRIALS if (kept.folder / name).exists()]
         emptied = f"it was emptied: {', '.join(left)} are of trials that it does not hold; restore it from a copy"
-        yield emptied if left and kept.facts["id"] is None else f"no trial was started; {resume}"
+        yield emptied if left and kept.facts.get("id") is None else f"no trial was started; {resume}"
         return
-    for what, count in Counter(trial.key for trial in kept.trials).items():
+    keys, gone = Counter(), set(range(max(trial.number for trial in kept.trials)))
+    for trial in kept.trials:
+        keys[trial.key] += 1
+        gone.discard(trial.number)
+    for what, count in keys.items():
         if count > 1:
             yield f"key {what[:12]} stands {count} times"
-    numbers = {trial.number for trial in kept.trials}
-    for number in sorted(set(range(max(numbers) + 1)) - numbers):
+    for number in sorted(gone):
         yield f"trial {number} is gone"
-    for entry in kept.entries:
-        yield from _of_trial(entry, kept, resume)
+    for trial in kept.trials:
+        yield from _of_trial(trial, kept, resume)
     yield from _of_counts(kept, resume)
 
 
-def _of_trial(entry: Entry, kept: LedgerSnapshot, resume: str) -> Iterator[str]:
-    trial = entry.result
+def _of_trial(trial: TrialResult, kept: SweepSnapshot, resume: str) -> Iterator[str]:
     if kept.workload and kept.workload.key(trial.config) != trial.key:
         yield f"trial {trial.number}: its key {trial.key[:12]} is not that of its config"
     if trial.state not in FINAL_STATES:
@@ -143,10 +112,10 @@ def _of_trial(entry: Entry, kept: LedgerSnapshot, resume: str) -> Iterator[str]:
         yield f"trial {trial.number} is {trial.state} without a reason"
 
 
-def _of_counts(kept: LedgerSnapshot, resume: str) -> Iterator[str]:
+def _of_counts(kept: SweepSnapshot, resume: str) -> Iterator[str]:
     """More or fewer trials than the settings, the space, the baselines and the finalists come to."""
     settings, trials = kept.settings, kept.trials
-    ended = Ended.from_fact(kept.facts[ENDED])
+    ended = kept.ended
     whole = ("trials", "space") if settings.space.method == "grid" else ("trials",)
     early = ended is not None and ended.why not in whole
     n_searched = sum(trial.origin == "search" for trial in trials)
@@ -157,52 +126,55 @@ def _of_counts(kept: LedgerSnapshot, resume: str) -> Iterator[str]:
     if status.n_expected > len(trials):
         yield f"it comes to {status.n_expected} trials, {len(trials)} are there; {resume}"
     by_config = {trial.config: trial for trial in trials}
-    faults = kept.facts[FAULTS] or {}
+    faults = kept.facts.get(FAULTS) or {}
     for trial in trials:
         if f"compare {trial.key}" in faults or is_settled(trial, None):
             continue
         if not is_settled(trial, by_config.get(trial.config.at_other_precision)):
             yield f"trial {trial.number} was not compared with its 16-bit baseline; {resume}"
-    if not kept.facts[FINISHED] and not over_budget:
+    if not kept.facts.get(FINISHED) and not over_budget:
         for trial in to_evaluate(trials, settings):
             if trial.test_evaluation is None and f"evaluate {trial.key}" not in faults:
                 yield f"finalist {trial.number} was not evaluated on the test rows; {resume}"
-    candidates = {_but_precision_and_seed(t.config) for t in trials if t.is_of_search}
-    searched = {trial.config for trial in trials if trial.origin == "search"}
+    yield from _of_origins(trials)
+
+
+def _of_origins(trials: Sequence[TrialResult]) -> Iterator[str]:
+    """Baselines and seed replicates of no trial."""
+    searched, candidates = set(), set()
+    for trial in trials:
+        if trial.origin == "search":
+            searched.add(trial.config)
+        if trial.is_of_search:
+            candidates.add(_at_any_seed(trial.config))
     for trial in trials:
         if trial.origin == "baseline" and trial.config.at_other_precision not in searched:
             yield f"trial {trial.number} is the baseline of no trial"
-        if (
-            trial.origin in ("replicate", "baseline replicate")
-            and _but_precision_and_seed(trial.config) not in candidates
-        ):
+        if not trial.is_of_search and _at_any_seed(trial.config) not in candidates:
             yield f"trial {trial.number} is no other seed of any trial"
 
 
-def _but_precision_and_seed(config: TrialConfig) -> tuple[Any, ...]:
+def _at_any_seed(config: TrialConfig) -> TrialConfig:
     """What a trial has in common with its baseline, and both with their runs under other seeds."""
-    return tuple(getattr(config, name) for name in config.__dataclass_fields__ if name not in ("precision", "seed"))
+    return replace(config, precision="16bit", seed=0)
 
 
-def of_study(kept: LedgerSnapshot) -> Iterator[Difference]:
+def of_study(kept: SweepSnapshot) -> Iterator[Difference]:
     """The Optuna study that a resumed sweep would begin with knows every trial of the search once.
 
     What it would be told is held against the ledger; the study itself, which copies each trial some times over and
     forgets most of a long sweep's, is not made.
     """
-    from orchestrator.search.proposer import Proposer
-
     proposer = Proposer(kept.settings)
     candidates = [e for e in kept.entries if e.result.is_of_search and e.result.state in FINAL_STATES]
     told: Counter[str] = Counter()
     for entry in candidates:
         try:
-            known = proposer.as_told(entry)
+            if known := proposer.as_told(entry):
+                told[known.user_attrs["key"]] += 1
         except (ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             yield Difference(part="study", text=f"trial {entry.result.number} cannot be told ({reason})")
-        else:
-            told.update([known.user_attrs["key"]] if known else [])
     for entry in candidates:
         trial, count = entry.result, told.pop(entry.result.key, 0)
         if count > 1 or (count == 0 and trial.origin == "search"):

@@ -1,31 +1,39 @@
 """A sweep's runs and models in MLflow against what the projection writes there; MLflow is only read here."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.analysis.budgets import ENDED, Ended
-from orchestrator.analysis.front import REFERENCE
-from orchestrator.driver.sweep import SweepResult
-from orchestrator.figures import gallery
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.ledger import adapter_store
 from orchestrator.ledger.rows import Entry
-from orchestrator.report.content import Report, from_facts
+from orchestrator.report.content import SweepReport, report_of
 from orchestrator.report.digests import FILES, sha256_of
 from orchestrator.security.redaction import reason_of
-from orchestrator.tracking.contents import MODEL_TYPE, NOTE, PARENT, Contents, of_model, of_sweep, of_trial, texts
+from orchestrator.tracking.client import MlflowException, open_client
+from orchestrator.tracking.contents import (
+    MODEL_TYPE,
+    NOTE,
+    PARENT,
+    Contents,
+    has_picture,
+    of_model,
+    of_sweep,
+    of_trial,
+    texts,
+)
 from orchestrator.tracking.inputs import digest_of, tags_of
 from orchestrator.tracking.models import ALIAS, models_of
 from orchestrator.tracking.runs import families
-from orchestrator.tracking.store import open_client, store_uri
+from orchestrator.tracking.store import store_uri
 from orchestrator.verify import points
 from orchestrator.verify.files import COMPARED
-from orchestrator.verify.ledger import Difference, LedgerSnapshot
-from orchestrator.workers import adapter_store
+from orchestrator.verify.ledger import Difference
 
-Fault = tuple[str, bool]
+RunFault = tuple[str, bool]
 """What is wrong with a run, and whether it has to be deleted and written anew: MLflow changes neither params nor
 points."""
 
@@ -35,7 +43,7 @@ def difference(text: str, run: Any = None, model: Any = None) -> Difference:
     return Difference(part="MLflow", text=text, run_id=run_id, model_id=model_id)
 
 
-def of_mlflow(kept: LedgerSnapshot, root: Path) -> list[Difference]:
+def of_mlflow(kept: SweepSnapshot, root: Path) -> list[Difference]:
     """One run of the sweep, and one child for each trial, none twice, each with all that the projection writes.
 
     Whatever keeps MLflow from being read is a difference too.
@@ -50,20 +58,20 @@ def of_mlflow(kept: LedgerSnapshot, root: Path) -> list[Difference]:
         return [difference(f"cannot be read ({reason_of(error, kept.settings.tracking_uri)})")]
 
 
-def forget(kept: LedgerSnapshot, root: Path, run_ids: set[str], model_ids: set[str]) -> None:
-    """Delete runs, as MLflow does: they can be brought back there; and models."""
+def forget(kept: SweepSnapshot, root: Path, differences: Collection[Difference]) -> None:
+    """Delete runs that differ, as MLflow does: they can be brought back there; and models."""
     client, _ = open_client(kept.settings.tracking_uri or store_uri(root), root)
-    for run_id in sorted(run_ids):
+    for run_id in sorted({difference.run_id for difference in differences} - {None}):
         client.delete_run(run_id)
-    for model_id in sorted(model_ids):
+    for model_id in sorted({difference.model_id for difference in differences} - {None}):
         client.delete_logged_model(model_id)
 
 
-def adapter_copies(kept: LedgerSnapshot, root: Path) -> dict[str, Path]:
+def adapter_copies(kept: SweepSnapshot, root: Path) -> dict[str, Path]:
     """Folder of each trial's adapter in MLflow by key, where its artifacts lie on this machine."""
     client, experiment_id = open_client(kept.settings.tracking_uri or store_uri(root), root)
     folders = {}
-    for _, children in families(client, experiment_id, str(kept.facts["id"])):
+    for _, children in families(client, experiment_id, str(kept.facts.get("id"))):
         for run in children:
             artifacts = _folder(run.info.artifact_uri)
             if artifacts:
@@ -79,14 +87,14 @@ class Store:
         client: an MlflowClient of `uri`.
     """
 
-    kept: LedgerSnapshot
+    kept: SweepSnapshot
     client: Any
     uri: str
     experiment_id: str
 
     @property
     def sweep_id(self) -> str:
-        return str(self.kept.facts["id"])
+        return str(self.kept.facts.get("id"))
 
 
 def _of_store(store: Store) -> Iterator[Difference]:
@@ -100,7 +108,7 @@ def _of_store(store: Store) -> Iterator[Difference]:
     if parent is None:
         yield difference("there is no run of this sweep")
         return
-    report = from_facts(store.kept.settings, store.kept.trials, store.kept.facts)
+    report = report_of(store.kept)
     yield from _of_parent(store, report, parent)
     yield from _of_children(store, parent, children)
     yield from _of_models(store, children, report.best_loss)
@@ -109,25 +117,16 @@ def _of_store(store: Store) -> Iterator[Difference]:
 # --- the sweep's own run
 
 
-def _of_parent(store: Store, report: Report, parent: Any) -> Iterator[Difference]:
-    kept, facts = store.kept, store.kept.facts
+def _of_parent(store: Store, report: SweepReport, parent: Any) -> Iterator[Difference]:
+    kept = store.kept
     if kept.workload is None:
         return
-    result = SweepResult(
-        settings=kept.settings,
-        workload=kept.workload,
-        trials=tuple(kept.trials),
-        front=kept.front,
-        interrupted=kept.is_open,
-        ended=Ended.from_fact(facts[ENDED]),
-    )
     expected = of_sweep(
-        result,
+        kept,
         report,
         store.sweep_id,
         (store.experiment_id, parent.info.run_id),
-        reference_is_fixed=facts[REFERENCE] is not None,
-        has_front=gallery.FRONT_FILE in (facts[FILES] or {}),
+        has_front=has_picture(kept.facts.get(FILES)),
         final=not kept.is_open,
     )
     if parent.info.status != "FINISHED":
@@ -135,27 +134,30 @@ def _of_parent(store: Store, report: Report, parent: Any) -> Iterator[Difference
     found = points.histories(store.client, store.uri, [(parent, expected.points)])[parent.info.run_id]
     for text, must_go in (*_of_run(parent, expected, found), *_of_input(kept, parent)):
         yield difference(f"the run of this sweep: {text}", parent if must_go else None)
-    yield from _of_artifacts(kept, parent, texts(result, facts["data_counts"]))
+    yield from _of_artifacts(kept, parent, texts(kept))
 
 
-def _of_input(kept: LedgerSnapshot, parent: Any) -> Iterator[Fault]:
+def _of_input(kept: SweepSnapshot, parent: Any) -> Iterator[RunFault]:
     """The rows. Their source and profile MLflow keeps once for all sweeps that read them."""
     digest = digest_of(kept.workload) if kept.workload else ""
     there = [one for one in parent.inputs.dataset_inputs if one.dataset.digest == digest]
     n_inputs = len(parent.inputs.dataset_inputs)
     if len(there) != 1 or n_inputs != 1:
         yield f"its inputs are {n_inputs} data sets, not the one of its rows", n_inputs > 0
-    elif {tag.key: tag.value for tag in there[0].tags} != tags_of(kept.facts["data_counts"] or {}):
+    elif {tag.key: tag.value for tag in there[0].tags} != tags_of(kept.facts.get("data_counts") or {}):
         yield "counts of its rows are not those of the ledger", True
 
 
-def _of_artifacts(kept: LedgerSnapshot, parent: Any, written: Mapping[str, str]) -> Iterator[Difference]:
+def _of_artifacts(kept: SweepSnapshot, parent: Any, written: Mapping[str, str]) -> Iterator[Difference]:
     """What was logged with the run, where its artifacts lie on this machine."""
     artifacts = _folder(parent.info.artifact_uri)
     if artifacts is None:
         return
-    expected = kept.facts[FILES] or {name: sha256_of(kept.folder / name) for name in COMPARED}
-    expected = {**expected, **{name: hashlib.sha256(text.encode()).hexdigest() for name, text in written.items()}}
+    expected = dict(kept.facts.get(FILES) or {})
+    for name in () if expected else COMPARED:
+        expected[name] = sha256_of(kept.folder / name)
+    for name, text in written.items():
+        expected[name] = hashlib.sha256(text.encode()).hexdigest()
     for name, digest in expected.items():
         if sha256_of(artifacts / name) != digest:
             yield difference(f"{name} of the sweep's run is not the one that was written")
@@ -175,7 +177,7 @@ def _of_children(store: Store, parent: Any, children: list[Any]) -> Iterator[Dif
         elif entries[key].result.state != "queued":
             due.append((run, entries[key], _contents(store, entries[key], parent)))
     found = points.histories(store.client, store.uri, [(run, contents.points) for run, _, contents in due])
-    of_trial: dict[str, list[tuple[list[Fault], Any]]] = {}
+    of_trial: dict[str, list[tuple[list[RunFault], Any]]] = {}
     for run, entry, contents in due:
         faults = [*_of_run(run, contents, found[run.info.run_id]), *_of_adapter(run, contents, entry)]
         of_trial.setdefault(entry.result.key, []).append((faults, run))
@@ -196,7 +198,7 @@ def _contents(store: Store, entry: Entry, parent: Any) -> Contents:
     return of_trial(entry, kept.settings, *where, on_front=on_front, final=not kept.is_open)
 
 
-def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[Fault]:
+def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[RunFault]:
     """A run against its contents.
 
     Args:
@@ -215,15 +217,14 @@ def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[Fault]:
         elif there != value:
             yield f"tag {name} is {there!r}, the ledger has {value!r}", False
     if run.data.params != expected.params:
-        names = {*expected.params, *run.data.params}
-        wrong = sorted(n for n in names if expected.params.get(n) != run.data.params.get(n))
-        yield f"params differ from what was asked: {', '.join(wrong)}", True
+        wrong = dict(expected.params.items() ^ run.data.params.items())
+        yield f"params differ from what was asked: {', '.join(sorted(wrong))}", True
     faults = points.faults(found, run.data.metrics, expected.points)
     if faults:
         yield faults.text, not faults.only_gone
 
 
-def _of_adapter(run: Any, expected: Contents, entry: Entry) -> Iterator[Fault]:
+def _of_adapter(run: Any, expected: Contents, entry: Entry) -> Iterator[RunFault]:
     artifacts = _folder(run.info.artifact_uri)
     if expected.status == "FINISHED" and artifacts:
         fault = adapter_store.fault(artifacts / "adapter", entry.adapter_sha256)
@@ -269,8 +270,8 @@ def _of_model(model: Any, entry: Entry, sweep_id: str, run: Any) -> Iterator[str
         yield f"it is {model.name!r}, a {model.model_type}; expected {expected.name!r}, a {MODEL_TYPE}"
     if expected.params != model.params or not expected.tags.items() <= model.tags.items():
         yield "its params or tags are not those of its trial"
-    metrics = {(m.key, points.stored(m.value), m.timestamp, m.step) for m in model.metrics or ()}
-    if metrics != {(name, points.stored(value), at, step) for name, value, at, step in expected.points}:
+    due = {(name, points.stored(value), at, step) for name, value, at, step in expected.points}
+    if points.stored_points(model.metrics or ()) != due:
         yield "its metrics are not those of its trial"
     linked = {output.model_id for output in (run.outputs.model_outputs if run and run.outputs else ())}
     if run and (model.source_run_id != run.info.run_id or model.model_id not in linked):
@@ -283,8 +284,6 @@ def _of_model(model: Any, entry: Entry, sweep_id: str, run: Any) -> Iterator[str
 
 def _is_registered(store: Store, model: Any) -> bool:
     """Whether a model is the one under the alias of the sweep's registered model."""
-    from mlflow.exceptions import MlflowException
-
     try:
         version = store.client.get_model_version_by_alias(store.kept.settings.name, ALIAS)
     except MlflowException:

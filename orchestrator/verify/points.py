@@ -1,8 +1,7 @@
 """The points of runs' metrics in MLflow, and what is wrong with them beside those of the ledger."""
 
 import sqlite3
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from math import isnan
@@ -35,6 +34,11 @@ def stored(value: float) -> float | None:
     return None if isnan(value) else max(-float_info.max, min(float_info.max, value))
 
 
+def stored_points(metrics: Iterable[Any]) -> set[Any]:
+    """MLflow's metrics as points."""
+    return {(m.key, stored(m.value), m.timestamp, m.step) for m in metrics}
+
+
 def histories(client: Any, uri: str, expected: Sequence[tuple[Any, Sequence[Point]]]) -> dict[str, set[Any]]:
     """All points of runs by run id.
 
@@ -44,23 +48,28 @@ def histories(client: Any, uri: str, expected: Sequence[tuple[Any, Sequence[Poin
     Args:
         expected: runs, each with its points.
     """
+    found = {}
     if not uri.startswith("sqlite:"):
-        return {run.info.run_id: _asked(client, run, points) for run, points in expected}
+        for run, points in expected:
+            found[run.info.run_id] = _asked(client, run, points)
+        return found
     query = "SELECT key, CASE WHEN is_nan THEN NULL ELSE value END, timestamp, step FROM metrics WHERE run_uuid = ?"
     with closing(sqlite3.connect(str(make_url(uri).database), timeout=30)) as db:
-        return {run.info.run_id: set(db.execute(query, (run.info.run_id,))) for run, _ in expected}
+        for run, _ in expected:
+            found[run.info.run_id] = set(db.execute(query, (run.info.run_id,)))
+    return found
 
 
 def _asked(client: Any, run: Any, points: Sequence[Point]) -> set[Any]:
-    n_points = Counter(name for name, *_ in points)
-    single = {name: (at, step) for name, _, at, step in points if n_points[name] == 1}
+    moments: dict[str, list[tuple[int, int]]] = {}
+    for name, _, at, step in points:
+        moments.setdefault(name, []).append((at, step))
     found = set()
     for name, value in run.data.metrics.items():
-        if name in single:
-            found.add((name, stored(value), *single[name]))
+        if len(moments.get(name, ())) == 1:
+            found.add((name, stored(value), *moments[name][0]))
         elif not name.startswith(SYSTEM):
-            history = client.get_metric_history(run.info.run_id, name)
-            found |= {(m.key, stored(m.value), m.timestamp, m.step) for m in history}
+            found |= stored_points(client.get_metric_history(run.info.run_id, name))
     return found
 
 
@@ -74,8 +83,11 @@ def faults(found: set[Any], last: Mapping[str, float], expected: Sequence[Point]
         found: points as `histories` gives them.
         last: value of each metric as the run shows it.
     """
-    due = {(name, step): (stored(value), at) for name, value, at, step in expected}
-    whole = {(name, value, at, step) for (name, step), (value, at) in due.items()}
+    due, whole, latest = {}, set(), {}
+    for name, value, at, step in sorted(expected, key=_place):
+        latest[name] = stored(value)
+        due[name, step] = latest[name], at
+        whole.add((name, latest[name], at, step))
     texts, only_gone = {}, True
     for name, value, _, step in sorted(whole - found, key=_place):
         texts.setdefault(name, f"{name} at step {step} is gone, the ledger has {value}")
@@ -85,7 +97,6 @@ def faults(found: set[Any], last: Mapping[str, float], expected: Sequence[Point]
         if at >= since and not name.startswith(SYSTEM):
             texts[name] = f"{name} at step {step} is {value}, the ledger has {ours}"
             only_gone = False
-    latest = {name: value for (name, _), (value, _) in sorted(due.items(), key=lambda item: item[0])}
     for name, value in latest.items():
         shown = stored(last[name]) if name in last else None
         if name in last and shown == value:

@@ -8,7 +8,8 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.workers import adapter_store, checkpoints
+from orchestrator.ledger import adapter_store
+from orchestrator.workers import checkpoints
 from trainables.values.checkpoint import Checkpoint
 
 

@@ -14,14 +14,14 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from orchestrator.ledger.task import Fault
+from orchestrator.ledger.task import TaskFault
 from trainables.values.errors import DeviceLost
 
 REFUSED = re.compile(r"IncompatibleNode: (.+)")
 """The last line that Ray keeps of a worker which found its node unfit, see orchestrator.workers.versions."""
 
 
-def fault_of(error: BaseException | None, text: str = "") -> Fault:
+def fault_of(error: BaseException | None, text: str = "") -> TaskFault:
     """Of what kind an error of Ray is.
 
     Args:
@@ -34,33 +34,35 @@ def fault_of(error: BaseException | None, text: str = "") -> Fault:
     said = str(error or text)
     short = " ".join(said.split())
     if isinstance(error, OutOfMemoryError) or "due to the node running low on memory" in short:
-        return Fault(kind="host memory", text="Ray killed its worker process: the host (not the GPU) ran out of memory")
+        return TaskFault(
+            kind="host memory", text="Ray killed its worker process: the host (not the GPU) ran out of memory"
+        )
     if isinstance(error, NodeDiedError) or (isinstance(error, RayActorError) and _names_a_node(short)):
-        return Fault(kind="node", text="its node was lost")
+        return TaskFault(kind="node", text="its node was lost")
     if isinstance(error, RayActorError) and not error.actor_init_failed:
-        return Fault(kind="worker", text="its worker process was lost")
+        return TaskFault(kind="worker", text="its worker process was lost")
     if isinstance(error, WorkerCrashedError | ObjectLostError):
-        return Fault(kind="worker", text="its worker process was lost")
+        return TaskFault(kind="worker", text="its worker process was lost")
     if isinstance(error, DeviceLost):
         said = " ".join(str(getattr(error, "cause", error)).split())
-        return Fault(kind="device", text=f"its GPU was of no more use to its process: {said[:300]}")
+        return TaskFault(kind="device", text=f"its GPU was of no more use to its process: {said[:300]}")
     last = said.strip().splitlines()[-1:] or ["unknown"]
     if isinstance(error, RayActorError) and (refused := REFUSED.search(last[0])):
-        return Fault(kind="incompatible node", text=f"its node was unfit: {refused[1][:300]}")
+        return TaskFault(kind="incompatible node", text=f"its node was unfit: {refused[1][:300]}")
     if isinstance(error, RayActorError) and "failed to import on the worker" in short:
-        return Fault(kind="node", text=f"its node lacks what a worker needs: {last[0].strip()[:300]}")
-    return Fault(kind="own", text=f"its worker could not go on: {last[0].strip()[:300]}")
+        return TaskFault(kind="node", text=f"its node lacks what a worker needs: {last[0].strip()[:300]}")
+    return TaskFault(kind="own", text=f"its worker could not go on: {last[0].strip()[:300]}")
 
 
-def fault_of_trial(trial: Any) -> Fault:
+def fault_of_trial(trial: Any) -> TaskFault:
     """Of what kind the error is that Ray Tune has just kept of one of its trials, in files of this process's own."""
-    kept = [Path(path) if path else None for path in (trial.pickled_error_file, trial.error_file)]
-    pickled, text = (path if path and path.is_file() else None for path in kept)
-    said = text.read_text("utf-8", errors="replace") if text else ""
-    return fault_of(cloudpickle.loads(pickled.read_bytes()) if pickled else None, said)
+    pickled, said = _content(trial.pickled_error_file), _content(trial.error_file)
+    return fault_of(cloudpickle.loads(pickled) if pickled else None, said.decode("utf-8", errors="replace"))
+
+
+def _content(path: str | None) -> bytes:
+    return Path(path).read_bytes() if path and Path(path).is_file() else b""
 
 
 def _names_a_node(text: str) -> bool:
-    return any(
-        words in text for words in ("its node has died", "node is dead", "node died", "node has been terminated")
-    )
+    return re.search("its node has died|node is dead|node died|node has been terminated", text) is not None

@@ -1,4 +1,4 @@
-"""The driver's time for one trial when a long sweep lies behind it: ask, tell and ledger; part of bench-search."""
+"""The driver's time for one trial when a long sweep lies behind it: ask, tell, ledger. Part of bench `search`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.driver.driver import Driver, Stop
 from orchestrator.ledger import Ledger
-from orchestrator.ledger.task import Report, Task
+from orchestrator.ledger.task import Task, TaskReport
 from tests.bench.overhead import fake_loss_nats
 from tests.bench.search_methods import WORKLOAD
 from trainables.values.config import TrialConfig, rungs
@@ -69,9 +69,9 @@ def fill(ledger: Ledger, settings: settings_file.SweepSettings, n_trials: int) -
         ledger.finish(key, "completed", train_seconds=1.0)
 
 
-def report_of(task: Task, step: int) -> Report:
+def report_of(task: Task, step: int) -> TaskReport:
     """What a worker says at a rung."""
-    return Report(
+    return TaskReport(
         state="completed" if step == task.config.max_steps else "running",
         measurement=measurement_of(task.key, task.config, step),
         cost=cost_of(task.config),

@@ -1,4 +1,4 @@
-"""Whether one driver keeps up with a cluster: `make bench-cluster`
+"""Whether one driver keeps up with a cluster: `make bench ARGS=cluster`
 
 python -m tests.bench.cluster --at-once 256 --trials 5000 --trial-seconds 60
 
@@ -32,7 +32,7 @@ import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.driver.driver import Driver, Stop
 from orchestrator.ledger import Ledger
-from orchestrator.ledger.task import Report, Task
+from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.writer_process import REST_SHARE, SYNC_SECONDS
@@ -54,14 +54,14 @@ N_MARKS = 5
 """Moments, evenly over the trials, at which memory and the parts' times are looked at."""
 
 
-def reports_of(task: Task) -> Iterator[Report]:
+def reports_of(task: Task) -> Iterator[TaskReport]:
     """What a worker says of a task: four rungs of a trial, else one report; held-out loss falls to its last value."""
     last = whole_report(task)
     if task.kind == "train":
         for rung in rungs(task.config.max_steps)[:-1]:
             loss = last.measurement.eval_loss_nats * (2 - rung / task.config.max_steps)
             measured = replace(last.measurement, step=rung, eval_loss_nats=loss)
-            yield Report(state="running", measurement=measured, cost=last.cost)
+            yield TaskReport(state="running", measurement=measured, cost=last.cost)
     yield last
 
 
@@ -94,7 +94,7 @@ class TimedDriver:
         self.seconds[part].append(self.now() - begin)
         return result
 
-    def take(self) -> tuple[Task, Iterator[Report]] | None:
+    def take(self) -> tuple[Task, Iterator[TaskReport]] | None:
         """The next task, None where there is none now."""
         task = self.timed("next task", self.driver.next_task)
         if task is None:
@@ -102,7 +102,7 @@ class TimedDriver:
         self.driver.began(task)
         return task, reports_of(task)
 
-    def handle(self, task: Task, report: Report) -> bool:
+    def handle(self, task: Task, report: TaskReport) -> bool:
         """One report; returns whether the task ended."""
         if report.is_last and task.kind == "train":
             report = self._compared(task, report)
@@ -112,7 +112,7 @@ class TimedDriver:
             self.timed("end", lambda: self.driver.ended(task))
         return is_over
 
-    def _compared(self, task: Task, report: Report) -> Report:
+    def _compared(self, task: Task, report: TaskReport) -> TaskReport:
         """As the worker does: the second half of a pair brings its similarity."""
         half = WORKLOAD.key(task.config.at_other_precision)
         self.halves.add(task.key)

@@ -1,4 +1,4 @@
-"""Ten thousand recorded trials in one ledger: what reading them costs. `make bench-load`
+"""Ten thousand recorded trials in one ledger: what reading them costs. `make bench ARGS=load`
 
 python tests/bench/load.py --trials 10000 [--mlflow]
 
@@ -27,12 +27,11 @@ import numpy as np
 import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import ENDED, FINISHED
-from orchestrator.driver.sweep import result_of
-from orchestrator.ledger import Ledger
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import outputs
 from orchestrator.settings import SweepSettings
 from orchestrator.tracking.publishing import publish
-from orchestrator.workers import adapter_store
 from tests.bench.overhead import fake_comparison, fake_loss_nats
 from trainables.values.config import TrialConfig, Workload, rungs
 from trainables.values.errors import ConfigError, SweepError
@@ -131,7 +130,7 @@ def write(root: Path, n_trials: int) -> tuple[SweepSettings, int]:
             quantized = replace(comparison.quantized, n_rows=128)
             ledger.set_similarity(key, replace(comparison, quantized=quantized))
             n += 1
-    outputs.write_data(result_of(settings, ledger), folder)
+    outputs.write_data(SweepSnapshot.of(settings, ledger), folder)
     ledger.close()
     return settings, n
 

@@ -1,4 +1,4 @@
-"""What 4 bits save, how far predictions are off, and how far equal trials differ: `make bench-measurement`
+"""What 4 bits save, how far predictions are off, and how far equal trials differ: `make bench ARGS=measurement`
 
 python tests/bench/measurement.py --base-model random:FOLDER --data ROWS
 

@@ -1,4 +1,4 @@
-"""How much later a sweep ends over a store of MLflow's that is locked, away or silent: `make bench-mlflow-faults`
+"""How much later a sweep ends over a store of MLflow's that is locked, away or silent: `make bench ARGS=mlflow-faults`
 
 python tests/bench/mlflow_faults.py --trials 20 --steps 200
 

@@ -1,4 +1,4 @@
-"""What a sweep costs a trial beside the training itself: `make bench-overhead`
+"""What a sweep costs a trial beside the training itself: `make bench ARGS=overhead`
 
 python tests/bench/overhead.py --trials 2000
 
@@ -32,7 +32,7 @@ import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.cluster import ray_cluster
 from orchestrator.driver import sweep
-from orchestrator.ledger.task import Report, Task
+from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.writer import MlflowWriter
 from search_spaces import EarlyTerminate
@@ -65,17 +65,17 @@ def fake_comparison() -> Comparison:
     return Comparison(quantized=similarity(0.99), untuned=similarity(0.5))
 
 
-def whole_report(task: Task) -> Report:
+def whole_report(task: Task) -> TaskReport:
     """What a worker says of a task that it has done."""
     if task.kind == "evaluate":
         test_evaluation = TestEvaluation(row_nats=(2.0, 4.0), row_tokens=(1, 2), untuned_row_nats=(4.0, 8.0))
-        return Report(state="completed", test_evaluation=test_evaluation)
+        return TaskReport(state="completed", test_evaluation=test_evaluation)
     if task.kind == "compare":
-        return Report(state="completed", similarity=(task.key, fake_comparison()))
+        return TaskReport(state="completed", similarity=(task.key, fake_comparison()))
     loss, config = fake_loss_nats(task.key), task.config
     times = dict.fromkeys(("seconds_per_step", "seconds_per_step_p10", "seconds_per_step_p90"), 0.01)
     memory = dict.fromkeys(("peak_memory_mib", "reserved_memory_mib"), 1000.0 + config.rank * len(config.targets))
-    return Report(
+    return TaskReport(
         state="completed",
         measurement=Measurement(step=config.max_steps, train_loss_nats=loss, eval_loss_nats=loss),
         cost=Cost(**times, **memory, tokens_per_second=1e5, device="none"),
@@ -84,7 +84,7 @@ def whole_report(task: Task) -> Report:
     )
 
 
-def with_similarity(report: Report, task: Task, other_half: str) -> Report:
+def with_similarity(report: TaskReport, task: Task, other_half: str) -> TaskReport:
     """The report of a pair's second half, which brings its similarity.
 
     Args:

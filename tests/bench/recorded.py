@@ -25,7 +25,7 @@ EQUAL_METRICS = ("eval_loss_nats", "peak_memory_mib")
 """What equal trials are compared by, beside similarity."""
 
 Run = Mapping[str, Any]
-"""A recorded run of `make bench-speed`."""
+"""A recorded run of `make bench ARGS=speed`."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -42,15 +42,15 @@ def readme_rows() -> Iterator[str]:
     log, search_log = "[log](tests/bench/LOG.md)", "[log](tests/bench/SEARCH_LOG.md)"
     yield row("question", "answer", "from")
     yield row("---", "---", "---")
-    yield row("What do 4 bits save?", memory(report), "report; `make bench-measurement`")
+    yield row("What do 4 bits save?", memory(report), "report; `make bench ARGS=measurement`")
     yield row("What does that cost?", step_time(report), "report")
     yield row("Is it as good as 16 bits? (stand-in)", similarity(report), "report")
     yield row("Where are 4 bits felt? (stand-in)", sensitivity_line(), "`qlora-sweep sensitivity`")
-    yield row("How far are predicted peaks off?", predicted_peaks(), "`make bench-memory`")
-    yield row("How fast? (random weights)", trials_an_hour(), f"`make bench-speed`; {log}")
-    yield row("How soon is a good front there? (demo)", soon(), f"`make bench-search`; {search_log}")
-    yield row("What does stopping trials early lose? (demo)", lost(), f"`make bench-search`; {search_log}")
-    yield row("Do equal trials agree?", equal_trials(), "`make bench-measurement`")
+    yield row("How far are predicted peaks off?", predicted_peaks(), "`make bench ARGS=memory`")
+    yield row("How fast? (random weights)", trials_an_hour(), f"`make bench ARGS=speed`; {log}")
+    yield row("How soon is a good front there? (demo)", soon(), f"`make bench ARGS=search`; {search_log}")
+    yield row("What does stopping trials early lose? (demo)", lost(), f"`make bench ARGS=search`; {search_log}")
+    yield row("Do equal trials agree?", equal_trials(), "`make bench ARGS=measurement`")
 
 
 def row(*cells: str) -> str:
@@ -148,7 +148,7 @@ def found(pattern: str, text: str) -> tuple[str, ...]:
 
 
 def log_lines() -> Iterator[str]:
-    """The recorded runs of `make bench-speed` beside each other."""
+    """The recorded runs of `make bench ARGS=speed` beside each other."""
     runs = [read(name) for name in SPEED_RUNS]
     yield row("", *(f"run {number}" for number in range(1, len(runs) + 1)))
     yield row("---", *("---:" for _ in runs))
@@ -196,7 +196,7 @@ SPEED_FIGURES: Mapping[str, Callable[[Run], str]] = {
 
 
 def search_log_lines() -> Iterator[str]:
-    """What `make bench-search` printed of the recorded run."""
+    """What `make bench ARGS=search` printed of the recorded run."""
     return search.report(read("search-replay.json"))
 
 

@@ -1,4 +1,4 @@
-"""How many GPU-seconds a search needs, beside others: `make bench-search`
+"""How many GPU-seconds a search needs, beside others: `make bench ARGS=search`
 
 python tests/bench/search.py [--seeds 20] [--processes 2]
 
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=10_000, help="behind which ask and tell are timed; 0: not at all")
     given = parser.parse_args(arguments)
     if "syne" in given.methods and not find_spec("syne_tune"):
-        print("syne-tune is not installed: `make bench-search` installs it", file=sys.stderr)
+        print("syne-tune is not installed: `make bench ARGS=search` installs it", file=sys.stderr)
         return 2
     results = measured(given, given.methods, WANTED_SHARE, summary) if given.seeds else {}
     stopping = [name for name in STOPPING if name in given.methods]

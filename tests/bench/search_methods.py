@@ -1,4 +1,4 @@
-"""The searches that bench-search compares: our driver, and the libraries' own objects as Ray Tune would call them."""
+"""What the bench `search` compares: our driver, and the libraries' own objects as Ray Tune would call them."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +15,9 @@ from ray.tune.search.optuna import OptunaSearch
 from orchestrator import settings as settings_file
 from orchestrator.driver.driver import Driver, Stop
 from orchestrator.ledger import Ledger
-from orchestrator.ledger.task import Report, Task
+from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.objectives import DEFAULT
-from orchestrator.search.proposer import MAX_MODELLED, Proposer, distribution
+from orchestrator.search.proposer import MAX_MODELLED, Proposer
 from search_spaces import Space
 from tests.bench.overhead import fake_comparison
 from tests.bench.replay import Job, Method, Recorded, Row, Values
@@ -106,17 +106,17 @@ class Ours:
         entry = self._ledger.entry(task.key)
         return entry is not None and entry.result.state == "completed"
 
-    def _report(self, task: Task, row: Row | None, last: bool) -> Report:
+    def _report(self, task: Task, row: Row | None, last: bool) -> TaskReport:
         if row is not None and row["reason"]:
-            return Report(state="diverged", reason=row["reason"])
+            return TaskReport(state="diverged", reason=row["reason"])
         found = {} if row is None else {"measurement": _of(Measurement, row), "cost": _of(Cost, row)}
         if not last:
-            return Report(state="running", **found)
+            return TaskReport(state="running", **found)
         half = self._ledger.entry(WORKLOAD.key(task.config.at_other_precision))
         if row is None or (half is not None and half.result.state == "completed"):
             nf4 = task.config if task.config.precision == "nf4" else task.config.at_other_precision
             found["similarity"] = (WORKLOAD.key(nf4), fake_comparison())
-        return Report(state="completed", **found)
+        return TaskReport(state="completed", **found)
 
 
 def _of(kind: type[Measurement | Cost], row: Row) -> Any:
@@ -129,7 +129,7 @@ class RayStock:
 
     def __init__(self, space: Space, seed: int, max_steps: int, eta: float = ETA) -> None:
         objectives = list(DEFAULT)
-        space_of = {name: distribution(parameter) for name, parameter in space.parameters.items()}
+        space_of = {name: parameter.in_optuna() for name, parameter in space.parameters.items()}
         self._searcher = OptunaSearch(space_of, metric=objectives, mode=["min"] * len(objectives), seed=seed)
         self._asha = ASHAScheduler(
             time_attr="step",

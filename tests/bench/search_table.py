@@ -1,4 +1,4 @@
-"""The recorded table that `make bench-search` replays: every point of a space on the demo model, at every rung.
+"""The recorded table that `make bench ARGS=search` replays: every point of a space on the demo model, at every rung.
 
 python tests/bench/search_table.py OUT.parquet --processes 16 --device cpu [--max-seconds 280]
 

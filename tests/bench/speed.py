@@ -1,4 +1,4 @@
-"""How fast trials and steps are, beside what a user gets today: `make bench-speed`
+"""How fast trials and steps are, beside what a user gets today: `make bench ARGS=speed`
 
 python tests/bench/speed.py --base-model random:FOLDER --data ROWS
 

@@ -26,7 +26,7 @@ from orchestrator import settings as settings_file
 from orchestrator.cli.main import main as command
 from orchestrator.cli.running import run_sweep
 from orchestrator.cluster import ray_cluster
-from orchestrator.ledger.task import Report, Task
+from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from tests.support.sweeps import GRID, WORKLOAD, completes, evaluated_on_test, make, similarity, space
 from trainables.values.checkpoint import Checkpoint, EngineState
@@ -88,15 +88,15 @@ class Pretend(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing."""
 
-    def _work(self, task: Task, store: Any) -> Iterator[Report]:
+    def _work(self, task: Task, store: Any) -> Iterator[TaskReport]:
         if task.kind == "evaluate":
             compared = similarity() if task.baseline_key else None
-            yield Report(state="completed", test_evaluation=evaluated_on_test(compared))
+            yield TaskReport(state="completed", test_evaluation=evaluated_on_test(compared))
             return
         half = WORKLOAD.key(task.config.at_other_precision)
         pair = (task.key if task.config.precision == "nf4" else half, similarity())
         if task.kind == "compare":
-            yield Report(state="completed", similarity=pair)
+            yield TaskReport(state="completed", similarity=pair)
             return
         if os.path.exists(os.environ.get("PRETEND_BROKEN", "")):
             raise RuntimeError("no driver for this GPU")
@@ -118,7 +118,7 @@ class Pretend(tune.Trainable):
 class Worse(Pretend):
     """Trials whose loss is their rank; all cost the same, and none ends before the 4-bit one of rank 1 has."""
 
-    def _work(self, task: Task, store: Any) -> Iterator[Report]:
+    def _work(self, task: Task, store: Any) -> Iterator[TaskReport]:
         if task.kind != "train":
             yield from super()._work(task, store)
             return

@@ -11,9 +11,10 @@ from random import Random
 import pytest
 import typer
 
-from orchestrator.cli import sweeps
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.cli.commands import best, status, verify
 from orchestrator.ledger import Ledger
+from orchestrator.report.content import report_of
 from tests.support.sweeps import REPO, command
 from trainables.values.config import TrialConfig
 from trainables.values.errors import SweepError
@@ -54,7 +55,7 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
     "verify": lambda path: verify.verify(NAME, repair=False, as_json=True),
     "status": lambda path: status.status(NAME, as_json=True),
     "best": lambda path: best.best(NAME, max_memory=None, as_json=True),
-    "report": lambda path: sweeps.report_of(NAME)[0].to_dict(),
+    "report": lambda path: report_of(SweepSnapshot.read(NAME)).to_dict(),
     "resume": resumed,
 }
 """Each from the file to what it prints; resume is the last, as it writes."""

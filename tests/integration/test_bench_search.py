@@ -116,7 +116,7 @@ def test_what_there_is_to_find_is_the_volume_of_all_full_trials_within_a_point_b
 def test_each_library_finds_a_small_table_s_front(name, tmp_path):
     space, table = small_table()
     if name == "syne":
-        pytest.importorskip("syne_tune", reason="make bench-search installs it")
+        pytest.importorskip("syne_tune", reason="make bench ARGS=search installs it")
     method = {
         "ours": lambda: Ours(space, 2, 0, tmp_path),
         "ray": lambda: RayStock(space, 0, table.max_steps),

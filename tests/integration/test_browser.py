@@ -16,7 +16,7 @@ from subprocess import Popen
 
 import pytest
 
-from orchestrator.driver.sweep import SweepResult, result_of
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import gallery as figures
 from orchestrator.figures.style import PRECISION_COLOURS
 from orchestrator.settings import save, sweep_folder
@@ -62,7 +62,7 @@ class Shown:
     """
 
     root: Path
-    result: SweepResult
+    result: SweepSnapshot
     address: str
     page: str
 
@@ -82,7 +82,7 @@ def shown(tmp_path_factory) -> Iterator[Shown]:
     for name, value in {"id": "5" * 32, "created_at": time.time() - 60, "workload": asdict(WORKLOAD)}.items():
         desk.ledger.set_fact(name, value)
     desk.finish(trains)
-    result = result_of(settings, desk.ledger)
+    result = SweepSnapshot.of(settings, desk.ledger)
     desk.ledger.close()
     place_store(root)
     printed = publish(settings, root, interrupted=False)
@@ -185,7 +185,7 @@ MARKS = {
 }
 
 
-def assert_all_drawn(frame, result: SweepResult) -> None:
+def assert_all_drawn(frame, result: SweepSnapshot) -> None:
     """Every figure has its marks; of the front's, as many points as trials and as many rings as members."""
     n_completed = sum(trial.state == "completed" for trial in result.trials)
     assert n_drawn(frame, "loss_memory", ".points path") == n_completed

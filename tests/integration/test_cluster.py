@@ -334,7 +334,7 @@ def test_a_task_that_a_node_was_unfit_for_is_tried_again_however_often():
     now = [0.0]
     retries = Retries(lambda: now[0])
     for _ in range(5):
-        assert retries.again(("train", "k"), faults.Fault(kind="incompatible node", text=""))
+        assert retries.again(("train", "k"), faults.TaskFault(kind="incompatible node", text=""))
         assert not retries.is_due(("train", "k"))
         now[0] += BACK_OFF_SECONDS[0]
         assert retries.is_due(("train", "k"))

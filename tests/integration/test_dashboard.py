@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 from orchestrator.analysis.front import front_of, objective_value
 from orchestrator.ledger import Ledger
 from orchestrator.objectives import DEFAULT
+from orchestrator.search import study as study_file
 from orchestrator.settings import save, sweep_folder
-from orchestrator.tracking import dashboard
 from tests.support.sweeps import COMMAND, TPE, WORKLOAD, Desk, breaks, completes, environment, make, space
 
 
@@ -40,7 +40,7 @@ def swept(tmp_path_factory):
 
 def test_the_study_has_every_trial_that_ended_with_its_figures_in_their_own_units(swept, tmp_path):
     _, settings, entries = swept
-    study = dashboard.write(settings, entries, tmp_path / "o.db")
+    study = study_file.write(settings, entries, tmp_path / "o.db")
     found = {trial.user_attrs["key"]: trial for trial in study.trials}
     candidates = {e.result.key: e for e in entries if e.result.is_of_search}
     assert found.keys() == candidates.keys()
@@ -60,14 +60,14 @@ def test_the_study_has_every_trial_that_ended_with_its_figures_in_their_own_unit
 def test_optunas_own_front_is_the_sweeps(swept, tmp_path):
     _, settings, entries = swept
     trials = [entry.result for entry in entries]
-    study = dashboard.write(settings, entries, tmp_path / "o.db")
+    study = study_file.write(settings, entries, tmp_path / "o.db")
     assert {trial.user_attrs["key"] for trial in study.best_trials} == front_of(trials, settings).keys
 
 
 def test_writing_again_replaces_the_study(swept, tmp_path):
     _, settings, entries = swept
-    dashboard.write(settings, entries, tmp_path / "o.db")
-    dashboard.write(settings, entries[:2], tmp_path / "o.db")
+    study_file.write(settings, entries, tmp_path / "o.db")
+    study_file.write(settings, entries[:2], tmp_path / "o.db")
     (summary,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / 'o.db'}")
     assert summary.n_trials == 2
 

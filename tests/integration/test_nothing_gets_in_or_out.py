@@ -91,7 +91,8 @@ def test_the_pages_server_listens_on_the_loopback_address_alone_and_refuses_anot
     import http.client
     import socket
 
-    from orchestrator.tracking.store import open_client, store_uri
+    from orchestrator.tracking.client import open_client
+    from orchestrator.tracking.store import store_uri
 
     state = tmp_path / "mlflow_runs"
     open_client(store_uri(state), state)

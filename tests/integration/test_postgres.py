@@ -23,7 +23,7 @@ from orchestrator.cli.running import run_sweep
 from orchestrator.ledger import Ledger
 from orchestrator.settings import sweep_folder
 from orchestrator.tracking.publishing import publish
-from orchestrator.tracking.store import check_server
+from orchestrator.tracking.server import check_server
 from tests.support.sweeps import make
 from tests.support.swept import swept
 from trainables.values.errors import ConfigError

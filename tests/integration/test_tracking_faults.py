@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.driver.sweep import result_of
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
 from orchestrator.settings import save, sweep_folder
+from orchestrator.tracking.client import open_client
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.runs import families
-from orchestrator.tracking.store import open_client, store_file, store_uri
+from orchestrator.tracking.store import store_file, store_uri
 from orchestrator.tracking.writer import MlflowWriter, WriteResult
 from orchestrator.verify import checks as verify
 from tests.support.stores import place_store
@@ -47,7 +48,7 @@ def differences(root: Path) -> list[str]:
 def synced(settings, root: Path) -> None:
     """After what sync does, its files left out, MLflow holds the sweep once, whole."""
     with closing(Ledger(sweep_folder("t", root) / "ledger.db")) as ledger:
-        Tracker(settings, ledger, root).finish(result_of(settings, ledger), [])
+        Tracker(settings, ledger, root).finish(SweepSnapshot.of(settings, ledger), [], interrupted=False)
     assert differences(root) == []
 
 
@@ -227,7 +228,7 @@ def test_answers_that_are_lost_or_late_leave_no_run_and_no_model_twice(tmp_path,
                     tracker = Tracker(settings, ledger, tmp_path, (faulty, experiment_id))
                 else:
                     tracker.look()
-                tracker.finish(result_of(settings, ledger), [])
+                tracker.finish(SweepSnapshot.of(settings, ledger), [], interrupted=False)
                 break
             except ConnectionError:
                 n_failed += 1

@@ -16,10 +16,10 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from orchestrator.cluster import ray_cluster
-from orchestrator.ledger.task import Report, Task
+from orchestrator.ledger.adapter_store import WEIGHTS
+from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.security import ray_guard
 from orchestrator.workers import node_inputs
-from orchestrator.workers.adapter_store import WEIGHTS
 from orchestrator.workers.versions import refuse_here
 from trainables.values.config import Workload, rungs
 from trainables.values.errors import Unreachable
@@ -29,19 +29,19 @@ from trainables.values.results import Cost, Measurement
 NICENESS = "RAY_worker_niceness"
 
 
-def reports_of(task: Task) -> Iterator[Report]:
+def reports_of(task: Task) -> Iterator[TaskReport]:
     """What a worker says of a task that goes well; made here, so that workers import little."""
     if task.kind != "train":
         test_evaluation = TestEvaluation(row_nats=(2.0, 4.0), row_tokens=(1, 2), untuned_row_nats=(4.0, 8.0))
-        yield Report(state="completed", test_evaluation=test_evaluation)
+        yield TaskReport(state="completed", test_evaluation=test_evaluation)
         return
     figures = {name: 1.0 for name in Cost.__dataclass_fields__ if name not in ("device", "breakdown")}
     for rung in rungs(task.config.max_steps):
         measurement = Measurement(step=rung, train_loss_nats=2.0, eval_loss_nats=2.0)
         shown = {"measurement": measurement, "cost": Cost(**figures, device="CPU")}
         if rung < task.config.max_steps:
-            yield Report(state="running", **shown)
-    yield Report(state="completed", train_seconds=1.0, adapter={WEIGHTS: task.key.encode()}, **shown)
+            yield TaskReport(state="running", **shown)
+    yield TaskReport(state="completed", train_seconds=1.0, adapter={WEIGHTS: task.key.encode()}, **shown)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.report import content as report
 from orchestrator.report import outputs
-from tests.support.sweeps import WORKLOAD, make, trial
+from tests.support.sweeps import WORKLOAD, make, snapshot, trial
 from trainables import demo
 
 EVIL = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><svg onload='window.ran = 3'>"
@@ -37,7 +37,9 @@ def hostile_report(folder: Path) -> Path:
     settings = make(base_model=EVIL, data=EVIL)
     trials = [trial(0, state="failed", reason=f"row 3: instruction {EVIL}", environment={"device": EVIL})]
     counts = {"read": 1, "train": 1, f"dropped: {EVIL}": 1}
-    found = report.report_of(settings, trials, {"workload": workload, "data_counts": counts}, lambda config: None)
+    found = report.report_of(
+        snapshot(settings, trials, {"workload": workload, "data_counts": counts}), lambda config: None
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return outputs.write_report(found, folder)[1]
 

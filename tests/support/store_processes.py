@@ -14,7 +14,8 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from orchestrator.tracking.store import EXPERIMENT, open_client, store_uri
+from orchestrator.tracking.client import open_client
+from orchestrator.tracking.store import EXPERIMENT, store_uri
 
 N_AT_ONCE = 6
 

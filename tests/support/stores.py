@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from orchestrator.tracking import store
-from orchestrator.tracking.store import EXPERIMENT, open_client, store_file, store_uri
+from orchestrator.tracking import client as store_maker
+from orchestrator.tracking.client import open_client
+from orchestrator.tracking.store import EXPERIMENT, store_file, store_uri
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
 
@@ -18,7 +19,7 @@ BUILD = Path(__file__).resolve().parents[2] / "build"
 @cache
 def _made() -> bytes:
     """One that was made as a sweep makes it: once for each MLflow and each version of our code that makes it."""
-    made_by = f"mlflow {version('mlflow')}\n".encode() + Path(store.__file__).read_bytes()
+    made_by = f"mlflow {version('mlflow')}\n".encode() + Path(store_maker.__file__).read_bytes()
     kept = BUILD / f"store-{sha256(made_by).hexdigest()[:16]}.db"
     if not kept.exists():
         with TemporaryDirectory(prefix="qlora-sweep-") as folder:

@@ -15,12 +15,13 @@ from ray.exceptions import RayActorError
 
 import search_spaces
 from orchestrator import settings
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.driver.driver import Driver, Stop
-from orchestrator.ledger import Ledger
-from orchestrator.ledger.task import Report, Task
+from orchestrator.ledger import Ledger, adapter_store
+from orchestrator.ledger.rows import Entry
+from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.pruning.rule import StoppingRule, rule_of
 from orchestrator.settings import SweepSettings
-from orchestrator.workers import adapter_store
 from orchestrator.workers.faults import fault_of
 from search_spaces import Space
 from trainables.values.config import State, TrialConfig, Workload, rungs
@@ -124,26 +125,32 @@ def trial(number: int = 0, **values: Any) -> TrialResult:
 
 # --- a sweep without Ray
 
-Outcome = Callable[[Task], Iterator[Report]]
+Outcome = Callable[[Task], Iterator[TaskReport]]
 """What a worker would report of a task, one rung at a time."""
 
 
-def completes(task: Task, *, loss: float = 2.0, costs: Cost | None = None) -> Iterator[Report]:
+def snapshot(settings: SweepSettings, trials: Sequence[TrialResult], facts: Mapping[str, Any]) -> SweepSnapshot:
+    """A sweep of these trials, without a ledger."""
+    entries = tuple(Entry(result=trial, params={}) for trial in trials)
+    return SweepSnapshot(settings=settings, entries=entries, facts=facts)
+
+
+def completes(task: Task, *, loss: float = 2.0, costs: Cost | None = None) -> Iterator[TaskReport]:
     """A worker that trains without a fault; an adapter is its key."""
     costs = costs or cost()
     *rungs_before, last = rungs(task.config.max_steps)
     for rung in rungs_before:
-        yield Report(state="running", measurement=measurement(rung, loss), cost=costs)
+        yield TaskReport(state="running", measurement=measurement(rung, loss), cost=costs)
     files = {adapter_store.WEIGHTS: task.key.encode()}
     end = {"measurement": measurement(last, loss), "cost": costs}
-    yield Report(state="completed", adapter=files, train_seconds=1.0, **end)
+    yield TaskReport(state="completed", adapter=files, train_seconds=1.0, **end)
 
 
-class Unpaired(Report):
+class Unpaired(TaskReport):
     """From a worker that could not see the other half's adapter: it brings no similarity."""
 
 
-def without_similarity(task: Task) -> Iterator[Report]:
+def without_similarity(task: Task) -> Iterator[TaskReport]:
     """A worker on which a trial ends at the same moment as the other half of its pair does on another."""
     for report in completes(task):
         if task.kind == "train":
@@ -151,9 +158,9 @@ def without_similarity(task: Task) -> Iterator[Report]:
         yield report
 
 
-def breaks(task: Task, *, state: State = "diverged") -> Iterator[Report]:
+def breaks(task: Task, *, state: State = "diverged") -> Iterator[TaskReport]:
     """A worker on which the trial, or the comparison, ends in an error."""
-    yield Report(state=state, reason=f"{state} here")
+    yield TaskReport(state=state, reason=f"{state} here")
 
 
 @dataclass
@@ -206,12 +213,12 @@ class Desk:
             clock=lambda: monotonic() + self.skipped_seconds,
             rule=self.rule,
         )
-        self.running: dict[str, tuple[Task, Iterator[Report]]] = {}
+        self.running: dict[str, tuple[Task, Iterator[TaskReport]]] = {}
 
     @property
     def study(self) -> Any:
         """The driver's Optuna study."""
-        return self.driver._proposer.study
+        return self.driver.agenda.proposer.study
 
     @property
     def asked(self) -> list[Task]:
@@ -249,7 +256,7 @@ class Desk:
         self.running[name] = (task, self._with_similarity(task, outcome))
         return name
 
-    def _with_similarity(self, task: Task, outcome: Outcome) -> Iterator[Report]:
+    def _with_similarity(self, task: Task, outcome: Outcome) -> Iterator[TaskReport]:
         """As the worker does: the second half of a pair, or a comparison, brings the similarity."""
         half = WORKLOAD.key(task.config.at_other_precision)
         nf4 = task.key if task.config.precision == "nf4" else half
@@ -322,7 +329,7 @@ class Desk:
         return [task for task in self.all_asked[before:] if self.is_of_search(task)]
 
 
-def shuffled(desk: Desk, random: Random, outcomes: Callable[[Task], Iterator[Report]]) -> None:
+def shuffled(desk: Desk, random: Random, outcomes: Callable[[Task], Iterator[TaskReport]]) -> None:
     """Run a desk to its end with tasks interleaved, pruned and lost at random."""
     for _ in range(2000):
         name = desk.take(outcomes) if random.random() < 0.5 else None

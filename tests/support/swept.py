@@ -3,14 +3,14 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from orchestrator.driver.sweep import SweepResult, result_of
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.settings import SweepSettings, save, sweep_folder
 from tests.support.sweeps import WORKLOAD, Desk, completes, cost, make
 
 COUNTS = {"read": 1500, "dropped: empty output": 7, "dropped: equal instruction": 2, "train": 1000, "search": 128}
 
 
-def swept(root: Path, *, n_tasks: int | None = None, **values) -> tuple[SweepSettings, SweepResult]:
+def swept(root: Path, *, n_tasks: int | None = None, **values) -> tuple[SweepSettings, SweepSnapshot]:
     """A sweep over the small grid, in its folder under `root`; after `n_tasks` it stops, else at its end."""
     settings = make(**values)
     folder = sweep_folder(settings.name, root)
@@ -28,6 +28,6 @@ def swept(root: Path, *, n_tasks: int | None = None, **values) -> tuple[SweepSet
     else:
         for _ in range(n_tasks):
             desk.do(trains)
-    result = result_of(settings, desk.ledger)
+    snapshot = SweepSnapshot.of(settings, desk.ledger)
     desk.ledger.close()
-    return settings, result
+    return settings, snapshot

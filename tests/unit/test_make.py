@@ -1,13 +1,16 @@
-"""The Makefile's variables: each reaches the program as it was typed, and one that nothing takes is an error."""
+"""The Makefile: each variable reaches its program as it was typed, and one that nothing takes is an error; benches."""
 
 import os
 import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.group import load
+from tests.bench import __main__ as benches
 from tests.support.sweeps import REPO
 
 AWKWARD = """two words, 'single', "double", $HOME `x` $(x) \\ # ; & (x)"""
@@ -35,7 +38,7 @@ def test_a_variable_that_a_target_does_not_take_is_refused_by_name(target):
     assert ("did you mean TRIALS" in line) == ("TRIALS" in TAKES.get(target or "sweep", []))
 
 
-@pytest.mark.parametrize("target", sorted(TAKES.keys() - {"bench"}))  # which stands for several programs
+@pytest.mark.parametrize("target", sorted(TAKES))
 def test_every_variable_of_a_target_reaches_its_program_as_it_was_typed(target):
     given = [f"{name}={AWKWARD}" for name in TAKES[target]]
     made = make(target, *given, "ARGS=--one 'two words'", f"PYTHON={shutil.which('python3')}")
@@ -52,5 +55,42 @@ def test_every_variable_of_a_target_reaches_its_program_as_it_was_typed(target):
 def test_a_variable_of_another_target_is_refused_beside_one_and_taken_beside_both():
     assert make("ui", "NAME=a").returncode == 2
     assert make("ui", "report", "NAME=a", "PORT=5001").returncode == 0
-    assert make("bench", "PEER=2").returncode == 0  # of one of those it stands for
     assert make("lint", "VENV=.venv").returncode == 0
+
+
+def test_every_variable_of_a_sweep_is_a_flag_of_run(capsys):
+    with pytest.raises(SystemExit):
+        load("run").main(["--help"], prog_name="run")
+    flags = re.findall(r"--[a-z-]+", capsys.readouterr().out)
+    assert [name for name in TAKES["sweep"] if f"--{name.lower().replace('_', '-')}" not in flags] == []
+
+
+# --- benches
+
+
+def test_without_a_name_every_bench_is_listed_and_a_wrong_one_is_answered_with_the_nearest(capsys):
+    assert benches.main([]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == [*benches.FILES, "all"]
+    assert benches.main(["serch"]) == 2
+    assert "no bench 'serch'; did you mean 'search'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", benches.FILES)
+def test_the_words_behind_a_bench_reach_it(name):
+    file = Path(benches.command(name)[-1])
+    assert "__main__" in file.read_text(encoding="utf-8")
+    words = shlex.split(make("bench", f"ARGS={name} --one 'two words'").stdout.splitlines()[-1])
+    assert words[-5:] == ["-m", "tests.bench", name, "--one", "two words"]
+    assert ("syne-tune" in make("bench", f"ARGS={name}", "VENV=/nowhere").stdout) == (name == "search")
+
+
+def test_every_bench_that_anything_here_names_is_one():
+    folders = ("orchestrator", "tests", "trainables")
+    files = [*REPO.glob("*.md"), *(file for folder in folders for file in (REPO / folder).rglob("*.*"))]
+    named = set()
+    for file in files:
+        if file.suffix in (".md", ".py"):
+            named |= set(re.findall(r"make bench ARGS='?([a-z][a-z-]+)", file.read_text("utf-8")))
+    assert named <= {*benches.FILES, "all"}
+    assert len(named) > 5

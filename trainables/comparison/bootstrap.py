@@ -88,13 +88,6 @@ def _counts(n_rows: int, seed: int, n_resamples: int) -> Floats:
     return counts.reshape(n_resamples, n_rows).astype(np.float64)  # as products need them
 
 
-def t_quantile(n_degrees: int, level: float) -> float:
-    """The `level` quantile of Student's t distribution."""
-    from scipy.special import stdtrit  # slow to import; a report without seed replicates does without
-
-    return float(stdtrit(n_degrees, level))
-
-
 def _levels(value: float, resampled: Floats, left_out: Floats) -> list[float]:
     """The BCa interval's two ends as quantile levels of the resampled figures, from 0 to 1."""
     n = len(resampled)

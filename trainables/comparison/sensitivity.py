@@ -4,11 +4,12 @@ No adapter takes part. The 16-bit base stays on the device; while a variant is r
 NF4 makes of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,9 +17,15 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from numpy.typing import NDArray
 
 from trainables.comparison.similarity import row_cosines
+from trainables.cost.device import environment, native_dtype
+from trainables.cost.memory import oom_as_failure
+from trainables.data import tokens as data
 from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
+from trainables.models import base_model
 from trainables.models.families import FAMILIES, family_of
+from trainables.models.inputs import Inputs
 from trainables.models.lean import is_conv1d
+from trainables.values.config import Workload
 from trainables.values.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,6 +85,54 @@ class Sensitivity:
     loss_nats: float
     kl_nats: float
     cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseSensitivity:
+    """What every variant of one base costs.
+
+    Attributes:
+        n_rows, n_response_tokens: that were read.
+        unquantized_loss_nats: of the 16-bit base on them; the variants' losses are differences to it.
+        variants_seconds: wall time of all variants together, without loading.
+    """
+
+    workload: Workload
+    environment: Mapping[str, str]
+    n_rows: int
+    n_response_tokens: int
+    unquantized_loss_nats: float
+    variants_seconds: float
+    variants: tuple[Sensitivity, ...]
+
+    @property
+    def caption(self) -> str:
+        """Under what the figures were taken; says so where the weights are not pretrained ones."""
+        measured = f"{self.environment['device']}, {self.workload.compute_dtype}; {self.n_rows} rows"
+        return f"{self.workload.base_caption}; {measured}"
+
+    def of(self, scope: Scope, block: int | None = None, kind: str | None = None) -> Sensitivity:
+        """The variant of that scope about that block and kind."""
+        wanted = (scope, block, kind)
+        return next(s for s in self.variants if (s.variant.scope, s.variant.block, s.variant.kind) == wanted)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Numbers of the blocks."""
+        return [s.variant.block for s in self.variants if s.variant.scope == "block" and s.variant.block is not None]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Module kinds that the base has."""
+        return [str(s.variant.kind) for s in self.variants if s.variant.scope == "kind"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row a variant."""
+        rows = []
+        for s in self.variants:
+            row = {name: getattr(s.variant, name) for name in ("scope", "block", "kind", "label")}
+            rows.append(row | {name: getattr(s, name) for name in ("n_parameters", "loss_nats", "kl_nats", "cosine")})
+        return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,4 +245,33 @@ def measure(base: "PreTrainedModel", variant: Variant, rows: "Sequence[TokenRow]
         loss_nats=float(ours.losses.mean() - unquantized.losses.mean()),
         kl_nats=float(kl.mean()),
         cosine=float(row_cosines(ours.pooled, unquantized.pooled).mean()),
+    )
+
+
+def measure_all(found: Inputs, device: str, shown: Callable[[Sequence[Variant]], Iterable[Variant]]) -> BaseSensitivity:
+    """Load the base at 16 bits and measure every variant of it on the validation rows.
+
+    Args:
+        device: "cuda" or "cpu".
+        shown: hands the variants on one by one, and may show how far they are.
+    Raises:
+        ConfigError: the base is of no known family.
+        TrialFailed: the device has too little memory.
+    """
+    workload = found.workload(native_dtype(device))
+    rows = data.load(workload.data_folder)["validation"]
+    with oom_as_failure():
+        base = base_model.load(workload, "16bit", device)
+        variants = variants_of(list(modules_of(base)))
+        begin = time.perf_counter()
+        unquantized = read(base, rows)
+        measured = tuple(measure(base, variant, rows, unquantized) for variant in shown(variants))
+    return BaseSensitivity(
+        workload=workload,
+        environment=environment(device),
+        n_rows=len(rows),
+        n_response_tokens=len(unquantized.losses),
+        unquantized_loss_nats=float(unquantized.losses.mean()),
+        variants_seconds=time.perf_counter() - begin,
+        variants=measured,
     )

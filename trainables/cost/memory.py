@@ -4,8 +4,10 @@ On a GPU the allocator gives the peak, on a CPU the sum of live storages. On bot
 """
 
 import gc
+import traceback
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from trainables.values.errors import TrialFailed
 from trainables.values.results import MIB, MemoryBreakdown
 
 
@@ -201,3 +204,16 @@ def allocated_mib(device: str) -> float:
 def _with_subclasses(base: type) -> set[type]:
     """A class and all that inherit from it."""
     return {base}.union(*map(_with_subclasses, base.__subclasses__()))
+
+
+@contextmanager
+def oom_as_failure() -> Iterator[None]:
+    """Turn a CUDA out-of-memory error inside the block into TrialFailed("oom"), with the peak until then."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the device
+        peak = torch.cuda.max_memory_allocated() / MIB
+        raise TrialFailed("oom", f"the GPU ran out of memory at {peak:.0f} MiB") from None

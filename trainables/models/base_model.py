@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from trainables import demo
 from trainables.data import hub
 from trainables.models.families import MODEL_TYPES, family_of
-from trainables.values.config import Precision, Weights, Workload
+from trainables.values.config import RANDOM_PREFIX, Precision, Weights, Workload
 from trainables.values.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ CODE_NAMING_FILES = ("config.json", "tokenizer_config.json")
 GPT2_POSITIONS = 1024
 """Positions of a base whose config does not give them."""
 RANDOM_SEED = 0
-RANDOM_PREFIX = "random:"
 STAND_IN_FILE = "stand_in.json"
 """Describes how a stand-in was trained; `seconds` is its training time."""
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainables.data.alpaca import read_rows
-from trainables.data.tokens import TokenizedData, tokenize
+from trainables.data.alpaca import local_file, read_rows
+from trainables.data.splits import split_rows
+from trainables.data.tokens import TokenizedData, load, n_longer, tokenize
 from trainables.models import base_model
 from trainables.models.base_model import BaseModel
 from trainables.values.config import ComputeDtype, Workload
@@ -37,6 +38,26 @@ class Inputs:
             compute_dtype=compute_dtype,
             stand_in_seconds=self.base.stand_in_seconds,
         )
+
+    def n_longer(self, n_tokens: int) -> int:
+        """Training rows that do not fit into so many tokens."""
+        return n_longer(load(self.tokens.folder)["train"], n_tokens)
+
+
+def check_local(base_source: str, rows_source: str) -> list[str]:
+    """Check rows of a local file as `fetch` does; returns what of the two is on the hub, which alone could tell.
+
+    Raises:
+        DataError: see trainables.data.alpaca.read_rows, or there are too few rows.
+    """
+    on_hub = []
+    if base_model.local_folder(base_source) is None:
+        on_hub.append(f"base model {base_source}")
+    if local_file(rows_source) is None:
+        on_hub.append(f"data {rows_source}")
+    else:
+        split_rows(read_rows(rows_source).rows)
+    return on_hub
 
 
 def fetch(base_source: str, rows_source: str, cache: Path) -> Inputs:

@@ -25,6 +25,8 @@ State = Literal["queued", "running", "completed", "pruned", "refused", "oom", "d
 Origin = Literal["search", "baseline", "baseline replicate", "replicate"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 Weights = Literal["pretrained", "random", "stand-in", "demo"]
+RANDOM_PREFIX = "random:"
+"""Begins the name of a base whose weights are drawn: a folder with a config and a tokenizer alone follows."""
 
 CHOICES = (("precision", get_args(Precision)), ("engine", get_args(EngineName)), ("loop", get_args(Loop)))
 """Settings that are one of a few words."""

@@ -3,16 +3,13 @@
 import json
 
 from orchestrator.analysis import choice
-from orchestrator.analysis.front import REFERENCE
+from orchestrator.analysis.snapshot import SweepSnapshot, newest
 from orchestrator.cli.options import AsJson, Knee, MaxMemory, NameOrNewest
-from orchestrator.cli.sweeps import read
-from orchestrator.report.content import newest
 from orchestrator.settings import ROOT
 
 
 def best(name: NameOrNewest = None, max_memory: MaxMemory = None, knee: Knee = False, as_json: AsJson = False) -> None:
     """Name one config: the lowest validation loss of the completed search trials that count for the front."""
     limit = None if max_memory is None else choice.mib_of(max_memory)
-    settings, trials, facts = read(name or newest(ROOT), REFERENCE)
-    found = choice.choose(trials, settings, facts[REFERENCE], max_memory_mib=limit, at_knee=knee)
+    found = choice.choose(SweepSnapshot.read(name or newest(ROOT)), max_memory_mib=limit, at_knee=knee)
     print(json.dumps(found.to_dict()) if as_json else found.text)

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.cli.options import Name
-from orchestrator.cli.sweeps import report_of
 from orchestrator.report import card as cards
 from orchestrator.report.card import layers_of
+from orchestrator.report.content import report_of
 from orchestrator.settings import ROOT
 from trainables.values.errors import ConfigError
 
@@ -22,7 +23,7 @@ def card(
     force: Annotated[bool, typer.Option("--force", help="replace the file where there is one")] = False,
 ) -> None:
     """Fill the model card from a sweep's ledger, whatever the sweep has measured so far."""
-    found, _ = report_of(name)
+    found = report_of(SweepSnapshot.read(name))
     if output.exists() and not force:
         raise ConfigError(f"OUTPUT: {output} exists; say --force to replace it, or name another file with --output")
     logger.info(f"wrote {cards.write(cards.card_of(found, layers_of(ROOT, found.workload)), output)}")

@@ -9,9 +9,9 @@ import typer
 
 from orchestrator.analysis import choice
 from orchestrator.cli.options import AsJson, Knee, MaxMemory, Name
-from orchestrator.command import python
 from orchestrator.report import export as exports
 from orchestrator.settings import ROOT
+from orchestrator.settings.command import python
 
 
 def export(

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.analysis.snapshot import SweepSnapshot, newest
 from orchestrator.cli.options import AsJson, NameOrNewest
-from orchestrator.cli.sweeps import report_of
 from orchestrator.report import digests
-from orchestrator.report.content import newest
+from orchestrator.report.content import report_of
 from orchestrator.report.render import compare
-from orchestrator.settings import ROOT, sweep_folder
+from orchestrator.settings import ROOT
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +25,16 @@ def report(
     if other is None:
         _report_one(name or newest(ROOT), as_json)
         return
-    pair = [report_of(sweep)[0] for sweep in (str(name), other)]
-    print(json.dumps({"sweeps": [one.to_dict() for one in pair]}) if as_json else compare(*pair))
+    first, second = report_of(SweepSnapshot.read(str(name))), report_of(SweepSnapshot.read(other))
+    print(json.dumps({"sweeps": [first.to_dict(), second.to_dict()]}) if as_json else compare(first, second))
 
 
 def _report_one(name: str, as_json: bool) -> None:
-    found, result = report_of(name)
-    folder = sweep_folder(name)
+    snapshot = SweepSnapshot.read(name)
+    found, folder = report_of(snapshot), snapshot.folder
     from orchestrator.report import outputs  # which draws: no wrong name waits for that
 
-    pictures = outputs.draw(result, folder) if result else []
+    pictures = outputs.draw(snapshot, folder) if found.states.get("completed") else []
     files = outputs.write_report(found, folder)
     digests.keep([*pictures, *files], folder)
     print(json.dumps(found.to_dict()) if as_json else files[0].read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.analysis.describe import every_setting
 from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.driver import duration, plan
 from orchestrator.settings import ROOT, SweepSettings
@@ -36,16 +37,19 @@ def run(
 
 def _print_plan(settings: SweepSettings, as_json: bool) -> None:
     firsts = plan.first_configs(settings, 5)
-    configs = [config.to_dict() for config in firsts]
     peaks = plan.predicted_peaks_mib(settings, firsts)
     if as_json:
+        configs = [config.to_dict() for config in firsts]
         planned = {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}
         print(json.dumps(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT)}))
         return
     space = settings.space
-    limits = {name: getattr(settings, name) for name in ("max_gpu_hours", "max_hours", "max_usd", "warm_start")}
-    said = [f"{name} {value}" for name, value in limits.items() if value is not None]
-    said += ["stop_when_flat"] if settings.stop_when_flat else []
+    said = []
+    for name in ("max_gpu_hours", "max_hours", "max_usd", "warm_start"):
+        if (value := getattr(settings, name)) is not None:
+            said.append(f"{name} {value}")
+    if settings.stop_when_flat:
+        said.append("stop_when_flat")
     print(f"sweep {settings.name}: space {space.name} ({space.method}), {settings.n_trials} trials and their baselines")
     print(f"base model {settings.base_model}, data {settings.data}, on {settings.device}")
     print(f"objectives {', '.join(settings.objectives)}; similarity at least {settings.min_similarity:g}")
@@ -53,6 +57,6 @@ def _print_plan(settings: SweepSettings, as_json: bool) -> None:
         print("; ".join(said))
     if line := duration.text(settings, ROOT):
         print(f"{line} (one at a time, on the device of the last sweep here)")
-    for config, peak in zip(configs, peaks, strict=True):
+    for config, peak in zip(firsts, peaks, strict=True):
         needs = f"  predicted peak {peak:.0f} MiB" if peak else ""
-        print("  " + " ".join(f"{k}={'+'.join(v) if isinstance(v, list) else v}" for k, v in config.items()) + needs)
+        print(f"  {every_setting(config)}{needs}")

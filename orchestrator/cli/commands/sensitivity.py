@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, BaseModel, Data, Device
+from orchestrator.cli.options import AsJson, BaseModelOption, DataOption, DeviceOption
 from orchestrator.sensitivity import run as runs
 from orchestrator.settings import ROOT
 
 
 def sensitivity(
-    base_model: BaseModel = None,
-    data: Data = None,
-    device: Device = None,
+    base_model: BaseModelOption = None,
+    data: DataOption = None,
+    device: DeviceOption = None,
     name: Annotated[str | None, typer.Option(help="of the run; default: the time")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,18 +6,15 @@ from time import time
 
 from rich.console import Console
 
-from orchestrator.analysis.budgets import ENDED, FINISHED
-from orchestrator.analysis.status import status_of
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.cli.options import AsJson, Name
 from orchestrator.cli.progress import status_view
-from orchestrator.cli.sweeps import read
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 
 
 def status(name: Name, as_json: AsJson = False) -> None:
     """Show how far a sweep is."""
-    settings, trials, facts = read(name, ENDED, FINISHED)
-    found = status_of(trials, settings, ended=facts[ENDED] is not None, finished=bool(facts[FINISHED]), now=time())
+    found = SweepSnapshot.read(name).status(now=time())
     if as_json:
         print(json.dumps({"name": name, **asdict(found)}))
     else:

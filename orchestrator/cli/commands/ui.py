@@ -23,10 +23,9 @@ def ui(
 ) -> None:
     """Open MLflow over mlflow_runs/mlflow.db, on this machine only unless told otherwise."""
     if optuna:  # its imports take longer than MLflow's refusal of a port
-        from orchestrator.report.content import newest
         from orchestrator.tracking import dashboard
 
-        dashboard.serve(name or newest(ROOT), ROOT, dashboard.PORT if port is None else port)
+        dashboard.serve(name, ROOT, port)
         return
     port = UI_PORT if port is None else port
     pages.arguments(ROOT, host, port, allowed_hosts)

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, Name
-from orchestrator.settings import ROOT
-from orchestrator.verify import checks
+from orchestrator.settings import ROOT, load, sweep_folder
 
 
 def verify(
@@ -18,6 +17,9 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check that a sweep lost and doubled nothing; exit code 1, and each difference on a line, where it did."""
+    load(sweep_folder(name))
+    from orchestrator.verify import checks  # with MLflow: no wrong name waits for that
+
     found = checks.run(name, ROOT, repair=repair)
     if as_json:
         print(json.dumps(found.to_dict()))

@@ -15,6 +15,7 @@ import torch
 from tests.support.bases import assert_untouched, state_of
 from trainables import demo, trial
 from trainables.cost.device import count_gpus, environment, native_dtype
+from trainables.cost.memory import oom_as_failure
 from trainables.data import alpaca
 from trainables.data.tokens import IGNORE, load, tokenize
 from trainables.evaluation import held_out
@@ -285,7 +286,7 @@ def test_a_base_is_freed_when_a_trial_ran_out_of_memory_even_while_the_failure_i
 
 
 def test_running_out_of_gpu_memory_fails_the_trial_as_oom():
-    with pytest.raises(TrialFailed, match="out of memory") as caught, trial.oom_as_failure():
+    with pytest.raises(TrialFailed, match="out of memory") as caught, oom_as_failure():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
     assert caught.value.state == "oom"
 

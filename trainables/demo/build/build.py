@@ -16,8 +16,9 @@ from shutil import copyfile
 from tempfile import TemporaryDirectory
 
 import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trainables.demo import BUILD_RECORD_FILE, END, FOLDER, ROWS_FILE
 from trainables.demo.build.check import held_out_rows, load_base, load_tokenizer, print_lengths, response_loss
@@ -46,9 +47,6 @@ def write_rows(path: Path = ROWS_FILE) -> list[Row]:
 
 def write_tokenizer(rows: list[Row], folder: Path = FOLDER) -> None:
     """Train a byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909) on rows and corpus; any text can be encoded."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

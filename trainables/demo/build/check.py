@@ -16,9 +16,17 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
+import bitsandbytes as bnb
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from trainables.demo import END, FOLDER, MAX_LENGTH_TOKENS, ROWS_FILE
 from trainables.demo.build.rows import Row, framed, prompt
@@ -96,9 +104,6 @@ def load_base(precision: Precision, folder: Path = FOLDER) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
-    import bitsandbytes as bnb
-    from transformers import BitsAndBytesConfig
-
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -122,8 +127,6 @@ def load_base(precision: Precision, folder: Path = FOLDER) -> PreTrainedModel:
 
 def tuned_loss(precision: Precision, rank: int, alpha: int, seed: int, tokenizer: PreTrainedTokenizerBase) -> float:
     """Held-out loss after N_STEPS LoRA steps on attn.c_attn; data, A and dropout depend on the seed alone."""
-    from peft import LoraConfig, get_peft_model
-
     rows = shipped_rows()
     train, held_out = training_rows(rows), held_out_rows(rows)
     base = load_base(precision)

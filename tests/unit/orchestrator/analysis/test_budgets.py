@@ -8,10 +8,11 @@ from ray.exceptions import RayActorError
 from orchestrator.analysis.budgets import ENDED, FINISHED, SPENT, Ended, Spent, exceeded, flat, still_needed, window
 from orchestrator.analysis.front import REFERENCE, counted, fixed_reference, front_of, volume_of
 from orchestrator.analysis.pareto import hypervolume
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import status_of
 from orchestrator.driver.driver import Driver
 from orchestrator.driver.stopping import Stopping
-from orchestrator.report.content import read
+from orchestrator.report.content import report_of
 from orchestrator.report.render import markdown
 from orchestrator.workers.faults import fault_of
 from tests.support.sweeps import GRID, TPE, WORKLOAD, Desk, completes, cost, make, measurement, space, trial
@@ -262,15 +263,15 @@ def test_why_a_search_ended_is_kept_and_said_in_the_report(base, n_trials, why, 
     desk.finish()
     ended = Ended.from_fact(desk.ledger.fact(ENDED))
     assert ended.why == why
-    assert ended.text in markdown(read(desk.settings, desk.ledger), {})
+    assert ended.text in markdown(report_of(SweepSnapshot.of(desk.settings, desk.ledger)), {})
 
 
 def test_a_sweep_ended_by_its_budget_is_finished_to_status_and_report(tmp_path):
     desk = at_work(tmp_path, make(space(ENDLESS), max_hours=20), hours_per_task=1.0)
     found = status_of(desk.ledger.trials(), desk.settings, ended=True, finished=True)
     assert found.n_done == found.n_expected
-    assert read(desk.settings, desk.ledger).finished
-    assert "not finished" not in markdown(read(desk.settings, desk.ledger), {})
+    assert report_of(SweepSnapshot.of(desk.settings, desk.ledger)).finished
+    assert "not finished" not in markdown(report_of(SweepSnapshot.of(desk.settings, desk.ledger)), {})
 
 
 def test_an_interrupted_sweep_has_no_reason_yet(tmp_path):

@@ -11,7 +11,7 @@ from orchestrator import settings as settings_file
 from orchestrator.analysis.choice import BEST, KNEE, best, choose, knee, mib_of, stairs
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.infeasible import nothing_counts
-from orchestrator.ledger.task import Report
+from orchestrator.ledger.task import TaskReport
 from orchestrator.report import export
 from orchestrator.report.content import report_of
 from orchestrator.settings import sweep_folder
@@ -26,6 +26,7 @@ from tests.support.sweeps import (
     make,
     measurement,
     similarity,
+    snapshot,
     space,
     trial,
 )
@@ -48,7 +49,7 @@ def within(trials, budget: float):
     return [trial for trial in trials if trial.cost.peak_memory_mib <= budget]
 
 
-def costly(task) -> Iterator[Report]:
+def costly(task) -> Iterator[TaskReport]:
     """Half as much again for twice the rank, and as much less loss for each."""
     peaks = {1: 1.0, 2: 2.0, 4: 9.0}
     return completes(task, loss=2.0 - task.config.rank / 10, costs=cost(peak_memory_mib=peaks[task.config.rank]))
@@ -82,11 +83,11 @@ def test_the_best_within_a_budget_has_the_lowest_loss_of_all_that_fit_and_the_kn
     trials, fits = at(points), [(y, x) for x, y in points if x <= budget]
     if not fits:
         with pytest.raises(ConfigError, match=f"the least that a trial of 't' needs is {min(x for x, _ in points)}"):
-            choose(trials, ASKED, None, max_memory_mib=float(budget))
+            choose(snapshot(ASKED, trials, {}), max_memory_mib=float(budget))
         return
-    chosen = choose(trials, ASKED, None, max_memory_mib=float(budget)).trial
+    chosen = choose(snapshot(ASKED, trials, {}), max_memory_mib=float(budget)).trial
     assert (chosen.history[-1].eval_loss_nats, chosen.cost.peak_memory_mib) == min(fits)
-    at_knee = choose(trials, ASKED, None, max_memory_mib=float(budget), at_knee=True)
+    at_knee = choose(snapshot(ASKED, trials, {}), max_memory_mib=float(budget), at_knee=True)
     assert at_knee.trial == knee(front_of(within(trials, budget), ASKED))
 
 
@@ -94,13 +95,13 @@ def test_the_best_within_a_budget_has_the_lowest_loss_of_all_that_fit_and_the_kn
 def test_best_report_finalists_and_export_mean_the_same_trial_and_the_same_knee(points):
     trials = at(points)
     for asked in (ASKED, make(objectives=("peak_memory_mib",))):  # the second's front need not hold the best
-        found = report_of(asked, trials, {}, lambda config: None)
-        chosen, middle = (choose(trials, asked, None, at_knee=at_knee).trial for at_knee in (False, True))
+        found = report_of(snapshot(asked, trials, {}), lambda config: None)
+        chosen, middle = (choose(snapshot(asked, trials, {}), at_knee=at_knee).trial for at_knee in (False, True))
         assert found.best_loss == chosen.number
         assert found.knee == middle.number
         assert found.finalist(chosen.number), "so that it is evaluated, and the report shows it"
-        assert export.chosen(export.Which(), trials, asked) == (chosen, BEST)
-        assert export.chosen(export.Which(at_knee=True), trials, asked) == (middle, KNEE)
+        assert export.chosen(export.Which(), snapshot(asked, trials, {})) == (chosen, BEST)
+        assert export.chosen(export.Which(at_knee=True), snapshot(asked, trials, {})) == (middle, KNEE)
 
 
 def test_a_trial_that_keeps_no_similarity_was_pruned_or_is_another_seed_is_never_the_best():
@@ -112,7 +113,7 @@ def test_a_trial_that_keeps_no_similarity_was_pruned_or_is_another_seed_is_never
         trial(3, state="pruned", reason="too high", **low),
         trial(4, origin="replicate", **low),
     ]
-    assert choose([trial(0), *others], ASKED, None).trial.number == 0
+    assert choose(snapshot(ASKED, [trial(0), *others], {})).trial.number == 0
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_where_no_trial_keeps_the_similarity_the_nearest_is_named():
     found = [trial(n, config=nf4, similarity=similarity(c)) for n, c in enumerate((0.6, 0.8, 0.7))]
     said = nothing_counts(found, make(min_similarity=0.9), lambda config: None)
     assert "min_similarity 0.9" in said
-    assert "trial 1 (nf4, rank 4" in said
+    assert "trial 1 (4 bits, rank 4" in said
     assert "at least 0.8000" in said
     assert nothing_counts([*found, trial(3)], make(min_similarity=0.9), lambda config: None) is None
 
@@ -165,7 +166,7 @@ def test_where_nothing_fits_the_device_the_one_that_needs_least_is_named():
     found = [trial(n, config=c, state="refused", history=(), reason=f"needs {c.rank}") for n, c in enumerate(configs)]
     said = nothing_counts(found, make(), lambda config: float(config.rank))
     assert said.startswith("No trial completed: 3 do not fit the device.")
-    assert "trial 1 (nf4, rank 8" in said
+    assert "trial 1 (4 bits, rank 8" in said
 
 
 def test_a_sweep_whose_trials_all_broke_says_how_and_an_unfinished_one_says_nothing(tmp_path):

@@ -5,17 +5,17 @@ from dataclasses import asdict
 
 import pytest
 
-from orchestrator import command as hints
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import failed_evaluations, verdict_of
 from orchestrator.cli.progress import print_result
 from orchestrator.cli.running import refuse_unless_whole
 from orchestrator.driver.retries import BACK_OFF_SECONDS
-from orchestrator.driver.sweep import result_of
 from orchestrator.ledger import FAULTS
 from orchestrator.report import card as cards
 from orchestrator.report import content as report
 from orchestrator.report import render
 from orchestrator.report.rows import trial_row
+from orchestrator.settings import command as hints
 from orchestrator.settings import save, sweep_folder
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import store_uri
@@ -53,7 +53,10 @@ def desk_at(folder) -> Desk:
 
 def texts_of(desk: Desk, capsys) -> dict[str, str]:
     """What each reader of a sweep is shown."""
-    result, found = result_of(desk.settings, desk.ledger), report.read(desk.settings, desk.ledger)
+    result, found = (
+        SweepSnapshot.of(desk.settings, desk.ledger),
+        report.report_of(SweepSnapshot.of(desk.settings, desk.ledger)),
+    )
     capsys.readouterr()
     print_result(result, None, as_json=False)
     said = {"terminal": capsys.readouterr().out}
@@ -91,7 +94,7 @@ def test_a_sweep_with_a_trial_that_could_not_be_evaluated_ends_with_an_error_unt
     nf4 = desk.ledger.trials()[0]
     assert nf4.config == NF4
     with pytest.raises(SweepError) as error:
-        refuse_unless_whole(result_of(desk.settings, desk.ledger))
+        refuse_unless_whole(SweepSnapshot.of(desk.settings, desk.ledger))
     assert error.value.exit_code == 1
     assert f"trial {nf4.number} could not be evaluated: {what}" in str(error.value)
     assert "(oom here)" in str(error.value)
@@ -99,7 +102,7 @@ def test_a_sweep_with_a_trial_that_could_not_be_evaluated_ends_with_an_error_unt
     desk.crash()
     resumed = Desk(tmp_path, ASKED)
     resumed.finish()
-    refuse_unless_whole(result_of(resumed.settings, resumed.ledger))
+    refuse_unless_whole(SweepSnapshot.of(resumed.settings, resumed.ledger))
     assert not resumed.ledger.fact(FAULTS)
     assert verdict_of(resumed.ledger.entry(nf4.key).result, 0.9).answer != "evaluation failed"
 

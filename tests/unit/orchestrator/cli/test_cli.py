@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator import settings as settings_file
 from orchestrator.cli.main import main
-from orchestrator.driver import sweep
+from orchestrator.ledger.ownership import owned
 from orchestrator.tracking import ui
 from tests.support.bad_inputs import BAD_DATA, BAD_SETTINGS, BAD_SPACES, GOOD_ROW, space_text
 from tests.support.in_process import called
@@ -106,7 +106,7 @@ def test_of_many_starts_that_end_in_a_refusal_one_at_a_time_holds_the_folder(tmp
     folder, inside, most = tmp_path / "sweeps" / "t", [], []
 
     def start(_):
-        with suppress(ConfigError), sweep.owned(folder):  # the error of the others is tested where two sweeps run
+        with suppress(ConfigError), owned(folder):  # the error of the others is tested where two sweeps run
             inside.append(1)
             sleep(0.001)
             most.append(len(inside))

@@ -81,7 +81,7 @@ def test_the_exit_code_says_whether_it_fits(folder):
         finished = called(*point, "--memory", f"{memory:.2f}MiB", "--json", cwd=folder)
         assert finished.code == code
         assert finished.json["fits"] is fits
-    assert called("fit", "base", "--memory", "300MiB", cwd=folder).code == 1
+    assert called("fit", "base", "--memory", "100MiB", cwd=folder).code == 1
     assert called("fit", "base", "--gpu", "T4", cwd=folder).code == 0
 
 

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator import command as hints
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.status import status_of
-from orchestrator.cli.progress import ProgressDisplay, counted_line, front_table, status_view
+from orchestrator.cli.progress import ProgressDisplay, counted_line, folded, front_table, status_view
 from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
+from orchestrator.settings import command as hints
 from tests.support.sweeps import TPE, Desk, breaks, completes, cost, make, trial
 from trainables.values.config import TrialConfig
 
@@ -176,3 +176,12 @@ def test_a_front_of_large_figures_fits_a_terminal_with_nothing_cut_off(width):
     assert "…" not in text
     for shown_whole in ("1234", "16bit", "128", "256", "2e-04", "71234.5", "1234.5", "2.0000", "1.0000", "attn.c_attn"):
         assert shown_whole in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_line_longer_than_a_terminal_is_wide_is_broken_between_words_alone(width):
+    line = "trial 3, 4 bits against its 16-bit baseline: preserved (cosine at least 0.9990, 0.95 was asked for; " * 3
+    shown = folded(line, width).splitlines()
+    assert max(map(len, shown)) <= width
+    assert " ".join(map(str.strip, shown)) == line.strip()
+    assert folded("short", width) == "short"

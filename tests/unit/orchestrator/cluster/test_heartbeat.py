@@ -1,5 +1,6 @@
 """The watch over a cluster: silence interrupts the main thread, or ends a process that does not listen."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from itertools import count
 import pytest
 
 from orchestrator.cluster import heartbeat
+from orchestrator.ledger import Ledger
 from tests.support.sweeps import REPO
 
 STUCK = """
@@ -17,6 +19,22 @@ from orchestrator.cluster import heartbeat
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a thread that waits in native code
 with heartbeat.watched("it was lost", is_alive=lambda: False, every=0.05, patience=0.1, grace=0.2):
+    time.sleep(60)
+"""
+
+LEAVING_ALL = """
+import signal, sys, time
+from pathlib import Path
+from orchestrator.cluster import heartbeat
+from orchestrator.ledger import Ledger
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+path = Path(sys.argv[1])
+ledger = Ledger(path)
+ledger.set_fact("left", "whole")
+assert path.with_name("ledger.db-wal").stat().st_size, "nothing is left to be brought into the one file"
+act = (lambda: Ledger(path).close()) if sys.argv[2] == "closes" else (lambda: 1 / 0)
+with heartbeat.watched("it was lost", last_act=act, is_alive=lambda: False, every=0.05, patience=0.1, grace=0.2):
     time.sleep(60)
 """
 
@@ -55,3 +73,25 @@ def test_a_process_that_does_not_listen_is_ended_with_its_last_words():
     done = subprocess.run([sys.executable, "-c", STUCK], cwd=REPO, capture_output=True, text=True, timeout=50)
     assert done.returncode == 1
     assert done.stderr == "error: it was lost\n"
+
+
+def ended(path, act) -> None:
+    """Run a process to its end whose cluster is lost while it holds a ledger and does not listen."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING_ALL, str(path), act], cwd=REPO, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == "error: it was lost\n"
+
+
+def test_a_process_that_is_ended_leaves_its_whole_ledger_in_the_one_file(tmp_path):
+    """Read without the file beside it, in which SQLite keeps what is not in the one file yet."""
+    ended(tmp_path / "ledger.db", "closes")
+    shutil.copy(tmp_path / "ledger.db", tmp_path / "alone.db")
+    ledger = Ledger(tmp_path / "alone.db", read_only=True)
+    assert ledger.fact("left") == "whole"
+    ledger.close()
+
+
+def test_a_last_act_that_fails_does_not_keep_the_process(tmp_path):
+    ended(tmp_path / "ledger.db", "fails")

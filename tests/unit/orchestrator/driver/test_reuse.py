@@ -19,6 +19,11 @@ HERE = device_name("cpu")
 VERSIONS = versions()
 
 
+def devices() -> set[str]:
+    """What workers of a sweep here would say."""
+    return {HERE}
+
+
 def on_this_cpu(task, *, device=HERE, loss=2.0, **other_versions):
     for report in completes(task, loss=loss, costs=cost(device=device)):
         yield replace(report, environment={"device": device, **VERSIONS, **other_versions} if report.is_last else {})
@@ -39,8 +44,8 @@ def sweep(root, asked, outcome=on_this_cpu, *, finish=True, workload=WORKLOAD) -
         workload,
         desk.ledger,
         n_slots=1,
-        cached=cached_trials(root, asked.name, workload, asked) if asked.reuse else None,
-        learned=warm_start.entries(asked, workload, root),
+        cached=cached_trials(asked, workload, root, devices),
+        learned=warm_start.entries(asked, workload, root, devices),
     )
     if finish:
         desk.finish(outcome)
@@ -107,7 +112,7 @@ ONE = GRID | {"parameters": {"rank": {"values": [1]}, "precision": {"values": ["
 
 def reused(root, **values) -> set[str]:
     """Sweeps whose results a new one would take over."""
-    found = cached_trials(root, "here", WORKLOAD, make(ONE, name="here", **values))
+    found = cached_trials(make(ONE, name="here", **values), WORKLOAD, root, devices)
     return {known.sweep for known in found.values()}
 
 
@@ -185,7 +190,7 @@ def test_a_trial_whose_adapter_is_not_the_recorded_one_is_run_again(tmp_path):
 def test_another_base_model_is_no_known_trial(tmp_path):
     other = replace(WORKLOAD, base_fingerprint="0" * 64)
     sweep(tmp_path, make(GRID, name="other"), workload=other)
-    assert cached_trials(tmp_path, "here", WORKLOAD, make(GRID)) == {}
+    assert cached_trials(make(GRID, name="here"), WORKLOAD, tmp_path, devices) == {}
 
 
 def test_what_did_not_complete_is_run_again(tmp_path):
@@ -258,7 +263,7 @@ def test_a_warm_start_from_another_base_data_or_arithmetic_is_refused_by_its_nam
     sweep(tmp_path, make(TPE, name="first", n_trials=2)).ledger.close()
     other = replace(WORKLOAD, **{name: "bfloat16" if name == "compute_dtype" else "9" * 64})
     with pytest.raises(ConfigError, match=f"different: {name}"):
-        warm_start.entries(make(TPE, name="b", warm_start="first"), other, tmp_path)
+        warm_start.entries(make(TPE, name="b", warm_start="first"), other, tmp_path, devices)
 
 
 def test_a_warm_start_under_another_protocol_is_refused(tmp_path):
@@ -269,7 +274,7 @@ def test_a_warm_start_under_another_protocol_is_refused(tmp_path):
     desk.ledger.finish("f" * 64, "refused", reason="too large")
     desk.ledger.close()
     with pytest.raises(ConfigError, match="different: protocol version"):
-        warm_start.entries(make(TPE, name="b", warm_start="first"), WORKLOAD, tmp_path)
+        warm_start.entries(make(TPE, name="b", warm_start="first"), WORKLOAD, tmp_path, devices)
 
 
 def test_a_space_of_another_sampler_or_pruning_is_the_same_space(tmp_path):
@@ -285,14 +290,14 @@ LOSS_ALONE = {"objectives": ("eval_loss_nats",)}
 def test_a_warm_start_takes_no_memory_and_no_time_of_another_kind_of_device(objective, tmp_path, caplog):
     sweep(tmp_path, make(TPE, name="far", n_trials=6), lambda task: at(task, "NVIDIA H200")).ledger.close()
     asked = {"objectives": (objective, "eval_loss_nats"), "warm_start": "far"}
-    assert warm_start.entries(make(TPE, name="here", **asked), WORKLOAD, tmp_path) == []
+    assert warm_start.entries(make(TPE, name="here", **asked), WORKLOAD, tmp_path, devices) == []
     assert f"are those of NVIDIA H200, this sweep runs on {HERE}" in caplog.text
 
 
 def test_a_warm_start_takes_losses_of_every_kind_of_device_where_nothing_else_is_searched(tmp_path, caplog):
     first = sweep(tmp_path, make(TPE, name="far", n_trials=6), lambda task: at(task, "NVIDIA H200"))
     asked = make(TPE, name="here", warm_start="far", **LOSS_ALONE)
-    assert len(warm_start.entries(asked, WORKLOAD, tmp_path)) == len(first.candidates)
+    assert len(warm_start.entries(asked, WORKLOAD, tmp_path, devices)) == len(first.candidates)
     assert not caplog.messages
 
 
@@ -301,7 +306,7 @@ def test_a_warm_start_from_a_mixed_cluster_takes_what_ran_on_this_kind_of_device
         return at(task, "NVIDIA H200" if task.config.rank == 1 else HERE)
 
     first = sweep(tmp_path, make(GRID, name="mixed"), mixed)
-    learned = warm_start.entries(make(GRID, name="here", warm_start="mixed"), WORKLOAD, tmp_path)
+    learned = warm_start.entries(make(GRID, name="here", warm_start="mixed"), WORKLOAD, tmp_path, devices)
     assert {e.result.key for e in learned} == {t.key for t in first.candidates if t.config.rank != 1}
 
 
@@ -315,5 +320,5 @@ def test_what_was_too_large_for_another_kind_of_device_says_nothing_here(state, 
         first.ledger.start(key)
     first.ledger.finish(key, state, reason="too large", environment={"device": "NVIDIA T4"} if state == "oom" else {})
     asked = make(GRID, name="here", warm_start="far", **LOSS_ALONE)
-    learned = [entry.result for entry in warm_start.entries(asked, WORKLOAD, tmp_path)]
+    learned = [entry.result for entry in warm_start.entries(asked, WORKLOAD, tmp_path, devices)]
     assert {trial.state for trial in learned} == {"completed"}

@@ -19,9 +19,8 @@ from optuna.trial import TrialState
 
 from orchestrator.driver.driver import Driver
 from orchestrator.driver.retries import BACK_OFF_SECONDS
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.search.proposer import Proposer
-from orchestrator.workers import adapter_store
 from tests.bench.memory_shapes import sizes_of
 from tests.support.sweeps import (
     ASHA,

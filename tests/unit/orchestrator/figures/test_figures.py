@@ -2,15 +2,15 @@
 
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from random import Random
 
 import numpy as np
 import pytest
 
-from orchestrator.analysis.front import front_of, objective_value
+from orchestrator.analysis.front import objective_value
 from orchestrator.analysis.pareto import hypervolume
-from orchestrator.driver.sweep import SweepResult
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import gallery as figures
 from orchestrator.figures import hypervolume as figure_hypervolume
 from orchestrator.figures import importance as figure_importance
@@ -22,18 +22,15 @@ from orchestrator.figures import similarity as figure_similarity
 from orchestrator.figures.style import PRECISION_COLOURS, LeftOut, Picture, finished_html, finished_png
 from orchestrator.objectives import DEFAULT
 from orchestrator.report import outputs
-from tests.support.sweeps import GRID, TPE, WORKLOAD, cost, likeness, make, measurement, similarity, trial
+from tests.support.sweeps import GRID, TPE, WORKLOAD, cost, likeness, make, measurement, similarity, snapshot, trial
 from trainables.values.config import TrialConfig
 from trainables.values.results import PARTS, MemoryBreakdown, TrialResult
 
 ALL = (*DEFAULT, "embedding_cosine", "token_match_rate")
 
 
-def result_of(*trials: TrialResult, workload=WORKLOAD, base=TPE, **values) -> SweepResult:
-    settings = make(base, **values)
-    return SweepResult(
-        settings=settings, workload=workload, trials=trials, front=front_of(trials, settings), interrupted=False
-    )
+def result_of(*trials: TrialResult, workload=WORKLOAD, base=TPE, **values) -> SweepSnapshot:
+    return snapshot(make(base, **values), trials, {"workload": asdict(workload)})
 
 
 def one(number: int, random: Random) -> TrialResult:
@@ -57,7 +54,7 @@ def one(number: int, random: Random) -> TrialResult:
 
 
 @pytest.fixture(scope="module")
-def sweep() -> SweepResult:
+def sweep() -> SweepSnapshot:
     """30 trials of both precisions."""
     random = Random(0)
     return result_of(*(one(number, random) for number in range(30)))
@@ -258,7 +255,7 @@ def test_a_precision_has_one_colour_in_every_figure(sweep):
     ],
 )
 def test_every_figure_says_whose_weights_device_and_arithmetic_it_is_of(sweep, weights, said):
-    result = replace(sweep, workload=replace(WORKLOAD, weights=weights, stand_in_seconds=130.0))
+    result = result_of(*sweep.trials, workload=replace(WORKLOAD, weights=weights, stand_in_seconds=130.0))
     drawn = [figure for figure in figures.of_sweep(result) if isinstance(figure, Picture)]
     assert len(drawn) >= 8
     for figure in drawn:
@@ -268,7 +265,7 @@ def test_every_figure_says_whose_weights_device_and_arithmetic_it_is_of(sweep, w
 
 
 def test_a_caption_is_read_neither_as_markup_nor_as_mathematics(sweep):
-    result = replace(sweep, workload=replace(WORKLOAD, weights="pretrained", base_model="a$b</script><i>$"))
+    result = result_of(*sweep.trials, workload=replace(WORKLOAD, weights="pretrained", base_model="a$b</script><i>$"))
     figure = figure_scatter.rank_memory(result)
     assert "&lt;/script&gt;&lt;i&gt;" in finished_html(figure, result.caption).layout.title.subtitle.text
     png = finished_png(figure, result.caption)

@@ -519,6 +519,13 @@ def test_a_ledger_that_says_an_older_version_than_its_tables_is_damaged(ledger):
                 Ledger(ledger.path, read_only=read_only)
 
 
+def test_a_ledger_of_a_version_between_releases_is_said_to_be_one(ledger):
+    with closing(sqlite3.connect(ledger.path)) as db:
+        db.execute("ALTER TABLE costs RENAME TO cost_cells")
+    with pytest.raises(LedgerDamaged, match="its tables are those of a version between releases"):
+        Ledger(ledger.path, read_only=True)
+
+
 def columns_of(path) -> set[tuple]:
     """Table, name, type, whether it must be given, and default of each column."""
     with sqlite3.connect(path) as db:

@@ -30,7 +30,7 @@ def falls(desk: Desk, losses: tuple[float, ...], mib: float, *, protect: bool = 
 
     trial_id = desk.take(worker)
     if protect:
-        desk.driver._protected.add(desk.asked[-1].key)
+        desk.driver.agenda.protected.add(desk.asked[-1].key)
     desk.end(trial_id)
     return desk.states[desk.asked[-1].key]
 

@@ -1,6 +1,6 @@
 """Which running trial successive halving stops, and that a sweep stops none that others need."""
 
-from orchestrator.ledger.task import Report
+from orchestrator.ledger.task import TaskReport
 from tests.support.sweeps import ASHA, GRID, Desk, completes, make, space
 
 SIXTEEN = GRID | {
@@ -13,7 +13,7 @@ def steps_of(desk: Desk, loss: float, *, protect: bool = False) -> str:
     """Run one new trial at a constant loss; returns its final state."""
     trial_id = desk.take(lambda task: completes(task, loss=loss))
     if protect:
-        desk.driver._protected.add(desk.asked[-1].key)
+        desk.driver.agenda.protected.add(desk.asked[-1].key)
     desk.end(trial_id)
     return desk.states[desk.asked[-1].key]
 
@@ -57,7 +57,7 @@ def test_no_trial_is_stopped_before_its_least_share_of_steps(tmp_path):
 
 def test_a_report_without_a_loss_is_passed_on(tmp_path):
     desk = Desk(tmp_path, make(space(SIXTEEN, early_terminate=ASHA)))
-    desk.do(lambda task: iter([Report(state="oom", reason="no memory")]))
+    desk.do(lambda task: iter([TaskReport(state="oom", reason="no memory")]))
     assert list(desk.states.values()) == ["oom"]
 
 

@@ -32,6 +32,7 @@ from tests.support.sweeps import (
     make,
     measurement,
     similarity,
+    snapshot,
     trial,
 )
 from trainables.values.config import TrialConfig
@@ -94,7 +95,7 @@ def whole_sweep():
 
 def report(trials, workload=WORKLOAD, settings=None):
     facts = {"workload": asdict(workload) if workload else None, "created_at": 100.0}
-    return report_of(settings or make(objectives=("eval_loss_nats",)), trials, facts, lambda config: 55.0)
+    return report_of(snapshot(settings or make(objectives=("eval_loss_nats",)), trials, facts), lambda config: 55.0)
 
 
 def layers(workload=WORKLOAD, **values):

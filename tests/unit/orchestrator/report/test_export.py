@@ -17,12 +17,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator import settings as settings_file
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import export
-from orchestrator.workers import adapter_store
 from tests.support.hub_server import Answer, as_error, as_json, handler_of, hub_server
 from tests.support.in_process import called
-from tests.support.sweeps import WORKLOAD, command, environment, make
+from tests.support.sweeps import WORKLOAD, command, environment, make, snapshot
+from trainables.comparison import exported
 from trainables.data import tokens
 from trainables.data.alpaca import Row
 from trainables.evaluation import held_out
@@ -209,8 +209,8 @@ def test_a_trial_without_an_adapter_is_refused_and_nothing_is_written(root, tmp_
 def test_a_key_that_several_trials_begin_with_is_refused(root, sweep):
     trials = [replace(t, key=f"abcdef{n}" + 57 * "0") for n, t in enumerate(sweep[1][:2], start=1)]
     with pytest.raises(ConfigError, match="2 trials begin with 'abcdef'"):
-        export.chosen(of("abcdef"), trials, make())
-    assert export.chosen(of("abcdef2"), trials, make())[0].key == trials[1].key
+        export.chosen(of("abcdef"), snapshot(make(), trials, {}))
+    assert export.chosen(of("abcdef2"), snapshot(make(), trials, {}))[0].key == trials[1].key
 
 
 def test_a_folder_that_holds_something_is_left_as_it_is_and_an_empty_one_is_filled(root, tmp_path):
@@ -248,18 +248,16 @@ def test_an_export_that_fails_half_way_leaves_nothing(root, sweep, tmp_path):
 def test_a_loss_that_is_not_the_recorded_one_is_an_error(root, sweep, tmp_path):
     workload, trials = sweep
     export.run("t", tmp_path / "d", of(1), root)
-    wrong = replace(
-        trials[1], history=(replace(trials[1].history[-1], eval_loss_nats=trials[0].history[0].eval_loss_nats + 1),)
-    )
+    wrong = trials[0].history[0].eval_loss_nats + 1
     with pytest.raises(SweepError, match="when read back"):
-        export.checked_loss_nats(tmp_path / "d", wrong, workload)
+        exported.checked_loss_nats(tmp_path / "d", trials[1].config.precision, wrong, workload)
 
 
 def test_a_base_that_moved_is_fetched_again_and_must_be_the_same(sweep, tmp_path):
     gone = replace(sweep[0], base_folder=str(tmp_path / "gone"))
-    assert export.with_base(gone, tmp_path) == sweep[0]
+    assert exported.with_base(gone, tmp_path) == sweep[0]
     with pytest.raises(ConfigError, match="not what the sweep was run on"):
-        export.with_base(replace(gone, base_fingerprint="0" * 64), tmp_path)
+        exported.with_base(replace(gone, base_fingerprint="0" * 64), tmp_path)
 
 
 # --- pushing

@@ -35,6 +35,7 @@ from tests.support.sweeps import (
     make,
     measurement,
     similarity,
+    snapshot,
     space,
     trial,
 )
@@ -68,7 +69,7 @@ def compared(*, seeds=(0.9, 0.8)):
 
 
 def text_of(trials, settings=LOSS, predict=lambda config: None, **facts):
-    return render.markdown(report_of(settings, trials, FACTS | facts, predict), {})
+    return render.markdown(report_of(snapshot(settings, trials, FACTS | facts), predict), {})
 
 
 def headlines(text):
@@ -291,7 +292,7 @@ def test_how_it_was_measured_names_rows_versions_noise_and_wall_time():
 
 
 def test_a_sweep_without_a_trial_gives_a_report():
-    text = render.markdown(report_of(LOSS, [], {}, lambda config: None), {})
+    text = render.markdown(report_of(snapshot(LOSS, [], {}), lambda config: None), {})
     assert "Nothing was measured yet" in text
     assert "not finished: 0 of 6" in text
     assert "No trial was started" in text
@@ -326,7 +327,7 @@ def test_one_16_bit_trial_alone_gives_a_report_that_claims_nothing_about_4_bits(
 def test_the_description_is_whole_sections_that_fit_with_the_answer_first():
     trials = [measured(n, replace(NF4, rank=n + 1), 9.0, similarity=compared()) for n in range(9)]
     settings = make(objectives=("eval_loss_nats",))
-    report = report_of(settings, trials, FACTS, lambda config: None)
+    report = report_of(snapshot(settings, trials, FACTS), lambda config: None)
     answered = render.bullets(report)
     sections = render.sections(report, {}).values()
     (budgets,) = [s for s in sections if s.startswith("## Which rank for which memory")]
@@ -441,9 +442,9 @@ def test_an_unknown_sweep_is_an_error_that_names_the_nearest(swept, tmp_path):
 
 
 def test_two_sweeps_side_by_side_say_where_they_cannot_be_compared():
-    one = report_of(LOSS, [measured(0, NF4, 90.0), measured(1, BASELINE, 100.0)], FACTS, lambda config: None)
+    one = report_of(snapshot(LOSS, [measured(0, NF4, 90.0), measured(1, BASELINE, 100.0)], FACTS), lambda config: None)
     elsewhere = asdict(replace(WORKLOAD, data_digest="e" * 64))
-    other = report_of(LOSS, [measured(0, BASELINE, 100.0)], {"workload": elsewhere}, lambda config: None)
+    other = report_of(snapshot(LOSS, [measured(0, BASELINE, 100.0)], {"workload": elsewhere}), lambda config: None)
     text = render.compare(one, other)
     assert "differ in data_digest:" in text
     assert re.search(r"\| Memory, standard loop \| 4 bits save 10.0 MiB.* \| - \|", text)

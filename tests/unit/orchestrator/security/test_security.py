@@ -12,19 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli.group import commands
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import content as report
 from orchestrator.security import ray_guard
 from orchestrator.security.folder_access import refuse_shared
 from orchestrator.security.redaction import HIDDEN, redacted
 from orchestrator.settings import save, sweep_folder
 from orchestrator.tracking import ui
-from orchestrator.workers import adapter_store
 from tests.support.hostile import EVIL, hostile_report, with_code
 from tests.support.in_process import called
 from tests.support.sweeps import (
     WORKLOAD,
     make,
+    snapshot,
     trial,
 )
 from trainables.models import base_model
@@ -245,7 +245,9 @@ def test_a_card_shows_markup_from_outside_as_words(tmp_path):
 
     workload = asdict(WORKLOAD) | {"data": EVIL, "base_model": EVIL}
     trials = [trial(0, state="failed", reason=EVIL)]
-    found = report.report_of(make(base_model=EVIL, data=EVIL), trials, {"workload": workload}, lambda config: None)
+    found = report.report_of(
+        snapshot(make(base_model=EVIL, data=EVIL), trials, {"workload": workload}), lambda config: None
+    )
     body = str(card_of(found)).partition("---\n")[2].partition("---\n")[2]
     assert "window.ran" in body
     assert "<script" not in body.replace("\\<script", "")

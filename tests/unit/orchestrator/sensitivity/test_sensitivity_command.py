@@ -10,21 +10,21 @@ from matplotlib.image import imread
 from mlflow import MlflowClient
 
 from orchestrator.sensitivity import heat_map as sensitivity_figures
-from orchestrator.sensitivity.run import SensitivityResult, SensitivitySettings, choose
-from orchestrator.tracking.store import EXPERIMENT, log_run, store_uri
+from orchestrator.sensitivity.run import choose
+from orchestrator.tracking.client import log_run
+from orchestrator.tracking.store import EXPERIMENT, store_uri
 from tests.support.in_process import called
 from tests.support.stores import place_store
 from tests.support.sweeps import WORKLOAD
-from trainables.comparison.sensitivity import Sensitivity, variants_of
+from trainables.comparison.sensitivity import BaseSensitivity, Sensitivity, variants_of
 from trainables.models.families.gpt2 import TARGETS
 
 # --- the heat map
 
 
-def result_of(kl) -> SensitivityResult:
-    """A run over 3 blocks whose variants have made-up KLs."""
-    return SensitivityResult(
-        settings=SensitivitySettings(name="t", base_model="demo", data="demo", device="cpu"),
+def base_of(kl) -> BaseSensitivity:
+    """A base of 3 blocks whose variants have made-up KLs."""
+    return BaseSensitivity(
         workload=WORKLOAD,
         environment={"device": "CPU"},
         n_rows=128,
@@ -39,20 +39,20 @@ def result_of(kl) -> SensitivityResult:
 
 
 def test_each_cell_of_both_heat_maps_is_its_own_variant():
-    result = result_of(lambda v: 1e-6 * sum(5 ** (4 * b + TARGETS.index(k)) for b, k in v.quantized))
+    base = base_of(lambda v: 1e-6 * sum(5 ** (4 * b + TARGETS.index(k)) for b, k in v.quantized))
     expected = [[5.0 ** (4 * b + k) for k in range(4)] for b in range(3)]
     expected = np.array([[*line, sum(line)] for line in expected])
     expected = 1e-6 * np.vstack([expected, expected.sum(axis=0)])
-    (image,) = sensitivity_figures.heat_map_png(result).axes[0].get_images()
+    (image,) = sensitivity_figures.heat_map_png(base).axes[0].get_images()
     np.testing.assert_allclose(image.get_array(), expected)
-    (cells,) = sensitivity_figures.heat_map_html(result).data
+    (cells,) = sensitivity_figures.heat_map_html(base).data
     np.testing.assert_allclose(10.0 ** np.array(cells.z), expected)
     assert "attn.c_proj of block 2" in cells.text[2][1]
 
 
 @pytest.mark.parametrize("kl", [0.0, 1e-3])
 def test_a_heat_map_of_equal_values_can_be_drawn(kl, tmp_path):
-    assert all(path.stat().st_size for path in sensitivity_figures.write(result_of(lambda v: kl), tmp_path))
+    assert all(path.stat().st_size for path in sensitivity_figures.write(base_of(lambda v: kl), tmp_path))
 
 
 # --- the command

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.driver.sweep import result_of
-from orchestrator.ledger import Ledger
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import content as report
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.tracking.inputs import source_of
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import store_uri
-from orchestrator.workers import adapter_store
 from tests.support.stores import place_store
 from tests.support.sweeps import WORKLOAD
 from tests.support.swept import COUNTS, swept
@@ -26,7 +25,7 @@ def tracked(settings: SweepSettings, root: Path, *, interrupted: bool = False):
 
     ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
     tracker = Tracker(settings, ledger, root)
-    tracker.finish(result_of(settings, ledger, interrupted=interrupted), [])
+    tracker.finish(SweepSnapshot.of(settings, ledger), [], interrupted=interrupted)
     ledger.close()
     client = MlflowClient(store_uri(root))
     return client, client.get_run(tracker.run_id)
@@ -106,7 +105,7 @@ def test_a_models_artifacts_are_its_adapters_files(finished, tmp_path):
 def test_only_the_best_of_the_report_is_registered_and_only_once(finished):
     root, result, client, _ = finished
     ledger = Ledger(sweep_folder("t", root) / "ledger.db")
-    best = report.read(result.settings, ledger).best_loss
+    best = report.report_of(SweepSnapshot.of(result.settings, ledger)).best_loss
     ledger.close()
     (registered,) = client.search_registered_models()
     (version,) = client.search_model_versions()
@@ -126,11 +125,12 @@ def test_an_interrupted_sweep_has_no_model_yet_and_a_model_goes_when_its_trial_l
     client, parent = tracked(settings, tmp_path)
     before = {model.tags["trial_key"] for model in models_of(client, parent)}
     assert before == result.front.keys
-    smaller = replace(result, front=replace(result.front, members=result.front.members[:1]))
+    first = result.front.members[0]
+    smaller = replace(result, entries=tuple(entry for entry in result.entries if entry.result is first))
     ledger = Ledger(sweep_folder("t", tmp_path) / "ledger.db")
     Tracker(settings, ledger, tmp_path)._write_models(smaller)
     ledger.close()
-    assert {model.tags["trial_key"] for model in models_of(client, parent)} == {smaller.front.members[0].key}
+    assert {model.tags["trial_key"] for model in models_of(client, parent)} == {first.key}
 
 
 def test_a_model_that_was_left_half_written_is_written_on(tmp_path):

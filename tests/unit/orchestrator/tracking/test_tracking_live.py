@@ -7,16 +7,17 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from orchestrator.driver.sweep import result_of
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import gallery as figures
 from orchestrator.ledger import Ledger
 from orchestrator.settings import sweep_folder
 from orchestrator.tracking import live as tracking_live
-from orchestrator.tracking import publishing
+from orchestrator.tracking.client import open_client
 from orchestrator.tracking.contents import GROWTH, growth
+from orchestrator.tracking.ending import write_files
 from orchestrator.tracking.live import Live
 from orchestrator.tracking.projection import Tracker
-from orchestrator.tracking.store import open_client, store_uri
+from orchestrator.tracking.store import store_uri
 from tests.support.stores import place_store
 from tests.support.sweeps import WORKLOAD, Desk, completes, make
 from tests.support.swept import swept
@@ -36,7 +37,7 @@ def of(points, name: str):
 
 def test_hypervolume_and_device_time_have_a_point_after_each_trial_and_never_fall(finished):
     _, _, result = finished
-    points = growth(result, reference_is_fixed=True, final=True)
+    points = growth(result, final=True)
     n_ended = sum(trial.ended_at is not None for trial in result.trials)
     for name in GROWTH:
         steps, values = zip(*of(points, name), strict=True)
@@ -48,13 +49,13 @@ def test_hypervolume_and_device_time_have_a_point_after_each_trial_and_never_fal
 
 def test_a_hypervolume_that_can_still_change_is_not_written_yet(finished):
     _, _, result = finished
-    assert not of(growth(result, reference_is_fixed=False, final=False), "hypervolume")
+    assert not of(growth(replace(result, facts={}), final=False), "hypervolume")
     waiting = next(t for t in result.trials if t.config.precision == "nf4" and t.origin == "search")
-    trials = tuple(replace(t, similarity=None) if t is waiting else t for t in result.trials)
-    then = replace(result, trials=trials)
-    before = sum(t.ended_at < waiting.ended_at for t in trials)
-    assert len(of(growth(then, reference_is_fixed=True, final=False), "hypervolume")) == before
-    assert len(of(growth(then, reference_is_fixed=True, final=True), "hypervolume")) > before
+    unlike = replace(result.entries[waiting.number], result=replace(waiting, similarity=None))
+    then = replace(result, entries=tuple(unlike if e.result is waiting else e for e in result.entries))
+    before = sum(t.ended_at < waiting.ended_at for t in then.trials)
+    assert len(of(growth(then, final=False), "hypervolume")) == before
+    assert len(of(growth(then, final=True), "hypervolume")) > before
 
 
 def test_points_written_while_trials_come_in_are_those_of_the_finished_sweep(tmp_path):
@@ -71,8 +72,8 @@ def test_points_written_while_trials_come_in_are_those_of_the_finished_sweep(tmp
             desk.end(trial_id)
         tracker.sync()
     tracker.sync(final=True)
-    result = result_of(settings, desk.ledger)
-    expected = growth(result, reference_is_fixed=True, final=True)
+    result = SweepSnapshot.of(settings, desk.ledger)
+    expected = growth(result, final=True)
     client, _ = open_client(store_uri(tmp_path), tmp_path)
     for name in GROWTH:
         found = {(m.step, m.value) for m in client.get_metric_history(tracker.run_id, name)}
@@ -93,7 +94,7 @@ def test_figures_are_drawn_again_only_when_a_trial_completed_and_the_last_time_i
     run_id = client.create_run(experiment_id).info.run_id
     clock = Clock()
     live = Live(client, run_id, clock)
-    fewer = replace(result, trials=result.trials[:-1])
+    fewer = replace(result, entries=result.entries[:-1])
     assert live.update(fewer)
     clock.now = tracking_live.FIGURES_SECONDS - 1
     assert not live.update(result)  # too soon
@@ -126,7 +127,7 @@ def test_the_description_begins_with_links_then_the_budgets_and_the_picture(fini
     root, settings, result = finished
     with closing(Ledger(sweep_folder("t", root) / "ledger.db")) as ledger:
         tracker = Tracker(settings, ledger, root)
-        tracker.finish(result, publishing.write_files(settings, ledger, result, root))
+        tracker.finish(result, write_files(result, ledger), interrupted=False)
     client, _ = open_client(store_uri(root), root)
     parent = client.get_run(tracker.run_id)
     note = parent.data.tags["mlflow.note.content"]

@@ -12,19 +12,20 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator import command as hints
 from orchestrator import settings
 from orchestrator.analysis.budgets import FINISHED
-from orchestrator.driver.sweep import owned
-from orchestrator.ledger import FAULTS, Ledger
+from orchestrator.ledger import FAULTS, Ledger, adapter_store
+from orchestrator.ledger.ownership import owned
 from orchestrator.report import digests
+from orchestrator.settings import command as hints
+from orchestrator.tracking.client import open_client
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.publishing import publish
-from orchestrator.tracking.store import open_client, store_file, store_uri
+from orchestrator.tracking.store import store_file, store_uri
 from orchestrator.verify import checks as verify
 from orchestrator.verify import points
+from orchestrator.verify.files import is_over
 from orchestrator.verify.ledger import read
-from orchestrator.workers import adapter_store
 from tests.support.in_process import called
 from tests.support.stores import place_store
 from tests.support.sweeps import GRID, WORKLOAD, Desk, completes, make
@@ -702,10 +703,10 @@ LEFT: dict[str, Callable[[Ledger], None]] = {
 def test_a_sweep_of_which_anything_is_left_is_resumed(what, root, tmp_path):
     folder = Path(shutil.copytree(root / "sweeps" / "t", tmp_path / "t"))
     asked = settings.load(folder)
-    assert verify.is_over(read(asked, folder))
+    assert is_over(read(asked, folder))
     with closing(Ledger(folder / "ledger.db")) as ledger:
         LEFT[what](ledger)
-    assert not verify.is_over(read(asked, folder))
+    assert not is_over(read(asked, folder))
 
 
 def test_the_command_ends_with_1_and_a_line_for_each_difference(root):

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.workers import adapter_store, storage
+from orchestrator.ledger import adapter_store
+from orchestrator.workers import storage
 from tests.support.sweeps import Desk, completes, make
 from trainables.values.errors import ConfigError
 

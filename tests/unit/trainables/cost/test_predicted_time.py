@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import search_spaces
 from orchestrator.driver import duration
-from orchestrator.driver.prepare import Device
+from orchestrator.driver.duration import SweepDevice
 from tests.support.in_process import called
 from tests.support.sweeps import REPO, make, space
 from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
@@ -80,18 +80,18 @@ def test_a_sweeps_time_is_known_once_a_device_was_asked_and_falls_with_slots(tmp
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "device_speed.json").write_text("{")
     assert duration.text(asked, tmp_path) is None, "a damaged file is none"
-    duration.keep(Device(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), tmp_path)
+    duration.keep(SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), tmp_path)
     whole = duration.predicted_seconds(asked, tmp_path)
     assert duration.predicted_seconds(asked, tmp_path, 4) == pytest.approx(whole / 4)
     slow = Speed(products_flops=25e12, memory_bytes=2.5e11)
-    duration.keep(Device(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=slow), tmp_path)
+    duration.keep(SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=slow), tmp_path)
     assert duration.predicted_seconds(asked, tmp_path) > 10 * whole
     assert re.search(r"predicted time: about \d+ min of search if nothing is pruned", duration.text(asked, tmp_path))
     assert duration.predicted_seconds(make(), tmp_path) is None, "nothing is said of a CPU"
 
 
 def test_each_4_bit_trial_is_counted_with_its_baseline_which_in_a_grid_may_be_another_of_its_points(tmp_path):
-    duration.keep(Device(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), tmp_path)
+    duration.keep(SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), tmp_path)
     fixed = {"alpha": 16, "batch_size": 4, "max_length_tokens": 256, "max_steps": 200}
     seconds = {}
     for precisions in (("nf4",), ("16bit",), ("nf4", "16bit")):
@@ -107,7 +107,7 @@ def test_each_4_bit_trial_is_counted_with_its_baseline_which_in_a_grid_may_be_an
 
 def test_a_dry_run_says_the_time_on_the_device_of_the_last_sweep(tmp_path):
     root = tmp_path / "mlflow_runs"
-    duration.keep(Device(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), root)
+    duration.keep(SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), root)
     before = (root / "cache" / "device_speed.json").read_text()
     finished = called("run", "--dry-run", "--device", "cuda", "--json", cwd=tmp_path)
     assert finished.code == 0, finished.err

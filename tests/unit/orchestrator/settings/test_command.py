@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.sweeps import command, environment
 
-SHOW = "from orchestrator.command import *; print(command()); print(python()); print(pages())"
+SHOW = "from orchestrator.settings.command import *; print(command()); print(python()); print(pages())"
 
 
 def hints(cwd: Path, *begun: str, path: str = "/usr/bin:/bin", **variables: str) -> list[str]:

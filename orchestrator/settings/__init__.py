@@ -1,9 +1,8 @@
 """Everything one sweep was asked to do: frozen, checked, kept beside its ledger for `resume`."""
 
 import json
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from orchestrator.security.folder_access import refuse_shared
 from search_spaces import Frozen, Space, first_fault
 from trainables.values.config import ComputeDtype, EngineName, Loop, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
+from trainables.values.files import write_whole
 
 ROOT = Path("mlflow_runs")
 """Where all state lives, relative to the working directory."""
@@ -153,27 +153,34 @@ class SweepSettings(Frozen):
         kind = {} if self.device_kind is None else {KIND_PREFIX + self.device_kind: 0.001}
         return {"cpu": 1, "gpu": self.gpus_per_trial, **kind}
 
+    @staticmethod
+    def kinds_of(resources: Iterable[str]) -> set[str]:
+        """Kinds of device among the names of a node's resources, as Ray names them."""
+        return {name.removeprefix(KIND_PREFIX) for name in resources if name.startswith(KIND_PREFIX)}
+
+    @property
+    def first_config(self) -> TrialConfig:
+        """The trial that takes the first value of each searched setting."""
+        return self.config({name: parameter.samples[0] for name, parameter in self.space.parameters.items()})
+
     @property
     def longest_steps(self) -> int:
         """Steps of the longest trial: a space may search them."""
-        first = {name: parameter.samples[0] for name, parameter in self.space.parameters.items()}
         searched = self.space.parameters.get("max_steps")
-        points = [first | {"max_steps": n_steps} for n_steps in searched.samples] if searched else [first]
-        return max(self.config(point).max_steps for point in points)
+        return self.max_steps or (max(map(int, searched.samples)) if searched else self.first_config.max_steps)
 
     @property
     def lengths_tokens(self) -> tuple[int, ...]:
         """Every max_length_tokens that the space lists, both ends of a range, or the one that all trials have."""
         searched = self.space.parameters.get("max_length_tokens")
-        if searched:
-            return tuple(int(n_tokens) for n_tokens in searched.samples)
-        first = {name: parameter.samples[0] for name, parameter in self.space.parameters.items()}
-        return (self.config(first).max_length_tokens,)
+        return tuple(map(int, searched.samples)) if searched else (self.first_config.max_length_tokens,)
 
     def config(self, params: dict[str, Any]) -> TrialConfig:
         """The trial that a point of the space stands for in this sweep."""
-        in_space = {*self.space.parameters, *self.space.fixed}
-        overrides = {name: getattr(self, name) for name in ("seed", "engine", "loop") if name not in in_space}
+        overrides = {}
+        for name in ("seed", "engine", "loop"):
+            if name not in self.space.parameters and name not in self.space.fixed:
+                overrides[name] = getattr(self, name)
         if self.max_steps is not None:
             overrides["max_steps"] = self.max_steps
         return self.space.config(params, **overrides)
@@ -189,8 +196,7 @@ def make(**values: Any) -> SweepSettings:
         settings = SweepSettings.model_validate(values)
     except ValidationError as error:
         raise ConfigError(first_fault(error, SweepSettings)) from None
-    first = {name: parameter.samples[0] for name, parameter in settings.space.parameters.items()}
-    if settings.device == "cpu" and settings.config(first).engine == "graph":
+    if settings.device == "cpu" and settings.first_config.engine == "graph":
         raise ConfigError("engine is graph, which needs a CUDA GPU; here it can be eager")
     if settings.gpus_per_trial > 1 and not settings.gpus_per_trial.is_integer():
         raise ConfigError(f"gpus_per_trial over 1 must be a whole number, got {settings.gpus_per_trial:g}")
@@ -251,17 +257,6 @@ def edits(settings: SweepSettings, began: str | None) -> Iterator[tuple[str, Any
         for part, before, value in parts:
             if json.dumps(before) != json.dumps(value):  # the order of a space's parameters counts too
                 yield part, before, value
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a file so that it is there whole or as it was, whenever the process is killed; returns its path."""
-    scratch = path.with_name(f".{path.name}.part")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    return path
 
 
 def of_json(text: str | bytes) -> SweepSettings:

@@ -1,0 +1,235 @@
+"""Which task is first, by a sweep's rows alone, so that a fresh driver takes up any sweep.
+
+Interrupted trials, baselines and comparisons come first, then what the sampler proposes; when nothing more is proposed
+and all candidates are settled, runs of the finalists and of their baselines under other seeds, and at last evaluations
+on the test rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.analysis.budgets import Ended
+from orchestrator.analysis.finalists import to_evaluate, wanted
+from orchestrator.analysis.front import is_candidate
+from orchestrator.analysis.settled import is_settled
+from orchestrator.driver.pairs import baseline_params, evaluation_task
+from orchestrator.driver.reuse import import_result
+from orchestrator.ledger.task import Task, TaskName
+from orchestrator.search.device_limit import DeviceLimit
+from trainables.models.families import shape_in
+
+if TYPE_CHECKING:
+    from orchestrator.driver.retries import Retries
+    from orchestrator.driver.reuse import CachedTrials
+    from orchestrator.driver.stopping import Stopping
+    from orchestrator.ledger import Ledger
+    from orchestrator.ledger.rows import Entry
+    from orchestrator.search.proposer import Proposer
+    from orchestrator.settings import SweepSettings
+    from trainables.values.config import Origin, TrialConfig, Workload
+    from trainables.values.results import TrialResult
+
+
+class Agenda:
+    """A sweep's rows as its ledger has them, and the first task that they ask for; arguments as of `Driver`.
+
+    Attributes:
+        live: tasks that workers have now, by name.
+        failed: comparisons and test evaluations that would fail again.
+        protected: keys of trials that others need: never stopped.
+        proposer: the sampler, which is told of every settled trial.
+    """
+
+    def __init__(
+        self,
+        settings: "SweepSettings",
+        workload: "Workload",
+        ledger: "Ledger",
+        retries: "Retries",
+        stopping: "Stopping",
+        proposer: "Proposer",
+        *,
+        cached: "CachedTrials",
+        learned: Sequence["Entry"],
+    ) -> None:
+        self._settings = settings
+        self._workload = workload
+        self._ledger = ledger
+        self._retries = retries
+        self._stopping = stopping
+        self._cached = cached
+        self._limit = DeviceLimit(
+            shape=shape_in(Path(workload.base_folder)),
+            memory_mib=ledger.fact("device_memory_mib"),
+            compute_dtype=workload.compute_dtype,
+        )
+        self.proposer = proposer
+        self.live: dict[TaskName, Task] = {}
+        self.failed: set[TaskName] = set()
+        self.protected: set[str] = set()
+        self._entries = {entry.result.key: entry for entry in ledger.entries()}
+        self._open = dict.fromkeys(self._entries)  # keys of trials that are not settled yet
+        for entry in learned:
+            proposer.learn(entry, self._limit.excess(entry.result.config))
+        for key in self._entries:
+            self._settle(key)
+
+    # --- the rows
+
+    def keep(self, entry: "Entry") -> None:
+        """Take in a row as the ledger has it now."""
+        self._entries[entry.result.key] = entry
+
+    def result(self, key: str) -> "TrialResult":
+        return self._entries[key].result
+
+    @property
+    def trials(self) -> "list[TrialResult]":
+        return [entry.result for entry in self._entries.values()]
+
+    def is_completed(self, key: str) -> bool:
+        """False where a trial's adapter is all that a killed driver left of it."""
+        return key in self._entries and self.result(key).state == "completed"
+
+    def _other_half(self, config: "TrialConfig") -> "tuple[str, TrialConfig]":
+        """Key and config of the other precision's trial."""
+        other = config.at_other_precision
+        return self._workload.key(other), other
+
+    def settle_pair(self, config: "TrialConfig") -> None:
+        self._settle(self._workload.key(config))
+        self._settle(self._other_half(config)[0])
+
+    def _settle(self, key: str) -> None:
+        """Tell the sampler of a trial of which all is known that will be; protect the baseline of one that waits."""
+        entry = self._entries.get(key)
+        if entry is None or key not in self._open:
+            return
+        baseline = self._entries.get(self._other_half(entry.result.config)[0])
+        if ("compare", key) in self.failed or is_settled(entry.result, baseline.result if baseline else None):
+            del self._open[key]
+            if entry.result.is_of_search:
+                self.proposer.tell(entry, self._limit.excess(entry.result.config))
+        elif entry.result.state == "completed" and baseline:
+            self.protected.add(baseline.result.key)  # from now on it must not be stopped
+
+    # --- which task is first
+
+    def first_task(self) -> Task | None:
+        """The first task there is; trials that need none, as they are refused or cached, are passed on the way."""
+        while True:
+            n_before = len(self._entries)
+            task = self._task()
+            if task or len(self._entries) == n_before:
+                return task
+
+    def _task(self) -> Task | None:
+        unsettled = list(map(self._entries.__getitem__, self._open))
+        queued = []
+        for entry in unsettled:
+            if entry.result.state == "queued" and self._retries.is_due(("train", entry.result.key)):
+                queued.append(entry.result)
+        if queued:
+            return self._train(min(queued, key=lambda trial: trial.number))
+        for entry in unsettled:
+            task = self._pair_task(entry)
+            if task:
+                return task
+        if self._stopping.ended is None:
+            return self._search_task()
+        return None if self._open else self._finalist_task()
+
+    def _search_task(self) -> Task | None:
+        trials = self.trials
+        ended = self._stopping.why_end(trials)
+        params = None if ended else self.proposer.propose(self._key_of, self._entries.__contains__)
+        if params is not None:
+            return self._first_run(self._add(self._settings.config(params), params, "search"))
+        self._stopping.end_search(ended or Ended(why="space", text="the whole space was tried"), trials)
+        return self._task()
+
+    def _first_run(self, trial: "TrialResult") -> Task | None:
+        """Train a new trial; None where it cannot fit the device and so is refused, or is known from another sweep."""
+        reason = self._limit.refusal(trial.config)
+        if reason is not None:
+            self.keep(self._ledger.finish(trial.key, "refused", reason=reason))
+        elif not self._import(trial):
+            return self._train(trial)
+        self.settle_pair(trial.config)
+        return None
+
+    def _import(self, trial: "TrialResult") -> bool:
+        """Import a trial's result from another sweep; of the second half of a pair with their similarity."""
+        cached = self._cached.get(trial.key)
+        if cached is None or not import_result(self._ledger, self._ledger.path.parent / "adapters", cached):
+            return False
+        self.keep(self._ledger.entry(trial.key))
+        half, _ = self._other_half(trial.config)
+        nf4 = trial.key if trial.config.precision == "nf4" else half
+        similarity = self._cached[nf4].entry.result.similarity if nf4 in self._cached else None
+        if similarity and half in self._entries and self.is_completed(half):
+            self.keep(self._ledger.set_similarity(nf4, similarity))
+        self.settle_pair(trial.config)
+        return True
+
+    def _add(self, config: "TrialConfig", params: Mapping[str, Any], origin: "Origin") -> "TrialResult":
+        key = self._workload.key(config)
+        self.keep(self._ledger.add(key, config, params=params, origin=origin))
+        self._open[key] = None
+        return self.result(key)
+
+    def _finalist_task(self) -> Task | None:
+        """All candidates are settled: a run under another seed, or, when there are none to come, a test evaluation.
+
+        All runs are queued at once, before any starts, so that what a run is called never depends on which was first.
+        """
+        trials = self.trials
+        new = [run for run in wanted(trials, self._settings) if self._workload.key(run.config) not in self._entries]
+        if new and not self._stopping.is_spent():
+            added = [self._add(run.config, {}, run.origin) for run in new]
+            left = [trial for trial in added if not self._import(trial)]
+            return self._train(min(left, key=lambda trial: trial.number)) if left else None
+        busy = self._busy()
+        for trial in to_evaluate(trials, self._settings):
+            name = ("evaluate", trial.key)
+            is_open = trial.test_evaluation is None and trial.key not in busy and name not in self.failed
+            if is_open and self._retries.is_due(name):
+                baseline = self._entries.get(self._other_half(trial.config)[0])
+                n_seeds = self._settings.baseline_seeds
+                return evaluation_task(trial, baseline.result if baseline else None, trials, n_seeds)
+        return None
+
+    def _busy(self) -> set[str]:
+        """Keys of trials that a worker has a task of."""
+        return {key for _, key in self.live}
+
+    def _key_of(self, params: Mapping[str, Any]) -> str:
+        return self._workload.key(self._settings.config(dict(params)))
+
+    def _train(self, trial: "TrialResult") -> Task:
+        if trial.origin != "search":
+            self.protected.add(trial.key)
+        costs = self._ledger.costs(trial.config.cost_key)
+        return Task(kind="train", key=trial.key, config=trial.config, costs=costs)
+
+    def _pair_task(self, entry: "Entry") -> Task | None:
+        """What brings a completed 4-bit trial nearer to its similarity: its baseline, or the comparison."""
+        trial = entry.result
+        if trial.state != "completed" or trial.config.precision != "nf4" or trial.similarity:
+            return None
+        key, config = self._other_half(trial.config)
+        baseline = self._entries.get(key)
+        if baseline is None:
+            if is_candidate(trial):
+                return self._first_run(self._add(config, baseline_params(entry), "baseline"))
+            return self._first_run(self._add(config, {}, "baseline replicate"))
+        if baseline.result.state == "pruned":
+            self.keep(self._ledger.requeue(key))
+            self._open[key] = None
+            self.protected.add(key)
+            return self._train(self.result(key))
+        is_free = trial.key not in self._busy()
+        if baseline.result.state == "completed" and is_free and self._retries.is_due(("compare", trial.key)):
+            return Task(kind="compare", key=trial.key, config=trial.config, baseline_key=key)
+        return None

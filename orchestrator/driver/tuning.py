@@ -1,0 +1,118 @@
+"""A sweep's tasks under Ray Tune, from the first to the last.
+
+It brings Ray Tune, so it is imported once settings and inputs are sound and the sweep has begun.
+"""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from orchestrator.cluster import heartbeat, ray_cluster
+from orchestrator.cluster.node_watch import NodeVersionWatch
+from orchestrator.driver.driver import Driver
+from orchestrator.driver.ray_tune import TaskCallback, TaskScheduler, TaskSearcher, TuneTasks
+from orchestrator.ledger import Ledger
+from orchestrator.security import ray_guard
+from orchestrator.workers import adapter_server, checkpoints, node_inputs, warm
+from orchestrator.workers.tune_trainable import SweepTrainable
+from trainables.values.errors import DiskFull, SweepError
+
+if TYPE_CHECKING:
+    from orchestrator.settings import SweepSettings
+    from trainables.values.config import Workload
+
+
+def run_tasks(
+    settings: "SweepSettings",
+    workload: "Workload",
+    ledger: Ledger,
+    trainable: type | None,
+    resume_with: str,
+    **known: Any,
+) -> Driver:
+    """Let Ray Tune run until the driver has nothing more to do, or it is interrupted.
+
+    Args:
+        trainable: does the tasks in place of SweepTrainable.
+        resume_with: the command that goes on, for who loses the cluster.
+        known: of Driver: what other sweeps know.
+    Raises:
+        DiskFull, SweepError: what ended it from outside.
+    """
+    folder = ledger.path.parent
+    watch = NodeVersionWatch() if settings.address else None
+    shared = _shared(settings, workload, folder, watch)
+    looked, avoided = (watch.looked, watch.avoided) if watch else (list, ())
+    slots = ray_cluster.Slots(lambda silent: ray_cluster.n_slots(settings, {*silent, *looked()}))
+    workers = warm.Workers(settings.resources, avoided, lost=slots.one_lost)
+    driver = Driver(settings, workload, ledger, n_slots=slots, **known)
+    scratch = (folder / "ray").resolve()
+    tuner = _tuner(TuneTasks(driver, workers), shared, trainable or SweepTrainable, scratch)
+    try:
+        _fit(tuner, ledger.path, f"the Ray cluster was lost; once it is back: {resume_with}")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state
+    return driver
+
+
+def _shared(
+    settings: "SweepSettings", workload: "Workload", folder: Path, watch: NodeVersionWatch | None
+) -> dict[str, Any]:
+    """What every task's Tune config holds beside the task and its worker."""
+    return {
+        "workload": asdict(workload),
+        "device": settings.device,
+        "adapter_store": adapter_server.serve(folder / "adapters", folder / checkpoints.FOLDER),
+        "versions": watch.here if watch else None,
+        "inputs": node_inputs.serve(workload) if settings.address else None,
+        "storage": (settings.storage, settings.name) if settings.storage else None,
+    }
+
+
+def _tuner(tasks: TuneTasks, shared: dict[str, Any], trainable: type, scratch: Path) -> tune.Tuner:
+    return tune.Tuner(
+        tune.with_resources(trainable, warm.resources_of),
+        tune_config=tune.TuneConfig(
+            search_alg=TaskSearcher(tasks, shared),
+            scheduler=TaskScheduler(tasks),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda t: t.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            callbacks=[TaskCallback(tasks)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=0),  # the driver decides what is tried again
+            verbose=0,
+        ),
+    )
+
+
+def _fit(tuner: tune.Tuner, ledger_path: Path, lost: str) -> None:
+    """Let Tune run under the watch over Ray.
+
+    Raises:
+        DiskFull, SweepError: see run_tasks.
+    """
+    try:
+        with (
+            heartbeat.watched(lost, last_act=lambda: Ledger(ledger_path).close()) as heart,
+            ray_guard.keep_cloud_secrets(),
+        ):
+            tuner.fit()
+    except KeyboardInterrupt:
+        pass
+    except tune.TuneError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, SweepError):
+            raise cause from None
+        if "no space left" in str(cause).lower():  # Tune hands on no more than the text of what its callbacks raise
+            raise DiskFull(f"no space left for {ledger_path.parent}; free some and resume") from None
+        raise SweepError(f"Ray Tune stopped: {' '.join(str(cause).split())}") from error
+    if heart.lost:
+        raise SweepError(lost)

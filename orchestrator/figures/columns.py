@@ -1,0 +1,56 @@
+"""Trials as columns, so that a figure places, colours and rings whole columns."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.analysis.front import objective_value
+from orchestrator.figures.style import PRECISION_COLOURS
+from orchestrator.objectives import OBJECTIVES
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.snapshot import SweepSnapshot
+    from trainables.values.config import Precision
+    from trainables.values.results import TrialResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Trials, and of each what most figures ask for.
+
+    Attributes:
+        trials: (n_trials,), objects.
+        precision: (n_trials,), "16bit" or "nf4".
+        on_front: (n_trials,), whether each is on the sweep's Pareto front.
+    """
+
+    trials: NDArray[np.object_]
+    precision: NDArray[np.str_]
+    on_front: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, trials: "Sequence[TrialResult]", snapshot: "SweepSnapshot") -> "Columns":
+        table = np.empty(len(trials), dtype=object)
+        table[:] = trials
+        precision = np.array([trial.config.precision for trial in trials], dtype=str)
+        on_front = np.array([trial.key in snapshot.front.keys for trial in trials], dtype=bool)
+        return cls(trials=table, precision=precision, on_front=on_front)
+
+    def column(self, value: "Callable[[TrialResult], Any]") -> NDArray[Any]:
+        """(n_trials,), the value of each."""
+        return np.array(list(map(value, self.trials)))
+
+    def objective(self, name: str) -> NDArray[np.float64]:
+        """(n_trials,), in the unit of its axis; 0 where it is not known."""
+        factor = OBJECTIVES[name].factor
+        return self.column(lambda trial: (objective_value(trial, name) or 0.0) * factor)
+
+    def by_precision(self) -> "Iterator[tuple[Precision, NDArray[np.intp]]]":
+        """Indices of each precision's trials; a precision without any is left out."""
+        for precision in PRECISION_COLOURS:
+            chosen = np.flatnonzero(self.precision == precision)
+            if len(chosen):
+                yield precision, chosen

@@ -1,0 +1,58 @@
+"""Which process runs a sweep: it holds a lock in the sweep's folder, and its number stands there."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from trainables.values.errors import ConfigError
+
+OWNER = "owner"
+"""In a sweep's folder: the number of the process that runs it, which locks it."""
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold a sweep's folder for this process; a folder in which nothing began is gone again afterwards.
+
+    Raises:
+        ConfigError: another process runs this sweep; the message names it.
+    """
+    with _locked(folder) as file:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+            with suppress(OSError):
+                if os.listdir(folder) == [OWNER]:
+                    (folder / OWNER).unlink()
+                    folder.rmdir()
+
+
+def _locked(folder: Path, n_tries: int = 100) -> TextIO:
+    """The file that holds a sweep's folder, locked; a start that was refused may take both away at any moment."""
+    path = folder / OWNER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except (FileNotFoundError, FileExistsError):
+        if not n_tries:
+            raise
+        return _locked(folder, n_tries - 1)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+        raise ConfigError(f"NAME: sweep {folder.name!r} is being run by process {owner}; choose another NAME") from None
+    with suppress(FileNotFoundError):
+        if os.path.samefile(path, file.fileno()):
+            return file
+    file.close()
+    return _locked(folder, n_tries)

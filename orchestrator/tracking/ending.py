@@ -1,0 +1,45 @@
+"""What a sweep does at its end: its files are written whole, and then what MLflow lacks; MLflow is not imported."""
+
+import logging
+from pathlib import Path
+
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.ledger import Ledger
+from orchestrator.report import outputs
+from orchestrator.report.content import report_of
+from orchestrator.report.digests import FILES, digests
+from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings.command import command
+from orchestrator.tracking.writer import MlflowWriter
+
+logger = logging.getLogger(__name__)
+
+
+def write_files(snapshot: SweepSnapshot, ledger: Ledger) -> list[Path]:
+    """Write front.json, trials.parquet, figures and report into the sweep's folder; returns them."""
+    files = outputs.write(snapshot, report_of(snapshot), snapshot.folder)
+    ledger.set_fact(FILES, digests(files, snapshot.folder))
+    return files
+
+
+def end(settings: SweepSettings, root: Path, writer: MlflowWriter, seconds: float, interrupted: bool) -> str | None:
+    """Write a sweep's files, then what MLflow lacks, for as long as that answers.
+
+    Args:
+        seconds: that the sweep took.
+    Returns:
+        See orchestrator.tracking.publishing.publish.
+    """
+    ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
+    try:
+        snapshot = SweepSnapshot.of(settings, ledger).begun()
+        files = write_files(snapshot, ledger)
+    finally:
+        ledger.close()
+    flushed = writer.finish(files, seconds, interrupted=interrupted)
+    if flushed.page is None:
+        pending = f"{len(snapshot.trials) - flushed.n_whole} of {len(snapshot.trials)} trials and the sweep's own run"
+        logger.warning(
+            "MLflow lacks %s (%s); complete it with: %s sync %s", pending, flushed.reason, command(), settings.name
+        )
+    return flushed.page

@@ -1,0 +1,157 @@
+"""What a worker does: a task in, one TaskReport a rung out.
+
+It brings PyTorch and all else that trials need, so a worker imports it once its node's versions are known to fit.
+"""
+
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import ray
+import torch
+import transformers
+from ray.exceptions import RayError
+
+from orchestrator.ledger.task import TaskReport
+from orchestrator.workers import node_inputs
+from trainables.comparison.compare import compare, evaluate_on_test
+from trainables.cost.device import device_name, environment, is_lost
+from trainables.cost.memory import oom_as_failure
+from trainables.trial import Trial
+from trainables.values.config import Workload, canonical_json
+from trainables.values.errors import DeviceLost, TrialFailed
+from trainables.worker_cache import WorkerCache
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.task import Task
+    from trainables.values.checkpoint import Checkpoint
+    from trainables.values.config import State
+    from trainables.values.findings import Comparison, TestEvaluation
+
+Finding = TypeVar("Finding", "Comparison", "TestEvaluation")
+
+
+class Worker:
+    """One process on one device; the base model and the tokens stay between its tasks."""
+
+    def __init__(self, device: str) -> None:
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        if device == "cpu":
+            torch.set_num_threads(1)  # one core a trial
+        self._device = device
+        self._cache: WorkerCache | None = None
+
+    def reports(self, config: Mapping[str, Any]) -> Iterator[TaskReport]:
+        """What becomes of the task in a Tune config.
+
+        Raises:
+            DeviceLost: the device is of no more use to this process.
+            RayError: the cluster's fault, not the trial's: orchestrator.workers.faults decides.
+        """
+        task, store = config["task"], config["adapter_store"]
+        try:
+            if self._cache is None:
+                workload = node_inputs.here(Workload(**config["workload"]), config.get("inputs"))
+                self._cache = WorkerCache(workload, self._device)
+            work = {"train": _train, "compare": _compare, "evaluate": _evaluate}[task.kind]
+            yield from work(self._cache, task, store)
+        except TrialFailed as error:
+            yield _end(self._cache, error.state, reason=str(error))
+        except RayError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            self._cache = None  # of unknown state now
+            if is_lost(self._device):
+                raise DeviceLost(f"{type(error).__name__}: {error}") from None
+            yield TaskReport(state="failed", reason=f"{type(error).__name__}: {error}")
+
+
+def _end(cache: WorkerCache, state: "State", **values: Any) -> TaskReport:
+    """A last report, with what the task ran on."""
+    workload = cache.workload
+    facts = {"compute_dtype": workload.compute_dtype, "weights": workload.weights, **values.pop("notes", {})}
+    return TaskReport(state=state, environment=environment(cache.device) | facts, **values)
+
+
+def _train(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskReport]:
+    before: Checkpoint | None = ray.get(store.checkpoint.remote(task.key))
+    start = perf_counter() - (before.seconds if before else 0.0)
+    here = device_name(cache.device)
+    cost = next((cost for cost in task.costs if cost.device == here), None)
+    trial = Trial(task.config, cache, cost=cost, checkpoint=before)
+    writing: list[Any] = []
+    try:
+        for measurement in trial.measurements():
+            last = {"measurement": measurement, "cost": trial.cost}
+            if measurement.step < task.config.max_steps:
+                yield TaskReport(state="running", **last)
+                if not writing or ray.wait(writing, timeout=0)[0]:  # a disk that is behind gets no more to do
+                    checkpoint = trial.checkpoint(measurement.step, seconds=perf_counter() - start)
+                    writing = [store.keep.remote(checkpoint)]  # not waited for: it may be lost, training goes on
+        files = trial.adapter_files()
+    finally:
+        trial.close()
+    last |= {"adapter": files, "train_seconds": perf_counter() - start}
+    notes = {"fallback": f"eager engine: {trial.fallback}"} if trial.fallback else {}
+    if before and before.step:
+        notes["continued_from_step"] = str(before.step)
+    similarity = _pair_similarity(cache, task, store, files)
+    yield _end(cache, "completed", notes=notes, similarity=similarity, **last)
+
+
+def _pair_similarity(
+    cache: WorkerCache, task: "Task", store: Any, files: Mapping[str, bytes]
+) -> "tuple[str, Comparison] | None":
+    """The second half of a pair measures it; None for the first, and where that fails: the training was sound, and the
+    driver asks for the comparison once more."""
+    half = cache.workload.key(task.config.at_other_precision)
+    other_files = ray.get(store.read.remote(half))
+    if other_files is None:
+        return None
+    nf4 = task.config.precision == "nf4"
+    try:
+        similarity = _compared(cache, nf4=files if nf4 else other_files, baseline=other_files if nf4 else files)
+    except Exception:
+        traceback.print_exc()
+        return None
+    return task.key if nf4 else half, similarity
+
+
+def _compare(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskReport]:
+    nf4, baseline = _adapters(store, task.key, task.baseline_key)
+    yield _end(cache, "completed", similarity=(task.key, _compared(cache, nf4=nf4, baseline=baseline)))
+
+
+def _evaluate(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskReport]:
+    files, *replicates = _adapters(store, task.key, *task.replicate_keys)
+    baseline = _adapters(store, task.baseline_key)[0] if task.baseline_key else None
+    with oom_as_failure():
+        test_evaluation = evaluate_on_test(cache, task.config, files=files, baseline=baseline, replicates=replicates)
+    yield _end(cache, "completed", test_evaluation=_checked(test_evaluation))
+
+
+def _compared(cache: WorkerCache, *, nf4: Mapping[str, bytes], baseline: Mapping[str, bytes]) -> "Comparison":
+    with oom_as_failure():
+        return _checked(compare(cache, nf4=nf4, baseline=baseline))
+
+
+def _checked(value: Finding) -> Finding:
+    """The value itself; a figure that is not finite fails here and not on the driver.
+
+    Raises:
+        ValueError: there is one.
+    """
+    canonical_json(asdict(value))
+    return value
+
+
+def _adapters(store: Any, *keys: str | None) -> list[dict[str, bytes]]:
+    found = ray.get([store.read.remote(key) for key in keys])
+    for key, files in zip(keys, found, strict=True):
+        if files is None:
+            raise FileNotFoundError(f"the adapter of trial {str(key)[:12]} is gone from the sweep's folder")
+    return found
