@@ -12,6 +12,9 @@ COMMANDS = {
     "resume": "Go on with a sweep that was interrupted; finished trials are kept, and a finished sweep as it is.",
     "status": "Show how far a sweep is.",
     "best": "Name one config: the lowest validation loss of the completed search trials that count for the front.",
+    "fit": (
+        "Predict whether a model can be tuned on a GPU: peak memory and its parts, the largest batch, what 4 bits save."
+    ),
     "report": "Say what a sweep came to, from its ledger alone; writes report.md and report.html into its folder.",
     "card": "Fill the model card from a sweep's ledger, whatever the sweep has measured so far.",
     "export": (

@@ -51,7 +51,8 @@ def with_settings(work: Callable[..., None], fields: Mapping[str, FieldInfo] = F
                 given[name] = not field.default if field.annotation is bool else value
         work(given, **values)
 
-    command.__signature__ = Signature([*options, *own])  # type: ignore[attr-defined]
+    required_first = sorted([*options, *own], key=lambda parameter: parameter.default is not Parameter.empty)
+    command.__signature__ = Signature(required_first)  # type: ignore[attr-defined]
     return command
 
 

@@ -113,7 +113,7 @@ def _check_known_lengths(settings: SweepSettings) -> None:
     if folder is not None:
         check_lengths(settings, base_model.context_tokens(folder))
     elif shape := shape_named(settings.base_model):
-        check_lengths(settings, shape.n_positions)
+        check_lengths(settings, shape.context_tokens)
 
 
 def check_rows(settings: SweepSettings) -> None:

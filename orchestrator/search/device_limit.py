@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
 
 if TYPE_CHECKING:
-    from trainables.cost.predicted_memory import Shape
+    from trainables.cost.shape import Shape
     from trainables.values.config import ComputeDtype, TrialConfig
 
 

@@ -1,18 +1,19 @@
-"""How far trainables/predicted_memory.py is off, over many shapes of GPT-2 Medium on one GPU.
+"""How far trainables/cost/predicted_memory.py is off, over many shapes of GPT-2 Medium on one GPU.
 
 python tests/bench/memory_shapes.py --seed 1 --output FILE    measure (a GPU), then print the table
 python tests/bench/memory_shapes.py --from FILE...            print the table of earlier runs (no GPU)
 
-Without a GPU the second form is taken, of the recorded runs beside this file. Shapes are drawn from the
-seed; the predictor's constants were set with those of seed 0 in view, so any other seed gives shapes that it
-has not seen. Weights are random: bytes do not depend on values.
+Without a GPU the second form is taken, of the recorded runs beside this file. Shapes are drawn from the seed; the
+predictor's constants were set with those of seed 0 in view, so any other seed gives shapes that it has not seen.
+Weights are random: bytes do not depend on values. Recorded runs over model families (tests/bench/memory_families.py)
+and peaks that others published follow.
 """
 
 import argparse
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -20,9 +21,12 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, get_args
 
+from tests.bench import memory_families, memory_published
 from trainables.cost.device import count_gpus
-from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, Shape, predicted_peak_mib
-from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS
+from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, breakdown_of, total_mib
+from trainables.cost.recipe import recipe_of
+from trainables.cost.shape import Shape
+from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS, sized
 from trainables.values.config import ComputeDtype, Loop, Precision, TrialConfig, Workload
 
 RECORDED = tuple(sorted(Path(__file__).parent.glob("memory_shapes_*.jsonl")))
@@ -44,6 +48,7 @@ class Run:
     Attributes:
         seed: of the drawn shapes.
         peaks_mib: each config with its measured peak.
+        protocol: version of the measurement protocol. Under 1 adapter products were in float32, and dropout kept masks.
     """
 
     shape: Shape
@@ -51,6 +56,14 @@ class Run:
     device: str
     seed: int
     peaks_mib: tuple[tuple[TrialConfig, float], ...]
+    protocol: int = 1
+
+    def predicted_mib(self, config: TrialConfig) -> float:
+        """Predicted peak of a config of this run."""
+        recipe = recipe_of(config, self.dtype)
+        if self.protocol == 1:
+            recipe = replace(recipe, adapter_dtype="float32", keeps_masks=True, loss_in_place=False)
+        return total_mib(breakdown_of(self.shape, recipe))
 
 
 def shapes(seed: int) -> list[Values]:
@@ -91,9 +104,10 @@ def measured(shape: Shape, seed: int, dtype: ComputeDtype, device: str) -> Itera
     from trainables.models import base_model
 
     warnings.filterwarnings("ignore")
-    yield {"shape": asdict(shape), "dtype": dtype, "device": device_name(device), "seed": seed}
+    head = {"shape": sizes_of(shape), "dtype": dtype, "device": device_name(device), "seed": seed}
+    yield head | {"protocol": 2}
     with TemporaryDirectory() as folder:
-        GPT2LMHeadModel(GPT2Config(**asdict(shape))).save_pretrained(folder)
+        GPT2LMHeadModel(GPT2Config(**sizes_of(shape))).save_pretrained(folder)
         blank = dict.fromkeys(("base_model", "base_fingerprint", "data", "data_folder", "data_digest"), "")
         workload = Workload(base_folder=folder, weights="random", compute_dtype=dtype, **blank)
         for precision in get_args(Precision):
@@ -104,6 +118,12 @@ def measured(shape: Shape, seed: int, dtype: ComputeDtype, device: str) -> Itera
                     yield line | {"peak_memory_mib": _peak_mib(base, config_of(line), dtype, device)}
             del base
             torch.cuda.empty_cache()
+
+
+def sizes_of(shape: Shape) -> dict[str, int]:
+    """The sizes of a GPT-2 by the names of its config."""
+    sizes = {name: getattr(shape, name) for name in ("n_layer", "n_head", "vocab_size", "n_positions")}
+    return sizes | {"n_embd": shape.hidden_size}
 
 
 def _peak_mib(base: Any, config: TrialConfig, dtype: ComputeDtype, device: str) -> float:
@@ -132,7 +152,7 @@ def read(path: Path) -> Run:
     """A run from its file."""
     head, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     peaks = tuple((config_of(line), line["peak_memory_mib"]) for line in lines)
-    return Run(**head | {"shape": Shape(**head["shape"]), "peaks_mib": peaks})
+    return Run(**head | {"shape": sized(**head["shape"]), "peaks_mib": peaks})
 
 
 def tolerance_mib(peak_mib: float) -> float:
@@ -144,7 +164,7 @@ def errors(run: Run) -> list[Values]:
     """For each precision and loop, and for all together, how far the predictions are off."""
     cells: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for config, peak in run.peaks_mib:
-        error = abs(predicted_peak_mib(run.shape, config, run.dtype) - peak)
+        error = abs(run.predicted_mib(config) - peak)
         for cell in ((config.precision, config.loop), ("all", "all")):
             cells.setdefault(cell, []).append((error, peak))
     cells["all", "all"] = cells.pop(("all", "all"))  # last
@@ -196,6 +216,12 @@ def main() -> None:
         print(f"measured in {perf_counter() - start:.0f} s: {asked.output}\n")
     for path in asked.sources or [asked.output]:
         show(read(path))
+        print()
+    for path in memory_families.RECORDED:
+        print(f"Predicted against measured peak of model families, {path.stem}")
+        memory_families.show(memory_families.read(path))
+        print()
+    memory_published.show()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from transformers.utils import logging
 from trainables import demo
 from trainables.comparison.compare import compare
 from trainables.cost.device import count_gpus, device_name, native_dtype
-from trainables.cost.predicted_memory import Shape
+from trainables.cost.shape import Shape
 from trainables.models import inputs
 from trainables.models.families import shape_in
 from trainables.trial import Trial
@@ -77,18 +77,19 @@ def step_flops(shape: Shape, config: TrialConfig) -> int:
     adapted module gets a gradient. n: batch x length l; d: width; r: rank; V: vocabulary.
     """
     n, r = config.batch_size * config.max_length_tokens, config.rank
-    attention = 4 * n * config.max_length_tokens * shape.n_embd
+    attention = 4 * n * config.max_length_tokens * shape.query_size
+    attention_output = next(linear.name for linear in shape.linears if linear.role == "attention output")
     total, needs_gradient = 0, False
     for _ in range(shape.n_layer):
         for name, (i, o) in shape.modules.items():
-            if name == "attn.c_proj":
+            if name == attention_output:
                 total += attention * (3 if needs_gradient else 1)
             total += 2 * n * i * o * (2 if needs_gradient else 1)
             if name in config.targets:
                 total += 2 * n * r * (2 * (i + o) + o + (i if needs_gradient else 0))
                 needs_gradient = True
     m = n - config.batch_size if config.loop == "lean" else n
-    return total + 2 * 2 * m * shape.vocab_size * shape.n_embd
+    return total + 2 * 2 * m * shape.vocab_size * shape.hidden_size
 
 
 def drawn_configs(like: TrialConfig, n_pairs: int) -> list[TrialConfig]:

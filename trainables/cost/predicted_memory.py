@@ -1,140 +1,137 @@
 """Predicted peak memory of a training step, from shapes alone: no GPU, no weights, no PyTorch.
 
-What is resident (weights, constants, adapter, AdamW's moments) is counted exactly. What the forward
-pass keeps for the backward pass is counted tensor by tensor, as transformers, peft and SDPA keep it
-on a GPU. The rest are a few constants, fitted by hand to shapes of tests/bench/memory_shapes.py on one H200; the error
-of predictions is measured on other shapes (`make bench ARGS=memory`).
+What is resident is counted exactly (trainables.cost.resident), what the forward pass keeps tensor by tensor
+(trainables.cost.activations). The peak is the largest of four moments: the loss, the way back through the last block
+and through the first, the optimizer's update. A few constants of libraries and of the allocator were set by hand with
+shapes of one H200 in view; the error of predictions is measured on other shapes (`make bench ARGS=memory`).
 """
 
 from dataclasses import dataclass, fields
 
+from trainables.cost.activations import (
+    block_kept,
+    blocks_kept,
+    boundaries_kept,
+    head_kept,
+    held_logits,
+    mask_kept,
+    needs_mask,
+    rounded_adapter,
+)
+from trainables.cost.gpus import LARGE_WORKSPACES_MIB
+from trainables.cost.recipe import Recipe, recipe_of
+from trainables.cost.resident import adapter_bytes, base_bytes, constants_bytes, moments_bytes
+from trainables.cost.shape import Shape
+from trainables.cost.way_back import temporary_bytes
 from trainables.values.config import LOSS_CHUNK_TOKENS, ComputeDtype, TrialConfig
 from trainables.values.results import MIB, MemoryBreakdown
 
-WORKSPACES_MIB = 65.0
-"""Workspaces that CUDA's libraries keep from the first matrix product on (one H200)."""
-UNSPLIT_MIB_PER_QUANTIZED_MODULE = 0.126
-"""Remainders of the allocator's blocks, too small for anything else (one H200)."""
+UNSPLIT_MIB_PER_LARGE_WEIGHT = 0.168
+"""Remainders of the allocator's blocks, too small for anything else, beside each 4-bit weight of more than 1 MiB (one
+H200); smaller ones come out of pages that are split exactly."""
 UNEVEN_MIB = 16.0
-"""The same where the activations of a transformer block do not fill whole pages of 2 MiB (one H200)."""
-LOSS_CHUNK_BYTES_PER_LOGIT = 8.4
-"""Temporary bytes for each logit of one chunk of the lean loss (one H200)."""
+"""The same where the activations that all blocks keep do not fill whole pages of 2 MiB (one H200)."""
 MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
 """A prediction may be off by the larger of the two; a config is refused only if it does not fit even then."""
-BLOCK_SIZE = 64
-"""Weights that share one scale in NF4."""
-SCALES_PER_SCALE = 256
-"""Double quantization: so many 8-bit scales share one 32-bit scale (Dettmers et al. 2023, section 3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """The sizes that memory is predicted from, by the names of GPT-2's config.
+class Moment:
+    """What is on the device, beside what is resident, at one moment of a step; bytes.
 
     Attributes:
-        n_layer: blocks.
-        n_embd: width.
-        n_head: attention heads.
-        vocab_size, n_positions: rows of the two embeddings.
+        activations: kept for the backward pass, and not yet freed by it.
+        gradients: of the adapter, as far as they exist.
+        temporary: results that nothing keeps.
     """
 
-    n_layer: int
-    n_embd: int
-    n_head: int
-    vocab_size: int = 50257
-    n_positions: int = 1024
+    activations: float
+    gradients: float = 0.0
+    temporary: float = 0.0
 
     @property
-    def modules(self) -> dict[str, tuple[int, int]]:
-        """Linear modules of a block by name: (inputs, outputs)."""
-        d = self.n_embd
-        return {
-            "attn.c_attn": (d, 3 * d),
-            "attn.c_proj": (d, d),
-            "mlp.c_fc": (d, 4 * d),
-            "mlp.c_proj": (4 * d, d),
-        }
+    def total(self) -> float:
+        return self.activations + self.gradients + self.temporary
 
 
 def predicted_breakdown(shape: Shape, config: TrialConfig, dtype: ComputeDtype) -> MemoryBreakdown:
-    """Predicted parts of the memory at the peak of a full step; their sum is the predicted peak."""
-    width = 4 if dtype == "float32" else 2
-    adapter = shape.n_layer * config.rank * sum(sum(shape.modules[t]) for t in config.targets) * 4
-    return MemoryBreakdown(
-        base_weights_mib=_base_bytes(shape, config, width) / MIB,
-        quantization_constants_mib=_constants_bytes(shape, config) / MIB,
-        adapter_mib=adapter / MIB,
-        gradients_mib=0.0,  # the peak comes before the first of them
-        optimizer_mib=2 * adapter / MIB,
-        activations_mib=_kept_bytes(shape, config, width) / MIB,
-        rest_mib=_rest_mib(shape, config, width),
-    )
+    """Predicted parts of the memory at the peak of a trial's full step; their sum is the predicted peak."""
+    return breakdown_of(shape, recipe_of(config, dtype))
 
 
 def predicted_peak_mib(shape: Shape, config: TrialConfig, dtype: ComputeDtype) -> float:
-    """Predicted `peak_memory_mib` of a config on a GPU."""
-    parts = predicted_breakdown(shape, config, dtype)
+    """Predicted `peak_memory_mib` of a trial on a GPU."""
+    return total_mib(predicted_breakdown(shape, config, dtype))
+
+
+def total_mib(parts: MemoryBreakdown) -> float:
+    """The peak of a breakdown."""
     return sum(getattr(parts, field.name) for field in fields(parts))
 
 
-def _n_linear_weights(shape: Shape) -> int:
-    return shape.n_layer * sum(n_in * n_out for n_in, n_out in shape.modules.values())
+def breakdown_of(shape: Shape, recipe: Recipe, *, workspaces_mib: float = LARGE_WORKSPACES_MIB) -> MemoryBreakdown:
+    """Predicted parts of the memory at the peak of a recipe's full step.
+
+    Args:
+        workspaces_mib: of the device's libraries, see trainables.cost.gpus.
+    """
+    peak = max(moments(shape, recipe), key=lambda moment: moment.total)
+    return MemoryBreakdown(
+        base_weights_mib=base_bytes(shape, recipe) / MIB,
+        quantization_constants_mib=constants_bytes(shape, recipe) / MIB,
+        adapter_mib=adapter_bytes(shape, recipe) / MIB,
+        gradients_mib=peak.gradients / MIB,
+        optimizer_mib=moments_bytes(shape, recipe) / MIB,
+        activations_mib=peak.activations / MIB,
+        rest_mib=peak.temporary / MIB + workspaces_mib + _rounding_mib(shape, recipe),
+    )
 
 
-def _base_bytes(shape: Shape, config: TrialConfig, width: int) -> float:
-    """Of the frozen base; `width` is bytes an element in the compute dtype, here and below."""
-    linear = _n_linear_weights(shape)
-    biases = shape.n_layer * sum(n_out for _, n_out in shape.modules.values())
-    norms = (2 * shape.n_layer + 1) * 2 * shape.n_embd
-    embeddings = (shape.vocab_size + shape.n_positions) * shape.n_embd
-    return linear * (0.5 if config.precision == "nf4" else width) + (biases + norms + embeddings) * width
+def moments(shape: Shape, recipe: Recipe) -> tuple[Moment, ...]:
+    """The moments of a step that can be its peak: the loss, the last block, the first block, the update."""
+    n_tokens, gradients = recipe.n_tokens, adapter_bytes(shape, recipe)
+    rounded, logits = rounded_adapter(shape, recipe), n_tokens * held_logits(shape, recipe)
+    if recipe.gradient_checkpointing:
+        in_blocks = n_tokens * boundaries_kept(shape, recipe)
+        one_block = n_tokens * block_kept(shape, recipe, windowed=needs_mask(shape, recipe)) + rounded / shape.n_layer
+        last_block = in_blocks + one_block
+    else:
+        in_blocks = last_block = n_tokens * blocks_kept(shape, recipe) + rounded
+        one_block = in_blocks / shape.n_layer
+    mask = n_tokens * mask_kept(shape, recipe)
+    held = mask + (0 if recipe.autocast else logits)
+    back = temporary_bytes(shape, recipe)
+    at_loss = in_blocks + n_tokens * head_kept(shape, recipe) + mask + logits
+    return (
+        Moment(activations=at_loss, temporary=_loss_bytes(shape, recipe)),
+        Moment(activations=last_block + held, temporary=back),
+        Moment(activations=one_block + held, gradients=gradients, temporary=back),
+        Moment(activations=held, gradients=gradients, temporary=_update_bytes(recipe, gradients)),
+    )
 
 
-def _constants_bytes(shape: Shape, config: TrialConfig) -> float:
-    """Of the scales and code books of NF4 weights."""
-    if config.precision == "16bit":
-        return 0.0
-    scales = _n_linear_weights(shape) / BLOCK_SIZE
-    a_module = (16 + 256 + 1) * 4  # two code books and the mean of the scales
-    return scales + scales / SCALES_PER_SCALE * 4 + shape.n_layer * len(shape.modules) * a_module
+def _loss_bytes(shape: Shape, recipe: Recipe) -> float:
+    """Temporary bytes of the loss: two gradients of float32 logits.
+
+    In the lean loop the logits of one chunk, or they and their log-softmax in float32, beside two copies of the last
+    hidden states; then the gradient to these, in float32 beside two in their own dtype.
+    """
+    if recipe.script == "lean":
+        a_logit = recipe.stream_width if recipe.loss_in_place else 8
+        chunk = min(recipe.n_tokens, LOSS_CHUNK_TOKENS) * shape.vocab_size * a_logit
+        n_states = recipe.n_tokens * shape.hidden_size
+        return n_states * 2 * recipe.stream_width + max(chunk, n_states * 4)
+    return recipe.n_tokens * shape.vocab_size * 8
 
 
-def _kept_bytes(shape: Shape, config: TrialConfig, width: int) -> float:
-    """What the forward pass keeps for the backward pass: bytes a token of each tensor, in a block and after them."""
-    d, n_tokens = shape.n_embd, config.batch_size * config.max_length_tokens
-    before = {  # kept on the way to each module
-        "attn.c_attn": d * width + 8,  # norm's input and moments
-        "attn.c_proj": 3 * d * width + d * width + 4 * shape.n_head,  # q k v, output and log-sums of attention
-        "mlp.c_fc": d * width + 8,
-        "mlp.c_proj": 4 * d * width * (4 if config.loop == "standard" else 1),  # tensors of gelu
-    }
-    modules = [*before]
-    first = sum(before[t] for t in modules[: modules.index(config.targets[0]) + 1])  # needs no gradient
-    block = sum(before.values()) + sum(_kept_by_adapter(shape, t, config, width) for t in config.targets)
-    top = d * width + (shape.vocab_size * 4 if config.loop == "standard" else 4 * d)
-    return n_tokens * (shape.n_layer * block - first + top)
+def _update_bytes(recipe: Recipe, gradients: float) -> float:
+    """PyTorch's AdamW makes the roots of all second moments at once; the lean loop's is one kernel."""
+    return gradients if recipe.script != "lean" and recipe.optimizer == "adamw" else 0.0
 
 
-def _kept_by_adapter(shape: Shape, target: str, config: TrialConfig, width: int) -> float:
-    """Bytes a token: the module's input (in float32 in peft's own layer), the dropout's mask, A's output."""
-    n_inputs = shape.modules[target][0]
-    if config.loop == "standard":
-        width = 4
-    elif target == "attn.c_proj":
-        width = 0  # its input is attention's output, which is counted already
-    return n_inputs * (width + (1 if config.dropout else 0)) + 4 * config.rank
-
-
-def _rest_mib(shape: Shape, config: TrialConfig, width: int) -> float:
-    """Temporary results at the peak, workspaces and rounding."""
-    fixed = WORKSPACES_MIB
-    if config.precision == "nf4":
-        fixed += UNSPLIT_MIB_PER_QUANTIZED_MODULE * shape.n_layer * len(shape.modules)
-    n_tokens = config.batch_size * config.max_length_tokens
-    if n_tokens * shape.n_embd * width % (2 * MIB):
-        fixed += UNEVEN_MIB
-    if config.loop == "standard":
-        return fixed + n_tokens * shape.vocab_size * 8 / MIB  # the float32 logits' softmax and gradient
-    loss = min(n_tokens, LOSS_CHUNK_TOKENS) * shape.vocab_size * LOSS_CHUNK_BYTES_PER_LOGIT
-    backward = n_tokens * max(shape.modules[t][0] for t in config.targets) * (10 if config.dropout else 6)
-    return fixed + max(loss, backward) / MIB  # of the head, or of the last block's adapter
+def _rounding_mib(shape: Shape, recipe: Recipe) -> float:
+    """What the allocator gives beyond what was asked for."""
+    n_large = sum(linear.inputs * linear.outputs / 2 > MIB for linear in shape.linears) if recipe.is_quantized else 0
+    uneven = recipe.n_tokens * shape.hidden_size * recipe.stream_width % (2 * MIB)
+    has_remainders = uneven and not recipe.gradient_checkpointing
+    return UNSPLIT_MIB_PER_LARGE_WEIGHT * shape.n_layer * n_large + (UNEVEN_MIB if has_remainders else 0.0)

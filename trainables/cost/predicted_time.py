@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
-from trainables.cost.predicted_memory import Shape, predicted_breakdown
+from trainables.cost.predicted_memory import predicted_breakdown
+from trainables.cost.shape import Shape
 from trainables.values.config import ComputeDtype, TrialConfig
 from trainables.values.results import MIB
 
@@ -74,9 +75,9 @@ def step_seconds(shape: Shape, config: TrialConfig, dtype: ComputeDtype, speed: 
     Products counted: the forward pass and the gradient of every module's input; frozen weights need no gradient.
     """
     n_tokens = config.batch_size * config.max_length_tokens
-    blocks = shape.n_layer * sum(n_in * n_out for n_in, n_out in shape.modules.values())
-    head = shape.vocab_size * shape.n_embd
-    attention = 2 * shape.n_layer * config.max_length_tokens * shape.n_embd
+    blocks = shape.n_linear_weights
+    head = shape.vocab_size * shape.hidden_size
+    attention = 2 * shape.n_layer * config.max_length_tokens * shape.query_size
     flops = 4 * n_tokens * (blocks + head + attention)
     kept_bytes = predicted_breakdown(shape, config, dtype).activations_mib * MIB
     seconds = flops / (PRODUCTS_SHARE * speed.products_flops) + PASSES[config.loop] * kept_bytes / speed.memory_bytes

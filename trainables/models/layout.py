@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache as cached
 from pathlib import Path
 
-from trainables.cost.predicted_memory import Shape
+from trainables.cost.shape import Shape
 from trainables.models import base_model
 from trainables.models.architecture import check_architecture, read_values
 from trainables.models.families import FAMILIES, family_of, family_of_model, generic, shape_in

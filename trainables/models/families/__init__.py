@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainables.cost.predicted_memory import Shape
+from trainables.cost.shape import Shape
 from trainables.models.families import gemma3, generic, gpt2, llama, mistral, qwen2, qwen3, smollm3, targets
 from trainables.models.families.family import GROUPS, ModelFamily
 

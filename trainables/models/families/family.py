@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from trainables.cost.predicted_memory import Shape
+from trainables.cost.shape import Shape
 
 if TYPE_CHECKING:
     from torch import nn

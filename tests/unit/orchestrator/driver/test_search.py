@@ -5,7 +5,7 @@ A `Desk` asks the driver; workers are plain generators.
 
 import json
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, product, repeat
 from pathlib import Path
@@ -21,6 +21,7 @@ from orchestrator.driver.driver import Driver
 from orchestrator.driver.retries import BACK_OFF_SECONDS
 from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.search.proposer import Proposer
+from tests.bench.memory_shapes import sizes_of
 from tests.support.sweeps import (
     ASHA,
     GRID,
@@ -430,7 +431,7 @@ def on_device(folder, asked_for, memory_mib, config=None) -> Desk:
     """A desk whose device has so many MiB, and whose base folder holds this config.json (GPT-2 Medium's)."""
     base = folder / "base"
     base.mkdir(parents=True, exist_ok=True)
-    (base / "config.json").write_text(json.dumps(config or {"model_type": "gpt2", **asdict(MEDIUM)}))
+    (base / "config.json").write_text(json.dumps(config or {"model_type": "gpt2", **sizes_of(MEDIUM)}))
     ledger = Ledger(folder / "ledger.db")
     ledger.set_fact("device_memory_mib", memory_mib)
     ledger.close()

@@ -15,20 +15,18 @@ from orchestrator.driver.plan import predicted_peaks_mib
 from tests.bench import memory_shapes
 from tests.bench.memory_shapes import FITTED_SEED, RECORDED, errors, read, shapes, tolerance_mib
 from tests.support.sweeps import make
-from trainables.cost.memory import peak_of
 from trainables.cost.predicted_memory import (
-    Shape,
     predicted_breakdown,
     predicted_peak_mib,
 )
 from trainables.models import base_model, lora
 from trainables.models.families import shape_in
-from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS, shape_of
+from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS, shape_of, sized
 from trainables.training.eager import EagerEngine
 from trainables.values.config import TrialConfig
 from trainables.values.results import MIB
 
-SMALL = Shape(n_layer=2, n_embd=128, n_head=4, vocab_size=8192, n_positions=64)
+SMALL = sized(n_layer=2, n_embd=128, n_head=4, vocab_size=8192, n_positions=64)
 """Wide enough that each module has whole blocks of scales, with logits that outweigh a block."""
 MEDIUM = HUB_SHAPES["gpt2-medium"]
 RUNS = {path.stem: read(path) for path in RECORDED}
@@ -51,7 +49,7 @@ CONFIGS = st.builds(
 def small_folder(tmp_path_factory) -> Path:
     """SMALL with random weights."""
     folder = tmp_path_factory.mktemp("small-gpt2")
-    GPT2LMHeadModel(GPT2Config(**asdict(SMALL), bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+    GPT2LMHeadModel(GPT2Config(**memory_shapes.sizes_of(SMALL), bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
     return folder
 
 
@@ -108,28 +106,6 @@ def test_the_bytes_of_the_adapter_and_its_moments_are_those_of_real_tensors(prec
     assert predicted.optimizer_mib * MIB == n_moment_bytes
 
 
-@pytest.mark.parametrize("targets", [TARGETS[:1], TARGETS[2:], TARGETS], ids=len)
-@pytest.mark.parametrize("loop", ["standard", "lean"])
-def test_what_the_forward_pass_keeps_is_counted_within_5_per_cent_of_a_real_step(loop, targets, base_of):
-    """Without dropout: its masks have other sizes on a CPU."""
-    config = TrialConfig(
-        precision="16bit", rank=8, alpha=8, targets=targets, dropout=0.0, max_length_tokens=64, loop=loop
-    )
-    model = lora.attach(base_of("16bit", "bfloat16"), config, base_name="small")
-    engine = EagerEngine(model, config, compute_dtype="bfloat16", device="cpu")
-    ids = torch.randint(SMALL.vocab_size, (4, 64), generator=torch.Generator().manual_seed(0))
-    engine.step(ids, ids)
-    owners = {"base_weights": list(model.parameters()), "optimizer": _moments(engine)}
-    kept = peak_of(lambda: engine.step(ids, ids), "cpu", lambda: owners).breakdown.activations_mib
-    lora.detach(model)
-    predicted = predicted_breakdown(SMALL, config, "bfloat16").activations_mib
-    assert predicted == pytest.approx(kept, rel=0.05)
-
-
-def _moments(engine: EagerEngine) -> list[torch.Tensor]:
-    return [t for slots in engine.optimizer.state.values() for t in slots.values() if torch.is_tensor(t)]
-
-
 # --- against the recorded run
 
 
@@ -138,7 +114,7 @@ def test_every_prediction_is_within_tolerance_of_a_recorded_run(run):
     off = [
         (round(predicted - peak, 1), round(peak, 1), config)
         for config, peak in run.peaks_mib
-        if abs((predicted := predicted_peak_mib(run.shape, config, run.dtype)) - peak) > max(0.03 * peak, 32.0)
+        if abs((predicted := run.predicted_mib(config)) - peak) > max(0.03 * peak, 32.0)
     ]
     assert not off, off
 
@@ -181,7 +157,7 @@ def test_another_seed_draws_shapes_that_were_not_seen_before(seed):
 def test_the_error_table_is_that_of_a_plain_loop(capsys):
     """One peak is made wrong by 40 MiB, where 32 are allowed."""
     config, small = min(RUN.peaks_mib, key=lambda found: found[1])
-    wrong = replace(RUN, peaks_mib=((config, predicted_peak_mib(RUN.shape, config, RUN.dtype) + 40), *RUN.peaks_mib))
+    wrong = replace(RUN, peaks_mib=((config, RUN.predicted_mib(config) + 40), *RUN.peaks_mib))
     memory_shapes.show(wrong)
     *_, last = capsys.readouterr().out.splitlines()
     *cells, whole = json.loads(last)["errors"]
@@ -189,7 +165,7 @@ def test_the_error_table_is_that_of_a_plain_loop(capsys):
     found = {(c["precision"], c["loop"]): c for c in cells}
     assert sum(c["n_shapes"] for c in cells) == whole["n_shapes"] == len(RUN.peaks_mib) + 1
     assert found[config.precision, config.loop]["n_outside"] >= 1
-    misses = [abs(predicted_peak_mib(MEDIUM, c, "bfloat16") - p) for c, p in wrong.peaks_mib]
+    misses = [abs(RUN.predicted_mib(c) - p) for c, p in wrong.peaks_mib]
     shares = [100 * miss / p for miss, (_, p) in zip(misses, wrong.peaks_mib, strict=True)]
     n_outside = sum(miss > max(0.03 * p, 32) for miss, (_, p) in zip(misses, wrong.peaks_mib, strict=True))
     assert sum(c["n_outside"] for c in cells) == whole["n_outside"] == n_outside
@@ -248,6 +224,7 @@ WHOLE = GPT2Config().to_dict()
 OTHERS = {
     "another kind of model": WHOLE | {"model_type": "opt"},
     "a feed-forward layer of another width": WHOLE | {"n_inner": 1000},
+    "another activation": WHOLE | {"activation_function": "relu"},
     "no kind": {k: v for k, v in WHOLE.items() if k != "model_type"},
 }
 

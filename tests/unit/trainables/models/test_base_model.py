@@ -137,7 +137,7 @@ def test_drawn_weights_come_with_the_folders_config_and_tokenizer(weightless, wo
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (drawn.folder / name).read_bytes() == (weightless / name).read_bytes()
     shape = AutoConfig.from_pretrained(drawn.folder, trust_remote_code=False)
-    assert (shape.n_layer, shape.n_embd, shape.vocab_size) == (2, 64, 1024)
+    assert (shape.n_layer, shape.hidden_size, shape.vocab_size) == (2, 64, 1024)
     base = base_model.load(replace(workload, base_folder=str(drawn.folder)), "16bit", "cpu")
     std = float(base.transformer.wte.weight.std())
     assert 0.19 < std < 0.21, std

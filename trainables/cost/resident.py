@@ -1,0 +1,67 @@
+"""Bytes that stay on the device from step to step, counted exactly: weights, constants, adapter, moments."""
+
+from trainables.cost.recipe import Recipe
+from trainables.cost.shape import Linear, Shape
+
+BLOCK_SIZE = 64
+"""Weights that share one scale in NF4."""
+SCALES_PER_SCALE = 256
+"""Double quantization: so many 8-bit scales share one 32-bit scale (Dettmers et al. 2023, section 3)."""
+CODE_BYTES, SCALE_CODE_BYTES = 16 * 4, (256 + 1) * 4
+"""Code book of a 4-bit weight; of its quantized scales, with their mean."""
+MIN_8BIT, STATES_PER_SCALE = 4096, 256
+"""bitsandbytes' optimizers keep smaller tensors' moments in 32 bits; so many 8-bit moments share one 32-bit scale."""
+MIN_PAGED = 10**5
+"""bitsandbytes' paged optimizers keep smaller tensors' moments on the device."""
+
+
+def base_bytes(shape: Shape, recipe: Recipe) -> float:
+    """Of the frozen base; 4-bit weights are packed two a byte."""
+    linear = shape.n_linear_weights * (0.5 if recipe.is_quantized else recipe.stream_width)
+    return linear + shape.n_embedding_weights * recipe.embedding_width + shape.n_small_weights * recipe.stream_width
+
+
+def constants_bytes(shape: Shape, recipe: Recipe) -> int:
+    """Of the scales and code books of 4-bit weights; 0 at 16 bits."""
+    if not recipe.is_quantized:
+        return 0
+    total = 0
+    for linear in shape.linears:
+        scales = -(-linear.inputs * linear.outputs // BLOCK_SIZE)
+        if recipe.double_quantization:
+            total += scales + -(-scales // SCALES_PER_SCALE) * 4 + CODE_BYTES + SCALE_CODE_BYTES
+        else:
+            total += scales * 4 + CODE_BYTES
+    return shape.n_layer * total
+
+
+def adapter_bytes(shape: Shape, recipe: Recipe) -> int:
+    """Of A and B of all adapted modules, and of their gradients."""
+    return shape.n_layer * sum(4 * sum(_sizes(linear, recipe)) for linear in adapted(shape, recipe))
+
+
+def moments_bytes(shape: Shape, recipe: Recipe) -> float:
+    """Of AdamW's two moments, as far as they lie on the device."""
+    total = 0.0
+    for linear in adapted(shape, recipe):
+        for n_elements in _sizes(linear, recipe):
+            total += 2 * _moment_bytes(n_elements, recipe.optimizer)
+    return shape.n_layer * total
+
+
+def adapted(shape: Shape, recipe: Recipe) -> tuple[Linear, ...]:
+    """The modules of a block that have an adapter, in the order of a forward pass."""
+    return tuple(linear for linear in shape.linears if linear.name in recipe.targets)
+
+
+def _sizes(linear: Linear, recipe: Recipe) -> tuple[int, int]:
+    """Elements of A and B."""
+    return recipe.rank * linear.inputs, recipe.rank * linear.outputs
+
+
+def _moment_bytes(n_elements: int, optimizer: str) -> float:
+    if optimizer.startswith("paged") and n_elements >= MIN_PAGED:
+        return 0.0
+    if optimizer.endswith("8bit") and n_elements >= MIN_8BIT:
+        return n_elements + -(-n_elements // STATES_PER_SCALE) * 4
+    return 4.0 * n_elements
