@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -140,9 +140,7 @@ class SweepSettings(Frozen):
 
     @model_validator(mode="after")
     def _without_secrets(self) -> "SweepSettings":
-        for field in ADDRESSES:
-            if (value := getattr(self, field)) is not None:
-                refuse_secrets(field, value)
+        refuse_secrets_in({field: getattr(self, field) for field in ADDRESSES})
         return self
 
     @property
@@ -184,6 +182,17 @@ class SweepSettings(Frozen):
         if self.max_steps is not None:
             overrides["max_steps"] = self.max_steps
         return self.space.config(params, **overrides)
+
+
+def refuse_secrets_in(values: Mapping[str, str | None]) -> None:
+    """Refuse addresses that carry a password or a token.
+
+    Raises:
+        ConfigError: one does; the message names its setting.
+    """
+    for field, value in values.items():
+        if value is not None:
+            refuse_secrets(field, value)
 
 
 def make(**values: Any) -> SweepSettings:
