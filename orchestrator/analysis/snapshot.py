@@ -7,13 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
 from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.analysis.status import Status, status_of
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
-from orchestrator.settings import ROOT, SweepSettings, sweep_folder
+from orchestrator.settings import ROOT, SweepSettings, stored, sweep_folder
 from orchestrator.settings.command import command
 from trainables.models.predicted_peak import named_peak_mib
 from trainables.values.config import TrialConfig, Workload
@@ -50,7 +49,7 @@ class SweepSnapshot:
             ConfigError: there is no such sweep.
         """
         folder = sweep_folder(name, root)
-        settings = settings_file.load(folder)
+        settings = stored.load(folder)
         with closing(Ledger(folder / "ledger.db", read_only=True)) as ledger:
             return cls.of(settings, ledger)
 

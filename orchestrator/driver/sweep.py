@@ -8,14 +8,13 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from orchestrator import settings as settings_file
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.driver import reuse, warm_start
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
 from orchestrator.security.folder_access import narrowed, refuse_shared
-from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings import SweepSettings, stored, sweep_folder
 from orchestrator.settings.command import command
 from orchestrator.workers import checkpoints
 from trainables.values.config import Workload
@@ -54,7 +53,7 @@ def run(
             from orchestrator.driver.prepare import prepare  # brings what reads base models and rows
 
         workload, counts, memory_mib = prepare(settings, root)
-        settings_file.save(settings, folder)
+        stored.save(settings, folder)
         with closing(Ledger(folder / "ledger.db")) as ledger:
             _note_start(settings, ledger, workload, counts, memory_mib)
             _queue_running(ledger)
@@ -90,8 +89,8 @@ def _refuse_unfit(settings: SweepSettings, folder: Path, *, resume: bool) -> Non
             f"NAME: sweep {settings.name!r} exists; choose another NAME, or go on with it: {_resume(settings)}"
         )
     with closing(Ledger(folder / "ledger.db", read_only=True)) as ledger:
-        began = ledger.fact(settings_file.ASKED)
-    for name, then, now in settings_file.edits(settings, began):
+        began = ledger.fact(stored.ASKED)
+    for name, then, now in stored.edits(settings, began):
         raise ConfigError(
             f"{folder / 'settings.json'}: {name} is {now!r}, but the sweep began with {then!r}; bring it back with "
             f"`qlora-sweep verify {settings.name} --repair`, or start under a new NAME"
@@ -126,7 +125,7 @@ def _note_start(
     ledger.set_fact("workload", asdict(workload))
     ledger.set_fact("data_counts", counts)
     write_whole(ledger.path.with_name(ID_FILE), ledger.fact("id"))
-    ledger.set_fact(settings_file.ASKED, settings.model_dump_json())
+    ledger.set_fact(stored.ASKED, settings.model_dump_json())
     ledger.set_fact("device_memory_mib", memory_mib)
 
 

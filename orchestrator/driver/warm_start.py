@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import settings as settings_file
 from orchestrator.analysis.front import is_candidate
 from orchestrator.ledger import Ledger
 from orchestrator.pruning.learning_curves import is_cost
 from orchestrator.security.folder_access import refuse_shared
-from orchestrator.settings import sweep_folder
+from orchestrator.settings import stored, sweep_folder
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 
@@ -63,7 +62,7 @@ def check(settings: "SweepSettings", root: Path) -> None:
         raise ConfigError(f"warm_start: sweep {settings.name!r} cannot start from itself; say resume {settings.name}")
     folder = sweep_folder(settings.warm_start, root)
     refuse_shared(folder, root, field="warm_start")
-    other = settings_file.load(folder)
+    other = stored.load(folder)
     _refuse(settings.warm_start, differences(settings, other))
 
 

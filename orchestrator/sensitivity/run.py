@@ -15,8 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from orchestrator.driver.plan import GPU_DEFAULTS, defaults_for, device_here
-from orchestrator.security.addresses import refuse_secrets
-from orchestrator.settings import sweep_folder
+from orchestrator.settings import refuse_secrets_in, sweep_folder
 from orchestrator.settings.command import pages
 from trainables.models import base_model, inputs
 from trainables.values.errors import ConfigError, did_you_mean
@@ -77,8 +76,7 @@ def choose(
     Raises:
         ConfigError: an unknown or absent device, a bad name, or one that is taken.
     """
-    for field, given in (("base_model", base), ("data", source)):
-        refuse_secrets(field, given or "")
+    refuse_secrets_in({"base_model": base, "data": source})
     if device not in (None, "cuda", "cpu"):
         raise ConfigError(f"no device {device!r}{did_you_mean(str(device), ('cuda', 'cpu'))}")
     name = name or f"sensitivity-{time.strftime('%Y%m%d-%H%M%S')}"

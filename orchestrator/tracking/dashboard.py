@@ -8,6 +8,7 @@ from orchestrator import settings as settings_file
 from orchestrator.analysis.snapshot import newest
 from orchestrator.ledger import Ledger
 from orchestrator.search import study as studies
+from orchestrator.settings import stored
 from orchestrator.settings.command import python
 from orchestrator.tracking.ui import refuse_port
 from trainables.values.errors import ConfigError
@@ -28,7 +29,7 @@ def serve(name: str | None, root: Path, port: int | None) -> None:
         ConfigError: there is no such sweep, nothing can listen on the port, or optuna-dashboard is not installed.
     """
     folder, port = settings_file.sweep_folder(name or newest(root), root), PORT if port is None else port
-    settings = settings_file.load(folder)
+    settings = stored.load(folder)
     refuse_port(HOST, port)
     if find_spec("optuna_dashboard") is None:
         raise ConfigError(f"it needs optuna-dashboard: {python()} -m pip install -c constraints.txt optuna-dashboard")

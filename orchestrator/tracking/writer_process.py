@@ -16,11 +16,10 @@ from pathlib import Path
 from time import clock_gettime, monotonic, pthread_getcpuclockid, sleep
 from typing import Any
 
-from orchestrator import settings as settings_file
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
 from orchestrator.security.redaction import reason_of
-from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings import SweepSettings, stored, sweep_folder
 from orchestrator.tracking.writer import WriteResult
 
 SYNC_SECONDS = 5.0
@@ -124,7 +123,7 @@ def listen(orders: "queue.Queue[dict[str, Any]]", writer: Writer) -> None:
 
 def main(name: str, root: Path) -> None:
     os.nice(10)  # trials come first
-    settings = settings_file.load(sweep_folder(name, root))
+    settings = stored.load(sweep_folder(name, root))
     writer = Writer(settings, root)
     orders: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=listen, args=(orders, writer), daemon=True).start()

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import settings as settings_file
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import adapter_store
 from orchestrator.ledger.ownership import owned
 from orchestrator.security.redaction import reason_of
-from orchestrator.settings import sweep_folder
+from orchestrator.settings import stored, sweep_folder
 from orchestrator.tracking.publishing import publish
 from orchestrator.verify.asked import of_settings, of_workload
 from orchestrator.verify.files import of_adapters, of_drawn, of_front_file, of_table
@@ -74,7 +73,7 @@ def run(name: str, root: Path, *, repair: bool = False) -> Verified:
         ConfigError: there is no such sweep, it is being run, or its ledger cannot be opened.
     """
     folder = sweep_folder(name, root)
-    settings = settings_file.load(folder)
+    settings = stored.load(folder)
     try:
         with owned(folder):  # a running sweep is ahead of its projections, and a repair beside it would double them
             try:
@@ -85,7 +84,7 @@ def run(name: str, root: Path, *, repair: bool = False) -> Verified:
             if not (repair and found):
                 return Verified(name=name, n_trials=len(kept.entries), differences=found)
             _repair(kept, root, found)
-            after = read(settings_file.load(folder), folder)
+            after = read(stored.load(folder), folder)
             left = differences_of(after, root)
             return Verified(name=name, n_trials=len(after.entries), differences=left, repaired=found)
     except PermissionError as error:
@@ -94,8 +93,8 @@ def run(name: str, root: Path, *, repair: bool = False) -> Verified:
 
 def _repair(kept: SweepSnapshot, root: Path, found: tuple[Difference, ...]) -> None:
     """Bring damaged adapters back from MLflow's copies, delete wrong runs, and write everything from the ledger."""
-    if kept.edits:
-        settings_file.save(kept.settings, kept.folder)
+    if stored.edits:
+        stored.save(kept.settings, kept.folder)
     if not kept.entries or kept.workload is None:
         return
     damaged = {difference.key for difference in found} - {None}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from orchestrator import settings as settings_file
 from orchestrator.analysis.budgets import FINISHED
 from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.settled import is_settled
@@ -15,7 +14,7 @@ from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import status_of
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.search.proposer import Proposer
-from orchestrator.settings import SweepSettings
+from orchestrator.settings import SweepSettings, stored
 from orchestrator.settings.command import command
 from trainables.values.config import FINAL_STATES, TrialConfig
 from trainables.values.errors import ConfigError
@@ -60,10 +59,10 @@ def read(settings: SweepSettings, folder: Path) -> SweepSnapshot:
     with closing(Ledger(folder / "ledger.db", read_only=True)) as ledger:
         try:
             snapshot = SweepSnapshot.of(settings, ledger)
-            asked = snapshot.facts.get(settings_file.ASKED)
-            edits = tuple(settings_file.edits(settings, asked))
+            asked = snapshot.facts.get(stored.ASKED)
+            edits = tuple(stored.edits(settings, asked))
             if edits:
-                began = settings_file.of_json(asked).model_copy(update={"tracking_uri": settings.tracking_uri})
+                began = stored.of_json(asked).model_copy(update={"tracking_uri": settings.tracking_uri})
                 snapshot = replace(snapshot, settings=began, edits=edits)
             _ = snapshot.workload, snapshot.front  # what they are made of is rows too
         except (ValueError, KeyError, TypeError) as error:

@@ -33,7 +33,7 @@ from orchestrator import settings as settings_file
 from orchestrator.driver.driver import Driver, Stop
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.task import Task, TaskReport
-from orchestrator.settings import SweepSettings
+from orchestrator.settings import SweepSettings, stored
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.writer_process import REST_SHARE, SYNC_SECONDS
 from tests.bench.overhead import whole_report, with_similarity
@@ -81,7 +81,7 @@ class TimedDriver:
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
-        settings_file.save(self.settings, self.folder)
+        stored.save(self.settings, self.folder)
         self.ledger = Ledger(self.folder / "ledger.db")
         for name, value in {"id": "5" * 32, "created_at": time(), "workload": asdict(WORKLOAD)}.items():
             self.ledger.set_fact(name, value)

@@ -30,7 +30,7 @@ from orchestrator.analysis.budgets import ENDED, FINISHED
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import outputs
-from orchestrator.settings import SweepSettings
+from orchestrator.settings import SweepSettings, stored
 from orchestrator.tracking.publishing import publish
 from tests.bench.overhead import fake_comparison, fake_loss_nats
 from trainables.values.config import TrialConfig, Workload, rungs
@@ -112,7 +112,7 @@ def write(root: Path, n_trials: int) -> tuple[SweepSettings, int]:
     """A finished sweep; returns its settings and how many trials it came to."""
     settings = settings_of(n_trials)
     folder = settings_file.sweep_folder(NAME, root)
-    settings_file.save(settings, folder)
+    stored.save(settings, folder)
     ledger = Ledger(folder / "ledger.db")
     ledger._db.execute("PRAGMA synchronous = OFF")  # the writing is not what is measured
     facts = {"id": "load", "created_at": 1.0, "workload": asdict(WORKLOAD), "data_counts": {}, FINISHED: True}

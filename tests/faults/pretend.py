@@ -22,12 +22,11 @@ import ray
 import typer
 from ray import tune
 
-from orchestrator import settings as settings_file
 from orchestrator.cli.main import main as command
 from orchestrator.cli.running import run_sweep
 from orchestrator.cluster import ray_cluster
 from orchestrator.ledger.task import Task, TaskReport
-from orchestrator.settings import ROOT, SweepSettings, sweep_folder
+from orchestrator.settings import ROOT, SweepSettings, stored, sweep_folder
 from tests.support.sweeps import GRID, WORKLOAD, completes, evaluated_on_test, make, similarity, space
 from trainables.values.checkpoint import Checkpoint, EngineState
 from trainables.values.config import Workload
@@ -149,7 +148,7 @@ def main() -> None:
     @app.command()
     def work() -> None:
         if resume:
-            settings = settings_file.load(sweep_folder(name, ROOT))
+            settings = stored.load(sweep_folder(name, ROOT))
         else:
             settings = settings_of(name, space_name, *address)
         run_sweep(settings, resume=resume, as_json=False, trainable=Pretend, prepare=connected)

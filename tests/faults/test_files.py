@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator import settings
 from orchestrator.ledger import Ledger
+from orchestrator.settings import stored
 from orchestrator.tracking.publishing import publish
 from orchestrator.verify import checks as verify
 from orchestrator.workers import checkpoints
@@ -36,7 +37,7 @@ def whole(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("whole") / "mlflow_runs"
     asked = make(GRID, n_trials=3)
     folder = settings.sweep_folder("t", root)
-    settings.save(asked, folder)
+    stored.save(asked, folder)
     desk = Desk(folder, asked)
     for name, value in {"id": "abc", "created_at": 1.0, "workload": asdict(WORKLOAD), "data_counts": {}}.items():
         desk.ledger.set_fact(name, value)

@@ -19,7 +19,8 @@ import pytest
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import gallery as figures
 from orchestrator.figures.style import PRECISION_COLOURS
-from orchestrator.settings import save, sweep_folder
+from orchestrator.settings import sweep_folder
+from orchestrator.settings.stored import save
 from orchestrator.tracking.publishing import publish
 from tests.support.stores import place_store
 from tests.support.sweeps import COMMAND, GRID, REPO, WORKLOAD, Desk, completes, cost, environment, make, space

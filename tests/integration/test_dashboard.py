@@ -17,7 +17,8 @@ from orchestrator.analysis.front import front_of, objective_value
 from orchestrator.ledger import Ledger
 from orchestrator.objectives import DEFAULT
 from orchestrator.search import study as study_file
-from orchestrator.settings import save, sweep_folder
+from orchestrator.settings import sweep_folder
+from orchestrator.settings.stored import save
 from tests.support.sweeps import COMMAND, TPE, WORKLOAD, Desk, breaks, completes, environment, make, space
 
 

@@ -14,10 +14,10 @@ from tempfile import mkdtemp
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator import settings
 from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.front import front_of
 from orchestrator.ledger import Ledger
+from orchestrator.settings import stored
 from orchestrator.tracking.store import EXPERIMENT, store_uri
 from tests.support.sweeps import CANARIES, CANARY, Finished, command, start
 from trainables.values.config import FINAL_STATES
@@ -129,7 +129,7 @@ def test_every_trial_completed_and_every_4bit_one_has_its_similarity(swept):
 
 def test_every_finalist_is_evaluated_and_a_4_bit_one_beside_two_other_seeds_of_its_baseline(swept):
     found = trials(swept[0])
-    asked_for = settings.load(swept[0] / "mlflow_runs" / "sweeps" / "a")
+    asked_for = stored.load(swept[0] / "mlflow_runs" / "sweeps" / "a")
     evaluated = to_evaluate(found, asked_for)
     assert any(trial.config.precision == "nf4" for trial in evaluated)
     for trial in evaluated:
@@ -145,7 +145,7 @@ def test_every_finalist_is_evaluated_and_a_4_bit_one_beside_two_other_seeds_of_i
 
 def test_the_front_is_the_same_in_ledger_json_parquet_and_mlflow(swept, mlflow):
     folder = swept[0] / "mlflow_runs" / "sweeps" / "a"
-    keys = front_of(trials(swept[0]), settings.load(folder)).keys
+    keys = front_of(trials(swept[0]), stored.load(folder)).keys
     written = json.loads((folder / "front.json").read_text())
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
     tagged = {key for key, run in mlflow[2].items() if run.data.tags["on_pareto_front"] == "true"}

@@ -16,7 +16,8 @@ import pytest
 
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
-from orchestrator.settings import save, sweep_folder
+from orchestrator.settings import sweep_folder
+from orchestrator.settings.stored import save
 from orchestrator.tracking.client import open_client
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.runs import families

@@ -4,7 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.settings import SweepSettings, save, sweep_folder
+from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings.stored import save
 from tests.support.sweeps import WORKLOAD, Desk, completes, cost, make
 
 COUNTS = {"read": 1500, "dropped: empty output": 7, "dropped: equal instruction": 2, "train": 1000, "search": 128}

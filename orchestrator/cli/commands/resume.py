@@ -2,7 +2,8 @@
 
 from orchestrator.cli.options import AsJson, Name
 from orchestrator.driver.plan import need_gpu
-from orchestrator.settings import load, sweep_folder
+from orchestrator.settings import sweep_folder
+from orchestrator.settings.stored import load
 
 
 def resume(name: Name, as_json: AsJson = False) -> None:

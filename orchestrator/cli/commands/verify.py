@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, Name
-from orchestrator.settings import ROOT, load, sweep_folder
+from orchestrator.settings import ROOT, sweep_folder
+from orchestrator.settings.stored import load
 
 
 def verify(

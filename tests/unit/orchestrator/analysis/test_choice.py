@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import settings as settings_file
 from orchestrator.analysis.choice import BEST, KNEE, best, choose, knee, mib_of, stairs
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.ledger.task import TaskReport
 from orchestrator.report import export
 from orchestrator.report.content import report_of
-from orchestrator.settings import sweep_folder
+from orchestrator.settings import stored, sweep_folder
 from tests.support.in_process import called
 from tests.support.sweeps import (
     GRID,
@@ -132,7 +131,7 @@ def test_a_size_that_says_nothing_is_refused_by_name(text):
 def test_best_names_the_lowest_validation_loss_and_the_knee_only_where_it_is_asked_for(tmp_path):
     root = tmp_path / "mlflow_runs"
     asked = make(GRID, name="a")
-    settings_file.save(asked, sweep_folder("a", root))
+    stored.save(asked, sweep_folder("a", root))
     desk = Desk(sweep_folder("a", root), asked)
     desk.ledger.set_fact("workload", asdict(WORKLOAD))
     desk.finish(costly)

@@ -16,7 +16,8 @@ from orchestrator.report import content as report
 from orchestrator.report import render
 from orchestrator.report.rows import trial_row
 from orchestrator.settings import command as hints
-from orchestrator.settings import save, sweep_folder
+from orchestrator.settings import sweep_folder
+from orchestrator.settings.stored import save
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import store_uri
 from tests.support.stores import place_store

@@ -7,7 +7,8 @@ import pytest
 from orchestrator.analysis.front import REFERENCE, front_of
 from orchestrator.analysis.snapshot import SweepSnapshot, newest
 from orchestrator.ledger import Ledger
-from orchestrator.settings import save, sweep_folder
+from orchestrator.settings import sweep_folder
+from orchestrator.settings.stored import save
 from tests.support.sweeps import make, snapshot
 from tests.support.swept import COUNTS, swept
 from trainables.values.errors import ConfigError

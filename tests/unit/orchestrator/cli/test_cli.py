@@ -16,6 +16,7 @@ import pytest
 from orchestrator import settings as settings_file
 from orchestrator.cli.main import main
 from orchestrator.ledger.ownership import owned
+from orchestrator.settings import stored
 from orchestrator.tracking import ui
 from tests.support.bad_inputs import BAD_DATA, BAD_SETTINGS, BAD_SPACES, GOOD_ROW, space_text
 from tests.support.in_process import called
@@ -81,7 +82,7 @@ def test_a_gpu_that_is_not_there_is_said_before_the_data_and_leaves_nothing(verb
 
 def test_a_sweep_on_a_gpu_elsewhere_can_be_planned_and_resumed_only_where_one_is(tmp_path):
     assert called("run", "--device", "cuda", "--dry-run", cwd=tmp_path).code == 0
-    settings_file.save(make(device="cuda"), settings_file.sweep_folder("t", tmp_path / "mlflow_runs"))
+    stored.save(make(device="cuda"), settings_file.sweep_folder("t", tmp_path / "mlflow_runs"))
     resumed = called("resume", "t", cwd=tmp_path)
     assert resumed.code == 2, resumed.err
     assert "there is no GPU here" in resumed.err
@@ -265,7 +266,7 @@ def busy() -> Iterator[int]:
 )
 @pytest.mark.parametrize("pages", ["mlflow", "optuna"])
 def test_a_port_that_nothing_can_listen_on_is_named_before_the_server_begins(pages, port, said, busy, tmp_path):
-    settings_file.save(make(), settings_file.sweep_folder("t", tmp_path / "mlflow_runs"))
+    stored.save(make(), settings_file.sweep_folder("t", tmp_path / "mlflow_runs"))
     (tmp_path / "mlflow_runs" / "mlflow.db").touch()
     which = ["t", "--optuna"] if pages == "optuna" else []
     finished = called("ui", *which, "--port", port.replace("busy", str(busy)), cwd=tmp_path)

@@ -5,12 +5,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from orchestrator import settings as settings_file
 from orchestrator.analysis.front import is_reused
 from orchestrator.driver import warm_start
 from orchestrator.driver.driver import Driver
 from orchestrator.driver.reuse import REUSED, cached_trials
-from orchestrator.settings import sweep_folder
+from orchestrator.settings import stored, sweep_folder
 from tests.support.sweeps import GRID, TPE, WORKLOAD, Desk, breaks, completes, cost, make, space
 from trainables.cost.device import device_name, versions
 from trainables.values.errors import ConfigError
@@ -36,7 +35,7 @@ def at(task, device):
 def sweep(root, asked, outcome=on_this_cpu, *, finish=True, workload=WORKLOAD) -> Desk:
     """A sweep under `root`, run as orchestrator.driver.sweep runs it."""
     folder = sweep_folder(asked.name, root)
-    settings_file.save(asked, folder)
+    stored.save(asked, folder)
     desk = Desk(folder, asked, 1)
     desk.ledger.set_fact("workload", asdict(workload))
     desk.driver = Driver(
@@ -239,19 +238,19 @@ DIFFERENT = {
 @pytest.mark.parametrize("case", DIFFERENT)
 def test_a_warm_start_from_another_space_is_refused_by_the_keys_that_differ(case, tmp_path):
     changes, key = DIFFERENT[case]
-    settings_file.save(make(TPE, name="first"), sweep_folder("first", tmp_path))
+    stored.save(make(TPE, name="first"), sweep_folder("first", tmp_path))
     with pytest.raises(ConfigError, match=f"warm_start: sweep 'first'.*different: {key}$"):
         warm_start.check(make(TPE | changes, name="b", warm_start="first"), tmp_path)
 
 
 def test_a_warm_start_from_another_device_is_refused(tmp_path):
-    settings_file.save(make(TPE, name="first", device="cuda"), sweep_folder("first", tmp_path))
+    stored.save(make(TPE, name="first", device="cuda"), sweep_folder("first", tmp_path))
     with pytest.raises(ConfigError, match=r"warm_start: sweep 'first'.*different: device$"):
         warm_start.check(make(TPE, name="b", warm_start="first"), tmp_path)
 
 
 def test_a_warm_start_from_itself_or_from_nothing_is_refused(tmp_path):
-    settings_file.save(make(TPE, name="first"), sweep_folder("first", tmp_path))
+    stored.save(make(TPE, name="first"), sweep_folder("first", tmp_path))
     with pytest.raises(ConfigError, match="cannot start from itself"):
         warm_start.check(make(TPE, name="first", warm_start="first"), tmp_path)
     with pytest.raises(ConfigError, match="did you mean 'first'"):

@@ -19,6 +19,7 @@ from orchestrator import settings as settings_file
 from orchestrator.report import card as cards
 from orchestrator.report.card import layers_of
 from orchestrator.report.content import report_of
+from orchestrator.settings import stored
 from tests.support.in_process import called
 from tests.support.sweeps import (
     REPO,
@@ -379,7 +380,7 @@ def test_layers_that_others_can_write_are_on_no_card(tmp_path):
 def test_the_command_replaces_no_file_unasked_and_writes_the_same_again_and_refuses_an_unknown_sweep(tmp_path):
     settings = make()
     folder = settings_file.sweep_folder("t", tmp_path / "mlflow_runs")
-    settings_file.save(settings, folder)
+    stored.save(settings, folder)
     desk = Desk(folder, settings)
     desk.ledger.set_fact("workload", asdict(WORKLOAD))
     desk.finish(lambda task: completes(task, loss=1.0 + task.config.rank))

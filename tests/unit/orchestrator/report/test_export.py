@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from orchestrator import settings as settings_file
 from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import export
+from orchestrator.settings import stored
 from tests.support.hub_server import Answer, as_error, as_json, handler_of, hub_server
 from tests.support.in_process import called
 from tests.support.sweeps import WORKLOAD, command, environment, make, snapshot
@@ -57,7 +58,7 @@ def root(tmp_path_factory):
     """A sweep over the demo: one trial at each precision, and one that was pruned."""
     root = tmp_path_factory.mktemp("export") / "mlflow_runs"
     folder = settings_file.sweep_folder("t", root)
-    settings_file.save(make(objectives=("eval_loss_nats",)), folder)
+    stored.save(make(objectives=("eval_loss_nats",)), folder)
     workload = inputs.fetch("demo", "demo", root / "cache").workload("float32")
     cache = WorkerCache(workload, "cpu")
     ledger = Ledger(folder / "ledger.db")

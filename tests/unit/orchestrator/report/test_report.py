@@ -21,6 +21,7 @@ from orchestrator.report import outputs, render
 from orchestrator.report.content import report_of
 from orchestrator.report.markdown import MAX_CHARS, safe
 from orchestrator.report.page import page
+from orchestrator.settings import stored
 from tests.support.in_process import called
 from tests.support.sweeps import (
     GRID,
@@ -401,7 +402,7 @@ def swept(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("report")
     settings = make(GRID)
     folder = settings_file.sweep_folder("t", cwd / "mlflow_runs")
-    settings_file.save(settings, folder)
+    stored.save(settings, folder)
     desk = Desk(folder, settings)
     desk.ledger.set_fact("workload", asdict(WORKLOAD))
     desk.finish(lambda task: completes(task, loss=1.0 + task.config.rank))
@@ -483,7 +484,7 @@ def test_a_sweep_in_any_state_has_a_report_that_says_so(state, said, n_pictures,
     monkeypatch.chdir(tmp_path)
     folder = settings_file.sweep_folder("s")
     asked = make(name="s")
-    settings_file.save(asked, folder)
+    stored.save(asked, folder)
     desk = Desk(folder, asked)
     state(desk)
     desk.ledger.close()
@@ -498,6 +499,6 @@ def test_a_sweep_in_any_state_has_a_report_that_says_so(state, said, n_pictures,
 
 def test_a_sweep_without_its_ledger_is_an_error_that_names_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings_file.save(make(name="s"), settings_file.sweep_folder("s"))
+    stored.save(make(name="s"), settings_file.sweep_folder("s"))
     with pytest.raises(ConfigError, match=r"ledger\.db"):
         commands(["report", "s"], standalone_mode=False)

@@ -14,6 +14,7 @@ from orchestrator.report import export
 from orchestrator.security.addresses import INSTEAD, refuse_secrets
 from orchestrator.security.redaction import HIDDEN, redacted
 from orchestrator.sensitivity import run
+from orchestrator.settings import stored
 from orchestrator.tracking import ui
 from tests.support.in_process import called
 from tests.support.sweeps import make
@@ -143,15 +144,15 @@ def test_every_other_door_for_an_address_is_as_shut(tmp_path):
 
 def test_a_kept_address_with_a_secret_is_refused_when_it_is_read_again(tmp_path):
     folder = settings.sweep_folder("t", tmp_path)
-    settings.save(make(), folder)
-    (folder / settings.ADDRESS_FILE).write_text(f"postgresql://me:a/{PASSWORD}@host/db")
+    stored.save(make(), folder)
+    (folder / stored.ADDRESS_FILE).write_text(f"postgresql://me:a/{PASSWORD}@host/db")
     with pytest.raises(ConfigError, match="tracking_uri must hold no user"):
-        settings.load(folder)
-    (folder / settings.ADDRESS_FILE).unlink()
+        stored.load(folder)
+    (folder / stored.ADDRESS_FILE).unlink()
     kept = json.loads((folder / "settings.json").read_text())
     (folder / "settings.json").write_text(json.dumps(kept | {"storage": f"s3://KEY:{PASSWORD}@bucket"}))
     with pytest.raises(ConfigError, match="storage must hold no user") as found:
-        settings.load(folder)
+        stored.load(folder)
     assert PASSWORD not in str(found.value)
 
 

@@ -17,7 +17,8 @@ from orchestrator.report import content as report
 from orchestrator.security import ray_guard
 from orchestrator.security.folder_access import refuse_shared
 from orchestrator.security.redaction import HIDDEN, redacted
-from orchestrator.settings import save, sweep_folder
+from orchestrator.settings import sweep_folder
+from orchestrator.settings.stored import save
 from orchestrator.tracking import ui
 from tests.support.hostile import EVIL, hostile_report, with_code
 from tests.support.in_process import called

@@ -11,6 +11,7 @@ from orchestrator import settings
 from orchestrator.driver import plan, sweep
 from orchestrator.driver.prepare import prepare
 from orchestrator.ledger import Ledger
+from orchestrator.settings import stored
 from tests.support.sweeps import GRID, TPE, Desk, make, space
 from trainables import demo
 from trainables.values.errors import ConfigError
@@ -20,14 +21,14 @@ NOTHING = {"space": None, "trials": None, "base_model": None, "data": None}
 
 def test_settings_come_back_from_their_file_as_they_were(tmp_path):
     asked = make(space(TPE), objectives=("eval_loss_nats",), min_similarity=0.9, seed=7, max_steps=12)
-    settings.save(asked, tmp_path / "a")
-    assert settings.load(tmp_path / "a") == asked
+    stored.save(asked, tmp_path / "a")
+    assert stored.load(tmp_path / "a") == asked
 
 
 def test_a_sweep_without_settings_is_unknown_and_the_nearest_name_is_offered(tmp_path):
-    settings.save(make(), tmp_path / "mine")
+    stored.save(make(), tmp_path / "mine")
     with pytest.raises(ConfigError, match="did you mean 'mine'"):
-        settings.load(tmp_path / "mint")
+        stored.load(tmp_path / "mint")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".hidden", "a" * 65, "a b", "a\n"])
@@ -92,11 +93,11 @@ def test_engine_and_loop_are_chosen_for_the_device(device, engine, loop, said):
 
 
 def test_a_sweep_from_before_engines_were_chosen_keeps_the_ones_it_had(tmp_path):
-    settings.save(make(), tmp_path)
+    stored.save(make(), tmp_path)
     path = tmp_path / "settings.json"
     old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("engine", "loop")}
     path.write_text(json.dumps(old))
-    assert (settings.load(tmp_path).engine, settings.load(tmp_path).loop) == ("eager", "standard")
+    assert (stored.load(tmp_path).engine, stored.load(tmp_path).loop) == ("eager", "standard")
 
 
 def test_columns_may_be_a_mapping_from_python_and_are_kept_as_text():
@@ -201,7 +202,7 @@ def test_settings_edited_since_the_start_are_refused_by_field_before_anything_is
     began = make()
     folder = settings.sweep_folder(began.name, tmp_path)
     with closing(Ledger(folder / "ledger.db")) as ledger:
-        ledger.set_fact(settings.ASKED, began.model_dump_json())
+        ledger.set_fact(stored.ASKED, began.model_dump_json())
 
     def resume(asked: settings.SweepSettings) -> None:
         sweep.run(asked, tmp_path, resume=True, started=print, prepare=fetched)
@@ -223,16 +224,16 @@ def test_what_an_earlier_version_wrote_of_itself_is_no_edit(rule):
     then["repeats"], then["reseeds"] = then.pop("finalist_seeds"), then.pop("baseline_seeds")
     then["space"]["early_terminate"] |= {"type": rule, "stratum_share": 0.1}
     text = json.dumps(then)
-    assert list(settings.edits(settings.of_json(text), text)) == []
-    turned = settings.of_json(text).model_copy(update={"finalist_seeds": 1})
-    assert list(settings.edits(turned, text)) == [("finalist_seeds", 3, 1)]
+    assert list(stored.edits(stored.of_json(text), text)) == []
+    turned = stored.of_json(text).model_copy(update={"finalist_seeds": 1})
+    assert list(stored.edits(turned, text)) == [("finalist_seeds", 3, 1)]
 
 
 def test_an_edit_is_named_by_its_field_and_one_that_came_later_has_its_default():
     began = make()
     older = json.dumps({name: value for name, value in began.model_dump(mode="json").items() if name != "reuse"})
     other = make(space(fixed={"alpha": 16, "max_steps": 8}), reuse=False)
-    assert list(settings.edits(began, None)) == list(settings.edits(began, older)) == []
-    assert [name for name, *_ in settings.edits(other, older)] == ["space.fixed", "reuse"]
+    assert list(stored.edits(began, None)) == list(stored.edits(began, older)) == []
+    assert [name for name, *_ in stored.edits(other, older)] == ["space.fixed", "reuse"]
     turned = make(space(parameters=dict(reversed(GRID["parameters"].items()))))
-    assert [name for name, *_ in settings.edits(turned, older)] == ["space.parameters"]
+    assert [name for name, *_ in stored.edits(turned, older)] == ["space.parameters"]

@@ -18,6 +18,7 @@ from orchestrator.ledger import FAULTS, Ledger, adapter_store
 from orchestrator.ledger.ownership import owned
 from orchestrator.report import digests
 from orchestrator.settings import command as hints
+from orchestrator.settings import stored
 from orchestrator.tracking.client import open_client
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.publishing import publish
@@ -44,11 +45,11 @@ def root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("state") / "mlflow_runs"
     asked = make(GRID, n_trials=6)
     sweep = settings.sweep_folder("t", folder)
-    settings.save(asked, sweep)
+    stored.save(asked, sweep)
     desk = Desk(sweep, asked)
     desk.ledger.set_fact("id", "abc")
     desk.ledger.set_fact("created_at", 1.0)
-    desk.ledger.set_fact(settings.ASKED, asked.model_dump_json())
+    desk.ledger.set_fact(stored.ASKED, asked.model_dump_json())
     desk.ledger.set_fact("workload", asdict(WORKLOAD))
     desk.ledger.set_fact("data_counts", {"read": 3, "train": 1, "validation": 1, "test": 1})
     desk.finish(outcome)
@@ -491,7 +492,7 @@ def test_the_workload_is_that_of_the_settings_and_of_every_trial(root, tmp_path)
     shutil.copytree(root / "sweeps" / "t", folder)
     with closing(Ledger(folder / "ledger.db")) as ledger:
         ledger.set_fact("workload", asdict(WORKLOAD) | {"weights": "pretrained", "data": "rows.json"})
-    kept = verify.read(settings.load(folder), folder)
+    kept = verify.read(stored.load(folder), folder)
     ran = replace(kept.entries[1].result, environment={"weights": "demo"})
     kept = replace(kept, entries=(kept.entries[0], replace(kept.entries[1], result=ran)))
     assert [str(found) for found in verify.of_workload(kept)] == [
@@ -586,7 +587,7 @@ def test_each_fault_of_the_ledger_is_named_and_survives_a_look(root, tmp_path, d
     shutil.copytree(root / "sweeps" / "t", folder)
     with closing(Ledger(folder / "ledger.db")) as ledger:
         ledger._db.executescript(statements)
-    kept = verify.read(settings.load(folder), folder)
+    kept = verify.read(stored.load(folder), folder)
     lines = [str(found) for check in (verify.of_ledger, verify.of_study) for found in check(kept)]
     assert any(words in line for line in lines), lines
 
@@ -646,7 +647,7 @@ def test_a_ledger_that_was_emptied_or_replaced_is_said_to_be(root, tmp_path):
 
 def test_a_sweep_that_never_started_is_one_difference(tmp_path):
     folder = settings.sweep_folder("t", tmp_path)
-    settings.save(make(GRID), folder)
+    stored.save(make(GRID), folder)
     Ledger(folder / "ledger.db").close()
     assert found(tmp_path) == [f"ledger: no trial was started; go on with: {hints.command()} resume t"]
     assert verified(tmp_path, repair=True).differences
@@ -702,7 +703,7 @@ LEFT: dict[str, Callable[[Ledger], None]] = {
 @pytest.mark.parametrize("what", LEFT)
 def test_a_sweep_of_which_anything_is_left_is_resumed(what, root, tmp_path):
     folder = Path(shutil.copytree(root / "sweeps" / "t", tmp_path / "t"))
-    asked = settings.load(folder)
+    asked = stored.load(folder)
     assert is_over(read(asked, folder))
     with closing(Ledger(folder / "ledger.db")) as ledger:
         LEFT[what](ledger)
