@@ -28,6 +28,15 @@ STRIPS_THOUGHTS = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Thinks in the last turn alone, as Qwen3's."""
+CLOSES_WITH_END = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+"""Writes the end token after a whole conversation, as Phi 3's."""
+CHANNELS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}<|endoftext|>{% if loop.last %}none<|endoftext|>{% endif %}{% endif %}"
+    "{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A special token begins a turn, and what follows it differs in the last one, as in gpt-oss."""
 STRICT = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"

@@ -136,14 +136,32 @@ class ChatTemplate:
                 raise Refused("the assistant speaks first")
             before, _ = self._render(messages[:n], asks=True)
             after, _ = self._render(messages[: n + 1])
-            if after.startswith(before) and text.startswith(after):
-                spans.append((len(before), len(after)))
+            stop = self._end_of_turn(before, after, text)
+            if stop is not None:
+                spans.append((len(before), stop))
         if not spans or spans[-1][1] != len(text):
             raise Refused("the chat template's generation prompt does not begin the assistant turn")
         if len(spans) < sum(message.role == "assistant" for message in messages):
             self.shortened[REWRITTEN] += 1
             return spans[-1:]
         return spans
+
+    def _end_of_turn(self, before: str, after: str, text: str) -> int | None:
+        """Where a turn that begins after `before` ends in the whole text; None where the template rewrote it.
+
+        Some templates close a conversation by more than a turn (Phi 3: with the end token): what is nothing but special
+        tokens and white space may be missing where another turn follows.
+        """
+        if not (after.startswith(before) and text.startswith(before)):
+            return None
+        if text.startswith(after):
+            return len(after)
+        stop = None
+        for token in self._special.finditer(after, len(before)):
+            if text.startswith(after[: token.end()]):
+                stop = token.end()
+        closes = stop is not None and not self._special.sub("", after[stop:]).strip()
+        return stop if closes else None
 
     def _whole_turns(self, text: str, spans: Sequence[Span]) -> list[Span]:
         """Spans that end with the end-of-turn token: nothing after it, and not without it.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from trainables.data.tokenizer import Encoder, embedding_rows, open_tokenizer, s
 from trainables.data.tokens import HELD_OUT_TOKENS, Span, TokenRow, nothing_left, too_short, write
 from trainables.values.config import PROTOCOL_VERSION, canonical_json
 from trainables.values.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 CACHE_FORMAT = 3
 """Version of the Arrow cache's columns; a cache of another version is left alone and a new one written."""
@@ -68,6 +71,8 @@ def tokenize(
     counts = {"read": checked.n_read} | {f"dropped: {reason}": n for reason, n in checked.dropped.items()}
     if template is not None:
         counts |= {f"dropped: {reason}": n for reason, n in template.refused.items()} | dict(template.shortened)
+        for reason, n in (template.refused + template.shortened).items():
+            logger.warning("%d conversations: %s", n, reason)
     counts |= _cut_counts(splits, folder, held_out_tokens)
     return TokenizedData(folder=folder, digest=digest, counts=counts)
 

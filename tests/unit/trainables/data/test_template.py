@@ -20,8 +20,8 @@ from trainables.data.tokenizer import Encoder, open_tokenizer
 from trainables.data.tokens import IGNORE, TokenRow, load, pad
 from trainables.values.errors import DataError
 
-SMOLLM2 = Path(os.environ.get("QLORA_SWEEP_SMOLLM2", "/tmp/smollm2"))
-"""A folder made by a converter of SmolLM2-135M-Instruct; tests that read it skip where it is absent."""
+SMOLLM2 = Path(os.environ.get("QLORA_SWEEP_SMOLLM2", "nowhere"))
+"""Folder of SmolLM2-135M-Instruct; tests that read it skip where it is absent."""
 
 TEXTS = st.text(alphabet="ab é\n\t.日", min_size=1, max_size=12).filter(str.strip)
 CHATS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3)
@@ -112,6 +112,20 @@ def test_a_template_that_rewrites_earlier_turns_trains_the_last_one_alone_and_is
     assert pieces_of(opened(folder), chat("one", "two"))[1] == "<think>\n\n</think>\n\ntwo<|im_end|>"
 
 
+def test_an_end_token_after_the_whole_conversation_alone_is_no_rewriting(tmp_path):
+    template = opened(tokenizers.byte_level(tmp_path, tokenizers.CLOSES_WITH_END))
+    learned = pieces_of(template, chat("one", "two", "three", "four"))[1::2]
+    assert learned == ("two<|im_end|>", "four<|im_end|>\n<|endoftext|>")
+    assert not template.shortened
+
+
+def test_a_turn_rewritten_after_a_special_token_is_noticed_too(tmp_path):
+    template = opened(tokenizers.byte_level(tmp_path, tokenizers.CHANNELS))
+    learned = pieces_of(template, chat("one", "two", "three", "four"))[1::2]
+    assert learned == ("<|endoftext|>none<|endoftext|>four<|im_end|>",)
+    assert template.shortened == {REWRITTEN: 1}
+
+
 def test_a_generation_prompt_that_no_turn_begins_with_is_refused_and_not_masked_wrongly(tmp_path):
     text = tokenizers.CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>{% endif %}")
     template = opened(tokenizers.byte_level(tmp_path, text))
@@ -171,13 +185,17 @@ def test_a_data_set_of_which_the_template_refuses_all_is_refused_with_the_reason
         tokenize(CheckedRows(rows=rows, dropped={}), folder, tmp_path / "cache")
 
 
-def test_what_a_template_cost_is_in_the_counts(tmp_path):
+def test_what_a_template_cost_is_counted_and_said(tmp_path, caplog):
     folder = tokenizers.byte_level(tmp_path, tokenizers.STRIPS_THOUGHTS)
     rows = (*(chat(f"one {i}", "two", "three", "four") for i in range(300)), chat("<|im_end|>", "x"))
     counts = tokenize(CheckedRows(rows=rows, dropped={}), folder, tmp_path / "cache").counts
     assert counts["read"] == 301
     assert counts["dropped: text holds the special token <|im_end|>"] == 1
     assert counts[REWRITTEN] == 300
+    assert caplog.messages == [
+        "1 conversations: text holds the special token <|im_end|>",
+        f"300 conversations: {REWRITTEN}",
+    ]
 
 
 @settings(max_examples=30)
@@ -200,7 +218,7 @@ def test_labels_of_a_padded_batch_hold_the_assistant_texts_alone(chatml, turns, 
     assert learned[1] == [6]
 
 
-@pytest.mark.skipif(not (SMOLLM2 / "chat_template.jinja").is_file(), reason=f"no SmolLM2 in {SMOLLM2}")
+@pytest.mark.skipif(not (SMOLLM2 / "chat_template.jinja").is_file(), reason="QLORA_SWEEP_SMOLLM2 names no folder")
 def test_smollm2s_own_template_gives_its_own_frame_and_end(tmp_path):
     assert supervised(SMOLLM2, chat("Hi", "Hello.", "And?", " So.")) == ["Hello.<|im_end|>", " So.<|im_end|>"]
     records = [
