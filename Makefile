@@ -21,7 +21,7 @@
 # `make stand-in CONFIG=folder DATA=rows OUT=folder [SECONDS=120]` trains a base where none can be downloaded.
 
 sweep_takes := SPACE TRIALS STEPS FINALIST_SEEDS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL STORAGE TRACKING_URI \
-	BASE_MODEL DATA
+	BASE_MODEL DATA DATA_SPLIT COLUMNS
 ui_takes := HOST PORT ALLOWED_HOSTS
 report_takes := NAME
 card_takes := NAME

@@ -3,16 +3,17 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from orchestrator import objectives
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.security.folder_access import refuse_shared
 from search_spaces import Frozen, Space, first_fault
+from trainables.data.formats import parse_columns
 from trainables.values.config import ComputeDtype, EngineName, Loop, TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
 
@@ -52,12 +53,23 @@ def _check_objectives(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _columns_text(columns: object) -> object:
+    """The mapping as text, checked; from Python it may come as a dict, too."""
+    if isinstance(columns, Mapping):
+        columns = ",".join(f"{field}={column}" for field, column in columns.items())
+    if isinstance(columns, str):
+        parse_columns(columns)
+    return columns
+
+
 class SweepSettings(Frozen):
     """One sweep. Each field is an option of `run`, with its description as help; see orchestrator.cli.options.
 
     Attributes:
         space: itself, so that a later edit of its file changes nothing.
         base_model, data: sources as in trainables.models.base_model.find and trainables.data.rows.read_rows.
+        data_split: see trainables.data.hub.fetch_rows.
+        columns: see trainables.data.formats.parse_columns; from Python as a dict, too.
         gpus_per_trial, device_kind: a share, or a whole number; as Ray names it, None takes any.
         compute_dtype: "auto" is the protocol's choice for the device.
         engine, loop: of every trial, unless the space says otherwise; so is the seed.
@@ -77,7 +89,13 @@ class SweepSettings(Frozen):
     )
     max_steps: int | None = Field(default=None, ge=1, description="steps of a full trial, in place of the space's")
     base_model: str = Field(min_length=1, description="hub id, folder, random:FOLDER or demo")
-    data: str = Field(min_length=1, description="hub id, file of JSON, JSON Lines or Parquet, or demo")
+    data: str = Field(min_length=1, description="hub id, file of JSON, JSON Lines, CSV or Parquet, or demo")
+    data_split: str | None = Field(
+        default=None, min_length=1, description="of a data set on the hub: SPLIT, CONFIG/SPLIT; default: train"
+    )
+    columns: Annotated[str | None, BeforeValidator(_columns_text)] = Field(
+        default=None, description="other column names of the data: instruction=question,output=answer"
+    )
     device: Literal["cuda", "cpu"] = Field(description="cuda or cpu; default: what the machine has")
     gpus_per_trial: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="share of a GPU for each trial")
     device_kind: str | None = Field(

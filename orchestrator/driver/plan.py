@@ -13,6 +13,7 @@ from orchestrator.settings import SweepSettings
 from trainables.cost.device import count_gpus
 from trainables.cost.predicted_memory import predicted_peak_mib
 from trainables.data import rows
+from trainables.data.formats import parse_columns
 from trainables.data.splits import split_rows
 from trainables.models import base_model
 from trainables.models.families import shape_named
@@ -124,7 +125,8 @@ def check_rows(settings: SweepSettings) -> None:
     if rows.local_file(settings.data) is None:
         on_hub.append(f"data {settings.data}")
     else:
-        split_rows(rows.read_rows(settings.data).rows)
+        columns = parse_columns(settings.columns)
+        split_rows(rows.read_rows(settings.data, split=settings.data_split, columns=columns).rows)
     if on_hub:
         logger.info("not checked, as it is on the hub: %s", " and ".join(on_hub))
 

@@ -61,7 +61,13 @@ def prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, in
     """
     if settings.address is not None:
         ray_cluster.connect(settings.address, insecure=settings.insecure)  # first: what does not answer is said at once
-    found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
+    found = inputs.fetch(
+        settings.base_model,
+        settings.data,
+        (root / "cache").resolve(),
+        data_split=settings.data_split,
+        columns=settings.columns,
+    )
     plan.check_lengths(settings, base_model.context_tokens(found.base.folder))
     from orchestrator.cluster import nodes  # imports Ray: after what finds bad input
 

@@ -38,6 +38,9 @@ BAD_SETTINGS = {
     "an unknown sampler": (["--sampler", "nsga"], ["sampler", "did you mean 'nsga2'"]),
     "a grid over a range": (["--sampler", "grid"], ["method grid", "learning_rate"]),
     "a warm start from nothing": (["--warm-start", "first"], ["no sweep 'first'"]),
+    "columns of no form": (["--columns", "question"], ["columns", "FIELD=COLUMN", "'question'"]),
+    "a column for an unknown field": (["--columns", "outptu=answer"], ["columns", "did you mean 'output'"]),
+    "a split of the demo's file": (["--data", "demo", "--data-split", "test"], ["data_split", "'test'", "is a file"]),
     "a folder without a config": (["--base-model", "."], ["BASE_MODEL", "config.json"]),
 }
 BAD_SPACES = {

@@ -124,14 +124,14 @@ LIKELY_NAMES = {
 """A field -> names that columns of other data sets have for it."""
 
 
-def parse_columns(text: str) -> dict[str, str]:
-    """Field -> column from "instruction=question,output=answer".
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Field -> column from "instruction=question,output=answer"; nothing from None.
 
     Raises:
         ConfigError: it is not of this form, or names a field that no format has.
     """
     columns: dict[str, str] = {}
-    for part in text.split(","):
+    for part in text.split(",") if text is not None else ():
         field, mark, column = (piece.strip() for piece in part.partition("="))
         if not (field and mark and column) or field in columns:
             raise ConfigError(f"columns must be FIELD=COLUMN,..., as instruction=question,output=answer; got {text!r}")

@@ -1,9 +1,9 @@
 """From names of a base model and of rows to both on this machine, checked and tokenized: the parts of a Workload."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainables.data.formats import parse_columns
 from trainables.data.rows import read_rows
 from trainables.data.tokenized import TokenizedData, tokenize
 from trainables.data.tokens import HELD_OUT_TOKENS
@@ -18,13 +18,15 @@ class Inputs:
 
     Attributes:
         base: the model.
-        rows_source: the rows as the user named them.
+        rows_source, data_split, columns: the rows as the user named them, see trainables.values.config.Workload.
         tokens: the rows, split and tokenized.
     """
 
     base: BaseModel
     rows_source: str
     tokens: TokenizedData
+    data_split: str | None = None
+    columns: str | None = None
 
     def workload(self, compute_dtype: ComputeDtype) -> Workload:
         """The Workload of these inputs in `compute_dtype`."""
@@ -34,6 +36,8 @@ class Inputs:
             base_fingerprint=self.base.fingerprint(),
             weights=self.base.weights,
             data=self.rows_source,
+            data_split=self.data_split,
+            columns=self.columns,
             data_folder=str(self.tokens.folder),
             data_digest=self.tokens.digest,
             compute_dtype=compute_dtype,
@@ -47,19 +51,20 @@ def fetch(
     cache: Path,
     *,
     data_split: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: str | None = None,
 ) -> Inputs:
     """Fetch, check, split and tokenize, each once; needs neither a device nor Ray.
 
     Args:
         base_source, rows_source: as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         cache: folder for random weights and tokens.
-        data_split, columns: as in read_rows.
+        data_split, columns: as in trainables.values.config.Workload.
     Raises:
         ConfigError, DataError, Unreachable: see those two.
     """
-    checked = read_rows(rows_source, split=data_split, columns=columns)  # first: before a large model is fetched
+    # First: bad rows show before a large model is fetched.
+    checked = read_rows(rows_source, split=data_split, columns=parse_columns(columns))
     base = base_model.find(base_source, cache)
     held_out_tokens = min(HELD_OUT_TOKENS, base_model.context_tokens(base.folder))
     tokens = tokenize(checked, base.folder, cache, held_out_tokens)
-    return Inputs(base=base, rows_source=rows_source, tokens=tokens)
+    return Inputs(base=base, rows_source=rows_source, tokens=tokens, data_split=data_split, columns=columns)

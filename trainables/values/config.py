@@ -171,6 +171,8 @@ class Workload:
         base_fingerprint: SHA-256 over config and weights.
         weights: "pretrained", "random" (cost is real, quality is not), "stand-in" (trained from nothing) or "demo".
         data: as the user named it: a hub id, a file or "demo".
+        data_split: of a hub id, see trainables.data.hub.fetch_rows; None is its train split, or the whole file.
+        columns: other column names, see trainables.data.formats.parse_columns; None where they are the fields' own.
         data_folder: local Arrow cache of the tokenized splits.
         data_digest: SHA-256 over the split rows and all that decides their tokens.
         compute_dtype: of base weights and matrix products, the same for both precisions.
@@ -186,6 +188,8 @@ class Workload:
     data_digest: str
     compute_dtype: ComputeDtype
     stand_in_seconds: float | None = None
+    data_split: str | None = None
+    columns: str | None = None
 
     @property
     def base_caption(self) -> str:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -224,6 +225,20 @@ def test_a_dry_run_reads_the_rows_of_a_file(tmp_path):
     assert "too few rows" in finished.err
 
 
+def test_a_dry_run_reads_rows_under_other_column_names_and_says_what_it_found(tmp_path):
+    lines = ["question,answer", *(f"Count to {i}.,{i}" for i in range(400))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    asked = ("run", "--dry-run", "--json", "--data", "rows.csv")
+    unknown = called(*asked, cwd=tmp_path)
+    assert (unknown.code, unknown.out) == (3, ""), unknown.err
+    advice = re.search(r"say (--columns \S+)", unknown.err)[1].split()
+    assert advice == ["--columns", "instruction=question,output=answer"]
+    finished = called(*asked, *advice, cwd=tmp_path)
+    assert finished.code == 0, finished.err
+    assert "data rows.csv: 400 Alpaca rows" in finished.err
+    assert json.loads(finished.out)["settings"]["columns"] == advice[1]
+
+
 def test_a_dry_run_says_in_one_line_what_only_the_hub_could_tell(tmp_path):
     finished = command("run", "--dry-run", "--base-model", "some/model", cwd=tmp_path)
     assert finished.code == 0, finished.err
@@ -233,7 +248,7 @@ def test_a_dry_run_says_in_one_line_what_only_the_hub_could_tell(tmp_path):
 
 def test_without_a_gpu_one_line_says_that_this_is_the_demo_and_what_a_gpu_would_run(tmp_path):
     finished = called("run", "--dry-run", cwd=tmp_path)
-    (line,) = [line for line in finished.err.splitlines() if "demo" in line]
+    (line,) = [line for line in finished.err.splitlines() if "this is the demo" in line]
     assert "GPT-2 Medium on Alpaca" in line
     assert "32 trials of 200 steps" in line
 

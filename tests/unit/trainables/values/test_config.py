@@ -80,7 +80,7 @@ def test_the_key_follows_base_data_and_dtype_but_not_where_they_lie():
     for name in ("base_fingerprint", "data_digest"):
         assert replace(WORKLOAD, **{name: "other"}).key(CONFIG) != key
     assert replace(WORKLOAD, compute_dtype="bfloat16").key(CONFIG) != key
-    for name in ("base_model", "base_folder", "data", "data_folder"):
+    for name in ("base_model", "base_folder", "data", "data_folder", "data_split", "columns"):
         assert replace(WORKLOAD, **{name: "other"}).key(CONFIG) == key
     assert len(key) == 64
     assert int(key, 16) >= 0
