@@ -85,7 +85,7 @@ class TrialConfig:
         rank_stabilized: scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732).
         learning_rate: AdamW step size; the peak of the schedule.
         batch_size: rows a step, without accumulation.
-        max_length_tokens: training rows keep their last so many tokens.
+        max_length_tokens: where training rows are cut: a row keeps its prompt and loses the end of its response.
         max_steps: optimizer steps at full budget.
         seed: of adapter weights, data order and dropout.
         engine: how a step is executed: by PyTorch operation by operation, or as a CUDA graph, see
