@@ -272,6 +272,7 @@ def show_parts(base: nn.Module, config: TrialConfig, whole: float) -> None:
 
 def show_liger(base: nn.Module, config: TrialConfig) -> None:
     """The step with liger-kernel's norm, rotary and gate in place of this project's."""
+    from liger_kernel.ops.geglu import LigerGELUMulFunction
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     from liger_kernel.ops.rope import LigerRopeFunction
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
@@ -284,7 +285,7 @@ def show_liger(base: nn.Module, config: TrialConfig) -> None:
     class Gate:
         @staticmethod
         def apply(gate, up, activation):
-            return LigerSiLUMulFunction.apply(gate, up)
+            return (LigerSiLUMulFunction if activation == "silu" else LigerGELUMulFunction).apply(gate, up)
 
     class Rope:
         @staticmethod

@@ -11,6 +11,7 @@ from trainables.models import block_ops, chunked_loss, dropout_mask, lora, lora_
 from trainables.models.block_ops import Gated, RMSNorm, Rotary
 from trainables.models.chunked_loss import ChunkedLoss, supervised
 from trainables.models.dropout_mask import DropoutMasks, Mask, dropped, token_keys
+from trainables.models.kernels import can_run_on
 from trainables.models.lean import adapted_layers, lean_loss, lean_modules
 from trainables.models.lora_linear import input_gradients_, low_product
 from trainables.models.peft_forward import follow_protocol
@@ -63,6 +64,7 @@ def without_kernels(monkeypatch, module, name: str, work):
 
 
 def test_the_kernels_are_there():
+    assert can_run_on(torch.zeros(1, device="cuda"))
     assert dropout_mask.mask_kernels is not None
     assert block_ops.block_kernels is not None
     assert chunked_loss.loss_kernels is not None

@@ -8,6 +8,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from trainables.models.dropout_mask import Mask, dropped
+from trainables.models.kernels import can_run_on
 
 try:
     from trainables.models import adapter_kernels
@@ -105,7 +106,7 @@ class LoraLinear(torch.autograd.Function):
 
 def low_product(x: torch.Tensor, a: torch.Tensor, mask: Mask | None) -> torch.Tensor:
     """dropout(x) a^T of x (tokens, inputs) and a (rank, inputs): (tokens, rank)."""
-    if mask and x.is_cuda and adapter_kernels and len(a) <= adapter_kernels.MAX_RANK:
+    if mask and adapter_kernels and can_run_on(x) and len(a) <= adapter_kernels.MAX_RANK:
         return adapter_kernels.low_product(x, a, mask)
     return dropped(x, mask).mm(a.T)
 
@@ -130,7 +131,7 @@ def input_gradients_(
     Returns:
         scaling * d_low^T dropout(x), the gradient to A.
     """
-    if x.is_cuda and adapter_kernels and len(a) <= adapter_kernels.MAX_RANK:
+    if adapter_kernels and can_run_on(x) and len(a) <= adapter_kernels.MAX_RANK:
         return adapter_kernels.input_gradients_(d_x, d_low, a, x, mask, scaling)
     d_a = _product(d_low.T, dropped(x, mask), dtype).mul_(scaling)
     if d_x is not None:
