@@ -1,6 +1,6 @@
 """Milliseconds and MiB of the captured lean step for models of several families, and what each fused kernel buys.
 
-    python -m tests.bench.families_speed llama-1b [--precision nf4] [--dropout 0] [--parts] [--profile] [--liger]
+    python -m tests.bench.families_speed llama-1b [--precision nf4] [--parts] [--liger] [--trainer] [--profile]
 
 Weights are random and drawn on the GPU; neither a hub nor Ray is needed. One step: 4 rows of 256 tokens, every token
 supervised, r 16 on all linear modules (GPT-2: c_attn), bfloat16, forward to AdamW, replayed as a CUDA graph.
@@ -11,12 +11,26 @@ import gc
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import bitsandbytes
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen3Config,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from trainables.data.tokens import TokenRow
 from trainables.evaluation.held_out import eval_batches
@@ -246,7 +260,7 @@ def show_parts(base: nn.Module, config: TrialConfig, whole: float) -> None:
     plain = {
         "block kernels (norm, rotary, gate)": (fused_blocks, "FUSIBLE", {}),
         "the dropout's kernel": (dropout_mask, "mask_kernels", None),
-        "the kernel of the adapter's gradients": (lora_linear, "adapter_kernels", None),
+        "the adapter's kernels": (lora_linear, "adapter_kernels", None),
         "the loss's kernel": (chunked_loss, "loss_kernels", None),
         "block kernels, plain formulas": (block_ops, "block_kernels", None),
     }
@@ -258,6 +272,7 @@ def show_parts(base: nn.Module, config: TrialConfig, whole: float) -> None:
 
 def show_liger(base: nn.Module, config: TrialConfig) -> None:
     """The step with liger-kernel's norm, rotary and gate in place of this project's."""
+    from liger_kernel.ops.geglu import LigerGELUMulFunction
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     from liger_kernel.ops.rope import LigerRopeFunction
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
@@ -270,7 +285,7 @@ def show_liger(base: nn.Module, config: TrialConfig) -> None:
     class Gate:
         @staticmethod
         def apply(gate, up, activation):
-            return LigerSiLUMulFunction.apply(gate, up)
+            return (LigerSiLUMulFunction if activation == "silu" else LigerGELUMulFunction).apply(gate, up)
 
     class Rope:
         @staticmethod
@@ -285,6 +300,50 @@ def show_liger(base: nn.Module, config: TrialConfig) -> None:
         measure(base, config, "  liger-kernel's norm, rotary and gate")
 
 
+class StepTimes(TrainerCallback):
+    """Seconds at which steps of a Trainer end, the device having done them."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        torch.cuda.synchronize()
+        self.seconds.append(perf_counter())
+        if len(self.seconds) == 2:
+            torch.cuda.reset_peak_memory_stats()
+
+
+def show_trainer(base: nn.Module, config: TrialConfig, n_steps: int = 25) -> None:
+    """The Hugging Face Trainer with peft, as a user writes it: bf16=True, full logits, no gradient checkpointing."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # an engine has set its precision
+    model = lora.attach(base, config, base_name="random")
+    batch, _ = full_batch(config, base.config.vocab_size)
+    rows = [{"input_ids": row, "labels": row} for row in batch] * n_steps
+    times = StepTimes()
+    with TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=n_steps,
+            per_device_train_batch_size=config.batch_size,
+            bf16=True,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="constant",
+            optim="adamw_torch_fused",
+            logging_steps=1000,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[times]).train()
+    steps = [1000 * (end - start) for start, end in pairwise(times.seconds[4:])]
+    peak = torch.cuda.max_memory_allocated() / MIB
+    print(f"  Hugging Face Trainer and peft, {peak:,.0f} MiB: {statistics.median(steps):.2f} ms", flush=True)
+    lora.detach(model)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=[*MODELS])
@@ -292,6 +351,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, nargs="*", default=[0.05, 0.0])
     parser.add_argument("--parts", action="store_true", help="the step without each of the kernels")
     parser.add_argument("--liger", action="store_true", help="the step with liger-kernel's kernels")
+    parser.add_argument("--trainer", action="store_true", help="the Hugging Face Trainer with peft beside it")
     parser.add_argument("--profile", action="store_true", help="the kernels that take most of the step")
     arguments = parser.parse_args()
     shape, targets = MODELS[arguments.model]
@@ -311,6 +371,8 @@ def main() -> None:
             show_parts(base, config, times[0])
         if arguments.liger:
             show_liger(base, config)
+        if arguments.trainer:
+            show_trainer(base, config)
         if arguments.profile:
             show_profile(base, config)
         del base

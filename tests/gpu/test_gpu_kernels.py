@@ -11,8 +11,9 @@ from trainables.models import block_ops, chunked_loss, dropout_mask, lora, lora_
 from trainables.models.block_ops import Gated, RMSNorm, Rotary
 from trainables.models.chunked_loss import ChunkedLoss, supervised
 from trainables.models.dropout_mask import DropoutMasks, Mask, dropped, token_keys
+from trainables.models.kernels import can_run_on
 from trainables.models.lean import adapted_layers, lean_loss, lean_modules
-from trainables.models.lora_linear import input_gradients_
+from trainables.models.lora_linear import input_gradients_, low_product
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import packed
 from trainables.training.eager import EagerEngine
@@ -63,6 +64,7 @@ def without_kernels(monkeypatch, module, name: str, work):
 
 
 def test_the_kernels_are_there():
+    assert can_run_on(torch.zeros(1, device="cuda"))
     assert dropout_mask.mask_kernels is not None
     assert block_ops.block_kernels is not None
     assert chunked_loss.loss_kernels is not None
@@ -122,6 +124,10 @@ def test_the_adapters_kernel_computes_what_plain_pytorch_computes(monkeypatch, d
         assert torch.equal(ours, same)
         assert torch.equal(ours, other)
     assert torch.equal(alone, found[0])
+    if mask:
+        low = low_product(x, a, mask)
+        assert apart(low, dropped(x, mask).double() @ a.double().T) < DTYPES[dtype]
+        assert torch.equal(low, low_product(x, a, mask))
 
 
 @pytest.mark.parametrize("n_words", [50257, 128256, 1000, 7])

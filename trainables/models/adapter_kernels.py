@@ -1,4 +1,9 @@
-"""The adapter's gradients at its input as one Triton kernel that draws the dropout's mask itself."""
+"""The adapter's products that meet its input, as Triton kernels that draw the dropout's mask on the way.
+
+Where one dimension of a result is small, several programs share a sum. Each writes its part, and the parts are added
+up in a fixed order: equal inputs give equal bits. What changes from batch to batch is not specialized, see
+trainables.models.mask_kernels.
+"""
 
 import torch
 import triton
@@ -11,14 +16,84 @@ MAX_RANK = 64
 """All ranks of a tile are held in registers."""
 N_PROGRAMS = 264
 """About as many as two for each multiprocessor of the GPU that the sizes were chosen on."""
-ROWS, COLUMNS = 64, 64
+ROWS, COLUMNS, LOW_COLUMNS = 64, 64, 128
+"""Of a tile."""
+UNSPECIALIZED = ["module", "threshold", "n_tokens", "rows_of_program", "columns_of_program", "n_tiles", "n_parts", "n"]
 
 
-@triton.jit(do_not_specialize=["module", "threshold"])
-def _input_gradients(
-    d_a, d_x, d_low, a, x, scaling, keys, module, threshold, scale, n_tokens, n_channels, rows_of_program,
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def _sum_parts(out, parts, scaling, n_parts, n, block: tl.constexpr, is_tensor: tl.constexpr):
+    i = tl.program_id(0) * block + tl.arange(0, block)
+    total = tl.zeros((block,), dtype=tl.float32)
+    for _ in range(n_parts):
+        total += tl.load(parts + i, mask=i < n, other=0.0)
+        parts += n
+    factor = tl.load(scaling) if is_tensor else scaling
+    tl.store(out + i, (total * factor).to(out.dtype.element_ty), mask=i < n)
+
+
+def _sum(parts: torch.Tensor, dtype: torch.dtype, scaling: float | torch.Tensor) -> torch.Tensor:
+    """scaling * the sum over the first dimension, rounded once."""
+    out = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
+    n, is_tensor = out.numel(), torch.is_tensor(scaling)
+    _sum_parts[(triton.cdiv(n, 256),)](out, parts, scaling, len(parts), n, block=256, is_tensor=is_tensor, num_warps=2)
+    return out
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def _low_product(
+    low, x, a, keys, module, threshold, scale, n_tokens, n_channels, columns_of_program, n_tiles,
     n_ranks: tl.constexpr, rank_block: tl.constexpr, row_block: tl.constexpr, column_block: tl.constexpr,
-    n_tiles: tl.constexpr, is_masked: tl.constexpr, has_d_x: tl.constexpr, is_tensor: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0) * row_block + tl.arange(0, row_block)
+    r = tl.arange(0, rank_block)
+    of_token, of_rank = t < n_tokens, r < n_ranks
+    of_keys = tl.load(keys + t, mask=of_token, other=0)
+    total = tl.zeros((row_block, rank_block), dtype=tl.float32)
+    first = tl.program_id(1) * columns_of_program
+    for tile in range(n_tiles):
+        c = first + tile * column_block + tl.arange(0, column_block)
+        of_channel = (c < n_channels)[None, :]
+        at = t.to(tl.int64)[:, None] * n_channels + c[None, :]
+        value = tl.load(x + at, mask=of_token[:, None] & of_channel, other=0.0)
+        keep = keep_tile(of_keys, module, c, threshold)
+        value = tl.where(keep, value.to(tl.float32) * scale, 0.0).to(value.dtype)
+        a_at = r.to(tl.int64)[:, None] * n_channels + c[None, :]
+        a_tile = tl.load(a + a_at, mask=of_rank[:, None] & of_channel, other=0.0)
+        total = tl.dot(value, tl.trans(a_tile), total, input_precision="ieee")
+    low += tl.program_id(1).to(tl.int64) * n_tokens * n_ranks
+    tl.store(low + t[:, None] * n_ranks + r[None, :], total, mask=of_token[:, None] & of_rank[None, :])
+
+
+def low_product(x: torch.Tensor, a: torch.Tensor, mask: Mask) -> torch.Tensor:
+    """dropout(x) a^T of x (tokens, inputs) and a (rank, inputs): (tokens, rank), in their dtype."""
+    (n_tokens, n_channels), n_ranks = x.shape, len(a)
+    n_rows, n_columns = triton.cdiv(n_tokens, ROWS), triton.cdiv(n_channels, LOW_COLUMNS)
+    n_tiles = triton.cdiv(n_columns, max(1, N_PROGRAMS // n_rows))
+    n_parts = triton.cdiv(n_columns, n_tiles)
+    parts = torch.empty(n_parts, n_tokens, n_ranks, dtype=torch.float32, device=x.device)
+    _low_product[(n_rows, n_parts)](
+        parts, x.contiguous(), a, mask.keys, mask.module, mask.threshold, mask.scale, n_tokens, n_channels,
+        n_tiles * LOW_COLUMNS, n_tiles, n_ranks=n_ranks, rank_block=_rank_block(n_ranks), row_block=ROWS,
+        column_block=LOW_COLUMNS, num_stages=_stages(x),
+    )  # fmt: skip
+    return _sum(parts, x.dtype, 1.0)
+
+
+def _rank_block(n_ranks: int) -> int:
+    return max(16, triton.next_power_of_2(n_ranks))
+
+
+def _stages(x: torch.Tensor) -> int:
+    """Tiles that are on their way at once; in float32 several would fill a small GPU's shared memory."""
+    return 1 if x.dtype == torch.float32 else 3
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def _input_gradients(
+    d_a, d_x, d_low, a, x, keys, module, threshold, scale, n_tokens, n_channels, rows_of_program, n_tiles,
+    n_ranks: tl.constexpr, rank_block: tl.constexpr, row_block: tl.constexpr, column_block: tl.constexpr,
+    is_masked: tl.constexpr, has_d_x: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * column_block + tl.arange(0, column_block)
     r = tl.arange(0, rank_block)
@@ -29,12 +104,11 @@ def _input_gradients(
     first = tl.program_id(1) * rows_of_program
     for tile in range(n_tiles):
         t = first + tile * row_block + tl.arange(0, row_block)
-        of_token = (t < n_tokens) & (t < first + rows_of_program)
+        of_token = t < n_tokens
         inside = of_token[:, None] & of_channel
         at = t.to(tl.int64)[:, None] * n_channels + c[None, :]
-        low_tile = tl.load(
-            d_low + t[:, None] * n_ranks + r[None, :], mask=of_token[:, None] & of_rank[None, :], other=0.0
-        )
+        low_at = t[:, None] * n_ranks + r[None, :]
+        low_tile = tl.load(d_low + low_at, mask=of_token[:, None] & of_rank[None, :], other=0.0)
         value = tl.load(x + at, mask=inside, other=0.0)
         if is_masked:
             keep = keep_tile(tl.load(keys + t, mask=of_token, other=0), module, c, threshold)
@@ -46,9 +120,8 @@ def _input_gradients(
                 product = tl.where(keep, product * scale, 0.0)
             product += tl.load(d_x + at, mask=inside, other=0.0).to(tl.float32)
             tl.store(d_x + at, product.to(d_x.dtype.element_ty), mask=inside)
-    factor = tl.load(scaling) if is_tensor else scaling
     d_a += tl.program_id(1).to(tl.int64) * n_ranks * n_channels
-    tl.store(d_a + a_at, total * factor, mask=of_rank[:, None] & of_channel)
+    tl.store(d_a + a_at, total, mask=of_rank[:, None] & of_channel)
 
 
 def input_gradients_(
@@ -59,20 +132,16 @@ def input_gradients_(
     mask: Mask | None,
     scaling: float | torch.Tensor,
 ) -> torch.Tensor:
-    """See trainables.models.lora_linear.input_gradients_; the gradient to A is float32.
-
-    Several programs share the tokens of a few channels where there are few; their sums are added up in a fixed order.
-    """
+    """See trainables.models.lora_linear.input_gradients_; the gradient to A is float32."""
     (n_tokens, n_channels), n_ranks = x.shape, len(a)
-    n_columns = triton.cdiv(n_channels, COLUMNS)
-    n_parts = max(1, min(N_PROGRAMS // n_columns, triton.cdiv(n_tokens, ROWS)))
-    n_tiles = triton.cdiv(triton.cdiv(n_tokens, ROWS), n_parts)
-    d_a = torch.empty(n_parts, n_ranks, n_channels, dtype=torch.float32, device=x.device)
-    numbers = (mask.keys, mask.module, mask.threshold, mask.scale) if mask else (x, 0, 0, 1.0)
+    n_rows, n_columns = triton.cdiv(n_tokens, ROWS), triton.cdiv(n_channels, COLUMNS)
+    n_tiles = triton.cdiv(n_rows, max(1, N_PROGRAMS // n_columns))
+    n_parts = triton.cdiv(n_rows, n_tiles)
+    parts = torch.empty(n_parts, n_ranks, n_channels, dtype=torch.float32, device=x.device)
+    of_mask = (mask.keys, mask.module, mask.threshold, mask.scale) if mask else (x, 0, 0, 1.0)
     _input_gradients[(n_columns, n_parts)](
-        d_a, d_x if d_x is not None else x, d_low, a, x.contiguous(), scaling, *numbers, n_tokens, n_channels,
-        n_tiles * ROWS, n_ranks=n_ranks, rank_block=max(16, triton.next_power_of_2(n_ranks)), row_block=ROWS,
-        column_block=COLUMNS, n_tiles=n_tiles, is_masked=mask is not None, has_d_x=d_x is not None,
-        is_tensor=torch.is_tensor(scaling), num_stages=1 if x.dtype == torch.float32 else 3,
+        parts, d_x if d_x is not None else x, d_low, a, x.contiguous(), *of_mask, n_tokens, n_channels,
+        n_tiles * ROWS, n_tiles, n_ranks=n_ranks, rank_block=_rank_block(n_ranks), row_block=ROWS,
+        column_block=COLUMNS, is_masked=mask is not None, has_d_x=d_x is not None, num_stages=_stages(x),
     )  # fmt: skip
-    return d_a.sum(dim=0) if n_parts > 1 else d_a[0]
+    return _sum(parts, torch.float32, scaling)

@@ -17,7 +17,7 @@ def _tile(n_rows, width, row_block: tl.constexpr, width_block: tl.constexpr):
     return rows.to(tl.int64)[:, None] * width + columns[None, :], inside, columns
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def _rms_norm(
     out, x, weight, epsilon, offset, n_rows, width,
     is_offset: tl.constexpr, row_block: tl.constexpr, width_block: tl.constexpr,
@@ -34,7 +34,7 @@ def _rms_norm(
     tl.store(out + at, quotient.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def _rms_norm_gradient(
     d_x, d_y, x, weight, epsilon, offset, n_rows, width, row_block: tl.constexpr, width_block: tl.constexpr
 ):
@@ -110,7 +110,7 @@ def _turn_heads(
     tl.store(to + half, out_2.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def _rotary(
     out_q, out_k, q, k, cos, sin, length, q_heads, k_heads,
     q_of_row, q_of_head, q_of_token, k_of_row, k_of_head, k_of_token, angles_of_row,

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
+from trainables.models.kernels import can_run_on
+
 try:
     from trainables.models import block_kernels
 except ImportError:  # Triton comes with PyTorch for CUDA only
@@ -33,7 +35,7 @@ class RMSNorm(torch.autograd.Function):
         """x: (..., width); weight: (width,), which gets no gradient."""
         ctx.save_for_backward(x, weight)
         ctx.epsilon, ctx.offset = epsilon, offset
-        if x.is_cuda and block_kernels:
+        if block_kernels and can_run_on(x):
             return block_kernels.rms_norm(x, weight, epsilon, offset)
         quotient, _ = _over_rms(x, epsilon)
         if offset:
@@ -43,7 +45,7 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         x, weight = ctx.saved_tensors
-        if x.is_cuda and block_kernels:
+        if block_kernels and can_run_on(x):
             return block_kernels.rms_norm_gradient(upstream, x, weight, ctx.epsilon, ctx.offset), None, None, None
         quotient, inverse = _over_rms(x, ctx.epsilon)
         of_quotient = upstream.float() * (ctx.offset + weight.float())
@@ -67,7 +69,7 @@ class Rotary(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """q, k: (batch, heads, length, width of a head); cos, sin: (batch or 1, length, width of a head)."""
         ctx.save_for_backward(cos, sin)
-        if q.is_cuda and block_kernels:
+        if block_kernels and can_run_on(q):
             return block_kernels.rotary(q, k, cos, sin, backward=False)
         cos, sin = cos[:, None], sin[:, None]
         return q * cos + _turned(q) * sin, k * cos + _turned(k) * sin
@@ -75,7 +77,7 @@ class Rotary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_q: torch.Tensor, d_k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        if d_q.is_cuda and block_kernels:
+        if block_kernels and can_run_on(d_q):
             return *block_kernels.rotary(d_q, d_k, cos, sin, backward=True), None, None
         cos, sin = cos[:, None], sin[:, None]
         return d_q * cos - _turned(d_q * sin), d_k * cos - _turned(d_k * sin), None, None
@@ -95,14 +97,14 @@ class Gated(torch.autograd.Function):
         """gate, up: (..., width)."""
         ctx.save_for_backward(gate, up)
         ctx.activation = activation
-        if gate.is_cuda and block_kernels:
+        if block_kernels and can_run_on(gate):
             return block_kernels.gated(gate, up, activation)
         return ACTIVATIONS[activation][0](gate) * up
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         gate, up = ctx.saved_tensors
-        if gate.is_cuda and block_kernels:
+        if block_kernels and can_run_on(gate):
             return *block_kernels.gated_gradient(upstream, gate, up, ctx.activation), None
         activation, derivative = ACTIVATIONS[ctx.activation]
         wide = gate.float()

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from trainables.data.tokens import IGNORE
+from trainables.models.kernels import can_run_on
 from trainables.values.config import LOSS_CHUNK_TOKENS
 
 try:
@@ -91,7 +92,7 @@ def _losses_and_gradient(
 
 def _losses_and_error(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each row, and p - onehot(t) in the logits' dtype; the logits are used up."""
-    if logits.is_cuda and loss_kernels:
+    if loss_kernels and can_run_on(logits):
         return loss_kernels.cross_entropy_(logits, targets), logits
     dtype = logits.dtype
     p = logits.float()

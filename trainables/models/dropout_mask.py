@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from trainables.models.kernels import can_run_on
+
 try:
     from trainables.models import mask_kernels
 except ImportError:  # Triton comes with PyTorch for CUDA only
@@ -57,7 +59,7 @@ def token_keys(seed: torch.Tensor, step: torch.Tensor, rows: torch.Tensor, posit
     Returns:
         (tokens,), int32.
     """
-    if seed.is_cuda and mask_kernels:
+    if mask_kernels and can_run_on(seed):
         return mask_kernels.token_keys(seed, step, rows, positions)
     key = mixed(FIRST_KEY ^ seed)
     for counter in (step, rows, positions):
@@ -115,7 +117,7 @@ def dropped(x: torch.Tensor, mask: Mask | None) -> torch.Tensor:
         return x
     if len(mask.keys) != len(x):
         raise RuntimeError(f"dropout has {len(mask.keys)} tokens in this step, a module's input {len(x)}")
-    if x.is_cuda and mask_kernels:
+    if mask_kernels and can_run_on(x):
         return mask_kernels.dropped(x, mask)
     return (x * mask.keep(x.shape[1])).mul_(mask.scale)
 

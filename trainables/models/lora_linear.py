@@ -8,6 +8,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from trainables.models.dropout_mask import Mask, dropped
+from trainables.models.kernels import can_run_on
 
 try:
     from trainables.models import adapter_kernels
@@ -83,7 +84,7 @@ class LoraLinear(torch.autograd.Function):
         """
         flat = x.flatten(0, -2)
         scaled_a, rounded_b = matrices
-        low = dropped(flat, mask).mm(scaled_a.T)  # (tokens, rank)
+        low = low_product(flat, scaled_a, mask)
         y = base(x)
         y.flatten(0, -2).addmm_(low, rounded_b.T)
         ctx.save_for_backward(flat, low, scaled_a, rounded_b)
@@ -101,6 +102,13 @@ class LoraLinear(torch.autograd.Function):
         if d_x is not None:
             d_x = d_x.view(*upstream.shape[:-1], -1)
         return d_x, d_a, d_b, None, None, None, None
+
+
+def low_product(x: torch.Tensor, a: torch.Tensor, mask: Mask | None) -> torch.Tensor:
+    """dropout(x) a^T of x (tokens, inputs) and a (rank, inputs): (tokens, rank)."""
+    if mask and adapter_kernels and can_run_on(x) and len(a) <= adapter_kernels.MAX_RANK:
+        return adapter_kernels.low_product(x, a, mask)
+    return dropped(x, mask).mm(a.T)
 
 
 def input_gradients_(
@@ -123,7 +131,7 @@ def input_gradients_(
     Returns:
         scaling * d_low^T dropout(x), the gradient to A.
     """
-    if x.is_cuda and adapter_kernels and len(a) <= adapter_kernels.MAX_RANK:
+    if adapter_kernels and can_run_on(x) and len(a) <= adapter_kernels.MAX_RANK:
         return adapter_kernels.input_gradients_(d_x, d_low, a, x, mask, scaling)
     d_a = _product(d_low.T, dropped(x, mask), dtype).mul_(scaling)
     if d_x is not None:

@@ -1,4 +1,8 @@
-"""trainables.models.dropout_mask as Triton kernels: the same bits, one kernel for each operation."""
+"""trainables.models.dropout_mask as Triton kernels: the same bits, one kernel for each operation.
+
+What changes from batch to batch or from module to module is not specialized: a kernel that had to be compiled while
+steps are captured would end the capture.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -41,7 +45,7 @@ def keep_tile(keys, module, channels, threshold):
     return hashed.to(tl.int32, bitcast=True) >= threshold
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _token_keys(out, seed, step, rows, positions, n, block: tl.constexpr):
     i = tl.program_id(0) * block + tl.arange(0, block)
     inside = i < n
@@ -61,7 +65,7 @@ def token_keys(seed: torch.Tensor, step: torch.Tensor, rows: torch.Tensor, posit
     return keys
 
 
-@triton.jit(do_not_specialize=["module", "threshold"])
+@triton.jit(do_not_specialize=["module", "threshold", "n_tokens"])
 def _dropped(
     out, x, keys, module, threshold, scale, n_tokens, n_channels, row_block: tl.constexpr, column_block: tl.constexpr
 ):
