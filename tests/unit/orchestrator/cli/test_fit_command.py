@@ -74,6 +74,12 @@ def test_the_table_fits_80_columns_and_has_every_recipe_once(model, device, fold
     assert sum("4 bits need less" in line for line in lines) == 4
 
 
+def test_a_stock_script_prepares_its_4_bit_base_in_the_table_and_a_point_only_where_it_is_said(folder):
+    for point in called("fit", "base", "--json", cwd=folder).json["points"]:
+        assert point["prepare_kbit"] == ((point["precision"], point["loop"]) == ("nf4", "standard"))
+    assert called("fit", "base", *POINT, "--json", cwd=folder).json["prepare_kbit"] is False
+
+
 def test_the_exit_code_says_whether_it_fits(folder):
     point = ("fit", "base", *POINT, *PUBLISHED)
     peak = called(*point, "--json", cwd=folder).json["peak_mib"]
