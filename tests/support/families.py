@@ -78,6 +78,7 @@ UNKNOWN = (
     Case(
         name="OPT", model_type="opt", values={"ffn_dim": 128, "word_embed_proj_dim": 64, "do_layer_norm_before": True}
     ),
+    Case(name="Phi 3, one module for query, key and value", model_type="phi3"),
     Case(name="BLOOM, without positions", model_type="bloom"),
     Case(name="Granite, scaled logits", model_type="granite", values={"logits_scaling": 3.0}),
 )

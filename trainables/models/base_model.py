@@ -27,7 +27,7 @@ from trainables.values.errors import ConfigError
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 __all__ = ["BaseModel", "context_tokens", "core_of", "find", "load", "local_folder"]
 
@@ -193,27 +193,18 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
         ConfigError: the weights in the folder are not those of its config.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    dtype = getattr(torch, workload.compute_dtype)
     config = AutoConfig.from_pretrained(workload.base_folder, local_files_only=True, trust_remote_code=False)
     family = family_of(config.model_type)
     for name in family.dropouts if family else dropouts_of(config):
         setattr(config, name, 0.0)
-    quantization = None
-    if precision == "nf4":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             workload.base_folder,
             config=config,
-            dtype=dtype,
-            quantization_config=quantization,
+            dtype=getattr(torch, workload.compute_dtype),
+            quantization_config=_nf4(workload) if precision == "nf4" else None,
             attn_implementation="sdpa" if family else None,
             device_map={"": device},
             use_safetensors=True,
@@ -231,6 +222,18 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
     if precision == "nf4":
         _forbid_repacking(model)
     return model.eval()
+
+
+def _nf4(workload: Workload) -> "BitsAndBytesConfig":
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, workload.compute_dtype),
+    )
 
 
 def dropouts_of(config: "PretrainedConfig") -> list[str]:

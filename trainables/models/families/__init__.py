@@ -1,9 +1,9 @@
 """Model families: what an architecture has beyond the names that transformers gives every model.
 
-Most code needs no family: every causal language model has `config.hidden_size`, `config.max_position_embeddings`,
-`model.base_model` and `model.get_output_embeddings()`. The rest is one frozen ModelFamily, in a file of its own. To add
-one: the file, its entry in FAMILIES, and its targets in a search space; tests/unit/trainables/models/test_families.py
-then holds it to transformers' and peft's own forward. Importable without PyTorch.
+Most code needs no family: every causal language model has `config.hidden_size`, `model.base_model` and
+`model.get_output_embeddings()`. The rest is one frozen ModelFamily, in a file of its own. To add one: the file, its
+entry in FAMILIES, and its variants in tests/support/families.py; the tests then hold it to transformers' and peft's own
+forward. Importable without PyTorch.
 """
 
 import json

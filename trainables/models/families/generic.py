@@ -4,6 +4,7 @@ Such a base runs through transformers' and peft's own forward alone: eagerly, wi
 time measured and not predicted.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 from trainables.models.families.family import ModelFamily
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 ATTENTION = ("attn", "attention")
 """A module is taken for one of attention where its name holds one of these; any other for one of the feed-forward
 layer."""
+QKV = re.compile(r"qkv|(^|_)(q|k|v|query|key|value|attn)(_|$)", re.IGNORECASE)
+"""What the last part of the name of a query, key or value module holds, and that of attention's output does not."""
 
 
 def described(base: "PreTrainedModel") -> ModelFamily:
@@ -35,12 +38,13 @@ def described(base: "PreTrainedModel") -> ModelFamily:
         raise ConfigError(f"BASE_MODEL: the blocks of {model_type!r} hold no linear module that could be adapted")
     targets = tuple(linear)
     attention = tuple(name for name in targets if any(word in name.lower() for word in ATTENTION))
+    qkv = tuple(name for name in attention if QKV.search(name.rpartition(".")[2]))
     mlp = tuple(name for name in targets if name not in attention)
     return ModelFamily(
         name=model_type,
         model_types=frozenset({model_type}),
         targets=targets,
-        groups={"qkv": attention[:-1], "attention": attention, "mlp": mlp, "all-linear": targets},
+        groups={"qkv": qkv, "attention": attention, "mlp": mlp, "all-linear": targets},
         blocks=path,
         is_transposed=all(linear.values()),
     )

@@ -1,14 +1,17 @@
 """The frozen base: found, drawn at random, loaded at 16 bits or quantized to NF4."""
 
+import gc
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from threading import Event, Thread
 
 import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.support.nf4 import BLOCK, blocks_of, nf4_code_book, nf4_with_double_quantization
 from trainables import demo
@@ -85,6 +88,39 @@ def test_a_4_bit_base_can_be_trained_through_after_it_was_evaluated(workload):
     embedded = base.transformer.wte(ids).detach().requires_grad_()
     base.train()(inputs_embeds=embedded).logits.sum().backward()
     assert embedded.grad.isfinite().all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="asks Linux how much memory a process has")
+@pytest.mark.parametrize("precision", ["16bit", "nf4"])
+def test_the_host_holds_a_base_once_while_it_is_loaded(precision, tmp_path, workload):
+    """Weights are mapped from their file; what the process itself allocates stays under one copy."""
+    shape = LlamaConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, vocab_size=8000, dtype="bfloat16"
+    )
+    LlamaForCausalLM._from_config(shape, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    n_mib = (tmp_path / "model.safetensors").stat().st_size / 2**20
+    bf16 = replace(workload, base_folder=str(tmp_path), compute_dtype="bfloat16")
+    gc.collect()
+    before, peaks, done = allocated_mib(), [0.0], Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peaks.append(allocated_mib())
+
+    watcher = Thread(target=watch)
+    watcher.start()
+    base = base_model.load(bf16, precision, "cpu")
+    done.set()
+    watcher.join()
+    print(f"{precision}: {n_mib:.0f} MiB of weights, {max(peaks) - before:.0f} MiB allocated at the peak")
+    assert max(peaks) - before < 0.75 * n_mib
+    assert sum(p.numel() for p in base.parameters()) > 1e7
+
+
+def allocated_mib() -> float:
+    """Memory of this process that no file lies behind."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:")]
+    return int(line.split()[1]) / 1024
 
 
 def test_the_fingerprint_follows_config_and_weights_and_nothing_else(tiny_folder, tmp_path):
