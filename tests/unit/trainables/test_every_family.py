@@ -16,7 +16,9 @@ from tests.support.nf4 import BLOCK, blocks_of, nf4_with_double_quantization
 from tests.support.stock_trainer import trainer_losses
 from trainables.comparison import bias, sensitivity
 from trainables.comparison.compare import compare
-from trainables.data import alpaca, tokens
+from trainables.data import tokens
+from trainables.data.rows import read_rows
+from trainables.data.tokenized import tokenize
 from trainables.data.tokens import pad
 from trainables.evaluation import held_out
 from trainables.evaluation.decoding import greedy_texts
@@ -49,7 +51,7 @@ class OnDisk:
 def on_disk(request, tmp_path_factory) -> OnDisk:
     root = tmp_path_factory.mktemp("family")
     base = base_model.find(str(write(request.param, root / "base")), root)
-    rows = tokens.tokenize(alpaca.read_rows("demo"), base.folder, root)
+    rows = tokenize(read_rows("demo"), base.folder, root, 256)
     workload = Inputs(base=base, rows_source="demo", tokens=rows).workload("float32")
     cache = WorkerCache(workload, "cpu")
     cache.rows = {name: rows[:6] for name, rows in cache.rows.items()}  # held-out rows take most of the time

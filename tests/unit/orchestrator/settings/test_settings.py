@@ -107,17 +107,11 @@ def test_columns_may_be_a_mapping_from_python_and_are_kept_as_text():
 
 
 def test_a_sweep_from_before_splits_and_columns_has_none_of_its_own(tmp_path):
-    settings.save(make(), tmp_path)
+    stored.save(make(), tmp_path)
     path = tmp_path / "settings.json"
     old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("data_split", "columns")}
     path.write_text(json.dumps(old))
-    assert settings.load(tmp_path) == make()
-
-
-def test_columns_may_be_a_mapping_from_python_and_are_kept_as_text():
-    as_text = make(columns="instruction=question,output=answer")
-    assert make(columns={"instruction": "question", "output": "answer"}) == as_text
-    assert as_text.columns == "instruction=question,output=answer"
+    assert stored.load(tmp_path) == make()
 
 
 def test_recorded_steps_without_a_gpu_are_refused():

@@ -12,7 +12,8 @@ from tests.support.families import N_BLOCKS, UNKNOWN, write
 from trainables.comparison import bias
 from trainables.comparison.compare import compare
 from trainables.comparison.sensitivity import modules_of
-from trainables.data import alpaca, tokens
+from trainables.data.rows import read_rows
+from trainables.data.tokenized import tokenize
 from trainables.evaluation.decoding import greedy_texts
 from trainables.evaluation.held_out import eval_loss, response_tokens
 from trainables.models import base_model
@@ -31,7 +32,7 @@ def cache(request, tmp_path_factory) -> WorkerCache:
     root = tmp_path_factory.mktemp("unknown")
     assert family_of(request.param.model_type) is None
     base = base_model.find(str(write(request.param, root / "base")), root)
-    rows = tokens.tokenize(alpaca.read_rows("demo"), base.folder, root)
+    rows = tokenize(read_rows("demo"), base.folder, root, 256)
     cache = WorkerCache(Inputs(base=base, rows_source="demo", tokens=rows).workload("float32"), "cpu")
     cache.rows = {name: rows[:4] for name, rows in cache.rows.items()}
     return cache
