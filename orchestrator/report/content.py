@@ -135,9 +135,9 @@ def _measured(snapshot: SweepSnapshot) -> Measured:
         for name, value in trial.environment.items():
             environment[name] = tuple(dict.fromkeys((*environment.get(name, ()), value)))
     began = snapshot.facts.get("created_at")
-    ours = workload is None or all(workload.key(trial.config) == trial.key for trial in trials)
+    versions = {workload.protocol_of(trial.config, trial.key) for trial in trials} if workload else set()
     return Measured(
-        protocol_version=PROTOCOL_VERSION if ours else None,
+        protocol_version=versions.pop() if len(versions) == 1 else None if versions else PROTOCOL_VERSION,
         data_counts=snapshot.facts.get("data_counts") or {},
         environment=environment,
         epsilon=dict(zip(front.objectives, front.epsilon, strict=True)),

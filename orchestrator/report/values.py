@@ -75,7 +75,7 @@ class Measured:
     """How the figures were taken.
 
     Attributes:
-        protocol_version: None where trials were measured by another than this program's.
+        protocol_version: None where it is not one version that this program knows.
         data_counts: rows read, dropped by reason and in each split.
         environment: name -> values, several where trials ran under different ones.
         epsilon: differences of each objective that decide no dominance, in its own unit.
@@ -93,7 +93,7 @@ class Measured:
     @property
     def protocol(self) -> str:
         """In words."""
-        return "another version than this program's" if self.protocol_version is None else str(self.protocol_version)
+        return "not one that this program knows" if self.protocol_version is None else str(self.protocol_version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,7 @@ def _of_ledger(kept: SweepSnapshot) -> Iterator[str]:
 
 
 def _of_trial(trial: TrialResult, kept: SweepSnapshot, resume: str) -> Iterator[str]:
-    if kept.workload and kept.workload.key(trial.config) != trial.key:
+    if kept.workload and kept.workload.protocol_of(trial.config, trial.key) is None:
         yield f"trial {trial.number}: its key {trial.key[:12]} is not that of its config"
     if trial.state not in FINAL_STATES:
         yield f"trial {trial.number} is {trial.state}; {resume}"

@@ -1,4 +1,4 @@
-"""Memory and time of one training step, measured on a full synthetic batch (measurement protocol 1)."""
+"""Memory and time of one training step, measured on a full synthetic batch (measurement protocol 2)."""
 
 from collections.abc import Callable
 from dataclasses import replace

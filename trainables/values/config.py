@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 
 from trainables.values.errors import ConfigError, did_you_mean
 
-PROTOCOL_VERSION = 1
-"""Version of what every metric means. Results of different versions are never compared."""
+PROTOCOL_VERSION = 2
+"""Version of what every metric means. Results of different versions are never compared; what changed with each is in
+CHANGELOG.md."""
 
 Precision = Literal["16bit", "nf4"]
 BITS: Mapping[Precision, str] = {"nf4": "4 bits", "16bit": "16 bits"}
@@ -246,7 +247,7 @@ class Workload:
             "demo": "the embedded demo model, not GPT-2 Medium",
         }[self.weights]
 
-    def key(self, config: TrialConfig) -> str:
+    def key(self, config: TrialConfig, *, protocol: int = PROTOCOL_VERSION) -> str:
         """SHA-256 (hex) of all that decides the outcome of `config` under this workload."""
         return hashlib.sha256(
             canonical_json(
@@ -255,10 +256,17 @@ class Workload:
                     "compute_dtype": self.compute_dtype,
                     "base": self.base_fingerprint,
                     "data": self.data_digest,
-                    "protocol": PROTOCOL_VERSION,
+                    "protocol": protocol,
                 }
             ).encode()
         ).hexdigest()
+
+    def protocol_of(self, config: TrialConfig, key: str) -> int | None:
+        """The version under which a trial with this config has this key, the newest first; None if no version has."""
+        for version in range(PROTOCOL_VERSION, 0, -1):
+            if self.key(config, protocol=version) == key:
+                return version
+        return None
 
 
 COST_FIELDS = (

@@ -285,8 +285,10 @@ def test_how_it_was_measured_names_rows_versions_noise_and_wall_time():
     assert "| rows | read 1384, train 1000 |" in lines
     assert "| from start to last end | 1 min 5 s |" in lines
     assert "| training, summed over trials | 6 s |" in lines
-    assert "| protocol | another version than this program's |" in lines  # keys of these trials are made up
-    assert "| protocol | 1 |" in text_of([replace(found, key=WORKLOAD.key(BASELINE))])
+    assert "| protocol | not one that this program knows |" in lines  # keys of these trials are made up
+    for version in (1, 2):
+        under = replace(found, key=WORKLOAD.key(BASELINE, protocol=version))
+        assert f"| protocol | {version} |" in text_of([under])
 
 
 # --- sweeps at any stage
