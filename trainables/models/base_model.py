@@ -194,19 +194,16 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
         ConfigError: the weights in the folder are not those of its config.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(workload.base_folder, local_files_only=True, trust_remote_code=False)
-    family = family_of(config.model_type)
-    for name in family.dropouts if family else dropouts_of(config):
-        setattr(config, name, 0.0)
+    config = _without_dropout(workload.base_folder)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             workload.base_folder,
             config=config,
             dtype=getattr(torch, workload.compute_dtype),
             quantization_config=_nf4(workload) if precision == "nf4" else None,
-            attn_implementation="sdpa" if family else None,
+            attn_implementation="sdpa" if family_of(config.model_type) else None,
             device_map={"": device},
             use_safetensors=True,
             local_files_only=True,
@@ -223,6 +220,17 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
     if precision == "nf4":
         _forbid_repacking(model)
     return model.eval()
+
+
+def _without_dropout(folder: str) -> "PretrainedConfig":
+    """The config of a base with all its own dropouts at 0."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    family = family_of(config.model_type)
+    for name in family.dropouts if family else dropouts_of(config):
+        setattr(config, name, 0.0)
+    return config
 
 
 def _nf4(workload: Workload) -> "BitsAndBytesConfig":
