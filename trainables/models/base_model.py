@@ -11,17 +11,16 @@ PyTorch and transformers are imported where they are used: the command line chec
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainables import demo
 from trainables.data import hub_models
 from trainables.models.architecture import check_architecture, check_no_adapter, context_tokens
 from trainables.models.families import family_of
-from trainables.models.stored import check_stored, weight_files
+from trainables.models.stored import check_stored, refuse_other_weights, weight_files
 from trainables.values.config import RANDOM_PREFIX, Precision, Weights, Workload
 from trainables.values.errors import ConfigError
 
@@ -193,19 +192,16 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
         ConfigError: the weights in the folder are not those of its config.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(workload.base_folder, local_files_only=True, trust_remote_code=False)
-    family = family_of(config.model_type)
-    for name in family.dropouts if family else dropouts_of(config):
-        setattr(config, name, 0.0)
+    config = _without_dropout(workload.base_folder)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             workload.base_folder,
             config=config,
             dtype=getattr(torch, workload.compute_dtype),
             quantization_config=_nf4(workload) if precision == "nf4" else None,
-            attn_implementation="sdpa" if family else None,
+            attn_implementation="sdpa" if family_of(config.model_type) else None,
             device_map={"": device},
             use_safetensors=True,
             local_files_only=True,
@@ -217,11 +213,22 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
         if "Unrecognized configuration" not in str(error):
             raise
         raise ConfigError(f"BASE_MODEL: {workload.base_model}: {str(error).strip().splitlines()[0]}") from None
-    _refuse_other_weights(workload, loading)
+    refuse_other_weights(workload.base_model, loading)
     model.requires_grad_(False)
     if precision == "nf4":
         _forbid_repacking(model)
     return model.eval()
+
+
+def _without_dropout(folder: str) -> "PretrainedConfig":
+    """The config of a base with all its own dropouts at 0."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    family = family_of(config.model_type)
+    for name in family.dropouts if family else dropouts_of(config):
+        setattr(config, name, 0.0)
+    return config
 
 
 def _nf4(workload: Workload) -> "BitsAndBytesConfig":
@@ -243,26 +250,6 @@ def dropouts_of(config: "PretrainedConfig") -> list[str]:
         if type(value) is float and ("drop" in name):
             names.append(name)
     return names
-
-
-LOADING_FAULTS = {
-    "missing_keys": "lack {}",
-    "mismatched_keys": "have {} in another size",
-    "unexpected_keys": "have {}, and the model of its config.json has not",
-}
-"""What transformers tells of tensors that it left as newly drawn or dropped, and how it is said."""
-
-
-def _refuse_other_weights(workload: Workload, loading: Mapping[str, Any]) -> None:
-    """Raise where a tensor of the model was not in its files, which left it newly drawn, or the other way round."""
-    for kind, words in LOADING_FAULTS.items():
-        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in loading.get(kind) or ())
-        if names:
-            more = f" (and {len(names) - 1} more)" if names[1:] else ""
-            raise ConfigError(
-                f"BASE_MODEL: the weights of {workload.base_model} {words.format(repr(names[0]) + more)}; "
-                "config.json and weights are of different models, bring both again"
-            )
 
 
 def core_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":

@@ -3,7 +3,7 @@
 import json
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import bitsandbytes as bnb
 import numpy as np
@@ -31,6 +31,7 @@ from trainables.values.config import TrialConfig, Workload
 from trainables.worker_cache import WorkerCache
 
 N_STEPS = 50
+FIRST_OF_FAMILY = tuple({case.model_type: case for case in reversed(CASES)}.values())
 PROMPTS = ([5], [9, 8, 7, 6], list(range(300, 320)), [17] * 11)
 
 
@@ -59,17 +60,18 @@ def on_disk(request, tmp_path_factory) -> OnDisk:
 
 
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
-def test_fifty_steps_are_those_of_the_hugging_face_trainer_with_peft(on_disk, precision, tmp_path):
-    config = on_disk.config(precision=precision, alpha=32, learning_rate=2e-3)
+def test_fifty_lean_steps_are_those_of_the_hugging_face_trainer_with_peft(on_disk, precision, tmp_path):
+    if precision == "nf4" and on_disk.case not in FIRST_OF_FAMILY:
+        pytest.skip("another variant of this family takes these steps at 4 bits")
+    config = on_disk.config(precision=precision, alpha=32, learning_rate=2e-3, loop="lean")
     rows = [row for row in tokens.load(on_disk.workload.data_folder)["train"] if len(row.input_ids) <= 48]
     batches = [pad(rows[i : i + 1], max_length_tokens=48, pad_id=0) for i in range(N_STEPS)]
     base = on_disk.cache.base(precision)
     with attached(base, config) as model:
         theirs, _ = trainer_losses(model, batches, learning_rate=2e-3, folder=tmp_path, use_cpu=True)
-    for loop in ("standard", "lean") if precision == "16bit" else ("lean",):
-        with attached(base, config) as model:
-            ours = EagerEngine(model, replace(config, loop=loop), compute_dtype="float32", device="cpu").run(batches)
-        assert (ours - theirs).abs().max() < 1e-5, (loop, ours, theirs)
+    with attached(base, config) as model:
+        ours = EagerEngine(model, config, compute_dtype="float32", device="cpu").run(batches)
+    assert (ours - theirs).abs().max() < 1e-5, (ours, theirs)
     assert theirs[-10:].mean() < theirs[:10].mean()
 
 
