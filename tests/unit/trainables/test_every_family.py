@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.report import export
 from tests.support.families import CASES, N_BLOCKS, Case, write
 from tests.support.nf4 import BLOCK, blocks_of, nf4_with_double_quantization
 from tests.support.stock_trainer import trainer_losses
 from trainables.comparison import bias, sensitivity
 from trainables.comparison.compare import compare
+from trainables.comparison.exported import merged_model
 from trainables.data import tokens
 from trainables.data.rows import read_rows
 from trainables.data.tokenized import tokenize
@@ -159,7 +159,7 @@ def test_the_bias_probe_reads_transformers_own_distribution_of_the_next_token(on
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
 def test_the_merged_model_has_the_loss_of_base_and_adapter(on_disk, adapters, precision):
     rows = on_disk.cache.rows["validation"][:8]
-    merged = export.merged_model(on_disk.workload, precision, adapters[precision])
+    merged = merged_model(on_disk.workload, precision, adapters[precision])
     base = base_model.load(on_disk.workload, precision, "cpu")
     with_adapter = held_out.eval_loss(lora.from_files(base, adapters[precision]), rows)
     assert held_out.eval_loss(merged.float(), rows) == pytest.approx(with_adapter, abs=5e-3)

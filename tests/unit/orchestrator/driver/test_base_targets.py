@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import search_spaces
-from orchestrator import settings as settings_file
 from orchestrator.driver import base_targets, plan
+from orchestrator.settings import stored
 from tests.support.families import CASES, UNKNOWN, write
 from trainables.values.errors import ConfigError
 
@@ -35,7 +35,7 @@ def test_settings_keep_the_resolved_modules_of_the_bases_family(llama, tmp_path)
     settings = chosen(llama)
     choices = ("q_proj+k_proj+v_proj", "q_proj+k_proj+v_proj+o_proj+gate_proj+up_proj+down_proj")
     assert settings.space.parameters["targets"].choices == choices
-    settings_file.save(settings, tmp_path)
+    stored.save(settings, tmp_path)
     assert json.loads((tmp_path / "settings.json").read_text())["space"]["parameters"]["targets"]["values"] == [
         choice.split("+") for choice in choices
     ]
