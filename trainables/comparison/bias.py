@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from trainables.comparison.bootstrap import bca
 from trainables.data.alpaca import Row
-from trainables.models.base_model import core_of, padding_token
+from trainables.models.core import core_of, padding_token
 from trainables.models.head import own_logits
 from trainables.values.findings import BiasShift
 

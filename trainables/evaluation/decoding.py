@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, StaticCache
 
 from trainables.capture.capture import captured
-from trainables.models.base_model import core_of
+from trainables.models.core import core_of
 from trainables.models.families import family_of
 from trainables.models.head import logits_of
 from trainables.models.lean import lean_modules

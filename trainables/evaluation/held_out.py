@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from trainables.data.tokens import HELD_OUT_TOKENS, IGNORE, TokenRow, pad
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models.architecture import context_of
-from trainables.models.base_model import core_of, end_tokens, padding_token
+from trainables.models.core import core_of, end_tokens, padding_token
 from trainables.models.chunked_loss import supervised
 from trainables.models.head import logits_of
 from trainables.models.lean import lean_modules

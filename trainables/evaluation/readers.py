@@ -16,7 +16,7 @@ from trainables.capture.capture import attached_matrices, captured, on_stream
 from trainables.data.tokens import TokenRow
 from trainables.evaluation import held_out
 from trainables.evaluation.decoding import GreedyDecoder
-from trainables.models.base_model import end_tokens, padding_token
+from trainables.models.core import end_tokens, padding_token
 from trainables.models.lean import full_weights, lean_modules, multiplied_by
 from trainables.models.lora import AdapterWeights, fresh_matrices, name_in_file
 

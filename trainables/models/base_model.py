@@ -10,15 +10,14 @@ PyTorch and transformers are imported where they are used: the command line chec
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from trainables import demo
 from trainables.data import hub_models
+from trainables.models import random_weights
 from trainables.models.architecture import check_architecture, check_no_adapter, context_tokens
 from trainables.models.families import family_of
 from trainables.models.stored import check_stored, weight_files
@@ -26,14 +25,12 @@ from trainables.values.config import RANDOM_PREFIX, Precision, Weights, Workload
 from trainables.values.errors import ConfigError
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-__all__ = ["BaseModel", "context_tokens", "core_of", "find", "load", "local_folder"]
+__all__ = ["BaseModel", "context_tokens", "find", "load", "local_folder"]
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 """A tokenizer is one of them, the second with merges.txt."""
-RANDOM_SEED = 0
 STAND_IN_FILE = "stand_in.json"
 """Describes how a stand-in was trained; `seconds` is its training time."""
 
@@ -79,7 +76,7 @@ def find(source: str, cache: Path) -> BaseModel:
     if source == "demo":
         return BaseModel(source=source, folder=folder, weights="demo")
     if source.startswith(RANDOM_PREFIX):
-        return BaseModel(source=source, folder=_draw_weights(folder, cache), weights="random")
+        return BaseModel(source=source, folder=random_weights.drawn(folder, cache), weights="random")
     if (folder / STAND_IN_FILE).is_file():
         return BaseModel(source=source, folder=folder, weights="stand-in", stand_in_seconds=_stand_in_seconds(folder))
     return BaseModel(source=source, folder=folder, weights="pretrained")
@@ -148,38 +145,6 @@ def _stand_in_seconds(folder: Path) -> float:
         ) from None
 
 
-def _draw_weights(folder: Path, cache: Path) -> Path:
-    """A folder under `cache` with the config and tokenizer of `folder` and seeded random weights; made once."""
-    copied = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt")]
-    hasher = hashlib.sha256(f"seed {RANDOM_SEED}".encode())
-    for path in copied:
-        hasher.update(f"\n{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
-    drawn = cache / f"random-{hasher.hexdigest()[:16]}"
-    if drawn.exists():
-        return drawn
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, logging
-
-    logging.disable_progress_bar()  # of one file, already in memory
-    cache.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=".random-", dir=cache))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    model.save_pretrained(scratch, max_shard_size="100GB")
-    for path in copied:
-        if not (scratch / path.name).exists():
-            shutil.copy(path, scratch)
-    try:
-        scratch.rename(drawn)
-    except OSError:  # another process was faster, with the same content
-        shutil.rmtree(scratch)
-        if not drawn.exists():
-            raise
-    return drawn
-
-
 def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedModel":
     """Load the base onto `device` ("cuda" or "cpu"), frozen, in evaluation mode.
 
@@ -192,36 +157,50 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
     Raises:
         ConfigError: the weights in the folder are not those of its config.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(workload.base_folder, local_files_only=True, trust_remote_code=False)
     family = family_of(config.model_type)
     for name in family.dropouts if family else dropouts_of(config):
         setattr(config, name, 0.0)
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            workload.base_folder,
-            config=config,
-            dtype=getattr(torch, workload.compute_dtype),
-            quantization_config=_nf4(workload) if precision == "nf4" else None,
-            attn_implementation="sdpa" if family else None,
-            device_map={"": device},
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, by name
-        )
-    except ValueError as error:
-        if "Unrecognized configuration" not in str(error):
-            raise
-        raise ConfigError(f"BASE_MODEL: {workload.base_model}: {str(error).strip().splitlines()[0]}") from None
+    model, loading = _read(workload, config, precision, device)
     _refuse_other_weights(workload, loading)
     model.requires_grad_(False)
     if precision == "nf4":
         _forbid_repacking(model)
     return model.eval()
+
+
+def _read(
+    workload: Workload, config: "PretrainedConfig", precision: Precision, device: str
+) -> "tuple[PreTrainedModel, Mapping[str, Any]]":
+    """The model as transformers reads it, and what that tells of the tensors in its files.
+
+    Raises:
+        ConfigError: transformers has no causal language model of its type.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            workload.base_folder,
+            config=config,
+            dtype=getattr(torch, workload.compute_dtype),
+            quantization_config=_nf4(workload) if precision == "nf4" else None,
+            attn_implementation="sdpa" if family_of(config.model_type) else None,
+            device_map={"": device},
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told by `_refuse_other_weights`, by name
+        )
+    except ValueError as error:
+        if "Unrecognized configuration" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"BASE_MODEL: {workload.base_model}: {reason}") from None
 
 
 def _nf4(workload: Workload) -> "BitsAndBytesConfig":
@@ -263,41 +242,6 @@ def _refuse_other_weights(workload: Workload, loading: Mapping[str, Any]) -> Non
                 f"BASE_MODEL: the weights of {workload.base_model} {words.format(repr(names[0]) + more)}; "
                 "config.json and weights are of different models, bring both again"
             )
-
-
-def core_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
-    """The transformers model itself, without peft's wrapper where it has one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def set_checkpointing(model: "PreTrainedModel", wanted: bool) -> None:
-    """Let a model in training mode keep only the input of each block, and run its forward pass again when needed.
-
-    No random state is kept for that: what a trial draws follows from counters, see trainables.models.dropout_mask.
-    """
-    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # before transformers 5.23
-    if wanted:
-        kwargs = {"use_reentrant": False, "preserve_rng_state": False}
-        getattr(model, f"{name}_checkpointing_enable")(kwargs)
-    elif getattr(model, f"is_{name}_checkpointing"):
-        getattr(model, f"{name}_checkpointing_disable")()
-
-
-def end_tokens(model: "PreTrainedModel | PeftModel") -> tuple[int, ...]:
-    """The tokens that end a text, as generation_config.json and config.json name them; empty where they name none."""
-    core = core_of(model)
-    ends: list[int] = []
-    for config in (core.config, core.generation_config):
-        named = getattr(config, "eos_token_id", None)
-        for token in named if isinstance(named, list | tuple) else [named]:
-            if token is not None and token not in ends:
-                ends.append(token)
-    return tuple(ends)
-
-
-def padding_token(model: "PreTrainedModel | PeftModel") -> int:
-    """What rows are filled up with on the right, where causal attention never looks: an end token, or token 0."""
-    return next(iter(end_tokens(model)), 0)
 
 
 def _forbid_repacking(model: "PreTrainedModel") -> None:
