@@ -130,7 +130,7 @@ def write(
 
 
 def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
-    """A short program that answers one instruction, without anything of this project."""
+    """A short program that answers one instruction in the form of the rows, without anything of this project."""
     four_bits = precision == "nf4" and not merged
     _, revision = named_revision(workload.base_model)
     needed = ["accelerate", *(["bitsandbytes"] if four_bits else []), *([] if merged else ["peft"])]
@@ -143,6 +143,7 @@ def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
         source=repr(base_on_hub(workload) or workload.base_folder),
         revision=f", revision={revision!r}" if revision else "",
         folder=MERGED,
+        row_kind=workload.row_kind,
     )
 
 

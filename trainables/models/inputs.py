@@ -11,7 +11,7 @@ from trainables.data.tokens import HELD_OUT_TOKENS, cut_counts, load
 from trainables.models import base_model
 from trainables.models.architecture import vocabulary_size
 from trainables.models.base_model import BaseModel
-from trainables.values.config import ComputeDtype, Workload
+from trainables.values.config import ComputeDtype, RowKind, Workload
 from trainables.values.errors import ConfigError
 
 
@@ -22,12 +22,15 @@ class Inputs:
     Attributes:
         base: the model.
         rows_source, data_split, columns: the rows as the user named them, see trainables.values.config.Workload.
+        row_kind, rows_found: what they are, and what was found, see trainables.values.config.Workload.
         tokens: the rows, split and tokenized.
     """
 
     base: BaseModel
     rows_source: str
     tokens: TokenizedData
+    row_kind: RowKind
+    rows_found: str
     data_split: str | None = None
     columns: str | None = None
 
@@ -45,6 +48,8 @@ class Inputs:
             data_digest=self.tokens.digest,
             compute_dtype=compute_dtype,
             stand_in_seconds=self.base.stand_in_seconds,
+            row_kind=self.row_kind,
+            rows_found=self.rows_found,
         )
 
     def cut_counts(self, n_tokens: int) -> dict[str, int]:
@@ -93,7 +98,15 @@ def fetch(
     held_out_tokens = min(HELD_OUT_TOKENS, base_model.context_tokens(base.folder))
     tokens = tokenize(checked, base.folder, cache, held_out_tokens)
     check_tokens(tokens, base)
-    return Inputs(base=base, rows_source=rows_source, tokens=tokens, data_split=data_split, columns=columns)
+    return Inputs(
+        base=base,
+        rows_source=rows_source,
+        data_split=data_split,
+        columns=columns,
+        row_kind=checked.kind,
+        rows_found=checked.summary,
+        tokens=tokens,
+    )
 
 
 def check_tokens(tokenized: TokenizedData, base: BaseModel) -> None:

@@ -27,6 +27,7 @@ OptimizerName = Literal["adamw", "adamw_8bit"]
 State = Literal["queued", "running", "completed", "pruned", "refused", "oom", "diverged", "failed"]
 Origin = Literal["search", "baseline", "baseline replicate", "replicate"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
+RowKind = Literal["Alpaca", "chat", "completion"]
 Weights = Literal["pretrained", "random", "stand-in", "demo"]
 RANDOM_PREFIX = "random:"
 """Begins the name of a base whose weights are drawn: a folder with a config and a tokenizer alone follows."""
@@ -206,6 +207,11 @@ class TrialConfig:
         return cls(**plain)
 
 
+def data_caption(data: str, split: str | None, columns: str | None) -> str:
+    """Rows as the user named them, with their split and other column names where they were given."""
+    return data + (f", split {split}" if split else "") + (f", columns {columns}" if columns else "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """What all trials of one sweep share: the base model, the rows and the arithmetic.
@@ -222,6 +228,8 @@ class Workload:
         data_digest: SHA-256 over the split rows and all that decides their tokens.
         compute_dtype: of base weights and matrix products, the same for both precisions.
         stand_in_seconds: for how long a stand-in was trained, else None.
+        row_kind: what the rows are, which decides what a prompt looks like to the base.
+        rows_found: what reading the rows came to, in words; None in older ledgers.
     """
 
     base_model: str
@@ -235,6 +243,13 @@ class Workload:
     stand_in_seconds: float | None = None
     data_split: str | None = None
     columns: str | None = None
+    row_kind: RowKind = "Alpaca"
+    rows_found: str | None = None
+
+    @property
+    def data_caption(self) -> str:
+        """See `data_caption`."""
+        return data_caption(self.data, self.data_split, self.columns)
 
     @property
     def base_caption(self) -> str:
