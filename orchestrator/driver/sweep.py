@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.driver import reuse, warm_start
+from orchestrator.analysis.snapshot import COVERAGE, GENERIC, SweepSnapshot
+from orchestrator.driver import base_targets, reuse, warm_start
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
@@ -124,6 +124,8 @@ def _note_start(
                 )
     ledger.set_fact("workload", asdict(workload))
     ledger.set_fact("data_counts", counts)
+    ledger.set_fact(COVERAGE, [asdict(found) for found in base_targets.coverages(settings)])
+    ledger.set_fact(GENERIC, base_targets.generic_type(settings))
     write_whole(ledger.path.with_name(ID_FILE), ledger.fact("id"))
     ledger.set_fact(stored.ASKED, settings.model_dump_json())
     ledger.set_fact("device_memory_mib", memory_mib)

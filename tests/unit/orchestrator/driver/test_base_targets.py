@@ -2,14 +2,18 @@
 
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import search_spaces
-from orchestrator import settings as settings_file
-from orchestrator.driver import base_targets, plan
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.driver import base_targets, plan, sweep
+from orchestrator.ledger import Ledger
+from orchestrator.settings import stored
 from tests.support.families import CASES, UNKNOWN, write
+from tests.support.sweeps import WORKLOAD
 from trainables.values.errors import ConfigError
 
 LLAMA = next(case for case in CASES if case.name == "Llama")
@@ -35,7 +39,7 @@ def test_settings_keep_the_resolved_modules_of_the_bases_family(llama, tmp_path)
     settings = chosen(llama)
     choices = ("q_proj+k_proj+v_proj", "q_proj+k_proj+v_proj+o_proj+gate_proj+up_proj+down_proj")
     assert settings.space.parameters["targets"].choices == choices
-    settings_file.save(settings, tmp_path)
+    stored.save(settings, tmp_path)
     assert json.loads((tmp_path / "settings.json").read_text())["space"]["parameters"]["targets"]["values"] == [
         choice.split("+") for choice in choices
     ]
@@ -49,11 +53,22 @@ def test_each_choice_of_targets_has_a_line_of_what_it_covers(llama):
     ]
 
 
+def test_what_they_cover_survives_the_ledger(llama, tmp_path):
+    asked = chosen(llama)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        sweep._note_start(asked, ledger, WORKLOAD, {}, None)
+        snapshot = SweepSnapshot.of(asked, ledger)
+    assert [f"targets: {found}" for found in snapshot.coverage] == base_targets.coverage_lines(asked)
+    assert snapshot.facts["generic_base"] is None
+    assert snapshot.coverage == tuple(base_targets.coverages(asked))
+
+
 def test_a_base_of_no_family_runs_eagerly_by_the_standard_loop_on_a_gpu_too_and_one_line_says_so(neox, caplog):
     with caplog.at_level("INFO"):
         settings = chosen(neox, device="cuda")
     assert (settings.engine, settings.loop) == ("eager", "standard")
     assert [line for line in caplog.messages if "no family here describes 'gpt_neox'" in line]
+    assert base_targets.generic_type(settings) == "gpt_neox"
     assert chosen("demo", device="cuda").engine == "graph"
     assert plan.predicted_peaks_mib(settings, plan.first_configs(settings, 1)) == [None]
 
