@@ -9,10 +9,8 @@ from trainables.data.splits import split_rows
 from trainables.data.tokenized import TokenizedData, tokenize
 from trainables.data.tokens import HELD_OUT_TOKENS, cut_counts, load
 from trainables.models import base_model
-from trainables.models.architecture import vocabulary_size
 from trainables.models.base_model import BaseModel
 from trainables.values.config import ComputeDtype, RowKind, Workload
-from trainables.values.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +88,13 @@ def fetch(
         cache: folder for random weights and tokens.
         data_split, columns: as in trainables.values.config.Workload.
     Raises:
-        ConfigError, DataError, Unreachable: see those two; or see `check_tokens`.
+        ConfigError, DataError, Unreachable: see those two, and trainables.data.tokenized.tokenize.
     """
     # First: bad rows show before a large model is fetched.
     checked = read_rows(rows_source, split=data_split, columns=parse_columns(columns))
     base = base_model.find(base_source, cache)
     held_out_tokens = min(HELD_OUT_TOKENS, base_model.context_tokens(base.folder))
     tokens = tokenize(checked, base.folder, cache, held_out_tokens)
-    check_tokens(tokens, base)
     return Inputs(
         base=base,
         rows_source=rows_source,
@@ -107,24 +104,3 @@ def fetch(
         rows_found=checked.summary,
         tokens=tokens,
     )
-
-
-def check_tokens(tokenized: TokenizedData, base: BaseModel) -> None:
-    """Refuse rows with a token that the base's embedding has no row for.
-
-    A tokenizer may know more tokens than the embedding has (Gemma 3's names one for images), as long as no row uses
-    them.
-
-    Raises:
-        ConfigError: some row does.
-    """
-    n_embedded = vocabulary_size(base.folder)
-    highest = 0
-    for rows in load(tokenized.folder).values():
-        for row in rows:
-            highest = max(highest, *row.input_ids)
-    if highest >= n_embedded:
-        raise ConfigError(
-            f"BASE_MODEL: the vocabulary of the tokenizer in {str(base.folder)!r} is larger than the embedding: rows "
-            f"have token {highest}, the embedding has {n_embedded} rows; one of them is of another model"
-        )
