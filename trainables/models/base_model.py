@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,11 +101,7 @@ def local_folder(source: str) -> Path | None:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"BASE_MODEL: no config.json in {str(folder)!r}; give a model folder, a hub id or 'demo'")
     check_architecture(folder)
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ConfigError(
-            f"BASE_MODEL: no tokenizer in {str(folder)!r}; it needs tokenizer.json, tokenizer.model, or vocab.json and "
-            "merges.txt"
-        )
+    _check_tokenizer(folder)
     if not source.startswith(RANDOM_PREFIX):
         if not weight_files(folder):
             raise ConfigError(
@@ -113,6 +110,21 @@ def local_folder(source: str) -> Path | None:
             )
         check_stored(folder)
     return folder
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a tokenizer, or with one that cannot be read with what is installed."""
+    present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not present:
+        raise ConfigError(
+            f"BASE_MODEL: no tokenizer in {str(folder)!r}; it needs tokenizer.json, tokenizer.model, or vocab.json and "
+            "merges.txt"
+        )
+    if present == ["tokenizer.model"] and find_spec("sentencepiece") is None:
+        raise ConfigError(
+            f"BASE_MODEL: {str(folder)!r} has a tokenizer.model alone, which needs `pip install sentencepiece "
+            "protobuf`, or a tokenizer.json beside it"
+        )
 
 
 def _named_folder(source: str) -> Path | None:

@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
 
@@ -188,6 +189,17 @@ def test_drawn_weights_come_with_all_that_a_tokenizer_is_made_of_and_with_no_lis
     folder = random_weights.drawn(weightless, tmp_path / "cache")
     assert {*kept} <= {path.name for path in folder.iterdir()}
     assert [path.name for path in weight_files(folder)] == ["model.safetensors"]
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed: it is read")
+@pytest.mark.parametrize("prefix", ["", "random:"])
+def test_a_tokenizer_model_alone_is_refused_with_what_it_needs_before_weights_are_drawn(prefix, weightless, tmp_path):
+    (weightless / "tokenizer.json").rename(weightless / "tokenizer.model")
+    for path in weightless.glob("vocab.json"):
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"tokenizer\.model alone, which needs `pip install sentencepiece protobuf`"):
+        base_model.find(f"{prefix}{weightless}", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_folder_without_weights_is_refused_with_how_to_measure_cost(weightless, tmp_path):
