@@ -10,7 +10,8 @@ import pytest
 from hypothesis import settings
 
 from tests.support.faults import FAULT, HEADER, line
-from trainables.values.config import TrialConfig, Workload
+from trainables.values.config import TrialConfig
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:  # what takes seconds is imported by who uses it: the process that only hands tests out does not
     from trainables.data import tokens as data

@@ -20,8 +20,9 @@ from trainables.models.lora import AdapterWeights
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
 from trainables.training.graph_cache import GraphCache
-from trainables.values.config import Loop, Precision, TrialConfig, Workload
+from trainables.values.config import Loop, Precision, TrialConfig
 from trainables.values.errors import CaptureFailed
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

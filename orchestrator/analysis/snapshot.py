@@ -16,9 +16,10 @@ from orchestrator.settings import ROOT, SweepSettings, stored, sweep_folder
 from orchestrator.settings.command import command
 from trainables.models.layout import Coverage
 from trainables.models.predicted_peak import named_peak_mib
-from trainables.values.config import TrialConfig, Workload
+from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
+from trainables.values.workload import Workload
 
 COVERAGE, GENERIC = "coverage", "generic_base"
 """Facts: what each choice of targets covers, and the type of a base that no family describes, else None."""

@@ -27,8 +27,8 @@ from orchestrator.tracking.store import has_whole_run, store_file
 from orchestrator.tracking.writer import MlflowWriter
 from orchestrator.verify import ledger as ledgers
 from orchestrator.verify.files import is_over
-from trainables.values.config import Workload
 from trainables.values.errors import INTERRUPTED, SweepError
+from trainables.values.workload import Workload
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from orchestrator.security.folder_access import narrowed, refuse_shared
 from orchestrator.settings import SweepSettings, stored, sweep_folder
 from orchestrator.settings.command import command
 from orchestrator.workers import checkpoints
-from trainables.values.config import Workload
 from trainables.values.errors import ConfigError
 from trainables.values.files import write_whole
+from trainables.values.workload import Workload
 
 Prepare = Callable[[SweepSettings, Path], tuple[Workload, dict[str, int], float | None]]
 

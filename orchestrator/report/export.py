@@ -18,9 +18,10 @@ from orchestrator.report.render import render
 from orchestrator.security.addresses import refuse_secrets
 from trainables.data import hub
 from trainables.data.hub_models import named_revision
-from trainables.values.config import Precision, Workload
+from trainables.values.config import Precision
 from trainables.values.errors import ConfigError, did_you_mean
 from trainables.values.results import TrialResult
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from orchestrator.ledger.rows import Entry

@@ -13,8 +13,9 @@ from orchestrator.analysis.repeats import Figure, Rows
 from orchestrator.analysis.sufficient_rank import SufficientRank
 from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict
 from trainables.models.layout import Coverage
-from trainables.values.config import Precision, State, TrialConfig, Weights, Workload
+from trainables.values.config import Precision, State, TrialConfig, Weights
 from trainables.values.findings import BiasShift, Comparison, KlShare
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings

@@ -37,7 +37,7 @@ class SensitivitySettings:
         name: of the run and of its folder under mlflow_runs/sensitivity.
         base_model, data: sources as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         device: "cuda" or "cpu".
-        data_split, columns: as in trainables.values.config.Workload.
+        data_split, columns: as in trainables.values.workload.Workload.
     """
 
     name: str

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.tracking.client import MlflowException, entities
 from trainables import demo
-from trainables.values.config import Workload
+from trainables.values.workload import Workload
 
 CONTEXT = "mlflow.data.context"
 """Input tag by which MLflow's pages say what a data set was used for."""

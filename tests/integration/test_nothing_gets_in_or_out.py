@@ -240,7 +240,7 @@ from trainables.comparison import bias
 from trainables.data.rows import read_rows
 from trainables.data.tokenized import tokenize
 from trainables.models import base_model, random_weights
-from trainables.values.config import Workload
+from trainables.values.workload import Workload
 
 here = Path.cwd()
 rows = read_rows("demo")

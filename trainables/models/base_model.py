@@ -22,8 +22,9 @@ from trainables.models import random_weights
 from trainables.models.architecture import check_architecture, check_no_adapter, context_tokens
 from trainables.models.families import family_of
 from trainables.models.stored import check_stored, weight_files
-from trainables.values.config import RANDOM_PREFIX, Precision, Weights, Workload
+from trainables.values.config import RANDOM_PREFIX, Precision, Weights
 from trainables.values.errors import ConfigError
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel

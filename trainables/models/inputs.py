@@ -10,7 +10,8 @@ from trainables.data.tokenized import TokenizedData, tokenize
 from trainables.data.tokens import HELD_OUT_TOKENS, cut_counts, load
 from trainables.models import base_model
 from trainables.models.base_model import BaseModel
-from trainables.values.config import ComputeDtype, RowKind, Workload
+from trainables.values.config import ComputeDtype, RowKind
+from trainables.values.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +20,8 @@ class Inputs:
 
     Attributes:
         base: the model.
-        rows_source, data_split, columns: the rows as the user named them, see trainables.values.config.Workload.
-        row_kind, rows_found: what they are, and what was found, see trainables.values.config.Workload.
+        rows_source, data_split, columns: the rows as the user named them, see trainables.values.workload.Workload.
+        row_kind, rows_found: what they are, and what was found, see trainables.values.workload.Workload.
         tokens: the rows, split and tokenized.
     """
 
@@ -86,7 +87,7 @@ def fetch(
     Args:
         base_source, rows_source: as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         cache: folder for random weights and tokens.
-        data_split, columns: as in trainables.values.config.Workload.
+        data_split, columns: as in trainables.values.workload.Workload.
     Raises:
         ConfigError, DataError, Unreachable: see those two, and trainables.data.tokenized.tokenize.
     """

@@ -9,7 +9,7 @@ from orchestrator.analysis.describe import every_setting
 from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.driver import base_targets, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
-from trainables.values.config import data_caption
+from trainables.values.workload import data_caption
 
 
 @with_settings

@@ -27,7 +27,8 @@ from trainables.models.inputs import Inputs
 from trainables.models.lean import is_conv1d
 from trainables.training.eager import EagerEngine
 from trainables.trial import Trial
-from trainables.values.config import TrialConfig, Workload
+from trainables.values.config import TrialConfig
+from trainables.values.workload import Workload
 from trainables.worker_cache import WorkerCache
 
 N_STEPS = 50
