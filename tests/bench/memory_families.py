@@ -53,7 +53,9 @@ def _model(family: str, random: Random) -> Values:
     head_dim = random.choice([64, 128] if family != "gemma3_text" else [64, 128, 256])
     n_kv_head = random.choice([1, 2, 4])
     n_head = n_kv_head * random.choice([2, 3, 4])
-    width = n_head * head_dim if family in ("llama", "qwen2") else random.choice([512, 640, 1024, 1536])
+    width = n_head * head_dim
+    if family not in ("llama", "qwen2"):
+        width = random.choice([w for w in (512, 768, 1024, 1536) if w % n_head == 0])  # transformers asks for it
     values = {
         "model_type": family,
         "hidden_size": width,

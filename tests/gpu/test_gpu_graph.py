@@ -128,7 +128,7 @@ def test_each_replay_draws_its_own_dropout_and_a_seed_repeats_them_all(exact_cac
         GraphEngine(matrices.values(), replace(config, seed=seed), graphs)
         losses = []
         for _ in range(4):
-            graphs.replay(shape, vector.cuda())
+            graphs.replay(shape, vector.cuda(), torch.tensor(config.learning_rate, device="cuda"))
             losses.append(graphs.loss_nats.item())
         passes.append(losses)
     assert len({*passes[0], *passes[2]}) == 8, passes
@@ -153,10 +153,11 @@ def test_a_captured_overflow_skips_one_step_and_halves_the_scale(wide):
     graphs = cache.graphs(config, [shape])
     GraphEngine(cache.fresh_matrices(config).values(), config, graphs)
     inputs, scales, moved = vector.cuda(), [], []
+    rate = torch.tensor(config.learning_rate, device="cuda")
     for scale in (2.0**10, 2.0**60, 2.0**10):
         graphs._scaler._scale.fill_(scale)
         before = [w.clone() for w in graphs._weights.values()]
-        graphs.replay(shape, inputs)
+        graphs.replay(shape, inputs, rate)
         scales.append(graphs.loss_scale)
         moved.append(any(not torch.equal(a, b) for a, b in zip(before, graphs._weights.values(), strict=True)))
     assert (scales, moved) == ([2.0**10, 2.0**59, 2.0**10], [True, False, True])

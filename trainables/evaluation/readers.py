@@ -162,10 +162,8 @@ class GraphReader:
         full = buffers.full_weights(base, config.precision)
         with attached_matrices(base, config, self._weights, scaling=1.0) as model, multiplied_by(full), torch.no_grad():
             model.eval()
-            core = model.get_base_model()
-            with lean_modules(model):
-                self._first = self._captured(lambda: buffers.decoder.first(core))
-                self._next = self._captured(lambda: buffers.decoder.next(core))
+            self._first = self._captured(lambda: _decode(model, buffers.decoder.first))
+            self._next = self._captured(lambda: _decode(model, buffers.decoder.next))
             self._states = self._captured(lambda: buffers.states.copy_(held_out.states_of(model, buffers.eval_batches)))
             self._pooled = self._captured(lambda: self._pool_states(model))
 
@@ -205,3 +203,13 @@ class GraphReader:
         self._buffers.set_texts(texts)
         self._pooled.replay()
         return self._buffers.pooled.cpu().numpy()
+
+
+def _decode(model: "PeftModel", step: "Callable[[PreTrainedModel], object]") -> None:
+    """One step of decoding.
+
+    The lean forward is entered at each step: the copies of the adapter that it makes on entry are a part of the graph,
+    which so reads the adapter that is loaded when it is replayed.
+    """
+    with lean_modules(model):
+        step(model.get_base_model())

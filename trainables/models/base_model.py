@@ -10,18 +10,17 @@ PyTorch and transformers are imported where they are used: the command line chec
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainables import demo
 from trainables.data import hub_models
 from trainables.models import random_weights
 from trainables.models.architecture import check_architecture, check_no_adapter, context_tokens
 from trainables.models.families import family_of
-from trainables.models.stored import check_stored, weight_files
+from trainables.models.stored import check_stored, refuse_other_weights, weight_files
 from trainables.values.config import RANDOM_PREFIX, Precision, Weights
 from trainables.values.errors import ConfigError
 from trainables.values.workload import Workload
@@ -170,33 +169,12 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
     Raises:
         ConfigError: the weights in the folder are not those of its config.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(workload.base_folder, local_files_only=True, trust_remote_code=False)
-    family = family_of(config.model_type)
-    for name in family.dropouts if family else dropouts_of(config):
-        setattr(config, name, 0.0)
-    model, loading = _read(workload, config, precision, device)
-    _refuse_other_weights(workload, loading)
-    model.requires_grad_(False)
-    if precision == "nf4":
-        _forbid_repacking(model)
-    return model.eval()
-
-
-def _read(
-    workload: Workload, config: "PretrainedConfig", precision: Precision, device: str
-) -> "tuple[PreTrainedModel, Mapping[str, Any]]":
-    """The model as transformers reads it, and what that tells of the tensors in its files.
-
-    Raises:
-        ConfigError: transformers has no causal language model of its type.
-    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    config = _without_dropout(workload.base_folder)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             workload.base_folder,
             config=config,
             dtype=getattr(torch, workload.compute_dtype),
@@ -207,13 +185,28 @@ def _read(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told by `_refuse_other_weights`, by name
+            ignore_mismatched_sizes=True,  # told below, by name
         )
     except ValueError as error:
         if "Unrecognized configuration" not in str(error):
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"BASE_MODEL: {workload.base_model}: {reason}") from None
+        raise ConfigError(f"BASE_MODEL: {workload.base_model}: {str(error).strip().splitlines()[0]}") from None
+    refuse_other_weights(workload.base_model, loading)
+    model.requires_grad_(False)
+    if precision == "nf4":
+        _forbid_repacking(model)
+    return model.eval()
+
+
+def _without_dropout(folder: str) -> "PretrainedConfig":
+    """The config of a base with all its own dropouts at 0."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    family = family_of(config.model_type)
+    for name in family.dropouts if family else dropouts_of(config):
+        setattr(config, name, 0.0)
+    return config
 
 
 def _nf4(workload: Workload) -> "BitsAndBytesConfig":
@@ -235,26 +228,6 @@ def dropouts_of(config: "PretrainedConfig") -> list[str]:
         if type(value) is float and ("drop" in name):
             names.append(name)
     return names
-
-
-LOADING_FAULTS = {
-    "missing_keys": "lack {}",
-    "mismatched_keys": "have {} in another size",
-    "unexpected_keys": "have {}, and the model of its config.json has not",
-}
-"""What transformers tells of tensors that it left as newly drawn or dropped, and how it is said."""
-
-
-def _refuse_other_weights(workload: Workload, loading: Mapping[str, Any]) -> None:
-    """Raise where a tensor of the model was not in its files, which left it newly drawn, or the other way round."""
-    for kind, words in LOADING_FAULTS.items():
-        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in loading.get(kind) or ())
-        if names:
-            more = f" (and {len(names) - 1} more)" if names[1:] else ""
-            raise ConfigError(
-                f"BASE_MODEL: the weights of {workload.base_model} {words.format(repr(names[0]) + more)}; "
-                "config.json and weights are of different models, bring both again"
-            )
 
 
 def _forbid_repacking(model: "PreTrainedModel") -> None:

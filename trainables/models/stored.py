@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trainables.data.hub_models import INDEX
 from trainables.models.architecture import read_values
@@ -119,3 +120,29 @@ def _other_model(folder: Path, difference: str) -> ConfigError:
     return ConfigError(
         f"BASE_MODEL: config.json in {str(folder)!r} {difference}; one of them is of another model, bring both again"
     )
+
+
+LOADING_FAULTS = {
+    "missing_keys": "lack {}",
+    "mismatched_keys": "have {} in another size",
+    "unexpected_keys": "have {}, and the model of its config.json has not",
+}
+"""What transformers tells of tensors that it left as newly drawn or dropped, and how it is said."""
+
+
+def refuse_other_weights(source: str, loading: Mapping[str, Any]) -> None:
+    """Raise where a tensor of the model was not in its files, which left it newly drawn, or the other way round.
+
+    Args:
+        loading: what from_pretrained gives for `output_loading_info`.
+    Raises:
+        ConfigError: with the first of them.
+    """
+    for kind, words in LOADING_FAULTS.items():
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in loading.get(kind) or ())
+        if names:
+            more = f" (and {len(names) - 1} more)" if names[1:] else ""
+            raise ConfigError(
+                f"BASE_MODEL: the weights of {source} {words.format(repr(names[0]) + more)}; "
+                "config.json and weights are of different models, bring both again"
+            )

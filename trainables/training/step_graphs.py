@@ -247,15 +247,14 @@ class StepGraphs:
             "second_moments": _unpadded([slot["exp_avg_sq"] for slot in slots], weights),
         }
 
-    def replay(self, shape: StepShape, inputs: torch.Tensor, rate: "torch.Tensor | None" = None) -> None:
+    def replay(self, shape: StepShape, inputs: torch.Tensor, rate: torch.Tensor) -> None:
         """Do one step.
 
         Args:
             shape, inputs: a GraphInput, its vector on the device.
             rate: the step's learning rate, a float32 scalar on the device.
         """
-        if rate is not None:
-            self._learning_rate.copy_(rate)
+        self._learning_rate.copy_(rate)
         graph, static_inputs = self._steps[shape]
         static_inputs.copy_(inputs)
         graph.replay()

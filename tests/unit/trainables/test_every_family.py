@@ -3,19 +3,19 @@
 import json
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
 
-from orchestrator.report import export
 from tests.support.families import CASES, N_BLOCKS, Case, write
 from tests.support.nf4 import BLOCK, blocks_of, nf4_with_double_quantization
 from tests.support.stock_trainer import trainer_losses
 from trainables.comparison import bias, sensitivity
 from trainables.comparison.compare import compare
+from trainables.comparison.exported import merged_model
 from trainables.data import tokens
 from trainables.data.rows import read_rows
 from trainables.data.tokenized import tokenize
@@ -32,6 +32,7 @@ from trainables.values.workload import Workload
 from trainables.worker_cache import WorkerCache
 
 N_STEPS = 50
+FIRST_OF_FAMILY = tuple({case.model_type: case for case in reversed(CASES)}.values())
 PROMPTS = ([5], [9, 8, 7, 6], list(range(300, 320)), [17] * 11)
 
 
@@ -60,17 +61,18 @@ def on_disk(request, tmp_path_factory) -> OnDisk:
 
 
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
-def test_fifty_steps_are_those_of_the_hugging_face_trainer_with_peft(on_disk, precision, tmp_path):
-    config = on_disk.config(precision=precision, alpha=32, learning_rate=2e-3)
+def test_fifty_lean_steps_are_those_of_the_hugging_face_trainer_with_peft(on_disk, precision, tmp_path):
+    if precision == "nf4" and on_disk.case not in FIRST_OF_FAMILY:
+        pytest.skip("another variant of this family takes these steps at 4 bits")
+    config = on_disk.config(precision=precision, alpha=32, learning_rate=2e-3, loop="lean")
     rows = [row for row in tokens.load(on_disk.workload.data_folder)["train"] if len(row.input_ids) <= 48]
     batches = [pad(rows[i : i + 1], max_length_tokens=48, pad_id=0) for i in range(N_STEPS)]
     base = on_disk.cache.base(precision)
     with attached(base, config) as model:
         theirs, _ = trainer_losses(model, batches, learning_rate=2e-3, folder=tmp_path, use_cpu=True)
-    for loop in ("standard", "lean") if precision == "16bit" else ("lean",):
-        with attached(base, config) as model:
-            ours = EagerEngine(model, replace(config, loop=loop), compute_dtype="float32", device="cpu").run(batches)
-        assert (ours - theirs).abs().max() < 1e-5, (loop, ours, theirs)
+    with attached(base, config) as model:
+        ours = EagerEngine(model, config, compute_dtype="float32", device="cpu").run(batches)
+    assert (ours - theirs).abs().max() < 1e-5, (ours, theirs)
     assert theirs[-10:].mean() < theirs[:10].mean()
 
 
@@ -158,7 +160,7 @@ def test_the_bias_probe_reads_transformers_own_distribution_of_the_next_token(on
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
 def test_the_merged_model_has_the_loss_of_base_and_adapter(on_disk, adapters, precision):
     rows = on_disk.cache.rows["validation"][:8]
-    merged = export.merged_model(on_disk.workload, precision, adapters[precision])
+    merged = merged_model(on_disk.workload, precision, adapters[precision])
     base = base_model.load(on_disk.workload, precision, "cpu")
     with_adapter = held_out.eval_loss(lora.from_files(base, adapters[precision]), rows)
     assert held_out.eval_loss(merged.float(), rows) == pytest.approx(with_adapter, abs=5e-3)

@@ -245,3 +245,12 @@ def test_a_bare_c_proj_is_refused_since_it_names_two_modules():
 def test_equal_sets_of_targets_are_equal_tuples_in_the_familys_order():
     assert ordered_targets(["mlp.c_proj", "attn.c_attn"]) == ordered_targets(("attn.c_attn", "mlp.c_proj"))
     assert ordered_targets(reversed(TARGETS)) == TARGETS
+
+
+@pytest.mark.parametrize(
+    ("base_name", "named"),
+    [("org/name@v1", ("org/name", "v1")), ("org/name", ("org/name", None)), ("/models/a@b", ("/models/a@b", None))],
+)
+def test_an_adapter_names_its_base_and_the_revision_as_peft_reads_them(base_name, named, small_config):
+    settings = json.loads(lora.to_files(small_config(), {}, base_name=base_name)["adapter_config.json"])
+    assert (settings["base_model_name_or_path"], settings["revision"]) == named
