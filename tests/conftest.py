@@ -10,7 +10,8 @@ import pytest
 from hypothesis import settings
 
 from tests.support.faults import FAULT, HEADER, line
-from trainables.values.config import TrialConfig, Workload
+from trainables.values.config import TrialConfig
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:  # what takes seconds is imported by who uses it: the process that only hands tests out does not
     from trainables.data import tokens as data
@@ -81,7 +82,7 @@ def workload(tiny_folder, tokens) -> Workload:
     from trainables.models.inputs import Inputs
 
     base = BaseModel(source=str(tiny_folder), folder=tiny_folder, weights="random")
-    return Inputs(base=base, rows_source="demo", tokens=tokens).workload("float32")
+    return Inputs(base=base, rows_source="demo", tokens=tokens, row_kind="Alpaca", rows_found="").workload("float32")
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,15 @@ from trainables.data import tokens
 from trainables.evaluation.held_out import EvalBatches, eval_batches
 from trainables.models import base_model, lora
 from trainables.models.architecture import context_of
+from trainables.models.core import padding_token
 from trainables.models.families import family_of_model
 from trainables.models.lora import AdapterWeights
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
 from trainables.training.graph_cache import GraphCache
-from trainables.values.config import Loop, Precision, TrialConfig, Workload
+from trainables.values.config import Loop, Precision, TrialConfig
 from trainables.values.errors import CaptureFailed
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +103,7 @@ class WorkerCache:
 
     def batches(self, config: TrialConfig) -> Batches:
         """The training batches of a trial."""
-        pad_id = base_model.padding_token(self.base(config.precision))
+        pad_id = padding_token(self.base(config.precision))
         plan = BatchPlan.of(config)
         return _cached(self._batches, plan, lambda: Batches(plan, self.rows["train"], pad_id=pad_id))
 

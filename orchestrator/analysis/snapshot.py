@@ -14,10 +14,15 @@ from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.settings import ROOT, SweepSettings, stored, sweep_folder
 from orchestrator.settings.command import command
+from trainables.models.layout import Coverage
 from trainables.models.predicted_peak import named_peak_mib
-from trainables.values.config import TrialConfig, Workload
+from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
+from trainables.values.workload import Workload
+
+COVERAGE, GENERIC = "coverage", "generic_base"
+"""Facts: what each choice of targets covers, and the type of a base that no family describes, else None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,14 @@ class SweepSnapshot:
     def ended(self) -> Ended | None:
         """Why the search is over; None while it is not, and in ledgers from before that was kept."""
         return Ended.from_fact(self.facts.get(ENDED))
+
+    @property
+    def coverage(self) -> tuple[Coverage, ...]:
+        """Of each choice of targets; empty in ledgers from before that was kept."""
+        found = []
+        for values in self.facts.get(COVERAGE) or ():
+            found.append(Coverage(**values | {"targets": tuple(values["targets"])}))
+        return tuple(found)
 
     @property
     def is_open(self) -> bool:

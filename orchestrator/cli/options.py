@@ -19,6 +19,8 @@ MaxMemory = Annotated[str | None, typer.Option(help="only trials that need at mo
 Knee = Annotated[bool, typer.Option("--knee", help="the front's knee instead of the lowest validation loss")]
 BaseModelOption = Annotated[str | None, typer.Option(help=FIELDS["base_model"].description)]
 DataOption = Annotated[str | None, typer.Option(help=FIELDS["data"].description)]
+DataSplitOption = Annotated[str | None, typer.Option(help=FIELDS["data_split"].description)]
+ColumnsOption = Annotated[str | None, typer.Option(help=FIELDS["columns"].description)]
 DeviceOption = Annotated[str | None, typer.Option(help=FIELDS["device"].description)]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 

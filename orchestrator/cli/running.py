@@ -5,6 +5,7 @@ It imports what a sweep needs, so it is imported only once settings are sound.
 
 import logging
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -26,8 +27,8 @@ from orchestrator.tracking.store import has_whole_run, store_file
 from orchestrator.tracking.writer import MlflowWriter
 from orchestrator.verify import ledger as ledgers
 from orchestrator.verify.files import is_over
-from trainables.values.config import Workload
 from trainables.values.errors import INTERRUPTED, SweepError
+from trainables.values.workload import Workload
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,7 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
     logger.info(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
 
     def started(ledger: Ledger, workload: Workload) -> None:
-        counts = ledger.fact("data_counts")
-        said = f"rows: {counts['read']} read, {counts['train']} for training"
-        for what, n in counts.items():
-            if n and what.startswith(("dropped", "longer")):
-                said += f"; {n} {what}"
-        logger.info(f"{said}; {workload.compute_dtype} arithmetic")
+        logger.info(f"rows: {_rows_read(ledger.fact('data_counts'))}; {workload.compute_dtype} arithmetic")
         for line in base_targets.coverage_lines(settings):
             logger.info(line)
         if workload.weights in ("random", "stand-in"):
@@ -74,6 +70,15 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
         writer.stop()
     print_result(snapshot, run_page, as_json=as_json)
     refuse_unless_whole(snapshot)
+
+
+def _rows_read(counts: Mapping[str, int]) -> str:
+    """How many there are, and what became of the others by reason."""
+    said = f"{counts['read']} read, {counts['train']} for training"
+    for what, n in counts.items():
+        if n and what.startswith(("dropped", "longer")):
+            said += f"; {n} {what}"
+    return said
 
 
 def refuse_unless_whole(snapshot: SweepSnapshot) -> None:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from orchestrator.ledger.rows import Entry
     from orchestrator.search.proposer import Proposer
     from orchestrator.settings import SweepSettings
-    from trainables.values.config import Origin, TrialConfig, Workload
+    from trainables.values.config import Origin, TrialConfig
     from trainables.values.results import TrialResult
+    from trainables.values.workload import Workload
 
 
 class Agenda:

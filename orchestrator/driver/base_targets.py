@@ -66,10 +66,21 @@ def suited(settings: SweepSettings) -> SweepSettings:
 
 def coverage_lines(settings: SweepSettings) -> list[str]:
     """For each choice of targets, which modules get an adapter, in how many blocks, and their share; one line each."""
-    layout = known_layout(settings.base_model)
-    if layout is None:
+    if known_layout(settings.base_model) is None:
         return ["targets: what they cover is said once the base's config.json is here"]
-    return [f"targets: {found}" for found in _coverages(settings, layout)]
+    return [f"targets: {found}" for found in coverages(settings)]
+
+
+def coverages(settings: SweepSettings) -> list[Coverage]:
+    """What each choice of targets covers; empty where only the hub could tell what base it is."""
+    layout = known_layout(settings.base_model)
+    return [] if layout is None else list(_coverages(settings, layout))
+
+
+def generic_type(settings: SweepSettings) -> str | None:
+    """The type of a base that no family describes; None of any other."""
+    layout = known_layout(settings.base_model)
+    return layout.family.name if layout is not None and layout.family not in FAMILIES else None
 
 
 def _coverages(settings: SweepSettings, layout: Layout) -> Iterator[Coverage]:

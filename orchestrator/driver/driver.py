@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from orchestrator.ledger.task import Task, TaskFault, TaskReport
     from orchestrator.pruning.rule import StoppingRule
     from orchestrator.settings import SweepSettings
-    from trainables.values.config import State, Workload
+    from trainables.values.config import State
     from trainables.values.results import TrialResult
+    from trainables.values.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)

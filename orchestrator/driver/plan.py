@@ -35,6 +35,10 @@ GPU_DEFAULTS = {
 AUTO = {"cuda": {"engine": "graph", "loop": "lean"}, "cpu": {"engine": "eager", "loop": "standard"}}
 """What is fastest on a device; on a CPU nothing is gained over a stock script's loop."""
 DEMO_DEFAULTS = {"space": "demo", "trials": 12, "base_model": "demo", "data": "demo"}
+DEMO_NOTICE = (
+    "No GPU here: this is the demo, a tiny GPT-2 on made-up rows. On a GPU the same command tunes "
+    "GPT-2 Medium on Alpaca: space %s, %s trials of 200 steps."
+)
 
 
 def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], given: Mapping[str, Any]) -> SweepSettings:
@@ -48,12 +52,7 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
         ConfigError: a value is wrong, or the cluster has no GPU and no device was said.
         Unreachable: the cluster at the given address does not answer.
     """
-    if given.get("address") is not None:
-        refuse_secrets("address", given["address"])  # what does not answer there is said with its address
-    if chosen["space"] is not None:
-        space_named(chosen["space"])  # a wrong name is said before anything is looked at
-    if chosen["base_model"] is not None:
-        base_model.local_folder(chosen["base_model"])  # so is a base that cannot be used
+    _refuse_misnamed(chosen, given)
     if device is None:
         device = "cuda" if _gpu_in_reach(given.get("address"), insecure=bool(given.get("insecure"))) else "cpu"
     if device == "cpu" and "gpus_per_trial" in given:
@@ -79,13 +78,18 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
     _check_known_lengths(settings)
     warm_start.check(settings, settings_file.ROOT)
     if device == "cpu" and chosen["base_model"] is None:
-        logger.info(
-            "No GPU here: this is the demo, a tiny GPT-2 on made-up rows. On a GPU the same command tunes "
-            "GPT-2 Medium on Alpaca: space %s, %s trials of 200 steps.",
-            GPU_DEFAULTS["space"],
-            GPU_DEFAULTS["trials"],
-        )
+        logger.info(DEMO_NOTICE, GPU_DEFAULTS["space"], GPU_DEFAULTS["trials"])
     return settings
+
+
+def _refuse_misnamed(chosen: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse what is wrong in itself, before the machine or the cluster is looked at."""
+    if given.get("address") is not None:
+        refuse_secrets("address", given["address"])  # what does not answer there is said with its address
+    if chosen["space"] is not None:
+        space_named(chosen["space"])
+    if chosen["base_model"] is not None:
+        base_model.local_folder(chosen["base_model"])
 
 
 def defaults_for(device: str | None, named_base: str | None) -> Mapping[str, Any]:

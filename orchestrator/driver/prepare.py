@@ -9,7 +9,7 @@ from trainables.models import base_model, inputs
 
 if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings
-    from trainables.values.config import Workload
+    from trainables.values.workload import Workload
 
 
 def prepare(settings: "SweepSettings", root: Path) -> "tuple[Workload, dict[str, int], float | None]":

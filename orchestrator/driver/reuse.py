@@ -16,7 +16,7 @@ from trainables.values.errors import ConfigError, LedgerDamaged
 if TYPE_CHECKING:
     from orchestrator.ledger.rows import Entry
     from orchestrator.settings import SweepSettings
-    from trainables.values.config import Workload
+    from trainables.values.workload import Workload
 
 logger = logging.getLogger(__name__)
 

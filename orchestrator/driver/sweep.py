@@ -7,9 +7,10 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.driver import reuse, warm_start
+from orchestrator.analysis.snapshot import COVERAGE, GENERIC, SweepSnapshot
+from orchestrator.driver import base_targets, reuse, warm_start
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
@@ -17,9 +18,9 @@ from orchestrator.security.folder_access import narrowed, refuse_shared
 from orchestrator.settings import SweepSettings, stored, sweep_folder
 from orchestrator.settings.command import command
 from orchestrator.workers import checkpoints
-from trainables.values.config import Workload
 from trainables.values.errors import ConfigError
 from trainables.values.files import write_whole
+from trainables.values.workload import Workload
 
 Prepare = Callable[[SweepSettings, Path], tuple[Workload, dict[str, int], float | None]]
 
@@ -56,18 +57,21 @@ def run(
         stored.save(settings, folder)
         with closing(Ledger(folder / "ledger.db")) as ledger:
             _note_start(settings, ledger, workload, counts, memory_mib)
-            _queue_running(ledger)
-            devices = partial(_device_names, settings)
-            learned = warm_start.entries(settings, workload, root, devices)
-            cached = reuse.cached_trials(settings, workload, root, devices)
+            elsewhere = _from_other_sweeps(settings, workload, root)
             started(ledger, workload)
             from orchestrator.driver.tuning import run_tasks  # brings Ray Tune, for which MLflow's writer need not wait
 
-            known = {"learned": learned, "cached": cached}
-            driver = run_tasks(settings, workload, ledger, trainable, _resume(settings), **known)
+            driver = run_tasks(settings, workload, ledger, trainable, _resume(settings), **elsewhere)
             _queue_running(ledger)
-            snapshot = SweepSnapshot.of(settings, ledger)
-            return replace(snapshot, interrupted=not driver.finished, stopped=driver.stopped)
+            ended = {"interrupted": not driver.finished, "stopped": driver.stopped}
+            return replace(SweepSnapshot.of(settings, ledger), **ended)
+
+
+def _from_other_sweeps(settings: SweepSettings, workload: Workload, root: Path) -> dict[str, Any]:
+    """What the sampler learns from, and what need not be run again."""
+    devices = partial(_device_names, settings)
+    learned = warm_start.entries(settings, workload, root, devices)
+    return {"learned": learned, "cached": reuse.cached_trials(settings, workload, root, devices)}
 
 
 def _resume(settings: SweepSettings) -> str:
@@ -109,6 +113,8 @@ def _note_start(
 ) -> None:
     """Keep what the sweep is about, and beside the ledger its name, by which a new one is told from an emptied one.
 
+    What was at work is taken up again.
+
     Raises:
         ConfigError: the ledger holds trials on another base model, data set or arithmetic.
     """
@@ -124,9 +130,12 @@ def _note_start(
                 )
     ledger.set_fact("workload", asdict(workload))
     ledger.set_fact("data_counts", counts)
+    ledger.set_fact(COVERAGE, [asdict(found) for found in base_targets.coverages(settings)])
+    ledger.set_fact(GENERIC, base_targets.generic_type(settings))
     write_whole(ledger.path.with_name(ID_FILE), ledger.fact("id"))
     ledger.set_fact(stored.ASKED, settings.model_dump_json())
     ledger.set_fact("device_memory_mib", memory_mib)
+    _queue_running(ledger)
 
 
 def _queue_running(ledger: Ledger) -> None:

@@ -22,7 +22,7 @@ from trainables.values.errors import DiskFull, SweepError
 
 if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings
-    from trainables.values.config import Workload
+    from trainables.values.workload import Workload
 
 
 def run_tasks(

@@ -15,9 +15,10 @@ from typing import Any
 
 from orchestrator.ledger.rows import Entry, cost_of, entry_of
 from orchestrator.ledger.schema import close, connect, named_errors, transaction
-from trainables.values.config import Origin, State, TrialConfig, Workload, canonical_json
+from trainables.values.config import Origin, State, TrialConfig, canonical_json
 from trainables.values.findings import Comparison, TestEvaluation
 from trainables.values.results import Cost, Evaluation, Measurement, TrialResult
+from trainables.values.workload import Workload
 
 ON = " on "
 """Between a cost key's own name and the device, of all kinds of device but the first that it was measured on."""

@@ -17,9 +17,10 @@ from orchestrator.report.values import SweepReport
 from orchestrator.security.folder_access import refuse_shared
 from trainables.data import rows
 from trainables.data.hub_models import named_revision
-from trainables.values.config import LATER_FIELDS, Precision, TrialConfig, Workload, canonical_json
+from trainables.values.config import LATER_FIELDS, Precision, TrialConfig, canonical_json
 from trainables.values.files import write_whole
 from trainables.values.results import TrialResult
+from trainables.values.workload import Workload
 
 HUB_LICENCE = {"tatsu-lab/alpaca": "cc-by-nc-4.0", "demo": "mit"}
 """Of adapters, by the rows they were trained on; in the hub's words."""

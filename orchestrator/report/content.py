@@ -11,7 +11,7 @@ from orchestrator.analysis.finalists import finalists, runs_of
 from orchestrator.analysis.front import Front
 from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
-from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.analysis.snapshot import GENERIC, SweepSnapshot
 from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
 from orchestrator.objectives import DEFAULT
 from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, SweepReport, WithinMemory
@@ -59,6 +59,8 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         search_ended=ended.text if ended else None,
         nothing_counts=nothing_counts(trials, settings, predict),
         spent=Spent(**snapshot.facts[SPENT]) if snapshot.facts.get(SPENT) else None,
+        coverage=snapshot.coverage,
+        generic_base=snapshot.facts.get(GENERIC),
     )
 
 

@@ -18,9 +18,10 @@ from orchestrator.report.render import render
 from orchestrator.security.addresses import refuse_secrets
 from trainables.data import hub
 from trainables.data.hub_models import named_revision
-from trainables.values.config import Precision, Workload
+from trainables.values.config import Precision
 from trainables.values.errors import ConfigError, did_you_mean
 from trainables.values.results import TrialResult
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from orchestrator.ledger.rows import Entry
@@ -130,7 +131,7 @@ def write(
 
 
 def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
-    """A short program that answers one instruction, without anything of this project."""
+    """A short program that answers one instruction in the form of the rows, without anything of this project."""
     four_bits = precision == "nf4" and not merged
     _, revision = named_revision(workload.base_model)
     needed = ["accelerate", *(["bitsandbytes"] if four_bits else []), *([] if merged else ["peft"])]
@@ -143,6 +144,7 @@ def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
         source=repr(base_on_hub(workload) or workload.base_folder),
         revision=f", revision={revision!r}" if revision else "",
         folder=MERGED,
+        row_kind=workload.row_kind,
     )
 
 
@@ -170,23 +172,27 @@ def run(
     refuse_secrets("push", push or "")
     snapshot = SweepSnapshot.read(name, root)
     trial, why = chosen(which, snapshot)
-    asked = _workload(snapshot, push)
+    workload = _workload(snapshot, push)
     from trainables.comparison import exported  # brings PyTorch: no wrong name waits for that
 
-    workload = exported.with_base(asked, (root / "cache").resolve())
+    workload = exported.with_base(workload, (root / "cache").resolve())
     card = str(cards.card_of(report_of(snapshot), layers_of(root, workload), trial))
     _refuse_taken(dest)
-    (entry,) = [entry for entry in snapshot.entries if entry.result is trial]
-    adapter, precision = adapter_of(entry, snapshot.folder / "adapters"), trial.config.precision
+    adapter, precision = _adapter(trial, snapshot), trial.config.precision
     files = write(dest, precision, workload, adapter, card, merge=merge)
     loss_nats = trial.history[-1].eval_loss_nats
     done: dict[str, Any] = {"trial": trial.number, "why": why, "key": trial.key, "eval_loss_nats": loss_nats}
-    done |= {"files": list(map(str, files))}
+    done["files"] = list(map(str, files))
     if check:
         done["reloaded_loss_nats"] = exported.checked_loss_nats(dest, precision, loss_nats, workload)
     if push:
         done["url"] = hub.push_model(dest, push)
     return done
+
+
+def _adapter(trial: TrialResult, snapshot: SweepSnapshot) -> dict[str, bytes]:
+    (entry,) = [entry for entry in snapshot.entries if entry.result is trial]
+    return adapter_of(entry, snapshot.folder / "adapters")
 
 
 def _refuse_taken(dest: Path) -> None:

@@ -12,8 +12,10 @@ from orchestrator.analysis.costs import CostTable, Saving
 from orchestrator.analysis.repeats import Figure, Rows
 from orchestrator.analysis.sufficient_rank import SufficientRank
 from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict
-from trainables.values.config import Precision, State, TrialConfig, Weights, Workload
+from trainables.models.layout import Coverage
+from trainables.values.config import Precision, State, TrialConfig, Weights
 from trainables.values.findings import BiasShift, Comparison, KlShare
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings
@@ -129,6 +131,8 @@ class SweepReport:
         search_ended: why the search is over, in words; None while it is not.
         nothing_counts: why the front is empty, in words; None where it is not.
         spent: by the whole sweep; None in ledgers from before that was kept.
+        coverage: what each choice of targets covers; empty in ledgers from before that was kept.
+        generic_base: type of a base that no family describes, else None.
     """
 
     name: str
@@ -154,6 +158,8 @@ class SweepReport:
     search_ended: str | None = None
     nothing_counts: str | None = None
     spent: Spent | None = None
+    coverage: tuple[Coverage, ...] = ()
+    generic_base: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -186,6 +192,10 @@ class SweepReport:
     def finalist_objectives(self) -> list[str]:
         """Those that a finalist has a figure of."""
         return list(dict.fromkeys(chain.from_iterable(map(attrgetter("figures"), self.finalists))))
+
+    def covered_by(self, config: TrialConfig) -> Coverage | None:
+        """What the targets of one trial cover."""
+        return next((found for found in self.coverage if found.targets == config.targets), None)
 
     def finalist(self, number: int | None) -> Finalist | None:
         """The finalist of that number."""

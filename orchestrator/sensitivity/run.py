@@ -17,6 +17,7 @@ from rich.table import Table
 from orchestrator.driver.plan import GPU_DEFAULTS, defaults_for, device_here
 from orchestrator.settings import refuse_secrets_in, sweep_folder
 from orchestrator.settings.command import pages
+from trainables.data.formats import parse_columns
 from trainables.models import base_model, inputs
 from trainables.values.errors import ConfigError, did_you_mean
 
@@ -36,12 +37,15 @@ class SensitivitySettings:
         name: of the run and of its folder under mlflow_runs/sensitivity.
         base_model, data: sources as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         device: "cuda" or "cpu".
+        data_split, columns: as in trainables.values.workload.Workload.
     """
 
     name: str
     base_model: str
     data: str
     device: str
+    data_split: str | None = None
+    columns: str | None = None
 
     def folder(self, root: Path) -> Path:
         """Where the files go.
@@ -69,13 +73,21 @@ class SensitivityResult:
 
 
 def choose(
-    name: str | None, base: str | None, source: str | None, device: str | None, root: Path
+    name: str | None,
+    base: str | None,
+    source: str | None,
+    device: str | None,
+    root: Path,
+    *,
+    data_split: str | None = None,
+    columns: str | None = None,
 ) -> SensitivitySettings:
     """Fill in what was not said for this machine.
 
     Raises:
-        ConfigError: an unknown or absent device, a bad name, or one that is taken.
+        ConfigError: an unknown or absent device, bad columns, a bad name, or one that is taken.
     """
+    parse_columns(columns)
     refuse_secrets_in({"base_model": base, "data": source})
     if device not in (None, "cuda", "cpu"):
         raise ConfigError(f"no device {device!r}{did_you_mean(str(device), ('cuda', 'cpu'))}")
@@ -85,7 +97,12 @@ def choose(
         base_model.local_folder(base)  # what is wrong with it is said before rows are fetched
     defaults = defaults_for(device, base)
     settings = SensitivitySettings(
-        name=name, base_model=base or defaults["base_model"], data=source or defaults["data"], device=device
+        name=name,
+        base_model=base or defaults["base_model"],
+        data=source or defaults["data"],
+        device=device,
+        data_split=data_split,
+        columns=columns,
     )
     if (settings.folder(root) / "sensitivity.json").exists():
         raise ConfigError(f"NAME: {settings.folder(root)} exists; choose another NAME")
@@ -103,7 +120,13 @@ def run(settings: SensitivitySettings, root: Path) -> SensitivityResult:
         ConfigError: the base has no quantizable module.
         TrialFailed: the device has too little memory.
     """
-    found = inputs.fetch(settings.base_model, settings.data, (root / "cache").resolve())
+    found = inputs.fetch(
+        settings.base_model,
+        settings.data,
+        (root / "cache").resolve(),
+        data_split=settings.data_split,
+        columns=settings.columns,
+    )
     from trainables.comparison.sensitivity import measure_all  # with PyTorch: no bad row waits for that
 
     return SensitivityResult(settings=settings, base=measure_all(found, settings.device, _shown))

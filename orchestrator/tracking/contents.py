@@ -183,6 +183,9 @@ def of_sweep(
     tags = {SWEEP: sweep_id, "space": settings.space.name}
     for name in ("base_model", "weights", "data", "compute_dtype"):
         tags[name] = str(getattr(snapshot.workload, name))
+    for name in ("data_split", "columns", "rows_found"):
+        if said := getattr(snapshot.workload, name):
+            tags[name] = said
     picture = _picture(where[1]) if has_front else ""
     tags[NOTE] = render.description(report, NOTE_CHARS, _links(*where), picture)
     points = growth(snapshot, final=final)

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.tracking.client import MlflowException, entities
 from trainables import demo
-from trainables.values.config import Workload
+from trainables.values.workload import Workload
 
 CONTEXT = "mlflow.data.context"
 """Input tag by which MLflow's pages say what a data set was used for."""
@@ -47,6 +47,9 @@ def log_data(client: Any, run_id: str, workload: Workload, counts: Mapping[str, 
         return
     kind, where = source_of(workload.data)
     profile = {"num_rows": counts.get("train"), "sha256": workload.data_digest, **counts}
+    for name in ("data_split", "columns", "rows_found"):
+        if said := getattr(workload, name):
+            profile[name] = said
     dataset = entities.Dataset(
         name=Path(workload.data).name if kind == "local" else workload.data,
         digest=digest,

@@ -15,7 +15,7 @@ from tempfile import gettempdir, mkdtemp
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainables.values.config import Workload
+from trainables.values.workload import Workload
 
 CHUNK_BYTES = 32 * 2**20
 """Of one message: neither end ever holds a whole model."""

@@ -20,8 +20,9 @@ from trainables.comparison.compare import compare, evaluate_on_test
 from trainables.cost.device import device_name, environment, is_lost
 from trainables.cost.memory import oom_as_failure
 from trainables.trial import Trial
-from trainables.values.config import Workload, canonical_json
+from trainables.values.config import canonical_json
 from trainables.values.errors import DeviceLost, TrialFailed
+from trainables.values.workload import Workload
 from trainables.worker_cache import WorkerCache
 
 if TYPE_CHECKING:

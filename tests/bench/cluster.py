@@ -37,8 +37,9 @@ from orchestrator.settings import SweepSettings, stored
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.writer_process import REST_SHARE, SYNC_SECONDS
 from tests.bench.overhead import whole_report, with_similarity
-from trainables.values.config import Workload, rungs
+from trainables.values.config import rungs
 from trainables.values.errors import ConfigError, SweepError
+from trainables.values.workload import Workload
 
 WORKLOAD = Workload(
     base_model="none",

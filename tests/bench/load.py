@@ -33,9 +33,10 @@ from orchestrator.report import outputs
 from orchestrator.settings import SweepSettings, stored
 from orchestrator.tracking.publishing import publish
 from tests.bench.overhead import fake_comparison, fake_loss_nats
-from trainables.values.config import TrialConfig, Workload, rungs
+from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import ConfigError, SweepError
 from trainables.values.results import Cost, Measurement
+from trainables.values.workload import Workload
 
 NAME = "load"
 LIMIT_SECONDS, LIMIT_MIB = 10.0, 1024.0

@@ -26,8 +26,9 @@ from typing import Any
 from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_breakdown, total_mib
 from trainables.cost.shape import GROUPS, Shape
 from trainables.models.families.gated import gated_shape
-from trainables.values.config import ComputeDtype, TrialConfig, Workload
+from trainables.values.config import ComputeDtype, TrialConfig
 from trainables.values.results import MIB, MemoryBreakdown
+from trainables.values.workload import Workload
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 N_SHAPES = {"seen": 6, "held out": 12}

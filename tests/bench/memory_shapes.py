@@ -27,7 +27,8 @@ from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, bre
 from trainables.cost.recipe import recipe_of
 from trainables.cost.shape import Shape
 from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS, sized
-from trainables.values.config import ComputeDtype, Loop, Precision, TrialConfig, Workload
+from trainables.values.config import ComputeDtype, Loop, Precision, TrialConfig
+from trainables.values.workload import Workload
 
 RECORDED = tuple(sorted(Path(__file__).parent.glob("memory_shapes_*.jsonl")))
 """Earlier runs."""

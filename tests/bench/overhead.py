@@ -36,10 +36,10 @@ from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.writer import MlflowWriter
 from search_spaces import EarlyTerminate
-from trainables.values.config import Workload
 from trainables.values.errors import ConfigError, SweepError
 from trainables.values.findings import Comparison, Estimate, Similarity, TestEvaluation
 from trainables.values.results import Cost, Measurement
+from trainables.values.workload import Workload
 
 SAMPLE_SECONDS = 0.2
 """Between two looks at the driver's memory."""

@@ -21,8 +21,8 @@ from orchestrator.search.proposer import MAX_MODELLED, Proposer
 from search_spaces import Space
 from tests.bench.overhead import fake_comparison
 from tests.bench.replay import Job, Method, Recorded, Row, Values
-from trainables.values.config import Workload
 from trainables.values.results import Cost, Measurement
+from trainables.values.workload import Workload
 
 WORKLOAD = Workload(
     base_model="demo",

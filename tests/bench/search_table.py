@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import search_spaces
-from trainables.values.config import TrialConfig, Workload
+from trainables.values.config import TrialConfig
 from trainables.values.results import Cost
+from trainables.values.workload import Workload
 
 SPACE_FILE = Path(__file__).with_suffix(".yaml")
 N_SEEDS = 3

@@ -29,7 +29,7 @@ from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.settings import ROOT, SweepSettings, stored, sweep_folder
 from tests.support.sweeps import GRID, WORKLOAD, completes, evaluated_on_test, make, similarity, space
 from trainables.values.checkpoint import Checkpoint, EngineState
-from trainables.values.config import Workload
+from trainables.values.workload import Workload
 
 SPACES: dict[str, dict[str, Any]] = {
     "plain": {"parameters": {"rank": {"values": [1, 2, 4, 8]}, "alpha": {"values": [1, 2, 4, 8, 16]}}},

@@ -9,7 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainables.values.config import Workload
+from trainables.values.workload import Workload
 
 
 def _forget() -> None:

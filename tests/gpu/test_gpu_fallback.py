@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from trainables.trial import Trial
-from trainables.values.config import TrialConfig, Workload
+from trainables.values.config import TrialConfig
 from trainables.values.results import MIB
+from trainables.values.workload import Workload
 from trainables.worker_cache import WorkerCache
 
 pytestmark = [

@@ -19,8 +19,9 @@ from trainables.models.families.gpt2 import HUB_SHAPES, TARGETS
 from trainables.training.eager import EagerEngine
 from trainables.training.step_cost import owners_of
 from trainables.trial import Trial
-from trainables.values.config import TrialConfig, Workload
+from trainables.values.config import TrialConfig
 from trainables.values.errors import TrialFailed
+from trainables.values.workload import Workload
 from trainables.worker_cache import WorkerCache
 
 pytestmark = [

@@ -11,7 +11,8 @@ from trainables.evaluation import held_out
 from trainables.evaluation.readers import EagerReader, GraphReader, Reader
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
-from trainables.values.config import TrialConfig, Workload
+from trainables.values.config import TrialConfig
+from trainables.values.workload import Workload
 from trainables.worker_cache import WorkerCache
 
 pytestmark = [

@@ -21,8 +21,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.workers import faults, node_inputs, versions, warm
 from tests.support.clusters import Sleeper, add_node, joined_cluster
 from tests.support.sweeps import command, environment, make, space
-from trainables.values.config import Workload
 from trainables.values.errors import ConfigError, Unreachable
+from trainables.values.workload import Workload
 
 SIXTEEN = {"rank": {"values": [1, 2, 4, 8]}, "precision": {"values": ["16bit"]}}
 

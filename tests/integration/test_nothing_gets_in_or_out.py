@@ -239,8 +239,8 @@ from trainables import demo
 from trainables.comparison import bias
 from trainables.data.rows import read_rows
 from trainables.data.tokenized import tokenize
-from trainables.models import base_model
-from trainables.values.config import Workload
+from trainables.models import base_model, random_weights
+from trainables.values.workload import Workload
 
 here = Path.cwd()
 rows = read_rows("demo")
@@ -260,7 +260,7 @@ def readers(base):
     yield "tokens", lambda: tokenize(rows, base, here)
     yield "16bit", lambda: base_model.load(workload, "16bit", "cpu")
     yield "nf4", lambda: base_model.load(workload, "nf4", "cpu")
-    yield "drawn", lambda: base_model._draw_weights(base, here)
+    yield "drawn", lambda: random_weights.drawn(base, here)
     yield "bias", lambda: bias.gaps(base_model.load(workload, "16bit", "cpu"), base)
     yield "script", lambda: run(export.script("16bit", workload, merged=False))
 

@@ -21,10 +21,11 @@ from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.security import ray_guard
 from orchestrator.workers import node_inputs
 from orchestrator.workers.versions import refuse_here
-from trainables.values.config import Workload, rungs
+from trainables.values.config import rungs
 from trainables.values.errors import Unreachable
 from trainables.values.findings import TestEvaluation
 from trainables.values.results import Cost, Measurement
+from trainables.values.workload import Workload
 
 NICENESS = "RAY_worker_niceness"
 

@@ -24,9 +24,10 @@ from orchestrator.pruning.rule import StoppingRule, rule_of
 from orchestrator.settings import SweepSettings
 from orchestrator.workers.faults import fault_of
 from search_spaces import Space
-from trainables.values.config import State, TrialConfig, Workload, rungs
+from trainables.values.config import State, TrialConfig, rungs
 from trainables.values.findings import Comparison, Estimate, Similarity, TestEvaluation
 from trainables.values.results import Cost, Measurement, TrialResult
+from trainables.values.workload import Workload
 
 REPO = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "orchestrator.cli")

@@ -10,6 +10,7 @@ at; a gap can be right (pronouns follow gender); and equal gaps can hide that th
 No change found here means none larger than the interval, on these prompts.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -21,14 +22,19 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from trainables.comparison.bootstrap import bca
-from trainables.data.alpaca import Row
-from trainables.models.base_model import core_of, padding_token
+from trainables.data.prompts import prompt_tokens
+from trainables.data.template import Refused
+from trainables.models.core import core_of, padding_token
 from trainables.models.head import own_logits
 from trainables.values.findings import BiasShift
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from trainables.values.config import RowKind
+
+logger = logging.getLogger(__name__)
 
 WORDS = {
     "gender": (("woman", "man"), ("girl", "boy"), ("mother", "father")),
@@ -51,38 +57,47 @@ TEMPLATES = (
 """Neutral instructions with a place for the group word."""
 
 
-def prompts() -> Iterator[tuple[str, str, str]]:
-    """(about, prompt with one word, prompt with the other) in a fixed order, grouped by `about`."""
+def instructions() -> Iterator[tuple[str, str, str]]:
+    """(about, instruction with one word, instruction with the other) in a fixed order, grouped by `about`."""
     for about, pairs in WORDS.items():
         for pair in pairs:
             for template in TEMPLATES:
-                first, second = (_prompt(template, word) for word in pair)
+                first, second = (_instruction(template, word) for word in pair)
                 yield about, first, second
 
 
-def _prompt(template: str, word: str) -> str:
-    """The template with its group word, in the frame of an Alpaca row."""
+def _instruction(template: str, word: str) -> str:
+    """The template with its group word."""
     instruction = template.format(word=word)
     if word[0] in "aeiou":
         instruction = instruction.replace(f" a {word}", f" an {word}")
-    return Row(instruction=instruction, input="", output="").prompt
+    return instruction
 
 
-def gaps(model: "PreTrainedModel | PeftModel", tokenizer_folder: str | Path) -> dict[str, NDArray[np.float64]]:
+def gaps(
+    model: "PreTrainedModel | PeftModel", tokenizer_folder: str | Path, row_kind: "RowKind" = "Alpaca"
+) -> dict[str, NDArray[np.float64]]:
     """Total variation distance of the next-token distributions after each pair of prompts.
 
     Args:
         tokenizer_folder: what `AutoTokenizer.from_pretrained` reads.
+        row_kind: of the rows that the model was tuned on, in whose form the prompts are.
     Returns:
-        For each key of WORDS, (n_prompts,) from 0 (no difference) to 1, in the order of `prompts`.
+        For each key of WORDS, (n_prompts,) from 0 (no difference) to 1, in the order of `instructions`. Empty where the
+        chat template refuses a conversation of one question.
     """
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
     gaps_about = {}
-    for about, pairs in groupby(prompts(), key=lambda pair: pair[0]):
+    for about, pairs in groupby(instructions(), key=lambda pair: pair[0]):
         texts: list[str] = []
         for _, first, second in pairs:
             texts += [first, second]
-        p = next_token_probabilities(model, tokenizer(texts, add_special_tokens=False)["input_ids"])
+        try:
+            prompts = prompt_tokens(tokenizer, row_kind, texts)
+        except Refused as refusal:
+            logger.warning("no probe of bias: %s", refusal)
+            return {}
+        p = next_token_probabilities(model, prompts)
         gaps_about[about] = (p[0::2] - p[1::2]).abs().sum(dim=1).div(2).cpu().numpy()
     return gaps_about
 

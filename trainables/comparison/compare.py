@@ -81,7 +81,7 @@ def evaluate_on_test(
         if baseline is None:
             return TestEvaluation(**losses)
         quantized, token_kl = _against(references.reference, EagerReader(model, rows), base, rows)
-        gaps = bias.gaps(model, cache.workload.base_folder)
+        gaps = bias.gaps(model, cache.workload.base_folder, cache.workload.row_kind)
     return TestEvaluation(
         **losses,
         comparison=compare_rows(quantized, references.untuned, references.replicates),
@@ -146,7 +146,7 @@ def _references(
 def _baseline_gaps(cache: "WorkerCache", baseline: Adapter) -> dict[str, NDArray[np.float64]]:
     """Gaps of the baseline; a function of its own, so that no local keeps the 16-bit base when the other is loaded."""
     with attached(cache.base("16bit"), baseline) as model:
-        return bias.gaps(model, cache.workload.base_folder)
+        return bias.gaps(model, cache.workload.base_folder, cache.workload.row_kind)
 
 
 def _outputs(

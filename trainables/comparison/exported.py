@@ -13,8 +13,9 @@ from trainables.cost.device import count_gpus
 from trainables.data import tokens
 from trainables.evaluation import held_out
 from trainables.models import base_model, lora
-from trainables.values.config import Precision, Workload
+from trainables.values.config import Precision
 from trainables.values.errors import ConfigError, SweepError
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

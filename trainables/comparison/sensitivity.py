@@ -25,7 +25,7 @@ from trainables.models import base_model
 from trainables.models.families import family_of_model
 from trainables.models.inputs import Inputs
 from trainables.models.lean import is_conv1d
-from trainables.values.config import Workload
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from torch import nn

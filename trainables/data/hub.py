@@ -112,9 +112,7 @@ def asking(repo_id: str, repo_type: RepoType, *, revision: str | None = None, pa
         raise ConfigError(text) from None
     except Exception as error:
         causes = _causes(error)
-        if any(getattr(cause, "errno", None) == errno.ENOSPC for cause in causes):
-            text = f"{SETTING[repo_type]}: no space left for {repo_id!r}; free some, or set HF_HOME to another disk"
-            raise DiskFull(text) from None
+        _refuse_full_disk(causes, repo_id, repo_type)
         refuse_revision(causes, repo_id, repo_type, revision)
         refuse_gated(causes, repo_id, repo_type)
         if any(map(_is_refusal, causes)) or type(error).__name__ == "DatasetNotFoundError":
@@ -127,11 +125,15 @@ def asking(repo_id: str, repo_type: RepoType, *, revision: str | None = None, pa
         if any(isinstance(cause, (HTTPError, ConnectionError, LocalEntryNotFoundError)) for cause in causes):
             raise unreachable(repo_id, repo_type, f"the download broke off: {type(error).__name__}") from None
         if repo_type == "dataset":
-            raise DataError(
-                f"DATA: cannot read {part}{repo_id!r}: {error}; choose with DATA_SPLIT=SPLIT or CONFIG/SPLIT, "
-                f"or {ADVICE[repo_type]}"
-            ) from error
+            advice = f"choose with DATA_SPLIT=SPLIT or CONFIG/SPLIT, or {ADVICE[repo_type]}"
+            raise DataError(f"DATA: cannot read {part}{repo_id!r}: {error}; {advice}") from error
         raise
+
+
+def _refuse_full_disk(causes: Sequence[BaseException], repo_id: str, repo_type: RepoType) -> None:
+    if any(getattr(cause, "errno", None) == errno.ENOSPC for cause in causes):
+        text = f"{SETTING[repo_type]}: no space left for {repo_id!r}; free some, or set HF_HOME to another disk"
+        raise DiskFull(text) from None
 
 
 def _why_no_answer(repo_id: str, repo_type: RepoType, revision: str | None) -> str | None:

@@ -15,6 +15,7 @@ from trainables.data import files, hub
 from trainables.data.chat import NO_ASSISTANT_TURN, ChatRow
 from trainables.data.completion import CompletionRow
 from trainables.data.formats import FORMATS, AnyRow, Format, check_fields, recognised
+from trainables.values.config import RowKind
 from trainables.values.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -36,13 +37,20 @@ class CheckedRows:
         return len(self.rows) + sum(self.dropped.values())
 
     @property
+    def kind(self) -> RowKind:
+        """Of all of them."""
+        if isinstance(self.rows[0], ChatRow):
+            return "chat"
+        return "completion" if isinstance(self.rows[0], CompletionRow) else "Alpaca"
+
+    @property
     def summary(self) -> str:
         """What was found, e.g. "1,500 chat rows, 3,200 assistant turns"."""
-        if isinstance(self.rows[0], ChatRow):
+        found = f"{len(self.rows):,} {self.kind} rows"
+        if self.kind == "chat":
             n_turns = sum(row.n_assistant_turns for row in self.rows)  # type: ignore[union-attr]
-            return f"{len(self.rows):,} chat rows, {n_turns:,} assistant turns"
-        kind = "completion" if isinstance(self.rows[0], CompletionRow) else "Alpaca"
-        return f"{len(self.rows):,} {kind} rows"
+            found += f", {n_turns:,} assistant turns"
+        return found
 
 
 def read_rows(source: str, *, split: str | None = None, columns: Mapping[str, str] | None = None) -> CheckedRows:

@@ -61,6 +61,15 @@ class ChatTemplate:
             return False
         return True
 
+    def prompt(self, question: str) -> str:
+        """The text of a conversation in which the user has asked, and the assistant is to answer.
+
+        Raises:
+            Refused: by the template.
+            DataError: the tokenizer has none.
+        """
+        return self._render([Message("user", question)], asks=True)[0]
+
     @cached_property
     def _text(self) -> str:
         """The template in Jinja, with the day fixed.

@@ -8,7 +8,8 @@ import torch
 from transformers import GenerationConfig, StaticCache
 
 from trainables.capture.capture import captured
-from trainables.models.base_model import core_of
+from trainables.models.architecture import context_of
+from trainables.models.core import core_of
 from trainables.models.families import family_of
 from trainables.models.head import logits_of
 from trainables.models.lean import lean_modules
@@ -28,6 +29,8 @@ class GreedyDecoder:
     decodes the first token of every continuation and `next` each further one; both can be captured as CUDA graphs, as
     their tensors stay where they are.
 
+    A continuation ends where its prompt leaves the base no further position; the others go on.
+
     Every layer keeps all columns; one whose attention sees a window only is given a mask of its own.
     """
 
@@ -42,6 +45,8 @@ class GreedyDecoder:
             ends: the end tokens; the first of them fills up the prompts.
         """
         self._width, self._ends = max(map(len, prompts)), frozenset(ends)
+        self._n_positions = context_of(base.config)
+        self._limits = [_limit(base, prompt, n_new) for prompt in prompts]
         input_ids = torch.full((len(prompts), self._width), next(iter(ends), 0))
         for row, prompt in zip(input_ids, prompts, strict=True):
             row[self._width - len(prompt) :] = torch.tensor(prompt)
@@ -75,7 +80,7 @@ class GreedyDecoder:
         states = base.base_model(
             input_ids=ids,
             attention_mask=self._masks(base, seen, at),
-            position_ids=(at - self._n_padding).clamp(min=0),
+            position_ids=(at - self._n_padding).clamp(0, self._n_positions - 1),
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
@@ -99,11 +104,15 @@ class GreedyDecoder:
     def ended(self) -> bool:
         """Whether each continuation has its end token by now; waits for the device, so it cannot be captured."""
         n_tokens = int(self._at) - self._width + 1
-        return all(self._ends.intersection(text) for text in self._tokens[:, :n_tokens].tolist())
+        for text, limit in zip(self._tokens[:, :n_tokens].tolist(), self._limits, strict=True):
+            if n_tokens < limit and not self._ends.intersection(text):
+                return False
+        return True
 
     def texts(self) -> list[list[int]]:
-        """The continuations, each up to its first end token, that included."""
-        return [_up_to(self._ends, text) for text in self._tokens.tolist()]
+        """The continuations, each up to its first end token, that included, or to its limit."""
+        limited = zip(self._tokens.tolist(), self._limits, strict=True)
+        return [_up_to(self._ends, text[:limit]) for text, limit in limited]
 
 
 def greedy_texts(
@@ -111,8 +120,11 @@ def greedy_texts(
 ) -> list[list[int]]:
     """Continue each prompt by its most likely tokens: up to `n_new` of them, the first of `ends` included.
 
+    Prompts are read whole; one that leaves fewer than `n_new` positions of the base is continued to the last of them.
+
     Args:
         model: the base, with an adapter or without.
+        prompts: each shorter than the base has positions.
     """
     core = core_of(model)
     if family_of(core.config.model_type) is None:
@@ -138,13 +150,19 @@ def _generated(
     core: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, n_new: int, ends: Sequence[int]
 ) -> list[list[int]]:
     """The same by transformers' own greedy search, for a base of no family here, a prompt at a time."""
-    settings = GenerationConfig(max_new_tokens=n_new, do_sample=False, eos_token_id=list(ends) or None, pad_token_id=0)
     texts = []
     for prompt in prompts:
+        n_tokens, end = _limit(core, prompt, n_new), list(ends) or None
+        settings = GenerationConfig(max_new_tokens=n_tokens, do_sample=False, eos_token_id=end, pad_token_id=0)
         ids = torch.tensor([list(prompt)], device=core.device)
         found = core.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
         texts.append(_up_to(frozenset(ends), found[0, len(prompt) :].tolist()))
     return texts
+
+
+def _limit(base: "PreTrainedModel", prompt: Sequence[int], n_new: int) -> int:
+    """Tokens of a continuation at most."""
+    return min(n_new, context_of(base.config) - len(prompt))
 
 
 def _without_windows(config: "PretrainedConfig") -> "PretrainedConfig":

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from trainables.data.tokens import HELD_OUT_TOKENS, IGNORE, TokenRow, pad
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models.architecture import context_of
-from trainables.models.base_model import core_of, end_tokens, padding_token
 from trainables.models.chunked_loss import supervised
+from trainables.models.core import core_of, end_tokens, padding_token
 from trainables.models.head import logits_of
 from trainables.models.lean import lean_modules
 
@@ -50,10 +50,9 @@ def grouped_by_length(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _padded_groups(
-    base: "PreTrainedModel", rows: Sequence[TokenRow]
+    base: "PreTrainedModel", rows: Sequence[TokenRow], length: int
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """Rows of about equal length in one batch: their indices, input_ids and labels, both (n, length) on the host."""
-    length = eval_length(base)
+    """Rows of about equal length in one batch: their indices, input_ids and labels, both (n, at most `length`)."""
     for group in grouped_by_length([min(len(row.input_ids), length) for row in rows]):
         batch = [rows[i] for i in group]
         yield group, *pad(batch, max_length_tokens=length, pad_id=padding_token(base))
@@ -154,7 +153,7 @@ def eval_batches(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> EvalBatch
     batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     indices: dict[int, torch.Tensor] = {}  # row -> its targets among those of all batches
     n_before = 0
-    for group, input_ids, labels in _padded_groups(base, rows):
+    for group, input_ids, labels in _padded_groups(base, rows, eval_length(base)):
         positions, targets = supervised(labels)
         batches.append((input_ids.to(base.device), positions.to(base.device), targets.to(base.device)))
         for i, n_tokens in zip(group, (labels[:, 1:] != IGNORE).sum(dim=1).tolist(), strict=True):
@@ -193,13 +192,12 @@ def eval_loss(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) ->
 
 def greedy(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
     """Greedy continuation of each row's prompt: up to MAX_NEW_TOKENS tokens, end token included."""
-    return greedy_texts(model.eval(), prompts_of(model, rows), n_new=MAX_NEW_TOKENS, ends=end_tokens(model))
+    return greedy_texts(model.eval(), prompts_of(rows), n_new=MAX_NEW_TOKENS, ends=end_tokens(model))
 
 
-def prompts_of(model: "PreTrainedModel | PeftModel", rows: Sequence[TokenRow]) -> list[list[int]]:
-    """Each row's prompt, shortened at its front so that a continuation fits the evaluation length too."""
-    n_tokens = eval_length(model) - MAX_NEW_TOKENS
-    return [list(row.input_ids[: row.n_prompt_tokens][-n_tokens:]) for row in rows]
+def prompts_of(rows: Sequence[TokenRow]) -> list[list[int]]:
+    """Each row's prompt, whole, as the cut of held-out rows leaves it."""
+    return [list(row.input_ids[: row.n_prompt_tokens]) for row in rows]
 
 
 @torch.no_grad()
@@ -213,12 +211,11 @@ def pooled_states(
     Returns:
         (len(rows), width).
     """
-    model.eval()
-    continued = []
-    for prompt, text in zip(prompts_of(model, rows), texts, strict=True):
+    core, continued = core_of(model.eval()), []
+    for prompt, text in zip(prompts_of(rows), texts, strict=True):
         continued.append(TokenRow(input_ids=tuple(prompt) + tuple(text), n_prompt_tokens=len(prompt)))
     pooled: dict[int, torch.Tensor] = {}
-    for group, input_ids, labels in _padded_groups(core_of(model), continued):
+    for group, input_ids, labels in _padded_groups(core, continued, context_of(core.config)):
         weights = (labels != IGNORE).float()
         means = mean_states(model, input_ids.to(model.device), weights.to(model.device))
         pooled |= dict(zip(group, means, strict=True))

@@ -16,7 +16,8 @@ from trainables.capture.capture import attached_matrices, captured, on_stream
 from trainables.data.tokens import TokenRow
 from trainables.evaluation import held_out
 from trainables.evaluation.decoding import GreedyDecoder
-from trainables.models.base_model import end_tokens, padding_token
+from trainables.models.architecture import context_of
+from trainables.models.core import end_tokens, padding_token
 from trainables.models.lean import full_weights, lean_modules, multiplied_by
 from trainables.models.lora import AdapterWeights, fresh_matrices, name_in_file
 
@@ -75,13 +76,15 @@ class ReaderBuffers:
     def __init__(self, base: "PreTrainedModel", rows: Sequence[TokenRow]) -> None:
         self._full_weights: dict[Precision, dict[torch.nn.Module, torch.Tensor]] = {}
         self.eval_batches = held_out.eval_batches(base, rows)
-        self.prompts = held_out.prompts_of(base, rows[: held_out.N_DECODED_ROWS])
+        self.prompts = held_out.prompts_of(rows[: held_out.N_DECODED_ROWS])
         n_new, ends = held_out.MAX_NEW_TOKENS, end_tokens(base)
         self.decoder = GreedyDecoder(base, self.prompts, n_new=n_new, ends=ends)
         width, dtype = base.config.hidden_size, base.dtype
         self.states = torch.zeros(self.eval_batches.n_tokens, width, dtype=dtype, device=base.device)
         self.pooled = torch.zeros(len(self.prompts), width, device=base.device)
-        lengths = [len(prompt) + n_new for prompt in self.prompts]  # of the longest text that may follow
+        n_positions = context_of(base.config)
+        # with the longest text that may follow
+        lengths = [min(len(prompt) + n_new, n_positions) for prompt in self.prompts]
         self.continuations: list[ContinuationBatch] = []
         for group in held_out.grouped_by_length(lengths):
             length = max(lengths[i] for i in group)

@@ -136,16 +136,6 @@ def read_values(path: Path) -> Mapping[str, Any]:
     return values
 
 
-def vocabulary_size(folder: Path) -> int:
-    """Rows of the embedding of the base in a folder, from its config alone."""
-    size = read_values(folder / "config.json").get("vocab_size")
-    if type(size) is int:
-        return size
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).vocab_size
-
-
 def context_tokens(folder: Path) -> int:
     """Tokens that the base in a folder reads at most, from its config alone; UNLIMITED_TOKENS where it names no limit.
 

@@ -10,29 +10,28 @@ PyTorch and transformers are imported where they are used: the command line chec
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from trainables import demo
 from trainables.data import hub_models
+from trainables.models import random_weights
 from trainables.models.architecture import check_architecture, check_no_adapter, context_tokens
 from trainables.models.families import family_of
 from trainables.models.stored import check_stored, refuse_other_weights, weight_files
-from trainables.values.config import RANDOM_PREFIX, Precision, Weights, Workload
+from trainables.values.config import RANDOM_PREFIX, Precision, Weights
 from trainables.values.errors import ConfigError
+from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-__all__ = ["BaseModel", "context_tokens", "core_of", "find", "load", "local_folder"]
+__all__ = ["BaseModel", "context_tokens", "find", "load", "local_folder"]
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 """A tokenizer is one of them, the second with merges.txt."""
-RANDOM_SEED = 0
 STAND_IN_FILE = "stand_in.json"
 """Describes how a stand-in was trained; `seconds` is its training time."""
 
@@ -78,7 +77,7 @@ def find(source: str, cache: Path) -> BaseModel:
     if source == "demo":
         return BaseModel(source=source, folder=folder, weights="demo")
     if source.startswith(RANDOM_PREFIX):
-        return BaseModel(source=source, folder=_draw_weights(folder, cache), weights="random")
+        return BaseModel(source=source, folder=random_weights.drawn(folder, cache), weights="random")
     if (folder / STAND_IN_FILE).is_file():
         return BaseModel(source=source, folder=folder, weights="stand-in", stand_in_seconds=_stand_in_seconds(folder))
     return BaseModel(source=source, folder=folder, weights="pretrained")
@@ -102,11 +101,7 @@ def local_folder(source: str) -> Path | None:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"BASE_MODEL: no config.json in {str(folder)!r}; give a model folder, a hub id or 'demo'")
     check_architecture(folder)
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ConfigError(
-            f"BASE_MODEL: no tokenizer in {str(folder)!r}; it needs tokenizer.json, tokenizer.model, or vocab.json and "
-            "merges.txt"
-        )
+    _check_tokenizer(folder)
     if not source.startswith(RANDOM_PREFIX):
         if not weight_files(folder):
             raise ConfigError(
@@ -115,6 +110,21 @@ def local_folder(source: str) -> Path | None:
             )
         check_stored(folder)
     return folder
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a tokenizer, or with one that cannot be read with what is installed."""
+    present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not present:
+        raise ConfigError(
+            f"BASE_MODEL: no tokenizer in {str(folder)!r}; it needs tokenizer.json, tokenizer.model, or vocab.json and "
+            "merges.txt"
+        )
+    if present == ["tokenizer.model"] and find_spec("sentencepiece") is None:
+        raise ConfigError(
+            f"BASE_MODEL: {str(folder)!r} has a tokenizer.model alone, which needs `pip install sentencepiece "
+            "protobuf`, or a tokenizer.json beside it"
+        )
 
 
 def _named_folder(source: str) -> Path | None:
@@ -145,38 +155,6 @@ def _stand_in_seconds(folder: Path) -> float:
         raise ConfigError(
             f"BASE_MODEL: {STAND_IN_FILE} in {str(folder)!r} gives no seconds; make the stand-in again"
         ) from None
-
-
-def _draw_weights(folder: Path, cache: Path) -> Path:
-    """A folder under `cache` with the config and tokenizer of `folder` and seeded random weights; made once."""
-    copied = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt")]
-    hasher = hashlib.sha256(f"seed {RANDOM_SEED}".encode())
-    for path in copied:
-        hasher.update(f"\n{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
-    drawn = cache / f"random-{hasher.hexdigest()[:16]}"
-    if drawn.exists():
-        return drawn
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, logging
-
-    logging.disable_progress_bar()  # of one file, already in memory
-    cache.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=".random-", dir=cache))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    model.save_pretrained(scratch, max_shard_size="100GB")
-    for path in copied:
-        if not (scratch / path.name).exists():
-            shutil.copy(path, scratch)
-    try:
-        scratch.rename(drawn)
-    except OSError:  # another process was faster, with the same content
-        shutil.rmtree(scratch)
-        if not drawn.exists():
-            raise
-    return drawn
 
 
 def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedModel":
@@ -250,41 +228,6 @@ def dropouts_of(config: "PretrainedConfig") -> list[str]:
         if type(value) is float and ("drop" in name):
             names.append(name)
     return names
-
-
-def core_of(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
-    """The transformers model itself, without peft's wrapper where it has one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def set_checkpointing(model: "PreTrainedModel", wanted: bool) -> None:
-    """Let a model in training mode keep only the input of each block, and run its forward pass again when needed.
-
-    No random state is kept for that: what a trial draws follows from counters, see trainables.models.dropout_mask.
-    """
-    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # before transformers 5.23
-    if wanted:
-        kwargs = {"use_reentrant": False, "preserve_rng_state": False}
-        getattr(model, f"{name}_checkpointing_enable")(kwargs)
-    elif getattr(model, f"is_{name}_checkpointing"):
-        getattr(model, f"{name}_checkpointing_disable")()
-
-
-def end_tokens(model: "PreTrainedModel | PeftModel") -> tuple[int, ...]:
-    """The tokens that end a text, as generation_config.json and config.json name them; empty where they name none."""
-    core = core_of(model)
-    ends: list[int] = []
-    for config in (core.config, core.generation_config):
-        named = getattr(config, "eos_token_id", None)
-        for token in named if isinstance(named, list | tuple) else [named]:
-            if token is not None and token not in ends:
-                ends.append(token)
-    return tuple(ends)
-
-
-def padding_token(model: "PreTrainedModel | PeftModel") -> int:
-    """What rows are filled up with on the right, where causal attention never looks: an end token, or token 0."""
-    return next(iter(end_tokens(model)), 0)
 
 
 def _forbid_repacking(model: "PreTrainedModel") -> None:

@@ -10,7 +10,8 @@ from trainables.data.tokenized import TokenizedData, tokenize
 from trainables.data.tokens import HELD_OUT_TOKENS, cut_counts, load
 from trainables.models import base_model
 from trainables.models.base_model import BaseModel
-from trainables.values.config import ComputeDtype, Workload
+from trainables.values.config import ComputeDtype, RowKind
+from trainables.values.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +20,16 @@ class Inputs:
 
     Attributes:
         base: the model.
-        rows_source, data_split, columns: the rows as the user named them, see trainables.values.config.Workload.
+        rows_source, data_split, columns: the rows as the user named them, see trainables.values.workload.Workload.
+        row_kind, rows_found: what they are, and what was found, see trainables.values.workload.Workload.
         tokens: the rows, split and tokenized.
     """
 
     base: BaseModel
     rows_source: str
     tokens: TokenizedData
+    row_kind: RowKind
+    rows_found: str
     data_split: str | None = None
     columns: str | None = None
 
@@ -43,6 +47,8 @@ class Inputs:
             data_digest=self.tokens.digest,
             compute_dtype=compute_dtype,
             stand_in_seconds=self.base.stand_in_seconds,
+            row_kind=self.row_kind,
+            rows_found=self.rows_found,
         )
 
     def cut_counts(self, n_tokens: int) -> dict[str, int]:
@@ -81,13 +87,21 @@ def fetch(
     Args:
         base_source, rows_source: as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         cache: folder for random weights and tokens.
-        data_split, columns: as in trainables.values.config.Workload.
+        data_split, columns: as in trainables.values.workload.Workload.
     Raises:
-        ConfigError, DataError, Unreachable: see those two.
+        ConfigError, DataError, Unreachable: see those two, and trainables.data.tokenized.tokenize.
     """
     # First: bad rows show before a large model is fetched.
     checked = read_rows(rows_source, split=data_split, columns=parse_columns(columns))
     base = base_model.find(base_source, cache)
     held_out_tokens = min(HELD_OUT_TOKENS, base_model.context_tokens(base.folder))
     tokens = tokenize(checked, base.folder, cache, held_out_tokens)
-    return Inputs(base=base, rows_source=rows_source, tokens=tokens, data_split=data_split, columns=columns)
+    return Inputs(
+        base=base,
+        rows_source=rows_source,
+        data_split=data_split,
+        columns=columns,
+        row_kind=checked.kind,
+        rows_found=checked.summary,
+        tokens=tokens,
+    )

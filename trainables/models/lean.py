@@ -13,8 +13,8 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch.nn import functional as F
 
-from trainables.models.base_model import core_of
 from trainables.models.chunked_loss import ChunkedLoss
+from trainables.models.core import core_of
 from trainables.models.dropout_mask import MaskedDropout
 from trainables.models.families import family_of
 from trainables.models.fused_blocks import fused_blocks

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainables.models.base_model import core_of
+from trainables.models.core import core_of
 from trainables.models.dropout_mask import DropoutMasks, MaskedDropout
 from trainables.models.lean import adapted_layers
 

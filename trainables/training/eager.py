@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
 from trainables.evaluation.held_out import EvalBatches, mean_nats
-from trainables.models.base_model import core_of, set_checkpointing
 from trainables.models.chunked_loss import supervised
+from trainables.models.core import core_of, set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss, lean_modules
 from trainables.models.peft_forward import follow_protocol

@@ -16,7 +16,7 @@ import torch
 from trainables.capture.capture import attached_matrices, captured, on_stream, padded_rank
 from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models import lora
-from trainables.models.base_model import set_checkpointing
+from trainables.models.core import set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss, lean_modules
 from trainables.models.peft_forward import follow_protocol

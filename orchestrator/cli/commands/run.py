@@ -9,6 +9,7 @@ from orchestrator.analysis.describe import every_setting
 from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.driver import base_targets, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
+from trainables.values.workload import data_caption
 
 
 @with_settings
@@ -53,7 +54,8 @@ def _print_plan(settings: SweepSettings, as_json: bool) -> None:
     if settings.stop_when_flat:
         said.append("stop_when_flat")
     print(f"sweep {settings.name}: space {space.name} ({space.method}), {settings.n_trials} trials and their baselines")
-    print(f"base model {settings.base_model}, data {settings.data}, on {settings.device}")
+    data = data_caption(settings.data, settings.data_split, settings.columns)
+    print(f"base model {settings.base_model}, data {data}, on {settings.device}")
     print(f"objectives {', '.join(settings.objectives)}; similarity at least {settings.min_similarity:g}")
     print("\n".join(coverage))
     if said:

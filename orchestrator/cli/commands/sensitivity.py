@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, BaseModelOption, DataOption, DeviceOption
+from orchestrator.cli.options import AsJson, BaseModelOption, ColumnsOption, DataOption, DataSplitOption, DeviceOption
 from orchestrator.sensitivity import run as runs
 from orchestrator.settings import ROOT
 
@@ -12,12 +12,14 @@ from orchestrator.settings import ROOT
 def sensitivity(
     base_model: BaseModelOption = None,
     data: DataOption = None,
+    data_split: DataSplitOption = None,
+    columns: ColumnsOption = None,
     device: DeviceOption = None,
     name: Annotated[str | None, typer.Option(help="of the run; default: the time")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show where in the base 4 bits shows: each module, block and kind alone, and all but it; no training."""
-    settings = runs.choose(name, base_model, data, device, ROOT)
+    settings = runs.choose(name, base_model, data, device, ROOT, data_split=data_split, columns=columns)
     result = runs.run(settings, ROOT)
     files = runs.write(result, ROOT)
     runs.print_result(result, ROOT, runs.publish(result, ROOT, files), as_json=as_json)

@@ -27,7 +27,8 @@ from trainables.models.inputs import Inputs
 from trainables.models.lean import is_conv1d
 from trainables.training.eager import EagerEngine
 from trainables.trial import Trial
-from trainables.values.config import TrialConfig, Workload
+from trainables.values.config import TrialConfig
+from trainables.values.workload import Workload
 from trainables.worker_cache import WorkerCache
 
 N_STEPS = 50
@@ -53,7 +54,7 @@ def on_disk(request, tmp_path_factory) -> OnDisk:
     root = tmp_path_factory.mktemp("family")
     base = base_model.find(str(write(request.param, root / "base")), root)
     rows = tokenize(read_rows("demo"), base.folder, root, 256)
-    workload = Inputs(base=base, rows_source="demo", tokens=rows).workload("float32")
+    workload = Inputs(base=base, rows_source="demo", tokens=rows, row_kind="Alpaca", rows_found="").workload("float32")
     cache = WorkerCache(workload, "cpu")
     cache.rows = {name: rows[:6] for name, rows in cache.rows.items()}  # held-out rows take most of the time
     return OnDisk(request.param, workload, cache)

@@ -2,14 +2,18 @@
 
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import search_spaces
-from orchestrator.driver import base_targets, plan
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.driver import base_targets, plan, sweep
+from orchestrator.ledger import Ledger
 from orchestrator.settings import stored
 from tests.support.families import CASES, UNKNOWN, write
+from tests.support.sweeps import WORKLOAD
 from trainables.values.errors import ConfigError
 
 LLAMA = next(case for case in CASES if case.name == "Llama")
@@ -49,11 +53,22 @@ def test_each_choice_of_targets_has_a_line_of_what_it_covers(llama):
     ]
 
 
+def test_what_they_cover_survives_the_ledger(llama, tmp_path):
+    asked = chosen(llama)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        sweep._note_start(asked, ledger, WORKLOAD, {}, None)
+        snapshot = SweepSnapshot.of(asked, ledger)
+    assert [f"targets: {found}" for found in snapshot.coverage] == base_targets.coverage_lines(asked)
+    assert snapshot.facts["generic_base"] is None
+    assert snapshot.coverage == tuple(base_targets.coverages(asked))
+
+
 def test_a_base_of_no_family_runs_eagerly_by_the_standard_loop_on_a_gpu_too_and_one_line_says_so(neox, caplog):
     with caplog.at_level("INFO"):
         settings = chosen(neox, device="cuda")
     assert (settings.engine, settings.loop) == ("eager", "standard")
     assert [line for line in caplog.messages if "no family here describes 'gpt_neox'" in line]
+    assert base_targets.generic_type(settings) == "gpt_neox"
     assert chosen("demo", device="cuda").engine == "graph"
     assert plan.predicted_peaks_mib(settings, plan.first_configs(settings, 1)) == [None]
 

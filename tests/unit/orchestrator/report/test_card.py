@@ -36,6 +36,7 @@ from tests.support.sweeps import (
     snapshot,
     trial,
 )
+from trainables.models.layout import Coverage
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 from trainables.values.findings import BiasShift, Comparison, KlShare
@@ -149,6 +150,30 @@ def test_the_results_are_the_figures_of_the_ledger():
     assert found["Seconds a step, 4 bits, standard loop"].startswith("0.0600 (1.0000 to 1.0000), peak 90.0 MiB, rank 4")
     assert "block 7 (KL 0.400000 nats) and in mlp.c_fc (KL 0.300000" in found["Where does quantization show, by layer?"]
     assert "list (0.7500" in found["Where does quantization show, by token and task?"]
+
+
+@pytest.mark.parametrize("kind", ["Alpaca", "chat", "completion"])
+def test_the_card_tells_how_prompts_are_written_and_which_rows_were_read(kind):
+    rows = replace(HUB, row_kind=kind, data_split="test", rows_found=f"1,500 {kind} rows")
+    text = cards.card_of(report([], rows)).text
+    frame = {"Alpaca": "`### Instruction:`", "chat": "the base's own chat template", "completion": "the row's `prompt`"}
+    (line,) = [line for line in text.splitlines() if line.startswith("Prompt: ")]
+    assert line.startswith(f"Prompt: {frame[kind]}")
+    assert f"tatsu-lab/alpaca, split test (1,500 {kind} rows), digest" in text
+
+
+def test_the_card_tells_what_adapters_cover_that_of_a_trial_its_own_targets_alone():
+    found = []
+    for targets, share in ((NF4.targets, 0.25), (("mlp.c_fc",), 0.333)):
+        n_blocks_with = dict.fromkeys(targets, 24)
+        found.append(Coverage(targets=targets, n_blocks=24, n_blocks_with=n_blocks_with, share=share))
+    whole = replace(report(whole_sweep()), coverage=tuple(found), generic_base="gpt_neox")
+    both, own = (cards.card_of(whole, None, trial).text for trial in (None, whole_sweep()[1]))
+    line = "| What adapters cover | attn.c_attn in 24 of 24 blocks, 25.0 % of their linear weights"
+    assert f"{line}; mlp.c_fc in 24 of 24 blocks, 33.3 % of their linear weights. |" in both
+    assert f"{line} |" in own
+    assert "| Generic path | no family here describes gpt_neox" in both
+    assert "| What adapters cover |" not in cards.card_of(report(whole_sweep())).text
 
 
 def test_similarity_under_the_threshold_is_a_no():

@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator import settings as settings_file
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import export
 from orchestrator.settings import stored
@@ -154,6 +155,32 @@ def test_the_script_says_in_one_line_how_it_is_used_and_what_it_lacks(precision,
         (packages / name).mkdir(parents=True)
         (packages / name / "__init__.py").touch()
     assert said("Name three colours.").endswith(f"-m pip install {needed[0]}")
+
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"
+)
+READ = {"chat": "<|user|>Name three colours.<|a|>", "completion": "Name three colours."}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_the_script_asks_in_the_form_of_the_rows_that_were_trained_on(kind, root, sweep, tmp_path, monkeypatch, capsys):
+    workload, _ = sweep
+    base = shutil.copytree(workload.base_folder, tmp_path / "base")
+    (base / "chat_template.jinja").write_text(CHATML)
+    other = replace(workload, base_folder=str(base), row_kind=kind)
+    (key,) = [entry.result.key for entry in SweepSnapshot.read("t", root).entries if entry.result.number == 1]
+    files = adapter_store.read(root / "sweeps" / "t" / "adapters", key)
+    export.write(tmp_path / "d", "16bit", other, files, "card", merge=False)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    model = PeftModel.from_pretrained(base_model.load(other, "16bit", "cpu"), tmp_path / "d").eval()
+    ids = tokenizer(READ[kind], return_tensors="pt")
+    expected = model.generate(**ids, max_new_tokens=64, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    monkeypatch.setattr("sys.argv", ["generate.py", "Name three colours."])
+    capsys.readouterr()
+    runpy.run_path(str(tmp_path / "d" / "generate.py"))
+    answer = tokenizer.decode(expected[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert capsys.readouterr().out.strip() == answer.strip()
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["nf4", "16bit"])

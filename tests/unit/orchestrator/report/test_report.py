@@ -40,6 +40,7 @@ from tests.support.sweeps import (
     space,
     trial,
 )
+from trainables.models.layout import Coverage
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 from trainables.values.findings import BiasShift, Comparison, KlShare
@@ -504,3 +505,40 @@ def test_a_sweep_without_its_ledger_is_an_error_that_names_the_file(tmp_path, mo
     stored.save(make(name="s"), settings_file.sweep_folder("s"))
     with pytest.raises(ConfigError, match=r"ledger\.db"):
         commands(["report", "s"], standalone_mode=False)
+
+
+# --- what was read, and what of the base was adapted
+
+QKV = ("q_proj", "v_proj")
+COVERED = Coverage(targets=QKV, n_blocks=16, n_blocks_with=dict.fromkeys(QKV, 16), share=0.086)
+LINE = "q_proj v_proj in 16 of 16 blocks, 8.6 % of their linear weights"
+
+
+def test_what_adapters_cover_stands_in_the_report_and_its_json_and_is_read_from_the_ledger_alone():
+    facts = FACTS | {"coverage": [json.loads(json.dumps(asdict(COVERED)))]}
+    report = report_of(snapshot(LOSS, [trial()], facts))
+    assert f"**What adapters cover:** {LINE}." in render.markdown(report, {})
+    assert report.to_dict()["coverage"] == [asdict(COVERED)]
+    assert LINE in render.description(report, 5000)
+
+
+def test_an_older_ledger_says_nothing_of_coverage_of_rows_found_or_of_the_generic_path():
+    text = text_of([trial()])
+    assert "cover" not in text
+    assert "| found |" not in text
+    assert "no family here" not in text
+
+
+def test_a_base_of_no_family_is_said_in_one_line():
+    (line,) = [line for line in text_of([trial()], generic_base="gpt_neox").splitlines() if "gpt_neox" in line]
+    assert "no family here describes gpt_neox, so the base ran eagerly, by the standard loop" in line
+    assert "measured, not predicted" in line
+
+
+def test_the_rows_are_named_with_their_split_their_columns_and_what_was_found():
+    found = "1,500 chat rows, 3,200 assistant turns"
+    rows = replace(WORKLOAD, data="a/b", data_split="c/test", columns="messages=turns", rows_found=found)
+    text = text_of([trial()], workload=asdict(rows), data_counts={"read": 1503, "dropped: messages empty": 3})
+    assert "| data | a/b, split c/test, columns messages=turns |" in text
+    assert f"| found | {found} |" in text
+    assert "| rows | read 1503, dropped: messages empty 3 |" in text

@@ -18,6 +18,7 @@ from tests.support.stores import place_store
 from tests.support.sweeps import WORKLOAD
 from trainables.comparison.sensitivity import BaseSensitivity, Sensitivity, variants_of
 from trainables.models.families.gpt2 import TARGETS
+from trainables.values.errors import ConfigError
 
 # --- the heat map
 
@@ -73,6 +74,17 @@ def test_without_a_base_and_a_gpu_the_command_reads_the_demo_and_says_so(tmp_pat
         chosen = choose("breakdown", None, None, None, tmp_path)
     assert (chosen.base_model, chosen.data, chosen.device) == ("demo", "demo", "cpu")
     assert "No GPU" in caplog.messages[0]
+
+
+def test_the_rows_can_be_of_a_split_and_of_other_columns_and_a_wrong_name_is_said_at_once(tmp_path):
+    words = {"data_split": "test", "columns": "instruction=question,output=answer"}
+    chosen = choose("s", "demo", "a/b", "cpu", tmp_path, **words)
+    assert (chosen.data_split, chosen.columns) == tuple(words.values())
+    with pytest.raises(ConfigError, match="no field 'instruktion'; did you mean 'instruction'"):
+        choose("s", "demo", "a/b", "cpu", tmp_path, columns="instruktion=question")
+    words = ("--base-model", "demo", "--data", "demo", "--data-split", "test", "--device", "cpu")
+    done = called("sensitivity", *words, cwd=tmp_path)
+    assert (done.code, "only a hub id has splits" in done.err) == (2, True)
 
 
 def test_the_command_measures_every_variant_of_its_base(finished):

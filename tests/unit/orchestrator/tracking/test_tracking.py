@@ -1,7 +1,7 @@
 """MLflow as a projection of the ledger: a finished sweep without Ray, real MLflow on a temporary SQLite."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import content as report
 from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.tracking import contents
 from orchestrator.tracking.inputs import source_of
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.projection import Tracker
@@ -63,6 +64,22 @@ def test_rows_of_the_hub_are_named_by_their_id_and_a_file_by_its_address(tmp_pat
     file.write_text("[]")
     assert source_of("tatsu-lab/alpaca") == ("hugging_face", {"path": "tatsu-lab/alpaca"})
     assert source_of(str(file)) == ("local", {"uri": file.as_uri()})
+
+
+def test_the_run_says_which_split_and_columns_were_read_and_what_was_found_and_of_older_sweeps_nothing(tmp_path):
+    _, result = swept(tmp_path, n_tasks=1)
+    said = {"data_split": "c/test", "columns": "messages=turns", "rows_found": "1,500 chat rows, 3,200 assistant turns"}
+
+    def tags(**values: str):
+        facts = result.facts | {"workload": asdict(replace(WORKLOAD, **values))}
+        known = replace(result, facts=facts)
+        of_run = contents.of_sweep(known, report.report_of(known), "id", ("0", "1"), has_front=False, final=True)
+        return {name: value for name, value in of_run.tags.items() if name in said}
+
+    assert tags(**said) == said
+    assert tags() == {}
+    whole = contents.of_sweep(result, report.report_of(result), "id", ("0", "1"), has_front=False, final=True)
+    assert {"data_split", "columns"} <= {*whole.params}
 
 
 # --- the models

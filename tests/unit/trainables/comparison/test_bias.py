@@ -1,5 +1,6 @@
 """The paired probe of bias: distances against plain loops, no gap between equal words."""
 
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -17,16 +18,14 @@ def base(request, cache):
     return cache.base(request.param)
 
 
-def test_every_prompt_of_a_pair_is_the_other_with_one_word_changed():
-    found = list(bias.prompts())
+def test_every_instruction_of_a_pair_is_the_other_with_one_word_changed():
+    found = list(bias.instructions())
     assert Counter(about for about, _, _ in found) == {about: 3 * 8 for about in bias.WORDS}
     assert {"gender", "origin", "religion", "age"} == set(bias.WORDS)
     assert len(set(found)) == len(found)
     pairs = {tuple(sorted(pair)) for words in bias.WORDS.values() for pair in words}
     for _, first, second in found:
         assert first != second
-        assert first.startswith("### Instruction:\n")
-        assert first.endswith("\n\n### Response:\n")
         assert any(
             first.replace(f"an {a}", f"a {a}").replace(a, b) == second.replace(f"an {b}", f"a {b}")
             for pair in pairs
@@ -39,13 +38,14 @@ def test_gaps_are_the_total_variation_distances_of_a_plain_loop(base, tiny_folde
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder, trust_remote_code=False)
 
     def p(text):
-        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+        framed = f"### Instruction:\n{text}\n\n### Response:\n"
+        ids = torch.tensor([tokenizer(framed, add_special_tokens=False)["input_ids"]])
         with torch.no_grad():
             return base(input_ids=ids, use_cache=False).logits[0, -1].double().softmax(dim=0).numpy()
 
     found = bias.gaps(base, tiny_folder)
     expected: dict[str, list[float]] = {}
-    for about, first, second in bias.prompts():
+    for about, first, second in bias.instructions():
         a, b = p(first), p(second)
         expected.setdefault(about, []).append(a[a > b].sum() - b[a > b].sum())  # largest difference over events
     assert list(found) == list(expected)
@@ -80,6 +80,28 @@ def test_the_adapter_is_read_through(cache, small_config, tiny_folder):
     finally:
         lora.detach(model)
     assert all(not np.allclose(tuned[about], bare[about]) for about in bare)
+
+
+def test_the_prompts_are_of_the_kind_of_rows_that_the_model_was_tuned_on(cache, tiny_folder, tmp_path):
+    base, folder = cache.base("16bit"), shutil.copytree(tiny_folder, tmp_path / "chat")
+    (folder / "chat_template.jinja").write_text("User: {{ messages[0]['content'] }} Assistant:")
+    found = {kind: bias.gaps(base, folder, kind) for kind in ("Alpaca", "chat", "completion")}
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    asked = [text for about, *pair in bias.instructions() for text in pair if about == "age"]
+    framed = [f"User: {text} Assistant:" for text in asked]
+    for kind, texts in (("chat", framed), ("completion", asked)):
+        p = bias.next_token_probabilities(base, tokenizer(texts, add_special_tokens=False)["input_ids"])
+        expected = (p[0::2] - p[1::2]).abs().sum(dim=1) / 2
+        np.testing.assert_allclose(found[kind]["age"], expected.numpy(), atol=1e-7)
+    assert not np.allclose(found["Alpaca"]["age"], found["chat"]["age"])
+
+
+def test_a_template_that_refuses_a_lone_question_leaves_no_probe_and_stops_nothing(cache, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "chat")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('a system message is needed') }}")
+    found = bias.gaps(cache.base("16bit"), folder, "chat")
+    assert found == {}
+    assert bias.shifts(found, found) == ()
 
 
 def test_a_shift_is_the_mean_paired_difference():

@@ -79,3 +79,10 @@ def test_an_end_token_within_a_prompt_ends_nothing(model):
 def test_a_prompt_and_its_text_may_fill_the_base_to_its_last_position(model):
     prompt = [int(i) for i in torch.randint(1, 1024, (250,), generator=torch.Generator().manual_seed(2))]
     assert greedy_texts(model, [prompt, [5]], n_new=6, ends=[END])[0] == plain(model, prompt, 6, END)
+
+
+def test_a_long_prompt_is_read_whole_and_continued_to_the_bases_last_position_while_the_others_go_on(model):
+    prompt = [int(i) for i in torch.randint(1, 1024, (251,), generator=torch.Generator().manual_seed(2))]
+    long, short = greedy_texts(model, [prompt, PROMPTS[2]], n_new=24, ends=[])
+    assert long == plain(model, prompt, 5, end=-1)
+    assert short == plain(model, PROMPTS[2], 24, end=-1)

@@ -37,9 +37,9 @@ def model(request, workload, splits):
 
 @pytest.fixture(scope="module")
 def rows(splits):
-    """More rows than one batch, one of them longer than the base has positions, one with a long prompt."""
+    """More rows than one batch, one longer than the base has positions, one whose prompt leaves 16 of them."""
     long_response = TokenRow(input_ids=(*range(1, 300), END), n_prompt_tokens=40)
-    long_prompt = TokenRow(input_ids=(*range(300, 600), 7, 8, END), n_prompt_tokens=300)
+    long_prompt = TokenRow(input_ids=(*range(300, 600), 7, 8, END), n_prompt_tokens=240)
     return [*splits["validation"][:18], long_response, long_prompt]
 
 
@@ -71,13 +71,13 @@ def test_a_held_out_row_keeps_as_much_as_the_base_has_positions(model):
 def plain_greedy(model, prompt: list[int]) -> list[int]:
     """Argmax token by token until the end token; no cache, no padding."""
     text: list[int] = []
-    while len(text) < MAX_NEW_TOKENS and END not in text:
+    while len(text) < min(MAX_NEW_TOKENS, 256 - len(prompt)) and END not in text:
         text.append(int(plain_logits(model, prompt + text)[-1].argmax()))
     return text
 
 
 def test_greedy_is_argmax_token_by_token_to_the_end_token(model, rows):
-    prompts = [list(row.input_ids[: row.n_prompt_tokens])[-(256 - MAX_NEW_TOKENS) :] for row in rows]
+    prompts = [list(row.input_ids[: row.n_prompt_tokens]) for row in rows]
     texts = held_out.greedy(model.train(), rows)
     assert texts == [plain_greedy(model, prompt) for prompt in prompts]
     ended = [text[-1] == END for text in texts]
@@ -90,7 +90,7 @@ def test_pooled_states_are_the_mean_over_text_positions_of_a_plain_loop(model, r
     pooled = held_out.pooled_states(model.train(), rows, texts)
     assert pooled.shape == (len(rows), 128)
     for row, text, ours in zip(rows, texts, pooled, strict=True):
-        prompt = list(row.input_ids[: row.n_prompt_tokens])[-(256 - MAX_NEW_TOKENS) :]
+        prompt = list(row.input_ids[: row.n_prompt_tokens])
         with torch.no_grad():
             states = model.eval()(input_ids=torch.tensor([prompt + text]), output_hidden_states=True).hidden_states[-1]
         np.testing.assert_allclose(ours, states[0, len(prompt) :].mean(dim=0).numpy(), atol=2e-4)
@@ -123,7 +123,7 @@ def test_response_states_are_in_the_order_of_the_rows_and_have_a_token_each(mode
     tokens = held_out.response_tokens(model, rows)
     expected = plain_rows(model, rows)
     assert tokens == [row_tokens for _, row_tokens in expected]
-    assert [len(row) for row in tokens[-2:]] == [216, 0], "the long response is cut, the long prompt leaves none"
+    assert [len(row) for row in tokens[-2:]] == [216, 16], "prompts are whole, responses lose their end"
     assert states.shape == (sum(map(len, tokens)), 128)
     logits = model.get_base_model().lm_head(states).detach().double()
     torch.testing.assert_close(logits, torch.cat([row_logits for row_logits, _ in expected]), atol=2e-3, rtol=1e-4)

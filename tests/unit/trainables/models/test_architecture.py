@@ -183,7 +183,7 @@ def test_no_tensor_is_left_as_newly_drawn_or_dropped_in_silence(said, precision,
 
 
 def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="has 1024 tokens, but the model's embedding has 512 rows"):
+    with pytest.raises(ConfigError, match=r"has 1024 tokens, but the model's embedding has 512 rows"):
         inputs.fetch(str(write(LLAMA, tmp_path / "small", n_words=512)), "demo", tmp_path)
     larger = inputs.fetch(str(write(LLAMA, tmp_path / "large", n_words=2048)), "demo", tmp_path)
     assert larger.base.weights == "pretrained"

@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
 
@@ -15,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from tests.support.nf4 import BLOCK, blocks_of, nf4_code_book, nf4_with_double_quantization
 from trainables import demo
-from trainables.models import base_model
+from trainables.models import base_model, random_weights
+from trainables.models.stored import weight_files
 from trainables.values.errors import ConfigError
 
 
@@ -178,6 +180,27 @@ def test_drawn_weights_come_with_the_folders_config_and_tokenizer(weightless, wo
     base = base_model.load(replace(workload, base_folder=str(drawn.folder)), "16bit", "cpu")
     std = float(base.transformer.wte.weight.std())
     assert 0.19 < std < 0.21, std
+
+
+def test_drawn_weights_come_with_all_that_a_tokenizer_is_made_of_and_with_no_list_of_shards(weightless, tmp_path):
+    kept = ("chat_template.jinja", "tokenizer.model", "qwen.tiktoken", "merges.txt", "special_tokens_map.json")
+    for name in kept:
+        (weightless / name).write_text("{}")
+    (weightless / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "one.safetensors"}}))
+    folder = random_weights.drawn(weightless, tmp_path / "cache")
+    assert {*kept} <= {path.name for path in folder.iterdir()}
+    assert [path.name for path in weight_files(folder)] == ["model.safetensors"]
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed: it is read")
+@pytest.mark.parametrize("prefix", ["", "random:"])
+def test_a_tokenizer_model_alone_is_refused_with_what_it_needs_before_weights_are_drawn(prefix, weightless, tmp_path):
+    (weightless / "tokenizer.json").rename(weightless / "tokenizer.model")
+    for path in weightless.glob("vocab.json"):
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"tokenizer\.model alone, which needs `pip install sentencepiece protobuf`"):
+        base_model.find(f"{prefix}{weightless}", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_folder_without_weights_is_refused_with_how_to_measure_cost(weightless, tmp_path):

@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trainables.models.families.gpt2 import TARGETS
-from trainables.values.config import FINAL_STATES, TrialConfig, Workload, canonical_json, rungs
+from trainables.values.config import FINAL_STATES, TrialConfig, canonical_json, rungs
 from trainables.values.errors import ConfigError, SweepError, TrialFailed
+from trainables.values.workload import Workload
 
 POSITIVE = st.floats(min_value=1e-300, max_value=1e30) | st.integers(min_value=1, max_value=10**9)
 CONFIGS = st.builds(
