@@ -96,8 +96,8 @@ def test_a_4_bit_base_can_be_trained_through_after_it_was_evaluated(workload):
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
 def test_the_host_holds_a_base_once_while_it_is_loaded(precision, tmp_path, workload):
     """Weights are mapped from their file; what the process itself allocates stays under one copy."""
-    shape = LlamaConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, vocab_size=8000, dtype="bfloat16"
+    shape = LlamaConfig(  # small modules: bitsandbytes compares each weight of one with all 16 codes at once on a CPU
+        hidden_size=512, intermediate_size=1024, num_hidden_layers=32, vocab_size=8000, dtype="bfloat16"
     )
     LlamaForCausalLM._from_config(shape, dtype=torch.bfloat16).save_pretrained(tmp_path)
     n_mib = (tmp_path / "model.safetensors").stat().st_size / 2**20
@@ -116,7 +116,7 @@ def test_the_host_holds_a_base_once_while_it_is_loaded(precision, tmp_path, work
     done.set()
     watcher.join()
     print(f"{precision}: {n_mib:.0f} MiB of weights, {max(peaks) - before:.0f} MiB allocated at the peak")
-    assert max(peaks) - before < 0.75 * n_mib
+    assert max(peaks) - before < n_mib
     assert sum(p.numel() for p in base.parameters()) > 1e7
 
 
