@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import struct
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.support.families import CASES, every_case, tiny, write
-from trainables.models import base_model, inputs
+from trainables.models import base_model, inputs, stored
 from trainables.models.architecture import UNLIMITED_TOKENS, check_architecture, context_tokens
 from trainables.models.families import FAMILIES
 from trainables.models.layout import layout_in
@@ -135,6 +136,23 @@ def test_half_of_the_shards_are_refused_with_how_many_are_missing(sharded, tmp_p
         path.unlink()
     with pytest.raises(ConfigError, match=rf"{n_shards - 1} of {n_shards} shards .* \(first: model-00002-of"):
         base_model.find(str(sharded), tmp_path)
+
+
+@pytest.mark.parametrize("places", [[], None, "abc", {"a": 1}, {"a": 1, "b": "c"}, {"a": ["b"]}, {"a": "../b"}])
+def test_an_index_that_names_no_files_beside_it_is_refused(places, tmp_path):
+    (tmp_path / stored.INDEX).write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ConfigError, match=re.escape(stored.INDEX)):
+        stored.weight_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header", [b'{"a": {"data_offsets": [0, 0]}}', b'{"a": {"data_offsets": [0, 0], "shape": null}}', b"[" * 100_000]
+)
+def test_a_header_of_another_form_is_refused(header, tmp_path):
+    path = tmp_path / stored.WEIGHTS
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ConfigError, match=r"cut off or no safetensors file"):
+        stored.stored_shapes([path])
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", None])
