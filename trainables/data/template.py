@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 TODAY = date(2024, 7, 26)
 """The day that templates are told it is, Llama 3.1's own default: tokens must not depend on the day of a run."""
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+"""What an expression of a template can raise beside Jinja's own errors."""
 REWRITTEN = "the chat template rewrites earlier turns: only the last one is trained on"
 N_REASON_CHARACTERS = 80
 
@@ -130,7 +132,7 @@ class ChatTemplate:
                 add_generation_prompt=asks,
                 **self.tokenizer.special_tokens_map,
             )
-        except (TemplateError, TypeError, ValueError, LookupError) as error:
+        except (TemplateError, *TEMPLATE_FAULTS) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise Refused(f"refused by the chat template: {reason[:N_REASON_CHARACTERS]}") from None
         return texts[0], spans[0] if spans else []
@@ -175,20 +177,21 @@ class ChatTemplate:
     def _whole_turns(self, text: str, spans: Sequence[Span]) -> list[Span]:
         """Spans that end with the end-of-turn token: nothing after it, and not without it.
 
-        It is the last special token that a conversation ends with.
+        It is the special token that a conversation ends with; where text follows the last one there is none.
         """
         filled = [(start, stop) for start, stop in spans if text[start:stop].strip()]
         if not filled:
             return []
-        ends = self._special.findall(text, filled[-1][0])
+        ends = [token for token in self._special.finditer(text, filled[-1][0]) if not text[token.end() :].strip()]
         if not ends:
             return filled
+        end_of_turn = ends[-1][0]
         whole: list[Span] = []
         for start, stop in filled:
-            at = text.rfind(ends[-1], start, stop)
-            if at >= 0:
-                stop = at + len(ends[-1])
-            elif text.startswith(ends[-1], stop):
-                stop += len(ends[-1])
+            at = text.rfind(end_of_turn, start, stop)
+            if at >= 0 and not text[at + len(end_of_turn) : stop].strip():
+                stop = at + len(end_of_turn)
+            elif text.startswith(end_of_turn, stop):
+                stop += len(end_of_turn)
             whole.append((start, stop))
         return whole

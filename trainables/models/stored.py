@@ -25,10 +25,14 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights, by name; empty where there are none.
 
     Raises:
-        ConfigError: shards that the index names are missing.
+        ConfigError: shards that the index names are missing, or it names something else than files beside it.
     """
     if (folder / INDEX).is_file():
-        names = sorted(set(read_values(folder / INDEX).get("weight_map", {}).values()))
+        places = read_values(folder / INDEX).get("weight_map")
+        named = list(places.values()) if isinstance(places, dict) else []
+        if not all(isinstance(name, str) and Path(name).name == name for name in named):
+            raise ConfigError(f"BASE_MODEL: {INDEX} in {str(folder)!r} names no files beside it; bring it again")
+        names = sorted(set(named))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing or not names:
             raise ConfigError(
@@ -47,12 +51,12 @@ def stored_shapes(files: list[Path]) -> Shapes:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
-        shapes |= {name: tuple(tensor["shape"]) for name, tensor in _header(path).items()}
+        shapes |= _shapes_in(path)
     return shapes
 
 
-def _header(path: Path) -> Mapping[str, Mapping[str, list[int]]]:
-    """The header of a safetensors file: its length in 8 bytes, then JSON; byte ranges of the tensors follow it."""
+def _shapes_in(path: Path) -> Shapes:
+    """From a safetensors file's header: its length in 8 bytes, then JSON; byte ranges of the tensors follow it."""
     n_bytes = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -64,12 +68,12 @@ def _header(path: Path) -> Mapping[str, Mapping[str, list[int]]]:
         end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         if n_bytes < 8 + length + end:
             raise ValueError("cut off")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        return {name: tuple(tensor["shape"]) for name, tensor in header.items()}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ConfigError(
             f"BASE_MODEL: {str(path)!r} ({n_bytes:,} bytes) is cut off or no safetensors file (of a Git LFS pointer, "
             "say); bring it again"
         ) from None
-    return header
 
 
 def check_stored(folder: Path) -> None:

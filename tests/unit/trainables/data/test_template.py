@@ -133,6 +133,30 @@ def test_a_generation_prompt_that_no_turn_begins_with_is_refused_and_not_masked_
     assert list(template.refused) == ["the chat template's generation prompt does not begin the assistant turn"]
 
 
+@pytest.mark.parametrize("marks", [("", ""), ("{% generation %}", "{% endgeneration %}")])
+def test_a_special_token_that_begins_a_turn_is_not_taken_for_its_end(tmp_path, marks):
+    turn = marks[0] + "<|im_start|>{{ message['content'] }}\n" + marks[1]
+    text = (
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}" + turn + "{% else %}"
+        "user: {{ message['content'] }}\n{% endif %}{% endfor %}"
+    )
+    template = opened(tokenizers.byte_level(tmp_path, text))
+    learned = pieces_of(template, chat("one", "two", "three", "four"))[1::2]
+    assert learned == ("<|im_start|>two\n", "<|im_start|>four\n")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["1 / 0", "2.0 ** 100000", "range(10 ** 7)", "'a' * 10 ** 14", "none.foo()", "''.__class__.__mro__", "m(1)"],
+)
+def test_an_expression_that_fails_refuses_the_conversation_and_ends_nothing(tmp_path, expression):
+    endless = "{% macro m(x) %}{{ m(x) }}{% endmacro %}"
+    folder = tokenizers.byte_level(tmp_path, endless + "{{ " + expression + " }}" + tokenizers.CHATML)
+    template = opened(folder)
+    assert not template.accepts(chat("one", "two"))
+    assert next(iter(template.refused)).startswith("refused by the chat template: ")
+
+
 def test_conversations_that_a_template_refuses_are_counted_by_reason(tmp_path):
     folder = tokenizers.sentencepiece_like(tmp_path, tokenizers.STRICT)
     template = opened(folder)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import struct
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.support.families import CASES, every_case, tiny, write
-from trainables.models import base_model, inputs
+from trainables.models import base_model, inputs, stored
 from trainables.models.architecture import UNLIMITED_TOKENS, check_architecture, context_tokens
 from trainables.models.families import FAMILIES
 from trainables.models.layout import layout_in
@@ -34,6 +35,9 @@ REFUSED = {
     "FP8": {"model_type": "qwen3", "quantization_config": {"quant_method": "fp8"}},
     "a state-space model": {"model_type": "mamba2"},
     "a masked language model": {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+    "an encoder under a causal name": {"model_type": "bert", "architectures": ["BertLMHeadModel"]},
+    "an embedding model": {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+    "permuted predictions": {"model_type": "xlnet", "architectures": ["XLNetLMHeadModel"]},
     "code of its own": {"model_type": "homemade", "auto_map": {"AutoModelForCausalLM": "modeling.Mine"}},
     "an unknown type": {"model_type": "lama"},
 }
@@ -50,6 +54,9 @@ SAID = {
     "FP8": "quantized already (fp8)",
     "a state-space model": "recurrent",
     "a masked language model": "is BertForMaskedLM, no causal language model",
+    "an encoder under a causal name": "sees the tokens that it would have to predict",
+    "an embedding model": "sees the tokens that it would have to predict",
+    "permuted predictions": "sees the tokens that it would have to predict",
     "code of its own": "names code to run (auto_map)",
     "an unknown type": "did you mean 'llama'?",
 }
@@ -71,6 +78,10 @@ def test_what_is_no_dense_decoder_at_full_precision_is_refused_by_its_config_alo
 @pytest.mark.parametrize("model_type", ["gpt_neox", "phi", "olmo2", "stablelm", "opt", "bloom"])
 def test_a_dense_decoder_of_no_family_is_let_in(model_type, tmp_path):
     check_architecture(with_config(tmp_path, {"model_type": model_type, "architectures": ["TheirsForCausalLM"]}))
+
+
+def test_an_encoder_that_its_config_makes_a_decoder_is_let_in(tmp_path):
+    check_architecture(with_config(tmp_path, {"model_type": "bert", "is_decoder": True}))
 
 
 @every_case
@@ -135,6 +146,23 @@ def test_half_of_the_shards_are_refused_with_how_many_are_missing(sharded, tmp_p
         path.unlink()
     with pytest.raises(ConfigError, match=rf"{n_shards - 1} of {n_shards} shards .* \(first: model-00002-of"):
         base_model.find(str(sharded), tmp_path)
+
+
+@pytest.mark.parametrize("places", [[], None, "abc", {"a": 1}, {"a": 1, "b": "c"}, {"a": ["b"]}, {"a": "../b"}])
+def test_an_index_that_names_no_files_beside_it_is_refused(places, tmp_path):
+    (tmp_path / stored.INDEX).write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ConfigError, match=re.escape(stored.INDEX)):
+        stored.weight_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header", [b'{"a": {"data_offsets": [0, 0]}}', b'{"a": {"data_offsets": [0, 0], "shape": null}}', b"[" * 100_000]
+)
+def test_a_header_of_another_form_is_refused(header, tmp_path):
+    path = tmp_path / stored.WEIGHTS
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ConfigError, match=r"cut off or no safetensors file"):
+        stored.stored_shapes([path])
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", None])
