@@ -1,6 +1,7 @@
 """The rows of a sweep as a logged input of its MLflow run: source, digest, rows kept and dropped by reason."""
 
 import json
+import os
 from collections.abc import Mapping
 from itertools import starmap
 from pathlib import Path
@@ -18,7 +19,7 @@ DIGEST_CHARS = 16
 
 def source_of(data: str) -> tuple[str, dict[str, str]]:
     """Where rows came from, in MLflow's words: kind of source and how to find it."""
-    path = demo.ROWS_FILE if data == "demo" else Path(data).expanduser()
+    path = demo.ROWS_FILE if data == "demo" else Path(os.path.expanduser(data))
     if path.exists():
         return "local", {"uri": path.resolve().as_uri()}
     return "hugging_face", {"path": data}

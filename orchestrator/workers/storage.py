@@ -1,5 +1,6 @@
 """A sweep's adapters outside the driver: in S3, GCS or a shared folder, through pyarrow's file systems."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
@@ -18,7 +19,7 @@ def locate(storage: str) -> tuple[fs.FileSystem, str]:
     try:
         if "://" in storage:
             return fs.FileSystem.from_uri(storage)
-        return fs.LocalFileSystem(), str(Path(storage).expanduser().resolve())
+        return fs.LocalFileSystem(), str(Path(os.path.expanduser(storage)).resolve())
     except (OSError, ValueError, NotImplementedError) as error:
         reason = f"is no s3://, gs:// or file:// address, and no folder ({error})"
         raise ConfigError(f"storage: {storage!r} {reason}") from None

@@ -41,6 +41,7 @@ BAD_SETTINGS = {
     "columns of no form": (["--columns", "question"], ["columns", "FIELD=COLUMN", "'question'"]),
     "a column for an unknown field": (["--columns", "outptu=answer"], ["columns", "did you mean 'output'"]),
     "a split of the demo's file": (["--data", "demo", "--data-split", "test"], ["data_split", "'test'", "is a file"]),
+    "a base of an unknown user": (["--base-model", "~nobody-of-this-name"], ["BASE_MODEL", "nobody-of-this-name"]),
     "a folder without a config": (["--base-model", "."], ["BASE_MODEL", "config.json"]),
 }
 BAD_SPACES = {

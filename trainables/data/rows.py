@@ -4,6 +4,7 @@ A bad row is counted by reason and dropped; more than 5 % of them stop the sweep
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -84,12 +85,12 @@ def local_file(source: str) -> Path | None:
     """The file that `source` names on this machine, existing or not; None where it names a repo on the hub."""
     if source == "demo":
         return demo.ROWS_FILE
-    return Path(source).expanduser() if is_path(source) else None
+    return Path(os.path.expanduser(source)) if is_path(source) else None
 
 
 def is_path(source: str) -> bool:
     """Whether `source` is a path, existing or not, rather than a hub id."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return path.suffix.lower() in (*files.SUFFIXES, ".txt") or path.exists()
 
 

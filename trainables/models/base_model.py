@@ -10,6 +10,7 @@ PyTorch and transformers are imported where they are used: the command line chec
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,7 +135,7 @@ def _named_folder(source: str) -> Path | None:
     name = source.removeprefix(RANDOM_PREFIX)
     if name == source and not source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         return None
-    return Path(name).expanduser().resolve()
+    return Path(os.path.expanduser(name)).resolve()
 
 
 def config_folder(source: str) -> Path | None:

@@ -1,6 +1,7 @@
 """A model's sizes from its config.json alone, wherever that is: a file, a folder, the hub. No weights, no PyTorch."""
 
 import json
+import os
 from pathlib import Path
 
 from trainables import demo
@@ -34,7 +35,7 @@ def _path(source: str) -> Path | None:
     if source == "demo":
         return demo.FOLDER / "config.json"
     name = source.removeprefix("random:")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         path /= "config.json"
     if path.is_file():

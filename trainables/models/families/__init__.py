@@ -7,6 +7,7 @@ forward. Importable without PyTorch.
 """
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,4 +79,4 @@ def shape_named(base_model: str) -> Shape | None:
     for family in FAMILIES:
         if last_part in family.hub_shapes:
             return family.hub_shapes[last_part]
-    return shape_in(Path(name).expanduser())
+    return shape_in(Path(os.path.expanduser(name)))

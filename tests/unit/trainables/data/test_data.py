@@ -502,3 +502,8 @@ def test_a_tokenizer_without_an_end_token_is_refused(base, tmp_path):
     changed(base / "tokenizer_config.json", eos_token=None)
     with pytest.raises(ConfigError, match=r"BASE_MODEL: the tokenizer .* has no end token"):
         tokenize(read_rows("demo"), base, tmp_path)
+
+
+def test_a_path_into_the_home_of_an_unknown_user_is_a_file_that_is_not_there():
+    with pytest.raises(DataError, match=r"no file '~nobody-of-this-name/rows\.json'"):
+        read_rows("~nobody-of-this-name/rows.json")
