@@ -72,11 +72,12 @@ def how_to_stop(name: str) -> str:
     return f"Ctrl-C stops; {command()} resume {name} goes on, and keeps every trial that has ended"
 
 
-def status_view(name: str, status: Status, memory: str = "") -> Group:
+def status_view(name: str, status: Status, memory: str = "", *, here: bool = True) -> Group:
     """The live view: a bar, trials by state, the best so far, what went wrong last.
 
     Args:
         memory: in use on GPUs, in one line.
+        here: whether the sweep runs in this process; another one's may have been stopped.
     """
     states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
     best = "  ".join(f"{heading_of(o)} {shown(o, v)}" for o, v in status.best.items())
@@ -92,7 +93,8 @@ def status_view(name: str, status: Status, memory: str = "") -> Group:
         fault = " ".join(status.last_fault.split())
         lines.append(Text(f"last error  {fault}", style="red", overflow="ellipsis", no_wrap=True))
     if status.n_done < status.n_expected:
-        lines.append(Text(how_to_stop(name), style="dim"))
+        hint = how_to_stop(name) if here else f"if it was stopped, {command()} resume {name} goes on"
+        lines.append(Text(hint, style="dim"))
     return Group(*lines)
 
 

@@ -6,16 +6,19 @@ from time import time
 
 from rich.console import Console
 
-from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.cli.options import AsJson, Name
+from orchestrator.analysis.snapshot import SweepSnapshot, newest
+from orchestrator.cli.options import AsJson, NameOrNewest
 from orchestrator.cli.progress import status_view
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
+from orchestrator.settings import ROOT
 
 
-def status(name: Name, as_json: AsJson = False) -> None:
+def status(name: NameOrNewest = None, as_json: AsJson = False) -> None:
     """Show how far a sweep is."""
+    name = name or newest(ROOT)
     found = SweepSnapshot.read(name).status(now=time())
     if as_json:
         print(json.dumps({"name": name, **asdict(found)}))
     else:
-        Console().print(status_view(name, found, text_of(gpu_memory()) if found.n_done < found.n_expected else ""))
+        memory = text_of(gpu_memory()) if found.n_done < found.n_expected else ""
+        Console().print(status_view(name, found, memory, here=False))

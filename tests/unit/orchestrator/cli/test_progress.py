@@ -97,6 +97,13 @@ def test_the_view_says_how_to_stop_and_go_on_until_all_is_done():
     assert "resume" not in shown(done)
 
 
+def test_status_of_a_sweep_that_runs_elsewhere_or_not_at_all_speaks_of_no_ctrl_c():
+    console = Console(file=io.StringIO(), width=200)
+    console.print(status_view("a", status_of([ended(0, 1.0), running(1, 1000.0)], make()), here=False))
+    assert f"if it was stopped, {hints.command()} resume a goes on" in console.file.getvalue()
+    assert "Ctrl-C" not in console.file.getvalue()
+
+
 class Error(Exception):
     """NVML's."""
 
