@@ -201,7 +201,7 @@ def parse(values: Mapping[str, Any], *, source: str) -> Space:
 
 def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     """One line about the first fault pydantic found: field, rule, value."""
-    fault = error.errors()[0]
+    fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a wrong key explains a missing one
     where = ".".join(str(part) for part in fault["loc"]) or "file"
     if fault["type"] == "extra_forbidden":
         owner = {"parameters": Parameter, "early_terminate": EarlyTerminate}.get(str(fault["loc"][0]), model)
@@ -209,5 +209,6 @@ def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     if fault["type"] == "missing":
         return f"{where} is missing"
     if fault["type"] == "value_error":  # ours; about the whole file it is complete
-        return f"{where}: {fault['ctx']['error']}" if fault["loc"] else str(fault["ctx"]["error"])
-    return f"{where}: {fault['msg']}, got {fault['input']!r}"
+        said = str(fault["ctx"]["error"])
+        return f"{where}: {said}" if fault["loc"] and not said.startswith(where) else said
+    return f"{where}: {fault['msg'].replace('tuple', 'list')}, got {fault['input']!r}"

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from trainables.data import chat
@@ -198,7 +199,7 @@ def _guess(form: Format, names: Collection[str]) -> dict[str, str]:
     free = {name.casefold(): name for name in names if name not in form.fields}
     mapping: dict[str, str] = {}
     for field in form.fields:
-        for likely in (field, *LIKELY_NAMES.get(field, ())):
+        for likely in (field, *LIKELY_NAMES.get(field, ()), *get_close_matches(field, free, n=1, cutoff=0.8)):
             if field not in names and field not in mapping and likely in free:
                 mapping[field] = free.pop(likely)
     return mapping

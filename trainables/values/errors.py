@@ -74,9 +74,13 @@ class CaptureFailed(Exception):
     """Work could not be captured as a CUDA graph; the message says why. The same work is done eagerly instead."""
 
 
+OTHER_NAMES = {"4bit": "nf4", "int4": "nf4", "fp4": "nf4", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+"""What other programs call a value -> its name here."""
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The end of a message about an unknown name: "; did you mean 'x'? (have: ...)"."""
     names = sorted(names)
-    near = get_close_matches(name, names, n=1)
+    near = [OTHER_NAMES[name]] if OTHER_NAMES.get(name) in names else get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{hint} (have: {', '.join(names)})"

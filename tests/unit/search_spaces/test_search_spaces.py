@@ -146,6 +146,8 @@ def test_a_rank_that_is_no_positive_whole_number_is_refused(value):
         ({"fixed": {"learning_rate": math.nan}}, "learning_rate must be positive and finite (at most 1e+30), got nan"),
         ({"parameters": {"learning_rate": {"values": [math.nan]}}}, "learning_rate must be positive and finite"),
         ({"parameters": {"learnin_rate": {"values": [1e-3]}}}, "did you mean 'learning_rate'?"),
+        ({"fixed": {"precision": "4bit"}}, "no precision '4bit'; did you mean 'nf4'?"),
+        ({"parameters": {"rank": {"values": 2}}}, "parameters.rank.values: Input should be a valid list, got 2"),
         ({"fixed": {"rnk": 4}}, "no trial setting 'rnk'; did you mean 'rank'?"),
         ({"metod": "tpe"}, "unknown key 'metod'; did you mean 'method'?"),
         ({"parameters": {"rank": {"valeus": [2]}}}, "'parameters.rank.valeus'; did you mean 'values'?"),

@@ -114,15 +114,17 @@ def test_where_only_4_bits_fit_the_missing_baseline_is_named(folder):
     }
     between = (peaks["nf4"] + peaks["16bit"]) / 2
     finished = called("fit", "gpt2-xl", "--loop", "lean", "--memory", f"{between:.0f}MiB", cwd=folder)
-    needs = f"the 16-bit baseline needs {peaks['16bit'] / 1024:.1f} GiB"
-    assert f"512 tokens: 4 bits fit, but {needs}: no verdict here" in finished.out.splitlines()
+    needs = f"16-bit baseline needs {peaks['16bit'] / 1024:.1f} GiB, so they cannot be compared here"
+    assert f"lean, blocks run again, 512 tokens: 4 bits fit; their\n  {needs}\n" in finished.out
+    assert max(map(len, finished.out.splitlines())) <= 80
 
 
 REFUSED = {
     "precision": (("--precision", "nf5"), "precision: no precision 'nf5'; did you mean 'nf4'?"),
+    "4 bits": (("--precision", "4bit"), "precision: no precision '4bit'; did you mean 'nf4'?"),
     "loop": (("--loop", "leen"), "loop: no loop 'leen'; did you mean 'lean'?"),
     "optimizer": (("--optimizer", "adam_8bit"), "optimizer: no optimizer 'adam_8bit'; did you mean 'adamw_8bit'?"),
-    "dtype": (("--compute-dtype", "bf16"), "compute_dtype: no compute_dtype 'bf16'"),
+    "dtype": (("--compute-dtype", "bf16"), "compute_dtype: no compute_dtype 'bf16'; did you mean 'bfloat16'?"),
     "targets": (("--targets", "q_pro"), "targets: no module 'q_pro'; did you mean 'q_proj'?"),
     "another family's": (("--targets", "attn.c_attn"), "targets: no module 'attn.c_attn'; did you mean 'attention'?"),
     "batch": (("--batch-size", "0"), "batch_size: "),

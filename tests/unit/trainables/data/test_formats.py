@@ -139,6 +139,7 @@ def test_a_mapping_from_a_column_that_is_not_there_names_the_nearest():
         (("instruction", "context", "response"), "--columns output=response,input=context"),
         (("prompt", "response"), "--columns completion=response"),
         (("dialogue", "id"), "--columns messages=dialogue"),
+        (("mesages", "id"), "--columns messages=mesages"),
         (("text",), "--columns instruction=COLUMN,output=COLUMN"),
     ],
 )
