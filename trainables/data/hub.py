@@ -208,7 +208,7 @@ def _is_refusal(error: BaseException) -> bool:
 def unreachable(repo_id: str, repo_type: RepoType, reason: str) -> Unreachable:
     return Unreachable(
         f"{SETTING[repo_type]}: cannot reach {endpoint()} for the {repo_type} {repo_id!r} ({reason}), "
-        f"and it is not in the cache; {ADVICE[repo_type]}"
+        f"and it is neither in the cache nor a path here; {ADVICE[repo_type]}"
     )
 
 
