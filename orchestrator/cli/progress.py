@@ -65,7 +65,8 @@ def front_table(front: Front, width: int) -> Table:
 def counted_line(name: str, status: Status) -> str:
     """How far a sweep is, and how long it will take from here."""
     left = f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
-    return f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{left}"
+    reused = f" ({status.n_reused} reused)" if status.n_reused else ""
+    return f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{reused}{left}"
 
 
 def how_to_stop(name: str) -> str:

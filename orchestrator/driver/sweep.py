@@ -1,5 +1,6 @@
 """SweepSettings -> Tuner -> SweepSnapshot: the whole life of one sweep on the driver."""
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from orchestrator.workers import checkpoints
 from trainables.values.config import Workload
 from trainables.values.errors import ConfigError
 from trainables.values.files import write_whole
+
+logger = logging.getLogger(__name__)
 
 Prepare = Callable[[SweepSettings, Path], tuple[Workload, dict[str, int], float | None]]
 
@@ -60,6 +63,9 @@ def run(
             devices = partial(_device_names, settings)
             learned = warm_start.entries(settings, workload, root, devices)
             cached = reuse.cached_trials(settings, workload, root, devices)
+            have = {trial.key for trial in ledger.trials()}
+            if line := reuse.known_line(settings, workload, cached, have):
+                logger.info(line)
             started(ledger, workload)
             from orchestrator.driver.tuning import run_tasks  # brings Ray Tune, for which MLflow's writer need not wait
 

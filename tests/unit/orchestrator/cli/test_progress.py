@@ -97,6 +97,12 @@ def test_the_view_says_how_to_stop_and_go_on_until_all_is_done():
     assert "resume" not in shown(done)
 
 
+def test_the_live_view_says_how_many_trials_were_reused():
+    known = trial(0, reason="reused: sweep a ran it", ended_at=1000.0, train_seconds=None)
+    assert "1 of 3 trials (1 reused)" in shown(status_of([known], make(n_trials=3)))
+    assert "reused" not in shown(status_of([ended(0, 1.0)], make(n_trials=3)))
+
+
 class Error(Exception):
     """NVML's."""
 
