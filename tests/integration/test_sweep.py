@@ -100,7 +100,7 @@ def mlflow(swept):
 
 def test_standard_output_is_one_json_object(swept):
     whole = swept[1].json
-    front = ("objectives", "epsilon", "reference_point", "hypervolume", "members")
+    front = ("objectives", "noise", "reference_point", "hypervolume", "members", "nearly")
     ends = ("verdicts", "search_ended", "empty_because", "failed_evaluations")
     assert tuple(whole) == ("name", "mlflow_run", *front, *ends)
     assert whole["search_ended"]["why"] == "trials"
