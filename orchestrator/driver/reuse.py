@@ -73,7 +73,7 @@ def cached_trials(
     if not settings.reuse or (is_timed and settings.device == "cpu"):
         return {}
     known: dict[str, CachedTrial] = {}
-    here = None if settings.reuse_across_versions and not is_timed else _decisive(versions(DECISIVE))
+    wanted = None if settings.reuse_across_versions and not is_timed else here()
     for path in sorted((root / "sweeps").glob("*/ledger.db"), key=lambda path: path.stat().st_ctime):
         if path.parent.name == settings.name:
             continue
@@ -82,7 +82,7 @@ def cached_trials(
         except ConfigError as error:
             logger.warning("nothing is reused of sweep %r: %s", path.parent.name, error)
             continue
-        _take_in(known, _completed(path.parent, workload), here, REMEDY if not is_timed else NO_REMEDY)
+        _take_in(known, _completed(path.parent, workload), wanted, REMEDY if not is_timed else NO_REMEDY)
     if not known:
         return {}
     names = devices()
@@ -114,29 +114,34 @@ def known_line(settings: "SweepSettings", workload: "Workload", cached: CachedTr
 
 
 def _take_in(
-    known: dict[str, CachedTrial], trials: list[CachedTrial], here: Mapping[str, str] | None, remedy: str
+    known: dict[str, CachedTrial], trials: list[CachedTrial], wanted: Mapping[str, str] | None, remedy: str
 ) -> None:
     """Add trials of one sweep that ran under these versions, or under any; of the others it is said.
 
     Args:
-        here: versions of DECISIVE; None takes any.
+        wanted: versions of DECISIVE; None takes any.
         remedy: what to say to who wants them.
     """
     n_others, differences = 0, set()
     for trial in trials:
-        theirs = _decisive(trial.entry.result.environment)
-        if here is None or theirs == here:
+        theirs = decisive_versions(trial.entry.result.environment)
+        if wanted is None or theirs == wanted:
             known.setdefault(trial.entry.result.key, trial)
         else:
             n_others += 1
-            package = next(name for name in DECISIVE if theirs[name] != here[name])
-            differences.add(f"{package} {theirs[package]}, here {here[package]}")
+            package = next(name for name in DECISIVE if theirs[name] != wanted[name])
+            differences.add(f"{package} {theirs[package]}, here {wanted[package]}")
     if n_others:
         which, what = f"{n_others} trials of sweep {trials[0].folder.name!r}", ", ".join(sorted(differences))
         logger.warning("%s are not reused (%s); %s", which, what, remedy)
 
 
-def _decisive(environment: Mapping[str, str]) -> dict[str, str]:
+def here() -> dict[str, str]:
+    """Versions that decide the results of this machine."""
+    return decisive_versions(versions(DECISIVE))
+
+
+def decisive_versions(environment: Mapping[str, str]) -> dict[str, str]:
     """Versions in an environment that decide a result; what it does not tell is unknown."""
     return {package: environment.get(package, "unknown").partition("+")[0] for package in DECISIVE}
 

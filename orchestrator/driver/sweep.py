@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.driver import reuse, warm_start
+from orchestrator.driver import reuse, time_repeats, warm_start
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
@@ -63,6 +63,7 @@ def run(
             devices = partial(_device_names, settings)
             learned = warm_start.entries(settings, workload, root, devices)
             cached = reuse.cached_trials(settings, workload, root, devices)
+            time_repeats.keep_earlier(settings, workload, root, devices, ledger)
             have = {trial.key for trial in ledger.trials()}
             if line := reuse.known_line(settings, workload, cached, have):
                 logger.info(line)
