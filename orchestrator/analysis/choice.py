@@ -159,9 +159,7 @@ def how_sure(chosen: TrialResult, found: Sequence[TrialResult], noise: Noise) ->
         return "how sure this is is not known yet: no config was run under two seeds"
     limit = _loss(chosen) + noise.margin
     alike = [trial for trial in found if _loss(trial) <= limit]
-    within = (
-        f"within {noise.margin:.4f} nats, as much as equal runs may differ by ({noise.n_degrees} degrees of freedom)"
-    )
+    within = f"within {noise.margin:.4f} nats, as much as equal runs may differ by ({noise.degrees})"
     if len(alike) <= 1:
         return f"no other trial has a loss as low, {within}"
     cheapest = min(alike, key=_cost_order)

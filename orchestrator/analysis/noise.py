@@ -65,7 +65,12 @@ class Noise:
         if not self.n_degrees:
             return f"{heading} 0"
         margin = f"{100 * (exp(self.margin) - 1):.2g} %" if self.is_relative else self.shown(self.margin)
-        return f"{heading} {margin} ({self.n_degrees} degrees of freedom)"
+        return f"{heading} {margin} ({self.degrees})"
+
+    @property
+    def degrees(self) -> str:
+        """The degrees of freedom in words."""
+        return f"{self.n_degrees} degree{'' if self.n_degrees == 1 else 's'} of freedom"
 
     def shown(self, difference: float) -> str:
         """A difference in the unit of the objective's heading."""

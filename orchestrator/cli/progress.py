@@ -66,17 +66,19 @@ def noise_lines(front: Front) -> list[str]:
     """What the front's differences mean: the noise, ties, and who is nearly on it."""
     if not front.members:
         return []
-    noise = ", ".join(one.text for one in front.noise)
-    lines = ["no other trial is better than one of these by more than the noise without being worse by more: " + noise]
+    noise = f"noise: {', '.join(one.text for one in front.noise)}"
+    lines = [f"no other trial is better than one of these by more than the noise and in nothing worse by more; {noise}"]
     shares = [f"trial {trial.number} {100 * front.shares[trial.key]:.0f} %" for trial in front.members]
     if any(one.margin for one in front.noise):
-        lines.append(f"stability (share of resamples within the noise on the front): {', '.join(shares)}")
+        lines.append(
+            f"stability (share of resamples with that noise in which each is on the front): {', '.join(shares)}"
+        )
     for trial in front.members:
         later = [str(other.number) for other in front.tied[trial.key] if other.number > trial.number]
         if later:
             lines.append(f"tied: trial {trial.number} with {', '.join(later)}")
     nearly = [f"trial {trial.number} {100 * front.shares[trial.key]:.0f} %" for trial in front.nearly]
-    return lines + ([f"not on it, but as stable as 25 % or more: {', '.join(nearly)}"] if nearly else [])
+    return lines + ([f"off the front, with a stability of 25 % or more: {', '.join(nearly)}"] if nearly else [])
 
 
 def counted_line(name: str, status: Status) -> str:

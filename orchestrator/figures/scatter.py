@@ -121,7 +121,7 @@ def _rings(snapshot: SweepSnapshot) -> str:
     names = ", ".join(OBJECTIVES[objective].label for objective in snapshot.settings.objectives)
     return (
         "Each point is a completed trial, hollow ones baselines and seed replicates. Rings: on the Pareto front over "
-        f"{names}; no other trial is better by more than the noise without being worse by more in another."
+        f"{names}; no other trial is better by more than the noise and in none worse by more."
     )
 
 
