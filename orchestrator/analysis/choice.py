@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator import objectives
-from orchestrator.analysis.describe import describe, every_setting
+from orchestrator.analysis.describe import describe, every_setting, ranks
 from orchestrator.analysis.front import Front, counted, device_of, front_of, losses_of, objective_value
+from orchestrator.analysis.noise import Noise, noise_of
 from orchestrator.settings import SweepSettings
 from orchestrator.settings.command import command
 from trainables.values.errors import ConfigError
@@ -28,24 +29,25 @@ MIB |= {"kb": 1e3 / 2**20, "mb": 1e6 / 2**20, "gb": 1e9 / 2**20, "tb": 1e12 / 2*
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One config, and in words why it is the one."""
+    """One config, and in words why it is the one, and which others are as good as far as can be told."""
 
     sweep: str
     trial: TrialResult
     values: Mapping[str, float | None]
     why: str
+    sure: str
 
     @property
     def text(self) -> str:
         config = every_setting(self.trial.config)
         values = ", ".join(f"{name} {value:.6g}" for name, value in self.values.items() if value is not None)
         export = f"its adapter: {command()} export {self.sweep} DEST --trial {self.trial.number}"
-        return f"trial {self.trial.number}: {self.why}\n{config}\n{values}\n{export}"
+        return f"trial {self.trial.number}: {self.why}\n{self.sure}\n{config}\n{values}\n{export}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         own = {"number": self.trial.number, "key": self.trial.key, "config": self.trial.config.to_dict()}
-        return {"name": self.sweep, **own, "values": dict(self.values), "why": self.why}
+        return {"name": self.sweep, **own, "values": dict(self.values), "why": self.why, "sure": self.sure}
 
 
 def choose(sweep: "SweepSnapshot", *, max_memory_mib: float | None = None, at_knee: bool = False) -> Choice:
@@ -63,7 +65,11 @@ def choose(sweep: "SweepSnapshot", *, max_memory_mib: float | None = None, at_kn
         raise ConfigError(f"NAME: no trial of sweep {name!r} counts for its front; see {command()} report {name}")
     limit = math.inf if max_memory_mib is None else max_memory_mib
     within = [trial for trial in trials if trial.history and trial.cost.peak_memory_mib <= limit]
-    chosen = knee(front_of(within, settings, sweep.reference)) if at_knee else best(counting(within, settings))
+    chosen = (
+        knee(front_of(within, settings, sweep.reference, sweep.repeats))
+        if at_knee
+        else best(counting(within, settings))
+    )
     if chosen is None:
         least = min(found, key=lambda t: (t.cost.peak_memory_mib, t.number))
         raise ConfigError(
@@ -75,7 +81,8 @@ def choose(sweep: "SweepSnapshot", *, max_memory_mib: float | None = None, at_kn
         why += f", of those that need at most {max_memory_mib:.1f} MiB"
     names = dict.fromkeys((*objectives.DEFAULT, *settings.objectives, "embedding_cosine"))
     values = {name: objective_value(chosen, name) for name in names}
-    return Choice(sweep=settings.name, trial=chosen, values=values, why=why)
+    sure = how_sure(chosen, counting(within, settings), loss_noise(trials))
+    return Choice(sweep=settings.name, trial=chosen, values=values, why=why, sure=sure)
 
 
 def counting(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
@@ -136,13 +143,53 @@ def mib_of(text: str) -> float:
     return float(found[1]) * MIB[unit]
 
 
-def stairs(found: Sequence[TrialResult]) -> list[TrialResult]:
-    """Of trials that count, those that are the best within some budget of peak memory, from the smallest up.
+def loss_noise(trials: Sequence[TrialResult]) -> Noise:
+    """What equal runs of a sweep differ by in validation loss."""
+    return noise_of(trials, ("eval_loss_nats",))[0]
 
-    For every budget the best of all that fit is the last of them that fits.
+
+def how_sure(chosen: TrialResult, found: Sequence[TrialResult], noise: Noise) -> str:
+    """One sentence on which trials have a validation loss that cannot be told from that of the chosen one.
+
+    Args:
+        found: those that it was chosen from.
+        noise: of the loss; what is within its margin is not told apart.
     """
-    steps: list[TrialResult] = []
-    for trial in sorted(found, key=lambda t: (t.cost.peak_memory_mib, *_order(t))):
-        if not steps or trial.history[-1].eval_loss_nats < steps[-1].history[-1].eval_loss_nats:
-            steps.append(trial)
+    if noise.sd is None:
+        return "how sure this is is not known yet: no config was run under two seeds"
+    limit = _loss(chosen) + noise.margin
+    alike = [trial for trial in found if _loss(trial) <= limit]
+    within = f"within {noise.margin:.4f} nats, as much as equal runs may differ by ({noise.degrees})"
+    if len(alike) <= 1:
+        return f"no other trial has a loss as low, {within}"
+    cheapest = min(alike, key=_cost_order)
+    named = f"trial {cheapest.number}, {describe(cheapest.config)},"
+    return (
+        f"{ranks(trial.config for trial in alike)} ({len(alike)} trials) cannot be told apart by loss, {within}; "
+        f"{'this' if cheapest == chosen else named} is the cheapest of them ({cheapest.cost.peak_memory_mib:.1f} MiB)"
+    )
+
+
+def _loss(trial: TrialResult) -> float:
+    return trial.history[-1].eval_loss_nats
+
+
+def _cost_order(trial: TrialResult) -> tuple[float, ...]:
+    """The smallest peak first; of equal ones the best."""
+    return trial.cost.peak_memory_mib, *_order(trial)
+
+
+def stairs(found: Sequence[TrialResult], margin_nats: float = 0.0) -> list[list[TrialResult]]:
+    """Of trials that count, the best within each budget of peak memory, from the smallest up.
+
+    A step begins with a trial whose loss is lower than that of the step before by more than the margin. Trials that
+    only lower it by less follow in the same step: for what they cost more, nothing is known to be gained. With no
+    margin the best of all that fit a budget is the last of them that fits.
+    """
+    steps: list[list[TrialResult]] = []
+    for trial in sorted(found, key=_cost_order):
+        if not steps or _loss(trial) < _loss(steps[-1][0]) - margin_nats:
+            steps.append([trial])
+        elif _loss(trial) < _loss(steps[-1][-1]):
+            steps[-1].append(trial)
     return steps

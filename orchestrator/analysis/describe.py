@@ -1,10 +1,11 @@
 """A config and its figures in a few words, the same wherever a trial is named. Pure."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.objectives import OBJECTIVES
 from trainables.models.families import all_targets
-from trainables.values.config import BITS, TrialConfig
+from trainables.values.config import BITS, Precision, TrialConfig
 
 
 def describe(config: TrialConfig) -> str:
@@ -22,6 +23,24 @@ def describe(config: TrialConfig) -> str:
 def targets(config: TrialConfig) -> str:
     """Names of the target modules in little room."""
     return "all" if all_targets(config.targets) else " ".join(config.targets)
+
+
+def ranks(configs: Iterable[TrialConfig]) -> str:
+    """Which ranks some trials have, by precision.
+
+    >>> few = [TrialConfig(precision="nf4", rank=rank, alpha=8) for rank in (16, 4)]
+    >>> ranks(few), ranks([*few, TrialConfig(precision="16bit", rank=2, alpha=8)])
+    ('4 bits at rank 4 to 16', '4 bits at rank 4 to 16, 16 bits at rank 2')
+    """
+    found: dict[Precision, set[int]] = {}
+    for config in configs:
+        found.setdefault(config.precision, set()).add(config.rank)
+    said = []
+    for precision, bits in BITS.items():
+        if precision in found:
+            low, high = min(found[precision]), max(found[precision])
+            said.append(f"{bits} at rank {low}" + (f" to {high}" if high > low else ""))
+    return ", ".join(said)
 
 
 def every_setting(config: TrialConfig) -> str:

@@ -39,13 +39,17 @@ def under_seeds(config: TrialConfig, n_seeds: int) -> list[TrialConfig]:
 def finalists(trials: Sequence[TrialResult], settings: SweepSettings, front: Front | None = None) -> list[TrialResult]:
     """Trials that get evaluated, by number.
 
-    The front's members and the best trial; with several seeds also the best of each precision and rank, for the
-    smallest sufficient rank; and the best 4-bit trial where none is on the front, so that 4 bits never go without seed
-    replicates.
+    The members of the front by plain dominance, and the best trial: seed replicates tell the noise, which may change
+    the front that takes it into account, but not whom they are run for. With several seeds also the best of each
+    precision and rank, for the smallest sufficient rank; and the best 4-bit trial where none is on the front, so that
+    4 bits never go without seed replicates.
+
+    Args:
+        front: whose members are to be among them, too.
     """
-    members = (front or front_of(trials, settings)).members
+    members = front_of(trials, settings, repeats=None).members
     lowest = best(counting(trials, settings))
-    chosen = [*members, *([lowest] if lowest else []), *_best_4bit(trials, members)]
+    chosen = [*members, *([lowest] if lowest else []), *_best_4bit(trials, members), *(front.members if front else ())]
     if settings.finalist_seeds > 1:
         chosen += _best_of_each_rank(trials)
     return _each_once(chosen)
@@ -86,12 +90,12 @@ def wanted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Wante
     Repeats of all finalists, then replicates of the baselines of 4-bit ones on the front (or of the best). A 4-bit
     repeat's own baseline is not among them: it is brought like every completed 4-bit trial's.
     """
-    front = front_of(trials, settings)
+    members = front_of(trials, settings, repeats=None).members
     runs: dict[TrialConfig, Wanted] = {}
-    for finalist in finalists(trials, settings, front):
+    for finalist in finalists(trials, settings):
         for config in under_seeds(finalist.config, settings.finalist_seeds - 1):
             runs.setdefault(config, Wanted(config=config, origin="replicate", like=finalist.config))
-    for trial in _best_4bit(trials, front.members):
+    for trial in _best_4bit(trials, members):
         for config in under_seeds(trial.config.at_other_precision, settings.baseline_seeds):
             runs.setdefault(config, Wanted(config=config, origin="baseline replicate", like=trial.config))
     return list(runs.values())

@@ -1,19 +1,22 @@
-"""From the ledger's trials to the Pareto front: which trials count, their losses, the noise, `front.json`."""
+"""From the ledger's trials to the Pareto front: which trials count, their losses, the `front.json`."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
+from functools import cached_property
+from itertools import chain, compress
 from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.analysis.noise import Noise, Repeats, margins, noise_of
 from orchestrator.analysis.pareto import hypervolume, pareto_mask
+from orchestrator.analysis.stability import front_shares
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.settings import SweepSettings
-from trainables.values.results import Cost, TrialResult
+from trainables.values.results import TrialResult
 
 REFERENCE_MARGIN = 0.1
 """Where none was fixed, the reference point lies so far beyond the worst counted trial, as a share of the range."""
@@ -25,44 +28,105 @@ FIXED_MARGIN = 0.5
 """A fixed reference point lies beyond their worst by their range, and by at least this share of the worst value."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+STABLE_SHARE = 0.25
+"""Trials off the front are named with it from this share of resamples on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Front:
-    """The non-dominated trials of a sweep.
+    """The trials of a sweep that no other dominates by more than the noise, see orchestrator.analysis.pareto.
 
     Attributes:
         objectives: names, in the order of each member's values.
-        epsilon: of each objective, in its own unit: differences up to it do not decide dominance. Where trials ran on
-            several kinds of device, each kind has its own; this is over all.
+        noise: of each objective. Where trials ran on several kinds of device, dominance takes the times of each kind
+            by themselves; this is over all.
         reference_point: in the objectives' own units, None without members.
-        hypervolume: dominated by the members within the reference point; one beyond it in an objective adds nothing.
-            Summed over the kinds of device.
+        hypervolume: dominated by the counted trials within the reference point, by plain dominance; one beyond it in an
+            objective adds nothing. Summed over the kinds of device.
         members: trials by their first objective.
-        keys: theirs, made once: many a caller asks for each of its trials whether it is on the front.
+        groups: all counted trials, as far as they may be compared.
     """
 
     objectives: tuple[str, ...]
-    epsilon: tuple[float, ...]
-    reference_point: tuple[float, ...] | None
-    hypervolume: float
-    members: tuple[TrialResult, ...]
-    keys: frozenset[str] = field(init=False, repr=False, compare=False)
+    noise: tuple[Noise, ...]
+    reference_point: tuple[float, ...] | None = None
+    hypervolume: float = 0.0
+    members: tuple[TrialResult, ...] = ()
+    groups: "tuple[Group, ...]" = field(default=(), repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "keys", frozenset(map(attrgetter("key"), self.members)))
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """Of the members."""
+        return frozenset(map(attrgetter("key"), self.members))
+
+    @cached_property
+    def shares(self) -> Mapping[str, float]:
+        """Key of each counted trial -> in what share of resamples it is on the front, see `front_shares`."""
+        found: dict[str, float] = {}
+        shared = [OBJECTIVES[name].source == "cost" for name in self.objectives]
+        for group in self.groups:
+            sds = [one.sd or 0.0 for one in group.noise]
+            keys = map(attrgetter("key"), group.trials)
+            found |= zip(keys, front_shares(group.table, sds, shared).tolist(), strict=True)
+        return found
+
+    @cached_property
+    def tied(self) -> Mapping[str, tuple[TrialResult, ...]]:
+        """Key of each member -> the other members that are within the noise of it in every objective."""
+        found: dict[str, tuple[TrialResult, ...]] = {}
+        for group in self.groups:
+            on = np.array([trial.key in self.keys for trial in group.trials])
+            members, rows = list(compress(group.trials, on)), group.table[on]
+            for trial, row in zip(members, rows, strict=True):
+                near = (np.abs(rows - row) <= margins(group.noise)).all(axis=1)
+                found[trial.key] = tuple(other for other in compress(members, near) if other.key != trial.key)
+        return found
+
+    @property
+    def nearly(self) -> list[TrialResult]:
+        """Trials off the front with a share of at least STABLE_SHARE, the most stable first."""
+        trials = chain.from_iterable(group.trials for group in self.groups)
+        off = [trial for trial in trials if trial.key not in self.keys and self.shares[trial.key] >= STABLE_SHARE]
+        return sorted(off, key=lambda trial: (-self.shares[trial.key], trial.number))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of front.json."""
         members = []
         for member in self.members:
-            values = [objective_value(member, name) for name in self.objectives]
-            members.append({"key": member.key, "config": member.config.to_dict(), "values": values})
+            tied = [other.key for other in self.tied[member.key]]
+            members.append(self._row(member) | {"tied_with": tied})
         return {
             "objectives": list(self.objectives),
-            "epsilon": list(self.epsilon),
+            "noise": [one.to_dict() for one in self.noise],
             "reference_point": list(self.reference_point) if self.reference_point else None,
             "hypervolume": self.hypervolume,
             "members": members,
+            "nearly": list(map(self._row, self.nearly)),
         }
+
+    def _row(self, trial: TrialResult) -> dict[str, Any]:
+        values = [objective_value(trial, name) for name in self.objectives]
+        shown = {"key": trial.key, "config": trial.config.to_dict(), "values": values}
+        return shown | {"front_share": self.shares[trial.key]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Counted trials within which every objective may be compared.
+
+    Attributes:
+        table: (n_trials, n_objectives), losses on the scale of their noise: of a time the logarithm.
+        noise: of each objective.
+    """
+
+    trials: tuple[TrialResult, ...]
+    table: NDArray[np.float64]
+    noise: tuple[Noise, ...]
+
+    @property
+    def undominated(self) -> list[TrialResult]:
+        """Those that no other one dominates by more than the noise."""
+        return list(compress(self.trials, pareto_mask(self.table, margins(self.noise))))
 
 
 def objective_value(trial: TrialResult, objective: str) -> float | None:
@@ -110,25 +174,6 @@ def is_candidate(trial: TrialResult) -> bool:
 def is_reused(trial: TrialResult) -> bool:
     """Whether a trial's result was taken from another sweep: it completed, and this sweep spent no time on it."""
     return trial.state == "completed" and trial.train_seconds is None and (trial.reason or "").startswith("reused")
-
-
-def noise_of(trials: Sequence[TrialResult], objectives: Sequence[str]) -> tuple[float, ...]:
-    """Epsilon of each objective, in its own unit, over the candidates.
-
-    Of time the median over cost keys of p90 - p10. All else is 0: the same trial again has the same
-    peak memory to the byte and the same loss.
-    """
-    cells = {}
-    for trial in filter(is_candidate, trials):
-        if trial.cost:
-            cells[trial.config.cost_key, trial.cost.device] = trial.cost
-    return tuple(_spread(name, cells.values()) if OBJECTIVES[name].is_timed else 0.0 for name in objectives)
-
-
-def _spread(objective: str, costs: Collection[Cost]) -> float:
-    """Median over cost keys of p90 - p10 over steps."""
-    ends = np.array(list(map(attrgetter(f"{objective}_p10", f"{objective}_p90"), costs)))
-    return float(np.median(ends[:, 1] - ends[:, 0])) if len(ends) else 0.0
 
 
 def counted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[tuple[TrialResult, tuple[float, ...]]]:
@@ -196,37 +241,56 @@ def volume_of(found: Counted, settings: SweepSettings, reference: Sequence[float
     return sum(hypervolume(table_of(group), corner) for group in comparable(found, settings))
 
 
-def _undominated(group: Counted, trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
-    """Of trials that may be compared, those that no other dominates by more than the noise on their devices."""
-    own = list(map(itemgetter(0), group))
+def _group_of(group: Counted, trials: Sequence[TrialResult], settings: SweepSettings, repeats: Repeats | None) -> Group:
+    """A group as dominance sees it; without repeats all noise is 0."""
+    table, own = table_of(group), tuple(map(itemgetter(0), group))
+    for column, name in enumerate(settings.objectives):
+        if OBJECTIVES[name].is_timed:
+            table[:, column] = np.log(table[:, column])
     devices = set(map(device_of, own))
-    epsilon = noise_of([trial for trial in trials if device_of(trial) in devices], settings.objectives)
-    return list(compress(own, pareto_mask(table_of(group), epsilon)))
+    noise = _noise(trials, settings, repeats, devices.pop() if len(devices) == 1 else None)
+    return Group(trials=own, table=table, noise=noise)
 
 
-def front_of(trials: Sequence[TrialResult], settings: SweepSettings, reference: Sequence[float] | None = None) -> Front:
+def _noise(
+    trials: Sequence[TrialResult], settings: SweepSettings, repeats: Repeats | None, device: str | None
+) -> tuple[Noise, ...]:
+    """Of each objective; none without repeats."""
+    if repeats is None:
+        return tuple(Noise(objective=name) for name in settings.objectives)
+    return noise_of(trials, settings.objectives, repeats, device)
+
+
+def front_of(
+    trials: Sequence[TrialResult],
+    settings: SweepSettings,
+    reference: Sequence[float] | None = None,
+    repeats: Repeats | None = (),
+) -> Front:
     """The front of the candidates that keep the similarity asked for.
 
     Args:
         reference: the reference point that was fixed for the sweep; by default one beyond the worst counted trial.
+        repeats: measurements of time beside those of the trials, see orchestrator.analysis.noise; None takes no noise
+            into account, neither of time nor of loss.
     """
-    epsilon = noise_of(trials, settings.objectives)
+    noise = _noise(trials, settings, repeats, None)
     found = counted(trials, settings)
     if not found:
-        return Front(objectives=settings.objectives, epsilon=epsilon, reference_point=None, hypervolume=0.0, members=())
+        return Front(objectives=settings.objectives, noise=noise)
     if reference is None:
         losses = table_of(found)
         worst, best = losses.max(axis=0), losses.min(axis=0)
         spread = np.where(worst > best, worst - best, np.maximum(np.abs(worst), 1e-9))
         reference = (worst + REFERENCE_MARGIN * spread) * signs(settings)
-    members: list[TrialResult] = []
-    for group in comparable(found, settings):
-        members += _undominated(group, trials, settings)
+    groups = tuple(_group_of(group, trials, settings, repeats) for group in comparable(found, settings))
+    members = list(chain.from_iterable(group.undominated for group in groups))
     members.sort(key=lambda m: losses_of(m, settings.objectives) or ())
     return Front(
         objectives=settings.objectives,
-        epsilon=epsilon,
+        noise=noise,
         reference_point=tuple(np.asarray(reference, np.float64).tolist()),
         hypervolume=volume_of(found, settings, reference),
         members=tuple(members),
+        groups=groups,
     )

@@ -19,41 +19,61 @@ def _losses(losses: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def pareto_mask(losses: ArrayLike, epsilon: ArrayLike | None = None) -> NDArray[np.bool_]:
-    """Mark the rows that no other row dominates by more than the noise.
+def pareto_mask(losses: ArrayLike, noise: ArrayLike | None = None) -> NDArray[np.bool_]:
+    """Mark the rows of the front: no row of it dominates another by more than the noise.
 
-    Row a dominates b when a <= b + epsilon in every objective and a < b - epsilon in one; with
-    epsilon 0 this is Pareto dominance (Deb et al. 2002, doi:10.1109/4235.996017). Equal rows both stay.
+    Row a dominates b when a <= b + noise in every objective and a < b - noise in one; with noise 0 this is Pareto
+    dominance (Deb et al. 2002, doi:10.1109/4235.996017). Equal rows both stay.
 
-    With one positive epsilon no rows dominate each other in a ring, so that some row always stays: in a
-    ring all exact objectives would be equal, hence each row better than the next by more than epsilon in
-    the noisy one. With several positive ones there can be rings, and nothing may stay.
+    With noise, dominance is not transitive. Rows that none dominates stay, what they dominate is struck, and so on with
+    the rest: where there is no ring, the one set in which no member dominates a member and that dominates every
+    other row (the kernel of the relation, von Neumann and Morgenstern 1944). Up to two noisy objectives make no ring:
+    in a ring the others are all equal, and each of its dominances lowers the sum of the two, each over its noise. In a
+    ring of more, the first row by value stays, and what dominates it goes with what it dominates.
 
     Args:
-        losses: (n_trials, n_objectives), minimised; each column in its own unit.
-        epsilon: (n_objectives,), differences that mean nothing; all 0 where not given.
+        losses: (n_trials, n_objectives), minimised; each column in its own unit, the cost that breaks a ring first.
+        noise: (n_objectives,), differences that mean nothing; all 0 where not given.
     Returns:
         (n_trials,), True on the front; empty in, empty out.
     Raises:
-        ValueError: losses is not 2-D, or not finite; epsilon does not fit, or is negative.
-    Cost: O(n_trials * n_front * n_objectives) with a positive epsilon.
+        ValueError: losses is not 2-D, or not finite; noise does not fit, or is negative.
+    Cost: O(n_trials * n_front * n_objectives) with noise, a few times.
     """
     array = _losses(losses)
     if not len(array):
         return np.zeros(0, dtype=bool)
-    noise = np.zeros(array.shape[1]) if epsilon is None else _losses([np.asarray(epsilon)])[0]
-    if len(noise) != array.shape[1] or (noise < 0).any():
-        raise ValueError(f"epsilon must be {array.shape[1]} numbers of at least 0, got {noise.tolist()}")
-    if not noise.any():
+    margins = np.zeros(array.shape[1]) if noise is None else _losses([np.asarray(noise)])[0]
+    if len(margins) != array.shape[1] or (margins < 0).any():
+        raise ValueError(f"noise must be {array.shape[1]} numbers of at least 0, got {margins.tolist()}")
+    if not margins.any():
         return np.asarray(moocore.is_nondominated(array, keep_weakly=True), dtype=bool)
+    members, left = np.zeros(len(array), dtype=bool), np.arange(len(array))
+    while len(left):
+        rows = array[left]
+        struck = _dominated(rows, rows, margins)
+        if struck.all():
+            first = np.lexsort(rows.T[::-1])[:1]
+            members[left[first]] = True
+            struck = dominates(rows[first], rows, margins)[0] | dominates(rows, rows[first], margins)[:, 0]
+            struck[first] = True
+            left = left[~struck]
+            continue
+        members[left[~struck]] = True
+        left, kept = left[struck], rows[~struck]
+        left = left[~_dominated(array[left], kept, margins)]
+    return members
+
+
+def _dominated(rows: NDArray[np.float64], by: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n_rows,), whether any of the other rows dominates each by more than the noise."""
     # what a row dominates is also dominated by every row that is at least as good: the exact front is enough
-    front = array[np.asarray(moocore.is_nondominated(array, keep_weakly=False), dtype=bool)]
-    dominated = np.zeros(len(array), dtype=bool)
-    for start in range(0, len(front), CHUNK_ROWS):
-        chunk = front[start : start + CHUNK_ROWS]
-        left = np.flatnonzero(~dominated)
-        dominated[left] = dominates(chunk, array[left], noise).any(axis=0)
-    return ~dominated
+    best = by[np.asarray(moocore.is_nondominated(by, keep_weakly=False), dtype=bool)]
+    found = np.zeros(len(rows), dtype=bool)
+    for start in range(0, len(best), CHUNK_ROWS):
+        left = np.flatnonzero(~found)
+        found[left] = dominates(best[start : start + CHUNK_ROWS], rows[left], noise).any(axis=0)
+    return found
 
 
 def dominates(a: NDArray[np.float64], b: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.bool_]:

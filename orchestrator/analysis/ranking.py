@@ -6,21 +6,19 @@ from numpy.typing import ArrayLike, NDArray
 from orchestrator.analysis.pareto import pareto_mask
 
 
-def non_domination_ranks(losses: ArrayLike, epsilon: ArrayLike | None = None) -> NDArray[np.int64]:
+def non_domination_ranks(losses: ArrayLike) -> NDArray[np.int64]:
     """Non-domination rank of each row, from 1 (Deb et al. 2002, doi:10.1109/4235.996017, section III-A).
 
-    Rank 1 is the front; rank k + 1 is the front of what is left without ranks 1 to k. Differences up to
-    `epsilon` (of at most one objective, see pareto_mask) decide nothing.
+    Rank 1 is the front; rank k + 1 is the front of what is left without ranks 1 to k.
     """
     array = np.asarray(losses, dtype=np.float64)
     found = np.zeros(len(array), dtype=np.int64)
     left, rank = np.arange(len(array)), 0
     while len(left):
         rank += 1
-        on = pareto_mask(array[left], epsilon)
+        on = pareto_mask(array[left])
         found[left[on]] = rank
-        left = left[~on] if on.any() else left[:0]
-    found[found == 0] = rank  # several noisy objectives can dominate in a ring: all of it has the last rank
+        left = left[~on]
     return found
 
 
@@ -40,10 +38,10 @@ def crowding(losses: ArrayLike) -> NDArray[np.float64]:
     return found
 
 
-def ranking(losses: ArrayLike, epsilon: ArrayLike | None = None) -> NDArray[np.int64]:
+def ranking(losses: ArrayLike) -> NDArray[np.int64]:
     """Indices of the rows, the best first: by non-domination rank, then the less crowded, then the earlier row."""
     array = np.asarray(losses, dtype=np.float64)
-    rank = non_domination_ranks(array, epsilon)
+    rank = non_domination_ranks(array)
     spread = np.zeros(len(array))
     for level in np.unique(rank):
         spread[rank == level] = crowding(array[rank == level])

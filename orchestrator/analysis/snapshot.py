@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
 from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.analysis.noise import REPEATS, Repeats
 from orchestrator.analysis.status import Status, status_of
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
@@ -86,7 +87,12 @@ class SweepSnapshot:
 
     @cached_property
     def front(self) -> Front:
-        return front_of(self.trials, self.settings, self.reference)
+        return front_of(self.trials, self.settings, self.reference, self.repeats)
+
+    @property
+    def repeats(self) -> Repeats:
+        """Times of cost keys that were measured more than once."""
+        return self.facts.get(REPEATS, ())
 
     @property
     def reference(self) -> list[float] | None:
@@ -122,7 +128,7 @@ class SweepSnapshot:
     def status(self, now: float | None = None) -> Status:
         """How far the sweep is; see `status_of`."""
         ended, finished = self.ended is not None, bool(self.facts.get(FINISHED))
-        return status_of(self.trials, self.settings, ended=ended, finished=finished, now=now)
+        return status_of(self.trials, self.settings, ended=ended, finished=finished, now=now, repeats=self.repeats)
 
     def predicted_peak_mib(self, config: TrialConfig) -> float | None:
         """Peak memory of a config on the sweep's base, from shapes alone; None on a CPU or of an unknown shape."""

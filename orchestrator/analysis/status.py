@@ -7,7 +7,8 @@ from operator import attrgetter
 from typing import Literal
 
 from orchestrator.analysis.finalists import wanted
-from orchestrator.analysis.front import front_of, objective_value
+from orchestrator.analysis.front import front_of, is_reused, objective_value
+from orchestrator.analysis.noise import Repeats
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.settings import SweepSettings
 from trainables.values.config import FINAL_STATES
@@ -23,6 +24,7 @@ class Status:
         n_done: trials in a final state.
         n_expected: trials the sweep will come to, as far as is known: baselines are added as they are needed.
         best: best value of each objective among completed trials.
+        n_reused: trials whose results were taken from other sweeps.
         front_size: members of the Pareto front.
         phase: "search"; then "finalists": other seeds and test evaluations of the finalists.
         seconds_left: from the measured time of trials that ended, be it early, and how many run at once; of those
@@ -35,6 +37,7 @@ class Status:
     n_done: int
     n_expected: int
     best: dict[str, float | None]
+    n_reused: int
     front_size: int
     phase: Literal["search", "finalists"]
     seconds_left: float | None
@@ -48,6 +51,7 @@ def status_of(
     ended: bool = False,
     finished: bool = False,
     now: float | None = None,
+    repeats: Repeats = (),
 ) -> Status:
     """Derive the status from the ledger's trials.
 
@@ -55,6 +59,7 @@ def status_of(
         ended: the search is over, though it may not have taken up all it was allowed.
         finished: so is all that follows it.
         now: seconds since the epoch, for what running trials have behind them; without it they count as just begun.
+        repeats: measurements of time beside those of the trials, see orchestrator.analysis.noise.
     """
     counts = Counter(map(attrgetter("state"), trials))
     n_searched = 0 if ended or finished else _n_to_come(trials, settings)
@@ -67,7 +72,8 @@ def status_of(
         n_done=sum(map(counts.__getitem__, FINAL_STATES)),
         n_expected=expected,
         best={objective: _best(completed, objective) for objective in settings.objectives},
-        front_size=len(front_of(trials, settings).members),
+        n_reused=sum(map(is_reused, trials)),
+        front_size=len(front_of(trials, settings, repeats=repeats).members),
         phase="search" if searching else "finalists",
         seconds_left=_seconds_left(trials, expected, now),
         last_fault=max(faults, key=lambda t: t.ended_at or 0).reason if faults else None,

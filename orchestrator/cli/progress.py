@@ -62,10 +62,30 @@ def front_table(front: Front, width: int) -> Table:
     return table
 
 
+def noise_lines(front: Front) -> list[str]:
+    """What the front's differences mean: the noise, ties, and who is nearly on it."""
+    if not front.members:
+        return []
+    noise = f"noise: {', '.join(one.text for one in front.noise)}"
+    lines = [f"no other trial is better than one of these by more than the noise and in nothing worse by more; {noise}"]
+    shares = [f"trial {trial.number} {100 * front.shares[trial.key]:.0f} %" for trial in front.members]
+    if any(one.margin for one in front.noise):
+        lines.append(
+            f"stability (share of resamples with that noise in which each is on the front): {', '.join(shares)}"
+        )
+    for trial in front.members:
+        later = [str(other.number) for other in front.tied[trial.key] if other.number > trial.number]
+        if later:
+            lines.append(f"tied: trial {trial.number} with {', '.join(later)}")
+    nearly = [f"trial {trial.number} {100 * front.shares[trial.key]:.0f} %" for trial in front.nearly]
+    return lines + ([f"off the front, with a stability of 25 % or more: {', '.join(nearly)}"] if nearly else [])
+
+
 def counted_line(name: str, status: Status) -> str:
     """How far a sweep is, and how long it will take from here."""
     left = f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
-    return f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{left}"
+    reused = f" ({status.n_reused} reused)" if status.n_reused else ""
+    return f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{reused}{left}"
 
 
 def how_to_stop(name: str) -> str:
@@ -215,7 +235,11 @@ def print_result(snapshot: SweepSnapshot, run_page: str | None, *, as_json: bool
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
     console.print(front_table(snapshot.front, console.width))
-    lines = [*verdict_lines(snapshot), *map(str, failed_evaluations(snapshot.trials, snapshot.settings))]
+    lines = [
+        *noise_lines(snapshot.front),
+        *verdict_lines(snapshot),
+        *map(str, failed_evaluations(snapshot.trials, snapshot.settings)),
+    ]
     lines.append(_states_line(snapshot.trials))
     if snapshot.ended:
         lines.append(f"the search ended: {snapshot.ended.text}")

@@ -13,6 +13,7 @@ from orchestrator.analysis.budgets import Ended
 from orchestrator.analysis.finalists import to_evaluate, wanted
 from orchestrator.analysis.front import is_candidate
 from orchestrator.analysis.settled import is_settled
+from orchestrator.driver import time_repeats
 from orchestrator.driver.pairs import baseline_params, evaluation_task
 from orchestrator.driver.reuse import import_result
 from orchestrator.ledger.task import Task, TaskName
@@ -211,7 +212,8 @@ class Agenda:
     def _train(self, trial: "TrialResult") -> Task:
         if trial.origin != "search":
             self.protected.add(trial.key)
-        costs = self._ledger.costs(trial.config.cost_key)
+        again = time_repeats.is_due(trial, self._settings, self._ledger)
+        costs = () if again else self._ledger.costs(trial.config.cost_key)
         return Task(kind="train", key=trial.key, config=trial.config, costs=costs)
 
     def _pair_task(self, entry: "Entry") -> Task | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.analysis.budgets import FINISHED
+from orchestrator.driver import time_repeats
 from orchestrator.driver.agenda import Agenda
 from orchestrator.driver.retries import Retries, too_many
 from orchestrator.driver.stopping import Stopping
@@ -81,6 +82,7 @@ class Driver:
         proposer: Proposer | None = None,
         rule: "StoppingRule | None" = None,
     ) -> None:
+        self._settings = settings
         self._ledger = ledger
         self._n_slots = n_slots if callable(n_slots) else lambda: n_slots
         self._retries = Retries(clock)
@@ -168,7 +170,8 @@ class Driver:
     def _trial_reported(self, task: "Task", report: "TaskReport") -> Decision:
         cost, measurement = report.cost, report.measurement
         if cost:
-            self._ledger.keep_cost(task.config.cost_key, cost, of=task.key)
+            measured, cost = cost, self._ledger.keep_cost(task.config.cost_key, cost, of=task.key)
+            time_repeats.keep(task.config.cost_key, measured, cost, self._settings, self._ledger)
         if measurement:
             self.agenda.keep(self._ledger.record(task.key, measurement))
         if not report.is_last:

@@ -10,6 +10,7 @@ from orchestrator import settings as settings_file
 from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.cluster import ray_cluster
 from orchestrator.driver import base_targets, warm_start
+from orchestrator.objectives import DEFAULT, OBJECTIVES
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
 from orchestrator.settings.space import space_named
@@ -34,6 +35,8 @@ GPU_DEFAULTS = {
 }
 AUTO = {"cuda": {"engine": "graph", "loop": "lean"}, "cpu": {"engine": "eager", "loop": "standard"}}
 """What is fastest on a device; on a CPU nothing is gained over a stock script's loop."""
+ON_CPU = {"objectives": tuple(name for name in DEFAULT if not OBJECTIVES[name].is_timed)}
+"""Time is none there: other work on the machine changes it by more than trials differ in it."""
 DEMO_DEFAULTS = {"space": "demo", "trials": 12, "base_model": "demo", "data": "demo"}
 DEMO_NOTICE = (
     "No GPU here: this is the demo, a tiny GPT-2 on made-up rows. On a GPU the same command tunes "
@@ -72,7 +75,7 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
         base_model=values["base_model"],
         data=values["data"],
         device=device,
-        **{**given, **steps},
+        **{**(ON_CPU if device == "cpu" else {}), **given, **steps},
     )
     settings = base_targets.suited(settings)
     _check_known_lengths(settings)

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.driver.plan import first_configs
 from orchestrator.ledger import Ledger, adapter_store
+from orchestrator.objectives import OBJECTIVES
+from orchestrator.search.design import N_FIRST
+from orchestrator.search.proposer import POPULATION
 from orchestrator.security.folder_access import refuse_shared
 from trainables.cost.device import versions
 from trainables.values.errors import ConfigError, LedgerDamaged
@@ -25,6 +29,14 @@ REUSED = "reused"
 DECISIVE = ("torch", "transformers", "peft", "bitsandbytes")
 """Packages whose versions decide a trial's losses, memory and time. Those of the driver are its workers' too, see
 orchestrator.cluster.nodes.check_versions; as there, the build behind a "+" does not count."""
+
+
+REMEDY = "--reuse-across-versions takes them"
+NO_REMEDY = "a step's time is an objective, and is never that of other versions"
+UNMODELLED = {"tpe": N_FIRST, "gp": N_FIRST, "nsga2": POPULATION}
+"""Configs that a sampler proposes before it needs results; other samplers need none."""
+MAX_LOOKED_UP = 1000
+"""Configs that are looked up before the start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +63,17 @@ def cached_trials(
     oldest sweep's; none where nothing is to be reused.
 
     A key stands for everything that decides the outcome (see Workload.key), device and versions apart. What is passed
-    over for another reason than its key is said.
+    over for another reason than its key is said. A time is taken over only where it is the same thing: where it is an
+    objective, of the same versions whatever was asked, and on a CPU, whose other work decides it, never.
 
     Args:
         devices: kinds that this sweep runs on; asked for only where there is something to reuse.
     """
-    if not settings.reuse:
+    is_timed = any(OBJECTIVES[name].is_timed for name in settings.objectives)
+    if not settings.reuse or (is_timed and settings.device == "cpu"):
         return {}
     known: dict[str, CachedTrial] = {}
-    here = None if settings.reuse_across_versions else _decisive(versions(DECISIVE))
+    wanted = None if settings.reuse_across_versions and not is_timed else here()
     for path in sorted((root / "sweeps").glob("*/ledger.db"), key=lambda path: path.stat().st_ctime):
         if path.parent.name == settings.name:
             continue
@@ -68,34 +82,66 @@ def cached_trials(
         except ConfigError as error:
             logger.warning("nothing is reused of sweep %r: %s", path.parent.name, error)
             continue
-        _take_in(known, _completed(path.parent, workload), here)
+        _take_in(known, _completed(path.parent, workload), wanted, REMEDY if not is_timed else NO_REMEDY)
     if not known:
         return {}
     names = devices()
     return {key: trial for key, trial in known.items() if trial.entry.result.cost.device in names}  # type: ignore[union-attr]
 
 
-def _take_in(known: dict[str, CachedTrial], trials: list[CachedTrial], here: Mapping[str, str] | None) -> None:
+def known_line(settings: "SweepSettings", workload: "Workload", cached: CachedTrials, have: Set[str]) -> str | None:
+    """How many of a sweep's trials are known from other sweeps, in a line; None where none is.
+
+    A sampler that models its results is asked for as many configs as it proposes before there are any.
+
+    Args:
+        have: keys of the trials that the sweep has taken up already.
+    """
+    if not cached:
+        return None
+    method, n_trials = settings.space.method, settings.n_trials
+    n_first = min(n_trials, UNMODELLED.get(method, MAX_LOOKED_UP))
+    configs = set(first_configs(settings, n_first))
+    configs |= {config.at_other_precision for config in configs if config.precision == "nf4"}
+    keys = set(map(workload.key, configs)) - have
+    found = keys & cached.keys()
+    names = sorted({cached[key].sweep for key in found})
+    sweeps = f" from sweep{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else " from another sweep"
+    if n_first == n_trials:
+        return f"{len(found)} of {len(keys)} trials are known{sweeps} (--no-reuse runs them)"
+    more = "those that the search proposes after them are looked up, too"
+    return f"{len(found)} of the first {len(keys)} trials are known{sweeps} (--no-reuse runs them); {more}"
+
+
+def _take_in(
+    known: dict[str, CachedTrial], trials: list[CachedTrial], wanted: Mapping[str, str] | None, remedy: str
+) -> None:
     """Add trials of one sweep that ran under these versions, or under any; of the others it is said.
 
     Args:
-        here: versions of DECISIVE; None takes any.
+        wanted: versions of DECISIVE; None takes any.
+        remedy: what to say to who wants them.
     """
     n_others, differences = 0, set()
     for trial in trials:
-        theirs = _decisive(trial.entry.result.environment)
-        if here is None or theirs == here:
+        theirs = decisive_versions(trial.entry.result.environment)
+        if wanted is None or theirs == wanted:
             known.setdefault(trial.entry.result.key, trial)
         else:
             n_others += 1
-            package = next(name for name in DECISIVE if theirs[name] != here[name])
-            differences.add(f"{package} {theirs[package]}, here {here[package]}")
+            package = next(name for name in DECISIVE if theirs[name] != wanted[name])
+            differences.add(f"{package} {theirs[package]}, here {wanted[package]}")
     if n_others:
         which, what = f"{n_others} trials of sweep {trials[0].folder.name!r}", ", ".join(sorted(differences))
-        logger.warning("%s are not reused (%s); --reuse-across-versions takes them", which, what)
+        logger.warning("%s are not reused (%s); %s", which, what, remedy)
 
 
-def _decisive(environment: Mapping[str, str]) -> dict[str, str]:
+def here() -> dict[str, str]:
+    """Versions that decide the results of this machine."""
+    return decisive_versions(versions(DECISIVE))
+
+
+def decisive_versions(environment: Mapping[str, str]) -> dict[str, str]:
     """Versions in an environment that decide a result; what it does not tell is unknown."""
     return {package: environment.get(package, "unknown").partition("+")[0] for package in DECISIVE}
 

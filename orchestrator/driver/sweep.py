@@ -1,5 +1,6 @@
 """SweepSettings -> Tuner -> SweepSnapshot: the whole life of one sweep on the driver."""
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.snapshot import COVERAGE, GENERIC, SweepSnapshot
-from orchestrator.driver import base_targets, reuse, warm_start
+from orchestrator.driver import base_targets, reuse, time_repeats, warm_start
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
@@ -21,6 +22,8 @@ from orchestrator.workers import checkpoints
 from trainables.values.errors import ConfigError
 from trainables.values.files import write_whole
 from trainables.values.workload import Workload
+
+logger = logging.getLogger(__name__)
 
 Prepare = Callable[[SweepSettings, Path], tuple[Workload, dict[str, int], float | None]]
 
@@ -57,7 +60,7 @@ def run(
         stored.save(settings, folder)
         with closing(Ledger(folder / "ledger.db")) as ledger:
             _note_start(settings, ledger, workload, counts, memory_mib)
-            elsewhere = _from_other_sweeps(settings, workload, root)
+            elsewhere = _from_other_sweeps(settings, workload, root, ledger)
             started(ledger, workload)
             from orchestrator.driver.tuning import run_tasks  # brings Ray Tune, for which MLflow's writer need not wait
 
@@ -67,11 +70,16 @@ def run(
             return replace(SweepSnapshot.of(settings, ledger), **ended)
 
 
-def _from_other_sweeps(settings: SweepSettings, workload: Workload, root: Path) -> dict[str, Any]:
-    """What the sampler learns from, and what need not be run again."""
+def _from_other_sweeps(settings: SweepSettings, workload: Workload, root: Path, ledger: Ledger) -> dict[str, Any]:
+    """What the sampler learns from, and what need not be run again, which is said; repeats' times are kept."""
     devices = partial(_device_names, settings)
     learned = warm_start.entries(settings, workload, root, devices)
-    return {"learned": learned, "cached": reuse.cached_trials(settings, workload, root, devices)}
+    cached = reuse.cached_trials(settings, workload, root, devices)
+    time_repeats.keep_earlier(settings, workload, root, devices, ledger)
+    have = {trial.key for trial in ledger.trials()}
+    if line := reuse.known_line(settings, workload, cached, have):
+        logger.info(line)
+    return {"learned": learned, "cached": cached}
 
 
 def _resume(settings: SweepSettings) -> str:

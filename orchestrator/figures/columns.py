@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.analysis.front import objective_value
+from orchestrator.analysis.noise import BUT_SEED, ONE_RUN, Noise
 from orchestrator.figures.style import PRECISION_COLOURS
 from orchestrator.objectives import OBJECTIVES
 
@@ -25,11 +26,15 @@ class Columns:
         trials: (n_trials,), objects.
         precision: (n_trials,), "16bit" or "nf4".
         on_front: (n_trials,), whether each is on the sweep's Pareto front.
+        searched: (n_trials,), whether the search proposed it; not so baselines and seed replicates.
+        repeated: (n_trials,), whether it is the first of several that differ in nothing but the seed.
     """
 
     trials: NDArray[np.object_]
     precision: NDArray[np.str_]
     on_front: NDArray[np.bool_]
+    searched: NDArray[np.bool_]
+    repeated: NDArray[np.bool_]
 
     @classmethod
     def of(cls, trials: "Sequence[TrialResult]", snapshot: "SweepSnapshot") -> "Columns":
@@ -37,7 +42,14 @@ class Columns:
         table[:] = trials
         precision = np.array([trial.config.precision for trial in trials], dtype=str)
         on_front = np.array([trial.key in snapshot.front.keys for trial in trials], dtype=bool)
-        return cls(trials=table, precision=precision, on_front=on_front)
+        searched = np.array([trial.origin == "search" for trial in trials], dtype=bool)
+        groups: dict[Any, list[int]] = {}
+        for place, trial in enumerate(trials):
+            groups.setdefault(BUT_SEED(trial.config), []).append(place)
+        repeated = np.zeros(len(trials), dtype=bool)
+        repeated[[first for first, *others in groups.values() if others]] = True
+        marks = {"on_front": on_front, "searched": searched, "repeated": repeated}
+        return cls(trials=table, precision=precision, **marks)
 
     def column(self, value: "Callable[[TrialResult], Any]") -> NDArray[Any]:
         """(n_trials,), the value of each."""
@@ -48,9 +60,21 @@ class Columns:
         factor = OBJECTIVES[name].factor
         return self.column(lambda trial: (objective_value(trial, name) or 0.0) * factor)
 
+    def reach(self, noise: Noise) -> NDArray[np.float64]:
+        """(2, n_trials), how far 90 % of equal runs lie below and above each repeated one; NaN of others."""
+        values = self.objective(noise.objective)
+        ends = [beyond(values, noise, -ONE_RUN), beyond(values, noise, ONE_RUN)]
+        return np.where(self.repeated, np.abs(ends - values), np.nan)
+
     def by_precision(self) -> "Iterator[tuple[Precision, NDArray[np.intp]]]":
         """Indices of each precision's trials; a precision without any is left out."""
         for precision in PRECISION_COLOURS:
             chosen = np.flatnonzero(self.precision == precision)
             if len(chosen):
                 yield precision, chosen
+
+
+def beyond(values: NDArray[np.float64], noise: Noise, n_sds: float) -> NDArray[np.float64]:
+    """Values moved by so many standard deviations between equal runs, in the unit of their axis."""
+    step = n_sds * (noise.sd or 0.0)
+    return values * np.exp(step) if noise.is_relative else values + step * OBJECTIVES[noise.objective].factor

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure as PngFigure
 from numpy.typing import NDArray
 
 from orchestrator.analysis.front import losses_of
+from orchestrator.analysis.noise import DIFFERENCE, Noise, noise_of
 from orchestrator.analysis.pareto import pareto_mask
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.figures.columns import Columns
+from orchestrator.figures.columns import Columns, beyond
 from orchestrator.figures.style import PRECISION_COLOURS, PRECISION_NAMES, LeftOut, Picture, canvas, hover, legend, ring
 from orchestrator.objectives import OBJECTIVES
 from trainables.values.results import TrialResult
@@ -61,23 +62,42 @@ def pairs(snapshot: SweepSnapshot) -> list[Picture | LeftOut]:
 
 
 def pair(snapshot: SweepSnapshot, x: str, y: str) -> Picture | LeftOut:
-    """One objective against another; a line joins the members of the front that none beats in both."""
+    """One objective against another; a line joins the members of the front that are best in both, by value."""
     name = f"{OBJECTIVES[y].short}_{OBJECTIVES[x].short}"
     trials = [t for t in snapshot.trials if t.state == "completed" and losses_of(t, (x, y)) is not None]
     if not trials:
         return LeftOut(name=name, reason=NOTHING)
     columns, on_edge = Columns.of(trials, snapshot), Columns.of(edge(snapshot.front.members, x, y), snapshot)
+    noise = noise_of(snapshot.trials, (x, y), snapshot.repeats)
     is_known = name == "loss_memory"
     return Picture(
         name=name,
         title=LOSS_TITLE if is_known else f"{OBJECTIVES[y].label.capitalize()} against {OBJECTIVES[x].label}",
         notes=(
             _rings(snapshot),
-            "The line joins those that no other of them beats in both of this figure's objectives.",
+            "The line joins those of them that are beaten by no other in both of this figure's objectives, by value.",
+            f"Noise, within which two values are not told apart: {', '.join(one.text for one in noise)}. "
+            "Band: values that are not told apart from the line's. Bars: where 90 % of equal runs lie, at configs that "
+            "ran under several seeds.",
         ),
-        png=partial(_pair_png, columns, on_edge, x, y),
-        html=partial(_pair_html, columns, on_edge, x, y),
+        png=partial(_pair_png, columns, on_edge, noise),
+        html=partial(_pair_html, columns, on_edge, noise),
     )
+
+
+def band(on_edge: Columns, noise: Noise, x: str, last: float) -> tuple[Values, Values, Values] | None:
+    """Along x, what lies beyond a line by no more than the noise of y; None where there is no line or no noise.
+
+    Args:
+        last: where on x the band ends.
+    Returns:
+        x, and y on the line and at the noise's end.
+    """
+    if not noise.margin or not len(on_edge.trials):
+        return None
+    ys = on_edge.objective(noise.objective)
+    far = beyond(ys, noise, DIFFERENCE * OBJECTIVES[noise.objective].sign)
+    return np.append(on_edge.objective(x), last), np.append(ys, ys[-1]), np.append(far, far[-1])
 
 
 def edge(members: Sequence[TrialResult], x: str, y: str) -> list[TrialResult]:
@@ -99,7 +119,10 @@ def edge(members: Sequence[TrialResult], x: str, y: str) -> list[TrialResult]:
 
 def _rings(snapshot: SweepSnapshot) -> str:
     names = ", ".join(OBJECTIVES[objective].label for objective in snapshot.settings.objectives)
-    return f"Each point is a completed trial. Black rings: on the Pareto front over {names}."
+    return (
+        "Each point is a completed trial, hollow ones baselines and seed replicates. Rings: on the Pareto front over "
+        f"{names}; no other trial is better by more than the noise and in none worse by more."
+    )
 
 
 def _rank_x(columns: Columns) -> Values:
@@ -123,7 +146,9 @@ def _rank_panels(columns: Columns) -> dict[str, Values]:
 def _points(axes: Any, columns: Columns, xs: Values, ys: Values) -> None:
     for precision, chosen in columns.by_precision():
         colour, label = PRECISION_COLOURS[precision], PRECISION_NAMES[precision]
-        axes.scatter(xs[chosen], ys[chosen], s=34, color=colour, label=label, alpha=0.75)
+        inside = np.where(columns.searched[chosen], colour, "white")
+        axes.scatter(xs[chosen], ys[chosen], s=34, facecolors=inside, edgecolors=colour, alpha=0.75)
+        axes.scatter([], [], s=34, color=colour, label=label)
     if columns.on_front.any():
         ring(axes, xs[columns.on_front], ys[columns.on_front], RING)
     axes.grid(alpha=0.25)
@@ -143,24 +168,40 @@ def _rank_png(columns: Columns) -> PngFigure:
     return figure
 
 
-def _pair_png(columns: Columns, on_edge: Columns, x: str, y: str) -> PngFigure:
+def _pair_png(columns: Columns, on_edge: Columns, noise: Sequence[Noise]) -> PngFigure:
+    x, y = (one.objective for one in noise)
     figure = canvas(4.6)
     axes = figure.subplots()
     line = {"where": "post", "color": "black", "linewidth": 1, "alpha": 0.6, "zorder": 1}
     axes.step(on_edge.objective(x), on_edge.objective(y), **line)
-    _points(axes, columns, columns.objective(x), columns.objective(y))
+    xs, ys = columns.objective(x), columns.objective(y)
+    if shaded := band(on_edge, noise[1], x, xs.max()):
+        axes.fill_between(
+            *shaded, step="post", color="black", alpha=0.08, linewidth=0, label="not told apart", zorder=0
+        )
+    for precision, chosen in columns.by_precision():
+        reach = [columns.reach(one)[:, chosen] if one.margin else None for one in noise]
+        bars = {"fmt": "none", "ecolor": PRECISION_COLOURS[precision], "elinewidth": 1, "capsize": 3, "alpha": 0.75}
+        axes.errorbar(xs[chosen], ys[chosen], xerr=reach[0], yerr=reach[1], **bars)
+    _points(axes, columns, xs, ys)
     axes.ticklabel_format(useOffset=False)
     axes.set_xlabel(OBJECTIVES[x].axis)
     axes.set_ylabel(OBJECTIVES[y].axis)
-    legend(figure, 3, axes)
+    legend(figure, 4, axes)
     return figure
 
 
-def _traces(columns: Columns, xs: Values, ys: Values, *, legend: bool = True) -> "Iterator[go.Scatter]":
+def _traces(
+    columns: Columns, xs: Values, ys: Values, noise: Sequence[Noise] = (), *, legend: bool = True
+) -> "Iterator[go.Scatter]":
     import plotly.graph_objects as go
 
     for precision, chosen in columns.by_precision():
-        on_front = columns.on_front[chosen]
+        on_front, bars = columns.on_front[chosen], {}
+        for axis, one in zip(("error_x", "error_y"), noise, strict=False):
+            if one.margin:
+                low, high = (np.where(np.isnan(end), None, end).tolist() for end in columns.reach(one)[:, chosen])
+                bars[axis] = {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1}
         yield go.Scatter(
             x=xs[chosen].tolist(),
             y=ys[chosen].tolist(),
@@ -168,6 +209,7 @@ def _traces(columns: Columns, xs: Values, ys: Values, *, legend: bool = True) ->
             text=list(map(hover, columns.trials[chosen])),
             marker={
                 "color": PRECISION_COLOURS[precision],
+                "symbol": np.where(columns.searched[chosen], "circle", "circle-open").tolist(),
                 "size": np.where(on_front, 13, 9).tolist(),
                 "opacity": 0.8,
                 "line": {"color": "black", "width": np.where(on_front, 2.5, 0).tolist()},
@@ -176,6 +218,7 @@ def _traces(columns: Columns, xs: Values, ys: Values, *, legend: bool = True) ->
             legendgroup=precision,
             showlegend=legend,
             hoverinfo="text",
+            **bars,
         )
 
 
@@ -191,15 +234,21 @@ def _rank_html(columns: Columns) -> "go.Figure":
     return figure
 
 
-def _pair_html(columns: Columns, on_edge: Columns, x: str, y: str) -> "go.Figure":
+def _pair_html(columns: Columns, on_edge: Columns, noise: Sequence[Noise]) -> "go.Figure":
     import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure, (x, y) = go.Figure(), (one.objective for one in noise)
+    if shaded := band(on_edge, noise[1], x, columns.objective(x).max()):
+        along, near, far = (np.asarray(values).tolist() for values in shaded)
+        shape = {"mode": "lines", "line": {"width": 0, "shape": "hv"}, "hoverinfo": "skip"}
+        figure.add_trace(go.Scatter(x=along, y=near, showlegend=False, **shape))
+        colour = {"fill": "tonexty", "fillcolor": "rgba(0, 0, 0, 0.08)"}
+        figure.add_trace(go.Scatter(x=along, y=far, name="not told apart", **colour, **shape))
     if len(on_edge.trials):
         xs, ys = on_edge.objective(x).tolist(), on_edge.objective(y).tolist()
         line = {"color": "black", "width": 1, "shape": "hv"}
         figure.add_trace(go.Scatter(x=xs, y=ys, mode="lines", line=line, name="front", hoverinfo="skip", opacity=0.6))
-    figure.add_traces(list(_traces(columns, columns.objective(x), columns.objective(y))))
+    figure.add_traces(list(_traces(columns, columns.objective(x), columns.objective(y), noise)))
     figure.update_xaxes(title=OBJECTIVES[x].axis)
     figure.update_yaxes(title=OBJECTIVES[y].axis)
     return figure

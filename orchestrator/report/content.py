@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, get_args
 
 from orchestrator.analysis.budgets import SPENT, Spent
-from orchestrator.analysis.choice import best, counting, knee, stairs
+from orchestrator.analysis.choice import best, counting, how_sure, knee, loss_noise, stairs
 from orchestrator.analysis.costs import Predict, cost_table, savings
 from orchestrator.analysis.finalists import finalists, runs_of
 from orchestrator.analysis.front import Front
 from orchestrator.analysis.infeasible import nothing_counts
+from orchestrator.analysis.noise import ONE_RUN, Noise
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.snapshot import GENERIC, SweepSnapshot
 from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
@@ -34,7 +36,7 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
     settings, trials, front, status = snapshot.settings, snapshot.trials, snapshot.front, snapshot.status()
     predict = predict or snapshot.predicted_peak_mib
     chosen, counted = finalists(trials, settings, front), counting(trials, settings)
-    lowest, best_4bit, ended = best(counted), _best_4bit(chosen), snapshot.ended
+    lowest, best_4bit, ended, noise = best(counted), _best_4bit(chosen), snapshot.ended, loss_noise(trials)
     return SweepReport(
         name=settings.name,
         settings=settings,
@@ -54,8 +56,10 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         outcomes=_outcomes(trials),
         faults=failed_evaluations(trials, settings),
         measured=_measured(snapshot),
-        within_memory=tuple(map(_within_memory, stairs(counted))),
+        within_memory=tuple(_within_memory(step, noise) for step in stairs(counted, noise.margin)),
+        sure=how_sure(lowest, counted, noise) if lowest else None,
         knee=_number(knee(front)),
+        nearly={trial.number: front.shares[trial.key] for trial in front.nearly},
         search_ended=ended.text if ended else None,
         nothing_counts=nothing_counts(trials, settings, predict),
         spent=Spent(**snapshot.facts[SPENT]) if snapshot.facts.get(SPENT) else None,
@@ -93,6 +97,8 @@ def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, s
         key=trial.key,
         config=trial.config,
         on_front=trial.key in front.keys,
+        front_share=front.shares.get(trial.key),
+        tied_with=tuple(map(attrgetter("number"), front.tied.get(trial.key, ()))),
         rows=rows_of(runs),
         figures=figures,
         verdict=verdict_of(trial, settings.min_similarity),
@@ -100,13 +106,17 @@ def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, s
     )
 
 
-def _within_memory(trial: TrialResult) -> WithinMemory:
+def _within_memory(step: Sequence[TrialResult], noise: Noise) -> WithinMemory:
+    """A step of `stairs`."""
+    trial, *alike = step
     return WithinMemory(
         number=trial.number,
         config=trial.config,
         peak_memory_mib=trial.cost.peak_memory_mib,
         seconds_per_step=trial.cost.seconds_per_step,
         eval_loss_nats=trial.history[-1].eval_loss_nats,
+        reach_nats=ONE_RUN * noise.sd if noise.sd is not None else None,
+        alike=tuple(_within_memory([other], noise) for other in alike),
     )
 
 
@@ -142,7 +152,7 @@ def _measured(snapshot: SweepSnapshot) -> Measured:
         protocol_version=versions.pop() if len(versions) == 1 else None if versions else PROTOCOL_VERSION,
         data_counts=snapshot.facts.get("data_counts") or {},
         environment=environment,
-        epsilon=dict(zip(front.objectives, front.epsilon, strict=True)),
+        noise=front.noise,
         wall_seconds=max(ends) - began if began and ends else None,
         train_seconds=sum(trial.train_seconds or 0.0 for trial in trials),
     )

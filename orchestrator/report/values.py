@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, get_args
 
 from orchestrator.analysis.budgets import Spent
 from orchestrator.analysis.costs import CostTable, Saving
+from orchestrator.analysis.noise import Noise
 from orchestrator.analysis.repeats import Figure, Rows
 from orchestrator.analysis.sufficient_rank import SufficientRank
 from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict
@@ -36,6 +37,8 @@ class Finalist:
     """A trial that the report is about.
 
     Attributes:
+        front_share: in what share of resamples it is on the front: its stability; None where it does not count.
+        tied_with: numbers of the front's members that are within the noise of it in every objective.
         rows: those that its loss and similarity objectives are of.
         figures: the default objectives and the sweep's own.
         verdict, comparison: of a 4-bit trial; the rows of both are the verdict's.
@@ -49,6 +52,8 @@ class Finalist:
     figures: Mapping[str, Figure]
     verdict: Verdict | None
     comparison: Comparison | None
+    front_share: float | None = None
+    tied_with: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +85,7 @@ class Measured:
         protocol_version: None where it is not one version that this program knows.
         data_counts: rows read, dropped by reason and in each split.
         environment: name -> values, several where trials ran under different ones.
-        epsilon: differences of each objective that decide no dominance, in its own unit.
+        noise: of each objective; differences within it decide no dominance.
         wall_seconds: from the sweep's start to its last trial's end, pauses included; None before the first.
         train_seconds: summed over trials.
     """
@@ -88,7 +93,7 @@ class Measured:
     protocol_version: int | None
     data_counts: Mapping[str, int]
     environment: Mapping[str, tuple[str, ...]]
-    epsilon: Mapping[str, float]
+    noise: tuple[Noise, ...]
     wall_seconds: float | None
     train_seconds: float
 
@@ -100,10 +105,13 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithinMemory:
-    """A trial with the lowest validation loss of all that need no more peak memory, from its own peak on to the next's.
+    """The cheapest trial with the lowest validation loss, as far as can be told, of all that need no more peak memory,
+    from its own peak on to the next's.
 
     Attributes:
         eval_loss_nats: on the validation rows, by which it was chosen.
+        reach_nats: how far equal runs lie on either side of it, 90 % of them; None where it is not known.
+        alike: trials that cost more, and whose lower loss cannot be told from its own.
     """
 
     number: int
@@ -111,6 +119,8 @@ class WithinMemory:
     peak_memory_mib: float
     seconds_per_step: float
     eval_loss_nats: float
+    reach_nats: float | None = None
+    alike: "tuple[WithinMemory, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +138,8 @@ class SweepReport:
         sufficient_ranks: by precision.
         within_memory: the best trial for each budget of peak memory.
         knee: number of the front's member that gives up least in every objective, see orchestrator.analysis.choice.
+        sure: which trials have a validation loss that cannot be told from the best one's, in words.
+        nearly: number of each trial off the front that noise alone may keep from it -> its share of resamples.
         search_ended: why the search is over, in words; None while it is not.
         nothing_counts: why the front is empty, in words; None where it is not.
         spent: by the whole sweep; None in ledgers from before that was kept.
@@ -155,6 +167,8 @@ class SweepReport:
     measured: Measured
     within_memory: tuple[WithinMemory, ...] = ()
     knee: int | None = None
+    sure: str | None = None
+    nearly: Mapping[int, float] = field(default_factory=dict)
     search_ended: str | None = None
     nothing_counts: str | None = None
     spent: Spent | None = None

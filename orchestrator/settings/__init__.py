@@ -104,7 +104,9 @@ class SweepSettings(Frozen):
         default=None, min_length=1, description="s3://, gs:// or a shared folder that workers write adapters to"
     )
     objectives: Annotated[tuple[str, ...], AfterValidator(_check_objectives)] = Field(
-        default=objectives.DEFAULT, min_length=1, description="of the front; repeat for several"
+        default=objectives.DEFAULT,
+        min_length=1,
+        description="of the front; repeat for several; default: memory, time on a GPU, and loss",
     )
     min_similarity: float = Field(
         default=0.95, ge=0, le=1, description="4-bit trials less like their baseline enter no front"

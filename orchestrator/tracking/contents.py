@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from orchestrator.analysis.describe import text_of
-from orchestrator.analysis.front import is_candidate
+from orchestrator.analysis.front import is_candidate, is_reused
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import figures_of, verdict_of
 from orchestrator.figures import gallery, hypervolume
@@ -88,6 +88,7 @@ def of_trial(
     tags |= {"precision": trial.config.precision, "rank": str(trial.config.rank)}
     tags |= {"state": trial.state, "origin": trial.origin} | front_tag(on_front)
     tags |= {"reason": trial.reason} if trial.reason else {}
+    tags |= {"reused": "true"} if is_reused(trial) else {}
     points = [*_rungs(entry)]
     if status != "RUNNING":
         points += _end(trial)
@@ -210,6 +211,7 @@ def _sums(snapshot: SweepSnapshot, *, with_hypervolume: bool) -> list[Point]:
     values: dict[str, float] = {"front_size": len(snapshot.front.members)}
     if with_hypervolume:
         values[GROWTH[0]] = snapshot.front.hypervolume
+    values["n_reused"] = sum(map(is_reused, snapshot.trials))
     counts = Counter(trial.state for trial in snapshot.trials)
     for state in STATUS:
         values[f"n_{state}"] = counts[state]

@@ -191,7 +191,7 @@ def assert_all_drawn(frame, result: SweepSnapshot) -> None:
     n_completed = sum(trial.state == "completed" for trial in result.trials)
     assert n_drawn(frame, "loss_memory", ".points path") == n_completed
     rings = [
-        "stroke-width: 0px" not in (style or "")
+        "stroke-width: 2.5px" in (style or "")  # a hollow point of another trial has a thin line
         for style in frame.locator("#plot-loss_memory .points path").evaluate_all("es => es.map(e => e.style.cssText)")
     ]
     assert sum(rings) == len(result.front.members)

@@ -100,7 +100,7 @@ def mlflow(swept):
 
 def test_standard_output_is_one_json_object(swept):
     whole = swept[1].json
-    front = ("objectives", "epsilon", "reference_point", "hypervolume", "members")
+    front = ("objectives", "noise", "reference_point", "hypervolume", "members", "nearly")
     ends = ("verdicts", "search_ended", "empty_because", "failed_evaluations")
     assert tuple(whole) == ("name", "mlflow_run", *front, *ends)
     assert whole["search_ended"]["why"] == "trials"
@@ -162,7 +162,7 @@ def test_the_parent_run_holds_what_the_sweep_came_to(mlflow):
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
     assert {"front.json", "trials.parquet", "settings.json", "environment.json"} <= names
-    points = ("rank_memory", "loss_memory", "time_memory", "loss_time", "parallel_coordinates")
+    points = ("rank_memory", "loss_memory", "parallel_coordinates")
     drawn = (*points, "hypervolume", "memory_breakdown", "similarity", "front")
     assert figures == {f"figures/{n}.png" for n in drawn} | {"figures/left_out.txt"}
     assert {"figures.html", "report.html", "report.md"} <= names

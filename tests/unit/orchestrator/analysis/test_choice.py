@@ -1,13 +1,14 @@
 """Which one config: the best, the knee, either within a memory budget, and the nearest where none counts."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.choice import BEST, KNEE, best, choose, knee, mib_of, stairs
+from orchestrator.analysis.choice import BEST, KNEE, best, choose, how_sure, knee, loss_noise, mib_of, stairs
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.ledger.task import TaskReport
@@ -69,8 +70,45 @@ def test_the_knee_is_the_member_nearest_to_the_ideal_whatever_the_unit(points, f
 @given(POINTS, st.integers(0, 10))
 def test_the_last_stair_that_fits_is_the_best_within_any_budget(points, budget):
     trials = at(points)
-    steps = [trial for trial in stairs(trials) if trial.cost.peak_memory_mib <= budget]
+    steps = [step[0] for step in stairs(trials) if step[0].cost.peak_memory_mib <= budget]
     assert (steps[-1] if steps else None) == best(within(trials, budget))
+
+
+@given(POINTS, st.integers(0, 10), st.integers(0, 3))
+def test_the_last_stair_that_fits_loses_no_more_than_the_margin_to_the_best_of_the_budget(points, budget, margin):
+    trials = at(points)
+    steps = [step for step in stairs(trials, margin) if step[0].cost.peak_memory_mib <= budget]
+    lowest = best(within(trials, budget))
+    assert bool(steps) == (lowest is not None)
+    if not steps:
+        return
+    losses = [step[0].history[-1].eval_loss_nats for step in steps]
+    assert losses[-1] <= lowest.history[-1].eval_loss_nats + margin
+    assert all(cheaper > dearer + margin for cheaper, dearer in pairwise(losses))
+    firsts = [step[0].cost.peak_memory_mib for step in steps]
+    assert firsts == sorted(firsts)
+
+
+def seeds_apart(by: float):
+    config = TrialConfig(precision="16bit", rank=64, alpha=8)
+    for seed in range(2):
+        shown = measurement(200, 5.0 + seed * by)
+        yield trial(90 + seed, config=replace(config, seed=seed), history=(shown,), origin="replicate")
+
+
+def test_how_sure_the_best_is_names_what_cannot_be_told_apart_and_the_cheapest_of_it():
+    def ranked(rank: int, loss: float):
+        config = TrialConfig(precision="nf4", rank=rank, alpha=8)
+        return trial(rank, config=config, cost=cost(peak_memory_mib=100.0 + rank), history=(measurement(200, loss),))
+
+    found = [ranked(2, 2.1), ranked(4, 2.004), ranked(8, 2.002), ranked(16, 2.0)]
+    assert how_sure(found[-1], found, loss_noise(found)).startswith("how sure this is is not known yet")
+    noise = loss_noise([*found, *seeds_apart(0.005)])
+    said = how_sure(found[-1], found, noise)
+    assert said.startswith("4 bits at rank 4 to 16 (3 trials) cannot be told apart by loss, within 0.0082 nats")
+    assert "trial 4, 4 bits, rank 4," in said
+    assert said.endswith("is the cheapest of them (104.0 MiB)")
+    assert how_sure(found[0], found[:1], noise).startswith("no other trial has a loss as low, within 0.0082 nats")
 
 
 def test_an_empty_front_has_no_knee():

@@ -3,14 +3,17 @@
 import json
 import math
 from dataclasses import replace
-from statistics import median
+from math import log, sqrt
+from statistics import stdev
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.front import dissimilarity, front_of, losses_of, noise_of, objective_value
+from orchestrator.analysis.finalists import finalists
+from orchestrator.analysis.front import dissimilarity, front_of, losses_of, objective_value
+from orchestrator.analysis.noise import DIFFERENCE
 from orchestrator.objectives import DEFAULT, OBJECTIVES
 from tests.support.sweeps import cost, make, measurement, similarity, trial
 from trainables.values.config import State, TrialConfig
@@ -32,7 +35,8 @@ def trials(draw):
         close = draw(st.none() | st.builds(similarity, COSINES, COSINES)) if precision == "nf4" else None
         state = draw(st.sampled_from(["completed"] * 4 + list(get_args(State))))
         kept = tuple(history if state == "completed" else history[: draw(st.integers(0, 2))])
-        shown = {"config": CONFIGS[precision], "state": state, "history": kept, "similarity": close}
+        config = replace(CONFIGS[precision], rank=number + 1)
+        shown = {"config": config, "state": state, "history": kept, "similarity": close}
         found.append(trial(number, **shown, cost=its_cost if kept else None))
     return found
 
@@ -71,11 +75,11 @@ def test_the_front_is_made_of_the_undominated_among_the_trials_that_count(found,
 def test_front_json_holds_each_members_values_in_their_own_unit_and_sense(found, objectives):
     front = front_of(found, make(min_similarity=0.9, objectives=objectives))
     written = json.loads(json.dumps(front.to_dict(), allow_nan=False))
-    assert list(written) == ["objectives", "epsilon", "reference_point", "hypervolume", "members"]
+    assert list(written) == ["objectives", "noise", "reference_point", "hypervolume", "members", "nearly"]
     assert written["objectives"] == list(objectives)
     by_key = {t.key: t for t in found}
     for member in written["members"]:
-        assert list(member) == ["key", "config", "values"]
+        assert list(member) == ["key", "config", "values", "front_share", "tied_with"]
         assert member["values"] == [value_by_hand(by_key[member["key"]], o) for o in objectives]
         assert TrialConfig.from_dict(member["config"]) == by_key[member["key"]].config
 
@@ -148,59 +152,79 @@ def test_the_last_measurement_is_the_one_that_counts():
 def test_equal_trials_both_stay_and_a_worse_one_does_not_move_the_front():
     twice = [trial(0), replace(trial(0), key="b" * 64, number=1)]
     assert len(front_of(twice, SETTINGS).members) == 2
-    worse = trial(2, history=(measurement(200, 9.0),))
+    worse = trial(2, config=replace(trial(0).config, rank=8), history=(measurement(200, 9.0),))
     assert front_of([*twice, worse], SETTINGS).keys == front_of(twice, SETTINGS).keys
 
 
-# --- noise decides no dominance
+# --- noise
 
 
-def timed(number: int, rank: int, spread: float, *, seconds: float = 1.0, **values):
-    """A trial of rank's cost key, whose timed steps lay so many seconds apart (10th to 90th percentile)."""
-    config = TrialConfig(precision="16bit", rank=rank, alpha=8)
-    times = {"seconds_per_step": seconds, "seconds_per_step_p10": 1.0, "seconds_per_step_p90": 1.0 + spread}
-    return trial(number, **{"config": config, "cost": cost(**times), **values})
+def replicates(*losses: float, first: int = 100, **values) -> list:
+    """Runs of one config under as many seeds, which enter no front."""
+    config = TrialConfig(precision="16bit", rank=64, alpha=8)
+    runs = []
+    for seed, loss in enumerate(losses):
+        shown = {"config": replace(config, seed=seed), "history": (measurement(200, loss),), "origin": "replicate"}
+        runs.append(trial(first + seed, **shown, **values))
+    return runs
 
 
-SPREADS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 8)), max_size=8)
-ORIGINS = ("search", "baseline", "baseline replicate", "replicate")
+def ranked(number: int, mib: float, loss: float, **values):
+    config = TrialConfig(precision="16bit", rank=number + 1, alpha=8)
+    its_cost = cost(peak_memory_mib=mib, **values)
+    return trial(number, config=config, cost=its_cost, history=(measurement(200, loss),))
 
 
-@given(SPREADS, st.lists(st.sampled_from(ORIGINS), min_size=8, max_size=8), NAMES)
-def test_noise_is_the_median_spread_of_the_candidates_costs_and_of_time_alone(cells, origins, objectives):
-    """Spreads are whole 64ths; all trials of one cell share its cost."""
-    by_rank = dict(cells)
-    found = [
-        timed(n, rank, by_rank[rank] / 64, origin=origin)
-        for n, ((rank, _), origin) in enumerate(zip(cells, origins, strict=False))
-    ]
-    counted = sorted({t.config.rank for t in found if t.is_of_search})
-    expected = median(by_rank[rank] / 64 for rank in counted) if counted else 0.0
-    by_objective = dict(zip(objectives, noise_of(found, objectives), strict=True))
-    assert by_objective == {o: expected if o == "seconds_per_step" else 0.0 for o in objectives}
+TWO = make(objectives=("peak_memory_mib", "eval_loss_nats"))
+SD = 0.011 / DIFFERENCE
 
 
-@pytest.mark.parametrize("state", sorted(set(get_args(State)) - {"completed"}))
-def test_a_trial_that_did_not_complete_makes_no_noise(state):
-    assert noise_of([timed(0, 1, 0.5), timed(1, 2, 4.0, state=state)], ("seconds_per_step",)) == (0.5,)
-    assert noise_of([timed(0, 1, 0.5, cost=None)], ("seconds_per_step",)) == (0.0,)
+def test_six_ranks_a_little_apart_become_the_cheapest_of_them_once_seed_replicates_tell_the_noise():
+    six = [ranked(i, 900.0 + i, 2.0 - 0.0006 * i) for i in range(6)]
+    assert front_of(six, TWO).keys == {t.key for t in six}
+    front = front_of([*six, *replicates(3.0, 3.0 + sqrt(2) * SD)], TWO)
+    assert front.noise[1].margin == pytest.approx(0.011)
+    assert front.keys == {six[0].key}
+    assert {t.number for t in front.nearly} == {n for n in range(1, 6) if front.shares[six[n].key] >= 0.25} != set()
+    assert front.shares[six[0].key] == 1.0
+    assert front_of([*six, *replicates(3.0)], TWO).noise[1].sd is None
 
 
+def test_without_noise_finalists_and_front_are_those_of_plain_dominance():
+    six = [ranked(i, 900.0 + i, 2.0 - 0.0006 * i) for i in range(6)]
+    runs = [*six, *replicates(3.0, 3.1)]
+    assert front_of(runs, TWO, repeats=None).keys == {t.key for t in six}
+    assert [t.number for t in finalists(runs, TWO)] == list(range(6))
+
+
+def test_members_within_the_noise_of_each_other_are_tied_and_the_file_says_so():
+    alike, other = [ranked(i, 900.0, 2.0 - 0.003 * i) for i in range(3)], ranked(3, 950.0, 1.9)
+    front = front_of([*alike, other, *replicates(3.0, 3.01)], TWO)
+    assert front.keys == {t.key for t in (*alike, other)}
+    ties = {key: {t.number for t in tied} for key, tied in front.tied.items()}
+    assert ties == {alike[0].key: {1, 2}, alike[1].key: {0, 2}, alike[2].key: {0, 1}, other.key: set()}
+    members = {member["key"]: member for member in front.to_dict()["members"]}
+    assert members[alike[0].key]["tied_with"] == [alike[1].key, alike[2].key]
+    assert members[other.key]["front_share"] == 1.0
+    assert 0 < members[alike[0].key]["front_share"] < members[alike[2].key]["front_share"] < 1
+
+
+REPEATS = [{"cost_key": "a", "device": "CPU", "seconds_per_step": seconds} for seconds in (1.0, 1.1, 1.2)]
 TIMED = make(objectives=("eval_loss_nats", "seconds_per_step"))
 
 
-@pytest.mark.parametrize(("slower_by", "stays"), [(0.25, True), (0.5, True), (0.75, False)])
-def test_a_trial_slower_by_no_more_than_the_noise_stays_on_the_front(slower_by, stays):
-    fast = timed(0, 1, 0.5, history=(measurement(200, 2.0),))
-    slow = timed(1, 2, 0.5, seconds=1.0 + slower_by, history=(measurement(200, 2.0),))
-    front = front_of([fast, slow], TIMED)
-    assert front.epsilon == (0.0, 0.5)
-    assert front.to_dict()["epsilon"] == [0.0, 0.5]
-    assert (slow.key in front.keys) == stays
-    assert fast.key in front.keys
+@pytest.mark.parametrize(("slower_by", "stays"), [(0.01, True), (0.2, True), (0.3, False)])
+def test_times_are_told_apart_by_their_ratio_as_far_as_repeats_of_one_cost_key_lie_apart(slower_by, stays):
+    fast = ranked(0, 900.0, 2.0, seconds_per_step=0.01)
+    slow = ranked(1, 900.0, 2.0, seconds_per_step=0.01 * (1 + slower_by))
+    front = front_of([fast, slow], TIMED, repeats=REPEATS)
+    assert front.noise[1].margin == pytest.approx(DIFFERENCE * stdev(map(log, (1.0, 1.1, 1.2))))
+    assert front.keys == ({fast.key, slow.key} if stays else {fast.key})
+    assert front_of([fast, slow], TIMED, repeats=REPEATS[:2]).keys == {fast.key}, "fewer tell nothing"
 
 
-def test_noise_of_time_spares_no_trial_of_a_higher_loss():
-    good = timed(0, 1, 0.5, history=(measurement(200, 2.0),))
-    bad = timed(1, 2, 0.5, seconds=1.75, history=(measurement(200, 2.001),))
-    assert front_of([good, bad], TIMED).keys == {good.key}
+def test_the_times_of_another_kind_of_device_tell_nothing():
+    fast, slow = (ranked(i, 900.0, 2.0, seconds_per_step=s, device="T4") for i, s in enumerate((0.01, 0.011)))
+    assert front_of([fast, slow], TIMED, repeats=REPEATS).keys == {fast.key}
+    there = [repeat | {"device": "T4"} for repeat in REPEATS]
+    assert front_of([fast, slow], TIMED, repeats=there).keys == {fast.key, slow.key}

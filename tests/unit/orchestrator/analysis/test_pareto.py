@@ -172,17 +172,76 @@ def test_mask_and_volume_of_10000_trials_with_3_objectives_agree_with_their_defi
     assert (len(front) == 10_000) == (kind != "cloud")
 
 
-@given(LOSSES, st.integers(0, 2), st.sampled_from([0.5, 1.0, 2.0]))
-def test_with_noise_the_mask_agrees_with_the_definition(losses, noisy, noise):
-    array = np.asarray(losses, dtype=float)
-    if array.ndim != 2 or not array.size:
-        return
-    epsilon = np.zeros(array.shape[1])
-    epsilon[noisy % array.shape[1]] = noise
+# --- dominance with noise
 
-    def beats(a, b):
-        return bool((a <= b + epsilon).all() and (a < b - epsilon).any())
+NOISES = st.lists(st.sampled_from([0.0, 0.0, 0.5, 1.0, 2.0]), min_size=4, max_size=4)
 
-    expected = [not any(beats(a, b) for a in array) for b in array]
-    assert pareto_mask(array, epsilon).tolist() == expected
-    assert any(expected)
+
+def dominates_by_more(a, b, noise) -> bool:
+    """The definition: nowhere worse by more than the noise, and somewhere better by more."""
+    pairs = list(zip(a, b, noise, strict=True))
+    return all(x <= y + n for x, y, n in pairs) and any(x < y - n for x, y, n in pairs)
+
+
+def with_two_noisy(losses, noises) -> list[float]:
+    """Noise of each objective, 0 but for two of them."""
+    noise = noises[: len(losses[0])]
+    noisy = [i for i, n in enumerate(noise) if n][2:]
+    return [0.0 if i in noisy else n for i, n in enumerate(noise)]
+
+
+@given(LOSSES, NOISES)
+def test_with_noise_no_member_dominates_a_member_and_one_dominates_every_struck_row(losses, noises):
+    noise = with_two_noisy(losses, noises)
+    mask = pareto_mask(losses, noise)
+    members = list(itertools.compress(losses, mask))
+    assert members
+    assert not any(dominates_by_more(a, b, noise) for a in members for b in members)
+    struck = itertools.compress(losses, ~mask)
+    assert all(any(dominates_by_more(a, b, noise) for a in members) for b in struck)
+
+
+@given(LOSSES, NOISES)
+def test_a_row_that_none_dominates_by_more_than_any_noise_stays(losses, noises):
+    noise = noises[: len(losses[0])]
+    for row, on in zip(losses, pareto_mask(losses, noise), strict=True):
+        assert on or any(dominates_by_more(a, row, noise) for a in losses)
+
+
+@given(LOSSES, NOISES, st.randoms(use_true_random=False))
+def test_with_noise_the_order_of_rows_changes_nothing(losses, noises, random):
+    noise, order = noises[: len(losses[0])], list(range(len(losses)))
+    random.shuffle(order)
+    assert pareto_mask([losses[i] for i in order], noise).tolist() == pareto_mask(losses, noise)[order].tolist()
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=9), st.sampled_from([1.0, 2.0]))
+def test_where_three_objectives_are_noisy_no_member_dominates_a_member_either(losses, noise):
+    members = list(itertools.compress(losses, pareto_mask(losses, [noise] * 3)))
+    assert members
+    assert not any(dominates_by_more(a, b, [noise] * 3) for a in members for b in members)
+
+
+def test_of_a_ring_the_cheapest_stays():
+    ring = [(0.0, 1.0, 2.0), (2.0, 0.0, 1.0), (1.0, 2.0, 0.0)]
+    noise = [1.0] * 3
+    assert all(dominates_by_more(ring[i], ring[(i + 1) % 3], noise) for i in range(3))
+    assert pareto_mask(ring, noise).tolist() == [True, False, False]
+    assert pareto_mask(ring[::-1], noise).tolist() == [False, False, True]
+
+
+def test_rows_that_each_cost_a_little_more_for_less_than_the_noise_become_one():
+    ranks = [(900.0 + i, 2.0 - 0.0006 * i) for i in range(6)]
+    assert pareto_mask(ranks).all()
+    assert pareto_mask(ranks, [0.0, 0.011]).tolist() == [True, *[False] * 5]
+
+
+def test_what_a_struck_row_alone_dominates_stays():
+    rows = [(1.0, 1.8), (2.0, 1.0), (3.0, 0.5)]  # each is worse than the next by less than the noise, and cheaper
+    assert pareto_mask(rows, [0.0, 1.0]).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("noise", [[0.1], [0.1, -0.1], [0.1, np.nan], 0.1])
+def test_noise_that_does_not_fit_is_refused(noise):
+    with pytest.raises(ValueError, match=r"noise must be|finite"):
+        pareto_mask([[1.0, 2.0]], noise)

@@ -68,7 +68,3 @@ def test_units_of_an_objective_do_not_matter_to_the_order(losses, unit, offset):
         assert non_domination_ranks(scaled).tolist() == non_domination_ranks(losses).tolist()
         finite = np.isfinite(crowding(losses))
         assert crowding(scaled)[finite] == pytest.approx(crowding(losses)[finite], abs=1e-6)
-
-
-def test_where_noise_decides_nothing_all_that_differ_by_noise_have_one_rank():
-    assert non_domination_ranks([[1.0, 0.0], [1.0, 0.4], [2.0, 0.4]], [0.0, 0.5]).tolist() == [1, 1, 2]

@@ -2,6 +2,7 @@
 
 import io
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,11 +12,11 @@ from rich.console import Console
 
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.status import status_of
-from orchestrator.cli.progress import ProgressDisplay, counted_line, folded, front_table, status_view
+from orchestrator.cli.progress import ProgressDisplay, counted_line, folded, front_table, noise_lines, status_view
 from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
 from orchestrator.settings import command as hints
-from tests.support.sweeps import TPE, Desk, breaks, completes, cost, make, trial
+from tests.support.sweeps import TPE, Desk, breaks, completes, cost, make, measurement, trial
 from trainables.values.config import TrialConfig
 
 
@@ -104,6 +105,12 @@ def test_status_of_a_sweep_that_runs_elsewhere_or_not_at_all_speaks_of_no_ctrl_c
     assert "Ctrl-C" not in console.file.getvalue()
 
 
+def test_the_live_view_says_how_many_trials_were_reused():
+    known = trial(0, reason="reused: sweep a ran it", ended_at=1000.0, train_seconds=None)
+    assert "1 of 3 trials (1 reused)" in shown(status_of([known], make(n_trials=3)))
+    assert "reused" not in shown(status_of([ended(0, 1.0)], make(n_trials=3)))
+
+
 class Error(Exception):
     """NVML's."""
 
@@ -183,6 +190,21 @@ def test_a_front_of_large_figures_fits_a_terminal_with_nothing_cut_off(width):
     assert "…" not in text
     for shown_whole in ("1234", "16bit", "128", "256", "2e-04", "71234.5", "1234.5", "2.0000", "1.0000", "attn.c_attn"):
         assert shown_whole in text
+
+
+def test_under_the_front_stand_its_noise_its_ties_and_who_is_nearly_on_it():
+    def ranked(number: int, loss: float, mib: float = 100.0, **config):
+        own = TrialConfig(**{"precision": "16bit", "rank": number + 1, "alpha": 8, **config})
+        return trial(number, config=own, history=(measurement(200, loss),), cost=cost(peak_memory_mib=mib))
+
+    seeds = [replace(ranked(7 + n, 3.0 + n / 100, rank=9, seed=n), origin="replicate") for n in range(2)]
+    found = [ranked(0, 2.0), ranked(1, 2.01), ranked(2, 1.999, mib=101.0), *seeds]
+    lines = noise_lines(front_of(found, make(objectives=("peak_memory_mib", "eval_loss_nats"))))
+    assert lines[0].endswith("worse by more; noise: peak MiB 0, loss (nats) 0.0164 (1 degree of freedom)")
+    assert lines[1].startswith("stability (share of resamples with that noise in which each is on the front): trial 0 ")
+    assert lines[2] == "tied: trial 0 with 1"
+    assert lines[3].startswith("off the front, with a stability of 25 % or more: trial 2 ")
+    assert noise_lines(front_of([], make())) == []
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

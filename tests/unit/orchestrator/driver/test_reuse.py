@@ -8,14 +8,21 @@ import pytest
 from orchestrator.analysis.front import is_reused
 from orchestrator.driver import warm_start
 from orchestrator.driver.driver import Driver
-from orchestrator.driver.reuse import REUSED, cached_trials
+from orchestrator.driver.reuse import REUSED, cached_trials, known_line
+from orchestrator.objectives import DEFAULT
 from orchestrator.settings import stored, sweep_folder
-from tests.support.sweeps import GRID, TPE, WORKLOAD, Desk, breaks, completes, cost, make, space
+from tests.support import sweeps
+from tests.support.sweeps import GRID, TPE, WORKLOAD, Desk, breaks, completes, cost, space
 from trainables.cost.device import device_name, versions
 from trainables.values.errors import ConfigError
 
 HERE = device_name("cpu")
 VERSIONS = versions()
+
+
+def make(*base, **values):
+    """As the command makes settings on a CPU: without time among the objectives."""
+    return sweeps.make(*base, **{"objectives": ("peak_memory_mib", "eval_loss_nats"), **values})
 
 
 def devices() -> set[str]:
@@ -111,7 +118,7 @@ ONE = GRID | {"parameters": {"rank": {"values": [1]}, "precision": {"values": ["
 
 def reused(root, **values) -> set[str]:
     """Sweeps whose results a new one would take over."""
-    found = cached_trials(make(ONE, name="here", **values), WORKLOAD, root, devices)
+    found = cached_trials(make(ONE, **{"name": "here", **values}), WORKLOAD, root, devices)
     return {known.sweep for known in found.values()}
 
 
@@ -123,6 +130,41 @@ def test_a_result_of_another_version_is_reused_only_if_that_is_asked_for(package
     said = f"trials of sweep 'old' are not reused ({package} 0.0.1, here {ours}); --reuse-across-versions takes them"
     assert caplog.messages[-1].endswith(said)
     assert reused(tmp_path, reuse_across_versions=True) == {"old"}
+
+
+TIMED = {"objectives": DEFAULT}
+
+
+def test_where_time_is_an_objective_nothing_is_reused_on_a_cpu_and_on_a_gpu_nothing_of_other_versions(tmp_path, caplog):
+    sweep(tmp_path, make(ONE, name="here"))
+    assert reused(tmp_path, name="b") == {"here"}
+    assert reused(tmp_path, name="b", **TIMED) == set()
+    assert reused(tmp_path, name="b", device="cuda", **TIMED) == {"here"}
+    sweep(tmp_path / "old", make(ONE, name="old"), lambda task: on_this_cpu(task, torch="0.0.1"))
+    any_version = {"name": "b", "device": "cuda", "reuse_across_versions": True}
+    assert reused(tmp_path / "old", **any_version) == {"old"}
+    assert reused(tmp_path / "old", **any_version, **TIMED) == set()
+    assert caplog.messages[-1].endswith("a step's time is an objective, and is never that of other versions")
+
+
+def test_before_the_start_it_is_said_how_many_trials_of_a_grid_are_known_and_from_where(tmp_path):
+    small = GRID | {"parameters": {"rank": {"values": [1]}, "precision": {"values": ["nf4", "16bit"]}}}
+    sweep(tmp_path, make(small, name="small"))
+    whole = make(GRID, name="whole", n_trials=6)
+    cached = cached_trials(whole, WORKLOAD, tmp_path, devices)
+    said = "2 of 6 trials are known from sweep small (--no-reuse runs them)"
+    assert known_line(whole, WORKLOAD, cached, set()) == said
+    assert known_line(whole, WORKLOAD, cached, set(list(cached)[:1])) == said.replace("2 of 6", "1 of 5")
+    assert known_line(whole, WORKLOAD, {}, set()) is None
+
+
+def test_of_a_sampler_that_needs_results_the_first_configs_are_looked_up_and_no_more_is_promised(tmp_path):
+    first = sweep(tmp_path, make(TPE, name="first", n_trials=4))
+    again = make(TPE, name="again", n_trials=20)
+    line = known_line(again, WORKLOAD, cached_trials(again, WORKLOAD, tmp_path, devices), set())
+    n_known = sum(t.state == "completed" for t in first.candidates)
+    assert line.startswith(f"{n_known} of the first ")
+    assert line.endswith("those that the search proposes after them are looked up, too")
 
 
 def test_an_unknown_version_is_another_and_another_build_of_one_is_not(tmp_path):

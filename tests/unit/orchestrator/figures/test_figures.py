@@ -100,6 +100,48 @@ def test_the_line_joins_the_members_that_none_beats_in_both_objectives(sweep, pa
     assert np.all(np.diff([points[m.key][1] for m in line]) <= 0)
 
 
+def seeds_of(config: TrialConfig, *losses: float, first: int = 200) -> list[TrialResult]:
+    """Seed replicates of a baseline."""
+    runs = []
+    for seed, loss in enumerate(losses, start=1):
+        shown = {"config": replace(config, seed=seed), "history": (measurement(8, loss),)}
+        runs.append(trial(first + seed, origin="baseline replicate", cost=cost(peak_memory_mib=250.0), **shown))
+    return runs
+
+
+def test_baselines_and_seed_replicates_are_hollow_and_what_the_search_proposed_is_filled(sweep):
+    config = TrialConfig(precision="16bit", rank=32, alpha=8)
+    baseline = trial(200, config=config, origin="baseline", history=(measurement(8, 2.0),))
+    result = result_of(*sweep.trials, baseline, *seeds_of(config, 2.1, 2.2))
+    figure = figure_scatter.loss_memory(result)
+    n_filled = n_hollow = 0
+    for trace in figure.html().data:
+        if trace.mode == "markers":
+            n_hollow += trace.marker.symbol.count("circle-open")
+            n_filled += trace.marker.symbol.count("circle")
+    assert (n_filled, n_hollow) == (len(sweep.trials), 3)
+    drawn = [
+        c.get_facecolor() for c in figure.png().axes[0].collections if len(c.get_offsets()) and c.get_gid() is None
+    ]
+    whites = sum((colours[:, :3] == 1).all(axis=1).sum() for colours in drawn)
+    assert whites == 3
+
+
+def test_a_config_that_ran_under_several_seeds_has_a_bar_and_what_is_within_the_noise_of_the_line_a_band(sweep):
+    config = TrialConfig(precision="16bit", rank=32, alpha=8)
+    baseline = trial(200, config=config, origin="baseline", history=(measurement(8, 2.0),))
+    result = result_of(*sweep.trials, baseline, *seeds_of(config, 2.01, 2.02))
+    html = figure_scatter.loss_memory(result).html()
+    (sixteen,) = [t for t in html.data if t.mode == "markers" and t.name == "16 bits"]
+    reach = {round(y, 4): up for y, up in zip(sixteen.y, sixteen.error_y.array, strict=True) if up is not None}
+    assert reach == {2.0: pytest.approx(1.645 * 0.01)}
+    near, far = (t for t in html.data if t.mode == "lines" and t.line.width == 0)
+    assert np.subtract(far.y, near.y) == pytest.approx(1.645 * 2**0.5 * 0.01)
+    assert far.fill == "tonexty"
+    before = figure_scatter.loss_memory(sweep).html()
+    assert not any(t.fill for t in before.data), "no noise is known, so none is drawn"
+
+
 def test_every_pair_of_objectives_has_a_figure_of_its_own(sweep):
     names = [figure.name for figure in figures.of_sweep(sweep)]
     assert {"loss_memory", "time_memory", "loss_time"} <= set(names)

@@ -11,6 +11,7 @@ from orchestrator import settings
 from orchestrator.driver import plan, sweep
 from orchestrator.driver.prepare import prepare
 from orchestrator.ledger import Ledger
+from orchestrator.objectives import DEFAULT
 from orchestrator.settings import stored
 from tests.support.sweeps import GRID, TPE, Desk, make, space
 from trainables import demo
@@ -117,6 +118,13 @@ def test_a_sweep_from_before_splits_and_columns_has_none_of_its_own(tmp_path):
 def test_recorded_steps_without_a_gpu_are_refused():
     with pytest.raises(ConfigError, match="engine is graph, which needs a CUDA GPU"):
         plan.choose(None, "cpu", NOTHING, {"engine": "graph"})
+
+
+def test_time_is_an_objective_on_a_gpu_and_on_a_cpu_only_if_it_is_asked_for():
+    assert plan.choose(None, "cuda", NOTHING, {}).objectives == DEFAULT
+    assert plan.choose(None, "cpu", NOTHING, {}).objectives == ("peak_memory_mib", "eval_loss_nats")
+    asked = {"objectives": ("seconds_per_step", "eval_loss_nats")}
+    assert plan.choose(None, "cpu", NOTHING, asked).objectives == asked["objectives"]
 
 
 def test_a_gpu_gets_gpt2_medium_on_alpaca_and_a_cpu_the_demo():
