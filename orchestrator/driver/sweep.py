@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.driver import reuse, time_repeats, warm_start
@@ -60,21 +61,26 @@ def run(
         with closing(Ledger(folder / "ledger.db")) as ledger:
             _note_start(settings, ledger, workload, counts, memory_mib)
             _queue_running(ledger)
-            devices = partial(_device_names, settings)
-            learned = warm_start.entries(settings, workload, root, devices)
-            cached = reuse.cached_trials(settings, workload, root, devices)
-            time_repeats.keep_earlier(settings, workload, root, devices, ledger)
-            have = {trial.key for trial in ledger.trials()}
-            if line := reuse.known_line(settings, workload, cached, have):
-                logger.info(line)
+            known = _known(settings, workload, root, ledger)
             started(ledger, workload)
             from orchestrator.driver.tuning import run_tasks  # brings Ray Tune, for which MLflow's writer need not wait
 
-            known = {"learned": learned, "cached": cached}
             driver = run_tasks(settings, workload, ledger, trainable, _resume(settings), **known)
             _queue_running(ledger)
             snapshot = SweepSnapshot.of(settings, ledger)
             return replace(snapshot, interrupted=not driver.finished, stopped=driver.stopped)
+
+
+def _known(settings: SweepSettings, workload: Workload, root: Path, ledger: Ledger) -> dict[str, Any]:
+    """What other sweeps know, as the driver takes it; how many trials that spares is said."""
+    devices = partial(_device_names, settings)
+    learned = warm_start.entries(settings, workload, root, devices)
+    cached = reuse.cached_trials(settings, workload, root, devices)
+    time_repeats.keep_earlier(settings, workload, root, devices, ledger)
+    have = {trial.key for trial in ledger.trials()}
+    if line := reuse.known_line(settings, workload, cached, have):
+        logger.info(line)
+    return {"learned": learned, "cached": cached}
 
 
 def _resume(settings: SweepSettings) -> str:
