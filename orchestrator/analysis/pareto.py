@@ -53,16 +53,24 @@ def pareto_mask(losses: ArrayLike, noise: ArrayLike | None = None) -> NDArray[np
         rows = array[left]
         struck = _dominated(rows, rows, margins)
         if struck.all():
-            first = np.lexsort(rows.T[::-1])[:1]
-            members[left[first]] = True
-            struck = dominates(rows[first], rows, margins)[0] | dominates(rows, rows[first], margins)[:, 0]
-            struck[first] = True
-            left = left[~struck]
+            first, left = _ring_broken(rows, left, margins)
+            members[first] = True
             continue
         members[left[~struck]] = True
         left, kept = left[struck], rows[~struck]
         left = left[~_dominated(array[left], kept, margins)]
     return members
+
+
+def _ring_broken(
+    rows: NDArray[np.float64], places: NDArray[np.intp], noise: NDArray[np.float64]
+) -> tuple[np.intp, NDArray[np.intp]]:
+    """Of rows that all are dominated, the place of the first by value, and of those that neither dominate it nor are
+    dominated by it."""
+    first = np.lexsort(rows.T[::-1])[:1]
+    struck = dominates(rows[first], rows, noise)[0] | dominates(rows, rows[first], noise)[:, 0]
+    struck[first] = True
+    return places[first[0]], places[~struck]
 
 
 def _dominated(rows: NDArray[np.float64], by: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.bool_]:
