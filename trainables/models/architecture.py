@@ -23,6 +23,22 @@ EXPERTS = frozenset({"mixtral", "dbrx", "gpt_oss", "deepseek_v2", "deepseek_v3",
 MULTIMODAL = frozenset(
     {"gemma3", "gemma3n", "llava", "mllama", "llama4", "mistral3", "paligemma", "idefics3", "smolvlm"}
 )
+ENCODERS = frozenset(
+    {
+        "bert",
+        "bert-generation",
+        "big_bird",
+        "camembert",
+        "data2vec-text",
+        "electra",
+        "ernie",
+        "megatron-bert",
+        "rembert",
+    }
+    | {"roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+)
+"""Decoders only where their config says is_decoder."""
+SEES_BOTH_WAYS = frozenset({"xlnet", "xlm", "flaubert"})
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 """Ends of the names of transformers' causal language models, as `architectures` gives them."""
 POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
@@ -50,11 +66,7 @@ def check_architecture(folder: Path) -> None:
             f"BASE_MODEL: {with_code[0]} in {str(folder)!r} names code to run (auto_map), and no code of a model is "
             f"ever run; model_type {model_type!r} is not one of transformers' own; choose a model that is"
         )
-    for reason in _reasons_against(values, model_type):
-        raise ConfigError(
-            f"BASE_MODEL: model_type {model_type!r} in {str(folder / 'config.json')!r} {reason}; "
-            "give a dense causal language model at 16 or 32 bits"
-        )
+    check_dense(values, folder)
     if not _is_transformers_own(model_type):
         raise ConfigError(
             f"BASE_MODEL: model_type {model_type!r} in {str(folder / 'config.json')!r} is not supported"
@@ -62,6 +74,16 @@ def check_architecture(folder: Path) -> None:
         )
     if with_code:
         _log_ignored_code(folder, " and ".join(with_code))
+
+
+def check_dense(values: Mapping[str, Any], folder: Path) -> None:
+    """Refuse what is no dense causal language model by the values of its config, transformers' defaults among them."""
+    model_type = str(values.get("model_type"))
+    for reason in _reasons_against(values, model_type):
+        raise ConfigError(
+            f"BASE_MODEL: model_type {model_type!r} in {str(folder / 'config.json')!r} {reason}; "
+            "give a dense causal language model at 16 or 32 bits"
+        )
 
 
 def check_no_adapter(folder: Path) -> None:
@@ -99,6 +121,9 @@ def _reasons_against(values: Mapping[str, Any], model_type: str) -> Iterator[str
     names = names if isinstance(names, list) else []
     if model_type not in MODEL_TYPES and names and not any(str(name).endswith(CAUSAL) for name in names):
         yield f"is {names[0]}, no causal language model"
+    is_encoder = model_type in ENCODERS and values.get("is_decoder") is not True
+    if is_encoder or model_type in SEES_BOTH_WAYS or values.get("use_bidirectional_attention"):
+        yield "is no causal language model: its attention sees the tokens that it would have to predict"
 
 
 def _expert_counts(values: Mapping[str, Any]) -> Iterator[bool]:
@@ -107,7 +132,7 @@ def _expert_counts(values: Mapping[str, Any]) -> Iterator[bool]:
         if isinstance(value, dict):
             yield from _expert_counts(value)
         else:
-            yield "expert" in name and type(value) is int and value > 1
+            yield "expert" in str(name) and type(value) is int and value > 1
 
 
 def _is_transformers_own(model_type: str) -> bool:

@@ -9,13 +9,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache as cached
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainables.cost.shape import Shape
 from trainables.models import base_model
-from trainables.models.architecture import check_architecture, read_values
+from trainables.models.architecture import check_architecture, check_dense, read_values
 from trainables.models.families import FAMILIES, family_of, family_of_model, generic, shape_in
 from trainables.models.families.family import ModelFamily, ends_with
 from trainables.values.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Sizes = tuple[int, int]
 """Inputs and outputs of a linear module."""
@@ -91,25 +95,32 @@ def layout_in(folder: Path) -> Layout:
 
 
 def _layout_on_meta_device(folder: Path) -> Layout:
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    try:
-        with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except ValueError as error:
-        if "Unrecognized configuration" not in str(error):
-            raise
-        raise ConfigError(
-            f"BASE_MODEL: transformers has no causal language model of type {config.model_type!r}"
-        ) from None
+    model = _without_weights(folder)
+    check_dense(model.config.to_dict(), folder)
     family = family_of_model(model)
     blocks = []
     for block in family.blocks_of(model):
         modules = family.modules_in(block).items()
         blocks.append({name: _sizes(module) for name, module in modules})
     return Layout(family=family, blocks=tuple(blocks))
+
+
+def _without_weights(folder: Path) -> "PreTrainedModel":
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with init_empty_weights():
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # each architecture fails in its own way
+        model_type = read_values(folder / "config.json").get("model_type")
+        if "Unrecognized configuration" in str(error):
+            raise ConfigError(f"BASE_MODEL: transformers has no causal language model of type {model_type!r}") from None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(
+            f"BASE_MODEL: transformers builds no {model_type!r} from {str(folder / 'config.json')!r}: {reason}"
+        ) from None
 
 
 def _sizes(module: object) -> Sizes:

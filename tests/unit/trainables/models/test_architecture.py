@@ -35,6 +35,9 @@ REFUSED = {
     "FP8": {"model_type": "qwen3", "quantization_config": {"quant_method": "fp8"}},
     "a state-space model": {"model_type": "mamba2"},
     "a masked language model": {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+    "an encoder under a causal name": {"model_type": "bert", "architectures": ["BertLMHeadModel"]},
+    "an embedding model": {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+    "permuted predictions": {"model_type": "xlnet", "architectures": ["XLNetLMHeadModel"]},
     "code of its own": {"model_type": "homemade", "auto_map": {"AutoModelForCausalLM": "modeling.Mine"}},
     "an unknown type": {"model_type": "lama"},
 }
@@ -51,6 +54,9 @@ SAID = {
     "FP8": "quantized already (fp8)",
     "a state-space model": "recurrent",
     "a masked language model": "is BertForMaskedLM, no causal language model",
+    "an encoder under a causal name": "sees the tokens that it would have to predict",
+    "an embedding model": "sees the tokens that it would have to predict",
+    "permuted predictions": "sees the tokens that it would have to predict",
     "code of its own": "names code to run (auto_map)",
     "an unknown type": "did you mean 'llama'?",
 }
@@ -72,6 +78,10 @@ def test_what_is_no_dense_decoder_at_full_precision_is_refused_by_its_config_alo
 @pytest.mark.parametrize("model_type", ["gpt_neox", "phi", "olmo2", "stablelm", "opt", "bloom"])
 def test_a_dense_decoder_of_no_family_is_let_in(model_type, tmp_path):
     check_architecture(with_config(tmp_path, {"model_type": model_type, "architectures": ["TheirsForCausalLM"]}))
+
+
+def test_an_encoder_that_its_config_makes_a_decoder_is_let_in(tmp_path):
+    check_architecture(with_config(tmp_path, {"model_type": "bert", "is_decoder": True}))
 
 
 @every_case

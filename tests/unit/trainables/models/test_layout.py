@@ -37,6 +37,21 @@ def test_coverage_is_what_peft_adapts(case, group, tmp_path):
     assert len(adapted) == 2 * len(targets) == sum(found.n_blocks_with.values())
 
 
+@pytest.mark.parametrize(
+    "values", [{"num_attention_heads": 0}, {"hidden_size": "x"}, {"intermediate_size": -5}, {"num_hidden_layers": 2.0}]
+)
+def test_sizes_that_no_model_is_built_from_are_refused_with_the_reason(values, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | values))
+    with pytest.raises(ConfigError, match=r"BASE_MODEL: transformers builds no 'llama' from .*config.json': \w"):
+        layout_in(tmp_path)
+
+
+def test_experts_that_transformers_has_by_default_are_found_too(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "olmoe", "num_hidden_layers": 1}')
+    with pytest.raises(ConfigError, match="mixture of experts"):
+        layout_in(tmp_path)
+
+
 def test_the_line_says_which_modules_how_many_blocks_and_what_share():
     assert str(coverage(UNEVEN, ["gate_proj", "down_proj"])) == (
         "gate_proj down_proj in 2 of 2 blocks, 40.0 % of their linear weights"
