@@ -149,7 +149,7 @@ def _stand_in_seconds(folder: Path) -> float:
 
 def _draw_weights(folder: Path, cache: Path) -> Path:
     """A folder under `cache` with the config and tokenizer of `folder` and seeded random weights; made once."""
-    copied = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt")]
+    copied = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt", ".model", ".jinja")]
     hasher = hashlib.sha256(f"seed {RANDOM_SEED}".encode())
     for path in copied:
         hasher.update(f"\n{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
