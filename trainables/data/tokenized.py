@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from trainables.data.chat import ChatRow
 from trainables.data.formats import AnyRow
@@ -17,7 +18,7 @@ from trainables.data.template import ChatTemplate
 from trainables.data.tokenizer import Encoder, embedding_rows, open_tokenizer, start_tokens, too_many_words
 from trainables.data.tokens import HELD_OUT_TOKENS, Span, TokenRow, nothing_left, too_short, write
 from trainables.values.config import PROTOCOL_VERSION, canonical_json
-from trainables.values.errors import DataError
+from trainables.values.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +109,24 @@ def _digest(splits: Mapping[str, Sequence[AnyRow]], tokenizer_folder: Path, held
         hasher.update(canonical_json([path.name, content]).encode())
     for name in ("config.json", "generation_config.json"):
         path = tokenizer_folder / name
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        values = _values(path)
         hasher.update(canonical_json([name, [values.get(setting) for setting in TOKEN_SETTINGS]]).encode())
     return hasher.hexdigest()
+
+
+def _values(path: Path) -> Mapping[str, Any]:
+    """A JSON object from a file; empty where there is no file.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigError(f"BASE_MODEL: {str(path)!r} is not a JSON object; bring the file again")
+    return values
 
 
 def _tokenized(

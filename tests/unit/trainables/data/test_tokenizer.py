@@ -1,6 +1,7 @@
 """Tokenizers as models are published with them: start and end tokens, vocabularies, texts in pieces."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,14 @@ def test_a_tokenizer_model_alone_is_refused_with_what_is_needed(tmp_path):
     config(tmp_path, model_type="llama", vocab_size=32000)
     with pytest.raises(ConfigError, match=r"cannot be read.*tokenizer.model alone.*sentencepiece.*tokenizer.json"):
         open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"eos', "[" * 100_000])
+def test_damaged_generation_settings_are_refused_and_not_a_traceback(content, byte_level, tmp_path):
+    folder = shutil.copytree(byte_level, tmp_path / "base")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"generation_config.json' is not a JSON object"):
+        data_of(ROWS, folder, tmp_path / "cache")
 
 
 def test_a_damaged_tokenizer_is_refused_and_not_a_traceback(tmp_path):
