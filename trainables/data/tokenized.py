@@ -59,7 +59,7 @@ def tokenize(
         held_out_tokens: where validation and test rows are cut; HELD_OUT_TOKENS, or as many as the base has positions.
     Raises:
         DataError: too few rows, or the tokenizer's chat template can use none of them.
-        ConfigError: see trainables.data.tokenizer.open_tokenizer.
+        ConfigError: see trainables.data.tokenizer.open_tokenizer; or a row has a token without an embedding.
     """
     template = None
     if isinstance(checked.rows[0], ChatRow):
@@ -69,6 +69,7 @@ def tokenize(
     folder = cache / f"tokens-{CACHE_FORMAT}-{digest[:16]}"
     if not folder.exists():
         write(_tokenized(splits, tokenizer_folder, template), folder, held_out_tokens)
+    _check_embedding(folder, tokenizer_folder)
     counts = {"read": checked.n_read} | {f"dropped: {reason}": n for reason, n in checked.dropped.items()}
     if template is not None:
         counts |= {f"dropped: {reason}": n for reason, n in template.refused.items()} | dict(template.shortened)
@@ -132,11 +133,7 @@ def _values(path: Path) -> Mapping[str, Any]:
 def _tokenized(
     splits: Mapping[str, Sequence[AnyRow]], folder: Path, template: ChatTemplate | None
 ) -> dict[str, list[TokenRow]]:
-    """Tokens of the rows of each split, uncut.
-
-    Raises:
-        ConfigError: a row has a token that the base has no embedding for.
-    """
+    """Tokens of the rows of each split, uncut."""
     tokenizer = template.tokenizer if template else open_tokenizer(folder)
     # A row may quote "<|endoftext|>": as text it must not end the row.
     encoder = Encoder(tokenizer, reads_special=template is not None)
@@ -149,11 +146,21 @@ def _tokenized(
         else:
             parts = encoder.pieces([template.pieces(row) for row in rows])
         tokenized[name] = [_token_row(row, pieces) for row, pieces in zip(rows, parts, strict=True)]
-    largest = max(max(row.input_ids) for rows in tokenized.values() for row in rows)
-    n_embeddings = embedding_rows(folder)
-    if n_embeddings is not None and largest >= n_embeddings:
-        raise too_many_words(folder, len(tokenizer), n_embeddings)
     return tokenized
+
+
+def _check_embedding(folder: Path, tokenizer_folder: Path) -> None:
+    """Hold the tokens of a cache, which bases with one tokenizer share, against a base's own embedding.
+
+    Raises:
+        ConfigError: a row has a token that the base has no embedding for.
+    """
+    from datasets import load_from_disk
+
+    n_embeddings = embedding_rows(tokenizer_folder)
+    largest = max(map(max, load_from_disk(str(folder))["input_ids"]))
+    if n_embeddings is not None and largest >= n_embeddings:
+        raise too_many_words(tokenizer_folder, len(open_tokenizer(tokenizer_folder)), n_embeddings)
 
 
 def _token_row(row: AnyRow, parts: Sequence[Sequence[int]]) -> TokenRow:
