@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from trainables.data.chat import ChatRow
 from trainables.data.formats import AnyRow
@@ -17,7 +18,7 @@ from trainables.data.template import ChatTemplate
 from trainables.data.tokenizer import Encoder, embedding_rows, open_tokenizer, start_tokens, too_many_words
 from trainables.data.tokens import HELD_OUT_TOKENS, Span, TokenRow, nothing_left, too_short, write
 from trainables.values.config import PROTOCOL_VERSION, canonical_json
-from trainables.values.errors import DataError
+from trainables.values.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def tokenize(
         held_out_tokens: where validation and test rows are cut; HELD_OUT_TOKENS, or as many as the base has positions.
     Raises:
         DataError: too few rows, or the tokenizer's chat template can use none of them.
-        ConfigError: see trainables.data.tokenizer.open_tokenizer.
+        ConfigError: see trainables.data.tokenizer.open_tokenizer; or a row has a token without an embedding.
     """
     template = None
     if isinstance(checked.rows[0], ChatRow):
@@ -68,6 +69,7 @@ def tokenize(
     folder = cache / f"tokens-{CACHE_FORMAT}-{digest[:16]}"
     if not folder.exists():
         write(_tokenized(splits, tokenizer_folder, template), folder, held_out_tokens)
+    _check_embedding(folder, tokenizer_folder)
     counts = {"read": checked.n_read} | {f"dropped: {reason}": n for reason, n in checked.dropped.items()}
     if template is not None:
         counts |= {f"dropped: {reason}": n for reason, n in template.refused.items()} | dict(template.shortened)
@@ -108,19 +110,30 @@ def _digest(splits: Mapping[str, Sequence[AnyRow]], tokenizer_folder: Path, held
         hasher.update(canonical_json([path.name, content]).encode())
     for name in ("config.json", "generation_config.json"):
         path = tokenizer_folder / name
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        values = _values(path)
         hasher.update(canonical_json([name, [values.get(setting) for setting in TOKEN_SETTINGS]]).encode())
     return hasher.hexdigest()
+
+
+def _values(path: Path) -> Mapping[str, Any]:
+    """A JSON object from a file; empty where there is no file.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigError(f"BASE_MODEL: {str(path)!r} is not a JSON object; bring the file again")
+    return values
 
 
 def _tokenized(
     splits: Mapping[str, Sequence[AnyRow]], folder: Path, template: ChatTemplate | None
 ) -> dict[str, list[TokenRow]]:
-    """Tokens of the rows of each split, uncut.
-
-    Raises:
-        ConfigError: a row has a token that the base has no embedding for.
-    """
+    """Tokens of the rows of each split, uncut."""
     tokenizer = template.tokenizer if template else open_tokenizer(folder)
     # A row may quote "<|endoftext|>": as text it must not end the row.
     encoder = Encoder(tokenizer, reads_special=template is not None)
@@ -133,11 +146,21 @@ def _tokenized(
         else:
             parts = encoder.pieces([template.pieces(row) for row in rows])
         tokenized[name] = [_token_row(row, pieces) for row, pieces in zip(rows, parts, strict=True)]
-    largest = max(max(row.input_ids) for rows in tokenized.values() for row in rows)
-    n_embeddings = embedding_rows(folder)
-    if n_embeddings is not None and largest >= n_embeddings:
-        raise too_many_words(folder, len(tokenizer), n_embeddings)
     return tokenized
+
+
+def _check_embedding(folder: Path, tokenizer_folder: Path) -> None:
+    """Hold the tokens of a cache, which bases with one tokenizer share, against a base's own embedding.
+
+    Raises:
+        ConfigError: a row has a token that the base has no embedding for.
+    """
+    from datasets import load_from_disk
+
+    n_embeddings = embedding_rows(tokenizer_folder)
+    largest = max(map(max, load_from_disk(str(folder))["input_ids"]))
+    if n_embeddings is not None and largest >= n_embeddings:
+        raise too_many_words(tokenizer_folder, len(open_tokenizer(tokenizer_folder)), n_embeddings)
 
 
 def _token_row(row: AnyRow, parts: Sequence[Sequence[int]]) -> TokenRow:

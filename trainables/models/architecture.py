@@ -124,6 +124,9 @@ def _reasons_against(values: Mapping[str, Any], model_type: str) -> Iterator[str
     names = names if isinstance(names, list) else []
     if model_type not in MODEL_TYPES and names and not any(str(name).endswith(CAUSAL) for name in names):
         yield f"is {names[0]}, no causal language model"
+    is_encoder = model_type in ENCODERS and values.get("is_decoder") is not True
+    if is_encoder or model_type in SEES_BOTH_WAYS or values.get("use_bidirectional_attention"):
+        yield "is no causal language model: its attention sees the tokens that it would have to predict"
 
 
 def _expert_counts(values: Mapping[str, Any]) -> Iterator[bool]:

@@ -1,6 +1,7 @@
 """Tokenizers as models are published with them: start and end tokens, vocabularies, texts in pieces."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,11 +96,28 @@ def test_added_tokens_without_an_embedding_are_refused_only_where_a_row_has_one(
         data_of(rows, folder, tmp_path / "cache")
 
 
+def test_rows_that_another_base_left_in_the_cache_are_held_against_the_embedding_too(byte_level, tmp_path):
+    folder = shutil.copytree(byte_level, tmp_path / "base")
+    config(folder, vocab_size=1000)
+    data_of(ROWS, folder, tmp_path / "cache")
+    config(folder, vocab_size=50)
+    with pytest.raises(ConfigError, match="embedding has 50 rows"):
+        data_of(ROWS, folder, tmp_path / "cache")
+
+
 def test_a_tokenizer_model_alone_is_refused_with_what_is_needed(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
     config(tmp_path, model_type="llama", vocab_size=32000)
     with pytest.raises(ConfigError, match=r"cannot be read.*tokenizer.model alone.*sentencepiece.*tokenizer.json"):
         open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"eos', "[" * 100_000])
+def test_damaged_generation_settings_are_refused_and_not_a_traceback(content, byte_level, tmp_path):
+    folder = shutil.copytree(byte_level, tmp_path / "base")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"generation_config.json' is not a JSON object"):
+        data_of(ROWS, folder, tmp_path / "cache")
 
 
 def test_a_damaged_tokenizer_is_refused_and_not_a_traceback(tmp_path):

@@ -171,9 +171,11 @@ def test_random_draws_the_same_weights_twice_and_leaves_the_folder_alone(weightl
     assert [path.name for path in (tmp_path / "one").iterdir()] == [first.folder.name]
 
 
-def test_drawn_weights_come_with_the_folders_config_and_tokenizer(weightless, workload, tmp_path):
+def test_drawn_weights_come_with_the_folders_config_tokenizer_and_chat_template(weightless, workload, tmp_path):
+    (weightless / "chat_template.jinja").write_text("{{ messages }}")
+    (weightless / "tokenizer.model").write_bytes(b"pieces")
     drawn = base_model.find(f"random:{weightless}", tmp_path / "cache")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model"):
         assert (drawn.folder / name).read_bytes() == (weightless / name).read_bytes()
     shape = AutoConfig.from_pretrained(drawn.folder, trust_remote_code=False)
     assert (shape.n_layer, shape.hidden_size, shape.vocab_size) == (2, 64, 1024)
