@@ -255,10 +255,18 @@ def _picture(run_id: str) -> str:
     return f"![{title}](get-artifact?{urlencode({'path': gallery.FRONT_FILE, 'run_uuid': run_id})})"
 
 
+def _workload(snapshot: SweepSnapshot) -> dict[str, Any] | None:
+    """The workload as it was recorded: fields that later versions added are not in an earlier sweep's artifact."""
+    if snapshot.workload is None:
+        return None
+    recorded = snapshot.facts["workload"]
+    return {name: value for name, value in asdict(snapshot.workload).items() if name in recorded}
+
+
 def texts(snapshot: SweepSnapshot) -> dict[str, str]:
     """Artifacts of the sweep's run that are no files of its folder: name -> content."""
     asked = snapshot.settings.model_dump(mode="json", exclude={"address"})
-    facts: dict[str, Any] = {"workload": asdict(snapshot.workload) if snapshot.workload else None}
+    facts: dict[str, Any] = {"workload": _workload(snapshot)}
     facts["data_counts"] = snapshot.facts.get("data_counts")
     facts["environments"] = sorted({canonical_json(dict(t.environment)) for t in snapshot.trials if t.environment})
     return {"settings.json": json.dumps(asked, indent=2), "environment.json": json.dumps(facts, indent=2)}

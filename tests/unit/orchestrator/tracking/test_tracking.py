@@ -16,7 +16,7 @@ from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.projection import Tracker
 from orchestrator.tracking.store import store_uri
 from tests.support.stores import place_store
-from tests.support.sweeps import WORKLOAD
+from tests.support.sweeps import WORKLOAD, make, snapshot
 from tests.support.swept import COUNTS, swept
 
 
@@ -166,3 +166,9 @@ def test_a_model_that_was_left_half_written_is_written_on(tmp_path):
     assert (model.model_id, model.status) == (half.model_id, "READY")
     names = {file.path for file in client.list_logged_model_artifacts(model.model_id)}
     assert names == {adapter_store.CHECKSUMS, adapter_store.WEIGHTS}
+
+
+def test_a_field_that_later_versions_added_to_the_workload_changes_no_artifact_of_an_earlier_sweep():
+    recorded = {name: value for name, value in asdict(WORKLOAD).items() if name not in ("columns", "row_kind")}
+    written = contents.texts(snapshot(make(), [], {"workload": recorded}))["environment.json"]
+    assert json.loads(written)["workload"] == recorded
