@@ -19,6 +19,7 @@ from orchestrator.security.folder_access import narrowed, refuse_shared
 from orchestrator.settings import SweepSettings, stored, sweep_folder
 from orchestrator.settings.command import command
 from orchestrator.workers import checkpoints
+from trainables.values.config import PROTOCOL_VERSION
 from trainables.values.errors import ConfigError
 from trainables.values.files import write_whole
 from trainables.values.workload import Workload
@@ -131,11 +132,7 @@ def _note_start(
         ledger.set_fact("id", uuid.uuid4().hex)
         ledger.set_fact("created_at", time.time())
     else:
-        for name in warm_start.SAME:
-            if getattr(before, name) != getattr(workload, name):
-                raise ConfigError(
-                    f"{name} has changed since this sweep began; its trials cannot be compared with new ones"
-                )
+        _refuse_other(before, workload, ledger)
     ledger.set_fact("workload", asdict(workload))
     ledger.set_fact("data_counts", counts)
     ledger.set_fact(COVERAGE, [asdict(found) for found in base_targets.coverages(settings)])
@@ -144,6 +141,20 @@ def _note_start(
     ledger.set_fact(stored.ASKED, settings.model_dump_json())
     ledger.set_fact("device_memory_mib", memory_mib)
     _queue_running(ledger)
+
+
+def _refuse_other(before: Workload, workload: Workload, ledger: Ledger) -> None:
+    """Refuse to add trials to a ledger whose trials cannot be compared with them."""
+    for trial in ledger.trials()[:1]:
+        version = before.protocol_of(trial.config, trial.key)
+        if version not in (None, PROTOCOL_VERSION):
+            raise ConfigError(
+                f"NAME: this sweep's trials were measured under protocol {version}, new ones are under "
+                f"{PROTOCOL_VERSION}; it can be read as it is, but go on under another NAME"
+            )
+    for name in warm_start.SAME:
+        if getattr(before, name) != getattr(workload, name):
+            raise ConfigError(f"{name} has changed since this sweep began; its trials cannot be compared with new ones")
 
 
 def _queue_running(ledger: Ledger) -> None:

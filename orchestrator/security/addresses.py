@@ -14,6 +14,8 @@ INSTEAD = {
     "tracking_uri": "give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the "
     "environment; for PostgreSQL PGUSER and PGPASSFILE or PGPASSWORD",
     "address": "give auto or HOST:PORT; the cluster's token goes into RAY_AUTH_TOKEN or ~/.ray/auth_token",
+    "data_split": "give SPLIT or CONFIG/SPLIT",
+    "columns": "give FIELD=COLUMN, joined by commas",
     **dict.fromkeys(("base_model", "data", "push"), HUB),
     **dict.fromkeys(("host", "allowed_hosts"), PAGES),
 }

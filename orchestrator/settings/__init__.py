@@ -18,8 +18,8 @@ from trainables.values.errors import ConfigError
 ROOT = Path("mlflow_runs")
 """Where all state lives, relative to the working directory."""
 
-ADDRESSES = ("base_model", "data", "address", "storage", "tracking_uri")
-"""Settings that name a place, and are kept and shown."""
+ADDRESSES = ("base_model", "data", "data_split", "columns", "address", "storage", "tracking_uri")
+"""Settings that name a place or a part of one, and are kept and shown."""
 
 KIND_PREFIX = "accelerator_type:"
 """Of the resource that Ray gives a node for its kind of GPU: T4, A100, H200, ..."""

@@ -433,3 +433,20 @@ def test_the_repos_own_card_is_what_the_command_writes_from_the_recorded_sweep(t
     finished = called("card", "standin-h200", cwd=tmp_path)
     assert finished.code == 0, finished.err
     assert (tmp_path / "MODEL_CARD.md").read_text() == (REPO / "MODEL_CARD.md").read_text()
+
+
+PROMPTS = {
+    "Alpaca": "Prompt: `### Instruction:`",
+    "completion": "Prompt: the row's `prompt` as it is",
+    "chat": "Prompt: the base's own chat template",
+}
+
+
+@pytest.mark.parametrize("row_kind", PROMPTS)
+def test_a_card_of_another_base_and_other_rows_says_their_prompt_and_nothing_of_gpt2_and_alpaca(row_kind):
+    own = replace(WORKLOAD, base_model="org/own", weights="pretrained", data="own.jsonl", row_kind=row_kind)
+    text = str(cards.card_of(report([], own)))
+    assert PROMPTS[row_kind] in text
+    said = text.split("Where this differs")[0]
+    for word in ("GPT-2", "Alpaca", "davinci", "English"):
+        assert word not in said

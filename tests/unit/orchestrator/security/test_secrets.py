@@ -20,7 +20,7 @@ from tests.support.in_process import called
 from tests.support.sweeps import make
 from trainables.values.errors import ConfigError
 
-ADDRESSES = ("storage", "tracking_uri", "address", "base_model", "data")
+ADDRESSES = ("storage", "tracking_uri", "address", "base_model", "data", "data_split")
 PASSWORD = "Hush9" + "wJalrXUt"
 
 WITH_SECRET = (
