@@ -11,7 +11,7 @@ from pathlib import Path
 from trainables.data.chat import ChatRow
 from trainables.data.formats import AnyRow
 from trainables.data.rows import CheckedRows
-from trainables.data.splits import split_rows
+from trainables.data.splits import instruction_hash, split_rows
 from trainables.data.task_kind import task_kind
 from trainables.data.template import ChatTemplate
 from trainables.data.tokenizer import Encoder, embedding_rows, open_tokenizer, start_tokens, too_many_words
@@ -21,7 +21,7 @@ from trainables.values.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Version of the Arrow cache's columns; a cache of another version is left alone and a new one written."""
 TOKENIZER_FILES = (
     *("tokenizer*", "vocab*", "merges.txt"),  # tokenizer.json, tokenizer_config.json, tokenizer.model, ...
@@ -132,7 +132,11 @@ def _tokenized(
             parts = [[start + prompt, response + end] for prompt, response in pairs]
         else:
             parts = encoder.pieces([template.pieces(row) for row in rows])
-        tokenized[name] = [_token_row(row, pieces) for row, pieces in zip(rows, parts, strict=True)]
+        groups: dict[str, int] = {}
+        tokenized[name] = []
+        for row, pieces in zip(rows, parts, strict=True):
+            group = groups.setdefault(instruction_hash(row), len(groups))
+            tokenized[name].append(_token_row(row, pieces, group))
     largest = max(max(row.input_ids) for rows in tokenized.values() for row in rows)
     n_embeddings = embedding_rows(folder)
     if n_embeddings is not None and largest >= n_embeddings:
@@ -140,7 +144,7 @@ def _tokenized(
     return tokenized
 
 
-def _token_row(row: AnyRow, parts: Sequence[Sequence[int]]) -> TokenRow:
+def _token_row(row: AnyRow, parts: Sequence[Sequence[int]], group: int) -> TokenRow:
     """A row of prompts and responses by turns."""
     later: list[Span] = []
     ids = [*parts[0]]
@@ -153,6 +157,7 @@ def _token_row(row: AnyRow, parts: Sequence[Sequence[int]]) -> TokenRow:
         n_prompt_tokens=len(parts[0]),
         later_prompts=tuple(later),
         kind=task_kind(row.instruction, row.input),
+        group=group,
     )
 
 

@@ -111,6 +111,10 @@ class TestEvaluation:
         row_nats: summed loss over the response tokens of each test row.
         row_tokens: response tokens of each test row.
         untuned_row_nats: row_nats of this precision's base without an adapter.
+        row_groups: group of each test row: rows of equal instruction are one; empty in ledgers of protocol 1, as the
+            next two are.
+        baseline_row_nats: row_nats of a 4-bit trial's 16-bit baseline; empty without one.
+        baseline_untuned_row_nats: row_nats of the 16-bit base without an adapter; empty without a baseline.
         comparison: of a 4-bit trial with its baseline (and other seeds of it), else None.
         breakdown: KL to the baseline by token frequency, position and kind of task; empty without a comparison.
         bias: see trainables.comparison.bias; empty without a comparison.
@@ -119,6 +123,9 @@ class TestEvaluation:
     row_nats: tuple[float, ...]
     row_tokens: tuple[int, ...]
     untuned_row_nats: tuple[float, ...]
+    row_groups: tuple[int, ...] = ()
+    baseline_row_nats: tuple[float, ...] = ()
+    baseline_untuned_row_nats: tuple[float, ...] = ()
     comparison: Comparison | None = None
     breakdown: tuple[KlShare, ...] = ()
     bias: tuple[BiasShift, ...] = ()
