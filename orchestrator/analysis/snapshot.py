@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
 from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.analysis.status import Status, status_of
+from orchestrator.analysis.verdict import Verdict, verdicts
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.settings import ROOT, SweepSettings, stored, sweep_folder
@@ -82,6 +83,11 @@ class SweepSnapshot:
     @cached_property
     def front(self) -> Front:
         return front_of(self.trials, self.settings, self.reference)
+
+    @cached_property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """On 4-bit trials, by key; see orchestrator.analysis.verdict."""
+        return verdicts(self.trials, self.settings, self.predicted_peak_mib)
 
     @property
     def reference(self) -> list[float] | None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from orchestrator.analysis.budgets import SPENT, Spent
 from orchestrator.analysis.choice import best, counting, knee, stairs
@@ -12,15 +12,11 @@ from orchestrator.analysis.front import Front
 from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
+from orchestrator.analysis.verdict import compared_on, comparison_of, failed_evaluations
 from orchestrator.objectives import DEFAULT
 from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, SweepReport, WithinMemory
 from trainables.values.config import PROTOCOL_VERSION, Precision, State
 from trainables.values.results import TrialResult
-
-if TYPE_CHECKING:
-    from orchestrator.settings import SweepSettings
-
 
 FIGURE = re.compile(r"\d[\d.]*")
 
@@ -48,13 +44,13 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         best_memory=_number(_least(front)),
         best_4bit=_number(best_4bit),
         sufficient_ranks={p: smallest_sufficient_rank(p, chosen, trials, settings) for p in get_args(Precision)},
-        finalists=tuple(_finalist(trial, trials, front, settings) for trial in chosen),
+        finalists=tuple(_finalist(trial, snapshot) for trial in chosen),
         costs=cost_table(trials, lowest.config if lowest else None, predict),
         breakdown=_breakdown(best_4bit),
         outcomes=_outcomes(trials),
         faults=failed_evaluations(trials, settings),
         measured=_measured(snapshot),
-        within_memory=tuple(map(_within_memory, stairs(counted))),
+        within_memory=tuple(_within_memory(trial, snapshot) for trial in stairs(counted)),
         knee=_number(knee(front)),
         search_ended=ended.text if ended else None,
         nothing_counts=nothing_counts(trials, settings, predict),
@@ -80,9 +76,9 @@ def _best_4bit(chosen: Sequence[TrialResult]) -> TrialResult | None:
     )
 
 
-def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, settings: "SweepSettings") -> Finalist:
-    runs, figures = runs_of(trial, trials, settings), {}
-    for objective in (*DEFAULT, *settings.objectives):
+def _finalist(trial: TrialResult, snapshot: SweepSnapshot) -> Finalist:
+    runs, figures = runs_of(trial, snapshot.trials, snapshot.settings), {}
+    for objective in (*DEFAULT, *snapshot.settings.objectives):
         value = figure(runs, objective)
         if value:
             figures[objective] = value
@@ -90,21 +86,24 @@ def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, s
         number=trial.number,
         key=trial.key,
         config=trial.config,
-        on_front=trial.key in front.keys,
+        on_front=trial.key in snapshot.front.keys,
         rows=rows_of(runs),
         figures=figures,
-        verdict=verdict_of(trial, settings.min_similarity),
+        verdict=snapshot.verdicts.get(trial.key),
         comparison=comparison_of(trial) if trial.config.precision == "nf4" else None,
+        compared_on=compared_on(trial),
     )
 
 
-def _within_memory(trial: TrialResult) -> WithinMemory:
+def _within_memory(trial: TrialResult, snapshot: SweepSnapshot) -> WithinMemory:
+    verdict = snapshot.verdicts.get(trial.key)
     return WithinMemory(
         number=trial.number,
         config=trial.config,
         peak_memory_mib=trial.cost.peak_memory_mib,
         seconds_per_step=trial.cost.seconds_per_step,
         eval_loss_nats=trial.history[-1].eval_loss_nats,
+        is_lost=verdict is not None and verdict.answer == "lost",
     )
 
 

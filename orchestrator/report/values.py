@@ -11,7 +11,7 @@ from orchestrator.analysis.budgets import Spent
 from orchestrator.analysis.costs import CostTable, Saving
 from orchestrator.analysis.repeats import Figure, Rows
 from orchestrator.analysis.sufficient_rank import SufficientRank
-from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict
+from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict, cosine_asked
 from trainables.values.config import Precision, State, TrialConfig, Weights, Workload
 from trainables.values.findings import BiasShift, Comparison, KlShare
 
@@ -36,7 +36,8 @@ class Finalist:
     Attributes:
         rows: those that its loss and similarity objectives are of.
         figures: the default objectives and the sweep's own.
-        verdict, comparison: of a 4-bit trial; the rows of both are the verdict's.
+        verdict, comparison: of a 4-bit trial, where there are any.
+        compared_on: rows of the comparison.
     """
 
     number: int
@@ -47,6 +48,12 @@ class Finalist:
     figures: Mapping[str, Figure]
     verdict: Verdict | None
     comparison: Comparison | None
+    compared_on: Rows
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether 4 bits lose more than the margin of what tuning gained."""
+        return self.verdict is not None and self.verdict.answer == "lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +109,7 @@ class WithinMemory:
 
     Attributes:
         eval_loss_nats: on the validation rows, by which it was chosen.
+        is_lost: its verdict says that 4 bits lose more than the margin.
     """
 
     number: int
@@ -109,6 +117,7 @@ class WithinMemory:
     peak_memory_mib: float
     seconds_per_step: float
     eval_loss_nats: float
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +184,11 @@ class SweepReport:
             return "Nothing was measured yet."
         devices = ", ".join(self.measured.environment.get("device", ())) or "no device yet"
         return f"{self.workload.base_caption}; {devices}, {self.workload.compute_dtype}"
+
+    @property
+    def cosine_asked(self) -> float:
+        """What cosines to a 16-bit baseline are held against in words."""
+        return cosine_asked(self.settings)
 
     @property
     def answers(self) -> Mapping[Answer, int]:
