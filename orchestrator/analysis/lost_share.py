@@ -1,7 +1,24 @@
-"""How much of what tuning gains 4 bits lose: a share with its interval, paired by group of rows and by seed. Pure."""
+"""How much of what tuning gains 4 bits lose: a share with its interval, paired by group of rows and by seed. Pure.
+
+With the losses L4 and L16 of a pair and U of the untuned 16-bit base, the gain is G = U - L16, and the share s that 4
+bits lose is where D(s) = L4 - (1 - s) L16 - s U = (L4 - L16) - s G is 0. Testing the sign of D(s) is testing for
+non-inferiority with a margin that is a share of an estimated effect (Pigeot et al. 2003, doi:10.1002/sim.1450); the
+zeros of its bounds are Fieller's interval of a ratio (Fieller 1954, J. R. Stat. Soc. B 16, 175). With D's means of
+seeds and, over seeds, of groups, linearised for the token weights, its one-sided 95 % bounds are
+
+    D(s) -+ sqrt(t(n_seeds - 1)^2 var_seeds / n_seeds + t(n_groups - 1)^2 var_groups / n_groups),
+
+each part with the t quantile of its own degrees of freedom (Cochran 1964, Biometrics 20, 191), as in the rule of the
+smallest sufficient rank. What a seed does to one group counts in both parts, which errs on the side of "undecided".
+Both variances are quadratic in s, so the ends are the roots of one quadratic, and a gain whose lower bound is above 0
+is what makes them finite. One pair does not show var_seeds: it is assumed, see ASSUMED_SEED_SHARE.
+
+The first trial was chosen for its low loss, which flatters it. So the upper end is the higher of those over all pairs
+and over the others alone, with the spread that all have. tests/bench/verdict.py prints the error rates.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import NormalDist
 from typing import Literal
@@ -80,22 +97,7 @@ class LostShare:
 
 
 def lost_share(pairs: Sequence[PairedLosses], *, row_tokens: ArrayLike, row_groups: ArrayLike) -> LostShare:
-    """Find the shares s that D(s) = L4 - (1 - s) L16 - s U = (L4 - L16) - s G allows.
-
-    Testing the sign of D(s) is testing for non-inferiority with a margin that is a share of an estimated effect
-    (Pigeot et al. 2003, doi:10.1002/sim.1450); the zeros of its bounds over s are Fieller's interval of a ratio
-    (Fieller 1954, J. R. Stat. Soc. B 16, 175). With D's means of seeds and, over seeds, of groups, linearised for the
-    token weights, its one-sided 95 % bounds are
-
-        D(s) -+ sqrt(t(n_seeds - 1)^2 var_seeds / n_seeds + t(n_groups - 1)^2 var_groups / n_groups),
-
-    each part with the t quantile of its own degrees of freedom (Cochran 1964, Biometrics 20, 191), as in the rule of
-    the smallest sufficient rank. What a seed does to one group counts in both parts, which errs on the side of
-    "undecided". Both variances are quadratic in s, so the ends are the roots of one quadratic, and a gain whose lower
-    bound is above 0 is what makes them finite. One pair does not show var_seeds: it is assumed, see ASSUMED_SEED_SHARE.
-
-    The first trial was chosen for its low loss, which flatters it. So `high` is the higher of the upper ends over all
-    pairs and over the others alone, with the spread that all have. tests/bench/verdict.py prints the error rates.
+    """Find the shares of the gain that 4 bits may have lost, see the module's head.
 
     Args:
         pairs: one for each seed, that of the chosen trial first.
@@ -108,20 +110,19 @@ def lost_share(pairs: Sequence[PairedLosses], *, row_tokens: ArrayLike, row_grou
     contrast = _Contrast(losses=quantized - baseline, gains=untuned - baseline, tokens=tokens)
     loss, gain = contrast.means(0)
     rounding = float((quantized_untuned - untuned).sum() / (len(pairs) * tokens.sum()))
-    known = {"gain_nats": gain, "n_pairs": len(pairs), "n_groups": len(tokens)}
-    known["share"], known["rounding_share"] = (loss / gain, rounding / gain) if gain > 0 else (None, None)
+    share, rounding_share = (loss / gain, rounding / gain) if gain > 0 else (None, None)
+    counts = {"n_pairs": len(pairs), "n_groups": len(tokens)}
+    found = LostShare(share=share, gain_nats=gain, rounding_share=rounding_share, **counts)
     if len(tokens) < MIN_GROUPS:
         why = f"{len(tokens)} groups of equal instruction are too few for an interval, which takes {MIN_GROUPS}"
-        return LostShare(**known, withheld=why)
+        return replace(found, withheld=why)
     fresh = min(1, len(pairs) - 1)  # the first of those that took no part in the choice
-    known["gain_low_nats"] = min(contrast.gain_low(0), contrast.gain_low(fresh))
-    if known["gain_low_nats"] <= 0:
-        why = f"tuning gained nothing ({gain:.4f} nats a token, lower bound {known['gain_low_nats']:.4f})"
-        return LostShare(**known, withheld=why)
-    low, high = contrast.ends(0)
-    _, fresh_high = contrast.ends(fresh)
-    share = known["share"]
-    return LostShare(**known, low=min(low, share), high=max(high, fresh_high, share))
+    gain_low = min(contrast.gain_low(0), contrast.gain_low(fresh))
+    if gain_low <= 0:
+        why = f"tuning gained nothing ({gain:.4f} nats a token, lower bound {gain_low:.4f})"
+        return replace(found, gain_low_nats=gain_low, withheld=why)
+    (low, high), (_, fresh_high) = contrast.ends(0), contrast.ends(fresh)
+    return replace(found, gain_low_nats=gain_low, low=min(low, share), high=max(high, fresh_high, share))
 
 
 class _Contrast:

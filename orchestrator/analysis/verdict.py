@@ -166,8 +166,9 @@ def behaviour_of(comparison: Comparison, cosine: float) -> str:
     else:
         least, most = replicates[0], replicates[-1]
         moved = "less than" if 2 * kl_nats < least else "more than" if kl_nats > 2 * most else "about as much as"
-        beside = f"{least:.4f}" if len(replicates) == 1 else f"{least:.4f} to {most:.4f} of {len(replicates)} seeds"
-        text = f"4 bits move texts {moved} another seed (KL {kl_nats:.4f} nats, another seed {beside})"
+        others = f"{len(replicates)} other seeds {least:.4f} to {most:.4f}"
+        beside = others if len(replicates) > 1 else f"another seed {least:.4f}"
+        text = f"4 bits move texts {moved} another seed (KL {kl_nats:.4f} nats; of {beside})"
     found = comparison.quantized.embedding_cosine
     yes = "yes" if found.low >= cosine else "no"
     return f"{text}; cosine at least {cosine:g}: {yes} ({found.value:.4f}, lower end {found.low:.4f})"

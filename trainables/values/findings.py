@@ -6,6 +6,9 @@ Frozen, keyword-only, standard library only, like those of trainables.values.con
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+RESOLUTION = 1e-6
+"""Smallest distance 1 - cosine that float32 states resolve."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -62,6 +65,13 @@ class Comparison:
     untuned: Similarity
     replicates: tuple[Similarity, ...] = ()
     quantization_to_seed_ratio: Estimate | None = None
+
+    @property
+    def ratio_over_seeds(self) -> tuple[float, float] | None:
+        """Least and largest quantization_to_seed_ratio against one replicate each; None without replicates."""
+        moved = 1 - self.quantized.embedding_cosine.value
+        ratios = [moved / max(1 - seed.embedding_cosine.value, RESOLUTION) for seed in self.replicates]
+        return (min(ratios), max(ratios)) if ratios else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

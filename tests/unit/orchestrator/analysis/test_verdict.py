@@ -142,6 +142,13 @@ def test_behaviour_answers_the_cards_question_by_the_lower_end_and_decides_nothi
     assert "cosine at least 0.5: no" in said(trial(0, config=NF4, test_evaluation=far), min_similarity=0.5).behaviour
 
 
+def test_the_ratio_to_seeds_is_given_with_its_range_over_them():
+    seeds_moved = tuple(likeness(1 - moved) for moved in (0.04, 0.1, 0.02))
+    found = replace(similarity(0.99), replicates=seeds_moved)
+    assert found.ratio_over_seeds == (pytest.approx(0.1), pytest.approx(0.5))
+    assert similarity(0.99).ratio_over_seeds is None
+
+
 def test_figures_hold_values_intervals_and_seed_replicates_of_both_sets_of_rows():
     comparison = Comparison(
         quantized=likeness(0.99, low=0.98),
