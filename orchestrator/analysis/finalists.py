@@ -14,6 +14,8 @@ from trainables.values.config import Origin, TrialConfig
 from trainables.values.results import TrialResult
 
 N_SEEDS = 2**32
+VERDICT_SEEDS = 3
+"""Seeds behind a verdict on 4 bits by default, the trial's own included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +89,48 @@ def _best_of_each_rank(trials: Sequence[TrialResult]) -> list[TrialResult]:
 def wanted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Wanted]:
     """Runs under other seeds, each once, whether they exist or not.
 
-    Repeats of all finalists, then replicates of the baselines of 4-bit ones on the front (or of the best). A 4-bit
-    repeat's own baseline is not among them: it is brought like every completed 4-bit trial's.
+    Repeats of all finalists, and of the 4-bit one that the verdict is about; then replicates of the baselines of 4-bit
+    ones on the front (or of the best). A 4-bit repeat's own baseline is not among them: it is brought like every
+    completed 4-bit trial's.
     """
     members = front_of(trials, settings, repeats=None).members
     runs: dict[TrialConfig, Wanted] = {}
+    chosen = verdict_trial(trials, settings)
     for finalist in finalists(trials, settings):
-        for config in under_seeds(finalist.config, settings.finalist_seeds - 1):
+        n_seeds = settings.finalist_seeds
+        if finalist is chosen:
+            n_seeds = max(n_seeds, n_verdict_seeds(finalist, trials, settings))
+        for config in under_seeds(finalist.config, n_seeds - 1):
             runs.setdefault(config, Wanted(config=config, origin="replicate", like=finalist.config))
     for trial in _best_4bit(trials, members):
         for config in under_seeds(trial.config.at_other_precision, settings.baseline_seeds):
             runs.setdefault(config, Wanted(config=config, origin="baseline replicate", like=trial.config))
     return list(runs.values())
+
+
+def verdict_trial(trials: Sequence[TrialResult], settings: SweepSettings) -> TrialResult | None:
+    """The 4-bit finalist that gets seed replicates for its verdict: the lowest validation loss of those compared."""
+    members = front_of(trials, settings, repeats=None).members
+    compared = [trial for trial in _best_4bit(trials, members) if trial.similarity]
+    return min(compared, key=_loss, default=None)
+
+
+def n_verdict_seeds(trial: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings) -> int:
+    """Seeds of a 4-bit finalist that are trained at both precisions, its own included.
+
+    By default VERDICT_SEEDS where training the others is predicted to take under a third of the search, else one. From
+    steps and their measured time, so that it is the same whatever was reused of another sweep.
+    """
+    if settings.verdict_seeds is not None:
+        return settings.verdict_seeds
+    halves, search_seconds = [trial.config, trial.config.at_other_precision], 0.0
+    pair_seconds = 0.0
+    for other in trials:
+        if other.is_of_search and other.cost and other.history:
+            search_seconds += other.cost.seconds_per_step * other.history[-1].step
+            if other.config in halves:
+                pair_seconds += other.cost.seconds_per_step * other.config.max_steps
+    return VERDICT_SEEDS if 3 * (VERDICT_SEEDS - 1) * pair_seconds < search_seconds else 1
 
 
 def runs_of(finalist: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
@@ -108,20 +140,31 @@ def runs_of(finalist: TrialResult, trials: Sequence[TrialResult], settings: Swee
     return [finalist, *filter(None, map(by_config.get, others))]
 
 
+def paired_runs(trial: TrialResult, trials: Sequence[TrialResult]) -> list[TrialResult]:
+    """A 4-bit trial and its completed runs under other seeds, however many were asked for."""
+    return [trial, *_under_other_seeds(trial.config, trials)]
+
+
 def to_evaluate(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
     """Finalists and their repeats, by number, evaluated already or not."""
     runs: list[TrialResult] = []
     for finalist in finalists(trials, settings):
         runs += runs_of(finalist, trials, settings)
+        if finalist.config.precision == "nf4":
+            runs += paired_runs(finalist, trials)
     return _each_once(runs)
 
 
 def other_seeds(trial: TrialResult, trials: Sequence[TrialResult], n_seeds: int) -> list[TrialResult]:
     """Completed 16-bit runs of a 4-bit trial's config, at most the first `n_seeds` that follow its own."""
-    baseline = trial.config.at_other_precision
+    return _under_other_seeds(trial.config.at_other_precision, trials)[:n_seeds]
+
+
+def _under_other_seeds(config: TrialConfig, trials: Sequence[TrialResult]) -> list[TrialResult]:
+    """Completed runs of a config under all seeds but its own, those that follow it first."""
     by_distance = {}
     for run in trials:
-        distance = (run.config.seed - baseline.seed) % N_SEEDS
-        if run.state == "completed" and distance and replace(run.config, seed=baseline.seed) == baseline:
+        distance = (run.config.seed - config.seed) % N_SEEDS
+        if run.state == "completed" and distance and replace(run.config, seed=config.seed) == config:
             by_distance[distance] = run
-    return [run for _, run in sorted(by_distance.items())[:n_seeds]]
+    return [run for _, run in sorted(by_distance.items())]

@@ -11,6 +11,7 @@ from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
 from orchestrator.analysis.front import REFERENCE, Front, front_of
 from orchestrator.analysis.noise import REPEATS, Repeats
 from orchestrator.analysis.status import Status, status_of
+from orchestrator.analysis.verdict import Verdict, verdicts
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.rows import Entry
 from orchestrator.settings import ROOT, SweepSettings, stored, sweep_folder
@@ -93,6 +94,11 @@ class SweepSnapshot:
     def repeats(self) -> Repeats:
         """Times of cost keys that were measured more than once."""
         return self.facts.get(REPEATS, ())
+
+    @cached_property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """On 4-bit trials, by key; see orchestrator.analysis.verdict."""
+        return verdicts(self.trials, self.settings, self.predicted_peak_mib)
 
     @property
     def reference(self) -> list[float] | None:

@@ -1,22 +1,27 @@
-"""Whether 4 bits preserve what a trial learned: a threshold, and a seed replicate beside it."""
+"""What 4 bits cost: kept, lost or undecided by non-inferiority in loss on test rows, and behaviour beside it. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
 
-from orchestrator.analysis.finalists import to_evaluate
+from orchestrator.analysis.costs import Predict
+from orchestrator.analysis.finalists import paired_runs, to_evaluate
 from orchestrator.analysis.front import is_candidate
+from orchestrator.analysis.lost_share import LostShare, PairedLosses, lost_share
 from orchestrator.analysis.repeats import Rows
 from orchestrator.settings import SweepSettings
 from trainables.values.findings import Comparison, flat
 from trainables.values.results import Evaluation, TrialResult
 
-Answer = Literal["preserved", "not preserved", "undecided", "evaluation failed"]
+Answer = Literal["kept", "lost", "undecided", "no verdict", "not measurable here", "evaluation failed"]
 EVALUATIONS: Mapping[Evaluation, str] = {
     "compare": "comparing it with its 16-bit baseline",
     "evaluate": "evaluating it on the test rows",
 }
+COSINE = 0.95
+"""The model card's question where no similarity is asked for: is the cosine to the 16-bit baseline at least this?"""
+NO_LOSSES = "the sweep is of protocol 1, which kept no losses of the 16-bit baseline on the test rows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,17 +29,20 @@ class Verdict:
     """An answer with the figures it rests on.
 
     Attributes:
-        answer: see `evaluated`; "evaluation failed" where what it would rest on could not be had.
-        reasons: what decided it, in words; all that failed where something failed.
-        rows: "test" or "validation", of the trial's comparison; None where it was not compared.
+        answer: non-inferiority in loss; "no verdict" where it cannot be told, "evaluation failed" where what it would
+            rest on could not be had, "not measurable here" where the 16-bit baseline does not fit the device.
+        sentence: the answer in words, the same wherever it is shown.
+        lost: None where the losses of a pair are missing.
+        behaviour: how far 4 bits move the outputs, in words; it decides nothing. None without a comparison.
     """
 
     answer: Answer
-    reasons: tuple[str, ...]
-    rows: Rows | None = None
+    sentence: str
+    lost: LostShare | None = None
+    behaviour: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.answer} ({'; '.join(self.reasons)})"
+        return self.sentence
 
 
 def comparison_of(trial: TrialResult) -> Comparison | None:
@@ -42,20 +50,128 @@ def comparison_of(trial: TrialResult) -> Comparison | None:
     return (trial.test_evaluation.comparison if trial.test_evaluation else None) or trial.similarity
 
 
-def verdict_of(trial: TrialResult, min_similarity: float) -> Verdict | None:
-    """The verdict on a 4-bit trial; None for a 16-bit one, which is its own baseline."""
-    if trial.config.precision == "16bit":
-        return None
+def compared_on(trial: TrialResult) -> Rows:
+    """The rows of `comparison_of`."""
+    return "test" if trial.test_evaluation and trial.test_evaluation.comparison else "validation"
+
+
+def cosine_asked(settings: SweepSettings) -> float:
+    """What the cosine to the 16-bit baseline is held against in words."""
+    return COSINE if settings.min_similarity is None else settings.min_similarity
+
+
+def verdicts(trials: Sequence[TrialResult], settings: SweepSettings, predict: Predict) -> dict[str, Verdict]:
+    """By key: of each completed 4-bit trial of the search that was evaluated, or could not be.
+
+    Args:
+        predict: peak memory of a config in MiB, None where it is not known.
+    """
+    by_config = {trial.config: trial for trial in trials}
+    said = {}
+    for trial in filter(is_candidate, trials):
+        if trial.config.precision == "nf4":
+            verdict = _verdict(trial, trials, by_config.get(trial.config.at_other_precision), settings, predict)
+            if verdict is not None:
+                said[trial.key] = verdict
+    return said
+
+
+def _verdict(
+    trial: TrialResult,
+    trials: Sequence[TrialResult],
+    baseline: TrialResult | None,
+    settings: SweepSettings,
+    predict: Predict,
+) -> Verdict | None:
     comparison = comparison_of(trial)
-    on_report = trial.test_evaluation is not None and trial.test_evaluation.comparison is not None
-    rows: Rows | None = "test" if on_report else "validation" if comparison else None
+    behaviour = behaviour_of(comparison, cosine_asked(settings)) if comparison else None
     if trial.failed_evaluations:
-        reasons = tuple(f"{EVALUATIONS[what]}: {why}" for what, why in trial.failed_evaluations.items())
-        return Verdict(answer="evaluation failed", reasons=reasons, rows=rows)
-    if comparison is None:
-        return Verdict(answer="undecided", reasons=("not compared with a 16-bit baseline",))
-    answer, reasons = evaluated(comparison, min_similarity)
-    return Verdict(answer=answer, reasons=reasons, rows=rows)
+        reasons = "; ".join(f"{EVALUATIONS[what]}: {why}" for what, why in trial.failed_evaluations.items())
+        return Verdict(answer="evaluation failed", sentence=f"evaluation failed ({reasons})")
+    if trial.test_evaluation and trial.test_evaluation.baseline_row_nats:
+        lost = _lost_share(trial, trials)
+        answer: Answer = lost.answer(settings.verdict_margin) or "no verdict"
+        sentence = sentence_of(lost, settings.verdict_margin)
+        return Verdict(answer=answer, sentence=sentence, lost=lost, behaviour=behaviour)
+    if trial.test_evaluation and trial.test_evaluation.comparison:
+        return Verdict(answer="no verdict", sentence=f"no verdict: {NO_LOSSES}", behaviour=behaviour)
+    return _without_baseline(baseline, predict) if baseline else None
+
+
+def _without_baseline(baseline: TrialResult, predict: Predict) -> Verdict | None:
+    """Of a trial whose baseline ended without an adapter; None where that is still to come."""
+    if baseline.state in ("refused", "oom"):
+        needs_mib = predict(baseline.config)
+        needs = f"{needs_mib / 1024:.1f} GiB" if needs_mib else "more memory than there is"
+        sentence = f"not measurable here: the 16-bit baseline needs {needs}"
+        return Verdict(answer="not measurable here", sentence=sentence)
+    if baseline.state in ("diverged", "failed"):
+        sentence = f"no verdict: the 16-bit baseline ended as {baseline.state} ({baseline.reason})"
+        return Verdict(answer="no verdict", sentence=sentence)
+    return None
+
+
+def _lost_share(trial: TrialResult, trials: Sequence[TrialResult]) -> LostShare:
+    """Over the trial and its runs under other seeds that were evaluated on the same rows beside their baselines."""
+    own, pairs = trial.test_evaluation, []
+    for run in paired_runs(trial, trials):
+        found = run.test_evaluation
+        if found and found.baseline_row_nats and found.row_tokens == own.row_tokens:
+            pairs.append(
+                PairedLosses(
+                    quantized=found.row_nats,
+                    baseline=found.baseline_row_nats,
+                    untuned=found.baseline_untuned_row_nats,
+                    quantized_untuned=found.untuned_row_nats,
+                )
+            )
+    return lost_share(pairs, row_tokens=own.row_tokens, row_groups=own.row_groups)
+
+
+def seeds(n_pairs: int) -> str:
+    """What a verdict rests on."""
+    return "one seed" if n_pairs == 1 else f"{n_pairs} seeds"
+
+
+def sentence_of(lost: LostShare, margin: float) -> str:
+    """A verdict in words: the one place that makes them."""
+    answer = lost.answer(margin)
+    if lost.share is None:
+        return f"no verdict: {lost.withheld}; {seeds(lost.n_pairs)}"
+    share = f"4 bits lose {100 * lost.share:.1f} %"
+    if answer:
+        share += f" ({100 * lost.low:.1f} to {100 * lost.high:.1f})"
+    share += " of what tuning gained"
+    basis = f"margin {100 * margin:g} %, {seeds(lost.n_pairs)}, {lost.n_groups} groups of test rows"
+    said = f"{answer}: {share} ({basis})" if answer else f"no verdict: {lost.withheld}; {share} ({seeds(lost.n_pairs)})"
+    said += f"; rounding alone costs the untuned base {100 * lost.rounding_share:.1f} % of the gain"
+    if lost.won_back_share is not None:
+        won_back = f"{100 * lost.won_back_share:.0f} %" if lost.won_back_share > 0 else "none"
+        said += f"; tuning won back {won_back} of that"
+    return said
+
+
+def behaviour_of(comparison: Comparison, cosine: float) -> str:
+    """How far 4 bits move a model's outputs from its baseline's, beside what another seed does.
+
+    KL(baseline || 4 bits) below half the lowest of the seed replicates is less, over twice the highest is more.
+
+    Args:
+        cosine: the model card's question is whether the lower end of the cosine's interval is at least this.
+    """
+    kl_nats = comparison.quantized.kl_nats.value
+    replicates = sorted(similarity.kl_nats.value for similarity in comparison.replicates)
+    if not replicates:
+        text = f"4 bits move texts by a KL of {kl_nats:.4f} nats, with no other seed to hold it against"
+    else:
+        least, most = replicates[0], replicates[-1]
+        moved = "less than" if 2 * kl_nats < least else "more than" if kl_nats > 2 * most else "about as much as"
+        others = f"{len(replicates)} other seeds {least:.4f} to {most:.4f}"
+        beside = others if len(replicates) > 1 else f"another seed {least:.4f}"
+        text = f"4 bits move texts {moved} another seed (KL {kl_nats:.4f} nats; of {beside})"
+    found = comparison.quantized.embedding_cosine
+    yes = "yes" if found.low >= cosine else "no"
+    return f"{text}; cosine at least {cosine:g}: {yes} ({found.value:.4f}, lower end {found.low:.4f})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,32 +196,6 @@ def failed_evaluations(trials: Sequence[TrialResult], settings: SweepSettings) -
             if trial.key in evaluated or (what == "compare" and is_candidate(trial)):
                 failed.append(FailedEvaluation(what=what, trial=trial.number, reason=why))
     return tuple(failed)
-
-
-def evaluated(comparison: Comparison, min_similarity: float) -> tuple[Answer, tuple[str, ...]]:
-    """Two conditions, both needed for "preserved".
-
-    1. The lower end of embedding_cosine's 95 % interval is at least `min_similarity`. Alone it passes
-       almost anything on GPT-2, whose pooled states are nearly parallel.
-    2. KL(baseline || 4 bits) is at most KL(baseline || another seed's baseline), the mean over seeds: 4 bits move the
-       model no further than chance does. Values are compared, not their intervals, which share their rows.
-
-    Without other seeds the second is open: "undecided", unless the first fails already.
-    """
-    cosine = comparison.quantized.embedding_cosine
-    kl_nats = comparison.quantized.kl_nats.value
-    too_far = cosine.low < min_similarity
-    reasons = [f"cosine is at least {cosine.low:.4f}, {'under' if too_far else 'asked for'} {min_similarity:g}"]
-    if not comparison.replicates:
-        if too_far:
-            return "not preserved", tuple(reasons)
-        return "undecided", (*reasons, "no other seed of its baseline to hold the KL against")
-    seed_nats = sum(s.kl_nats.value for s in comparison.replicates) / len(comparison.replicates)
-    beyond = kl_nats > seed_nats
-    reasons.append(f"KL {kl_nats:.4f} nats is {'over' if beyond else 'at most'} another seed's {seed_nats:.4f}")
-    if too_far or beyond:
-        return "not preserved", tuple(r for r, failed in zip(reasons, (too_far, beyond), strict=True) if failed)
-    return "preserved", tuple(reasons)
 
 
 def figures_of(trial: TrialResult) -> dict[str, float]:

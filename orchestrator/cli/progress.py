@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
@@ -17,11 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis.describe import describe, heading_of, shown, targets
-from orchestrator.analysis.finalists import finalists
+from orchestrator.analysis.finalists import VERDICT_SEEDS, finalists, verdict_trial
 from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import Status
-from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
+from orchestrator.analysis.verdict import failed_evaluations, seeds
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.driver.plan import why_empty
 from orchestrator.ledger import Ledger
@@ -34,8 +34,12 @@ from trainables.values.results import TrialResult
 REFRESH_SECONDS = 1.0
 
 
-def front_table(front: Front, width: int) -> Table:
-    """The Pareto front; under 100 columns an objective's unit stands below it, so that all fits into 80."""
+def front_table(front: Front, width: int, lost: Collection[str] = ()) -> Table:
+    """The Pareto front; under 100 columns an objective's unit stands below it, so that all fits into 80.
+
+    Args:
+        lost: keys of trials that are marked: their verdict is "lost".
+    """
     shown_objectives = [*front.objectives]
     if "embedding_cosine" not in shown_objectives:
         shown_objectives.append("embedding_cosine")
@@ -53,7 +57,13 @@ def front_table(front: Front, width: int) -> Table:
     table.add_column("targets", overflow="fold")
     for trial in front.members:
         c = trial.config
-        cells = [str(trial.number), c.precision, str(c.rank), f"{c.alpha:g}", f"{c.learning_rate:.0e}"]
+        cells = [
+            str(trial.number),
+            c.precision + (", lost" if trial.key in lost else ""),
+            str(c.rank),
+            f"{c.alpha:g}",
+            f"{c.learning_rate:.0e}",
+        ]
         for objective in shown_objectives:
             cells.append(shown(objective, objective_value(trial, objective)))
         if len(devices) > 1:
@@ -195,25 +205,33 @@ class ProgressDisplay:
 
 
 def verdict_lines(snapshot: SweepSnapshot) -> list[str]:
-    """What 4 bits did to each 4-bit finalist, beside what another seed does."""
+    """What 4 bits cost each 4-bit finalist, and below it how far they move its texts, which decides nothing."""
     lines = []
     for trial in finalists(snapshot.trials, snapshot.settings, snapshot.front):
-        verdict = verdict_of(trial, snapshot.settings.min_similarity)
-        comparison = comparison_of(trial)
-        if verdict is None or comparison is None:
+        verdict = snapshot.verdicts.get(trial.key)
+        if verdict is None:
             continue
-        line = f"trial {trial.number}, 4 bits against its 16-bit baseline: {verdict}"
-        if r := comparison.quantization_to_seed_ratio:
-            line += f"; 4 bits move it {r.value:.2f} times as far as another seed ({r.low:.2f} to {r.high:.2f})"
-        lines.append(line)
+        lines.append(f"trial {trial.number}: {verdict}")
+        if verdict.behaviour:
+            lines.append(f"trial {trial.number}, behaviour (decides nothing): {verdict.behaviour}")
     return lines
+
+
+def more_seeds_line(snapshot: SweepSnapshot) -> str | None:
+    """The command that adds the seeds that the best 4-bit finalist's verdict lacks; None where it lacks none."""
+    chosen = verdict_trial(snapshot.trials, snapshot.settings)
+    verdict = snapshot.verdicts.get(chosen.key) if chosen else None
+    if verdict is None or verdict.lost is None or verdict.lost.n_pairs >= VERDICT_SEEDS:
+        return None
+    resume = f"{command()} resume {snapshot.settings.name} --verdict-seeds {VERDICT_SEEDS}"
+    return f"the verdict on trial {chosen.number} is of {seeds(verdict.lost.n_pairs)}; for {VERDICT_SEEDS}: {resume}"
 
 
 def to_dict(snapshot: SweepSnapshot, run_page: str | None) -> dict[str, Any]:
     """What --json prints of a sweep."""
     verdicts = []
     for trial in snapshot.trials:
-        if verdict := verdict_of(trial, snapshot.settings.min_similarity):
+        if verdict := snapshot.verdicts.get(trial.key):
             verdicts.append({"trial": trial.number, **asdict(verdict)})
     return {
         "name": snapshot.settings.name,
@@ -234,12 +252,15 @@ def print_result(snapshot: SweepSnapshot, run_page: str | None, *, as_json: bool
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
-    console.print(front_table(snapshot.front, console.width))
+    lost = {key for key, verdict in snapshot.verdicts.items() if verdict.answer == "lost"}
+    console.print(front_table(snapshot.front, console.width, lost))
     lines = [
         *noise_lines(snapshot.front),
         *verdict_lines(snapshot),
         *map(str, failed_evaluations(snapshot.trials, snapshot.settings)),
     ]
+    if more := more_seeds_line(snapshot):
+        lines.append(more)
     lines.append(_states_line(snapshot.trials))
     if snapshot.ended:
         lines.append(f"the search ended: {snapshot.ended.text}")

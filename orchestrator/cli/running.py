@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
-    """Run and publish a sweep; `stand_ins` are orchestrator.driver.sweep.run's, for tests of faults."""
+    """Run and publish a sweep; `stand_ins` go to orchestrator.driver.sweep.run: `verdict_seeds`, and those of tests."""
     if settings.tracking_uri is not None:
         check_server(settings.tracking_uri)
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))

@@ -35,6 +35,7 @@ def run(
     *,
     resume: bool,
     started: Callable[[Ledger, Workload], None],
+    verdict_seeds: int | None = None,
     trainable: type | None = None,
     prepare: Prepare | None = None,
 ) -> SweepSnapshot:
@@ -44,6 +45,7 @@ def run(
         root: folder of all state, see orchestrator.settings.ROOT.
         resume: go on with the sweep of that name; otherwise the name must be new.
         started: called once when everything is ready and trials are about to start.
+        verdict_seeds: in place of the setting, which stays as it is: what it adds lies in the ledger.
         trainable: does the tasks in place of SweepTrainable.
         prepare: connects to Ray and brings the inputs in place of orchestrator.driver.prepare.
     Raises:
@@ -65,7 +67,8 @@ def run(
             started(ledger, workload)
             from orchestrator.driver.tuning import run_tasks  # brings Ray Tune, for which MLflow's writer need not wait
 
-            driver = run_tasks(settings, workload, ledger, trainable, _resume(settings), **elsewhere)
+            asked = settings if verdict_seeds is None else settings.model_copy(update={"verdict_seeds": verdict_seeds})
+            driver = run_tasks(asked, workload, ledger, trainable, _resume(settings), **elsewhere)
             _queue_running(ledger)
             ended = {"interrupted": not driver.finished, "stopped": driver.stopped}
             return replace(SweepSnapshot.of(settings, ledger), **ended)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis.finalists import finalists
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.analysis.verdict import comparison_of, verdict_of
+from orchestrator.analysis.verdict import compared_on, comparison_of, cosine_asked
 from orchestrator.figures.style import OTHER_COLOURS, PRECISION_COLOURS, LeftOut, Picture, canvas, legend
 from trainables.values.findings import Comparison, Estimate, Similarity
 from trainables.values.results import TrialResult
@@ -82,10 +82,11 @@ def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     found = whole[:MAX_TRIALS]
     if not found:
         return LeftOut(name=NAME, reason="no 4-bit finalist was compared with a 16-bit baseline")
+    threshold = cosine_asked(snapshot.settings)
     notes: tuple[str, ...] = (
         "Bars: 95 % over rows, given the seed. Cosines and KL on logarithmic axes of the distance to an equal model; "
-        f"right is nearer. Dashed: the cosine's threshold, {snapshot.settings.min_similarity:g}.",
-        f"{'; '.join(_verdicts(snapshot, found))}.".capitalize(),
+        f"right is nearer. Dashed: a cosine of {threshold:g}.",
+        f"{'; '.join(_rows(found))}.".capitalize(),
     )
     if len(found) < len(whole):
         notes = (*notes, f"The first {len(found)} of {len(whole)} 4-bit finalists.")
@@ -93,16 +94,14 @@ def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
         name=NAME,
         title=TITLE,
         notes=notes,
-        png=partial(_png, _marks(found), _row_labels(found), snapshot.settings.min_similarity),
-        html=partial(_html, _marks(found), _row_labels(found), snapshot.settings.min_similarity),
+        png=partial(_png, _marks(found), _row_labels(found), threshold),
+        html=partial(_html, _marks(found), _row_labels(found), threshold),
     )
 
 
-def _verdicts(snapshot: SweepSnapshot, found: Sequence[tuple[TrialResult, Comparison]]) -> Iterator[str]:
+def _rows(found: Sequence[tuple[TrialResult, Comparison]]) -> Iterator[str]:
     for trial, comparison in found:
-        verdict = verdict_of(trial, snapshot.settings.min_similarity)
-        rows = f"{comparison.quantized.n_rows} {verdict.rows} rows" if verdict else ""
-        yield f"trial {trial.number} on {rows}: {verdict.answer if verdict else 'undecided'}"
+        yield f"trial {trial.number} on {comparison.quantized.n_rows} {compared_on(trial)} rows"
 
 
 def _x(metric: str, value: float) -> float:

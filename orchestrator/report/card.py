@@ -10,7 +10,6 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from orchestrator.analysis.verdict import verdict_of
 from orchestrator.report import model_index
 from orchestrator.report.render import headlines, render
 from orchestrator.report.values import SweepReport
@@ -68,8 +67,8 @@ def card_of(report: SweepReport, layers: Layers | None = None, trial: TrialResul
         sweep_settings=_sweep_settings(shown),
         trial=trial,
         trial_settings=_trial_settings(trial.config) if trial else None,
-        compared=model_index.compared(shown, trial) if trial else None,
-        verdict=verdict_of(trial, shown.settings.min_similarity) if trial else None,
+        compared=model_index.compared(trial) if trial else None,
+        finalist=shown.finalist(trial.number) if trial else None,
     )
     return ModelCard(text)
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from orchestrator.analysis.budgets import SPENT, Spent
 from orchestrator.analysis.choice import best, counting, how_sure, knee, loss_noise, stairs
@@ -14,15 +14,11 @@ from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.noise import ONE_RUN, Noise
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.snapshot import GENERIC, SweepSnapshot
-from orchestrator.analysis.verdict import comparison_of, failed_evaluations, verdict_of
+from orchestrator.analysis.verdict import compared_on, comparison_of, failed_evaluations
 from orchestrator.objectives import DEFAULT
 from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, SweepReport, WithinMemory
 from trainables.values.config import PROTOCOL_VERSION, Precision, State
 from trainables.values.results import TrialResult
-
-if TYPE_CHECKING:
-    from orchestrator.settings import SweepSettings
-
 
 FIGURE = re.compile(r"\d[\d.]*")
 
@@ -50,13 +46,13 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         best_memory=_number(_least(front)),
         best_4bit=_number(best_4bit),
         sufficient_ranks={p: smallest_sufficient_rank(p, chosen, trials, settings) for p in get_args(Precision)},
-        finalists=tuple(_finalist(trial, trials, front, settings) for trial in chosen),
+        finalists=tuple(_finalist(trial, snapshot) for trial in chosen),
         costs=cost_table(trials, lowest.config if lowest else None, predict),
         breakdown=_breakdown(best_4bit),
         outcomes=_outcomes(trials),
         faults=failed_evaluations(trials, settings),
         measured=_measured(snapshot),
-        within_memory=tuple(_within_memory(step, noise) for step in stairs(counted, noise.margin)),
+        within_memory=tuple(_within_memory(step, snapshot, noise) for step in stairs(counted, noise.margin)),
         sure=how_sure(lowest, counted, noise) if lowest else None,
         knee=_number(knee(front)),
         nearly={trial.number: front.shares[trial.key] for trial in front.nearly},
@@ -86,9 +82,9 @@ def _best_4bit(chosen: Sequence[TrialResult]) -> TrialResult | None:
     )
 
 
-def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, settings: "SweepSettings") -> Finalist:
-    runs, figures = runs_of(trial, trials, settings), {}
-    for objective in (*DEFAULT, *settings.objectives):
+def _finalist(trial: TrialResult, snapshot: SweepSnapshot) -> Finalist:
+    runs, figures, front = runs_of(trial, snapshot.trials, snapshot.settings), {}, snapshot.front
+    for objective in (*DEFAULT, *snapshot.settings.objectives):
         value = figure(runs, objective)
         if value:
             figures[objective] = value
@@ -101,14 +97,16 @@ def _finalist(trial: TrialResult, trials: Sequence[TrialResult], front: Front, s
         tied_with=tuple(map(attrgetter("number"), front.tied.get(trial.key, ()))),
         rows=rows_of(runs),
         figures=figures,
-        verdict=verdict_of(trial, settings.min_similarity),
+        verdict=snapshot.verdicts.get(trial.key),
         comparison=comparison_of(trial) if trial.config.precision == "nf4" else None,
+        compared_on=compared_on(trial),
     )
 
 
-def _within_memory(step: Sequence[TrialResult], noise: Noise) -> WithinMemory:
+def _within_memory(step: Sequence[TrialResult], snapshot: SweepSnapshot, noise: Noise) -> WithinMemory:
     """A step of `stairs`."""
     trial, *alike = step
+    verdict = snapshot.verdicts.get(trial.key)
     return WithinMemory(
         number=trial.number,
         config=trial.config,
@@ -116,7 +114,8 @@ def _within_memory(step: Sequence[TrialResult], noise: Noise) -> WithinMemory:
         seconds_per_step=trial.cost.seconds_per_step,
         eval_loss_nats=trial.history[-1].eval_loss_nats,
         reach_nats=ONE_RUN * noise.sd if noise.sd is not None else None,
-        alike=tuple(_within_memory([other], noise) for other in alike),
+        alike=tuple(_within_memory([other], snapshot, noise) for other in alike),
+        is_lost=verdict is not None and verdict.answer == "lost",
     )
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from orchestrator.analysis.verdict import Verdict, comparison_of, verdict_of
+from orchestrator.analysis.repeats import Rows
+from orchestrator.analysis.verdict import compared_on, comparison_of
 from orchestrator.report.render import METRICS
-from orchestrator.report.values import SweepReport
+from orchestrator.report.values import Finalist, SweepReport
 from trainables.values.config import BITS
 from trainables.values.findings import Comparison
 from trainables.values.results import TrialResult
@@ -23,24 +24,24 @@ class Compared:
 
     number: int
     rank: int
-    verdict: Verdict
+    rows: Rows
     comparison: Comparison
 
 
 def compared_best(report: SweepReport) -> Compared | None:
     """The 4-bit finalist that the sweep's likeness is told of."""
     best = report.finalist(report.best_4bit)
-    if best is None or best.verdict is None or best.comparison is None:
+    if best is None or best.comparison is None:
         return None
-    return Compared(number=best.number, rank=best.config.rank, verdict=best.verdict, comparison=best.comparison)
+    return Compared(number=best.number, rank=best.config.rank, rows=best.compared_on, comparison=best.comparison)
 
 
-def compared(report: SweepReport, trial: TrialResult) -> Compared | None:
+def compared(trial: TrialResult) -> Compared | None:
     """A trial as its own card tells of it."""
-    comparison, verdict = comparison_of(trial), verdict_of(trial, report.settings.min_similarity)
-    if comparison is None or verdict is None:
+    comparison = comparison_of(trial) if trial.config.precision == "nf4" else None
+    if comparison is None:
         return None
-    return Compared(number=trial.number, rank=trial.config.rank, verdict=verdict, comparison=comparison)
+    return Compared(number=trial.number, rank=trial.config.rank, rows=compared_on(trial), comparison=comparison)
 
 
 def of_sweep(report: SweepReport, data: Mapping[str, str]) -> list[EvalResult]:
@@ -64,7 +65,7 @@ def of_sweep(report: SweepReport, data: Mapping[str, str]) -> list[EvalResult]:
         loss = best.figures["eval_loss_nats"].value
         heading = "Loss of the trial with the lowest validation loss (nats)"
         found.append(_result("eval_loss_nats", heading, loss) | {"dataset_split": best.rows} | data)
-    found += _of_likeness(compared_best(report), data)
+    found += _of_lost(report.finalist(report.best_4bit), data) + _of_likeness(compared_best(report), data)
     said = [report.cost_caveat] * costs + [report.caveat] * (len(found) - costs)
     return _with_caveats(found, said)
 
@@ -83,16 +84,25 @@ def of_trial(report: SweepReport, trial: TrialResult, data: Mapping[str, str]) -
         loss = _result("eval_loss_nats", "Loss on the test rows (nats)", trial.test_evaluation.eval_loss_nats)
         found.append(loss | {"dataset_split": "test"} | data)
     if trial.config.precision == "nf4":
-        found += _of_likeness(compared(report, trial), data)
+        found += _of_lost(report.finalist(trial.number), data) + _of_likeness(compared(trial), data)
     said = [report.cost_caveat] * len(costs) + [report.caveat] * len(found)
     return _with_caveats([*costs, *found], said)
+
+
+def _of_lost(found: Finalist | None, data: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What 4 bits lose, as metadata."""
+    lost = found.verdict.lost if found and found.verdict else None
+    if lost is None or lost.share is None:
+        return []
+    heading = "Lost by 4 bits, of what tuning gained (%)"
+    return [_result("lost_percent", heading, 100 * lost.share) | {"dataset_split": "test"} | data]
 
 
 def _of_likeness(found: Compared | None, data: Mapping[str, str]) -> list[dict[str, Any]]:
     """A 4-bit trial against its baseline, as metadata."""
     if found is None:
         return []
-    rows = {"dataset_split": found.verdict.rows or "validation", **data}
+    rows = {"dataset_split": found.rows, **data}
     results = []
     for name, heading in METRICS.items():
         value = getattr(found.comparison.quantized, name).value

@@ -26,10 +26,9 @@ def write(snapshot: SweepSnapshot, report: SweepReport, folder: Path) -> list[Pa
 def write_data(snapshot: SweepSnapshot, folder: Path) -> list[Path]:
     """Write what programs read, front.json and trials.parquet; returns the files."""
     front = write_whole(folder / "front.json", json.dumps(snapshot.front.to_dict(), indent=2) + "\n")
-    threshold = snapshot.settings.min_similarity
     rows, names = [], {}
     for trial in snapshot.trials:
-        rows.append(trial_row(trial, trial.key in snapshot.front.keys, threshold))
+        rows.append(trial_row(trial, trial.key in snapshot.front.keys, snapshot.verdicts.get(trial.key)))
         names |= rows[-1]  # a column of figures may be there of some trials only
     columns = {name: [row.get(name) for row in rows] for name in names}
     table = folder / "trials.parquet"

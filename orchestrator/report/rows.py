@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator.analysis.verdict import figures_of, verdict_of
+from orchestrator.analysis.verdict import Verdict, figures_of
 from trainables.values.config import LATER_FIELDS
 from trainables.values.results import Measurement, MemoryBreakdown, TrialResult
 
@@ -17,7 +17,7 @@ def fields_of(value: object, names: Iterable[str], prefix: str = "") -> dict[str
     return {f"{prefix}{name}": getattr(value, name) if value else None for name in names}
 
 
-def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict[str, Any]:
+def trial_row(trial: TrialResult, on_front: bool, verdict: Verdict | None) -> dict[str, Any]:
     """One trial as a flat row: what it was asked, its last measurement, what its bytes are, its similarity."""
     row = fields_of(trial, RESULT_COLUMNS)
     row |= LATER_FIELDS | trial.config.to_dict() | {"targets": "+".join(trial.config.targets)}
@@ -26,6 +26,6 @@ def trial_row(trial: TrialResult, on_front: bool, min_similarity: float) -> dict
     row |= fields_of(trial.cost if last else None, COSTS)
     row |= fields_of(trial.cost.breakdown if trial.cost else None, MemoryBreakdown.__dataclass_fields__, "memory_")
     row |= figures_of(trial)
-    verdict = verdict_of(trial, min_similarity)
-    row |= {"verdict": verdict.answer if verdict else None}
+    row |= {"verdict": verdict.answer if verdict else None, "verdict_sentence": verdict.sentence if verdict else None}
+    row |= fields_of(verdict.lost if verdict else None, ("share", "low", "high"), "lost_")
     return row | {"on_pareto_front": on_front, "device": trial.environment.get("device")}

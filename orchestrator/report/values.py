@@ -12,7 +12,7 @@ from orchestrator.analysis.costs import CostTable, Saving
 from orchestrator.analysis.noise import Noise
 from orchestrator.analysis.repeats import Figure, Rows
 from orchestrator.analysis.sufficient_rank import SufficientRank
-from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict
+from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict, cosine_asked
 from trainables.models.layout import Coverage
 from trainables.values.config import Precision, State, TrialConfig, Weights
 from trainables.values.findings import BiasShift, Comparison, KlShare
@@ -41,7 +41,8 @@ class Finalist:
         tied_with: numbers of the front's members that are within the noise of it in every objective.
         rows: those that its loss and similarity objectives are of.
         figures: the default objectives and the sweep's own.
-        verdict, comparison: of a 4-bit trial; the rows of both are the verdict's.
+        verdict, comparison: of a 4-bit trial, where there are any.
+        compared_on: rows of the comparison.
     """
 
     number: int
@@ -52,8 +53,14 @@ class Finalist:
     figures: Mapping[str, Figure]
     verdict: Verdict | None
     comparison: Comparison | None
+    compared_on: Rows
     front_share: float | None = None
     tied_with: tuple[int, ...] = ()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether 4 bits lose more than the margin of what tuning gained."""
+        return self.verdict is not None and self.verdict.answer == "lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +119,7 @@ class WithinMemory:
         eval_loss_nats: on the validation rows, by which it was chosen.
         reach_nats: how far equal runs lie on either side of it, 90 % of them; None where it is not known.
         alike: trials that cost more, and whose lower loss cannot be told from its own.
+        is_lost: its verdict says that 4 bits lose more than the margin.
     """
 
     number: int
@@ -121,6 +129,7 @@ class WithinMemory:
     eval_loss_nats: float
     reach_nats: float | None = None
     alike: "tuple[WithinMemory, ...]" = ()
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +204,11 @@ class SweepReport:
             return "Nothing was measured yet."
         devices = ", ".join(self.measured.environment.get("device", ())) or "no device yet"
         return f"{self.workload.base_caption}; {devices}, {self.workload.compute_dtype}"
+
+    @property
+    def cosine_asked(self) -> float:
+        """What cosines to a 16-bit baseline are held against in words."""
+        return cosine_asked(self.settings)
 
     @property
     def answers(self) -> Mapping[Answer, int]:

@@ -64,7 +64,10 @@ class SweepSettings(Frozen):
         engine, loop: of every trial, unless the space says otherwise; so is the seed.
         address, storage: None starts Ray on this machine; None sends adapters through Ray.
         objectives: maximised ones are negated inside.
-        min_similarity: of embedding_cosine, by its interval.
+        min_similarity: of embedding_cosine, by its interval; None asks for none.
+        verdict_margin: see orchestrator.analysis.lost_share.
+        verdict_seeds: seeds of the best 4-bit finalist that are trained at both precisions, its own included; None is
+            what orchestrator.analysis.finalists.n_verdict_seeds says.
         finalist_seeds: these follow a finalist's own; 1 is the run that made it a finalist.
         tracking_uri: None is the SQLite file under the root. It stands in no dump of the settings.
         max_gpu_hours, max_hours: test evaluations are included too; the search ends early enough. Pauses before a
@@ -108,8 +111,17 @@ class SweepSettings(Frozen):
         min_length=1,
         description="of the front; repeat for several; default: memory, time on a GPU, and loss",
     )
-    min_similarity: float = Field(
-        default=0.95, ge=0, le=1, description="4-bit trials less like their baseline enter no front"
+    min_similarity: float | None = Field(
+        default=None, ge=0, le=1, description="4-bit trials less like their baseline enter no front; default: no limit"
+    )
+    verdict_margin: float = Field(
+        default=0.05, gt=0, lt=1, description="share of what tuning gains that 4 bits may lose and still be 'kept'"
+    )
+    verdict_seeds: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="seeds at both precisions behind the verdict on 4 bits; default: 3, or 1 where that takes long",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the trials and the sampler")
     finalist_seeds: int = Field(

@@ -14,13 +14,12 @@ from urllib.parse import quote, urlencode
 from orchestrator.analysis.describe import text_of
 from orchestrator.analysis.front import is_candidate, is_reused
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.analysis.verdict import figures_of, verdict_of
+from orchestrator.analysis.verdict import Verdict, figures_of
 from orchestrator.figures import gallery, hypervolume
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import render
 from orchestrator.report.rows import COSTS
 from orchestrator.report.values import SweepReport
-from orchestrator.settings import SweepSettings
 from orchestrator.tracking.store import page_of
 from trainables.values.config import State, canonical_json
 from trainables.values.results import TrialResult
@@ -74,11 +73,12 @@ def has_picture(files: Mapping[str, str] | None) -> bool:
 
 
 def of_trial(
-    entry: Entry, settings: SweepSettings, sweep_id: str, parent_id: str, *, on_front: bool, final: bool
+    entry: Entry, sweep_id: str, parent_id: str, *, on_front: bool, verdict: Verdict | None, final: bool
 ) -> Contents:
     """A trial's run.
 
     Args:
+        verdict: on a 4-bit trial.
         final: no similarity will come any more, so that trials that wait for theirs have ended too.
     """
     trial = entry.result
@@ -86,15 +86,13 @@ def of_trial(
     status = "RUNNING" if waits and not final else STATUS.get(trial.state, "RUNNING")
     tags = {PARENT: parent_id, CHILD_OF: sweep_id, "trial_key": trial.key}
     tags |= {"precision": trial.config.precision, "rank": str(trial.config.rank)}
-    tags |= {"state": trial.state, "origin": trial.origin} | front_tag(on_front)
+    tags |= {"state": trial.state, "origin": trial.origin} | later_tags(on_front, verdict)
     tags |= {"reason": trial.reason} if trial.reason else {}
     tags |= {"reused": "true"} if is_reused(trial) else {}
     points = [*_rungs(entry)]
     if status != "RUNNING":
         points += _end(trial)
         tags |= {f"env.{name}": value for name, value in trial.environment.items()}
-        verdict = verdict_of(trial, settings.min_similarity)
-        tags |= {"verdict": str(verdict)} if verdict else {}
     return Contents(
         name=f"{trial.number:03d} {trial.config.precision} r{trial.config.rank}",
         params=params_of(trial.config.to_dict()),
@@ -105,9 +103,13 @@ def of_trial(
     )
 
 
-def front_tag(on_front: bool) -> dict[str, str]:
-    """The one tag that can change after a trial's end."""
-    return {"on_pareto_front": str(on_front).lower()}
+def later_tags(on_front: bool, verdict: Verdict | None) -> dict[str, str]:
+    """The tags that can change after a trial's end."""
+    tags = {"on_pareto_front": str(on_front).lower()}
+    if verdict:
+        tags["verdict"] = verdict.sentence
+        tags |= {"behaviour": verdict.behaviour} if verdict.behaviour else {}
+    return tags
 
 
 def params_of(values: Mapping[str, Any]) -> dict[str, str]:

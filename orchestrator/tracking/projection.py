@@ -21,9 +21,9 @@ from orchestrator.tracking.client import entities, open_client
 from orchestrator.tracking.contents import (
     Contents,
     Point,
-    front_tag,
     has_picture,
     last_end_ms,
+    later_tags,
     of_sweep,
     of_trial,
     texts,
@@ -95,7 +95,7 @@ class Tracker:
             self._data_logged = True
         for entry in snapshot.entries:
             if entry.result.state != "queued":
-                self._sync_trial(entry, on_front=entry.result.key in snapshot.front.keys, final=final)
+                self._sync_trial(entry, snapshot, final=final)
         if live:
             self._live.update(snapshot)
         contents = of_sweep(
@@ -108,14 +108,15 @@ class Tracker:
         )
         self._write(self.run_id, contents)
 
-    def _sync_trial(self, entry: Entry, *, on_front: bool, final: bool) -> None:
+    def _sync_trial(self, entry: Entry, snapshot: SweepSnapshot, *, final: bool) -> None:
         trial = entry.result
+        later = {"on_front": trial.key in snapshot.front.keys, "verdict": snapshot.verdicts.get(trial.key)}
         end = (trial.state, trial.ended_at, trial.test_evaluation is not None, trial.failed_evaluations)
         run_id = self._runs.children.get(trial.key, "")
         if self._ended.get(run_id) == end:
-            self._set_tags(run_id, front_tag(on_front))
+            self._set_tags(run_id, later_tags(**later))
             return
-        contents = of_trial(entry, self._settings, self._sweep_id, self.run_id, on_front=on_front, final=final)
+        contents = of_trial(entry, self._sweep_id, self.run_id, final=final, **later)
         run_id = self._runs.child(trial.key, contents, trial.started_at)
         self._write(run_id, contents)
         if contents.status == "RUNNING":

@@ -69,7 +69,7 @@ def of_table(kept: SweepSnapshot) -> Iterator[Difference]:
         found = by_key.get(trial.key)
         if found is None:
             continue
-        expected = trial_row(trial, trial.key in kept.front.keys, kept.settings.min_similarity)
+        expected = trial_row(trial, trial.key in kept.front.keys, kept.verdicts.get(trial.key))
         if expected.items() <= found.items():
             continue
         wrong = [n for n in expected if n != "on_pareto_front" and not _same(found.get(n), expected[n])]

@@ -193,9 +193,9 @@ def _of_children(store: Store, parent: Any, children: list[Any]) -> Iterator[Dif
 
 
 def _contents(store: Store, entry: Entry, parent: Any) -> Contents:
-    kept, on_front = store.kept, entry.result.key in store.kept.front.keys
-    where = (store.sweep_id, parent.info.run_id)
-    return of_trial(entry, kept.settings, *where, on_front=on_front, final=not kept.is_open)
+    kept, key = store.kept, entry.result.key
+    later = {"on_front": key in kept.front.keys, "verdict": kept.verdicts.get(key)}
+    return of_trial(entry, store.sweep_id, parent.info.run_id, final=not kept.is_open, **later)
 
 
 def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[RunFault]:

@@ -17,6 +17,7 @@ FILES = {
     "measurement": "measurement.py",
     "memory": "memory_shapes.py",
     "rank-rule": "rank_rule.py",
+    "verdict": "verdict.py",
     "speed": "speed.py",
     "overhead": "overhead.py",
     "load": "load.py",
@@ -25,7 +26,7 @@ FILES = {
     "mlflow-faults": "mlflow_faults.py",
     "stand-in": "stand_in.py",
 }
-ALL = ("measurement", "memory", "rank-rule", "speed", "overhead", "load")
+ALL = ("measurement", "memory", "rank-rule", "verdict", "speed", "overhead", "load")
 
 
 def command(name: str) -> list[str]:

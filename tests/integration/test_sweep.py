@@ -105,7 +105,9 @@ def test_standard_output_is_one_json_object(swept):
     assert tuple(whole) == ("name", "mlflow_run", *front, *ends)
     assert whole["search_ended"]["why"] == "trials"
     assert whole["empty_because"] is None
-    assert {verdict["rows"] for verdict in whole["verdicts"]} <= {"validation", "test"}
+    for verdict in whole["verdicts"]:
+        assert verdict["sentence"].startswith(f"{verdict['answer']}: ")
+        assert verdict["lost"]["n_groups"] >= 30
 
 
 def test_every_trial_completed_and_every_4bit_one_has_its_similarity(swept):

@@ -70,12 +70,14 @@ def evaluate_on_test(
         replicates: adapters of the baseline's config under other seeds.
     """
     rows = cache.rows["test"]
+    losses = {"row_groups": tuple(row.group for row in rows)}
     if baseline is not None:
         references = _references(cache, rows, partial(_eager_reader, cache, rows), baseline, replicates)
+        losses |= _baseline_losses(cache, rows, references)
         baseline_gaps = _baseline_gaps(cache, baseline)
     base = cache.base(config.precision)
     tokens = response_tokens(base, rows)
-    losses = {"untuned_row_nats": _row_nats(base, rows), "row_tokens": tuple(map(len, tokens))}
+    losses |= {"untuned_row_nats": _row_nats(base, rows), "row_tokens": tuple(map(len, tokens))}
     with attached(base, files) as model:
         losses["row_nats"] = _row_nats(model, rows)
         if baseline is None:
@@ -143,6 +145,17 @@ def _references(
     return _References(reference=reference, untuned=untuned, replicates=tuple(replicate_scores))
 
 
+def _baseline_losses(
+    cache: "WorkerCache", rows: "Sequence[TokenRow]", references: _References
+) -> dict[str, tuple[float, ...]]:
+    """Summed losses of each row at 16 bits, from the states that were read already."""
+    base, (_, untuned_states) = cache.base("16bit"), cache.untuned[tuple(rows)]
+    return {
+        "baseline_row_nats": _nats_of(base, rows, references.reference.states),
+        "baseline_untuned_row_nats": _nats_of(base, rows, untuned_states),
+    }
+
+
 def _baseline_gaps(cache: "WorkerCache", baseline: Adapter) -> dict[str, NDArray[np.float64]]:
     """Gaps of the baseline; a function of its own, so that no local keeps the 16-bit base when the other is loaded."""
     with attached(cache.base("16bit"), baseline) as model:
@@ -186,8 +199,12 @@ def _against(
 
 def _row_nats(model: "Model", rows: "Sequence[TokenRow]") -> tuple[float, ...]:
     """Summed loss over the response tokens of each row."""
+    return _nats_of(model, rows, response_states(model, rows))
+
+
+def _nats_of(model: "Model", rows: "Sequence[TokenRow]", states: "torch.Tensor") -> tuple[float, ...]:
+    """The same from `response_states` of the rows, by the model's own head."""
     tokens = response_tokens(model, rows)
-    states = response_states(model, rows)
     losses = token_losses(model, states, list(chain.from_iterable(tokens)))
     return tuple(np.bincount(_row_of_token(tokens), weights=losses, minlength=len(rows)).tolist())
 

@@ -8,11 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.comparison.bootstrap import bca
-from trainables.values.findings import Comparison, Estimate, Similarity
+from trainables.values.findings import RESOLUTION, Comparison, Estimate, Similarity
 
 SHARE = (0.0, 1.0)
-RESOLUTION = 1e-6
-"""Smallest distance 1 - cosine that float32 states resolve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

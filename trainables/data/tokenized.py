@@ -12,7 +12,7 @@ from typing import Any
 from trainables.data.chat import ChatRow
 from trainables.data.formats import AnyRow
 from trainables.data.rows import CheckedRows
-from trainables.data.splits import split_rows
+from trainables.data.splits import instruction_hash, split_rows
 from trainables.data.task_kind import task_kind
 from trainables.data.template import ChatTemplate
 from trainables.data.tokenizer import Encoder, embedding_rows, open_tokenizer, start_tokens, too_many_words
@@ -22,7 +22,7 @@ from trainables.values.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Version of the Arrow cache's columns; a cache of another version is left alone and a new one written."""
 TOKENIZER_FILES = (
     *("tokenizer*", "vocab*", "merges.txt"),  # tokenizer.json, tokenizer_config.json, tokenizer.model, ...
@@ -145,7 +145,11 @@ def _tokenized(
             parts = [[start + prompt, response + end] for prompt, response in pairs]
         else:
             parts = encoder.pieces([template.pieces(row) for row in rows])
-        tokenized[name] = [_token_row(row, pieces) for row, pieces in zip(rows, parts, strict=True)]
+        groups: dict[str, int] = {}
+        tokenized[name] = []
+        for row, pieces in zip(rows, parts, strict=True):
+            group = groups.setdefault(instruction_hash(row), len(groups))
+            tokenized[name].append(_token_row(row, pieces, group))
     return tokenized
 
 
@@ -163,7 +167,7 @@ def _check_embedding(folder: Path, tokenizer_folder: Path) -> None:
         raise too_many_words(tokenizer_folder, len(open_tokenizer(tokenizer_folder)), n_embeddings)
 
 
-def _token_row(row: AnyRow, parts: Sequence[Sequence[int]]) -> TokenRow:
+def _token_row(row: AnyRow, parts: Sequence[Sequence[int]], group: int) -> TokenRow:
     """A row of prompts and responses by turns."""
     later: list[Span] = []
     ids = [*parts[0]]
@@ -176,6 +180,7 @@ def _token_row(row: AnyRow, parts: Sequence[Sequence[int]]) -> TokenRow:
         n_prompt_tokens=len(parts[0]),
         later_prompts=tuple(later),
         kind=task_kind(row.instruction, row.input),
+        group=group,
     )
 
 

@@ -19,7 +19,7 @@ HELD_OUT_TOKENS = 512
 """Where validation and test rows are cut (measurement protocol 2)."""
 LEAST_RESPONSE_TOKENS = 16
 """A row that a cut leaves fewer of is dropped."""
-COLUMNS = ("input_ids", "n_prompt_tokens", "later_prompts", "kind")
+COLUMNS = ("input_ids", "n_prompt_tokens", "later_prompts", "kind", "group")
 """Fields of a TokenRow that a cache keeps."""
 IGNORE = -100
 """Label of positions that carry no loss (PyTorch's convention)."""
@@ -37,12 +37,14 @@ class TokenRow:
         n_prompt_tokens: how many of them are the prompt, which carries no loss.
         later_prompts: further tokens without loss, what stands between two responses of a conversation.
         kind: kind of task, see trainables.data.task_kind; "" in caches of format 1.
+        group: number of its group in its split: rows of equal instruction have the same.
     """
 
     input_ids: tuple[int, ...]
     n_prompt_tokens: int
     later_prompts: tuple[Span, ...] = ()
     kind: str = ""
+    group: int = 0
 
     @property
     def responses(self) -> tuple[Span, ...]:
@@ -132,6 +134,7 @@ def load(folder: str | Path) -> dict[str, list[TokenRow]]:
             n_prompt_tokens=record["n_prompt_tokens"],
             later_prompts=tuple((start, stop) for start, stop in record.get("later_prompts") or ()),
             kind=record.get("kind", ""),  # a cache of format 1 has none
+            group=record.get("group", len(splits[record["split"]])),  # before format 4: each row is one
         )
         splits[record["split"]].append(row)
     return splits

@@ -6,6 +6,9 @@ Frozen, keyword-only, standard library only, like those of trainables.values.con
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+RESOLUTION = 1e-6
+"""Smallest distance 1 - cosine that float32 states resolve."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -63,6 +66,13 @@ class Comparison:
     replicates: tuple[Similarity, ...] = ()
     quantization_to_seed_ratio: Estimate | None = None
 
+    @property
+    def ratio_over_seeds(self) -> tuple[float, float] | None:
+        """Least and largest quantization_to_seed_ratio against one replicate each; None without replicates."""
+        moved = 1 - self.quantized.embedding_cosine.value
+        ratios = [moved / max(1 - seed.embedding_cosine.value, RESOLUTION) for seed in self.replicates]
+        return (min(ratios), max(ratios)) if ratios else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KlShare:
@@ -111,6 +121,10 @@ class TestEvaluation:
         row_nats: summed loss over the response tokens of each test row.
         row_tokens: response tokens of each test row.
         untuned_row_nats: row_nats of this precision's base without an adapter.
+        row_groups: group of each test row: rows of equal instruction are one; empty in ledgers of protocol 1, as the
+            next two are.
+        baseline_row_nats: row_nats of a 4-bit trial's 16-bit baseline; empty without one.
+        baseline_untuned_row_nats: row_nats of the 16-bit base without an adapter; empty without a baseline.
         comparison: of a 4-bit trial with its baseline (and other seeds of it), else None.
         breakdown: KL to the baseline by token frequency, position and kind of task; empty without a comparison.
         bias: see trainables.comparison.bias; empty without a comparison.
@@ -119,6 +133,9 @@ class TestEvaluation:
     row_nats: tuple[float, ...]
     row_tokens: tuple[int, ...]
     untuned_row_nats: tuple[float, ...]
+    row_groups: tuple[int, ...] = ()
+    baseline_row_nats: tuple[float, ...] = ()
+    baseline_untuned_row_nats: tuple[float, ...] = ()
     comparison: Comparison | None = None
     breakdown: tuple[KlShare, ...] = ()
     bias: tuple[BiasShift, ...] = ()

@@ -56,7 +56,8 @@ def _print_plan(settings: SweepSettings, as_json: bool) -> None:
     print(f"sweep {settings.name}: space {space.name} ({space.method}), {settings.n_trials} trials and their baselines")
     data = data_caption(settings.data, settings.data_split, settings.columns)
     print(f"base model {settings.base_model}, data {data}, on {settings.device}")
-    print(f"objectives {', '.join(settings.objectives)}; similarity at least {settings.min_similarity:g}")
+    limit = "" if settings.min_similarity is None else f"; similarity at least {settings.min_similarity:g}"
+    print(f"objectives {', '.join(settings.objectives)}{limit}")
     print("\n".join(coverage))
     if said:
         print("; ".join(said))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.analysis.verdict import failed_evaluations, verdict_of
+from orchestrator.analysis.verdict import Verdict, failed_evaluations, verdicts
 from orchestrator.cli.progress import print_result
 from orchestrator.cli.running import refuse_unless_whole
 from orchestrator.driver.retries import BACK_OFF_SECONDS
@@ -46,6 +46,11 @@ def failing(*kinds: str):
     return lambda task: breaks(task, state="oom") if task.kind in kinds else completes(task)
 
 
+def said_of(found) -> Verdict:
+    """The verdict on the one trial of a sweep."""
+    return verdicts([found], ASKED, lambda config: None)[found.key]
+
+
 def desk_at(folder) -> Desk:
     desk = Desk(folder, ASKED)
     desk.ledger.set_fact("workload", asdict(WORKLOAD))
@@ -77,7 +82,7 @@ def test_a_test_evaluation_that_failed_is_the_verdict_wherever_one_stands_and_no
         assert "evaluation failed" in text, reader
         assert "evaluating it on the test rows" in text, reader
         assert "oom here" in text, reader
-        assert "undecided" not in text, reader
+        assert "undecided:" not in text, reader
         assert "no other seed" not in text, reader
 
 
@@ -105,7 +110,7 @@ def test_a_sweep_with_a_trial_that_could_not_be_evaluated_ends_with_an_error_unt
     resumed.finish()
     refuse_unless_whole(SweepSnapshot.of(resumed.settings, resumed.ledger))
     assert not resumed.ledger.fact(FAULTS)
-    assert verdict_of(resumed.ledger.entry(nf4.key).result, 0.9).answer != "evaluation failed"
+    assert said_of(resumed.ledger.entry(nf4.key).result).answer != "evaluation failed"
 
 
 def test_an_evaluation_whose_worker_was_lost_too_often_failed_as_well(tmp_path):
@@ -123,14 +128,14 @@ def test_an_evaluation_whose_worker_was_lost_too_often_failed_as_well(tmp_path):
     assert (failed.what, failed.reason) == ("evaluate", "its worker process was lost, the 3rd time")
 
 
-def test_the_failure_counts_before_what_the_validation_rows_say_and_names_their_rows():
+def test_the_failure_counts_before_what_the_validation_rows_say():
     found = trial(0, config=NF4, similarity=similarity(0.1), failed_evaluations={"evaluate": "out of memory"})
-    verdict = verdict_of(found, 0.95)
-    assert (verdict.answer, verdict.rows) == ("evaluation failed", "validation")
+    verdict = said_of(found)
+    assert (verdict.answer, verdict.behaviour) == ("evaluation failed", None)
     assert str(verdict) == "evaluation failed (evaluating it on the test rows: out of memory)"
-    assert trial_row(found, False, 0.95)["verdict"] == "evaluation failed"
-    alone = verdict_of(trial(0, config=NF4, failed_evaluations={"compare": "out of memory"}), 0.95)
-    assert (alone.answer, alone.rows) == ("evaluation failed", None)
+    assert trial_row(found, False, verdict)["verdict"] == "evaluation failed"
+    alone = said_of(trial(0, config=NF4, failed_evaluations={"compare": "out of memory"}))
+    assert alone.answer == "evaluation failed"
 
 
 def test_what_failed_of_a_trial_that_nobody_asks_about_any_more_is_no_error():

@@ -3,7 +3,18 @@
 from collections import Counter
 from dataclasses import replace
 
-from orchestrator.analysis.finalists import finalists, other_seeds, runs_of, to_evaluate, under_seeds, wanted
+import pytest
+
+from orchestrator.analysis.finalists import (
+    finalists,
+    other_seeds,
+    paired_runs,
+    runs_of,
+    to_evaluate,
+    under_seeds,
+    verdict_trial,
+    wanted,
+)
 from orchestrator.analysis.front import front_of
 from tests.support.sweeps import GRID, Desk, breaks, completes, make, measurement, similarity, trial
 from trainables.values.config import TrialConfig
@@ -50,6 +61,54 @@ def test_a_4_bit_finalist_wants_its_baseline_under_other_seeds_and_repeats_want_
         ("baseline replicate", "16bit", 2),
     ]
     assert {replace(run.config, seed=0, precision="nf4") for run in runs} == {NF4}
+
+
+def searched(n_others: int) -> list:
+    """A compared 4-bit finalist and its baseline, and so many 16-bit trials of the same 200 steps, all worse."""
+    pair = [lossy(0, 1.0, config=NF4, similarity=similarity()), lossy(1, 1.1, config=NF4.at_other_precision)]
+    others = [lossy(2 + n, 3.0, config=replace(pair[1].config, rank=20 + n)) for n in range(n_others)]
+    return [*pair, *others]
+
+
+def wanted_seeds(trials, precision: str, **asked) -> list[int]:
+    runs = wanted(trials, make(objectives=("eval_loss_nats",), **asked))
+    return [run.config.seed for run in runs if run.config.precision == precision]
+
+
+@pytest.mark.parametrize(("n_others", "seeds"), [(10, []), (11, [1, 2])])
+def test_the_verdicts_seeds_are_run_where_both_precisions_take_under_a_third_of_the_search(n_others, seeds):
+    """Two fresh seeds are 4 runs, so that the search must have more than 12 of the same cost."""
+    found = searched(n_others)
+    assert wanted_seeds(found, "nf4") == seeds
+    assert wanted_seeds(found, "16bit") == [1, 2]  # for behaviour, in any case
+    reused = [replace(t, train_seconds=None, reason="reused: sweep x ran it") for t in found]
+    assert wanted_seeds(reused, "nf4") == seeds
+
+
+def test_the_number_of_the_verdicts_seeds_can_be_asked_for():
+    assert wanted_seeds(searched(0), "nf4", verdict_seeds=4) == [1, 2, 3]
+    assert wanted_seeds(searched(20), "nf4", verdict_seeds=1) == []
+
+
+def test_only_the_best_compared_4_bit_finalist_gets_seeds_for_its_verdict():
+    better = lossy(90, 0.5, config=replace(NF4, rank=16))  # its baseline did not fit
+    runs = wanted([*searched(11), better], make(objectives=("eval_loss_nats", "peak_memory_mib")))
+    assert {run.config.rank for run in runs if run.origin == "replicate"} <= {4}
+
+
+def test_more_seeds_asked_for_after_the_end_are_trained_compared_and_evaluated_as_pairs(tmp_path):
+    first = Desk(tmp_path, make(GRID))
+    first.finish(lambda task: completes(task, loss=2.0 if task.config.precision == "nf4" else 2.1))
+    before = {t.key for t in first.ledger.trials()}
+    first.crash()
+    again = Desk(tmp_path, make(GRID, verdict_seeds=3))
+    again.finish()
+    trials = again.ledger.trials()
+    chosen = verdict_trial(trials, front_of(trials, again.settings))
+    pairs = paired_runs(chosen, trials)
+    assert [run.config.seed for run in pairs] == [0, 1, 2]
+    assert all(run.test_evaluation.comparison for run in pairs)
+    assert {run.key for run in pairs[1:]}.isdisjoint(before)
 
 
 def test_other_seeds_of_a_baseline_are_found_nearest_first_and_not_the_baseline_itself():

@@ -1,61 +1,152 @@
-"""The verdict on 4 bits: a threshold on the cosine, and the KL against that of another seed."""
+"""The verdict on 4 bits: what it rests on, its one sentence, why there is none, and behaviour beside it."""
+
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.verdict import evaluated, figures_of, verdict_of
-from tests.support.sweeps import estimate, evaluated_on_test, likeness, similarity, trial
-from trainables.values.config import TrialConfig
+from orchestrator.analysis.verdict import Verdict, behaviour_of, figures_of, verdicts
+from orchestrator.ledger.rows import TEST_EVALUATION
+from tests.support.sweeps import estimate, evaluated_on_test, evaluated_pair, likeness, make, similarity, trial
+from trainables.values.config import TrialConfig, canonical_json
 from trainables.values.findings import Comparison
+from trainables.values.results import TrialResult
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
-SHARES = st.integers(0, 4).map(lambda n: n / 4)
+SETTINGS = make()
 
 
-def compared(*, low: float, kl_nats: float, seeds: list[float]) -> Comparison:
-    return Comparison(
-        quantized=likeness(1.0, low=low, kl_nats=kl_nats),
-        untuned=likeness(0.1),
-        replicates=tuple(likeness(kl_nats=kl) for kl in seeds),
+def said(*trials: TrialResult, gib: float | None = None, **asked) -> Verdict | None:
+    """The verdict on the first trial."""
+    return verdicts(trials, make(**asked), lambda config: gib and 1024 * gib).get(trials[0].key)
+
+
+def run(seed: int, lost: float, **values) -> TrialResult:
+    """A 4-bit trial of a seed, evaluated beside its baseline."""
+    origin = "search" if seed == 0 else "replicate"
+    evaluation = evaluated_pair(lost, seed=seed, **values)
+    return trial(seed, config=replace(NF4, seed=seed), origin=origin, test_evaluation=evaluation)
+
+
+def seeds(*lost: float) -> list[TrialResult]:
+    return [run(seed, share) for seed, share in enumerate(lost)]
+
+
+PAIRS = {"kept": (0.01, 0.012, 0.011), "lost": (0.09, 0.092, 0.091), "undecided": (0.02, 0.09, 0.05)}
+
+
+@pytest.mark.parametrize(("answer", "lost"), PAIRS.items())
+def test_three_pairs_decide_by_the_margin(answer, lost):
+    verdict = said(*seeds(*lost))
+    assert verdict.answer == answer
+    assert verdict.lost.n_pairs == 3
+    assert verdict.lost.share == pytest.approx(sum(lost) / 3, abs=0.002)
+    low, high = 100 * verdict.lost.low, 100 * verdict.lost.high
+    share = f"{100 * verdict.lost.share:.1f} % ({low:.1f} to {high:.1f}) of what tuning gained"
+    said_first = f"{answer}: 4 bits lose {share} (margin 5 %, 3 seeds, 64 groups of test rows); rounding alone costs"
+    assert verdict.sentence.startswith(said_first)
+
+
+def test_the_sentence_says_what_rounding_alone_costs_and_how_much_of_it_tuning_won_back():
+    sentence = said(*seeds(0.1, 0.1, 0.1)).sentence
+    assert "rounding alone costs the untuned base 40.0 % of the gain; tuning won back 75 % of that" in sentence
+    assert said(*seeds(0.6, 0.6, 0.6)).sentence.endswith("tuning won back none of that")
+
+
+def test_the_margin_is_a_setting():
+    assert said(*seeds(0.09, 0.092, 0.091), verdict_margin=0.15).answer == "kept"
+
+
+def test_one_pair_is_called_one_seed_and_only_runs_of_the_same_config_make_pairs():
+    other = replace(run(1, 0.5), config=replace(NF4, seed=1, rank=8))
+    unfinished = replace(run(2, 0.5), state="failed")
+    elsewhere = replace(run(3, 0.5), test_evaluation=evaluated_pair(0.5, n_rows=40))
+    verdict = said(run(0, 0.01), other, unfinished, elsewhere)
+    assert verdict.lost.n_pairs == 1
+    assert "margin 5 %, one seed" in verdict.sentence
+
+
+def test_few_groups_give_the_share_without_a_range_and_no_verdict():
+    verdict = said(run(0, 0.01, n_rows=12))
+    assert verdict.answer == "no verdict"
+    assert verdict.sentence.startswith("no verdict: 12 groups of equal instruction are too few")
+    assert "; 4 bits lose 0.8 % of what tuning gained (one seed)" in verdict.sentence
+    assert " to " not in verdict.sentence
+
+
+def test_where_tuning_gained_nothing_there_is_no_verdict():
+    verdict = said(run(0, 0.01, gain_nats=-0.1))
+    assert verdict.answer == "no verdict"
+    assert verdict.sentence.startswith("no verdict: tuning gained nothing")
+
+
+@pytest.mark.parametrize("state", ["refused", "oom"])
+def test_a_baseline_that_does_not_fit_makes_the_verdict_not_measurable_and_its_need_is_named(state):
+    baseline = trial(1, config=NF4.at_other_precision, origin="baseline", state=state, reason="no room")
+    verdict = said(trial(0, config=NF4), baseline, gib=17.25)
+    assert verdict == Verdict(
+        answer="not measurable here", sentence="not measurable here: the 16-bit baseline needs 17.2 GiB"
+    )
+    assert "needs more memory than there is" in said(trial(0, config=NF4), baseline).sentence
+
+
+def test_a_baseline_that_diverged_is_the_reason_for_no_verdict():
+    baseline = trial(1, config=NF4.at_other_precision, origin="baseline", state="diverged", reason="loss is nan")
+    assert said(trial(0, config=NF4), baseline).sentence == (
+        "no verdict: the 16-bit baseline ended as diverged (loss is nan)"
     )
 
 
-@given(SHARES, SHARES, SHARES, st.lists(SHARES, max_size=3))
-def test_preserved_needs_both_halves_and_undecided_is_only_what_no_seed_was_run_for(threshold, low, kl, seeds):
-    answer, reasons = evaluated(compared(low=low, kl_nats=kl, seeds=seeds), threshold)
-    close = low >= threshold
-    if seeds:
-        expected = "preserved" if close and kl <= sum(seeds) / len(seeds) else "not preserved"
+def test_a_ledger_of_protocol_1_is_read_and_its_trials_are_said_to_be_of_it():
+    old = {name: value for name, value in asdict(evaluated_pair(0.01)).items() if not name.startswith("baseline_")}
+    del old["row_groups"]
+    read = TEST_EVALUATION.validate_json(canonical_json(old))
+    verdict = said(trial(0, config=NF4, test_evaluation=read))
+    assert verdict.answer == "no verdict"
+    assert "protocol 1" in verdict.sentence
+    assert verdict.lost is None
+
+
+def test_16_bit_trials_seed_replicates_and_trials_that_were_not_evaluated_have_no_verdict():
+    assert said(trial(0)) is None
+    assert said(replace(run(0, 0.01), origin="replicate")) is None
+    assert said(trial(0, config=NF4, similarity=similarity(0.99))) is None
+
+
+def against_seeds(kl_nats: float, replicates: list[float], low: float = 0.97) -> Comparison:
+    return Comparison(
+        quantized=likeness(0.98, low=low, kl_nats=kl_nats),
+        untuned=likeness(0.1),
+        replicates=tuple(likeness(kl_nats=kl) for kl in replicates),
+    )
+
+
+@given(st.integers(0, 40), st.lists(st.integers(1, 10), min_size=1, max_size=4))
+def test_behaviour_is_held_against_half_the_lowest_and_twice_the_highest_seed(kl, replicates):
+    text = behaviour_of(against_seeds(kl / 100, [r / 100 for r in replicates]), 0.95)
+    if kl < min(replicates) / 2:
+        assert "less than another seed" in text
+    elif kl > max(replicates) * 2:
+        assert "more than another seed" in text
     else:
-        expected = "undecided" if close else "not preserved"
-    assert answer == expected
-    assert reasons
+        assert "about as much as another seed" in text
 
 
-def test_the_lower_end_of_the_interval_decides_and_not_the_value():
-    assert evaluated(compared(low=0.94, kl_nats=0, seeds=[1.0]), 0.95)[0] == "not preserved"
+def test_behaviour_answers_the_cards_question_by_the_lower_end_and_decides_nothing():
+    assert "cosine at least 0.95: no (0.9800, lower end 0.9400)" in behaviour_of(against_seeds(1, [], low=0.94), 0.95)
+    far = replace(evaluated_pair(0.01), comparison=against_seeds(9.0, [0.1], low=0.1))
+    verdict = said(trial(0, config=NF4, test_evaluation=far))
+    assert verdict.answer == "kept"
+    assert "more than another seed" in verdict.behaviour
+    assert "cosine at least 0.5: no" in said(trial(0, config=NF4, test_evaluation=far), min_similarity=0.5).behaviour
 
 
-def test_every_half_that_failed_is_named_with_its_figures():
-    _, reasons = evaluated(compared(low=0.5, kl_nats=0.3, seeds=[0.1, 0.2]), 0.95)
-    assert len(reasons) == 2
-    assert "0.5000" in reasons[0]
-    assert "0.3000" in reasons[1]
-    assert "0.1500" in reasons[1]
-
-
-def test_the_test_rows_count_where_a_trial_was_evaluated_on_them():
-    worse = evaluated_on_test(compared(low=0.1, kl_nats=0.0, seeds=[1.0]))
-    searched = trial(0, config=NF4, similarity=similarity(0.99))
-    assert verdict_of(searched, 0.95).rows == "validation"
-    both = trial(0, config=NF4, similarity=similarity(0.99), test_evaluation=worse)
-    assert (verdict_of(both, 0.95).rows, verdict_of(both, 0.95).answer) == ("test", "not preserved")
-
-
-def test_a_16_bit_trial_has_no_verdict_and_one_without_baseline_is_undecided():
-    assert verdict_of(trial(0), 0.95) is None
-    assert verdict_of(trial(0, config=NF4), 0.95).answer == "undecided"
+def test_the_ratio_to_seeds_is_given_with_its_range_over_them():
+    seeds_moved = tuple(likeness(1 - moved) for moved in (0.04, 0.1, 0.02))
+    found = replace(similarity(0.99), replicates=seeds_moved)
+    assert found.ratio_over_seeds == (pytest.approx(0.1), pytest.approx(0.5))
+    assert similarity(0.99).ratio_over_seeds is None
 
 
 def test_figures_hold_values_intervals_and_seed_replicates_of_both_sets_of_rows():

@@ -174,8 +174,13 @@ def test_two_finished_halves_without_similarity_bring_one_comparison(tmp_path):
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_comparison_that_fails_is_not_tried_for_ever(lost, tmp_path):
-    desk = Desk(tmp_path, make(grid((1, 2))))
+@pytest.mark.parametrize(
+    ("asked", "told_as"), [({"min_similarity": 0.95}, TrialState.PRUNED), ({}, TrialState.COMPLETE)]
+)
+def test_a_comparison_that_fails_is_not_tried_for_ever_and_costs_the_trial_its_place_where_one_is_asked_for(
+    lost, asked, told_as, tmp_path
+):
+    desk = Desk(tmp_path, make(grid((1, 2)), **asked))
     desk.do(without_similarity)
     desk.do(without_similarity)
     comparison = desk.take(breaks)
@@ -188,7 +193,7 @@ def test_a_comparison_that_fails_is_not_tried_for_ever(lost, tmp_path):
     assert [task.kind for task in rest] == ["train", "train"]
     nf4 = key_of(desk, "nf4", 1)
     assert desk.states[nf4] == "completed"
-    assert last_told(desk, nf4).state == TrialState.PRUNED  # it has no similarity, so it is no good to the study
+    assert last_told(desk, nf4).state == told_as
     resumed = Desk(tmp_path, desk.settings)
     assert [task.kind for task in resumed.finish(breaks)] == ["compare"], "once more after a resume, and no more"
 

@@ -207,11 +207,12 @@ def test_every_metric_stands_beside_its_seed_replicates_and_says_its_rows():
     assert "| KL (nats) | 0.0100 (0.0100 to 1.0000) | 0.2000 | 1.5000 |" in text
     assert "test rows, match and cosines on 64 of them" in text
     assert "**`quantization_to_seed_ratio`:** 0.07 (0.05 to 1.00)" in text
-    assert "preserved in 1" in text
+    assert "protocol 1" in text
+    assert "4 bits move texts less than another seed" in text
     on_search = text_of([replace(found, test_evaluation=None, similarity=compared(seeds=()))])
     assert "| embedding cosine | 0.9900 (0.9800 to 1.0000) | - | 0.5000 |" in on_search
     assert "128 validation rows" in on_search
-    assert "undecided in 1" in on_search
+    assert "no 4-bit finalist was evaluated on the test rows" in on_search
 
 
 def test_where_quantization_shows_is_of_the_best_4_bit_finalist_that_was_evaluated():
@@ -250,7 +251,7 @@ def test_every_headline_figure_says_in_its_own_line_whose_weights_it_is_of(weigh
     ]
     lines = headlines(text_of(trials, workload=workload))
     figures = [line for line in lines if "undetermined" not in line]
-    assert len(figures) == 6
+    assert len(figures) == 7
     if said:
         assert all(said in line for line in figures)
     else:
@@ -322,7 +323,7 @@ GRID_OF_ONE = GRID | {"parameters": {"rank": {"values": [4]}, "precision": {"val
 
 def test_one_16_bit_trial_alone_gives_a_report_that_claims_nothing_about_4_bits():
     text = text_of([measured(0, BASELINE, 9.0)])
-    assert "no 4-bit trial was compared" in text
+    assert "no 4-bit finalist was evaluated on the test rows" in text
     assert "no config was measured at both precisions" in text
     assert "How like" not in text
     assert "Verdict" not in text
@@ -478,7 +479,7 @@ def failed(desk):
             ["Nothing was measured yet", "not finished: 0 of", "qlora-sweep resume s", "none: the front is empty"],
             0,
         ),
-        (begun, ["still running: 1 of", "Every figure below can still change"], 2),
+        (begun, ["still running: 1 of", "Every figure below can still change"], 3),
         (failed, ["No trial completed", "diverged here", "none: the front is empty"], 0),
     ],
     ids=["empty", "running", "all failed"],

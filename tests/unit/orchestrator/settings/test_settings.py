@@ -218,7 +218,7 @@ def test_settings_edited_since_the_start_are_refused_by_field_before_anything_is
     def fetched(*_) -> None:
         raise InterruptedError
 
-    with pytest.raises(ConfigError, match=r"min_similarity is 0.5, but the sweep began with 0.95; .*verify t --repair"):
+    with pytest.raises(ConfigError, match=r"min_similarity is 0.5, but the sweep began with None; .*verify t --repair"):
         resume(began.model_copy(update={"min_similarity": 0.5}))
     with pytest.raises(InterruptedError):
         resume(began)

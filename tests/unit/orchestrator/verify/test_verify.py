@@ -283,7 +283,7 @@ def settings_edited(root: Path) -> Iterator[list[str]]:
     with changed(path, json.dumps(asked).encode()):
         yield [
             "settings.json: base_model is 'gpt2', the sweep began with 'demo'",
-            "settings.json: min_similarity is 0.5, the sweep began with 0.95",
+            "settings.json: min_similarity is 0.5, the sweep began with None",
             "settings.json: space.fixed is {'alpha': 16, ",
         ]
 

@@ -174,6 +174,15 @@ def test_each_row_carries_its_own_loss(few, pair):
     np.testing.assert_allclose(means[:7], one_by_one, rtol=1e-5)
 
 
+def test_a_4_bit_trials_evaluation_holds_the_losses_of_its_baseline_and_of_both_untuned_bases(few, pair, evaluated):
+    baseline = compare.evaluate_on_test(few, CONFIG.at_other_precision, files=pair[1])
+    np.testing.assert_allclose(evaluated.baseline_row_nats, baseline.row_nats, rtol=1e-6)
+    np.testing.assert_allclose(evaluated.baseline_untuned_row_nats, baseline.untuned_row_nats, rtol=1e-6)
+    assert evaluated.untuned_row_nats != evaluated.baseline_untuned_row_nats
+    assert evaluated.row_groups == baseline.row_groups == tuple(row.group for row in few.rows["test"])
+    assert baseline.baseline_row_nats == baseline.baseline_untuned_row_nats == ()
+
+
 def test_a_test_evaluation_of_a_4_bit_trial_is_complete_and_repeats_exactly(few, pair, replicates, evaluated):
     before = {precision: state_of(few.base(precision)) for precision in PRECISIONS}
     assert compare.evaluate_on_test(few, CONFIG, files=pair[0], baseline=pair[1], replicates=replicates) == evaluated

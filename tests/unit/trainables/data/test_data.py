@@ -419,6 +419,23 @@ def test_a_token_row_keeps_its_kind_of_task_in_the_cache_and_when_cut(splits):
     assert row.first(3).kind == row.kind != ""
 
 
+def test_rows_of_equal_instruction_and_no_others_have_the_same_group_number_in_the_cache(tiny_folder, tmp_path):
+    checked = CheckedRows(rows=tuple(rows_with(400, n_instructions=300)), dropped={})
+    found = load(tokenize(checked, tiny_folder, tmp_path).folder)
+    for name, rows in split_rows(checked.rows).items():
+        by_group: dict[int, set[str]] = {}
+        for row, token_row in zip(rows, found[name], strict=True):
+            by_group.setdefault(token_row.group, set()).add(row.instruction)
+        assert {len(instructions) for instructions in by_group.values()} == {1}
+        assert len(by_group) == len({row.instruction for row in rows}) < len(rows)
+        assert found[name][-1].first(3).group == found[name][-1].group
+
+
+def test_a_cache_without_groups_makes_a_group_of_each_row(tokens, splits, tmp_path):
+    load_from_disk(str(tokens.folder)).remove_columns("group").save_to_disk(str(tmp_path / "old"))
+    assert [row.group for row in load(tmp_path / "old")["test"]] == list(range(len(splits["test"])))
+
+
 def test_a_cache_without_kinds_is_read_and_not_taken_for_a_new_one(tokens, splits, tiny_folder, tmp_path):
     old = tmp_path / f"tokens-{tokens.digest[:16]}"  # as caches were named before
     load_from_disk(str(tokens.folder)).remove_columns("kind").save_to_disk(str(old))

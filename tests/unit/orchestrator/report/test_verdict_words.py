@@ -1,0 +1,86 @@
+"""One sentence a verdict: the same in the terminal, the report, the card, MLflow and JSON; what is lost is marked."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.analysis.verdict import verdicts
+from orchestrator.cli.progress import more_seeds_line, print_result
+from orchestrator.ledger.rows import Entry
+from orchestrator.report import card, content, render
+from orchestrator.report.rows import trial_row
+from orchestrator.settings.command import command
+from orchestrator.tracking.contents import of_trial
+from tests.support.sweeps import WORKLOAD, evaluated_pair, make, measurement, similarity, snapshot, trial
+from trainables.values.config import TrialConfig
+
+NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
+SETTINGS = make(objectives=("eval_loss_nats",))
+FACTS = {"workload": {name: getattr(WORKLOAD, name) for name in WORKLOAD.__dataclass_fields__}}
+
+
+def sweep_of(lost: float, n_seeds: int = 1):
+    """A sweep of one 4-bit trial, its baseline and replicates, all evaluated."""
+    trials = [trial(0, config=NF4.at_other_precision, history=(measurement(200, 2.1),))]
+    for seed in range(n_seeds):
+        run = trial(
+            1 + seed,
+            config=replace(NF4, seed=seed),
+            origin="replicate" if seed else "search",
+            similarity=similarity(),
+            test_evaluation=evaluated_pair(lost, seed=seed),
+        )
+        trials.append(run)
+    return snapshot(SETTINGS, trials, FACTS)
+
+
+def texts_of(sweep, capsys) -> dict[str, str]:
+    """What each reader of a sweep is shown."""
+    report, nf4 = content.report_of(sweep), sweep.trials[1]
+    print_result(sweep, None, as_json=False)
+    texts = {"terminal": capsys.readouterr().out}
+    print_result(sweep, None, as_json=True)
+    texts["json"] = json.dumps(json.loads(capsys.readouterr().out), ensure_ascii=False)
+    texts |= {"report": render.markdown(report, {}), "report as JSON": json.dumps(report.to_dict())}
+    texts |= {"card": str(card.card_of(report)), "adapter's card": str(card.card_of(report, None, nf4))}
+    verdict = sweep.verdicts[nf4.key]
+    entry = Entry(result=replace(nf4, ended_at=1.0), params={}, measured_at=(1.0,))
+    texts["mlflow"] = str(of_trial(entry, "s", "p", on_front=True, verdict=verdict, final=True).tags)
+    texts["parquet"] = str(trial_row(nf4, True, verdict))
+    return texts
+
+
+@pytest.mark.parametrize("lost", [0.01, 0.09])
+def test_every_reader_is_told_the_same_sentence_and_the_same_line_of_behaviour(lost, capsys):
+    sweep = sweep_of(lost, n_seeds=3)
+    verdict = sweep.verdicts[sweep.trials[1].key]
+    assert verdict.lost.n_pairs == 3
+    for reader, text in texts_of(sweep, capsys).items():
+        assert verdict.sentence in text.replace("\n  ", " "), reader
+        if reader != "parquet":
+            assert verdict.behaviour in text, reader
+
+
+@pytest.mark.parametrize(("lost", "marked"), [(0.09, True), (0.01, False)])
+def test_a_trial_that_is_lost_is_marked_in_the_front_and_in_the_table_of_budgets(lost, marked, capsys):
+    sweep = sweep_of(lost)
+    texts = texts_of(sweep, capsys)
+    budgets = render.sections(content.report_of(sweep), {})["budgets"]
+    assert ("nf4, lost" in texts["terminal"]) == marked
+    assert ("| 4 bits, lost |" in texts["report"]) == marked
+    assert ("| 4 bits, lost |" in budgets) == marked
+    assert ("at 4 bits (lost)" in texts["card"]) == marked
+
+
+def test_the_end_names_the_command_that_adds_the_seeds_a_verdict_lacks():
+    assert more_seeds_line(sweep_of(0.01)) == (
+        f"the verdict on trial 1 is of one seed; for 3: {command()} resume t --verdict-seeds 3"
+    )
+    assert more_seeds_line(sweep_of(0.01, n_seeds=3)) is None
+
+
+def test_verdicts_are_pure_in_what_they_are_given():
+    sweep = sweep_of(0.01, n_seeds=3)
+    again = verdicts(tuple(reversed(sweep.trials)), SETTINGS, lambda config: None)
+    assert again == sweep.verdicts
