@@ -104,7 +104,7 @@ def test_more_seeds_asked_for_after_the_end_are_trained_compared_and_evaluated_a
     again = Desk(tmp_path, make(GRID, verdict_seeds=3))
     again.finish()
     trials = again.ledger.trials()
-    chosen = verdict_trial(trials, front_of(trials, again.settings))
+    chosen = verdict_trial(trials, again.settings)
     pairs = paired_runs(chosen, trials)
     assert [run.config.seed for run in pairs] == [0, 1, 2]
     assert all(run.test_evaluation.comparison for run in pairs)
