@@ -117,9 +117,6 @@ def _reasons_against(values: Mapping[str, Any], model_type: str) -> Iterator[str
         yield f"is a vision or multimodal model{f' ({parts[0]})' if parts else ''}; its text part alone can be a base"
     if model_type in RECURRENT:
         yield "is recurrent and no transformer"
-    is_encoder = model_type in ENCODERS and values.get("is_decoder") is not True
-    if is_encoder or model_type in SEES_BOTH_WAYS or values.get("use_bidirectional_attention"):
-        yield "is no causal language model: its attention sees the tokens that it would have to predict"
     names = values.get("architectures")
     names = names if isinstance(names, list) else []
     if model_type not in MODEL_TYPES and names and not any(str(name).endswith(CAUSAL) for name in names):
