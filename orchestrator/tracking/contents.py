@@ -29,7 +29,7 @@ Point = tuple[str, float, int, int]
 
 SWEEP, CHILD_OF, PARENT = "sweep_id", "child_of_sweep", "mlflow.parentRunId"
 """Tags: of the parent and of each child the sweep's id, and of each child its parent's run id."""
-NOTE, NOTE_CHARS = "mlflow.note.content", 5000
+NOTE, NOTE_CHARS = "mlflow.note.content", 7900
 """Tag: a run's description. MLflow takes 8000 characters."""
 STATUS: Mapping[State, str] = {
     "completed": "FINISHED",
