@@ -24,7 +24,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 quoted = '$(subst ','\'',$(value $(1)))'
-flags = $(foreach v,$($@_takes),$(if $(value $(v)),--$(shell echo $(v) | tr A-Z_ a-z-) $(call quoted,$(v)))) $(value ARGS)
+# Terminals keep their width under the name COLUMNS: it counts where it was said to make itself.
+said = $(if $(filter-out COLUMNS,$(1))$(filter command,$(origin $(1))),$(value $(1)))
+flags = $(foreach v,$($@_takes),$(if $(call said,$(v)),--$(shell echo $(v) | tr A-Z_ a-z-) $(call quoted,$(v)))) $(value ARGS)
 named = $(if $(value NAME),$(call quoted,NAME)) $(value ARGS)
 pytest = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 quick = OMP_NUM_THREADS=1 $(pytest) -m "not slow" --numprocesses 2 --dist loadfile

@@ -103,7 +103,7 @@ def test_weights_from_before_the_held_out_loss_rose_are_kept(tiny_folder):
 def test_rows_are_tokenized_as_a_sweep_has_them(splits, tiny_folder):
     of_splits = [row for part in split_rows(ROWS).values() for row in part]
     found = stand_in.tokenized(of_splits, AutoTokenizer.from_pretrained(tiny_folder, trust_remote_code=False))
-    assert found == [replace(row, kind="") for part in splits.values() for row in part]
+    assert found == [replace(row, kind="", group=0) for part in splits.values() for row in part]
 
 
 def test_every_result_over_a_stand_in_says_so(made, workload, tmp_path):

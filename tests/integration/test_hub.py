@@ -39,7 +39,7 @@ from trainables.data import hub, hub_models
 answers = []
 for function, *arguments in json.loads(sys.argv[1]):
     try:
-        value = getattr(hub, function)(*arguments)
+        value = getattr(hub_models if function == "fetch_model" else hub, function)(*arguments)
         answers.append({"value": str(value) if function == "fetch_model" else value})
     except Exception as error:
         traceback.print_exc()

@@ -94,3 +94,10 @@ def test_every_bench_that_anything_here_names_is_one():
             named |= set(re.findall(r"make bench ARGS='?([a-z][a-z-]+)", file.read_text("utf-8")))
     assert named <= {*benches.FILES, "all"}
     assert len(named) > 5
+
+
+def test_the_width_of_a_terminal_is_no_setting_of_a_sweep(monkeypatch):
+    """Many programs export it as COLUMNS, the name of a sweep's own setting."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "--columns" not in make("sweep").stdout
+    assert "--columns 'output=answer'" in make("sweep", "COLUMNS=output=answer").stdout
