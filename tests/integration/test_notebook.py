@@ -64,5 +64,5 @@ def test_the_notebook_clones_sweeps_and_shows_the_answer_and_every_figure(tmp_pa
     assert "No GPU here: this is the demo" in said
     assert any("Which rank for which memory" in data.get("text/markdown", "") for data in shown)
     drawn = sorted((tmp_path / "qlora-sweep" / "mlflow_runs" / "sweeps" / "t4" / "figures").glob("*.png"))
-    assert len(drawn) >= 6
+    assert len(drawn) >= 5  # none of time, which is no objective on a CPU
     assert sum("image/png" in data for data in shown) == len(drawn)
