@@ -13,7 +13,7 @@ import gc
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -103,11 +103,11 @@ def _trial(shape: Shape | None, random: Random, n: int) -> TrialConfig:
     )
 
 
-def measured(device: str, dtype: ComputeDtype) -> Iterator[Values]:
+def measured(parts: Sequence[str], families: Sequence[str], device: str, dtype: ComputeDtype) -> Iterator[Values]:
     """One line a shape."""
     warnings.filterwarnings("ignore")
-    for part in N_SHAPES:
-        for family in FAMILIES:
+    for part in parts:
+        for family in families:
             for values, config in drawn(family, part):
                 line = {"part": part, "family": family, "values": values, "config": config.to_dict()}
                 peak = peak_mib(family, values, config, device=device, dtype=dtype)
@@ -216,6 +216,8 @@ def tolerance_mib(peak: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, help="print this file's table only")
+    parser.add_argument("--part", nargs="+", choices=tuple(N_SHAPES), default=tuple(N_SHAPES))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     asked = parser.parse_args()
@@ -223,7 +225,7 @@ def main() -> None:
     if asked.source is None:
         start = perf_counter()
         with source.open("w", encoding="utf-8") as file:
-            for line in measured(asked.device, asked.dtype):
+            for line in measured(asked.part, asked.families, asked.device, asked.dtype):
                 predictions = {"predicted_mib": predicted(line), "predicted_parts": asdict(parts_of(line))}
                 print(json.dumps(line | predictions), file=file, flush=True)
                 print(f"{line['family']:<12} {line['peak_mib']:9.1f} {predicted(line):9.1f}", flush=True)
