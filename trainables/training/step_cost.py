@@ -69,8 +69,8 @@ def _replay_of(
     """Replays the step of a batch again and again, from the adapter of the model."""
     GraphEngine(matrices_of(model).values(), config, graphs)  # loads the adapter into the graphs
     shape, inputs = packed(batch, config.loop)
-    inputs = inputs.to(device)
-    return lambda: graphs.replay(shape, inputs)
+    inputs, rate = inputs.to(device), torch.tensor(config.learning_rate, device=device)
+    return lambda: graphs.replay(shape, inputs, rate)
 
 
 def _timed(step: Callable[[], object], device: str) -> list[float]:
