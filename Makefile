@@ -7,7 +7,7 @@
 # make test-all          every test, those that take minutes too
 # make faults            the whole fault suite: killed drivers, workers, nodes and heads, damaged files, a full disk, ...
 # make bench             the benches by name; ARGS=NAME runs one, ARGS='NAME --help' says what it takes
-# make lint              the style;  make audit: constraints.txt against the known advisories (needs the package index's)
+# make lint              style and calls;  make audit: constraints.txt against the known advisories (needs the package index's)
 # make demo              the demo's files anew;  make clean: away with .venv;  make help: this
 #
 # Variables stand below as TARGET_takes, each passed on as the flag of that name; any other is refused. ARGS goes to the
@@ -49,7 +49,7 @@ test-integration: $(VENV)/installed-test
 test-all: $(VENV)/installed-test ; @$(pytest) $(value ARGS)
 faults: $(VENV)/installed-test   ; @OMP_NUM_THREADS=1 $(pytest) tests/faults $(value ARGS)
 bench: $(VENV)/installed$(if $(filter search,$(firstword $(ARGS))),-bench) ; @$(BIN)/python -m tests.bench $(value ARGS)
-lint: $(VENV)/installed-test     ; @$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(VENV)/installed-test     ; @$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 audit: $(VENV)/installed-audit
 	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 demo: $(VENV)/installed ; @$(BIN)/python -m trainables.demo.build

@@ -75,7 +75,7 @@ def heat_map_png(base: "BaseSensitivity") -> PngFigure:
     axes.axhline(len(lines) - 1.5, color="white", linewidth=5)
     figure.colorbar(image, label="KL (nats)")
     figure.suptitle(f"{TITLE}: each part at NF4 alone, without training\n{UNIT}")
-    figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))  # type: ignore[union-attr]
+    figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))  # type: ignore[union-attr, call-arg]
     figure.text(0.01, 0.01, base.caption, fontsize=7, color="#555555")
     return figure
 
