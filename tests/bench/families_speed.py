@@ -1,6 +1,6 @@
 """Milliseconds and MiB of the captured lean step for models of several families, and what each fused kernel buys.
 
-    python -m tests.bench.families_speed llama-1b [--precision nf4] [--parts] [--liger] [--trainer] [--profile]
+    python -m tests.bench.families_speed llama-1b [--precision nf4] [--parts] [--liger] [--trainer] [--trl] [--profile]
 
 Weights are random and drawn on the GPU; neither a hub nor Ray is needed. One step: 4 rows of 256 tokens, every token
 supervised, r 16 on all linear modules (GPT-2: c_attn), bfloat16, forward to AdamW, replayed as a CUDA graph.
@@ -19,6 +19,9 @@ from typing import Any
 import bitsandbytes
 import torch
 from accelerate.state import AcceleratorState
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -26,6 +29,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     PretrainedConfig,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Trainer,
     TrainerCallback,
@@ -306,35 +310,58 @@ class StepTimes(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
 
 
-def show_trainer(base: nn.Module, config: TrialConfig, n_steps: int = 25) -> None:
-    """The Hugging Face Trainer with peft, as a user writes it: bf16=True, full logits, no gradient checkpointing."""
+def show_trainer(base: nn.Module, config: TrialConfig, *, trl: bool = False, n_steps: int = 25) -> None:
+    """The Hugging Face Trainer with peft, as a user writes it: bf16=True, full logits, no gradient checkpointing.
+
+    Args:
+        trl: TRL's SFTTrainer in its place, with TRL's own defaults but for what is set here.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)  # an engine has set its precision
     model = lora.attach(base, config, base_name="random")
     batch, _ = full_batch(config, base.config.vocab_size)
-    rows = [{"input_ids": row, "labels": row} for row in batch] * n_steps
+    rows = [{"input_ids": row, "labels": row} for row in batch.tolist()] * n_steps
     times = StepTimes()
     with TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=n_steps,
-            per_device_train_batch_size=config.batch_size,
-            bf16=True,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
-            logging_steps=1000,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-        )
-        Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[times]).train()
+        same = {
+            "output_dir": folder,
+            "max_steps": n_steps,
+            "per_device_train_batch_size": config.batch_size,
+            "bf16": base.device.type == "cuda",
+            "learning_rate": config.learning_rate,
+            "lr_scheduler_type": "constant",
+            "optim": "adamw_torch_fused",
+            "logging_steps": 1000,
+            "save_strategy": "no",
+            "report_to": [],
+            "disable_tqdm": True,
+            "gradient_checkpointing": False,
+        }
+        trainer = _sft_trainer(model, rows, same) if trl else _trainer(model, rows, same)
+        trainer.add_callback(times)
+        trainer.train()
     steps = [1000 * (end - start) for start, end in pairwise(times.seconds[4:])]
     peak = torch.cuda.max_memory_allocated() / MIB
-    print(f"  Hugging Face Trainer and peft, {peak:,.0f} MiB: {statistics.median(steps):.2f} ms", flush=True)
+    name = "TRL's SFTTrainer" if trl else "Hugging Face Trainer"
+    print(f"  {name} and peft, {peak:,.0f} MiB: {statistics.median(steps):.2f} ms", flush=True)
     lora.detach(model)
     AcceleratorState._reset_state(reset_partial_state=True)
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def _trainer(model: nn.Module, rows: list[dict[str, list[int]]], same: dict[str, Any]) -> Trainer:
+    rows_of_tensors = [{name: torch.tensor(ids) for name, ids in row.items()} for row in rows]
+    return Trainer(model=model, args=TrainingArguments(**same), train_dataset=rows_of_tensors)
+
+
+def _sft_trainer(model: nn.Module, rows: list[dict[str, list[int]]], same: dict[str, Any]) -> Trainer:
+    """Rows are tokens already; the tokenizer only names the token that pads, which no row needs."""
+    from trl import SFTConfig, SFTTrainer
+
+    words = Tokenizer(WordLevel({"<pad>": 0}, unk_token="<pad>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<pad>")
+    arguments = SFTConfig(**same, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+    return SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
 def main() -> None:
@@ -345,6 +372,7 @@ def main() -> None:
     parser.add_argument("--parts", action="store_true", help="the step without each of the kernels")
     parser.add_argument("--liger", action="store_true", help="the step with liger-kernel's kernels")
     parser.add_argument("--trainer", action="store_true", help="the Hugging Face Trainer with peft beside it")
+    parser.add_argument("--trl", action="store_true", help="TRL's SFTTrainer beside it (needs trl)")
     parser.add_argument("--profile", action="store_true", help="the kernels that take most of the step")
     arguments = parser.parse_args()
     shape, targets = MODELS[arguments.model]
@@ -366,6 +394,8 @@ def main() -> None:
             show_liger(base, config)
         if arguments.trainer:
             show_trainer(base, config)
+        if arguments.trl:
+            show_trainer(base, config, trl=True)
         if arguments.profile:
             show_profile(base, config)
         del base
