@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator.cli.fit_answer import GIB, row_length
 from trainables.cost.fit import Fit
 
-GIB = 1024
-"""MiB."""
 COLUMNS = (("peak", 6), ("weights", 7), ("adapter", 7), ("kept", 6), ("rest", 5))
 """Of GiB, with their widths."""
 NOTES = """
-standard: a stock script with transformers and peft; *: prepared by peft.
+standard: a stock script with transformers and peft; *: prepared by peft, which
+makes embeddings, head and norms float32. TRL's trainer puts embeddings and head
+back to bfloat16; in float16 they stay, so their weights are twice as large.
 blocks: kept whole, or run again (gradient checkpointing).
 peak = weights + adapter, gradients, moments + kept activations + rest."""
 LARGEST = "batch: the largest that fits."
@@ -53,13 +54,7 @@ def _row(fit: Fit) -> str:
 def paying_lines(rows: Sequence[dict[str, Any]], context_tokens: int) -> Iterator[str]:
     """Where 4 bits need less than 16, in words."""
     for row in rows:
-        longest = row["longest_row_tokens"]
-        if longest >= context_tokens:
-            where = "at any row length"
-        elif longest:
-            where = f"up to {longest:,} tokens a row"
-        else:
-            where = "at no row length"
+        where = row_length(row, context_tokens)
         loop = row["loop"] + ("*" if row["prepare_kbit"] else "")
         blocks = _blocks(row["gradient_checkpointing"])
         yield f"4 bits need less {where} ({loop}, blocks {blocks}, batch {row['batch_size']})"

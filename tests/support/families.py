@@ -47,7 +47,11 @@ CASES = (
         model_type="llama",
         values={"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
     ),
-    Case(name="Llama, square modules", model_type="llama", values={"num_key_value_heads": 4, "intermediate_size": 64}),
+    Case(
+        name="Llama, square modules, a window that it does not read",
+        model_type="llama",
+        values={"num_key_value_heads": 4, "intermediate_size": 64, "sliding_window": WINDOW},
+    ),
     Case(name="Mistral", model_type="mistral", values={"sliding_window": None}),
     Case(name="Mistral, in a window", model_type="mistral", values={"sliding_window": WINDOW}),
     Case(name="Qwen2", model_type="qwen2", values={"tie_word_embeddings": True}),

@@ -134,6 +134,19 @@ class Shape:
         return tuple(linear.name for linear in self.linears if linear.role in GROUPS[name])
 
 
+def head_dim_of(hidden_size: int, n_head: int) -> int:
+    """Features of a head where heads share the residual stream evenly.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    _check("hidden_size", hidden_size)
+    _check("n_head", n_head)
+    if hidden_size % n_head:
+        raise ValueError(f"a hidden_size of {hidden_size} is no multiple of {n_head} heads")
+    return hidden_size // n_head
+
+
 def _check(name: str, size: object) -> None:
     if type(size) is not int or size < 1:
         raise ValueError(f"{name} is {size!r}")

@@ -25,6 +25,8 @@ TOKENIZER_FILES = (
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", INDEX)
 """Whole, or shards and what names them; other files of weights beside these are copies in other forms."""
 MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, *WEIGHT_FILES)
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
+REVISION = re.compile(r"\w[\w./+-]*", re.ASCII)
 SPARE_BYTES = 2**30
 """That a disk keeps free beside a download."""
 GIB = 2**30
@@ -33,13 +35,26 @@ GIB = 2**30
 def named_revision(source: str) -> tuple[str, str | None]:
     """A hub id and the revision that follows it; a path has none.
 
+    Raises:
+        ConfigError: it is no path, and the id or the revision is none that a hub can have.
+
     >>> named_revision("org/name@v1"), named_revision("org/name"), named_revision("/models/a@b")
     (('org/name', 'v1'), ('org/name', None), ('/models/a@b', None))
     """
-    repo_id, _, revision = source.partition("@")
-    if not revision or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", repo_id, re.ASCII) or Path(source).is_dir():
+    if source.startswith(("/", ".", "~")) or Path(source).is_dir():
         return source, None
-    return repo_id, revision
+    repo_id, at, revision = source.partition("@")
+    if not HUB_ID.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
+        raise ConfigError(
+            f"BASE_MODEL: {source!r} is neither a hub id (OWNER/NAME, or OWNER/NAME@REVISION) nor a path here; "
+            f"{ADVICE['model']}"
+        )
+    if at and (not REVISION.fullmatch(revision) or ".." in revision or revision.endswith(("/", "."))):
+        raise ConfigError(
+            f"BASE_MODEL: {revision!r} behind the @ of {source!r} is no branch, tag or commit; give one, or "
+            f"{repo_id!r} alone"
+        )
+    return repo_id, revision or None
 
 
 def fetch_model(source: str, check: Callable[[Path], None] = lambda folder: None) -> Path:

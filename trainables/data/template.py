@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from trainables.data.chat import ChatRow, Message
+from trainables.data.time_limit import TookTooLong, time_limit
 from trainables.data.tokenizer import Pieces
 from trainables.values.errors import DataError
 
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 TODAY = date(2024, 7, 26)
 """The day that templates are told it is, Llama 3.1's own default: tokens must not depend on the day of a run."""
+DIRECTIVES = "aAbBdHIjmMpSUwWyYcxXzZ%"
+"""Of strftime; "%%" last, as its own sign begins all others."""
+REPLACED = "".join(f"|replace('%{one}', {json.dumps(TODAY.strftime(f'%{one}'))})" for one in DIRECTIVES)
+STRFTIME_NOW = f"{{% macro strftime_now(format) %}}{{{{ format{REPLACED} }}}}{{% endmacro %}}"
+"""A template's own strftime_now, which hides transformers' that asks the clock."""
+LIMIT_SECONDS = 5.0
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 """What an expression of a template can raise beside Jinja's own errors."""
@@ -41,11 +48,13 @@ class ChatTemplate:
     """Renders conversations, and counts what it could not render, or not in full.
 
     Attributes:
+        limit_seconds: that the template may take to render one conversation, a matter of milliseconds.
         refused: conversations by the reason why they cannot be used.
         shortened: conversations of which less is trained on than they hold, by reason.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
+    limit_seconds: float = LIMIT_SECONDS
     refused: Counter[str] = field(default_factory=Counter)
     shortened: Counter[str] = field(default_factory=Counter)
     _pieces: dict[ChatRow, Pieces] = field(default_factory=dict, repr=False)
@@ -80,16 +89,13 @@ class ChatTemplate:
             DataError: the tokenizer has none.
         """
         try:
-            text = self.tokenizer.get_chat_template()
+            return STRFTIME_NOW + self.tokenizer.get_chat_template()
         except ValueError:
             raise DataError(
                 "DATA: chat rows need a chat template, and the tokenizer of BASE_MODEL has none; choose the base's "
                 "instruction-tuned sibling, put a chat_template.jinja into its folder, or give rows with prompt and "
                 "completion"
             ) from None
-        return re.sub(
-            r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""", lambda call: json.dumps(TODAY.strftime(call[2])), text
-        )
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -119,19 +125,27 @@ class ChatTemplate:
             asks: whether the generation prompt follows.
         Raises:
             Refused: by the template.
+            DataError: it does not come to an end.
         """
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         template = self._text
         try:
-            texts, spans = render_jinja_template(
-                conversations=[[message._asdict() for message in messages]],
-                chat_template=template,
-                return_assistant_tokens_mask=bool(MARK.search(template)),
-                add_generation_prompt=asks,
-                **self.tokenizer.special_tokens_map,
-            )
+            with time_limit(self.limit_seconds):
+                texts, spans = render_jinja_template(
+                    conversations=[[message._asdict() for message in messages]],
+                    chat_template=template,
+                    return_assistant_tokens_mask=bool(MARK.search(template)),
+                    add_generation_prompt=asks,
+                    **self.tokenizer.special_tokens_map,
+                )
+        except TookTooLong:
+            raise DataError(
+                f"DATA: the chat template of BASE_MODEL took over {self.limit_seconds:g} s for one conversation of "
+                f"{len(messages)} messages; put another chat_template.jinja into its folder, or give rows with prompt "
+                "and completion"
+            ) from None
         except (TemplateError, *TEMPLATE_FAULTS) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise Refused(f"refused by the chat template: {reason[:N_REASON_CHARACTERS]}") from None

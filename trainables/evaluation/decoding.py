@@ -10,7 +10,7 @@ from transformers import GenerationConfig, StaticCache
 from trainables.capture.capture import captured
 from trainables.models.architecture import context_of
 from trainables.models.core import core_of
-from trainables.models.families import family_of
+from trainables.models.families import family_of, family_of_model
 from trainables.models.head import logits_of
 from trainables.models.lean import lean_modules
 
@@ -31,7 +31,8 @@ class GreedyDecoder:
 
     A continuation ends where its prompt leaves the base no further position; the others go on.
 
-    Every layer keeps all columns; one whose attention sees a window only is given a mask of its own.
+    Every layer keeps all columns; one whose attention sees a window only, as its family says, is given a mask of its
+    own.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class GreedyDecoder:
         """
         self._width, self._ends = max(map(len, prompts)), frozenset(ends)
         self._n_positions = context_of(base.config)
+        self._windows = family_of_model(base).windows
         self._limits = [_limit(base, prompt, n_new) for prompt in prompts]
         input_ids = torch.full((len(prompts), self._width), next(iter(ends), 0))
         for row, prompt in zip(input_ids, prompts, strict=True):
@@ -89,14 +91,16 @@ class GreedyDecoder:
     def _masks(
         self, base: "PreTrainedModel", seen: torch.Tensor, at: torch.Tensor
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """What is added to attention's scores, (prompts, 1, n, columns); by kind of layer where a config names them."""
+        """What is added to attention's scores, (prompts, 1, n, columns); by kind of layer where a config lists them."""
 
         def added(visible: torch.Tensor) -> torch.Tensor:
             return torch.zeros_like(visible, dtype=base.dtype).masked_fill_(~visible, -torch.inf)[:, None]
 
-        window, kinds = getattr(base.config, "sliding_window", None), getattr(base.config, "layer_types", None)
+        if self._windows == "none":
+            return added(seen)
+        window = base.config.sliding_window
         in_window = seen if window is None else seen & (self._columns > at[:, None] - window)
-        if kinds is None:
+        if self._windows == "every block":
             return added(in_window)
         return {"full_attention": added(seen), "sliding_attention": added(in_window)}
 

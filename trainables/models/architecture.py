@@ -41,6 +41,16 @@ ENCODERS = frozenset(
 SEES_BOTH_WAYS = frozenset({"xlnet", "xlm", "flaubert"})
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 """Ends of the names of transformers' causal language models, as `architectures` gives them."""
+QUANTIZED = ("quantization_config", "compression_config")
+"""Fields of a config.json whose weights are quantized already."""
+GENERATION_FILE = "generation_config.json"
+BLOCKS = ("num_hidden_layers", "n_layer")
+SIZES = (
+    *("hidden_size", "n_embd", "intermediate_size", "n_inner", "vocab_size", "head_dim"),
+    *("num_attention_heads", "n_head", "num_key_value_heads"),
+)
+"""Fields that are whole numbers from 1 on; a list, of one for each block, or null, is left to transformers."""
+MAX_BLOCKS, MAX_SIZE = 10_000, 2**31 - 1
 POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
 """Fields that say how many tokens a base reads, transformers' portable name first."""
 UNLIMITED_TOKENS = 2**31 - 1
@@ -55,7 +65,7 @@ def check_architecture(folder: Path) -> None:
 
     Raises:
         ConfigError: the base is an adapter, made of such code, unknown to transformers, or no dense decoder at full
-            precision; the message says which.
+            precision, or has sizes that no model has; the message says which.
     """
     check_no_adapter(folder)
     values = read_values(folder / "config.json")
@@ -67,6 +77,7 @@ def check_architecture(folder: Path) -> None:
             f"ever run; model_type {model_type!r} is not one of transformers' own; choose a model that is"
         )
     check_dense(values, folder)
+    check_sizes(values, folder)
     if not _is_transformers_own(model_type):
         raise ConfigError(
             f"BASE_MODEL: model_type {model_type!r} in {str(folder / 'config.json')!r} is not supported"
@@ -84,6 +95,23 @@ def check_dense(values: Mapping[str, Any], folder: Path) -> None:
             f"BASE_MODEL: model_type {model_type!r} in {str(folder / 'config.json')!r} {reason}; "
             "give a dense causal language model at 16 or 32 bits"
         )
+
+
+def check_sizes(values: Mapping[str, Any], folder: Path) -> None:
+    """Refuse sizes that no model is built from, before one is tried.
+
+    Raises:
+        ConfigError: one is no whole number from 1 on, or larger than any model's.
+    """
+    for names, most in ((BLOCKS, MAX_BLOCKS), (SIZES, MAX_SIZE)):
+        for name in names:
+            size = values.get(name)
+            if size is None or isinstance(size, list) or (type(size) is int and 1 <= size <= most):
+                continue
+            raise ConfigError(
+                f"BASE_MODEL: {name} in {str(folder / 'config.json')!r} is {size!r}; it must be a whole number from 1 "
+                f"to {most:,}; bring the file again"
+            )
 
 
 def check_no_adapter(folder: Path) -> None:
@@ -104,9 +132,7 @@ def check_no_adapter(folder: Path) -> None:
 
 def _reasons_against(values: Mapping[str, Any], model_type: str) -> Iterator[str]:
     """Why a model can not be adapted here, the plainest reason first; none of a dense decoder."""
-    quantization = values.get("quantization_config")
-    if isinstance(quantization, dict):
-        method = quantization.get("quant_method", "an unnamed method")
+    if method := quantized_by(values):
         yield f"is quantized already ({method}); a base is quantized here, at NF4, from its full weights"
     if values.get("is_encoder_decoder") is True or model_type in ENCODER_DECODERS:
         yield "is an encoder-decoder"
@@ -124,6 +150,16 @@ def _reasons_against(values: Mapping[str, Any], model_type: str) -> Iterator[str
     is_encoder = model_type in ENCODERS and values.get("is_decoder") is not True
     if is_encoder or model_type in SEES_BOTH_WAYS or values.get("use_bidirectional_attention"):
         yield "is no causal language model: its attention sees the tokens that it would have to predict"
+
+
+def quantized_by(values: Mapping[str, Any]) -> str | None:
+    """The method that a config says its weights are quantized by; None of full weights."""
+    for name in QUANTIZED:
+        settings = values.get(name)
+        if settings is not None:
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            return str(method or f"its {name} names no method")
+    return None
 
 
 def _expert_counts(values: Mapping[str, Any]) -> Iterator[bool]:

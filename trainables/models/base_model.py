@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING
 from trainables import demo
 from trainables.data import hub_models
 from trainables.models import random_weights
-from trainables.models.architecture import check_architecture, check_no_adapter, context_tokens
+from trainables.models.architecture import (
+    GENERATION_FILE,
+    check_architecture,
+    check_no_adapter,
+    context_tokens,
+    read_values,
+)
 from trainables.models.families import family_of
 from trainables.models.stored import check_stored, refuse_other_weights, weight_files
 from trainables.values.config import RANDOM_PREFIX, Precision, Weights
@@ -88,9 +94,12 @@ def local_folder(source: str) -> Path | None:
     """The checked folder that `source` names on this machine, None where it names a repo on the hub; loads nothing.
 
     Raises:
-        ConfigError: the folder lacks a config, a tokenizer or weights, or see `check_architecture`.
+        ConfigError: the folder lacks a config, a tokenizer or weights; no hub can have the name; or see
+            `check_architecture`.
     """
     folder = _named_folder(source)
+    if folder is None:
+        hub_models.named_revision(source)  # refused where no hub can have it
     if folder is None or source == "demo":
         return folder
     check_no_adapter(folder)
@@ -102,6 +111,7 @@ def local_folder(source: str) -> Path | None:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"BASE_MODEL: no config.json in {str(folder)!r}; give a model folder, a hub id or 'demo'")
     check_architecture(folder)
+    read_values(folder / GENERATION_FILE)  # refused where it is damaged
     _check_tokenizer(folder)
     if not source.startswith(RANDOM_PREFIX):
         if not weight_files(folder):

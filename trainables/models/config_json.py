@@ -7,6 +7,7 @@ from pathlib import Path
 from trainables import demo
 from trainables.cost.shape import Shape
 from trainables.data.hub_models import fetch_config
+from trainables.models.architecture import quantized_by
 from trainables.models.families import MODEL_TYPES, family_of, shape_named
 from trainables.values.errors import ConfigError, did_you_mean
 
@@ -53,8 +54,10 @@ def _shape_in(path: Path) -> Shape:
         values = None
     if not isinstance(values, dict):
         raise ConfigError(f"model: {str(path)!r} is not a JSON object; bring the file again")
-    if values.get("quantization_config"):
-        raise ConfigError(f"model: {str(path)!r} is of a base that is quantized already; give the one it was made from")
+    if method := quantized_by(values):
+        raise ConfigError(
+            f"model: {str(path)!r} is of a base that is quantized already ({method}); give the one it was made from"
+        )
     model_type = str(values.get("model_type"))
     family = family_of(model_type)
     if family is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from trainables.cost.shape import Shape
 from trainables.models import base_model
 from trainables.models.architecture import check_architecture, check_dense, read_values
-from trainables.models.families import FAMILIES, family_of, family_of_model, generic, shape_in
+from trainables.models.families import FAMILIES, family_of, family_of_model, generic
 from trainables.models.families.family import ModelFamily, ends_with
 from trainables.values.errors import ConfigError
 
@@ -86,12 +86,28 @@ def layout_in(folder: Path) -> Layout:
     """The Layout of the base in a folder, from its config.json.
 
     Raises:
-        ConfigError: see trainables.models.architecture.check_architecture; or transformers has no causal language
-            model of its type, or that has no list of blocks.
+        ConfigError: see trainables.models.architecture.check_architecture; or a size cannot be; or transformers has no
+            causal language model of its type, or that has no list of blocks.
     """
     check_architecture(folder)
-    family, shape = family_of(str(read_values(folder / "config.json").get("model_type"))), shape_in(folder)
+    family = family_of(str(read_values(folder / "config.json").get("model_type")))
+    shape = _shape(family, folder) if family else None
     return _layout_on_meta_device(folder) if family is None or shape is None else layout_of_shape(family, shape)
+
+
+def _shape(family: ModelFamily, folder: Path) -> Shape | None:
+    """The sizes by the family's formulas; None where they do not fit, or transformers' defaults hold.
+
+    Raises:
+        ConfigError: a size cannot be.
+    """
+    path = folder / "config.json"
+    try:
+        return family.shape_of(read_values(path))
+    except KeyError:
+        return None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"BASE_MODEL: {str(path)!r} has a size that cannot be: {error}; bring it again") from None
 
 
 def _layout_on_meta_device(folder: Path) -> Layout:

@@ -8,6 +8,7 @@ import typer
 from orchestrator.analysis.choice import mib_of
 from orchestrator.analysis.fit import Question, Recipes, question
 from orchestrator.cli import fit_table
+from orchestrator.cli.fit_answer import GIB, answer
 from orchestrator.cli.options import AsJson, with_settings
 from trainables.cost.fit import Budget, Fit, fit_of
 from trainables.cost.gpus import gpu_named
@@ -26,12 +27,13 @@ def work(
     """Predict whether a model can be tuned on a GPU: peak memory and its parts, the largest batch, what 4 bits save."""
     asked = question(given)
     budget, native = budget_of(gpu, memory)
+    device = None if budget.memory_mib is None else f"one {gpu_named(gpu).name}" if gpu else memory
     recipes = Recipes(asked=asked, shape=shape_of_model(model), native_dtype=native)
     fits = [fit_of(recipes.shape, recipe, budget) for recipe in recipes]
     if as_json:
         print(json.dumps(as_dict(model, recipes, fits, budget)))
     else:
-        show(model, recipes, fits, budget)
+        show(model, recipes, fits, budget, device)
     if budget.memory_mib is not None and not any(fit.fits for fit in fits):
         raise typer.Exit(1)
 
@@ -70,13 +72,14 @@ def as_dict(model: str, recipes: Recipes, fits: list[Fit], budget: Budget) -> di
     return whole | {"points": points, "four_bits": recipes.paying_rows(budget)}
 
 
-def show(model: str, recipes: Recipes, fits: list[Fit], budget: Budget) -> None:
-    """The table, and where 4 bits pay."""
-    first = fits[0].recipe
+def show(model: str, recipes: Recipes, fits: list[Fit], budget: Budget, device: str | None) -> None:
+    """The answer in a sentence, the table, and where 4 bits pay."""
+    first, paying = fits[0].recipe, [] if recipes.asked.is_point else recipes.paying_rows(budget)
+    print(answer(fits, paying, recipes.shape.context_tokens, device))
     print(f"{model}: {recipes.shape.n_weights / 1e6:,.1f} M weights")
     print(f"LoRA r{first.rank} on {recipes.asked.targets}, {first.compute_dtype}, {first.optimizer}")
     if budget.memory_mib is not None:
-        print(f"{budget.memory_mib / fit_table.GIB:.1f} GiB for tensors")
+        print(f"{budget.memory_mib / GIB:.1f} GiB for tensors")
     for line in fit_table.table(fits):
         print(line)
     print(fit_table.NOTES)
@@ -84,6 +87,5 @@ def show(model: str, recipes: Recipes, fits: list[Fit], budget: Budget) -> None:
         print(fit_table.LARGEST)
     for line in fit_table.baseline_lines(fits):
         print(line)
-    if not recipes.asked.is_point:
-        for line in fit_table.paying_lines(recipes.paying_rows(budget), recipes.shape.context_tokens):
-            print(line)
+    for line in fit_table.paying_lines(paying, recipes.shape.context_tokens):
+        print(line)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainables.cost.shape import Shape
 
@@ -27,6 +27,8 @@ class ModelFamily:
         blocks: name of the list of blocks within `model.base_model`.
         dropouts: fields of the config that hold the base's own dropout probabilities, all set to 0.
         is_transposed: 16-bit weights of the blocks are (inputs, outputs), as in transformers' Conv1D.
+        windows: which blocks attend to config.sliding_window tokens only: none, whatever the config says; every block;
+            or those that config.layer_types lists so.
         activation: path of the activation in a block, and the config's name for it, where it is GELU's tanh
             approximation, which the lean loop runs as one kernel; None where the model's own activation stays.
         shape_of: from the values of a config.json to the sizes that memory is predicted from; None where the formulas
@@ -41,6 +43,7 @@ class ModelFamily:
     blocks: str
     dropouts: tuple[str, ...] = ()
     is_transposed: bool = False
+    windows: Literal["none", "every block", "listed"] = "none"
     activation: tuple[str, str] | None = None
     shape_of: Callable[[Mapping[str, Any]], Shape | None] = lambda values: None
     hub_shapes: Mapping[str, Shape] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trainables.cost.shape import Linear, Shape
+from trainables.cost.shape import Linear, Shape, head_dim_of
 from trainables.models.families.family import ModelFamily
 
 TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -19,7 +19,7 @@ def sized(n_layer: int, n_embd: int, n_head: int, vocab_size: int = 50257, n_pos
         hidden_size=n_embd,
         n_head=n_head,
         n_kv_head=n_head,
-        head_dim=n_embd // n_head,
+        head_dim=head_dim_of(n_embd, n_head),
         vocab_size=vocab_size,
         context_tokens=n_positions,
         linears=(

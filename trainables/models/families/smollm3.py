@@ -11,5 +11,6 @@ FAMILY = ModelFamily(
     groups=GROUPS,
     blocks="layers",
     dropouts=("attention_dropout",),
+    windows="listed",
     shape_of=gated_shape,
 )

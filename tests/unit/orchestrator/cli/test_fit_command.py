@@ -185,3 +185,49 @@ def test_a_model_of_the_hub_that_cannot_be_reached_is_said_so(folder):
     finished = command("fit", "someone/else", cwd=folder, HF_HUB_OFFLINE="1")
     assert finished.code == Unreachable.exit_code
     assert "cannot reach" in finished.err
+
+
+def sentence_of(finished) -> str:
+    """What the output begins with, up to its full stop, on one line."""
+    return " ".join(finished.out.split("\n" + "base: ")[0].split())
+
+
+def test_the_output_begins_with_the_answer_in_one_sentence(folder):
+    points = called("fit", "base", "--gpu", "T4", "--json", cwd=folder).json["points"]
+    most = {"16bit": 0, "nf4": 0}
+    for point in points:
+        if point["max_length_tokens"] == 512:
+            most[point["precision"]] = max(most[point["precision"]], point["largest_batch"])
+    how = "(lean loop, blocks run again)"
+    assert sentence_of(called("fit", "base", "--gpu", "T4", cwd=folder)) == (
+        f"Fits one T4: at 16 bits up to {most['16bit']} rows of 512 tokens {how}; at 4 bits up to {most['nf4']} rows "
+        f"of 512 tokens {how}; 4 bits begin to pay at any row length (lean loop, blocks kept)."
+    )
+    assert "\n\n" not in sentence_of(called("fit", "base", cwd=folder))
+
+
+def test_the_answer_says_what_does_not_fit_and_what_a_smaller_batch_would(folder):
+    point = ("fit", "base", *POINT)
+    one = called("fit", "base", "--precision", "nf4", "--loop", "standard", *POINT[4:], "--json", cwd=folder).json
+    peak = one["peak_mib"]
+    smaller = called(*point, "--memory", f"{peak - 1:.0f}MiB", cwd=folder)
+    assert sentence_of(smaller) == (
+        f"Does not fit {peak - 1:.0f}MiB in batches of 2: at 4 bits up to 1 rows of 512 tokens (standard loop, blocks "
+        "kept)."
+    )
+    nothing = called(*point, "--memory", "100MiB", cwd=folder)
+    needed = f"{peak / 1024:.1f} GiB for 2"
+    assert sentence_of(nothing) == f"Does not fit 100MiB in batches of 2: at 4 bits not one row ({needed})."
+    assert sentence_of(called(*point, cwd=folder)) == (
+        f"2 x 512 tokens need: at 4 bits {peak / 1024:.1f} GiB (standard loop, blocks kept)."
+    )
+
+
+def test_the_answer_says_up_to_which_rows_4_bits_pay_in_a_stock_script(folder):
+    flags = ("fit", "base", "--loop", "standard")
+    (kept, _) = called(*flags, "--json", cwd=folder).json["four_bits"]
+    assert sentence_of(called(*flags, cwd=folder)).endswith(
+        f"4 bits begin to pay up to {kept['longest_row_tokens']} tokens a row (standard loop, blocks kept)."
+        if kept["longest_row_tokens"]
+        else "4 bits begin to pay at no row length (standard loop, blocks kept)."
+    )

@@ -124,6 +124,21 @@ def test_a_config_without_what_has_a_default_is_read_as_transformers_reads_it():
     assert gated_shape(bare | {"num_key_value_heads": None} | {"model_type": "llama"}).n_kv_head == 6
 
 
+@pytest.mark.parametrize("model_type", sorted(VARIANTS))
+@pytest.mark.parametrize("uses_window", [None, True])
+def test_heads_and_windows_that_a_config_leaves_out_are_transformers_own(model_type, uses_window):
+    values = {"hidden_size": 512, "num_attention_heads": 32, "num_hidden_layers": 30, "intermediate_size": 64}
+    values |= {"vocab_size": 97, "max_position_embeddings": 64}
+    values |= {} if uses_window is None else {"use_sliding_window": uses_window, "max_window_layers": 10}
+    config = AutoConfig.for_model(model_type, **values)
+    shape = gated_shape({"model_type": model_type, "hidden_act": "silu"} | values)
+    assert shape.n_kv_head == config.num_key_value_heads
+    assert shape.head_dim == (getattr(config, "head_dim", None) or 16)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if model_type == "mistral" else ""] * 30
+    assert shape.n_sliding == kinds.count("sliding_attention")
+    assert shape.sliding_window == (config.sliding_window if shape.n_sliding else 0)
+
+
 def test_an_activation_that_is_not_known_has_no_shape():
     assert gated_shape(SIZES | {"model_type": "llama", "hidden_act": "xielu"}) is None
 

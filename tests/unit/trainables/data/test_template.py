@@ -1,9 +1,11 @@
 """Conversations through chat templates: what the model reads, what it learns to write, and what is left out."""
 
 import os
+import signal
 from collections import Counter
 from datetime import date
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from trainables.data import template as templates
 from trainables.data.chat import ChatRow, Message
 from trainables.data.rows import CheckedRows, check_rows
 from trainables.data.template import REWRITTEN, ChatTemplate
+from trainables.data.time_limit import TookTooLong, time_limit
 from trainables.data.tokenized import tokenize
 from trainables.data.tokenizer import Encoder, open_tokenizer
 from trainables.data.tokens import IGNORE, TokenRow, load, pad
@@ -186,11 +189,47 @@ def test_a_start_token_is_written_once_and_sentencepiece_adds_no_space_to_a_resp
     assert Counter(row.input_ids for part in data.values() for row in part) == Counter(map(tuple, whole))
 
 
-@pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])
+DAYS = [
+    "strftime_now('%d %b %Y')",
+    'strftime_now( "%d %b %Y" )',
+    "strftime_now(form)",
+    "now('%d %b %Y')",
+    "'100 ' if strftime_now('%%') != '%' else strftime_now(['%d', '%b', '%Y']|join(' '))",
+]
+
+
+@pytest.mark.parametrize("call", DAYS)
 def test_tokens_do_not_depend_on_the_day_of_the_run(tmp_path, call):
-    folder = tokenizers.byte_level(tmp_path, "Today is {{ " + call + " }}\n" + tokenizers.CHATML)
+    names = "{% set form = '%d %b %Y' %}{% set now = strftime_now %}"
+    folder = tokenizers.byte_level(tmp_path, names + "Today is {{ " + call + " }}\n" + tokenizers.CHATML)
     assert pieces_of(opened(folder), chat("one", "two"))[0].startswith("Today is 26 Jul 2024\n")
     assert date.today() > templates.TODAY
+
+
+@pytest.mark.parametrize("marks", [("", ""), ("{% generation %}", "{% endgeneration %}")])
+def test_a_template_that_does_not_come_to_an_end_is_broken_off_and_named(tmp_path, marks):
+    loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
+    folder = tokenizers.byte_level(tmp_path, tokenizers.CHATML + marks[0] + loops + marks[1])
+    begin = monotonic()
+    with pytest.raises(DataError, match=r"chat template of BASE_MODEL took over 0.3 s for one conversation of 2"):
+        ChatTemplate(open_tokenizer(folder), limit_seconds=0.3).accepts(chat("one", "two"))
+    assert monotonic() - begin < 3
+
+
+def test_a_timer_that_was_set_before_goes_on_after_a_limit():
+    reached = []
+    handler = signal.signal(signal.SIGALRM, lambda *_: reached.append(True))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with time_limit(5.0):
+            pass
+        sleep(0.3)
+        with time_limit(0.05), pytest.raises(TookTooLong):
+            sleep(1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert reached == [True]
 
 
 def test_a_tokenizer_without_a_template_is_refused_with_what_to_do(tmp_path):

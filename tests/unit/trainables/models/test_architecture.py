@@ -33,6 +33,8 @@ REFUSED = {
     "GPTQ": {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
     "AWQ": {"model_type": "qwen2", "quantization_config": {"quant_method": "awq"}},
     "FP8": {"model_type": "qwen3", "quantization_config": {"quant_method": "fp8"}},
+    "compressed tensors": {"model_type": "llama", "compression_config": {"quant_method": "compressed-tensors"}},
+    "quantization as a list": {"model_type": "llama", "quantization_config": ["awq"]},
     "a state-space model": {"model_type": "mamba2"},
     "a masked language model": {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
     "an encoder under a causal name": {"model_type": "bert", "architectures": ["BertLMHeadModel"]},
@@ -52,6 +54,8 @@ SAID = {
     "GPTQ": "quantized already (gptq)",
     "AWQ": "quantized already (awq)",
     "FP8": "quantized already (fp8)",
+    "compressed tensors": "quantized already (compressed-tensors)",
+    "quantization as a list": "quantized already (its quantization_config names no method)",
     "a state-space model": "recurrent",
     "a masked language model": "is BertForMaskedLM, no causal language model",
     "an encoder under a causal name": "sees the tokens that it would have to predict",
@@ -119,6 +123,15 @@ def test_gguf_files_alone_are_refused(tmp_path):
 def test_any_values_of_a_config_raise_nothing_but_a_config_error(tmp_path_factory, values):
     with suppress(ConfigError):
         check_architecture(with_config(tmp_path_factory.getbasetemp() / "any", values))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", ""])
+def test_damaged_generation_settings_are_refused_before_anything_is_loaded(content, tmp_path):
+    folder = write(LLAMA, tmp_path / "base")
+    assert base_model.local_folder(str(folder)) == folder
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"BASE_MODEL: .*generation_config.json' is not a JSON object"):
+        base_model.local_folder(str(folder))
 
 
 # --- weights as they lie

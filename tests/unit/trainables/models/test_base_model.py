@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from tests.support.nf4 import BLOCK, blocks_of, nf4_code_book, nf4_with_double_quantization
 from trainables import demo
+from trainables.data.hub_models import named_revision
 from trainables.models import base_model, random_weights
 from trainables.models.stored import weight_files
 from trainables.values.errors import ConfigError
@@ -215,3 +217,34 @@ def test_a_folder_without_weights_is_refused_with_how_to_measure_cost(weightless
 def test_a_folder_without_a_config_is_refused(prefix, tmp_path):
     with pytest.raises(ConfigError, match=r"BASE_MODEL: no config\.json in .*nowhere"):
         base_model.find(f"{prefix}{tmp_path / 'nowhere'}", tmp_path)
+
+
+ODD_NAMES = {
+    "org/name@": "'' behind the @",
+    "org/name@../x": "'../x' behind the @",
+    "org/name@a b": "'a b' behind the @",
+    "org/name@v1..v2": "'v1..v2' behind the @",
+    "org/name@-x": "'-x' behind the @",
+    "org/name@v1/": "'v1/' behind the @",
+    "org/name@v1@v2": "'v1@v2' behind the @",
+    "@main": "neither a hub id",
+    "org name": "neither a hub id",
+    "org/name/more@v1": "neither a hub id",
+    "org/../name": "neither a hub id",
+    "https://huggingface.co/org/name": "neither a hub id",
+}
+
+
+@pytest.mark.parametrize("source", ODD_NAMES)
+def test_a_hub_id_or_revision_that_no_hub_can_have_is_refused_before_it_is_asked(source):
+    with pytest.raises(ConfigError, match=re.escape(ODD_NAMES[source])) as caught:
+        base_model.local_folder(source)
+    assert repr(source) in str(caught.value)
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/1", "feature/x-1", "0123456789abcdef", "v1+cu"])
+@pytest.mark.parametrize("repo_id", ["gpt2", "openai-community/gpt2-medium", "Qwen/Qwen2.5-0.5B", "a_b/c.d"])
+def test_a_hub_id_is_told_from_its_revision(repo_id, revision):
+    assert base_model.local_folder(f"{repo_id}@{revision}") is None
+    assert named_revision(f"{repo_id}@{revision}") == (repo_id, revision)
+    assert named_revision(repo_id) == (repo_id, None)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,12 +39,47 @@ def test_coverage_is_what_peft_adapts(case, group, tmp_path):
     assert len(adapted) == 2 * len(targets) == sum(found.n_blocks_with.values())
 
 
-@pytest.mark.parametrize(
-    "values", [{"num_attention_heads": 0}, {"hidden_size": "x"}, {"intermediate_size": -5}, {"num_hidden_layers": 2.0}]
-)
-def test_sizes_that_no_model_is_built_from_are_refused_with_the_reason(values, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | values))
-    with pytest.raises(ConfigError, match=r"BASE_MODEL: transformers builds no 'llama' from .*config.json': \w"):
+IMPOSSIBLE = {
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads in .* is 0; it must be a whole number from 1"),
+    "a width in words": ({"hidden_size": "x"}, "hidden_size in .* is 'x'"),
+    "a negative width": ({"intermediate_size": -5}, "intermediate_size in .* is -5"),
+    "two and a half blocks": ({"num_hidden_layers": 2.5}, "num_hidden_layers in .* is 2.5"),
+    "a billion blocks": ({"num_hidden_layers": 10**9}, "num_hidden_layers in .* is 1000000000; .* to 10,000"),
+    "a vocabulary that is true": ({"vocab_size": True}, "vocab_size in .* is True"),
+    "3 key heads for 4": ({"num_key_value_heads": 3}, "4 heads cannot share 3 key heads evenly"),
+    "a width of no whole heads": ({"hidden_size": 66, "head_dim": None}, "hidden_size of 66 is no multiple of 4 heads"),
+    "a list of widths": ({"intermediate_size": [128, 64]}, "has a size that cannot be"),
+}
+WITHOUT_PYTORCH = """
+import sys, pathlib
+from trainables.models.layout import layout_in
+from trainables.values.errors import ConfigError
+for folder in sys.argv[1:]:
+    try:
+        print("let in:", layout_in(pathlib.Path(folder)))
+    except ConfigError as error:
+        print(error)
+print("torch" in sys.modules)
+"""
+
+
+def test_sizes_that_no_model_is_built_from_are_refused_by_name_before_pytorch_is_imported(tmp_path):
+    values = json.loads((write(LLAMA, tmp_path / "base") / "config.json").read_text())
+    folders = []
+    for name, (changes, _) in IMPOSSIBLE.items():
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        (folders[-1] / "config.json").write_text(json.dumps(values | changes))
+    run = [sys.executable, "-c", WITHOUT_PYTORCH, *map(str, folders)]
+    *lines, imported = subprocess.run(run, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    assert imported == "False"
+    for line, (_, said) in zip(lines, IMPOSSIBLE.values(), strict=True):
+        assert re.match(f"BASE_MODEL: .*{said}", line), line
+
+
+def test_what_transformers_cannot_build_is_refused_with_its_reason(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "num_attention_heads": 7}))
+    with pytest.raises(ConfigError, match=r"BASE_MODEL: transformers builds no 'gpt_neox' from .*config.json': \w"):
         layout_in(tmp_path)
 
 
