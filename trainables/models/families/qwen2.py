@@ -2,7 +2,7 @@
 
 from trainables.models.families.family import ModelFamily
 from trainables.models.families.gated import gated_shape
-from trainables.models.families.llama import GROUPS, TARGETS
+from trainables.models.families.llama import GROUPS, PARENTS, TARGETS
 
 FAMILY = ModelFamily(
     name="Qwen2",
@@ -12,4 +12,5 @@ FAMILY = ModelFamily(
     blocks="layers",
     dropouts=("attention_dropout",),
     shape_of=gated_shape,
+    parents=PARENTS,
 )
