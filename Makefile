@@ -14,7 +14,7 @@
 # program as it is: make sweep ARGS='--max-hours 2'. Of `make sweep`, unset ones are chosen for the machine.
 
 sweep_takes := SPACE TRIALS STEPS FINALIST_SEEDS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL STORAGE TRACKING_URI \
-	BASE_MODEL DATA DATA_SPLIT COLUMNS
+	BASE_MODEL DATA DATA_SPLIT COLUMNS KEEP_16BIT
 ui_takes := HOST PORT ALLOWED_HOSTS
 report_takes := NAME
 card_takes := NAME

@@ -8,7 +8,7 @@ alpha / rank: at a fixed alpha every change of the rank is also a change of the 
 import itertools
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,13 +69,22 @@ class Space(Frozen):
             raise ConfigError("give one of alpha and alpha_ratio (alpha / rank)")
         if self.method == "grid" and (ranges := [n for n, p in self.parameters.items() if p.values is None]):
             raise ConfigError(f"method grid needs values, {ranges[0]} has a range")
-        first = {name: parameter.samples[0] for name, parameter in self.parameters.items()}
-        self.config(first)  # also where no parameter is searched
+        first = self.first_point
+        if self.config(first).precision == "16bit" and "keep_16bit" in named:
+            raise ConfigError("keep_16bit names modules of a 4-bit base, and every trial is at 16 bits; leave it out")
         for name, parameter in self.parameters.items():
             configs = {self.config(first | {name: value}) for value in parameter.samples}
             if len(configs) < len(parameter.samples):
                 raise ConfigError(f"{name}: values must be distinct, got {list(parameter.samples)}")
         return self
+
+    @property
+    def first_point(self) -> dict[str, Scalar]:
+        """The first value of each searched setting, at 4 bits where that can be: some settings count there alone."""
+        point = {name: parameter.samples[0] for name, parameter in self.parameters.items()}
+        if "precision" in self.parameters and "nf4" in self.parameters["precision"].samples:
+            point["precision"] = "nf4"
+        return point
 
     def config(self, params: Mapping[str, Scalar], **overrides: Any) -> TrialConfig:
         """The trial that `params` (one scalar for each parameter) stands for.
@@ -88,6 +97,10 @@ class Space(Frozen):
         values = {**self.fixed, **params, **overrides}
         if isinstance(values.get("targets"), str):
             values["targets"] = values["targets"].split("+")
+        if isinstance(kept := values.get("keep_16bit", ()), str):
+            values["keep_16bit"] = tuple(filter(None, kept.split("+")))
+        if values.get("precision") == "16bit":
+            values.pop("keep_16bit", None)  # nothing of a 16-bit base is to be kept
         named = values.get("targets")
         if isinstance(named, list | tuple) and all(isinstance(name, str) for name in named):
             values["targets"] = ordered_targets(named)
@@ -100,6 +113,19 @@ class Space(Frozen):
                 ratio *= rank
             values["alpha"] = ratio
         return TrialConfig.from_dict(values)
+
+    def with_kept(self, resolve: Callable[[list[str]], tuple[str, ...]]) -> "Space":
+        """The space with names in `keep_16bit` put by `resolve`, see trainables.models.kept."""
+        changed: dict[str, Any] = {}
+        if "keep_16bit" in self.fixed:
+            kept = self.config(self.first_point).keep_16bit
+            changed = {"fixed": self.fixed | {"keep_16bit": list(resolve(list(kept)))}}
+        elif "keep_16bit" in self.parameters:
+            values = []
+            for value in self.parameters["keep_16bit"].choices or ():
+                values.append(list(resolve(list(filter(None, str(value).split("+"))))))
+            changed = {"parameters": self.model_dump()["parameters"] | {"keep_16bit": {"values": values}}}
+        return parse(self.model_dump() | changed, source=f"SPACE {self.name}") if changed else self
 
     def for_family(self, family: ModelFamily) -> "Space":
         """The space for bases of one family: groups of targets become the modules that they stand for.

@@ -91,7 +91,7 @@ class Trial:
         self.config = config
         self._cache = cache
         self._checkpoint = checkpoint
-        n_positions = context_of(cache.base(config.precision).config)
+        n_positions = context_of(cache.base(*config.base_form).config)
         if config.max_length_tokens > n_positions:
             raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, the base has {n_positions} positions")
         self._batches = cache.batches(config)
@@ -123,7 +123,7 @@ class Trial:
         """Put an adapter and its engine on the device; measure the cost if it is not given. May raise TrialFailed."""
         # Do not bind the base to a local: the failure's traceback would keep it alive while memory is freed.
         with self._cache.oom_as_failure():
-            validation = self._cache.held_out(self.config.precision)
+            validation = self._cache.held_out(self.config.base_form)
             graphs, fallback = self._graphs() if with_graphs else (None, "no memory for captured steps")
             resident_mib = self._cache.allocated_mib()
             cost = cost or self._measured_cost(graphs)
@@ -163,15 +163,15 @@ class Trial:
 
     def _attached(self) -> "PeftModel":
         """The base with a fresh adapter."""
-        base = self._cache.base(self.config.precision)
+        base = self._cache.base(*self.config.base_form)
         return lora.attach(base, self.config, base_name=self._cache.workload.base_model)
 
     def _full_batch(self) -> Batch:
-        return full_batch(self.config, self._cache.base(self.config.precision).config.vocab_size)
+        return full_batch(self.config, self._cache.base(*self.config.base_form).config.vocab_size)
 
     def _measured_cost(self, graphs: StepGraphs | None) -> Cost:
         """Memory and time of full batches on a throw-away adapter, alone on the device."""
-        batch, others_mib = self._full_batch(), self._cache.others_mib(self.config.precision)
+        batch, others_mib = self._full_batch(), self._cache.others_mib(self.config.base_form)
         with self._cache.device_lock.alone():
             model = self._attached()
             try:

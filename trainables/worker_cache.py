@@ -1,4 +1,4 @@
-"""Per-process cache shared by trials: tokenised rows, the frozen base at each precision, captured CUDA graphs."""
+"""Per-process cache shared by trials: tokenised rows, the frozen base in each form, captured CUDA graphs."""
 
 import gc
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ from trainables.models.lora import AdapterWeights
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
 from trainables.training.graph_cache import GraphCache
-from trainables.values.config import Loop, Precision, TrialConfig
+from trainables.values.config import BaseForm, Loop, Precision, TrialConfig
 from trainables.values.errors import CaptureFailed
 from trainables.values.workload import Workload
 
@@ -44,7 +44,7 @@ cache: so this is the process's, too."""
 class WorkerCache:
     """What the trials of one worker process share: tokenised rows, frozen bases, CUDA graphs.
 
-    On a GPU the bases of both precisions stay on the device, so that no trial waits for weights; a trial's measured
+    On a GPU the bases of all forms stay on the device, so that no trial waits for weights; a trial's measured
     memory leaves out what it does not need itself, see `others_mib`.
 
     Attributes:
@@ -64,46 +64,47 @@ class WorkerCache:
         self.rows = tokens.load(workload.data_folder)
         self.device_lock = DeviceLock(device_id(device))
         self.untuned: dict[tuple[tokens.TokenRow, ...], tuple[list[list[int]], torch.Tensor]] = {}
-        self._bases: dict[Precision, PreTrainedModel] = {}
-        self._base_mib: dict[Precision, float] = {}
+        self._bases: dict[BaseForm, PreTrainedModel] = {}
+        self._base_mib: dict[BaseForm, float] = {}
         self._graph_cache = GraphCache()
         self._validation: EvalBatches | None = None
         self._batches: dict[BatchPlan, Batches] = {}
         self._fresh_matrices: dict[tuple[int, int, tuple[str, ...]], dict[str, torch.Tensor]] = {}
 
-    def base(self, precision: Precision) -> "PreTrainedModel":
+    def base(self, precision: Precision, keep_16bit: tuple[str, ...] = ()) -> "PreTrainedModel":
         """The frozen base, loaded at first use; where memory is short, everything else is given up for it."""
-        if precision not in self._bases:
+        form = precision, keep_16bit
+        if form not in self._bases:
             try:
-                self._load(precision)
+                self._load(form)
             except torch.cuda.OutOfMemoryError:
                 if not self.forget():
                     raise
-                self._load(precision)
-        return self._bases[precision]
+                self._load(form)
+        return self._bases[form]
 
-    def _load(self, precision: Precision) -> None:
+    def _load(self, form: BaseForm) -> None:
         if self.device == "cpu":
-            self._bases[precision] = base_model.load(self.workload, precision, self.device)
+            self._bases[form] = base_model.load(self.workload, form[0], self.device, keep_16bit=form[1])
             return
         gc.collect()
         before = self.allocated_mib()
-        self._bases[precision] = base_model.load(self.workload, precision, self.device)
+        self._bases[form] = base_model.load(self.workload, form[0], self.device, keep_16bit=form[1])
         loaded = self.allocated_mib()
-        self._base_mib[precision] = loaded - before
-        self._warm_up(precision)
+        self._base_mib[form] = loaded - before
+        self._warm_up(form)
         _LIBRARIES_MIB.setdefault(self.device, self.allocated_mib() - loaded)
         gc.freeze()  # a collection would look through all of this again each time
 
-    def held_out(self, precision: Precision) -> EvalBatches:
-        """The validation rows on the device; the same for both precisions, whose bases are of one shape."""
+    def held_out(self, form: BaseForm) -> EvalBatches:
+        """The validation rows on the device; the same for all forms of the base, which are of one shape."""
         if self._validation is None:
-            self._validation = eval_batches(self.base(precision), self.rows["validation"])
+            self._validation = eval_batches(self.base(*form), self.rows["validation"])
         return self._validation
 
     def batches(self, config: TrialConfig) -> Batches:
         """The training batches of a trial."""
-        pad_id = padding_token(self.base(config.precision))
+        pad_id = padding_token(self.base(*config.base_form))
         plan = BatchPlan.of(config)
         return _cached(self._batches, plan, lambda: Batches(plan, self.rows["train"], pad_id=pad_id))
 
@@ -115,7 +116,7 @@ class WorkerCache:
         """
 
         def on_host() -> dict[str, torch.Tensor]:
-            fresh = lora.fresh_matrices(self.base(config.precision), config)
+            fresh = lora.fresh_matrices(self.base(*config.base_form), config)
             return {name: matrix.detach().cpu() for name, matrix in fresh.items()}
 
         matrices = _cached(self._fresh_matrices, (config.seed, config.rank, config.targets), on_host)
@@ -130,32 +131,32 @@ class WorkerCache:
         """Inside, running out of the device's memory is TrialFailed("oom"), with the peak until then."""
         return memory.oom_as_failure()
 
-    def others_mib(self, precision: Precision) -> float:
+    def others_mib(self, form: BaseForm) -> float:
         """Allocated MiB that a fresh process would not have; subtracted from every measured peak.
 
-        A fresh process has the base of this precision and the workspaces of libraries. 0 on a CPU, where peaks are
+        A fresh process has the base in this form and the workspaces of libraries. 0 on a CPU, where peaks are
         counted from the tensors that a step touches.
         """
         if self.device == "cpu":
             return 0.0
         gc.collect()
-        return self.allocated_mib() - self._base_mib[precision] - _LIBRARIES_MIB[self.device]
+        return self.allocated_mib() - self._base_mib[form] - _LIBRARIES_MIB[self.device]
 
     def graphs(self, config: TrialConfig, shapes: Iterable[StepShape]) -> "StepGraphs":
         """StepGraphs that can train a config; see GraphCache.step_graphs."""
         return self._graph_cache.step_graphs(
-            self.base(config.precision),
+            self.base(*config.base_form),
             config,
             shapes,
-            eval_batches=self.held_out(config.precision),
+            eval_batches=self.held_out(config.base_form),
             compute_dtype=self.workload.compute_dtype,
         )
 
-    def reader(self, precision: Precision, weights: "AdapterWeights | None") -> "GraphReader":
+    def reader(self, form: BaseForm, weights: "AdapterWeights | None") -> "GraphReader":
         """Reads the validation rows, see GraphCache.reader; without a GPU it raises CaptureFailed too."""
         if self.device != "cuda":
             raise CaptureFailed("there is no GPU")
-        return self._graph_cache.reader(self.base(precision), precision, weights, self.rows["validation"])
+        return self._graph_cache.reader(self.base(*form), form, weights, self.rows["validation"])
 
     def forget(self) -> bool:
         """Drop all cached bases and graphs; True if more than one object went, so a retry may fit."""
@@ -171,14 +172,16 @@ class WorkerCache:
             torch.cuda.empty_cache()
         return several
 
-    def _warm_up(self, precision: Precision) -> None:
+    def _warm_up(self, form: BaseForm) -> None:
         """Do a step of each loop: libraries allocate workspaces at first use, which no trial is to be blamed for."""
-        base = self._bases[precision]
+        base, (precision, keep_16bit) = self._bases[form], form
         length = min(MULTIPLE_TOKENS, context_of(base.config))
         ids = torch.zeros(4, length, dtype=torch.int64)
         targets = family_of_model(base).targets
         for loop in get_args(Loop):
-            config = TrialConfig(precision=precision, rank=8, alpha=1, targets=targets, loop=loop)
+            config = TrialConfig(
+                precision=precision, keep_16bit=keep_16bit, rank=8, alpha=1, targets=targets, loop=loop
+            )
             model = lora.attach(base, config, base_name=self.workload.base_model)
             try:
                 engine = EagerEngine(model, config, compute_dtype=self.workload.compute_dtype, device=self.device)

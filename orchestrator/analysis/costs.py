@@ -120,7 +120,7 @@ def cost_table(trials: Iterable[TrialResult], preferred: TrialConfig | None, pre
 
 
 def _four(config: TrialConfig) -> list[TrialConfig]:
-    return [replace(config, precision=p, loop=loop) for loop, p in product(get_args(Loop), get_args(Precision))]
+    return [replace(config.at(p), loop=loop) for loop, p in product(get_args(Loop), get_args(Precision))]
 
 
 def _cell(config: TrialConfig, cells: Mapping[str, tuple[TrialConfig, Cost]], predict: Predict) -> CostCell:

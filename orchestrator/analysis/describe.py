@@ -14,8 +14,9 @@ def describe(config: TrialConfig) -> str:
     >>> describe(TrialConfig(precision="nf4", rank=4, alpha=8, targets=("attn.c_attn",)))
     '4 bits, rank 4, alpha 8, learning rate 2.0e-04, targets attn.c_attn'
     """
+    bits = BITS[config.precision] + (f" but {' '.join(config.keep_16bit)} at 16" if config.keep_16bit else "")
     return (
-        f"{BITS[config.precision]}, rank {config.rank}, alpha {config.alpha:g}, "
+        f"{bits}, rank {config.rank}, alpha {config.alpha:g}, "
         f"learning rate {config.learning_rate:.1e}, targets {targets(config)}"
     )
 

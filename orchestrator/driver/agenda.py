@@ -101,7 +101,19 @@ class Agenda:
 
     def settle_pair(self, config: "TrialConfig") -> None:
         self._settle(self._workload.key(config))
-        self._settle(self._other_half(config)[0])
+        for key in self._other_halves(config):
+            self._settle(key)
+
+    def _other_halves(self, config: "TrialConfig") -> list[str]:
+        """Keys of a 4-bit trial's baseline, or of the unsettled 4-bit trials that a 16-bit one is the baseline of."""
+        if config.precision == "nf4":
+            return [self._other_half(config)[0]]
+        waiting = []
+        for key in self._open:
+            other = self._entries[key].result.config
+            if other.precision == "nf4" and other.at_other_precision == config:
+                waiting.append(key)
+        return waiting
 
     def _settle(self, key: str) -> None:
         """Tell the sampler of a trial of which all is known that will be; protect the baseline of one that waits."""
@@ -167,11 +179,11 @@ class Agenda:
         if cached is None or not import_result(self._ledger, self._ledger.path.parent / "adapters", cached):
             return False
         self.keep(self._ledger.entry(trial.key))
-        half, _ = self._other_half(trial.config)
-        nf4 = trial.key if trial.config.precision == "nf4" else half
-        similarity = self._cached[nf4].entry.result.similarity if nf4 in self._cached else None
-        if similarity and half in self._entries and self.is_completed(half):
-            self.keep(self._ledger.set_similarity(nf4, similarity))
+        for half in self._other_halves(trial.config):
+            nf4 = trial.key if trial.config.precision == "nf4" else half
+            similarity = self._cached[nf4].entry.result.similarity if nf4 in self._cached else None
+            if similarity and self.is_completed(half):
+                self.keep(self._ledger.set_similarity(nf4, similarity))
         self.settle_pair(trial.config)
         return True
 

@@ -9,6 +9,7 @@ from orchestrator.settings import SweepSettings
 from trainables.data import hub_models
 from trainables.models.architecture import check_architecture
 from trainables.models.families import FAMILIES
+from trainables.models.kept import resolve_kept
 from trainables.models.layout import Coverage, Layout, check_quantizable, coverage, known_layout
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError, Unreachable
@@ -33,7 +34,7 @@ def fetched(settings: SweepSettings) -> SweepSettings:
 
 
 def suited(settings: SweepSettings) -> SweepSettings:
-    """The settings for their base: targets are modules of its family; a base of no family runs as GENERIC says.
+    """The settings for their base: its own names of modules; a base of no family runs as GENERIC says.
 
     Unchanged where only the hub could tell what base it is.
 
@@ -43,7 +44,8 @@ def suited(settings: SweepSettings) -> SweepSettings:
     layout = known_layout(settings.base_model)
     if layout is None:
         return settings
-    changed: dict[str, Any] = {"space": settings.space.for_family(layout.family)}
+    space = settings.space.for_family(layout.family).with_kept(lambda names: resolve_kept(names, layout))
+    changed: dict[str, Any] = {"space": space, "keep_16bit": resolve_kept(settings.keep_16bit, layout)}
     is_generic = layout.family not in FAMILIES
     if is_generic:
         changed |= GENERIC

@@ -154,7 +154,9 @@ def _sweep_settings(report: SweepReport) -> dict[str, str]:
         searched = space.parameters.get(name)
         if field == "max_steps" and settings.max_steps is not None:
             searched = None
-        if searched is None:
+        if searched is None and field == "keep_16bit":
+            said = _text_of(settings.keep_16bit or space.fixed.get(field, ()))
+        elif searched is None:
             said = _text_of(space.fixed["alpha_ratio"] if by_ratio else first[field])
         elif searched.choices is not None:
             said = f"searched: {', '.join(map(str, searched.choices))}"
@@ -166,4 +168,4 @@ def _sweep_settings(report: SweepReport) -> dict[str, str]:
 
 
 def _text_of(value: Any) -> str:
-    return " ".join(value) if isinstance(value, list) else str(value)
+    return (" ".join(value) or "none") if isinstance(value, list | tuple) else str(value)

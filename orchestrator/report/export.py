@@ -18,7 +18,7 @@ from orchestrator.report.render import render
 from orchestrator.security.addresses import refuse_secrets
 from trainables.data import hub
 from trainables.data.hub_models import named_revision
-from trainables.values.config import Precision
+from trainables.values.config import BaseForm
 from trainables.values.errors import ConfigError, did_you_mean
 from trainables.values.results import TrialResult
 from trainables.values.workload import Workload
@@ -96,11 +96,12 @@ def adapter_of(entry: "Entry", adapters: Path) -> dict[str, bytes]:
 
 
 def write(
-    dest: Path, precision: Precision, workload: Workload, files: Mapping[str, bytes], card: str, *, merge: bool
+    dest: Path, form: BaseForm, workload: Workload, files: Mapping[str, bytes], card: str, *, merge: bool
 ) -> list[Path]:
     """Write the folder whole or not at all; returns its files.
 
     Args:
+        form: of the base that the adapter was trained on.
         workload: its base_folder must be there.
         files: of the adapter.
         merge: also write the base with the adapter in it, at 16 bits, for programs that know no adapters.
@@ -115,11 +116,11 @@ def write(
             (scratch / name).write_bytes(content)
         tokenizer.save_pretrained(scratch)
         (scratch / CARD).write_text(card, encoding="utf-8")
-        (scratch / SCRIPT).write_text(script(precision, workload, merged=merge), encoding="utf-8")
+        (scratch / SCRIPT).write_text(script(form, workload, merged=merge), encoding="utf-8")
         if merge:
             from trainables.comparison.exported import merged_model
 
-            merged_model(workload, precision, files).save_pretrained(scratch / MERGED)
+            merged_model(workload, form, files).save_pretrained(scratch / MERGED)
             tokenizer.save_pretrained(scratch / MERGED)
         scratch.chmod(0o755)
         if dest.exists():
@@ -130,9 +131,15 @@ def write(
     return sorted(filter(Path.is_file, dest.rglob("*")))
 
 
-def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
+def script(form: BaseForm, workload: Workload, *, merged: bool) -> str:
     """A short program that answers one instruction in the form of the rows, without anything of this project."""
+    precision, keep_16bit = form
     four_bits = precision == "nf4" and not merged
+    skipped: list[str] = []
+    if four_bits and keep_16bit:
+        from trainables.models.base_model import skipped_modules
+
+        skipped = skipped_modules(workload, keep_16bit)
     _, revision = named_revision(workload.base_model)
     needed = ["accelerate", *(["bitsandbytes"] if four_bits else []), *([] if merged else ["peft"])]
     return render(
@@ -140,6 +147,7 @@ def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
         needed=[*needed, "torch", "transformers"],
         merged=merged,
         four_bits=four_bits,
+        skipped=skipped,
         dtype=workload.compute_dtype,
         source=repr(base_on_hub(workload) or workload.base_folder),
         revision=f", revision={revision!r}" if revision else "",
@@ -178,13 +186,13 @@ def run(
     workload = exported.with_base(workload, (root / "cache").resolve())
     card = str(cards.card_of(report_of(snapshot), layers_of(root, workload), trial))
     _refuse_taken(dest)
-    adapter, precision = _adapter(trial, snapshot), trial.config.precision
-    files = write(dest, precision, workload, adapter, card, merge=merge)
+    adapter, form = _adapter(trial, snapshot), trial.config.base_form
+    files = write(dest, form, workload, adapter, card, merge=merge)
     loss_nats = trial.history[-1].eval_loss_nats
     done: dict[str, Any] = {"trial": trial.number, "why": why, "key": trial.key, "eval_loss_nats": loss_nats}
     done["files"] = list(map(str, files))
     if check:
-        done["reloaded_loss_nats"] = exported.checked_loss_nats(dest, precision, loss_nats, workload)
+        done["reloaded_loss_nats"] = exported.checked_loss_nats(dest, form, loss_nats, workload)
     if push:
         done["url"] = hub.push_model(dest, push)
     return done

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.analysis.verdict import Verdict, figures_of
-from trainables.values.config import LATER_FIELDS
+from trainables.values.config import LATER_FIELDS, NAME_LISTS
 from trainables.values.results import Measurement, MemoryBreakdown, TrialResult
 
 COSTS = ("peak_memory_mib", "reserved_memory_mib", "seconds_per_step", "tokens_per_second")
@@ -20,7 +20,8 @@ def fields_of(value: object, names: Iterable[str], prefix: str = "") -> dict[str
 def trial_row(trial: TrialResult, on_front: bool, verdict: Verdict | None) -> dict[str, Any]:
     """One trial as a flat row: what it was asked, its last measurement, what its bytes are, its similarity."""
     row = fields_of(trial, RESULT_COLUMNS)
-    row |= LATER_FIELDS | trial.config.to_dict() | {"targets": "+".join(trial.config.targets)}
+    row |= LATER_FIELDS | trial.config.to_dict()
+    row |= {name: "+".join(getattr(trial.config, name)) for name in NAME_LISTS}
     last = trial.history[-1] if trial.history else None
     row |= fields_of(last, Measurement.__dataclass_fields__)
     row |= fields_of(trial.cost if last else None, COSTS)

@@ -42,6 +42,18 @@ def _check_objectives(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _names(names: object) -> object:
+    """Names as a tuple; several may be one text, with commas between them."""
+    if isinstance(names, str):
+        names = (names,)
+    if not isinstance(names, Iterable):
+        return names
+    found: list[object] = []
+    for name in names:
+        found += filter(None, map(str.strip, name.split(","))) if isinstance(name, str) else [name]
+    return tuple(dict.fromkeys(found))
+
+
 def _columns_text(columns: object) -> object:
     """The mapping as text, checked; from Python it may come as a dict, too."""
     if isinstance(columns, Mapping):
@@ -152,6 +164,10 @@ class SweepSettings(Frozen):
     usd_per_gpu_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="what a GPU costs")
     stop_when_flat: bool = Field(default=False, description="end when the front's hypervolume hardly grows any more")
     allow_partial_targets: bool = Field(default=False, description="adapt targets that some of the base's blocks lack")
+    keep_16bit: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        default=(),
+        description="modules or blocks that stay at 16 bits in 4-bit trials: model.layers.0,model.layers.1.mlp.up_proj",
+    )
     reuse: bool = Field(default=True, description="reuse what another sweep under mlflow_runs/ has run")
     reuse_across_versions: bool = Field(
         default=False, description="reuse also what ran under other versions of PyTorch and the like"
@@ -180,8 +196,8 @@ class SweepSettings(Frozen):
 
     @property
     def first_config(self) -> TrialConfig:
-        """The trial that takes the first value of each searched setting."""
-        return self.config({name: parameter.samples[0] for name, parameter in self.space.parameters.items()})
+        """The trial at the space's first point."""
+        return self.config(self.space.first_point)
 
     @property
     def longest_steps(self) -> int:
@@ -198,7 +214,7 @@ class SweepSettings(Frozen):
     def config(self, params: dict[str, Any]) -> TrialConfig:
         """The trial that a point of the space stands for in this sweep."""
         overrides = {}
-        for name in ("seed", "engine", "loop"):
+        for name in ("seed", "engine", "loop", "keep_16bit"):
             if name not in self.space.parameters and name not in self.space.fixed:
                 overrides[name] = getattr(self, name)
         if self.max_steps is not None:
@@ -231,6 +247,7 @@ def make(**values: Any) -> SweepSettings:
         settings = settings.model_copy(update={"space": settings.space.for_family(family)})
     if settings.device == "cpu" and settings.first_config.engine == "graph":
         raise ConfigError("engine is graph, which needs a CUDA GPU; here it can be eager")
+    _check_kept(settings)
     if settings.gpus_per_trial > 1 and not settings.gpus_per_trial.is_integer():
         raise ConfigError(f"gpus_per_trial over 1 must be a whole number, got {settings.gpus_per_trial:g}")
     if settings.device_kind is not None and settings.device == "cpu":
@@ -239,6 +256,19 @@ def make(**values: Any) -> SweepSettings:
         raise ConfigError("reuse_across_versions is set, but reuse is off; leave one of them out")
     _check_budgets(settings)
     return settings
+
+
+def _check_kept(settings: SweepSettings) -> None:
+    """Refuse modules to keep at 16 bits where the space names some itself, or has no trial at 4 bits."""
+    if not settings.keep_16bit:
+        return
+    if "keep_16bit" in {*settings.space.parameters, *settings.space.fixed}:
+        raise ConfigError(f"keep_16bit is said, and space {settings.space.name} has it too; leave one of them out")
+    if settings.first_config.precision == "16bit":
+        raise ConfigError(
+            f"keep_16bit is {','.join(settings.keep_16bit)!r}, but every trial of space {settings.space.name} is at 16 "
+            "bits; leave it out"
+        )
 
 
 def _check_budgets(settings: SweepSettings) -> None:

@@ -143,11 +143,11 @@ def _of_origins(trials: Sequence[TrialResult]) -> Iterator[str]:
     searched, candidates = set(), set()
     for trial in trials:
         if trial.origin == "search":
-            searched.add(trial.config)
+            searched.add(trial.config.at_other_precision)
         if trial.is_of_search:
             candidates.add(_at_any_seed(trial.config))
     for trial in trials:
-        if trial.origin == "baseline" and trial.config.at_other_precision not in searched:
+        if trial.origin == "baseline" and trial.config not in searched:
             yield f"trial {trial.number} is the baseline of no trial"
         if not trial.is_of_search and _at_any_seed(trial.config) not in candidates:
             yield f"trial {trial.number} is no other seed of any trial"
@@ -155,7 +155,7 @@ def _of_origins(trials: Sequence[TrialResult]) -> Iterator[str]:
 
 def _at_any_seed(config: TrialConfig) -> TrialConfig:
     """What a trial has in common with its baseline, and both with their runs under other seeds."""
-    return replace(config, precision="16bit", seed=0)
+    return replace(config.at("16bit"), seed=0)
 
 
 def of_study(kept: SweepSnapshot) -> Iterator[Difference]:

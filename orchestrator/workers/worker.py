@@ -115,7 +115,10 @@ def _pair_similarity(
         return None
     nf4 = task.config.precision == "nf4"
     try:
-        similarity = _compared(cache, nf4=files if nf4 else other_files, baseline=other_files if nf4 else files)
+        if nf4:
+            similarity = _compared(cache, task.config.keep_16bit, nf4=files, baseline=other_files)
+        else:
+            similarity = _compared(cache, (), nf4=other_files, baseline=files)
     except Exception:
         traceback.print_exc()
         return None
@@ -124,7 +127,8 @@ def _pair_similarity(
 
 def _compare(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskReport]:
     nf4, baseline = _adapters(store, task.key, task.baseline_key)
-    yield _end(cache, "completed", similarity=(task.key, _compared(cache, nf4=nf4, baseline=baseline)))
+    similarity = _compared(cache, task.config.keep_16bit, nf4=nf4, baseline=baseline)
+    yield _end(cache, "completed", similarity=(task.key, similarity))
 
 
 def _evaluate(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskReport]:
@@ -135,9 +139,11 @@ def _evaluate(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskRepo
     yield _end(cache, "completed", test_evaluation=_checked(test_evaluation))
 
 
-def _compared(cache: WorkerCache, *, nf4: Mapping[str, bytes], baseline: Mapping[str, bytes]) -> "Comparison":
+def _compared(
+    cache: WorkerCache, keep_16bit: tuple[str, ...], *, nf4: Mapping[str, bytes], baseline: Mapping[str, bytes]
+) -> "Comparison":
     with oom_as_failure():
-        return _checked(compare(cache, nf4=nf4, baseline=baseline))
+        return _checked(compare(cache, nf4=nf4, baseline=baseline, keep_16bit=keep_16bit))
 
 
 def _checked(value: Finding) -> Finding:

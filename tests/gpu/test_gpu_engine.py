@@ -33,7 +33,7 @@ def test_the_eager_engine_keeps_the_contract(wide, small_config, precision, loop
         return EagerEngine(attached[0], config, compute_dtype="float32", device="cuda")
 
     try:
-        check_engine(start, cache.batches(config).batches, cache.held_out(precision))
+        check_engine(start, cache.batches(config).batches, cache.held_out((precision, ())))
     finally:
         lora.detach(attached.pop())
 
@@ -51,7 +51,7 @@ def test_the_graph_engine_keeps_the_contract(wide, small_config, precision, loop
     def start() -> Engine:
         return GraphEngine(cache.fresh_matrices(config).values(), config, graphs)
 
-    check_engine(start, steps, cache.held_out(precision))
+    check_engine(start, steps, cache.held_out((precision, ())))
 
 
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])

@@ -62,7 +62,7 @@ def test_one_reader_reads_with_each_adapter_in_turn_as_if_it_were_attached(exact
     ]
     seen = []
     for files in (*adapters, None, adapters[0]):
-        reader = exact_cache.reader(precision, lora.read_files(files) if files else None)
+        reader = exact_cache.reader((precision, ()), lora.read_files(files) if files else None)
         assert isinstance(reader, GraphReader)
         seen.append(reader)
         if files is None:

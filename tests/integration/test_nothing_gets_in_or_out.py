@@ -262,7 +262,7 @@ def readers(base):
     yield "nf4", lambda: base_model.load(workload, "nf4", "cpu")
     yield "drawn", lambda: random_weights.drawn(base, here)
     yield "bias", lambda: bias.gaps(base_model.load(workload, "16bit", "cpu"), base)
-    yield "script", lambda: run(export.script("16bit", workload, merged=False))
+    yield "script", lambda: run(export.script(("16bit", ()), workload, merged=False))
 
 
 for base in map(Path, sys.argv[1:]):

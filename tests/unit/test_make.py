@@ -61,7 +61,7 @@ def test_a_variable_of_another_target_is_refused_beside_one_and_taken_beside_bot
 def test_every_variable_of_a_sweep_is_a_flag_of_run(capsys):
     with pytest.raises(SystemExit):
         load("run").main(["--help"], prog_name="run")
-    flags = re.findall(r"--[a-z-]+", capsys.readouterr().out)
+    flags = re.findall(r"--[a-z0-9-]+", capsys.readouterr().out)
     assert [name for name in TAKES["sweep"] if f"--{name.lower().replace('_', '-')}" not in flags] == []
 
 

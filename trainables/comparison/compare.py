@@ -18,7 +18,7 @@ from trainables.comparison.similarity import RowScores, compare_rows, row_scores
 from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
 from trainables.evaluation.readers import EagerReader, Reader, Texts
 from trainables.models import lora
-from trainables.values.config import Precision, TrialConfig
+from trainables.values.config import BaseForm, TrialConfig
 from trainables.values.errors import CaptureFailed
 from trainables.values.findings import Comparison, TestEvaluation
 
@@ -35,22 +35,26 @@ if TYPE_CHECKING:
 
 Adapter = Mapping[str, bytes]
 """peft's files by name, see trainables.models.lora.to_files."""
-OpenReader = Callable[[Precision, Adapter | None], AbstractContextManager[Reader]]
-"""Gives a Reader of some rows by the base of a precision with an adapter, or by the base alone."""
+OpenReader = Callable[[BaseForm, Adapter | None], AbstractContextManager[Reader]]
+"""Gives a Reader of some rows by the base in a form with an adapter, or by the base alone."""
+EXACT: BaseForm = ("16bit", ())
+"""The base at 16 bits."""
 
 
-def compare(cache: "WorkerCache", *, nf4: Adapter, baseline: Adapter) -> Comparison:
+def compare(cache: "WorkerCache", *, nf4: Adapter, baseline: Adapter, keep_16bit: tuple[str, ...] = ()) -> Comparison:
     """A 4-bit adapter and the untuned base against the 16-bit baseline, on the validation rows.
 
     Teacher-forced figures are of all rows, those of greedy text of the first N_DECODED_ROWS.
 
     Args:
         nf4, baseline: adapters, each trained at its own precision.
+        keep_16bit: of the 4-bit trial's config.
     """
     rows, open_reader = cache.rows["validation"], partial(_reader, cache)
     references = _references(cache, rows, open_reader, baseline)
-    with open_reader("nf4", nf4) as reader:
-        quantized, _ = _against(references.reference, reader, cache.base("nf4"), rows)
+    form: BaseForm = ("nf4", keep_16bit)
+    with open_reader(form, nf4) as reader:
+        quantized, _ = _against(references.reference, reader, cache.base(*form), rows)
     return compare_rows(quantized, references.untuned)
 
 
@@ -75,7 +79,7 @@ def evaluate_on_test(
         references = _references(cache, rows, partial(_eager_reader, cache, rows), baseline, replicates)
         losses |= _baseline_losses(cache, rows, references)
         baseline_gaps = _baseline_gaps(cache, baseline)
-    base = cache.base(config.precision)
+    base = cache.base(*config.base_form)
     tokens = response_tokens(base, rows)
     losses |= {"untuned_row_nats": _row_nats(base, rows), "row_tokens": tuple(map(len, tokens))}
     with attached(base, files) as model:
@@ -132,15 +136,15 @@ def _references(
     replicates: Sequence[Adapter] = (),
 ) -> _References:
     base = cache.base("16bit")
-    with open_reader("16bit", baseline) as reader:
+    with open_reader(EXACT, baseline) as reader:
         reference = _outputs(reader)
-    with open_reader("16bit", None) as reader:
+    with open_reader(EXACT, None) as reader:
         if tuple(rows) not in cache.untuned:  # the same for every baseline
             cache.untuned[tuple(rows)] = (reader.texts(), reader.states())
         untuned, _ = _against(reference, reader, base, rows, cache.untuned[tuple(rows)])
     replicate_scores = []
     for files in replicates:
-        with open_reader("16bit", files) as reader:
+        with open_reader(EXACT, files) as reader:
             replicate_scores.append(_against(reference, reader, base, rows)[0])
     return _References(reference=reference, untuned=untuned, replicates=tuple(replicate_scores))
 
@@ -215,12 +219,12 @@ def _row_of_token(tokens: Sequence[Sequence[int]]) -> NDArray[np.int64]:
 
 
 @contextmanager
-def _reader(cache: "WorkerCache", precision: Precision, files: Adapter | None) -> Iterator[Reader]:
+def _reader(cache: "WorkerCache", form: BaseForm, files: Adapter | None) -> Iterator[Reader]:
     """Reads the validation rows by CUDA graphs where they can be captured, else as `_eager_reader`."""
     try:
-        graph_reader = cache.reader(precision, lora.read_files(files) if files is not None else None)
+        graph_reader = cache.reader(form, lora.read_files(files) if files is not None else None)
     except CaptureFailed:
-        with _eager_reader(cache, cache.rows["validation"], precision, files) as reader:
+        with _eager_reader(cache, cache.rows["validation"], form, files) as reader:
             yield reader
     else:
         yield graph_reader
@@ -228,10 +232,10 @@ def _reader(cache: "WorkerCache", precision: Precision, files: Adapter | None) -
 
 @contextmanager
 def _eager_reader(
-    cache: "WorkerCache", rows: "Sequence[TokenRow]", precision: Precision, files: Adapter | None
+    cache: "WorkerCache", rows: "Sequence[TokenRow]", form: BaseForm, files: Adapter | None
 ) -> Iterator[Reader]:
     """Reads with an adapter from files, or with the base alone."""
-    base = cache.base(precision)
+    base = cache.base(*form)
     if files is None:
         yield EagerReader(base, rows)
         return

@@ -13,7 +13,7 @@ from trainables.cost.device import count_gpus
 from trainables.data import tokens
 from trainables.evaluation import held_out
 from trainables.models import base_model, lora
-from trainables.values.config import Precision
+from trainables.values.config import BaseForm
 from trainables.values.errors import ConfigError, SweepError
 from trainables.values.workload import Workload
 
@@ -38,16 +38,21 @@ def with_base(workload: Workload, cache: Path) -> Workload:
     return replace(workload, base_folder=str(found.folder.resolve()))
 
 
-def merged_model(workload: Workload, precision: Precision, files: Mapping[str, bytes]) -> "PreTrainedModel":
+def merged_model(workload: Workload, form: BaseForm, files: Mapping[str, bytes]) -> "PreTrainedModel":
     """The base with the adapter in its weights, at 16 bits.
 
     A 4-bit trial's adapter was trained over what NF4 makes of the weights, so it is added to just that. The sum is
     taken in float32 and rounded once, to the compute dtype, or to float16 where that is float32.
     """
     base = base_model.load(workload, "16bit", "cpu")
+    precision, keep_16bit = form
     if precision == "nf4":
+        kept: set[torch.nn.Module] = set()
+        for name in keep_16bit:
+            kept.update(base.get_submodule(name).modules())
         for module in modules_of(base).values():
-            module.weight.data = round_trip(module)
+            if module not in kept:
+                module.weight.data = round_trip(module)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # at 4 bits Conv1D is a plain linear layer
         model = lora.from_files(base.float(), files)
@@ -55,13 +60,14 @@ def merged_model(workload: Workload, precision: Precision, files: Mapping[str, b
     return model.merge_and_unload().to(dtype)
 
 
-def checked_loss_nats(folder: Path, precision: Precision, recorded_nats: float, workload: Workload) -> float:
+def checked_loss_nats(folder: Path, form: BaseForm, recorded_nats: float, workload: Workload) -> float:
     """Loss on the validation rows of an exported adapter, read back from its folder on this machine.
 
     Raises:
         SweepError: it is not the recorded one.
     """
-    base = base_model.load(workload, precision, "cuda" if count_gpus() else "cpu")
+    precision, keep_16bit = form
+    base = base_model.load(workload, precision, "cuda" if count_gpus() else "cpu", keep_16bit=keep_16bit)
     model = lora.from_files(base, {name: (folder / name).read_bytes() for name in lora.FILES})
     found = held_out.eval_loss(model, tokens.load(workload.data_folder)["validation"])
     if not abs(found - recorded_nats) <= MAX_LOSS_ERROR_NATS:

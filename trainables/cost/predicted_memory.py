@@ -20,7 +20,7 @@ from trainables.cost.activations import (
 )
 from trainables.cost.gpus import LARGE_WORKSPACES_MIB
 from trainables.cost.recipe import Recipe, recipe_of
-from trainables.cost.resident import adapter_bytes, base_bytes, constants_bytes, moments_bytes
+from trainables.cost.resident import adapter_bytes, base_bytes, constants_bytes, moments_bytes, quantized
 from trainables.cost.shape import Shape
 from trainables.cost.way_back import temporary_bytes
 from trainables.values.config import LOSS_CHUNK_TOKENS, ComputeDtype, TrialConfig
@@ -131,7 +131,9 @@ def _update_bytes(recipe: Recipe, gradients: float) -> float:
 
 def _rounding_mib(shape: Shape, recipe: Recipe) -> float:
     """What the allocator gives beyond what was asked for."""
-    n_large = sum(linear.inputs * linear.outputs / 2 > MIB for linear in shape.linears) if recipe.is_quantized else 0
+    n_large = 0
+    for linear, n_quantized in quantized(shape, recipe).items():
+        n_large += n_quantized if linear.inputs * linear.outputs / 2 > MIB else 0
     uneven = recipe.n_tokens * shape.hidden_size * recipe.stream_width % (2 * MIB)
     has_remainders = uneven and not recipe.gradient_checkpointing
-    return UNSPLIT_MIB_PER_LARGE_WEIGHT * shape.n_layer * n_large + (UNEVEN_MIB if has_remainders else 0.0)
+    return UNSPLIT_MIB_PER_LARGE_WEIGHT * n_large + (UNEVEN_MIB if has_remainders else 0.0)

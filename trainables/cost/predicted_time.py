@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from trainables.cost.predicted_memory import predicted_breakdown
+from trainables.cost.recipe import recipe_of
+from trainables.cost.resident import quantized
 from trainables.cost.shape import Shape
 from trainables.values.config import ComputeDtype, TrialConfig
 from trainables.values.results import MIB
@@ -82,7 +84,8 @@ def step_seconds(shape: Shape, config: TrialConfig, dtype: ComputeDtype, speed: 
     kept_bytes = predicted_breakdown(shape, config, dtype).activations_mib * MIB
     seconds = flops / (PRODUCTS_SHARE * speed.products_flops) + PASSES[config.loop] * kept_bytes / speed.memory_bytes
     if config.precision == "nf4":  # 4 bits read, the compute dtype written
-        seconds += UNPACKINGS * blocks * (0.5 + (4 if dtype == "float32" else 2)) / speed.memory_bytes
+        unpacked = sum(n * of.inputs * of.outputs for of, n in quantized(shape, recipe_of(config, dtype)).items())
+        seconds += UNPACKINGS * unpacked * (0.5 + (4 if dtype == "float32" else 2)) / speed.memory_bytes
     return max(seconds, EAGER_SECONDS) if config.engine == "eager" else seconds
 
 

@@ -17,7 +17,7 @@ class Recipe:
     """What the memory of a training step depends on beside the shape of the base.
 
     Attributes:
-        precision, rank, targets, batch_size, max_length_tokens: see TrialConfig.
+        precision, rank, targets, batch_size, max_length_tokens, keep_16bit: see TrialConfig.
         compute_dtype: of weights at 16 bits and of matrix products.
         script: who runs the step.
         dropout: whether the adapter's input has dropout.
@@ -52,6 +52,7 @@ class Recipe:
     prepare_kbit: bool = False
     autocast: bool = False
     optimizer: Optimizer = "adamw"
+    keep_16bit: tuple[str, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -95,8 +96,9 @@ def recipe_of(config: TrialConfig, dtype: ComputeDtype) -> Recipe:
         script=config.loop,
         dropout=config.dropout > 0,
         adapter_dtype=dtype,
-        gradient_checkpointing=getattr(config, "gradient_checkpointing", False),
-        optimizer=getattr(config, "optimizer", "adamw"),
+        gradient_checkpointing=config.gradient_checkpointing,
+        optimizer=config.optimizer,
+        keep_16bit=config.keep_16bit,
     )
 
 

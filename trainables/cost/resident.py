@@ -1,5 +1,9 @@
 """Bytes that stay on the device from step to step, counted exactly: weights, constants, adapter, moments."""
 
+import re
+from collections import Counter
+from collections.abc import Mapping
+
 from trainables.cost.recipe import Recipe
 from trainables.cost.shape import Linear, Shape
 
@@ -17,22 +21,48 @@ MIN_PAGED = 10**5
 
 def base_bytes(shape: Shape, recipe: Recipe) -> float:
     """Of the frozen base; 4-bit weights are packed two a byte."""
-    linear = shape.n_linear_weights * (0.5 if recipe.is_quantized else recipe.stream_width)
+    linear = 0.0
+    for module, n_quantized in quantized(shape, recipe).items():
+        width = 0.5 * n_quantized + recipe.stream_width * (shape.n_layer - n_quantized)
+        linear += module.inputs * module.outputs * width
     return linear + shape.n_embedding_weights * recipe.embedding_width + shape.n_small_weights * recipe.stream_width
 
 
 def constants_bytes(shape: Shape, recipe: Recipe) -> int:
     """Of the scales and code books of 4-bit weights; 0 at 16 bits."""
-    if not recipe.is_quantized:
-        return 0
     total = 0
-    for linear in shape.linears:
+    for linear, n_quantized in quantized(shape, recipe).items():
         scales = -(-linear.inputs * linear.outputs // BLOCK_SIZE)
         if recipe.double_quantization:
-            total += scales + -(-scales // SCALES_PER_SCALE) * 4 + CODE_BYTES + SCALE_CODE_BYTES
+            of_one = scales + -(-scales // SCALES_PER_SCALE) * 4 + CODE_BYTES + SCALE_CODE_BYTES
         else:
-            total += scales * 4 + CODE_BYTES
-    return shape.n_layer * total
+            of_one = scales * 4 + CODE_BYTES
+        total += n_quantized * of_one
+    return total
+
+
+def quantized(shape: Shape, recipe: Recipe) -> Mapping[Linear, int]:
+    """In how many blocks each linear module is at 4 bits."""
+    if not recipe.is_quantized:
+        return dict.fromkeys(shape.linears, 0)
+    kept: set[tuple[int, Linear]] = set()
+    for name in recipe.keep_16bit:
+        block, inside = _place(name)
+        for linear in shape.linears:
+            if not inside or f".{inside}".endswith(f".{linear.name}"):
+                kept.add((block, linear))
+    n_kept = Counter(linear for _, linear in kept)
+    return {linear: shape.n_layer - n_kept[linear] for linear in shape.linears}
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Number of the block that a full name speaks of, and the name within it; "" for the whole block.
+
+    >>> _place("model.layers.3.mlp.down_proj"), _place("transformer.h.11")
+    ((3, 'mlp.down_proj'), (11, ''))
+    """
+    block, inside = re.search(r"\.(\d+)(?:\.|$)(.*)", name).groups()
+    return int(block), inside
 
 
 def adapter_bytes(shape: Shape, recipe: Recipe) -> int:

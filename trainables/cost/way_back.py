@@ -6,6 +6,7 @@ its inputs. Attention comes later, when the MLP's tensors, the largest of a bloc
 
 from trainables.cost.activations import activation_kept, adapter_kept
 from trainables.cost.recipe import WIDTH, Recipe
+from trainables.cost.resident import quantized
 from trainables.cost.shape import Linear, Shape
 
 
@@ -18,7 +19,8 @@ def temporary_bytes(shape: Shape, recipe: Recipe) -> float:
     at_activation = shape.mlp_size * recipe.stream_width * (3 if shape.gated else 2) - freed
     freed += sum(activation_kept(shape, recipe))
     at_inputs = _to_inputs(shape, recipe, inputs) - freed
-    weight = max(linear.inputs * linear.outputs for linear in (output, *inputs)) if recipe.is_quantized else 0
+    n_quantized = quantized(shape, recipe)
+    weight = max(linear.inputs * linear.outputs * (n_quantized[linear] > 0) for linear in (output, *inputs))
     a_token = max(_to_output(recipe, output), at_activation, at_inputs)
     return recipe.n_tokens * (stream + a_token) + weight * WIDTH[recipe.compute_dtype]
 

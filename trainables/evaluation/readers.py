@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from trainables.values.config import Precision, TrialConfig
+    from trainables.values.config import BaseForm, TrialConfig
 
 Texts = list[list[int]]
 """Tokens of each row's greedy continuation."""
@@ -74,7 +74,7 @@ class ReaderBuffers:
     """
 
     def __init__(self, base: "PreTrainedModel", rows: Sequence[TokenRow]) -> None:
-        self._full_weights: dict[Precision, dict[torch.nn.Module, torch.Tensor]] = {}
+        self._full_weights: dict[BaseForm, dict[torch.nn.Module, torch.Tensor]] = {}
         self.eval_batches = held_out.eval_batches(base, rows)
         self.prompts = held_out.prompts_of(rows[: held_out.N_DECODED_ROWS])
         n_new, ends = held_out.MAX_NEW_TOKENS, end_tokens(base)
@@ -92,14 +92,14 @@ class ReaderBuffers:
                 ContinuationBatch(rows=group, length=length, pad=padding_token(base), device=base.device)
             )
 
-    def full_weights(self, base: "PreTrainedModel", precision: "Precision") -> dict[torch.nn.Module, torch.Tensor]:
+    def full_weights(self, base: "PreTrainedModel", form: "BaseForm") -> dict[torch.nn.Module, torch.Tensor]:
         """Dequantized weights of the 4-bit modules, made once.
 
         Decoding multiplies by them token by token: to dequantize each time would take longer than the products.
         """
-        if precision not in self._full_weights:
-            self._full_weights[precision] = full_weights(base)
-        return self._full_weights[precision]
+        if form not in self._full_weights:
+            self._full_weights[form] = full_weights(base)
+        return self._full_weights[form]
 
     def set_texts(self, texts: Sequence[Sequence[int]]) -> None:
         """Set the text that follows each prompt in `continuations`."""
@@ -159,7 +159,7 @@ class GraphReader:
         self._pool, self._stream = pool, stream
         fresh = fresh_matrices(base, config)
         self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in fresh.items()}
-        full = buffers.full_weights(base, config.precision)
+        full = buffers.full_weights(base, config.base_form)
         with attached_matrices(base, config, self._weights, scaling=1.0) as model, multiplied_by(full), torch.no_grad():
             model.eval()
             self._first = self._captured(lambda: _decode(model, buffers.decoder.first))

@@ -29,7 +29,7 @@ from trainables.models.architecture import (
 from trainables.models.families import family_of
 from trainables.models.stored import check_stored, refuse_other_weights, weight_files
 from trainables.values.config import RANDOM_PREFIX, Precision, Weights
-from trainables.values.errors import ConfigError
+from trainables.values.errors import ConfigError, nearest
 from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
@@ -168,17 +168,18 @@ def _stand_in_seconds(folder: Path) -> float:
         ) from None
 
 
-def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedModel":
+def load(workload: Workload, precision: Precision, device: str, keep_16bit: tuple[str, ...] = ()) -> "PreTrainedModel":
     """Load the base onto `device` ("cuda" or "cpu"), frozen, in evaluation mode.
 
     "16bit" is the compute dtype throughout. "nf4" quantizes every linear module of the blocks to
     4-bit NormalFloat in blocks of 64 with double quantization (Dettmers et al. 2023,
-    arXiv:2305.14314, section 3); embeddings, the head (tied or not) and norms stay in the compute dtype.
+    arXiv:2305.14314, section 3); embeddings, the head (tied or not), norms and the modules and blocks that `keep_16bit`
+    names stay in the compute dtype.
     The base's own dropouts are set to 0. Weights are mapped from disk and go to the device tensor by tensor: the host
     never holds them all.
 
     Raises:
-        ConfigError: the weights in the folder are not those of its config.
+        ConfigError: the weights in the folder are not those of its config, or the base has no module of such a name.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -189,7 +190,7 @@ def load(workload: Workload, precision: Precision, device: str) -> "PreTrainedMo
             workload.base_folder,
             config=config,
             dtype=getattr(torch, workload.compute_dtype),
-            quantization_config=_nf4(workload) if precision == "nf4" else None,
+            quantization_config=_nf4(workload, keep_16bit) if precision == "nf4" else None,
             attn_implementation="sdpa" if family_of(config.model_type) else None,
             device_map={"": device},
             use_safetensors=True,
@@ -220,7 +221,7 @@ def _without_dropout(folder: str) -> "PretrainedConfig":
     return config
 
 
-def _nf4(workload: Workload) -> "BitsAndBytesConfig":
+def _nf4(workload: Workload, keep_16bit: tuple[str, ...]) -> "BitsAndBytesConfig":
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -229,7 +230,28 @@ def _nf4(workload: Workload) -> "BitsAndBytesConfig":
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, workload.compute_dtype),
+        llm_int8_skip_modules=skipped_modules(workload, keep_16bit) if keep_16bit else None,
     )
+
+
+def skipped_modules(workload: Workload, keep_16bit: tuple[str, ...]) -> list[str]:
+    """Names that bitsandbytes is told not to quantize: what it leaves by itself (head, tied weights), and these.
+
+    Raises:
+        ConfigError: the base has no module of such a name.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    config = AutoConfig.from_pretrained(workload.base_folder, local_files_only=True, trust_remote_code=False)
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    modules = dict(model.named_modules())
+    for name in keep_16bit:
+        if name not in modules:
+            raise ConfigError(f"keep_16bit: {workload.base_model} has no module {name!r}{nearest(name, modules)}")
+    return [*sorted(get_keys_to_not_convert(model)), *keep_16bit]
 
 
 def dropouts_of(config: "PretrainedConfig") -> list[str]:

@@ -47,6 +47,7 @@ def attach(base: "PreTrainedModel", config: TrialConfig, *, base_name: str) -> "
     torch.manual_seed(config.seed)
     with _untouched_on_failure(base), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*second time.*")
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # of a Conv1D that stays at 16 bits
         model = get_peft_model(base, _lora_config(config))
     model.peft_config["default"].base_model_name_or_path = base_name
     return model
@@ -149,6 +150,7 @@ def from_files(base: "PreTrainedModel", files: Mapping[str, bytes]) -> "PeftMode
 
     with TemporaryDirectory(prefix="qlora-sweep-") as folder, _untouched_on_failure(base), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # of a Conv1D that stays at 16 bits
         for name in FILES:
             (Path(folder) / name).write_bytes(files[name])
         return PeftModel.from_pretrained(base, folder).eval()

@@ -13,7 +13,7 @@ from trainables.evaluation.held_out import EvalBatches
 from trainables.evaluation.readers import GraphReader, ReaderBuffers
 from trainables.training.batches import StepShape
 from trainables.training.step_graphs import GraphKey, StepGraphs, graph_key
-from trainables.values.config import ComputeDtype, Precision, TrialConfig
+from trainables.values.config import BaseForm, ComputeDtype, TrialConfig
 from trainables.values.errors import CaptureFailed
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class GraphCache:
     def __init__(self) -> None:
         self.fault: str | None = None
         self._step_graphs: dict[GraphKey, StepGraphs] = {}
-        self._readers: dict[tuple[Precision, tuple[str, ...], int], GraphReader] = {}
+        self._readers: dict[tuple[BaseForm, tuple[str, ...], int], GraphReader] = {}
         self._reader_buffers: ReaderBuffers | None = None
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -85,41 +85,49 @@ class GraphCache:
     def reader(
         self,
         base: "PreTrainedModel",
-        precision: Precision,
+        form: BaseForm,
         weights: "AdapterWeights | None",
         rows: "Sequence[TokenRow]",
     ) -> GraphReader:
         """Reads rows with an adapter; captured where that is missing.
 
         Args:
-            base: of this precision, without an adapter.
-            weights: None for the base alone, which any reader of its precision can read with.
+            base: of this form, without an adapter.
+            weights: None for the base alone, which any reader of its form can read with.
             rows: the same at each call.
         Raises:
             CaptureFailed: see `step_graphs`; or for the base alone there is no reader yet.
         """
         with self._capturing():
             if weights is None:
-                reader = self._any_reader(precision)
+                reader = self._any_reader(form)
             else:
-                reader = self._reader_for(base, precision, weights, rows)
+                reader = self._reader_for(base, form, weights, rows)
             reader.load(weights)
         return reader
 
-    def _any_reader(self, precision: Precision) -> GraphReader:
-        for (own_precision, *_), reader in self._readers.items():
-            if own_precision == precision:
+    def _any_reader(self, form: BaseForm) -> GraphReader:
+        for (own_form, *_), reader in self._readers.items():
+            if own_form == form:
                 return reader
         raise CaptureFailed("nothing is captured yet")
 
     def _reader_for(
-        self, base: "PreTrainedModel", precision: Precision, weights: "AdapterWeights", rows: "Sequence[TokenRow]"
+        self, base: "PreTrainedModel", form: BaseForm, weights: "AdapterWeights", rows: "Sequence[TokenRow]"
     ) -> GraphReader:
         rank = padded_rank(weights.rank)
-        key = (precision, weights.targets, rank)
+        key = (form, weights.targets, rank)
         if key not in self._readers:
             self._reader_buffers = self._reader_buffers or ReaderBuffers(base, rows)
-            config = TrialConfig(precision=precision, rank=rank, alpha=1, targets=weights.targets, dropout=0.0)
+            precision, keep_16bit = form
+            config = TrialConfig(
+                precision=precision,
+                keep_16bit=keep_16bit,
+                rank=rank,
+                alpha=1,
+                targets=weights.targets,
+                dropout=0.0,
+            )
             self._readers[key] = GraphReader(base, config, self._reader_buffers, pool=self._pool, stream=self._stream)
         return self._readers[key]
 

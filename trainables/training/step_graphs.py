@@ -31,7 +31,7 @@ from trainables.training.engine import (
 )
 from trainables.training.optimizers import adamw
 from trainables.values.checkpoint import EngineState
-from trainables.values.config import ComputeDtype, Precision, TrialConfig
+from trainables.values.config import BaseForm, ComputeDtype, TrialConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +48,7 @@ class GraphKey:
         rank: padded, see trainables.capture.capture.padded_rank.
     """
 
-    precision: Precision
+    base_form: BaseForm
     targets: tuple[str, ...]
     dropout: float
     loop: str
@@ -59,7 +59,7 @@ class GraphKey:
 def graph_key(config: TrialConfig) -> GraphKey:
     """Of the StepGraphs that can train a config."""
     return GraphKey(
-        precision=config.precision,
+        base_form=config.base_form,
         targets=config.targets,
         dropout=config.dropout,
         loop=config.loop,

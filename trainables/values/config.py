@@ -40,12 +40,16 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 """Settings that are one of a few words."""
 
+BaseForm = tuple[Precision, tuple[str, ...]]
+"""The precision of a base, and the modules that stay at 16 bits all the same, see TrialConfig.keep_16bit."""
+NAME_LISTS = frozenset({"targets", "keep_16bit"})
 REAL_NUMBERS = ("alpha", "dropout", "learning_rate", "warmup_share")
 LATER_FIELDS: Mapping[str, Any] = {
     "schedule": "constant",
     "warmup_share": 0.0,
     "gradient_checkpointing": False,
     "optimizer": "adamw",
+    "keep_16bit": (),
 }
 """Fields that a config's JSON leaves out at their default, so that configs without them keep their key."""
 
@@ -99,6 +103,8 @@ class TrialConfig:
             et al. 2016, arXiv:1604.06174).
         optimizer: "adamw_8bit" keeps AdamW's moments in 8 bits (Dettmers et al. 2022, arXiv:2110.02861), but for
             matrices of less than 4,096 elements; it runs eagerly only.
+        keep_16bit: modules and blocks of the base that stay at 16 bits where precision is "nf4", by their full names,
+            as trainables.models.kept puts them: equal sets are equal configs.
 
     Raises:
         ConfigError: a value is out of range, or two do not go together; the message names the field.
@@ -121,6 +127,7 @@ class TrialConfig:
     warmup_share: float = 0.0
     gradient_checkpointing: bool = False
     optimizer: OptimizerName = "adamw"
+    keep_16bit: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -146,20 +153,24 @@ class TrialConfig:
         for name in ("rank_stabilized", "gradient_checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        self._check_targets()
+        self._check_names("targets")
+        if not self.targets:
+            raise ConfigError(f"targets must name at least one module, got {self.targets!r}")
+        self._check_names("keep_16bit")
+        if self.keep_16bit and self.precision == "16bit":
+            raise ConfigError("keep_16bit names modules of a 4-bit base, and precision is 16bit; leave one of them out")
         if self.optimizer == "adamw_8bit" and self.engine == "graph":
             raise ConfigError(
                 "optimizer adamw_8bit takes its step and rate from Python, which a CUDA graph would freeze; it needs "
                 "engine: eager"
             )
 
-    def _check_targets(self) -> None:
-        if not isinstance(self.targets, tuple) or not self.targets:
-            raise ConfigError(f"targets must name at least one module, got {self.targets!r}")
-        if not all(isinstance(target, str) and target for target in self.targets):
-            raise ConfigError(f"targets must be names of modules, got {self.targets!r}")
-        if len(set(self.targets)) < len(self.targets):
-            raise ConfigError(f"targets must be distinct, got {self.targets!r}")
+    def _check_names(self, field: str) -> None:
+        names = getattr(self, field)
+        if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names):
+            raise ConfigError(f"{field} must be names of modules, got {names!r}")
+        if len(set(names)) < len(names):
+            raise ConfigError(f"{field} must be distinct, got {names!r}")
 
     @property
     def scaling(self) -> float:
@@ -173,8 +184,20 @@ class TrialConfig:
 
     @property
     def at_other_precision(self) -> "TrialConfig":
-        """The same config at the other precision: a 4-bit trial's 16-bit baseline, and vice versa."""
-        return replace(self, precision="16bit" if self.precision == "nf4" else "nf4")
+        """The same config at the other precision: a 4-bit trial's 16-bit baseline, and vice versa.
+
+        A 16-bit trial may be the baseline of several, which differ in what they keep at 16 bits.
+        """
+        return self.at("16bit" if self.precision == "nf4" else "nf4")
+
+    def at(self, precision: Precision) -> "TrialConfig":
+        """The same config at a precision; at 16 bits there is nothing to keep."""
+        return replace(self, precision=precision, keep_16bit=self.keep_16bit if precision == "nf4" else ())
+
+    @property
+    def base_form(self) -> "BaseForm":
+        """What the base must be loaded as; trials that share it share one copy on a device."""
+        return self.precision, self.keep_16bit
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back. Equal configs give equal JSON: 16 and 16.0 are one."""
@@ -184,7 +207,9 @@ class TrialConfig:
         for name, default in LATER_FIELDS.items():
             if plain[name] == default:
                 del plain[name]
-        return plain | {"targets": list(self.targets)}
+        for name in NAME_LISTS & plain.keys():
+            plain[name] = list(plain[name])
+        return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
@@ -201,8 +226,9 @@ class TrialConfig:
         if missing:
             raise ConfigError(f"{missing[0]} is missing from the trial's settings")
         plain = dict(values)
-        if isinstance(plain.get("targets"), list):
-            plain["targets"] = tuple(plain["targets"])
+        for name in NAME_LISTS & plain.keys():
+            if isinstance(plain[name], list):
+                plain[name] = tuple(plain[name])
         return cls(**plain)
 
 
@@ -216,6 +242,7 @@ COST_FIELDS = (
     "loop",
     "gradient_checkpointing",
     "optimizer",
+    "keep_16bit",
 )
 """What memory and time depend on, beside whether there is dropout."""
 

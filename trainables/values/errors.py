@@ -84,3 +84,9 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     near = [OTHER_NAMES[name]] if OTHER_NAMES.get(name) in names else get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{hint} (have: {', '.join(names)})"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The same where there are too many names to list them: "; did you mean 'x'?", or nothing."""
+    near = get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

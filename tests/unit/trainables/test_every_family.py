@@ -160,7 +160,7 @@ def test_the_bias_probe_reads_transformers_own_distribution_of_the_next_token(on
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
 def test_the_merged_model_has_the_loss_of_base_and_adapter(on_disk, adapters, precision):
     rows = on_disk.cache.rows["validation"][:8]
-    merged = merged_model(on_disk.workload, precision, adapters[precision])
+    merged = merged_model(on_disk.workload, (precision, ()), adapters[precision])
     base = base_model.load(on_disk.workload, precision, "cpu")
     with_adapter = held_out.eval_loss(lora.from_files(base, adapters[precision]), rows)
     assert held_out.eval_loss(merged.float(), rows) == pytest.approx(with_adapter, abs=5e-3)

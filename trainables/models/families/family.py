@@ -34,6 +34,8 @@ class ModelFamily:
         shape_of: from the values of a config.json to the sizes that memory is predicted from; None where the formulas
             do not fit them.
         hub_shapes: shapes that are known without asking the hub, by the last part of the hub id.
+        root: name of `model.base_model` within the model.
+        parents: module of the block that holds a target; the block itself where it is not named.
     """
 
     name: str
@@ -47,6 +49,18 @@ class ModelFamily:
     activation: tuple[str, str] | None = None
     shape_of: Callable[[Mapping[str, Any]], Shape | None] = lambda values: None
     hub_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    root: str = "model"
+    parents: Mapping[str, str] = field(default_factory=dict)
+
+    def name_of(self, block: int, target: str | None = None) -> str:
+        """Full name of a block, or of a target's module in it, as transformers has it.
+
+        >>> ModelFamily(name="", model_types=frozenset(), targets=("q",), groups={}, blocks="layers",
+        ...     parents={"q": "self_attn"}).name_of(3, "q")
+        'model.layers.3.self_attn.q'
+        """
+        inside = () if target is None else (self.parents.get(target), target)
+        return ".".join(filter(None, (self.root, self.blocks, str(block), *inside)))
 
     def blocks_of(self, base: "PreTrainedModel") -> "list[nn.Module]":
         """The blocks of a base model, from the first to the last."""

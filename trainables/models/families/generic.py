@@ -47,6 +47,7 @@ def described(base: "PreTrainedModel") -> ModelFamily:
         groups={"qkv": qkv, "attention": attention, "mlp": mlp, "all-linear": targets},
         blocks=path,
         is_transposed=all(linear.values()),
+        root=base.base_model_prefix,
     )
 
 

@@ -64,4 +64,5 @@ FAMILY = ModelFamily(
     activation=("mlp.act", ACTIVATION),
     shape_of=shape_of,
     hub_shapes=HUB_SHAPES,
+    root="transformer",
 )

@@ -9,6 +9,7 @@ from trainables.models.families.gated import gated_shape
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GROUPS = {"qkv": TARGETS[:3], "attention": TARGETS[:4], "mlp": TARGETS[4:], "all-linear": TARGETS}
+PARENTS = dict.fromkeys(GROUPS["attention"], "self_attn") | dict.fromkeys(GROUPS["mlp"], "mlp")
 
 FAMILY = ModelFamily(
     name="Llama",
@@ -18,4 +19,5 @@ FAMILY = ModelFamily(
     blocks="layers",
     dropouts=("attention_dropout",),
     shape_of=gated_shape,
+    parents=PARENTS,
 )

@@ -2,7 +2,7 @@
 
 from trainables.models.families.family import ModelFamily
 from trainables.models.families.gated import gated_shape
-from trainables.models.families.llama import GROUPS, TARGETS
+from trainables.models.families.llama import GROUPS, PARENTS, TARGETS
 
 FAMILY = ModelFamily(
     name="Qwen3",
@@ -13,4 +13,5 @@ FAMILY = ModelFamily(
     dropouts=("attention_dropout",),
     windows="listed",
     shape_of=gated_shape,
+    parents=PARENTS,
 )

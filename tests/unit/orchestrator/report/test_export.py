@@ -1,5 +1,6 @@
 """Exported adapters: really trained on the demo, read back through peft and transformers alone."""
 
+import ast
 import json
 import runpy
 import shutil
@@ -138,7 +139,7 @@ NEEDED = {
 @pytest.mark.parametrize(("precision", "merged"), NEEDED)
 def test_the_script_says_in_one_line_how_it_is_used_and_what_it_lacks(precision, merged, tmp_path):
     script, packages = tmp_path / "generate.py", tmp_path / "packages"
-    script.write_text(export.script(precision, WORKLOAD, merged=merged))
+    script.write_text(export.script((precision, ()), WORKLOAD, merged=merged))
 
     def said(*arguments):
         bare = [sys.executable, "-S", str(script)]  # without the packages of this environment
@@ -171,7 +172,7 @@ def test_the_script_asks_in_the_form_of_the_rows_that_were_trained_on(kind, root
     other = replace(workload, base_folder=str(base), row_kind=kind)
     (key,) = [entry.result.key for entry in SweepSnapshot.read("t", root).entries if entry.result.number == 1]
     files = adapter_store.read(root / "sweeps" / "t" / "adapters", key)
-    export.write(tmp_path / "d", "16bit", other, files, "card", merge=False)
+    export.write(tmp_path / "d", ("16bit", ()), other, files, "card", merge=False)
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     model = PeftModel.from_pretrained(base_model.load(other, "16bit", "cpu"), tmp_path / "d").eval()
     ids = tokenizer(READ[kind], return_tensors="pt")
@@ -278,7 +279,7 @@ def test_a_loss_that_is_not_the_recorded_one_is_an_error(root, sweep, tmp_path):
     export.run("t", tmp_path / "d", of(1), root)
     wrong = trials[0].history[0].eval_loss_nats + 1
     with pytest.raises(SweepError, match="when read back"):
-        exported.checked_loss_nats(tmp_path / "d", trials[1].config.precision, wrong, workload)
+        exported.checked_loss_nats(tmp_path / "d", trials[1].config.base_form, wrong, workload)
 
 
 def test_a_base_that_moved_is_fetched_again_and_must_be_the_same(sweep, tmp_path):
@@ -368,3 +369,11 @@ def test_a_push_that_cannot_be_is_an_error_that_keeps_the_token_to_itself(tmp_pa
         done = subprocess.run([sys.executable, "-c", code], env=hub, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith(f"{said} PUSH: "), done
     assert "hf_secret" not in done.stdout + done.stderr
+
+
+def test_the_script_of_an_adapter_whose_base_kept_modules_at_16_bits_keeps_them_and_the_head(workload):
+    text = export.script(("nf4", ("transformer.h.0",)), workload, merged=False)
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.keyword)]
+    (skipped,) = [ast.literal_eval(node.value) for node in calls if node.arg == "llm_int8_skip_modules"]
+    assert {"lm_head", "transformer.h.0"} <= set(skipped)
+    assert "llm_int8" not in export.script(("nf4", ("transformer.h.0",)), workload, merged=True)

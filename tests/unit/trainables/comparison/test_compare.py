@@ -225,10 +225,10 @@ class OneBase:
         self.held: list[str] = []
         self._base = None
 
-    def reader(self, precision, weights):
+    def reader(self, form, weights):
         raise CaptureFailed("no GPU")
 
-    def base(self, precision):
+    def base(self, precision, keep_16bit=()):
         if self.swaps[-1:] != [precision]:
             old = weakref.ref(self._base) if self._base else lambda: None
             self._base = None

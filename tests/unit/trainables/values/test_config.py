@@ -51,6 +51,7 @@ OTHER_VALUES = {
     "warmup_share": 0.1,
     "gradient_checkpointing": True,
     "optimizer": "adamw_8bit",
+    "keep_16bit": ("transformer.h.0",),
 }
 WORKLOAD = Workload(
     base_model="demo",
