@@ -18,7 +18,7 @@ from orchestrator.settings import ROOT, SweepSettings
 from orchestrator.settings.command import command
 from orchestrator.tracking.server import check_server
 from orchestrator.tracking.writer import MlflowWriter
-from trainables.values.errors import SweepError
+from trainables.values.errors import Interrupted, SweepError
 from trainables.values.workload import Workload
 
 logger = logging.getLogger(__name__)
@@ -106,12 +106,12 @@ def _handler_of_sigterm_kept() -> Iterator[None]:
 
 
 def fault_of(snapshot: SweepSnapshot) -> SweepError | None:
-    """Why a sweep that ended did not come to what it was to come to; None where it did, or was interrupted."""
+    """Why a sweep that ended did not come to what it was to come to; None where it did."""
     resume = f"{command()} resume {snapshot.settings.name}"
     if snapshot.stopped:
         return SweepError(f"stopped: {snapshot.stopped}; once that is mended: {resume}")
     if snapshot.interrupted:
-        return None
+        return Interrupted(f"go on with: {resume}")
     if not any(trial.state == "completed" for trial in snapshot.trials):
         last = snapshot.trials[-1].reason if snapshot.trials else "none was started"
         return SweepError(why_empty(snapshot) or f"no trial completed; the last reason: {last}")

@@ -11,7 +11,7 @@ from orchestrator.api.published import fault_of, run_published
 from orchestrator.driver import base_targets, plan
 from orchestrator.settings import SweepSettings, sweep_folder
 from search_spaces import Space, parse
-from trainables.values.errors import ConfigError, did_you_mean
+from trainables.values.errors import ConfigError, Interrupted, did_you_mean
 
 FIELDS = {"trials": "n_trials", "steps": "max_steps", "objective": "objectives"}
 """Settings whose flag has another name than their field -> the field."""
@@ -41,7 +41,8 @@ def run(space: str | Mapping[str, Any] | Space | None = None, **settings: Any) -
     sweep = Sweep(asked.name, sweep_folder(asked.name))
     with _written_by_this_user_alone():
         snapshot, _ = run_published(asked, resume=False, display=LiveTable(sweep))
-    if fault := fault_of(snapshot):
+    fault = fault_of(snapshot)
+    if fault is not None and not isinstance(fault, Interrupted):
         raise fault
     return sweep
 

@@ -10,7 +10,6 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.api.published import fault_of, run_published
 from orchestrator.cli.progress import ProgressDisplay, print_result
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
@@ -18,7 +17,7 @@ from orchestrator.settings.command import command
 from orchestrator.tracking.store import has_whole_run, store_file
 from orchestrator.verify import ledger as ledgers
 from orchestrator.verify.files import is_over
-from trainables.values.errors import INTERRUPTED
+from trainables.values.errors import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -29,24 +28,13 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
     try:
         snapshot, run_page = run_published(settings, resume=resume, display=display, **stand_ins)
     except KeyboardInterrupt:
-        logger.info(f"interrupted; if it had begun, go on with: {command()} resume {settings.name}")
-        raise typer.Exit(INTERRUPTED) from None
-    print_result(snapshot, run_page, as_json=as_json)
-    refuse_unless_whole(snapshot)
-
-
-def refuse_unless_whole(snapshot: SweepSnapshot) -> None:
-    """End with the exit code of a sweep that did not come to what it was to come to.
-
-    Raises:
-        SweepError: it gave itself up, no trial completed, or a finalist could not be evaluated.
-        Exit: it was interrupted.
-    """
-    if fault := fault_of(snapshot):
-        raise fault
-    if snapshot.interrupted:
-        logger.info(f"interrupted; go on with: {command()} resume {snapshot.settings.name}")
-        raise typer.Exit(INTERRUPTED)
+        raise Interrupted(f"if it had begun, go on with: {command()} resume {settings.name}") from None
+    fault = fault_of(snapshot)
+    print_result(snapshot, run_page, as_json=as_json, fault=fault)
+    if fault is None:
+        return
+    logger.info(str(fault) if isinstance(fault, Interrupted) else f"error: {fault}")
+    raise typer.Exit(fault.exit_code)  # not the fault itself: with --json that would be a second object
 
 
 def shown_if_finished(settings: SweepSettings, *, as_json: bool) -> bool:
