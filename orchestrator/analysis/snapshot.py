@@ -56,7 +56,17 @@ class SweepSnapshot:
             ConfigError: there is no such sweep.
         """
         folder = sweep_folder(name, root)
-        settings = stored.load(folder)
+        stored.load(folder)
+        return cls.read_in(folder)
+
+    @classmethod
+    def read_in(cls, folder: Path) -> "SweepSnapshot":
+        """Read a sweep from a folder, wherever that lies; who could write to it is not asked.
+
+        Raises:
+            ConfigError: there is no sweep.
+        """
+        settings = stored.read(folder)
         with closing(Ledger(folder / "ledger.db", read_only=True)) as ledger:
             return cls.of(settings, ledger)
 

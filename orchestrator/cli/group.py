@@ -1,7 +1,7 @@
 """The commands by name, each imported only when it is called, so that `--help` and a wrong name need none of them."""
 
-from importlib import import_module
-from typing import Any
+from importlib import import_module, metadata
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -25,6 +25,7 @@ COMMANDS = {
     ),
     "sync": "Bring MLflow up to date with a sweep's ledger.",
     "verify": "Check that a sweep lost and doubled nothing; exit code 1, and each difference on a line, where it did.",
+    "schema": "Print the JSON Schema of what --json prints.",
     "ui": "Open MLflow over mlflow_runs/mlflow.db, on this machine only unless told otherwise.",
 }
 """What `--help` lists: the first line of each command's own help."""
@@ -45,8 +46,27 @@ def load(name: str) -> Any:
     return typer.main.get_command(app)
 
 
-commands = LazyGroup(
-    commands={name: TyperCommand(name, help=line) for name, line in COMMANDS.items()},
-    help=HELP,
-    no_args_is_help=True,
-)
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"qlora-sweep {metadata.version('qlora-sweep')}")
+        raise typer.Exit
+
+
+def _group() -> TyperGroup:
+    """All commands, and what the program itself can be asked for: its version, completion in the user's shell."""
+    app = typer.Typer(cls=LazyGroup, help=HELP, no_args_is_help=True)
+
+    @app.callback()
+    def program(
+        version: Annotated[
+            bool, typer.Option("--version", help="say the version", callback=_print_version, is_eager=True)
+        ] = False,
+    ) -> None: ...
+
+    group = typer.main.get_command(app)
+    for name, line in COMMANDS.items():
+        group.add_command(TyperCommand(name, help=line))
+    return group
+
+
+commands = _group()

@@ -8,14 +8,19 @@ data or cluster unreachable, 130 interrupted.
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import typer
 
 from orchestrator.cli import messages
 from orchestrator.cli.group import commands
-from trainables.values.errors import INTERRUPTED, ConfigError, DiskFull, SweepError
+from orchestrator.cli.output import print_error
+from trainables.values.errors import INTERRUPTED, ConfigError, DiskFull, Interrupted, SweepError
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +28,15 @@ UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, err
 """Of a path that its user has to mend; EEXIST is a file, or a link to nowhere, in a folder's place."""
 
 
-def main(work: Callable[[], Any] = commands) -> None:
+UsageError = typer.BadParameter.__mro__[1]
+"""Of the click that this Typer brings: a command line that cannot be read."""
+
+
+PROGRAM = partial(commands, standalone_mode=False)
+"""Leaves what ends it to `main`, so that a wrong flag reads as any other error."""
+
+
+def main(work: Callable[[], Any] = PROGRAM) -> None:
     """Entry point: errors become one line and an exit code."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.umask(os.umask(0o022) | 0o022)  # nobody else writes into what this makes
@@ -33,27 +46,55 @@ def main(work: Callable[[], Any] = commands) -> None:
 
 def _end(work: Callable[[], Any]) -> None:
     try:
-        work()
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # Ray can crash when it cleans up a half start; its processes die with this one
-            sys.stdout.flush()
-            os._exit(INTERRUPTED)
-        raise
+        code = work()  # as click returns it: of an Exit its code, of any other end None
+    except UsageError as error:
+        if "Help" in type(error).__name__:  # no argument at all, which is answered with the help
+            error.show()
+            sys.exit(ConfigError.exit_code)
+        _refuse("UsageError", _said(error), ConfigError.exit_code)
+    except Interrupted as error:
+        logger.error(str(error))
+        print_error("Interrupted", str(error), INTERRUPTED)
+        code = INTERRUPTED
     except SweepError as error:
-        logger.error(f"error: {error}")
-        sys.exit(error.exit_code)
+        _refuse(type(error).__name__, str(error), error.exit_code)
     except KeyboardInterrupt:
         logger.error("interrupted")
-        sys.exit(INTERRUPTED)
+        print_error("Interrupted", "interrupted", INTERRUPTED)
+        code = INTERRUPTED
     except OSError as error:
-        where = error.filename or Path.cwd()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            logger.error(f"error: no disk space left ({where}); free some and resume")
-            sys.exit(DiskFull.exit_code)
-        if error.errno not in UNUSABLE:
-            raise
-        why = "no folder" if error.errno == errno.EEXIST else error.strerror
-        logger.error(
-            f"error: {where} cannot be used ({why}); make it one that you may read and write, or start elsewhere"
-        )
-        sys.exit(ConfigError.exit_code)
+        _end_of_disk(error)
+    if code == INTERRUPTED:  # Ray can crash when it cleans up a half start; its processes die with this one
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
+    sys.exit(code or 0)
+
+
+def _refuse(kind: str, message: str, exit_code: int) -> NoReturn:
+    """Say what is wrong, in one line on standard error and where JSON was asked for in one object as well."""
+    logger.error(f"error: {message}")
+    print_error(kind, message, exit_code)
+    sys.exit(exit_code)
+
+
+def _said(error: Any) -> str:
+    """What click says of a command line, with the flag or argument in front, as all our errors have it."""
+    text = " ".join(error.format_message().split())
+    found = re.fullmatch(r"Invalid value for '([^' ]+)[^']*'(?: / '[^']+')*: (.*?)\.?", text)
+    return f"{found[1]}: {found[2]}" if found else text
+
+
+def _end_of_disk(error: OSError) -> NoReturn:
+    """Of a path that cannot be used, what its user can do about it.
+
+    Raises:
+        OSError: nothing.
+    """
+    where = error.filename or Path.cwd()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _refuse("DiskFull", f"no disk space left ({where}); free some and resume", DiskFull.exit_code)
+    if error.errno not in UNUSABLE:
+        raise error
+    why = "no folder" if error.errno == errno.EEXIST else error.strerror
+    remedy = "make it one that you may read and write, or start elsewhere"
+    _refuse("ConfigError", f"{where} cannot be used ({why}); {remedy}", ConfigError.exit_code)

@@ -1,6 +1,5 @@
 """What a person sees of a sweep: the plan, progress while it runs, the front at its end."""
 
-import json
 import threading
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from orchestrator.analysis.front import Front, device_of, is_reused, objective_v
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import Status
 from orchestrator.analysis.verdict import failed_evaluations, seeds
+from orchestrator.cli.output import print_json
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.driver.plan import why_empty
 from orchestrator.ledger import Ledger
@@ -29,6 +29,7 @@ from orchestrator.report.markdown import duration
 from orchestrator.settings import SweepSettings
 from orchestrator.settings.command import command, pages
 from trainables.values.config import FINAL_STATES
+from trainables.values.errors import SweepError
 from trainables.values.results import TrialResult
 
 REFRESH_SECONDS = 1.0
@@ -244,10 +245,17 @@ def to_dict(snapshot: SweepSnapshot, run_page: str | None) -> dict[str, Any]:
     }
 
 
-def print_result(snapshot: SweepSnapshot, run_page: str | None, *, as_json: bool) -> None:
-    """The front on standard output, and where to look further."""
+def print_result(
+    snapshot: SweepSnapshot, run_page: str | None, *, as_json: bool, fault: SweepError | None = None
+) -> None:
+    """The front on standard output, and where to look further.
+
+    Args:
+        fault: for which the command will end with another exit code than 0.
+    """
     if as_json:
-        print(json.dumps(to_dict(snapshot, run_page)))
+        error = {"kind": type(fault).__name__, "message": str(fault)} if fault else None
+        print_json(to_dict(snapshot, run_page) | {"error": error, "exit_code": fault.exit_code if fault else 0})
         return
     console = Console()
     if not console.is_terminal:

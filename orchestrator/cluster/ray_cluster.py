@@ -66,6 +66,7 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
         probe(address)  # before Ray is imported, which what does not answer need not wait for
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # the ledger says which trials did not complete
+    logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)  # a notebook needs no widgets: its table is ours
     import ray
 
     if address is None:

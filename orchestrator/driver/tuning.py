@@ -89,6 +89,7 @@ def _tuner(tasks: TuneTasks, shared: dict[str, Any], trainable: type, scratch: P
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=0),  # the driver decides what is tried again
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # says nothing so; a notebook's would clear what its cell shows
         ),
     )
 

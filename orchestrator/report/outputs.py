@@ -10,7 +10,7 @@ from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import gallery
 from orchestrator.report import page as report_page
 from orchestrator.report import render
-from orchestrator.report.rows import trial_row
+from orchestrator.report.rows import trial_rows
 from orchestrator.report.values import SweepReport
 from trainables.values.files import write_whole
 
@@ -26,10 +26,9 @@ def write(snapshot: SweepSnapshot, report: SweepReport, folder: Path) -> list[Pa
 def write_data(snapshot: SweepSnapshot, folder: Path) -> list[Path]:
     """Write what programs read, front.json and trials.parquet; returns the files."""
     front = write_whole(folder / "front.json", json.dumps(snapshot.front.to_dict(), indent=2) + "\n")
-    rows, names = [], {}
-    for trial in snapshot.trials:
-        rows.append(trial_row(trial, trial.key in snapshot.front.keys, snapshot.verdicts.get(trial.key)))
-        names |= rows[-1]  # a column of figures may be there of some trials only
+    rows, names = trial_rows(snapshot), {}
+    for row in rows:
+        names |= row
     columns = {name: [row.get(name) for row in rows] for name in names}
     table = folder / "trials.parquet"
     pq.write_table(pa.table(columns), table.with_suffix(".tmp"))

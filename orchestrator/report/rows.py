@@ -1,11 +1,14 @@
 """A trial as one row of trials.parquet. Draws nothing, so that `verify` needs no figures to compare rows."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.verdict import Verdict, figures_of
 from trainables.values.config import LATER_FIELDS, NAME_LISTS
 from trainables.values.results import Measurement, MemoryBreakdown, TrialResult
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.snapshot import SweepSnapshot
 
 COSTS = ("peak_memory_mib", "reserved_memory_mib", "seconds_per_step", "tokens_per_second")
 """Of a trial's cost key."""
@@ -30,3 +33,9 @@ def trial_row(trial: TrialResult, on_front: bool, verdict: Verdict | None) -> di
     row |= {"verdict": verdict.answer if verdict else None, "verdict_sentence": verdict.sentence if verdict else None}
     row |= fields_of(verdict.lost if verdict else None, ("share", "low", "high"), "lost_")
     return row | {"on_pareto_front": on_front, "device": trial.environment.get("device")}
+
+
+def trial_rows(snapshot: "SweepSnapshot") -> list[dict[str, Any]]:
+    """Every trial of a sweep as a row; a column of figures may be there of some trials only."""
+    front, verdicts = snapshot.front, snapshot.verdicts
+    return [trial_row(trial, trial.key in front.keys, verdicts.get(trial.key)) for trial in snapshot.trials]

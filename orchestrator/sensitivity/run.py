@@ -192,12 +192,9 @@ def _cells(s: "Sensitivity") -> tuple[str, str, str]:
     return f"{s.loss_nats:+.5f}", f"{s.kl_nats:.6f}", f"{s.cosine:.6f}"
 
 
-def print_result(result: SensitivityResult, root: Path, run_page: str | None, *, as_json: bool) -> None:
+def print_result(result: SensitivityResult, root: Path, run_page: str | None) -> None:
     """The table on standard output, and where to look further."""
     base, folder = result.base, result.settings.folder(root)
-    if as_json:
-        print(json.dumps(result.to_dict() | {"folder": str(folder), "mlflow_run": run_page}))
-        return
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at

@@ -6,13 +6,13 @@ import search_spaces
 from trainables.values.errors import ConfigError, did_you_mean
 
 
-def space_named(name: str, sampler: str | None = None) -> search_spaces.Space:
-    """A search space by its name or path, with another sampler than its own where one is said.
+def space_named(name: str | search_spaces.Space, sampler: str | None = None) -> search_spaces.Space:
+    """A search space by its name or path, or itself, with another sampler than its own where one is said.
 
     Raises:
         ConfigError: there is no such space or sampler, or the space does not go with it.
     """
-    space = search_spaces.load(name)
+    space = name if isinstance(name, search_spaces.Space) else search_spaces.load(name)
     if sampler is None:
         return space
     methods = get_args(search_spaces.Method)

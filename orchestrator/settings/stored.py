@@ -1,7 +1,7 @@
 """Settings as a sweep keeps them: settings.json in its folder, written once, and what was edited in it since."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +69,29 @@ def of_json(text: str | bytes) -> SweepSettings:
     return SweepSettings.model_validate_json(json.dumps(renamed))
 
 
-def load(folder: Path) -> SweepSettings:
+def load(folder: Path, others: Iterable[str] = ()) -> SweepSettings:
     """Read settings.json: what every command begins with that reads a sweep.
 
+    Args:
+        others: names of sweeps elsewhere, for who misspelt one.
     Raises:
         ConfigError: there is no such sweep, others may have written into its folder, or the file is damaged.
     """
+    if not (folder / "settings.json").is_file():
+        raise _no_sweep(folder, others)
+    refuse_shared(folder, folder.parents[1])
+    return read(folder)
+
+
+def read(folder: Path) -> SweepSettings:
+    """As `load`, of any folder that the caller named; who could write to it is not asked.
+
+    Raises:
+        ConfigError: there is no such sweep, or the file is damaged.
+    """
     path = folder / "settings.json"
     if not path.is_file():
-        others = [p.parent.name for p in folder.parent.glob("*/settings.json")]
-        raise ConfigError(f"NAME: no sweep {folder.name!r}{did_you_mean(folder.name, others)}")
-    refuse_shared(folder, folder.parents[1])
+        raise _no_sweep(folder)
     try:
         settings = of_json(path.read_bytes())
         if (folder / ADDRESS_FILE).is_file():
@@ -88,3 +100,8 @@ def load(folder: Path) -> SweepSettings:
         return settings
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_fault(error, SweepSettings)}") from None
+
+
+def _no_sweep(folder: Path, others: Iterable[str] = ()) -> ConfigError:
+    names = {path.parent.name for path in folder.parent.glob("*/settings.json")}.union(others)
+    return ConfigError(f"NAME: no sweep {folder.name!r}{did_you_mean(folder.name, names)}")

@@ -1,9 +1,10 @@
-"""What the pages of this project name is there: paths, tests, commands with their flags, targets of make.
+"""What the pages of this project name is there: paths, tests, commands with their flags, targets of make; examples run.
 
 Pages are all *.md that people wrote: not those of recorded sweeps, not templates, and not the changelog, which speaks
 of what was.
 """
 
+import doctest
 import os
 import re
 import shlex
@@ -139,3 +140,18 @@ def test_every_room_has_a_page_of_at_most_a_screen_at_its_door(room):
     lines = page.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 45
     assert [line for line in lines if len(line) > (120 if line.startswith("|") else 100)] == []
+
+
+EXAMPLES = [page for page in PAGES if ">>> " in text_of(page)]
+
+
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_every_python_example_of_a_page_prints_what_the_page_shows(page, monkeypatch):
+    monkeypatch.chdir(REPO)
+    blocks = re.findall(r"^```python\n(.*?)^```", text_of(page), flags=re.M | re.S)
+    shown = "\n".join(block for block in blocks if block.startswith(">>> "))
+    example = doctest.DocTestParser().get_doctest(shown, {}, page, page, 0)
+    assert example.examples
+    said: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example, out=said.append)
+    assert not said, "".join(said)

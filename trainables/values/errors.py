@@ -5,6 +5,7 @@ SweepError
 |-- DataError       fix the data file and run again          (exit 3)
 |-- DiskFull        free some space and resume               (exit 4)
 |-- Unreachable     give a local folder, or wait for the net (exit 5)
+|-- Interrupted     go on with `resume`                    (exit 130)
 |-- LedgerDamaged   restore the ledger from a copy           (exit 1)
 |-- TrialFailed     nothing: the sweep goes on without this trial
 `-- DeviceLost      nothing: another process takes the trial up again
@@ -45,6 +46,15 @@ class Unreachable(SweepError, ConnectionError):
     """A model or data hub, or a Ray cluster, does not answer."""
 
     exit_code = 5
+
+
+class Interrupted(SweepError):
+    """Somebody stopped it; the message says how to go on."""
+
+    exit_code = INTERRUPTED
+
+    def __str__(self) -> str:
+        return f"interrupted; {self.args[0]}"
 
 
 class LedgerDamaged(SweepError):

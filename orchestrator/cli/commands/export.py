@@ -1,6 +1,5 @@
 """`export`: one trial's adapter, to use elsewhere."""
 
-import json
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -9,6 +8,7 @@ import typer
 
 from orchestrator.analysis import choice
 from orchestrator.cli.options import AsJson, Knee, MaxMemory, Name
+from orchestrator.cli.output import print_json
 from orchestrator.report import export as exports
 from orchestrator.settings import ROOT
 from orchestrator.settings.command import python
@@ -36,7 +36,7 @@ def export(
     wanted = exports.Which(trial=trial, max_memory_mib=limit, at_knee=knee)
     exported = exports.run(name, dest, wanted, ROOT, merge=merge, check=check, push=push)
     if as_json:
-        print(json.dumps(exported))
+        print_json(exported)
         return
     print(f"trial {exported['trial']}: {exported['why']}")
     script = quote(str(dest / exports.SCRIPT))

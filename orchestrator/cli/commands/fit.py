@@ -1,6 +1,5 @@
 """`fit`: whether a model can be tuned on a GPU, before anything is bought or fetched."""
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +9,7 @@ from orchestrator.analysis.fit import Question, Recipes, question
 from orchestrator.cli import fit_table
 from orchestrator.cli.fit_answer import GIB, answer
 from orchestrator.cli.options import AsJson, with_settings
+from orchestrator.cli.output import print_json
 from trainables.cost.fit import Budget, Fit, fit_of
 from trainables.cost.gpus import gpu_named
 from trainables.models.config_json import shape_of_model
@@ -31,7 +31,7 @@ def work(
     recipes = Recipes(asked=asked, shape=shape_of_model(model), native_dtype=native)
     fits = [fit_of(recipes.shape, recipe, budget) for recipe in recipes]
     if as_json:
-        print(json.dumps(as_dict(model, recipes, fits, budget)))
+        print_json(as_dict(model, recipes, fits, budget))
     else:
         show(model, recipes, fits, budget, device)
     if budget.memory_mib is not None and not any(fit.fits for fit in fits):

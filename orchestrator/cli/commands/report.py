@@ -1,6 +1,5 @@
 """`report`: what a sweep came to."""
 
-import json
 import logging
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from orchestrator.analysis.snapshot import SweepSnapshot, newest
 from orchestrator.cli.options import AsJson, NameOrNewest
+from orchestrator.cli.output import print_json
 from orchestrator.report import digests
 from orchestrator.report.content import report_of
 from orchestrator.report.render import compare
@@ -26,7 +26,10 @@ def report(
         _report_one(name or newest(ROOT), as_json)
         return
     first, second = report_of(SweepSnapshot.read(str(name))), report_of(SweepSnapshot.read(other))
-    print(json.dumps({"sweeps": [first.to_dict(), second.to_dict()]}) if as_json else compare(first, second))
+    if as_json:
+        print_json({"sweeps": [first.to_dict(), second.to_dict()]})
+    else:
+        print(compare(first, second))
 
 
 def _report_one(name: str, as_json: bool) -> None:
@@ -37,5 +40,8 @@ def _report_one(name: str, as_json: bool) -> None:
     pictures = outputs.draw(snapshot, folder) if found.states.get("completed") else []
     files = outputs.write_report(found, folder)
     digests.keep([*pictures, *files], folder)
-    print(json.dumps(found.to_dict()) if as_json else files[0].read_text(encoding="utf-8"))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print(files[0].read_text(encoding="utf-8"))
     logger.info(f"to open in a browser: {files[1]}")

@@ -1,12 +1,12 @@
 """`run`: a new sweep."""
 
-import json
 from typing import Annotated, Any
 
 import typer
 
 from orchestrator.analysis.describe import every_setting
 from orchestrator.cli.options import AsJson, with_settings
+from orchestrator.cli.output import print_json
 from orchestrator.driver import base_targets, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
 from trainables.values.workload import data_caption
@@ -44,7 +44,7 @@ def _print_plan(settings: SweepSettings, as_json: bool) -> None:
         configs = [config.to_dict() for config in firsts]
         planned = {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}
         planned["coverage"] = coverage
-        print(json.dumps(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT)}))
+        print_json(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT)})
         return
     space = settings.space
     said = []

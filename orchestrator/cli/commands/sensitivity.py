@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, BaseModelOption, ColumnsOption, DataOption, DataSplitOption, DeviceOption
+from orchestrator.cli.output import print_json
 from orchestrator.sensitivity import run as runs
 from orchestrator.settings import ROOT
 
@@ -21,5 +22,8 @@ def sensitivity(
     """Show where in the base 4 bits shows: each module, block and kind alone, and all but it; no training."""
     settings = runs.choose(name, base_model, data, device, ROOT, data_split=data_split, columns=columns)
     result = runs.run(settings, ROOT)
-    files = runs.write(result, ROOT)
-    runs.print_result(result, ROOT, runs.publish(result, ROOT, files), as_json=as_json)
+    page = runs.publish(result, ROOT, runs.write(result, ROOT))
+    if as_json:
+        print_json(result.to_dict() | {"folder": str(settings.folder(ROOT)), "mlflow_run": page})
+    else:
+        runs.print_result(result, ROOT, page)

@@ -1,6 +1,5 @@
 """`status`: how far a sweep is."""
 
-import json
 from dataclasses import asdict
 from time import time
 
@@ -8,6 +7,7 @@ from rich.console import Console
 
 from orchestrator.analysis.snapshot import SweepSnapshot, newest
 from orchestrator.cli.options import AsJson, NameOrNewest
+from orchestrator.cli.output import print_json
 from orchestrator.cli.progress import status_view
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.settings import ROOT
@@ -18,7 +18,7 @@ def status(name: NameOrNewest = None, as_json: AsJson = False) -> None:
     name = name or newest(ROOT)
     found = SweepSnapshot.read(name).status(now=time())
     if as_json:
-        print(json.dumps({"name": name, **asdict(found)}))
+        print_json({"name": name, **asdict(found)})
     else:
         memory = text_of(gpu_memory()) if found.n_done < found.n_expected else ""
         Console().print(status_view(name, found, memory, here=False))

@@ -1,11 +1,11 @@
 """`verify`: whether a sweep is whole."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from orchestrator.cli.options import AsJson, Name
+from orchestrator.cli.output import print_json
 from orchestrator.settings import ROOT, sweep_folder
 from orchestrator.settings.stored import load
 
@@ -23,7 +23,7 @@ def verify(
 
     found = checks.run(name, ROOT, repair=repair)
     if as_json:
-        print(json.dumps(found.to_dict()))
+        print_json(found.to_dict())
     else:
         for difference in found.differences:
             print(difference)

@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import Verdict, failed_evaluations, verdicts
+from orchestrator.api.published import fault_of
 from orchestrator.cli.progress import print_result
-from orchestrator.cli.running import refuse_unless_whole
 from orchestrator.driver.retries import BACK_OFF_SECONDS
 from orchestrator.ledger import FAULTS
 from orchestrator.report import card as cards
@@ -34,7 +34,6 @@ from tests.support.sweeps import (
     without_similarity,
 )
 from trainables.values.config import TrialConfig
-from trainables.values.errors import SweepError
 
 PAIR = space(GRID, parameters={"rank": {"values": [4]}, "precision": {"values": ["nf4", "16bit"]}})
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8, max_steps=8)
@@ -99,16 +98,15 @@ def test_a_sweep_with_a_trial_that_could_not_be_evaluated_ends_with_an_error_unt
     desk.finish(failing(kind))
     nf4 = desk.ledger.trials()[0]
     assert nf4.config == NF4
-    with pytest.raises(SweepError) as error:
-        refuse_unless_whole(SweepSnapshot.of(desk.settings, desk.ledger))
-    assert error.value.exit_code == 1
-    assert f"trial {nf4.number} could not be evaluated: {what}" in str(error.value)
-    assert "(oom here)" in str(error.value)
-    assert str(error.value).endswith(f"to try again: {hints.command()} resume t")
+    fault = fault_of(SweepSnapshot.of(desk.settings, desk.ledger))
+    assert fault.exit_code == 1
+    assert f"trial {nf4.number} could not be evaluated: {what}" in str(fault)
+    assert "(oom here)" in str(fault)
+    assert str(fault).endswith(f"to try again: {hints.command()} resume t")
     desk.crash()
     resumed = Desk(tmp_path, ASKED)
     resumed.finish()
-    refuse_unless_whole(SweepSnapshot.of(resumed.settings, resumed.ledger))
+    assert fault_of(SweepSnapshot.of(resumed.settings, resumed.ledger)) is None
     assert not resumed.ledger.fact(FAULTS)
     assert said_of(resumed.ledger.entry(nf4.key).result).answer != "evaluation failed"
 

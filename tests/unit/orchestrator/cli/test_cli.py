@@ -231,7 +231,7 @@ def test_a_dry_run_reads_rows_under_other_column_names_and_says_what_it_found(tm
     (tmp_path / "rows.csv").write_text("\n".join(lines))
     asked = ("run", "--dry-run", "--json", "--data", "rows.csv")
     unknown = called(*asked, cwd=tmp_path)
-    assert (unknown.code, unknown.out) == (3, ""), unknown.err
+    assert (unknown.code, unknown.json["exit_code"]) == (3, 3), unknown.err
     advice = re.search(r"say (--columns \S+)", unknown.err)[1].split()
     assert advice == ["--columns", "instruction=question,output=answer"]
     finished = called(*asked, *advice, cwd=tmp_path)

@@ -1,0 +1,121 @@
+"""A sweep run to its end, its files written and MLflow brought up to date, while something shows how far it is."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any, Protocol
+
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.analysis.verdict import failed_evaluations
+from orchestrator.cluster import ray_cluster
+from orchestrator.driver import base_targets, duration, sweep
+from orchestrator.driver.plan import why_empty
+from orchestrator.ledger import Ledger
+from orchestrator.settings import ROOT, SweepSettings
+from orchestrator.settings.command import command
+from orchestrator.tracking.server import check_server
+from orchestrator.tracking.writer import MlflowWriter
+from trainables.values.errors import Interrupted, SweepError
+from trainables.values.workload import Workload
+
+logger = logging.getLogger(__name__)
+
+
+class Display(Protocol):
+    """Shows a sweep from its ledger, which is there when it starts; `stop` may be called twice, or without a start."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def run_published(
+    settings: SweepSettings, *, resume: bool, display: Display, **stand_ins: Any
+) -> tuple[SweepSnapshot, str | None]:
+    """Run and publish a sweep.
+
+    Args:
+        stand_ins: go to orchestrator.driver.sweep.run: `verdict_seeds`, and those of tests.
+    Returns:
+        The sweep as it ended, and the address of its MLflow run below the server's; None where MLflow lacks some of it.
+    Raises:
+        KeyboardInterrupt: it was interrupted before its trials began, or while its files were written.
+        SweepError: see orchestrator.driver.sweep.run.
+    """
+    if settings.tracking_uri is not None:
+        check_server(settings.tracking_uri)
+    writer = MlflowWriter(settings.name, ROOT)
+    begin = monotonic()
+    logger.info(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
+
+    def started(ledger: Ledger, workload: Workload) -> None:
+        _say_what_is_run(settings, ledger, workload)
+        display.start()
+        writer.start()
+        ray_cluster.spare_mlflow()
+        if _in_main_thread():  # Ray's own handler, set when it started, prints the stack of its C++ and aborts
+            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    with _handler_of_sigterm_kept():
+        try:
+            snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
+            display.stop()
+            from orchestrator.tracking.ending import end  # brings all figures; no bad input waits for them
+
+            return snapshot, end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted)
+        finally:
+            display.stop()
+            writer.stop()
+
+
+def _say_what_is_run(settings: SweepSettings, ledger: Ledger, workload: Workload) -> None:
+    logger.info(f"rows: {_rows_read(ledger.fact('data_counts'))}; {workload.compute_dtype} arithmetic")
+    for line in base_targets.coverage_lines(settings):
+        logger.info(line)
+    if workload.weights in ("random", "stand-in"):
+        logger.info(f"base: {workload.base_caption}")
+    if line := duration.text(settings, ROOT, ray_cluster.n_slots(settings)):
+        logger.info(line)
+
+
+def _rows_read(counts: Mapping[str, int]) -> str:
+    """How many there are, and what became of the others by reason."""
+    said = f"{counts['read']} read, {counts['train']} for training"
+    for what, n in counts.items():
+        if n and what.startswith(("dropped", "longer")):
+            said += f"; {n} {what}"
+    return said
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def _handler_of_sigterm_kept() -> Iterator[None]:
+    """Leave a Python that goes on after the sweep, as a notebook's, to answer SIGTERM as it did before."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and _in_main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def fault_of(snapshot: SweepSnapshot) -> SweepError | None:
+    """Why a sweep that ended did not come to what it was to come to; None where it did."""
+    resume = f"{command()} resume {snapshot.settings.name}"
+    if snapshot.stopped:
+        return SweepError(f"stopped: {snapshot.stopped}; once that is mended: {resume}")
+    if snapshot.interrupted:
+        return Interrupted(f"go on with: {resume}")
+    if not any(trial.state == "completed" for trial in snapshot.trials):
+        last = snapshot.trials[-1].reason if snapshot.trials else "none was started"
+        return SweepError(why_empty(snapshot) or f"no trial completed; the last reason: {last}")
+    if failed := failed_evaluations(snapshot.trials, snapshot.settings):
+        more = f" (and {len(failed) - 1} more, see above)" if len(failed) > 1 else ""
+        return SweepError(f"{failed[0]}{more}; to try again: {resume}")
+    return None

@@ -1,0 +1,20 @@
+"""What `--json` prints: one JSON object on standard output, a result or an error; see orchestrator.cli.results."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+SCHEMA_VERSION = 1
+"""Of all these objects. It rises when a key goes, or means another thing; keys may come without that."""
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Print a result."""
+    print(json.dumps({"schema_version": SCHEMA_VERSION, **result}), flush=True)
+
+
+def print_error(kind: str, message: str, exit_code: int) -> None:
+    """Print what ended a command without a result, where JSON was asked for."""
+    if "--json" in sys.argv[1:]:
+        print_json({"error": {"kind": kind, "message": message}, "exit_code": exit_code})
