@@ -52,6 +52,7 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         outcomes=_outcomes(trials),
         faults=failed_evaluations(trials, settings),
         measured=_measured(snapshot),
+        samples=best_4bit.test_evaluation.samples if best_4bit and best_4bit.test_evaluation else (),
         within_memory=tuple(_within_memory(step, snapshot, noise) for step in stairs(counted, noise.margin)),
         sure=how_sure(lowest, counted, noise) if lowest else None,
         knee=_number(knee(front)),

@@ -15,7 +15,7 @@ from orchestrator.analysis.sufficient_rank import SufficientRank
 from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict, cosine_asked
 from trainables.models.layout import Coverage
 from trainables.values.config import Precision, State, TrialConfig, Weights
-from trainables.values.findings import BiasShift, Comparison, KlShare
+from trainables.values.findings import BiasShift, Comparison, KlShare, Sample
 from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ class SweepReport:
         best_loss: number of the best trial: the lowest validation loss of those that count for the front.
         best_memory: number of the front's member with the lowest peak.
         best_4bit: number of the 4-bit finalist with the lowest such loss, of those evaluated if any were.
+        samples: what the best 4-bit finalist, its baseline and the untuned base write after a few test prompts.
         sufficient_ranks: by precision.
         within_memory: the best trial for each budget of peak memory.
         knee: number of the front's member that gives up least in every objective, see orchestrator.analysis.choice.
@@ -174,6 +175,7 @@ class SweepReport:
     outcomes: tuple[Outcome, ...]
     faults: tuple[FailedEvaluation, ...]
     measured: Measured
+    samples: tuple[Sample, ...] = ()
     within_memory: tuple[WithinMemory, ...] = ()
     knee: int | None = None
     sure: str | None = None

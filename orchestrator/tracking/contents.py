@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -18,6 +19,7 @@ from orchestrator.analysis.verdict import Verdict, figures_of
 from orchestrator.figures import gallery, hypervolume
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import render
+from orchestrator.report.content import report_of
 from orchestrator.report.rows import COSTS
 from orchestrator.report.values import SweepReport
 from orchestrator.tracking.store import page_of
@@ -43,6 +45,16 @@ STATUS: Mapping[State, str] = {
 GROWTH = ("hypervolume", "train_device_seconds")
 """Metrics of the sweep's run after each trial that ended: the step is the number of trials that had ended."""
 MODEL_TYPE = "lora-adapter"
+SAMPLES, TABLES = "samples.json", "mlflow.loggedArtifacts"
+"""An artifact table of the sweep's run, and the tag that names its tables."""
+SAMPLE_COLUMNS = {
+    "prompt": "prompt",
+    "response": "the row's own response",
+    "quantized": "4 bits",
+    "baseline": "16-bit baseline",
+    "untuned": "untuned base",
+}
+"""Of that table: field -> heading, after the trial's number."""
 REPORT = "report.html"
 
 
@@ -193,6 +205,7 @@ def of_sweep(
     tags[NOTE] = render.description(report, NOTE_CHARS, _links(*where), picture)
     points = growth(snapshot, final=final)
     if final:
+        tags |= {TABLES: json.dumps([{"path": SAMPLES, "type": "table"}])} if report.samples else {}
         points += _sums(snapshot, with_hypervolume=GROWTH[0] not in [name for name, *_ in points])
     return Contents(
         name=settings.name,
@@ -271,4 +284,14 @@ def texts(snapshot: SweepSnapshot) -> dict[str, str]:
     facts: dict[str, Any] = {"workload": _workload(snapshot)}
     facts["data_counts"] = snapshot.facts.get("data_counts")
     facts["environments"] = sorted({canonical_json(dict(t.environment)) for t in snapshot.trials if t.environment})
-    return {"settings.json": json.dumps(asked, indent=2), "environment.json": json.dumps(facts, indent=2)}
+    found = {"settings.json": json.dumps(asked, indent=2), "environment.json": json.dumps(facts, indent=2)}
+    return found | _tables(report_of(snapshot))
+
+
+def _tables(report: SweepReport) -> dict[str, str]:
+    """As MLflow's own tables are, which it would append to when they are written again."""
+    if not report.samples:
+        return {}
+    rows = [[report.best_4bit, *map(partial(getattr, sample), SAMPLE_COLUMNS)] for sample in report.samples]
+    columns = ["trial", *SAMPLE_COLUMNS.values()]
+    return {SAMPLES: json.dumps({"columns": columns, "data": rows}, indent=2)}

@@ -25,7 +25,7 @@ from orchestrator.settings import SweepSettings
 from orchestrator.workers.faults import fault_of
 from search_spaces import Space
 from trainables.values.config import State, TrialConfig, rungs
-from trainables.values.findings import Comparison, Estimate, Similarity, TestEvaluation
+from trainables.values.findings import Comparison, Estimate, Sample, Similarity, TestEvaluation
 from trainables.values.results import Cost, Measurement, TrialResult
 from trainables.values.workload import Workload
 
@@ -110,10 +110,20 @@ def similarity(cosine: float = 0.99, match: float = 0.5, **values: Any) -> Compa
     return Comparison(quantized=likeness(cosine, match, **values), untuned=untuned)
 
 
+def sample(prompt: str) -> Sample:
+    """One test row as three models continue it."""
+    texts = {name: f"{name} text of {prompt}" for name in ("response", "quantized", "baseline")}
+    return Sample(prompt=prompt, untuned="", **texts)
+
+
 def evaluated_on_test(comparison: Comparison | None = None) -> TestEvaluation:
-    """A trial on three test rows."""
+    """A trial on three test rows, two of which are quoted where it is compared."""
     return TestEvaluation(
-        row_nats=(2.0, 4.0, 6.0), row_tokens=(1, 2, 3), untuned_row_nats=(4.0, 8.0, 12.0), comparison=comparison
+        row_nats=(2.0, 4.0, 6.0),
+        row_tokens=(1, 2, 3),
+        untuned_row_nats=(4.0, 8.0, 12.0),
+        comparison=comparison,
+        samples=(sample("Name a tree."), sample("Name a fish.")) if comparison else (),
     )
 
 

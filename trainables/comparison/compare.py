@@ -8,19 +8,22 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainables.comparison import bias, kl_breakdown
+from trainables.comparison.samples import samples
 from trainables.comparison.similarity import RowScores, compare_rows, row_scores
+from trainables.data.tokenizer import open_tokenizer
 from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
 from trainables.evaluation.readers import EagerReader, Reader, Texts
 from trainables.models import lora
 from trainables.values.config import BaseForm, TrialConfig
 from trainables.values.errors import CaptureFailed
-from trainables.values.findings import Comparison, TestEvaluation
+from trainables.values.findings import Comparison, Sample, TestEvaluation
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +89,9 @@ def evaluate_on_test(
         losses["row_nats"] = _row_nats(model, rows)
         if baseline is None:
             return TestEvaluation(**losses)
-        quantized, token_kl = _against(references.reference, EagerReader(model, rows), base, rows)
+        reader = EagerReader(model, rows)
+        outputs = reader.texts(), reader.states()
+        quantized, token_kl = _against(references.reference, reader, base, rows, outputs)
         gaps = bias.gaps(model, cache.workload.base_folder, cache.workload.row_kind)
     return TestEvaluation(
         **losses,
@@ -95,6 +100,7 @@ def evaluate_on_test(
             token_kl, tokens, kinds=[row.kind for row in rows], counts=kl_breakdown.token_counts(cache.rows["train"])
         ),
         bias=bias.shifts(baseline_gaps, gaps),
+        samples=_samples(cache, rows, references, outputs[0]),
     )
 
 
@@ -158,6 +164,19 @@ def _baseline_losses(
         "baseline_row_nats": _nats_of(base, rows, references.reference.states),
         "baseline_untuned_row_nats": _nats_of(base, rows, untuned_states),
     }
+
+
+def _samples(
+    cache: "WorkerCache", rows: "Sequence[TokenRow]", references: _References, quantized: Texts
+) -> tuple[Sample, ...]:
+    """What the three models write, from the texts that were read already."""
+    return samples(
+        rows,
+        open_tokenizer(Path(cache.workload.base_folder)),
+        quantized=quantized,
+        baseline=references.reference.texts,
+        untuned=cache.untuned[tuple(rows)][0],
+    )
 
 
 def _baseline_gaps(cache: "WorkerCache", baseline: Adapter) -> dict[str, NDArray[np.float64]]:

@@ -114,6 +114,23 @@ class BiasShift:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Greedy text of three models after one test prompt; all texts are cut, see trainables.comparison.samples.
+
+    Attributes:
+        prompt: what all three read.
+        response: what the row itself answers.
+        quantized, baseline, untuned: of a 4-bit trial, of its 16-bit baseline and of the untuned 16-bit base.
+    """
+
+    prompt: str
+    response: str
+    quantized: str
+    baseline: str
+    untuned: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TestEvaluation:
     """A finished trial on the test rows, which no search has seen.
 
@@ -128,6 +145,8 @@ class TestEvaluation:
         comparison: of a 4-bit trial with its baseline (and other seeds of it), else None.
         breakdown: KL to the baseline by token frequency, position and kind of task; empty without a comparison.
         bias: see trainables.comparison.bias; empty without a comparison.
+        samples: see trainables.comparison.samples; empty without a comparison, and in ledgers from before they were
+            kept.
     """
 
     row_nats: tuple[float, ...]
@@ -139,6 +158,7 @@ class TestEvaluation:
     comparison: Comparison | None = None
     breakdown: tuple[KlShare, ...] = ()
     bias: tuple[BiasShift, ...] = ()
+    samples: tuple[Sample, ...] = ()
 
     @property
     def eval_loss_nats(self) -> float:

@@ -35,6 +35,7 @@ from tests.support.sweeps import (
     likeness,
     make,
     measurement,
+    sample,
     similarity,
     snapshot,
     space,
@@ -375,7 +376,7 @@ def test_markup_in_names_reasons_and_data_is_shown_and_not_read(tmp_path):
     settings = make(space(name=EVIL, description=EVIL), objectives=("eval_loss_nats",))
     workload = asdict(replace(WORKLOAD, base_model=EVIL, data=EVIL, weights="pretrained"))
     share = KlShare(by=EVIL, group=EVIL, kl_nats=estimate(0.1), n_tokens=1, n_rows=1)
-    nf4 = replace(evaluated_on_test(compared()), breakdown=(share,))
+    nf4 = replace(evaluated_on_test(compared()), breakdown=(share,), samples=(sample(EVIL), sample(EVIL)))
     trials = [
         trial(0, environment={EVIL: EVIL, "device": EVIL}, failed_evaluations={"evaluate": EVIL}),
         trial(1, config=NF4, similarity=similarity(), test_evaluation=nf4),
@@ -390,6 +391,20 @@ def test_markup_in_names_reasons_and_data_is_shown_and_not_read(tmp_path):
     assert "<title>&lt;script&gt;" in html
     tables = html.count("<table>")
     assert tables == text_of([replace(t, environment={}) for t in trials], settings).count("\n| ---") >= 4
+
+
+def test_samples_are_those_of_the_best_4_bit_finalist_side_by_side_and_an_empty_text_is_said():
+    own, other = (replace(evaluated_on_test(compared()), samples=(sample(name),)) for name in ("best", "other"))
+    trials = [
+        trial(1, config=NF4, test_evaluation=own, history=(measurement(200, 1.0),)),
+        trial(2, config=replace(NF4, rank=2), test_evaluation=other, history=(measurement(200, 1.5),)),
+    ]
+    text = text_of(trials)
+    row = "| best | response text of best | quantized text of best | baseline text of best | (nothing) |"
+    assert row in text.split("## What they write")[1]
+    assert "of other" not in text
+    assert "## What they write" not in text_of([trial(1, config=NF4, test_evaluation=evaluated_on_test())])
+    assert report_of(snapshot(LOSS, trials, FACTS)).to_dict()["samples"] == [asdict(sample("best"))]
 
 
 def test_a_value_that_no_one_hands_to_a_template_is_an_error_and_no_gap_in_the_text():

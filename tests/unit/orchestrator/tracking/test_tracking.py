@@ -82,6 +82,16 @@ def test_the_run_says_which_split_and_columns_were_read_and_what_was_found_and_o
     assert {"data_split", "columns"} <= {*whole.params}
 
 
+def test_samples_are_one_table_of_the_parent_run_however_often_it_is_written(finished):
+    _, result, client, parent = finished
+    table = client._read_from_file(client.download_artifacts(parent.info.run_id, contents.SAMPLES))
+    samples, best = report.report_of(result).samples, report.report_of(result).best_4bit
+    assert table["prompt"].tolist() == [sample.prompt for sample in samples] == ["Name a tree.", "Name a fish."]
+    assert table["4 bits"].tolist() == [sample.quantized for sample in samples]
+    assert set(table["trial"]) == {best}
+    assert json.loads(parent.data.tags[contents.TABLES]) == [{"path": contents.SAMPLES, "type": "table"}]
+
+
 # --- the models
 
 

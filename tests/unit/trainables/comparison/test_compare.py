@@ -3,12 +3,14 @@
 import gc
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.support.bases import assert_untouched, state_of
-from trainables.comparison import bias, compare
+from trainables.comparison import bias, compare, samples
+from trainables.data.tokenizer import open_tokenizer
 from trainables.evaluation import held_out
 from trainables.models import base_model
 from trainables.trial import Trial
@@ -162,7 +164,7 @@ def test_row_losses_sum_to_the_held_out_loss_with_and_without_the_adapter(few, p
     assert sum(found.row_tokens) == sum(
         len(row.input_ids) - max(1, row.n_prompt_tokens) for row in (r.first(256) for r in rows)
     )
-    assert (found.comparison, found.breakdown, found.bias) == (None, (), ())
+    assert (found.comparison, found.breakdown, found.bias, found.samples) == (None, (), (), ())
 
 
 def test_each_row_carries_its_own_loss(few, pair):
@@ -212,6 +214,23 @@ def test_the_groups_of_a_test_evaluation_weigh_out_to_the_kl_of_all_tokens(few, 
         shares = [share for share in evaluated.breakdown if share.by == by]
         assert sum(share.n_tokens for share in shares) == len(kl) == sum(evaluated.row_tokens)
         assert sum(share.kl_nats.value * share.n_tokens for share in shares) == pytest.approx(kl.sum())
+
+
+def test_samples_are_the_greedy_texts_of_all_three_models_after_the_same_rows(few, pair, evaluated):
+    places = samples.chosen(few.rows["test"])
+    rows, tokenizer = [few.rows["test"][i] for i in places], open_tokenizer(Path(few.workload.base_folder))
+
+    def texts(model) -> list[str]:
+        return [samples.shown(tokenizer.decode(t, skip_special_tokens=True)) for t in held_out.greedy(model, rows)]
+
+    assert [sample.untuned for sample in evaluated.samples] == texts(few.base("16bit"))
+    for name, precision, files in (("quantized", "nf4", pair[0]), ("baseline", "16bit", pair[1])):
+        with compare.attached(few.base(precision), files) as model:
+            assert [getattr(sample, name) for sample in evaluated.samples] == texts(model)
+    for row, sample in zip(rows, evaluated.samples, strict=True):
+        start, stop = row.responses[0]
+        assert sample.response == samples.shown(tokenizer.decode(row.input_ids[start:stop], skip_special_tokens=True))
+        assert sample.prompt.startswith("### Instruction:")
 
 
 class OneBase:
