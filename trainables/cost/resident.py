@@ -1,6 +1,7 @@
 """Bytes that stay on the device from step to step, counted exactly: weights, constants, adapter, moments."""
 
-from trainables.cost.recipe import Recipe
+from trainables.cost.allocator import unsplit_bytes
+from trainables.cost.recipe import WIDTH, Recipe
 from trainables.cost.shape import Linear, Shape
 
 BLOCK_SIZE = 64
@@ -19,6 +20,17 @@ def base_bytes(shape: Shape, recipe: Recipe) -> float:
     """Of the frozen base; 4-bit weights are packed two a byte."""
     linear = shape.n_linear_weights * (0.5 if recipe.is_quantized else recipe.stream_width)
     return linear + shape.n_embedding_weights * recipe.embedding_width + shape.n_small_weights * recipe.stream_width
+
+
+def unsplit_weights(shape: Shape, recipe: Recipe) -> int:
+    """What the allocator gives beyond 4-bit weights: each is packed while it lies there at full width (transformers'
+    Bnb4bitQuantize, one weight after the other), so it fills what the ones before have left; 0 at 16 bits.
+    """
+    if not recipe.is_quantized:
+        return 0
+    sizes = [linear.inputs * linear.outputs for linear in shape.linears] * shape.n_layer
+    width = WIDTH[recipe.compute_dtype]
+    return unsplit_bytes((size // 2 for size in sizes), (size * width for size in sizes))
 
 
 def constants_bytes(shape: Shape, recipe: Recipe) -> int:
