@@ -2,35 +2,31 @@
 
 What is resident is counted exactly (trainables.cost.resident), what the forward pass keeps tensor by tensor
 (trainables.cost.activations). The peak is the largest of four moments: the loss, the way back through the last block
-and through the first, the optimizer's update. A few constants of libraries and of the allocator were set by hand with
-shapes of one H200 in view; the error of predictions is measured on other shapes (`make bench ARGS=memory`).
+and through the first, the optimizer's update. What the allocator gives beyond is replayed (trainables.cost.allocator).
+Only the libraries' workspaces (trainables.cost.gpus) are set by hand; errors are measured: `make bench ARGS=memory`.
 """
 
 from dataclasses import dataclass, fields
 
 from trainables.cost.activations import (
-    block_kept,
+    Kept,
     blocks_kept,
     boundaries_kept,
     head_kept,
     held_logits,
     mask_kept,
-    needs_mask,
+    recomputed,
     rounded_adapter,
 )
+from trainables.cost.allocator import unsplit_bytes
 from trainables.cost.gpus import LARGE_WORKSPACES_MIB
 from trainables.cost.recipe import Recipe, recipe_of
-from trainables.cost.resident import adapter_bytes, base_bytes, constants_bytes, moments_bytes, quantized
+from trainables.cost.resident import adapter_bytes, base_bytes, constants_bytes, moments_bytes, unsplit_weights
 from trainables.cost.shape import Shape
 from trainables.cost.way_back import temporary_bytes
 from trainables.values.config import LOSS_CHUNK_TOKENS, ComputeDtype, TrialConfig
 from trainables.values.results import MIB, MemoryBreakdown
 
-UNSPLIT_MIB_PER_LARGE_WEIGHT = 0.168
-"""Remainders of the allocator's blocks, too small for anything else, beside each 4-bit weight of more than 1 MiB (one
-H200); smaller ones come out of pages that are split exactly."""
-UNEVEN_MIB = 16.0
-"""The same where the activations that all blocks keep do not fill whole pages of 2 MiB (one H200)."""
 MAX_ERROR_SHARE, MAX_ERROR_MIB = 0.03, 32.0
 """A prediction may be off by the larger of the two; a config is refused only if it does not fit even then."""
 
@@ -83,31 +79,44 @@ def breakdown_of(shape: Shape, recipe: Recipe, *, workspaces_mib: float = LARGE_
         gradients_mib=peak.gradients / MIB,
         optimizer_mib=moments_bytes(shape, recipe) / MIB,
         activations_mib=peak.activations / MIB,
-        rest_mib=peak.temporary / MIB + workspaces_mib + _rounding_mib(shape, recipe),
+        rest_mib=peak.temporary / MIB + workspaces_mib + unsplit_weights(shape, recipe) / MIB,
     )
 
 
 def moments(shape: Shape, recipe: Recipe) -> tuple[Moment, ...]:
     """The moments of a step that can be its peak: the loss, the last block, the first block, the update."""
-    n_tokens, gradients = recipe.n_tokens, adapter_bytes(shape, recipe)
-    rounded, logits = rounded_adapter(shape, recipe), n_tokens * held_logits(shape, recipe)
+    n_tokens, gradients, back = recipe.n_tokens, adapter_bytes(shape, recipe), temporary_bytes(shape, recipe)
     if recipe.gradient_checkpointing:
-        in_blocks = n_tokens * boundaries_kept(shape, recipe)
-        one_block = n_tokens * block_kept(shape, recipe, windowed=needs_mask(shape, recipe)) + rounded / shape.n_layer
-        last_block = in_blocks + one_block
+        in_blocks, once_more = boundaries_kept(shape, recipe), recomputed(shape, recipe)
+        one_block = float(sum(once_more))
     else:
-        in_blocks = last_block = n_tokens * blocks_kept(shape, recipe) + rounded
-        one_block = in_blocks / shape.n_layer
-    mask = n_tokens * mask_kept(shape, recipe)
+        in_blocks, once_more = blocks_kept(shape, recipe), ()
+        one_block = sum(in_blocks) / shape.n_layer
+    all_of_last = in_blocks + once_more
+    logits, mask = n_tokens * held_logits(shape, recipe), n_tokens * mask_kept(shape, recipe)
     held = mask + (0 if recipe.autocast else logits)
-    back = temporary_bytes(shape, recipe)
-    at_loss = in_blocks + n_tokens * head_kept(shape, recipe) + mask + logits
+    rounded_at_loss, rounded_at_last, rounded_at_first = _rounded(shape, recipe)
+    at_loss = n_tokens * (sum(in_blocks) + head_kept(shape, recipe)) + rounded_at_loss + mask + logits
+    at_last = n_tokens * sum(all_of_last) + rounded_at_last + held
+    at_first = n_tokens * one_block + rounded_at_first + held
     return (
-        Moment(activations=at_loss, temporary=_loss_bytes(shape, recipe)),
-        Moment(activations=last_block + held, temporary=back),
-        Moment(activations=one_block + held, gradients=gradients, temporary=back),
+        Moment(activations=at_loss, temporary=_loss_bytes(shape, recipe) + _unsplit(recipe, in_blocks)),
+        Moment(activations=at_last, temporary=back + _unsplit(recipe, all_of_last)),
+        Moment(activations=at_first, gradients=gradients, temporary=back),
         Moment(activations=held, gradients=gradients, temporary=_update_bytes(recipe, gradients)),
     )
+
+
+def _rounded(shape: Shape, recipe: Recipe) -> tuple[float, float, float]:
+    """Bytes of the adapter in the dtype of its products, at the loss, at the last and at the first block.
+
+    The lean loop rounds all of it once a step; else each module keeps its own with its other tensors.
+    """
+    rounded = float(rounded_adapter(shape, recipe))
+    if recipe.script == "lean":
+        return rounded, rounded, rounded
+    of_block = rounded / shape.n_layer
+    return (0.0, of_block, of_block) if recipe.gradient_checkpointing else (rounded, rounded, of_block)
 
 
 def _loss_bytes(shape: Shape, recipe: Recipe) -> float:
@@ -129,11 +138,6 @@ def _update_bytes(recipe: Recipe, gradients: float) -> float:
     return gradients if recipe.script != "lean" and recipe.optimizer == "adamw" else 0.0
 
 
-def _rounding_mib(shape: Shape, recipe: Recipe) -> float:
-    """What the allocator gives beyond what was asked for."""
-    n_large = 0
-    for linear, n_quantized in quantized(shape, recipe).items():
-        n_large += n_quantized if linear.inputs * linear.outputs / 2 > MIB else 0
-    uneven = recipe.n_tokens * shape.hidden_size * recipe.stream_width % (2 * MIB)
-    has_remainders = uneven and not recipe.gradient_checkpointing
-    return UNSPLIT_MIB_PER_LARGE_WEIGHT * n_large + (UNEVEN_MIB if has_remainders else 0.0)
+def _unsplit(recipe: Recipe, kept: Kept) -> int:
+    """What the allocator gives beyond the tensors that are kept."""
+    return unsplit_bytes(recipe.n_tokens * size for size in kept)

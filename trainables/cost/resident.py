@@ -4,7 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from trainables.cost.recipe import Recipe
+from trainables.cost.allocator import unsplit_bytes
+from trainables.cost.recipe import WIDTH, Recipe
 from trainables.cost.shape import Linear, Shape
 
 BLOCK_SIZE = 64
@@ -28,6 +29,21 @@ def base_bytes(shape: Shape, recipe: Recipe) -> float:
     return linear + shape.n_embedding_weights * recipe.embedding_width + shape.n_small_weights * recipe.stream_width
 
 
+def unsplit_weights(shape: Shape, recipe: Recipe) -> int:
+    """What the allocator gives beyond 4-bit weights: each is packed while it lies there at full width (transformers'
+    Bnb4bitQuantize, one weight after the other), so it fills what the ones before have left; 0 at 16 bits.
+    """
+    if not recipe.is_quantized:
+        return 0
+    kept, width = _kept(shape, recipe), WIDTH[recipe.compute_dtype]
+    sizes: list[tuple[int, int]] = []  # of a weight at 4 bits, and at full width while it is packed
+    for block in range(shape.n_layer):
+        for linear in shape.linears:
+            size = linear.inputs * linear.outputs
+            sizes.append((size * width, 0) if (block, linear) in kept else (size // 2, size * width))
+    return unsplit_bytes([size for size, _ in sizes], [beside for _, beside in sizes])
+
+
 def constants_bytes(shape: Shape, recipe: Recipe) -> int:
     """Of the scales and code books of 4-bit weights; 0 at 16 bits."""
     total = 0
@@ -45,14 +61,19 @@ def quantized(shape: Shape, recipe: Recipe) -> Mapping[Linear, int]:
     """In how many blocks each linear module is at 4 bits."""
     if not recipe.is_quantized:
         return dict.fromkeys(shape.linears, 0)
+    n_kept = Counter(linear for _, linear in _kept(shape, recipe))
+    return {linear: shape.n_layer - n_kept[linear] for linear in shape.linears}
+
+
+def _kept(shape: Shape, recipe: Recipe) -> set[tuple[int, Linear]]:
+    """Number of the block, and module, of what a 4-bit base keeps at 16 bits."""
     kept: set[tuple[int, Linear]] = set()
     for name in recipe.keep_16bit:
         block, inside = _place(name)
         for linear in shape.linears:
             if not inside or f".{inside}".endswith(f".{linear.name}"):
                 kept.add((block, linear))
-    n_kept = Counter(linear for _, linear in kept)
-    return {linear: shape.n_layer - n_kept[linear] for linear in shape.linears}
+    return kept
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from orchestrator.driver.plan import predicted_peaks_mib
-from tests.bench import memory_shapes
+from tests.bench import memory_families, memory_shapes
 from tests.bench.memory_shapes import FITTED_SEED, RECORDED, errors, read, shapes, tolerance_mib
 from tests.support.sweeps import make
 from trainables.cost.predicted_memory import (
@@ -117,6 +117,27 @@ def test_every_prediction_is_within_tolerance_of_a_recorded_run(run):
         if abs((predicted := run.predicted_mib(config)) - peak) > max(0.03 * peak, 32.0)
     ]
     assert not off, off
+
+
+@pytest.mark.parametrize("path", memory_families.RECORDED, ids=lambda path: path.stem)
+def test_every_prediction_is_within_tolerance_of_a_recorded_family(path):
+    lines = memory_families.read(path)
+    assert {(line["family"], line["part"]) for line in lines} >= {(f, "seen") for f in memory_families.FAMILIES}
+    off = [
+        (line["part"], line["family"], round(memory_families.predicted(line) - line["peak_mib"], 1))
+        for line in lines
+        if abs(memory_families.predicted(line) - line["peak_mib"]) > max(0.03 * line["peak_mib"], 32.0)
+    ]
+    assert not off, off
+
+
+@pytest.mark.parametrize("family", memory_families.FAMILIES)
+def test_the_second_draw_of_a_family_has_shapes_that_no_recorded_run_has(family):
+    recorded = [line for path in memory_families.RECORDED for line in memory_families.read(path)]
+    seen = [line["values"] for line in recorded if line["part"] != memory_families.SECOND_DRAW]
+    drawn = [values for values, _ in memory_families.drawn(family, memory_families.SECOND_DRAW)]
+    assert len(drawn) == 12
+    assert not [values for values in drawn if values in seen]
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
