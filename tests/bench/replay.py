@@ -1,4 +1,4 @@
-"""Trials of a recorded table under simulated time: how many GPU-seconds a search needs to find the table's front.
+"""Trials of a table, recorded or simulated, under simulated time: what a search finds in how many GPU-seconds.
 
 A `Method` is asked for jobs and told each rung, as Ray Tune would; workers are slots of an event queue. A job takes its
 recorded seconds per step times its steps: loading, evaluation and comparisons take none, for any method.
@@ -6,10 +6,10 @@ recorded seconds per step times its steps: loading, evaluation and comparisons t
 
 import heapq
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -104,10 +104,12 @@ class Job:
 
     Attributes:
         own: what its method wants to know it by.
+        is_proposal: False of what comes on top of the trials asked for: a 16-bit baseline.
     """
 
     values: Values | None
     own: Any
+    is_proposal: bool = True
 
 
 class Method(Protocol):
@@ -118,6 +120,49 @@ class Method(Protocol):
 
     def report(self, job: Job, row: Row | None, *, last: bool) -> bool:
         """A rung, or the end of a job without time; returns whether a trial goes on, or at its last rung completed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A trial was taken up, or ended.
+
+    Attributes:
+        now: simulated seconds since the begin.
+    """
+
+    kind: Literal["begun", "completed", "stopped"]
+    now: float
+    job: Job
+
+
+def events(table: Recorded, method: Method, n_workers: int) -> Iterator[Event]:
+    """What happens, in its order, until the method asks for nothing more."""
+    queue: list[tuple[float, int, Job, int]] = []
+    order, now = itertools.count(), 0.0
+
+    def push(job: Job, rung: int) -> None:
+        rows = table.rungs[job.values] if job.values is not None else ()
+        takes = seconds(rows[rung], rows[rung - 1] if rung else None) if rows else 0.0
+        heapq.heappush(queue, (now + takes, next(order), job, rung))
+
+    while True:
+        while len(queue) < n_workers and (job := method.ask(now)):
+            if job.values is not None:
+                yield Event("begun", now, job)
+            push(job, 0)
+        if not queue:
+            return
+        now, _, job, rung = heapq.heappop(queue)
+        if job.values is None:
+            method.report(job, None, last=True)
+            continue
+        last = rung == len(table.rungs[job.values]) - 1
+        goes_on = method.report(job, table.rungs[job.values][rung], last=last)
+        if goes_on and not last:
+            push(job, rung + 1)
+        else:
+            is_found = goes_on and table.losses(job.values) is not None
+            yield Event("completed" if is_found else "stopped", now, job)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,40 +190,86 @@ def replay(table: Recorded, method: Method, *, wanted_share: float, n_workers: i
     Args:
         max_seconds: GPU-seconds (workers x time) after which it is given up.
     """
-    events: list[tuple[float, int, Job, int]] = []
-    order, now, n_trials, share = itertools.count(), 0.0, 0, 0.0
+    n_trials, share, reached = 0, 0.0, None
     found: list[tuple[float, ...]] = []
     missing = set(table.front)
-
-    def push(job: Job, rung: int) -> None:
-        rows = table.rungs[job.values] if job.values is not None else ()
-        takes = seconds(rows[rung], rows[rung - 1] if rung else None) if rows else 0.0
-        heapq.heappush(events, (now + takes, next(order), job, rung))
-
-    while share < wanted_share and n_workers * now < max_seconds:
-        while len(events) < n_workers and (job := method.ask(now)):
-            n_trials += job.values is not None
-            push(job, 0)
-        if not events:
+    for event in events(table, method, n_workers):
+        if n_workers * event.now > max_seconds:
             break
-        now, _, job, rung = heapq.heappop(events)
-        if job.values is None:
-            method.report(job, None, last=True)
-            continue
-        rows = table.rungs[job.values]
-        last = rung == len(rows) - 1
-        if not method.report(job, rows[rung], last=last):
-            continue
-        if not last:
-            push(job, rung + 1)
-        elif losses := table.losses(job.values):
+        n_trials += event.kind == "begun"
+        losses = table.losses(event.job.values) if event.kind == "completed" else None
+        if losses is not None:
             found.append(losses)
-            missing.discard(job.values)
+            missing.discard(event.job.values)
             share = hypervolume(found, table.reference) / table.volume
+        if share >= wanted_share:
+            reached = n_workers * event.now
+            break
     return Outcome(
-        gpu_seconds=n_workers * now if share >= wanted_share else None,
+        gpu_seconds=reached,
         n_trials=n_trials,
         n_completed=len(found),
         share=share,
         lost_share=len(missing) / len(table.front),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a method has come to after so many trials.
+
+    Attributes:
+        gpu_seconds: spent by then, 16-bit baselines included.
+        share: of the table's hypervolume that completed trials dominate.
+        kept_share: of the hypervolume that the same trials would dominate, had none been stopped.
+        lost_share: of the front that the same trials would have then, those that were stopped.
+        n_completed: trials, baselines among them.
+    """
+
+    gpu_seconds: float
+    share: float
+    kept_share: float
+    lost_share: float
+    n_completed: int
+
+
+def growth(table: Recorded, method: Method, sizes: Sequence[int], n_workers: int) -> dict[int, Found]:
+    """What a method has come to after each of so many proposals, all of them ended where one worker does them.
+
+    Args:
+        sizes: numbers of proposals, from the least; a method that ends before counts as having come to it.
+    """
+    seen: dict[int, Found] = {}
+    n_proposals, now = 0, 0.0
+    begun: set[Values] = set()
+    completed: set[Values] = set()
+    for event in events(table, method, n_workers):
+        now = event.now
+        if event.kind == "begun" and event.job.is_proposal:
+            if n_proposals in sizes:
+                seen[n_proposals] = _found(table, begun, completed, n_workers * now)
+            if n_proposals == sizes[-1]:
+                break
+            n_proposals += 1
+        if event.kind == "begun":
+            begun.add(event.job.values)
+        elif event.kind == "completed":
+            completed.add(event.job.values)
+    for size in sizes:
+        seen.setdefault(size, _found(table, begun, completed, n_workers * now))
+    return seen
+
+
+def _found(table: Recorded, begun: set[Values], completed: set[Values], gpu_seconds: float) -> Found:
+    ends = {values: losses for values in begun if (losses := table.losses(values)) is not None}
+    rows = np.array(list(ends.values())).reshape(-1, len(table.reference))
+    is_completed = np.array([values in completed for values in ends], dtype=bool)
+    volume, whole = hypervolume(rows[is_completed], table.reference), hypervolume(rows, table.reference)
+    on_front = pareto_mask(rows)
+    return Found(
+        gpu_seconds=gpu_seconds,
+        share=volume / table.volume,
+        kept_share=volume / whole if whole else 1.0,
+        lost_share=float((on_front & ~is_completed).sum() / max(1, on_front.sum())),
+        n_completed=int(is_completed.sum()),
     )

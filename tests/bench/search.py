@@ -1,15 +1,23 @@
 """How many GPU-seconds a search needs, beside others: `make bench ARGS=search`
 
-python tests/bench/search.py [--seeds 20] [--processes 2]
+python -m tests.bench search [--parts table landscapes ask-tell] [--seeds 20] [--processes 2]
+python -m tests.bench search --parts landscapes --seed-of-commit HEAD
 
-Replays a recorded table (tests/bench/search_table.py) under simulated time: GPU-seconds until the completed trials
-dominate 95 % of the hypervolume of the whole table. Searchers and schedulers are each library's own objects. Then what
-stopping early loses for good: the same search carried on until every point was taken up. Then the time of ask, tell and
-ledger behind 10,000 trials. The last line is one JSON object; needs no GPU.
+table: replays a recorded table (tests/bench/search_table.py) under simulated time: GPU-seconds until the completed
+trials dominate 95 % of the hypervolume of the whole table. Searchers and schedulers are each library's own objects, or
+a rule written down here from its paper (tests/bench/search_peers.py). Then what stopping early loses for good: the same
+search carried on until every point was taken up.
+landscapes: ours beside others on simulated landscapes over the default space and on the table, after as many trials
+(tests/bench/search_landscapes.py). Without --seed-of-commit these are landscapes of development: settings may have been
+chosen on them.
+ask-tell: the time of ask, tell and ledger behind 10,000 trials.
+
+The last line is one JSON object; needs no GPU.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +32,7 @@ import numpy as np
 import optuna
 
 import search_spaces
-from tests.bench import ask_tell, replay
+from tests.bench import ask_tell, replay, search_landscapes
 from tests.bench.search_methods import LABELS, METHODS, made
 from tests.bench.search_table import SPACE_FILE
 
@@ -36,6 +44,9 @@ FIRST_SEED = 1000
 MAX_OF_RANDOM, MAX_OF_PEER = 1 / 3, 0.8
 """Targets: of random's median, and of the best peer's."""
 PEERS = ("ray", "syne")
+PARTS = ("table", "landscapes", "ask-tell")
+DEVELOPMENT_SEED = 7
+"""Of the landscapes that settings are chosen on."""
 STOPPING = ("ours",)
 """Methods that stop trials early and end by themselves once every point was taken up."""
 
@@ -122,13 +133,15 @@ def loss_lines(lost: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def report(result: Mapping[str, Any]) -> Iterator[str]:
     """All that is said of a run, a line at a time."""
-    yield from lines(result["methods"])
+    if result["methods"]:
+        yield from lines(result["methods"])
     yield from loss_lines(result["lost"])
     for name, target in (("of_random", MAX_OF_RANDOM), ("of_best_peer", MAX_OF_PEER)):
         if result.get(name) is not None:
             yield f"ours {name.replace('_', ' ')}: {result[name]:.2f} (target: at most {target:.2f})"
     if "ask_tell" in result:
         yield ask_tell.line(result["ask_tell"])
+    yield from result.get("landscapes", ())
 
 
 def measured(
@@ -154,27 +167,71 @@ def measured(
     return results
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
+def seed_of(commit: str | None) -> int:
+    """The first 32 bits of a commit's hash: nobody can have chosen a setting on what it draws.
+
+    Raises:
+        subprocess.CalledProcessError: there is no such commit.
+    """
+    if commit is None:
+        return DEVELOPMENT_SEED
+    command = ["git", "rev-parse", "--verify", f"{commit}^{{commit}}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    return int(done.stdout[:8], 16)
+
+
+def replayed(given: argparse.Namespace) -> dict[str, Any]:
+    """The part `table`."""
+    results = measured(given, given.methods, WANTED_SHARE, summary)
+    lost = measured(given, [name for name in STOPPING if name in given.methods], inf, losses)
+    compared = verdict(results) if "ours" in results else {}
+    return {"methods": results, "lost": lost, "table": str(given.table), **compared}
+
+
+def on_landscapes(given: argparse.Namespace) -> Iterator[str]:
+    """The part `landscapes`, a line at a time."""
+    seed = seed_of(given.seed_of_commit)
+    results = search_landscapes.measured(
+        search_landscapes.LANDSCAPES,
+        search_landscapes.METHODS,
+        base_seed=seed,
+        n_seeds=given.seeds,
+        table=given.table,
+        n_workers=given.workers,
+        processes=given.processes,
+        cache=given.cache,
+    )
+    source = f"of commit {seed:08x}" if given.seed_of_commit else "of development"
+    yield f"landscapes {source}, {given.seeds} seeds, {given.workers} worker(s)"
+    yield from search_landscapes.lines(results, search_landscapes.LANDSCAPES)
+
+
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["table", "ask-tell"])
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--trials", type=int, default=10_000, help="behind which ask and tell are timed; 0: not at all")
-    given = parser.parse_args(arguments)
-    if "syne" in given.methods and not find_spec("syne_tune"):
+    parser.add_argument("--trials", type=int, default=10_000, help="behind which ask and tell are timed")
+    parser.add_argument("--seed-of-commit", metavar="COMMIT", help="landscapes are drawn from a commit's hash")
+    parser.add_argument("--workers", type=int, default=1, help="of the landscapes' searches")
+    parser.add_argument("--cache", type=Path, help="file that keeps what others' methods came to on the landscapes")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    given = options().parse_args(arguments)
+    if "table" in given.parts and "syne" in given.methods and not find_spec("syne_tune"):
         print("syne-tune is not installed: `make bench ARGS=search` installs it", file=sys.stderr)
         return 2
-    results = measured(given, given.methods, WANTED_SHARE, summary) if given.seeds else {}
-    stopping = [name for name in STOPPING if name in given.methods]
-    lost = measured(given, stopping, inf, losses) if given.seeds else {}
-    result: dict[str, Any] = {"methods": results, "lost": lost, "table": str(given.table)}
-    if "ours" in results:
-        result |= verdict(results)
-    if given.trials:
+    result: dict[str, Any] = replayed(given) if "table" in given.parts else {"methods": {}, "lost": {}}
+    if "ask-tell" in given.parts:
         result["ask_tell"] = ask_tell.measured(given.trials)
+    if "landscapes" in given.parts:
+        result["landscapes"] = list(on_landscapes(given))
     for line in report(result):
         print(line)
     print(json.dumps(result))

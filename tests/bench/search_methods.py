@@ -21,6 +21,7 @@ from orchestrator.search.proposer import MAX_MODELLED, Proposer
 from search_spaces import Space
 from tests.bench.overhead import fake_comparison
 from tests.bench.replay import Job, Method, Recorded, Row, Values
+from tests.bench.search_peers import Moasha, ParetoRankMedian, Tpe
 from trainables.values.results import Cost, Measurement
 from trainables.values.workload import Workload
 
@@ -67,11 +68,13 @@ class Ours:
         seed: int,
         folder: Path,
         max_modelled: int = MAX_MODELLED,
+        n_trials: int | None = None,
+        method: str = "tpe",
     ) -> None:
         self._settings = settings_file.make(
             name="replay",
-            space=space.model_copy(update={"method": "tpe"}),
-            n_trials=space.n_points,
+            space=space.model_copy(update={"method": method}),
+            n_trials=n_trials or space.n_points,
             base_model="demo",
             data="demo",
             device="cpu",
@@ -87,7 +90,7 @@ class Ours:
             clock=lambda: self._now,
             proposer=Proposer(self._settings, max_modelled),
         )
-        self._values = {WORKLOAD.key(self._settings.config(p)): _values(p) for p in space.grid()}
+        self._names = tuple(space.parameters)
 
     def ask(self, now: float) -> Job | None:
         self._now = now
@@ -95,7 +98,10 @@ class Ours:
         if task is None:
             return None
         self._driver.began(task)
-        return Job(self._values.get(task.key) if task.kind == "train" else None, task)
+        entry = self._ledger.entry(task.key)
+        is_point = task.kind == "train" and entry.result.is_of_search
+        values = tuple(entry.params[name] for name in self._names) if is_point else None
+        return Job(values, task, is_proposal=entry.result.origin == "search")
 
     def report(self, job: Job, row: Row | None, *, last: bool) -> bool:
         task, report = job.own, self._report(job.own, row, last)
@@ -199,12 +205,12 @@ class SyneTune:
         return self._moasha.on_trial_result(job.own, result) == "CONTINUE"
 
 
-def _values(params: Mapping[str, Any]) -> Values:
-    return tuple(params.values())
+def _points(space: Space) -> list[Values]:
+    return [tuple(point.values()) for point in space.grid()]
 
 
 def _shuffled(space: Space, seed: int) -> Iterator[Values]:
-    points = list(map(_values, space.grid()))
+    points = _points(space)
     Random(seed).shuffle(points)
     return iter(points)
 
@@ -216,7 +222,10 @@ METHODS: Mapping[str, Make] = {
     "ours": lambda space, table, n_workers, seed, folder: Ours(space, n_workers, seed, folder),
     "short": lambda space, table, n_workers, seed, folder: Ours(space, n_workers, seed, folder, SHORT),
     "random": lambda space, table, n_workers, seed, folder: Listed(_shuffled(space, seed)),
-    "grid": lambda space, table, n_workers, seed, folder: Listed(map(_values, space.grid())),
+    "grid": lambda space, table, n_workers, seed, folder: Listed(iter(_points(space))),
+    "tpe": lambda space, table, n_workers, seed, folder: Tpe(space, seed),
+    "multi-metric": lambda space, table, n_workers, seed, folder: Tpe(space, seed, ParetoRankMedian()),
+    "moasha-rule": lambda space, table, n_workers, seed, folder: Moasha(space, seed),
     "ray": lambda space, table, n_workers, seed, folder: RayStock(space, seed, table.max_steps),
     "syne": lambda space, table, n_workers, seed, folder: SyneTune(space, seed, table.max_steps),
 }
@@ -226,6 +235,9 @@ LABELS = {
     "short": f"qlora-sweep, modelling {SHORT} to {2 * SHORT} trials",
     "random": "random without repeats, full budget",
     "grid": "grid, full budget",
+    "tpe": "Optuna: TPE, full budget",
+    "multi-metric": "the same with the multi-metric pruner's rule",
+    "moasha-rule": "MOASHA's rule, points at random",
     "ray": "Ray Tune: OptunaSearch + ASHAScheduler",
     "syne": "Syne Tune: MOASHA",
 }

@@ -1,5 +1,6 @@
 """The search bench: its simulated clock and counts by hand, and each method on a small table."""
 
+import subprocess
 from dataclasses import replace
 from itertools import product
 from math import inf
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 import search_spaces
-from orchestrator.analysis.pareto import hypervolume
-from tests.bench import ask_tell, search
-from tests.bench.replay import Job, Outcome, read, recorded, replay
+from orchestrator.analysis.pareto import hypervolume, pareto_mask
+from tests.bench import ask_tell, landscapes, search, search_landscapes, search_peers
+from tests.bench.replay import Job, Outcome, events, growth, read, recorded, replay
 from tests.bench.search_methods import Listed, Ours, RayStock, SyneTune
+from tests.bench.search_peers import Moasha, ParetoRankMedian, epsilon_net, nondomination_ranks
 from tests.bench.search_table import COST_COLUMNS, SPACE_FILE, Table, points
 from tests.support.sweeps import REPO, cost
 
@@ -194,3 +196,105 @@ def test_ask_and_tell_are_timed_behind_a_filled_ledger():
     assert found["n_trials"] == 20
     assert 0 < found["ask_ms_p50"] < found["ask_and_tell_ms_p90"] * 2
     assert np.isfinite(found["resume_seconds"])
+
+
+def test_non_domination_ranks_are_those_of_peeling_off_fronts():
+    rows = np.random.default_rng(0).integers(0, 5, (30, 3)).astype(float)
+    ranks = np.array(nondomination_ranks(rows))
+    left, rank = np.arange(len(rows)), 0
+    while len(left):
+        front = pareto_mask(rows[left])
+        assert (ranks[left[front]] == rank).all()
+        left, rank = left[~front], rank + 1
+
+
+def test_an_epsilon_net_begins_at_an_end_and_goes_to_the_farthest_each_time():
+    assert epsilon_net(np.array([[0.0, 4.0], [1.0, 3.0], [3.9, 0.1], [4.0, 0.0], [2.2, 1.8]])) == [0, 3, 4, 1, 2]
+
+
+def test_the_pareto_rank_median_rule_ends_a_trial_that_is_dominated_more_often_than_half_of_the_ended_ones():
+    rule = ParetoRankMedian()
+    for number, loss in enumerate((1.0, 2.0, 3.0, 4.0, 5.0)):
+        assert not rule.stops(number, 5, (loss, loss))
+        rule.ended(number)
+    assert not rule.stops(5, 5, (0.5, 0.5))
+    assert rule.stops(6, 5, (9.0, 9.0))
+    assert not rule.stops(7, 5, (9.0, 0.1)), "it dominates nothing and nothing dominates it"
+
+
+def test_moasha_s_rule_lets_the_better_half_of_a_rung_go_on():
+    rule = Moasha(landscapes.space(), 0)
+    row = rung(5, 1.0)
+    goes_on = [rule.report(Job((), None), {**row, "eval_loss_nats": loss}, last=False) for loss in (3, 2, 4, 5, 1)]
+    assert goes_on == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize("kind", landscapes.KINDS)
+def test_a_landscape_is_the_same_for_the_same_seed_and_holds_its_best_where_its_kind_says(kind):
+    one, again, other = (landscapes.draw(kind, seed) for seed in (1, 1, 2))
+    assert one == again != other
+    table = landscapes.table(one)
+    best = dict(zip(one.names, min(table.front, key=lambda values: one.end_nats(point_of(one, values))), strict=True))
+    shape = landscapes.KINDS[kind]
+    assert abs(np.log2(best["rank"]) - np.mean(shape.log2_rank)) <= 2.5
+    if shape.cliff is None:
+        assert shape.rate[0] / 3 <= best["learning_rate"] <= shape.rate[1] * 3
+    values = tuple(best.values())
+    assert table.rungs[values] == landscapes.table(again).rungs[values]
+    assert table.rungs[values] != landscapes.table(other).rungs[values]
+    assert [row["step"] for row in table.rungs[values]] == [25, 50, 100, 200]
+
+
+def point_of(landscape, values) -> dict:
+    return dict(zip(landscape.names, values, strict=True))
+
+
+def test_beyond_the_cliff_every_trial_diverges_and_before_it_none():
+    drawn = landscapes.draw("cliff of divergence", 3)
+    points = search_peers.Points(landscapes.space(), 0)
+    for _ in range(200):
+        values = points.ask(0).values
+        is_beyond = drawn.off_rate(point_of(drawn, values)) > landscapes.KINDS["cliff of divergence"].cliff
+        assert bool(drawn.rows(values)[-1]["reason"]) == is_beyond
+
+
+def test_what_the_same_trials_would_have_found_without_stopping_is_what_stopping_lost():
+    found = growth(two_points(), StopsFirst(), (1, 2), 1)
+    assert (found[1].lost_share, found[1].kept_share) == (1.0, 0.0)
+    assert (found[1].gpu_seconds, found[2].gpu_seconds) == (4.0, 8.0)
+    assert (found[2].lost_share, found[2].n_completed) == (0.5, 1)
+    whole = growth(two_points(), Listed(iter([(2,), (1,)])), (1, 2), 1)[2]
+    assert (whole.lost_share, whole.kept_share, whole.share) == (0.0, 1.0, pytest.approx(1.0))
+
+
+def test_baselines_come_on_top_of_the_trials_asked_for_and_are_paid_for(tmp_path):
+    space, table = small_table()
+    found = growth(table, Ours(space, 1, 0, tmp_path, n_trials=6), (3, 6), 1)
+    asked = Ours(space, 1, 0, tmp_path / "again", n_trials=6)
+    jobs = [event.job for event in events(table, asked, 1) if event.kind == "begun"]
+    baselines = [job for job in jobs if not job.is_proposal]
+    assert sum(job.is_proposal for job in jobs) == 6
+    assert baselines
+    assert found[3].gpu_seconds < found[6].gpu_seconds
+
+
+def test_the_median_s_interval_holds_the_median_and_shrinks_with_more_seeds():
+    few, many = (np.random.default_rng(0).normal(1, 1, n).tolist() for n in (10, 1000))
+    for values in (few, many):
+        low, high = search_landscapes.interval(values)
+        assert low <= np.median(values) <= high
+    assert np.subtract(*search_landscapes.interval(many)[::-1]) < np.subtract(*search_landscapes.interval(few)[::-1])
+
+
+def test_a_commit_s_hash_is_the_seed_of_the_reported_landscapes():
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=REPO)
+    assert search.seed_of("HEAD") == int(head.stdout[:8], 16)
+    assert search.seed_of(None) == search.DEVELOPMENT_SEED
+
+
+def test_every_method_runs_on_a_landscape_and_the_table_says_of_each_target_whether_it_is_met():
+    names, kind = ("late curves",), dict(base_seed=1, n_seeds=1, table=REPO / search.TABLE, n_workers=1, processes=1)
+    results = search_landscapes.measured(names, search_landscapes.METHODS, **kind)
+    text = "\n".join(search_landscapes.lines(results, names))
+    assert all(method in text for method in search_landscapes.METHODS)
+    assert text.count(": met") + text.count(": MISSED") == 2 * (len(search_landscapes.PEERS) + 3)
