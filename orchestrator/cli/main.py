@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.cli import messages
 from orchestrator.cli.group import commands
+from orchestrator.cli.lines import as_typed
 from trainables.values.errors import INTERRUPTED, ConfigError, DiskFull, SweepError
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def _end(work: Callable[[], Any]) -> None:
             os._exit(INTERRUPTED)
         raise
     except SweepError as error:
-        logger.error(f"error: {error}")
+        logger.error(f"error: {as_typed(str(error))}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         logger.error("interrupted")

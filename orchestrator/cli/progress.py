@@ -1,13 +1,13 @@
 """What a person sees of a sweep: the plan, progress while it runs, the front at its end."""
 
 import json
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -22,6 +22,7 @@ from orchestrator.analysis.front import Front, device_of, is_reused, objective_v
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import Status
 from orchestrator.analysis.verdict import failed_evaluations, seeds
+from orchestrator.cli.lines import for_stream
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.driver.plan import why_empty
 from orchestrator.ledger import Ledger
@@ -95,7 +96,9 @@ def counted_line(name: str, status: Status) -> str:
     """How far a sweep is, and how long it will take from here."""
     left = f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
     reused = f" ({status.n_reused} reused)" if status.n_reused else ""
-    return f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{reused}{left}"
+    kinds = " + ".join(f"{n} {kind}" for kind, n in status.kinds.items())
+    made_of = f": {kinds}" if len(status.kinds) > 1 else ""
+    return f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{reused}{made_of}{left}"
 
 
 def how_to_stop(name: str) -> str:
@@ -267,15 +270,9 @@ def print_result(snapshot: SweepSnapshot, run_page: str | None, *, as_json: bool
     if empty := why_empty(snapshot):
         lines.append(empty)
     lines.append(f"measured on: {snapshot.caption}")
-    for line in lines:
-        print(folded(line, console.width) if console.is_terminal else line)
+    print(for_stream("\n".join(lines), sys.stdout))
     if run_page:
         print(f"look further: {pages()}, then {run_page}")
-
-
-def folded(line: str, width: int) -> str:
-    """A line that is longer than a terminal is wide on several, broken between words."""
-    return fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _states_line(trials: Sequence[TrialResult]) -> str:

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.analysis.status import to_come
 from orchestrator.analysis.verdict import failed_evaluations
 from orchestrator.cli.progress import ProgressDisplay, print_result
 from orchestrator.cluster import ray_cluster
@@ -44,6 +45,7 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
 
     def started(ledger: Ledger, workload: Workload) -> None:
         logger.info(f"rows: {_rows_read(ledger.fact('data_counts'))}; {workload.compute_dtype} arithmetic")
+        logger.info(f"trials: {to_come(settings)}")
         for line in base_targets.coverage_lines(settings):
             logger.info(line)
         if workload.weights in ("random", "stand-in"):

@@ -1,9 +1,11 @@
 """`best`: the one config to use."""
 
 import json
+import sys
 
 from orchestrator.analysis import choice
 from orchestrator.analysis.snapshot import SweepSnapshot, newest
+from orchestrator.cli.lines import for_stream
 from orchestrator.cli.options import AsJson, Knee, MaxMemory, NameOrNewest
 from orchestrator.settings import ROOT
 
@@ -12,4 +14,4 @@ def best(name: NameOrNewest = None, max_memory: MaxMemory = None, knee: Knee = F
     """Name one config: the lowest validation loss of the completed search trials that count for the front."""
     limit = None if max_memory is None else choice.mib_of(max_memory)
     found = choice.choose(SweepSnapshot.read(name or newest(ROOT)), max_memory_mib=limit, at_knee=knee)
-    print(json.dumps(found.to_dict()) if as_json else found.text)
+    print(json.dumps(found.to_dict()) if as_json else for_stream(found.text, sys.stdout))
