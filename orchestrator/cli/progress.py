@@ -19,6 +19,7 @@ from rich.text import Text
 from orchestrator.analysis.describe import describe, heading_of, shown, targets
 from orchestrator.analysis.finalists import VERDICT_SEEDS, finalists, verdict_trial
 from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
+from orchestrator.analysis.host_memory import largest_mib
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import Status
 from orchestrator.analysis.verdict import failed_evaluations, seeds
@@ -270,6 +271,8 @@ def print_result(snapshot: SweepSnapshot, run_page: str | None, *, as_json: bool
     if empty := why_empty(snapshot):
         lines.append(empty)
     lines.append(f"measured on: {snapshot.caption}")
+    if peak := largest_mib(snapshot.trials):
+        lines.append(f"host memory: at most {peak:,} MiB resident in a worker process")
     print(for_stream("\n".join(lines), sys.stdout))
     if run_page:
         print(f"look further: {pages()}, then {run_page}")
