@@ -133,7 +133,7 @@ def write(
 def script(precision: Precision, workload: Workload, *, merged: bool) -> str:
     """A short program that answers one instruction in the form of the rows, without anything of this project."""
     four_bits = precision == "nf4" and not merged
-    _, revision = named_revision(workload.base_model)
+    revision = workload.base_commit or named_revision(workload.base_model)[1]
     needed = ["accelerate", *(["bitsandbytes"] if four_bits else []), *([] if merged else ["peft"])]
     return render(
         "generate.py.jinja",
