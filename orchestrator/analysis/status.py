@@ -23,6 +23,7 @@ class Status:
         counts: trials by state.
         n_done: trials in a final state.
         n_expected: trials the sweep will come to, as far as is known: baselines are added as they are needed.
+        kinds: what makes up those, by its name: configs, their baselines, runs under other seeds.
         best: best value of each objective among completed trials.
         n_reused: trials whose results were taken from other sweeps.
         front_size: members of the Pareto front.
@@ -36,6 +37,7 @@ class Status:
     counts: dict[str, int]
     n_done: int
     n_expected: int
+    kinds: dict[str, int]
     best: dict[str, float | None]
     n_reused: int
     front_size: int
@@ -64,13 +66,15 @@ def status_of(
     counts = Counter(map(attrgetter("state"), trials))
     n_searched = 0 if ended or finished else _n_to_come(trials, settings)
     searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.is_of_search for t in trials)
-    expected = len(trials) + n_searched + (0 if searching or finished else _n_replicates_to_come(trials, settings))
+    n_replicates = 0 if searching or finished else _n_replicates_to_come(trials, settings)
+    expected = len(trials) + n_searched + n_replicates
     completed = [trial for trial in trials if trial.state == "completed"]
     faults = [trial for trial in trials if trial.state in ("oom", "diverged", "failed", "refused")]
     return Status(
         counts=dict(counts),
         n_done=sum(map(counts.__getitem__, FINAL_STATES)),
         n_expected=expected,
+        kinds=_kinds(trials, n_searched, n_replicates),
         best={objective: _best(completed, objective) for objective in settings.objectives},
         n_reused=sum(map(is_reused, trials)),
         front_size=len(front_of(trials, settings, repeats=repeats).members),
@@ -78,6 +82,27 @@ def status_of(
         seconds_left=_seconds_left(trials, expected, now),
         last_fault=max(faults, key=lambda t: t.ended_at or 0).reason if faults else None,
     )
+
+
+def to_come(settings: SweepSettings) -> str:
+    """What trials a sweep will come to, before it has begun: the counts grow with its results."""
+    precision = settings.space.parameters.get("precision")
+    configs = f"{settings.n_trials} configs"
+    if "nf4" not in (precision.samples if precision else (settings.first_config.precision,)):
+        return f"{configs}, then finalists under other seeds"
+    return (
+        f"{configs}, the 16-bit baseline of each completed 4-bit one (at most {settings.n_trials}), then finalists "
+        f"under other seeds (of each 4-bit one's baseline {settings.baseline_seeds})"
+    )
+
+
+def _kinds(trials: Sequence[TrialResult], n_searched: int, n_replicates: int) -> dict[str, int]:
+    """Trials by kind, those to come included; kinds of which there are none are left out."""
+    by_origin = Counter(map(attrgetter("origin"), trials))
+    n_baselines = by_origin["baseline"]
+    kinds = {"configs": by_origin["search"] + n_searched, "baselines": n_baselines}
+    kinds["seed replicates"] = by_origin["replicate"] + by_origin["baseline replicate"] + n_replicates
+    return {kind: n for kind, n in kinds.items() if n}
 
 
 def _n_to_come(trials: Sequence[TrialResult], settings: SweepSettings) -> int:
@@ -103,7 +128,7 @@ def _best(trials: Sequence[TrialResult], objective: str) -> float | None:
 def _seconds_left(trials: Sequence[TrialResult], n_expected: int, now: float | None) -> float | None:
     n_done, timed, begun = 0, [], []
     for trial in trials:
-        if trial.state == "running" and trial.started_at:
+        if trial.state == "running" and trial.started_at is not None:
             begun.append(trial.started_at)
         if trial.state in FINAL_STATES:
             n_done += 1

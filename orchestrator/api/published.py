@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.analysis.status import to_come
 from orchestrator.analysis.verdict import failed_evaluations
 from orchestrator.cluster import ray_cluster
 from orchestrator.driver import base_targets, duration, sweep
@@ -73,6 +74,7 @@ def run_published(
 
 def _say_what_is_run(settings: SweepSettings, ledger: Ledger, workload: Workload) -> None:
     logger.info(f"rows: {_rows_read(ledger.fact('data_counts'))}; {workload.compute_dtype} arithmetic")
+    logger.info(f"trials: {to_come(settings)}")
     for line in base_targets.coverage_lines(settings):
         logger.info(line)
     if workload.weights in ("random", "stand-in"):

@@ -31,6 +31,23 @@ COMMANDS = {
 """What `--help` lists: the first line of each command's own help."""
 
 
+WORDS = {
+    "base": "the pretrained model, frozen; a trial trains a LoRA adapter on it",
+    "trial": "one training run; a config is its settings",
+    "16-bit baseline": "the same config, seed and rows with the base at 16 bits",
+    "seed replicate": "the same config under another seed: it shows what a seed alone changes",
+    "rung": "a step at which a trial is measured, and may be stopped",
+    "front": "trials that no other is better than in one objective without being worse in another",
+    "finalist": "a trial of the front, or the best; it is evaluated on test rows, which the search never sees",
+    "cost key": "what memory and time depend on: measured once, shared by all trials that have it",
+    "lean, standard loop": "this program's training step, and a stock script's",
+    "captured": "the step is recorded as a CUDA graph and replayed",
+    "space": "which settings are searched, and over which values",
+}
+"""What `--help` explains: words of the messages and tables."""
+EPILOG = "\n\n".join(["Words:", *(f"{word}: {meaning}." for word, meaning in WORDS.items())])
+
+
 class LazyGroup(TyperGroup):
     """Lists commands without a body; the one that is called takes the place of its like."""
 
@@ -54,7 +71,7 @@ def _print_version(asked: bool) -> None:
 
 def _group() -> TyperGroup:
     """All commands, and what the program itself can be asked for: its version, completion in the user's shell."""
-    app = typer.Typer(cls=LazyGroup, help=HELP, no_args_is_help=True)
+    app = typer.Typer(cls=LazyGroup, help=HELP, epilog=EPILOG, no_args_is_help=True)
 
     @app.callback()
     def program(

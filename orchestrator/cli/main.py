@@ -19,6 +19,7 @@ import typer
 
 from orchestrator.cli import messages
 from orchestrator.cli.group import commands
+from orchestrator.cli.lines import as_typed
 from orchestrator.cli.output import print_error
 from trainables.values.errors import INTERRUPTED, ConfigError, DiskFull, Interrupted, SweepError
 
@@ -57,7 +58,7 @@ def _end(work: Callable[[], Any]) -> None:
         print_error("Interrupted", str(error), INTERRUPTED)
         code = INTERRUPTED
     except SweepError as error:
-        _refuse(type(error).__name__, str(error), error.exit_code)
+        _refuse(type(error).__name__, as_typed(str(error)), error.exit_code)
     except KeyboardInterrupt:
         logger.error("interrupted")
         print_error("Interrupted", "interrupted", INTERRUPTED)

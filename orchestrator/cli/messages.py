@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from orchestrator.cli.lines import for_stream
 from orchestrator.security.redaction import redacted
 
 PACKAGES = ("orchestrator", "search_spaces", "trainables")
@@ -15,7 +16,7 @@ class StandardError(logging.Handler):
     """Prints each message, and nothing but it, to what `sys.stderr` is at that time: a live view takes its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(for_stream(self.format(record), sys.stderr), file=sys.stderr, flush=True)
 
 
 class WithoutSecrets(logging.Filter):

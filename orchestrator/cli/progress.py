@@ -1,12 +1,12 @@
 """What a person sees of a sweep: the plan, progress while it runs, the front at its end."""
 
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -18,9 +18,11 @@ from rich.text import Text
 from orchestrator.analysis.describe import describe, heading_of, shown, targets
 from orchestrator.analysis.finalists import VERDICT_SEEDS, finalists, verdict_trial
 from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
+from orchestrator.analysis.host_memory import largest_mib
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import Status
 from orchestrator.analysis.verdict import failed_evaluations, seeds
+from orchestrator.cli.lines import for_stream
 from orchestrator.cli.output import print_json
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.driver.plan import why_empty
@@ -96,7 +98,9 @@ def counted_line(name: str, status: Status) -> str:
     """How far a sweep is, and how long it will take from here."""
     left = f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
     reused = f" ({status.n_reused} reused)" if status.n_reused else ""
-    return f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{reused}{left}"
+    kinds = " + ".join(f"{n} {kind}" for kind, n in status.kinds.items())
+    made_of = f": {kinds}" if len(status.kinds) > 1 else ""
+    return f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{reused}{made_of}{left}"
 
 
 def how_to_stop(name: str) -> str:
@@ -275,15 +279,11 @@ def print_result(
     if empty := why_empty(snapshot):
         lines.append(empty)
     lines.append(f"measured on: {snapshot.caption}")
-    for line in lines:
-        print(folded(line, console.width) if console.is_terminal else line)
+    if peak := largest_mib(snapshot.trials):
+        lines.append(f"host memory: at most {peak:,} MiB resident in a worker process")
+    print(for_stream("\n".join(lines), sys.stdout))
     if run_page:
         print(f"look further: {pages()}, then {run_page}")
-
-
-def folded(line: str, width: int) -> str:
-    """A line that is longer than a terminal is wide on several, broken between words."""
-    return fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _states_line(trials: Sequence[TrialResult]) -> str:

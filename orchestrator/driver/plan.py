@@ -13,6 +13,7 @@ from orchestrator.driver import base_targets, warm_start
 from orchestrator.objectives import DEFAULT, OBJECTIVES
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
+from orchestrator.settings.command import command
 from orchestrator.settings.space import space_named
 from trainables.cost.device import count_gpus
 from trainables.cost.predicted_memory import predicted_peak_mib
@@ -80,9 +81,22 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
     settings = base_targets.suited(settings)
     _check_known_lengths(settings)
     warm_start.check(settings, settings_file.ROOT)
+    refuse_taken(settings.name, settings_file.ROOT)
     if device == "cpu" and chosen["base_model"] is None:
         logger.info(DEMO_NOTICE, GPU_DEFAULTS["space"], GPU_DEFAULTS["trials"])
     return settings
+
+
+def refuse_taken(name: str, root: Path) -> None:
+    """Refuse a new sweep under the name of another.
+
+    Raises:
+        ConfigError: there is one, which can be gone on with.
+    """
+    if (settings_file.sweep_folder(name, root) / "ledger.db").exists():
+        raise ConfigError(
+            f"NAME: sweep {name!r} exists; choose another NAME, or go on with it: {command()} resume {name}"
+        )
 
 
 def _refuse_misnamed(chosen: Mapping[str, Any], given: Mapping[str, Any]) -> None:

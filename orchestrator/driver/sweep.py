@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.snapshot import COVERAGE, GENERIC, SweepSnapshot
-from orchestrator.driver import base_targets, reuse, time_repeats, warm_start
+from orchestrator.driver import base_targets, plan, reuse, time_repeats, warm_start
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
@@ -55,7 +55,7 @@ def run(
     if resume and folder.exists():
         refuse_shared(folder, root)
     with narrowed(root), owned(folder):
-        _refuse_unfit(settings, folder, resume=resume)
+        _refuse_unfit(settings, root, resume=resume)
         if prepare is None:
             from orchestrator.driver.prepare import prepare  # brings what reads base models and rows
 
@@ -91,19 +91,18 @@ def _resume(settings: SweepSettings) -> str:
     return f"{command()} resume {settings.name}"
 
 
-def _refuse_unfit(settings: SweepSettings, folder: Path, *, resume: bool) -> None:
+def _refuse_unfit(settings: SweepSettings, root: Path, *, resume: bool) -> None:
     """Refuse a new sweep in place of another, and to go on with one under other settings than it began with.
 
     Raises:
         ConfigError: names the first field that differs.
         LedgerDamaged: it cannot be gone on with, which is said before anything is begun.
     """
+    folder = sweep_folder(settings.name, root)
     if not (folder / "ledger.db").exists():
         return
     if not resume:
-        raise ConfigError(
-            f"NAME: sweep {settings.name!r} exists; choose another NAME, or go on with it: {_resume(settings)}"
-        )
+        plan.refuse_taken(settings.name, root)
     with closing(Ledger(folder / "ledger.db", read_only=True)) as ledger:
         began = ledger.fact(stored.ASKED)
     for name, then, now in stored.edits(settings, began):

@@ -10,6 +10,7 @@ from orchestrator.analysis.choice import best, counting, how_sure, knee, loss_no
 from orchestrator.analysis.costs import Predict, cost_table, savings
 from orchestrator.analysis.finalists import finalists, runs_of
 from orchestrator.analysis.front import Front
+from orchestrator.analysis.host_memory import largest_mib, without_peak
 from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.analysis.noise import ONE_RUN, Noise
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
@@ -144,7 +145,7 @@ def _measured(snapshot: SweepSnapshot) -> Measured:
     for trial in trials:
         if trial.ended_at:
             ends.append(trial.ended_at)
-        for name, value in trial.environment.items():
+        for name, value in without_peak(trial.environment).items():
             environment[name] = tuple(dict.fromkeys((*environment.get(name, ()), value)))
     began = snapshot.facts.get("created_at")
     versions = {workload.protocol_of(trial.config, trial.key) for trial in trials} if workload else set()
@@ -152,6 +153,7 @@ def _measured(snapshot: SweepSnapshot) -> Measured:
         protocol_version=versions.pop() if len(versions) == 1 else None if versions else PROTOCOL_VERSION,
         data_counts=snapshot.facts.get("data_counts") or {},
         environment=environment,
+        peak_resident_mib=largest_mib(trials),
         noise=front.noise,
         wall_seconds=max(ends) - began if began and ends else None,
         train_seconds=sum(trial.train_seconds or 0.0 for trial in trials),

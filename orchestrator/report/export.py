@@ -140,7 +140,7 @@ def script(form: BaseForm, workload: Workload, *, merged: bool) -> str:
         from trainables.models.base_model import skipped_modules
 
         skipped = skipped_modules(workload, keep_16bit)
-    _, revision = named_revision(workload.base_model)
+    revision = workload.base_commit or named_revision(workload.base_model)[1]
     needed = ["accelerate", *(["bitsandbytes"] if four_bits else []), *([] if merged else ["peft"])]
     return render(
         "generate.py.jinja",

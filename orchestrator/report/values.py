@@ -92,6 +92,7 @@ class Measured:
         protocol_version: None where it is not one version that this program knows.
         data_counts: rows read, dropped by reason and in each split.
         environment: name -> values, several where trials ran under different ones.
+        peak_resident_mib: of the host, by the worker process with the most; None where none said it.
         noise: of each objective; differences within it decide no dominance.
         wall_seconds: from the sweep's start to its last trial's end, pauses included; None before the first.
         train_seconds: summed over trials.
@@ -100,6 +101,7 @@ class Measured:
     protocol_version: int | None
     data_counts: Mapping[str, int]
     environment: Mapping[str, tuple[str, ...]]
+    peak_resident_mib: int | None
     noise: tuple[Noise, ...]
     wall_seconds: float | None
     train_seconds: float

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 
 from orchestrator.analysis.describe import text_of
 from orchestrator.analysis.front import is_candidate, is_reused
+from orchestrator.analysis.host_memory import without_peak
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import Verdict, figures_of
 from orchestrator.figures import gallery, hypervolume
@@ -283,7 +284,8 @@ def texts(snapshot: SweepSnapshot) -> dict[str, str]:
     asked = snapshot.settings.model_dump(mode="json", exclude={"address"})
     facts: dict[str, Any] = {"workload": _workload(snapshot)}
     facts["data_counts"] = snapshot.facts.get("data_counts")
-    facts["environments"] = sorted({canonical_json(dict(t.environment)) for t in snapshot.trials if t.environment})
+    measured = [without_peak(trial.environment) for trial in snapshot.trials if trial.environment]
+    facts["environments"] = sorted({*map(canonical_json, measured)})
     found = {"settings.json": json.dumps(asked, indent=2), "environment.json": json.dumps(facts, indent=2)}
     return found | _tables(report_of(snapshot))
 

@@ -14,10 +14,11 @@ import torch
 import transformers
 from ray.exceptions import RayError
 
+from orchestrator.analysis.host_memory import PEAK_RESIDENT
 from orchestrator.ledger.task import TaskReport
 from orchestrator.workers import node_inputs
 from trainables.comparison.compare import compare, evaluate_on_test
-from trainables.cost.device import device_name, environment, is_lost
+from trainables.cost.device import device_name, environment, is_lost, own_peak_mib
 from trainables.cost.memory import oom_as_failure
 from trainables.trial import Trial
 from trainables.values.config import canonical_json
@@ -75,6 +76,7 @@ def _end(cache: WorkerCache, state: "State", **values: Any) -> TaskReport:
     """A last report, with what the task ran on."""
     workload = cache.workload
     facts = {"compute_dtype": workload.compute_dtype, "weights": workload.weights, **values.pop("notes", {})}
+    facts[PEAK_RESIDENT] = str(own_peak_mib())
     return TaskReport(state=state, environment=environment(cache.device) | facts, **values)
 
 

@@ -22,7 +22,7 @@ fixed: {{alpha: 8, learning_rate: {rate}, targets: [{target}]}}
 _GOOD_VALUES = {"rank": "2", "precision": "nf4", "rate": "1.0e-4", "target": "attn.c_attn"}
 
 BAD_SETTINGS = {
-    "an unknown space": (["--space", "parto"], ["SPACE", "did you mean 'pareto'"]),
+    "an unknown space": (["--space", "parto"], ["--space: no", "did you mean 'pareto'"]),
     "an unknown flag": (["--trails", "3"], ["--trials"]),
     "no trials": (["--trials", "0"], ["n_trials", "got 0"]),
     "no steps": (["--steps", "0"], ["max_steps", "got 0"]),
@@ -31,7 +31,7 @@ BAD_SETTINGS = {
     "an unknown objective": (["--objective", "eval_loss"], ["objective", "did you mean 'eval_loss_nats'"]),
     "more GPUs than there are": (["--gpus-per-trial", "4"], ["gpus_per_trial", "4", "0 GPUs"]),
     "an unknown device": (["--device", "tpu"], ["device", "tpu"]),
-    "an address without a port": (["--address", "somewhere"], ["ADDRESS", "HOST:PORT"]),
+    "an address without a port": (["--address", "somewhere"], ["--address", "HOST:PORT"]),
     "money without a price": (["--device", "cuda", "--max-usd", "5"], ["max_usd", "usd_per_gpu_hour"]),
     "GPU-hours without a GPU": (["--max-gpu-hours", "2"], ["max_gpu_hours", "max_hours"]),
     "too few trials to be flat": (["--trials", "3", "--stop-when-flat"], ["stop_when_flat", "n_trials is 3"]),
@@ -41,8 +41,10 @@ BAD_SETTINGS = {
     "columns of no form": (["--columns", "question"], ["columns", "FIELD=COLUMN", "'question'"]),
     "a column for an unknown field": (["--columns", "outptu=answer"], ["columns", "did you mean 'output'"]),
     "a split of the demo's file": (["--data", "demo", "--data-split", "test"], ["data_split", "'test'", "is a file"]),
-    "a base of an unknown user": (["--base-model", "~nobody-of-this-name"], ["BASE_MODEL", "nobody-of-this-name"]),
-    "a folder without a config": (["--base-model", "."], ["BASE_MODEL", "config.json"]),
+    "a base of an unknown user": (["--base-model", "~nobody-of-this-name"], ["--base-model: ", "nobody-of-this-name"]),
+    "an empty revision": (["--base-model", "org/name@", "--dry-run"], ["--base-model: ''", "'org/name@'"]),
+    "a revision with a space": (["--base-model", "org/name@a b", "--dry-run"], ["--base-model: 'a b'"]),
+    "a folder without a config": (["--base-model", "."], ["--base-model: no config.json"]),
 }
 BAD_SPACES = {
     "rank 0": ({"rank": "0"}, ["rank", "got 0"]),

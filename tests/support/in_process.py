@@ -30,6 +30,8 @@ def called(*arguments: str, cwd: Path, **variables: str) -> Finished:
             redirect_stdout(out),
             redirect_stderr(err),
         ):
+            if "MAKELEVEL" not in variables:
+                os.environ.pop("MAKELEVEL", None)
             try:
                 main()
                 code = 0

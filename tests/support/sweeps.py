@@ -417,8 +417,9 @@ CANARIES = {
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Of the command: no GPU, this checkout's code, and some variables of a test."""
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPO), "COLUMNS": "200", **changes}
+    """Of the command, typed and not made: no GPU, this checkout's code, and some variables of a test."""
+    typed = {name: value for name, value in os.environ.items() if name != "MAKELEVEL"}
+    return {**typed, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPO), "COLUMNS": "200", **changes}
 
 
 def start(*arguments: str, cwd: Path, program: Sequence[str] = COMMAND, **variables: str) -> subprocess.Popen[str]:

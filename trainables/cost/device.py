@@ -5,7 +5,9 @@ PyTorch is imported where a GPU is asked: the command line asks for GPUs and ver
 
 import os
 import platform
+import resource
 import shutil
+import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,6 +90,12 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
         except PackageNotFoundError:
             installed[package] = "absent"
     return installed
+
+
+def own_peak_mib() -> int:
+    """The most resident memory that this process ever had, pages of mapped weight files among it."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 2**20) if sys.platform == "darwin" else round(peak / 1024)  # bytes there, KiB on Linux
 
 
 def environment(device: str) -> dict[str, str]:

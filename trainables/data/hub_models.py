@@ -35,14 +35,21 @@ GIB = 2**30
 def named_revision(source: str) -> tuple[str, str | None]:
     """A hub id and the revision that follows it; a path has none.
 
-    Raises:
-        ConfigError: it is no path, and the id or the revision is none that a hub can have.
-
     >>> named_revision("org/name@v1"), named_revision("org/name"), named_revision("/models/a@b")
     (('org/name', 'v1'), ('org/name', None), ('/models/a@b', None))
     """
-    if source.startswith(("/", ".", "~")) or Path(source).is_dir():
+    repo_id, _, revision = source.partition("@")
+    if not revision or not HUB_ID.fullmatch(repo_id) or Path(source).is_dir():
         return source, None
+    return repo_id, revision
+
+
+def check_hub_name(source: str) -> None:
+    """Refuse what no hub can have, before one is asked.
+
+    Raises:
+        ConfigError: it is no hub id, or what follows its "@" is no revision.
+    """
     repo_id, at, revision = source.partition("@")
     if not HUB_ID.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
         raise ConfigError(
@@ -54,7 +61,6 @@ def named_revision(source: str) -> tuple[str, str | None]:
             f"BASE_MODEL: {revision!r} behind the @ of {source!r} is no branch, tag or commit; give one, or "
             f"{repo_id!r} alone"
         )
-    return repo_id, revision or None
 
 
 def fetch_model(source: str, check: Callable[[Path], None] = lambda folder: None) -> Path:
@@ -73,6 +79,7 @@ def fetch_model(source: str, check: Callable[[Path], None] = lambda folder: None
     """
     from huggingface_hub import snapshot_download
 
+    check_hub_name(source)
     repo_id, revision = named_revision(source)
     with asking(repo_id, "model", revision=revision) as no_answer:
         folder = _config_folder(repo_id, revision, check, no_answer)
@@ -97,6 +104,7 @@ def fetch_model(source: str, check: Callable[[Path], None] = lambda folder: None
 
 def fetch_config(source: str, check: Callable[[Path], None] = lambda folder: None) -> Path:
     """Bring CONFIG_FILES of a model alone onto this machine; see `fetch_model`."""
+    check_hub_name(source)
     repo_id, revision = named_revision(source)
     with asking(repo_id, "model", revision=revision) as no_answer:
         folder = _config_folder(repo_id, revision, check, no_answer)

@@ -99,7 +99,7 @@ def local_folder(source: str) -> Path | None:
     """
     folder = _named_folder(source)
     if folder is None:
-        hub_models.named_revision(source)  # refused where no hub can have it
+        hub_models.check_hub_name(source)
     if folder is None or source == "demo":
         return folder
     check_no_adapter(folder)

@@ -1,6 +1,7 @@
 """What all trials of one sweep share: the base model, the rows and the arithmetic."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 from trainables.values.config import PROTOCOL_VERSION, ComputeDtype, RowKind, TrialConfig, Weights, canonical_json
@@ -44,6 +45,12 @@ class Workload:
     columns: str | None = None
     row_kind: RowKind = "Alpaca"
     rows_found: str | None = None
+
+    @property
+    def base_commit(self) -> str | None:
+        """The commit of a hub's repo that the base is of, which its folder in the hub's cache is named after."""
+        found = re.search(r"/models--[^/]+/snapshots/([0-9a-f]{40})/?$", self.base_folder)
+        return found[1] if found else None
 
     @property
     def data_caption(self) -> str:

@@ -1,7 +1,10 @@
 """`best`: the one config to use."""
 
+import sys
+
 from orchestrator.analysis import choice
 from orchestrator.analysis.snapshot import SweepSnapshot, newest
+from orchestrator.cli.lines import for_stream
 from orchestrator.cli.options import AsJson, Knee, MaxMemory, NameOrNewest
 from orchestrator.cli.output import print_json
 from orchestrator.settings import ROOT
@@ -14,4 +17,4 @@ def best(name: NameOrNewest = None, max_memory: MaxMemory = None, knee: Knee = F
     if as_json:
         print_json(found.to_dict())
     else:
-        print(found.text)
+        print(for_stream(found.text, sys.stdout))

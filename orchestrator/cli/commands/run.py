@@ -1,10 +1,14 @@
 """`run`: a new sweep."""
 
+import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from orchestrator.analysis.describe import every_setting
+from orchestrator.analysis.status import to_come
+from orchestrator.cli.lines import for_stream
 from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.cli.output import print_json
 from orchestrator.driver import base_targets, duration, plan
@@ -46,23 +50,27 @@ def _print_plan(settings: SweepSettings, as_json: bool) -> None:
         planned["coverage"] = coverage
         print_json(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT)})
         return
+    print(for_stream("\n".join(_plan_lines(settings, coverage)), sys.stdout))
+    for config, peak in zip(firsts, peaks, strict=True):
+        needs = f"  predicted peak {peak:.0f} MiB" if peak else ""
+        print(for_stream(f"  {every_setting(config)}{needs}", sys.stdout))
+
+
+def _plan_lines(settings: SweepSettings, coverage: list[str]) -> Iterator[str]:
+    """What is going to be run, on what, and how long it takes."""
     space = settings.space
-    said = []
+    yield f"sweep {settings.name}: space {space.name} ({space.method})"
+    yield f"trials: {to_come(settings)}"
+    data = data_caption(settings.data, settings.data_split, settings.columns)
+    yield f"base model {settings.base_model}, data {data}, on {settings.device}"
+    limit = "" if settings.min_similarity is None else f"; similarity at least {settings.min_similarity:g}"
+    yield f"objectives {', '.join(settings.objectives)}{limit}"
+    yield from coverage
+    said = ["stop_when_flat"] if settings.stop_when_flat else []
     for name in ("max_gpu_hours", "max_hours", "max_usd", "warm_start"):
         if (value := getattr(settings, name)) is not None:
             said.append(f"{name} {value}")
-    if settings.stop_when_flat:
-        said.append("stop_when_flat")
-    print(f"sweep {settings.name}: space {space.name} ({space.method}), {settings.n_trials} trials and their baselines")
-    data = data_caption(settings.data, settings.data_split, settings.columns)
-    print(f"base model {settings.base_model}, data {data}, on {settings.device}")
-    limit = "" if settings.min_similarity is None else f"; similarity at least {settings.min_similarity:g}"
-    print(f"objectives {', '.join(settings.objectives)}{limit}")
-    print("\n".join(coverage))
     if said:
-        print("; ".join(said))
+        yield "; ".join(said)
     if line := duration.text(settings, ROOT):
-        print(f"{line} (one at a time, on the device of the last sweep here)")
-    for config, peak in zip(firsts, peaks, strict=True):
-        needs = f"  predicted peak {peak:.0f} MiB" if peak else ""
-        print(f"  {every_setting(config)}{needs}")
+        yield f"{line} (one at a time, on the device of the last sweep here)"

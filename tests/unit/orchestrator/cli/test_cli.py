@@ -63,7 +63,7 @@ def test_an_unreachable_hub_ends_within_10_seconds_and_says_how_to_give_a_folder
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf")}
     finished = command("run", "--base-model", "some/model", "--data", "some/rows", cwd=tmp_path, **nowhere)
     assert finished.code == 5, finished.err
-    assert "DATA=" in finished.err
+    assert "--data /path/to/rows.json" in finished.err
     assert "Traceback" not in finished.err
     assert finished.seconds < 10
 
@@ -196,6 +196,32 @@ def test_a_dry_run_says_the_first_configs_and_writes_nothing(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_a_dry_run_refuses_the_name_of_another_sweep_as_the_run_does(tmp_path):
+    folder = settings_file.sweep_folder("t", tmp_path / "mlflow_runs")
+    folder.mkdir(parents=True)
+    (folder / "ledger.db").touch()
+    refused = [called("run", "--name", "t", *flags, cwd=tmp_path) for flags in ([], ["--dry-run"])]
+    assert [one.code for one in refused] == [2, 2]
+    assert refused[0].err.startswith("error: NAME: sweep 't' exists; choose another NAME, or go on with it")
+    assert refused[0].err == refused[1].err
+    assert not refused[1].out
+
+
+def test_a_dry_run_says_what_makes_up_the_number_of_trials(tmp_path):
+    lines = called("run", "--dry-run", "--trials", "3", cwd=tmp_path).out.splitlines()
+    assert lines[1] == (
+        "trials: 3 configs, the 16-bit baseline of each completed 4-bit one (at most 3), then finalists under other "
+        "seeds (of each 4-bit one's baseline 2)"
+    )
+
+
+@pytest.mark.parametrize(("level", "word"), [(None, "--base-model: no"), ("1", "BASE_MODEL: no")])
+def test_a_setting_is_named_as_it_was_given_as_a_flag_or_to_make(level, word, tmp_path):
+    made = {"MAKELEVEL": level} if level else {}
+    finished = called("run", "--base-model", ".", cwd=tmp_path, **made)
+    assert finished.err.startswith(f"error: {word} config.json in "), finished.err
+
+
 T5 = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
 IMPORTED = (
     *(sys.executable, "-c"),
@@ -212,7 +238,7 @@ def test_a_base_of_another_architecture_is_refused_by_its_model_type_before_ray_
         (tmp_path / "base" / name).write_text(text)
     refused = command(*verb, "--base-model", "base", cwd=tmp_path, program=IMPORTED)
     assert refused.code == 2, refused.err
-    assert refused.err.startswith("error: BASE_MODEL: model_type 't5'"), refused.err
+    assert refused.err.startswith("error: --base-model: model_type 't5'"), refused.err
     assert "is an encoder-decoder" in refused.err
     assert refused.out == "set()\n"
     assert refused.seconds < 5
@@ -272,7 +298,7 @@ def test_a_port_that_nothing_can_listen_on_is_named_before_the_server_begins(pag
     finished = called("ui", *which, "--port", port.replace("busy", str(busy)), cwd=tmp_path)
     assert finished.code == 2, finished.err
     (line,) = finished.err.splitlines()
-    assert line.startswith("error: PORT")
+    assert line.startswith("error: --port")
     assert said in line
 
 

@@ -31,3 +31,9 @@ def test_a_wrong_name_is_answered_with_the_nearest(tmp_path):
     finished = command("rnu", cwd=tmp_path)
     assert finished.code == 2
     assert "No such command 'rnu'. Did you mean 'run'?" in finished.err
+
+
+def test_help_explains_each_word_once(tmp_path):
+    shown = " ".join(command("--help", cwd=tmp_path).out.split())
+    for word, meaning in group.WORDS.items():
+        assert shown.count(f"{word}: {meaning}.") == 1

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.status import status_of
-from orchestrator.cli.progress import ProgressDisplay, counted_line, folded, front_table, noise_lines, status_view
+from orchestrator.cli.progress import ProgressDisplay, counted_line, front_table, noise_lines, status_view
 from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
 from orchestrator.settings import command as hints
@@ -103,6 +103,17 @@ def test_status_of_a_sweep_that_runs_elsewhere_or_not_at_all_speaks_of_no_ctrl_c
     console.print(status_view("a", status_of([ended(0, 1.0), running(1, 1000.0)], make()), here=False))
     assert f"if it was stopped, {hints.command()} resume a goes on" in console.file.getvalue()
     assert "Ctrl-C" not in console.file.getvalue()
+
+
+def test_the_count_of_trials_says_what_makes_it_up_as_it_grows():
+    settings = make(TPE, n_trials=3)
+    searched = [ended(0, 1.0), ended(1, 1.0)]
+    assert "2 of 3 trials, " in counted_line("a", status_of(searched, settings))
+    others = [ended(2, 1.0, origin="baseline"), ended(3, 1.0, origin="replicate")]
+    others.append(ended(4, 1.0, origin="baseline replicate"))
+    found = status_of([*searched, *others], settings)
+    assert "5 of 6 trials: 3 configs + 1 baselines + 2 seed replicates, about" in counted_line("a", found)
+    assert sum(found.kinds.values()) == found.n_expected
 
 
 def test_the_live_view_says_how_many_trials_were_reused():
@@ -205,12 +216,3 @@ def test_under_the_front_stand_its_noise_its_ties_and_who_is_nearly_on_it():
     assert lines[2] == "tied: trial 0 with 1"
     assert lines[3].startswith("off the front, with a stability of 25 % or more: trial 2 ")
     assert noise_lines(front_of([], make())) == []
-
-
-@pytest.mark.parametrize("width", [40, 80, 120])
-def test_a_line_longer_than_a_terminal_is_wide_is_broken_between_words_alone(width):
-    line = "trial 3, 4 bits against its 16-bit baseline: preserved (cosine at least 0.9990, 0.95 was asked for; " * 3
-    shown = folded(line, width).splitlines()
-    assert max(map(len, shown)) <= width
-    assert " ".join(map(str.strip, shown)) == line.strip()
-    assert folded("short", width) == "short"

@@ -1,0 +1,43 @@
+"""Lines as their reader's terminal shows them: between its edges, and with settings in the words that were typed."""
+
+import os
+import re
+import shutil
+from textwrap import fill
+from typing import TextIO
+
+SETTINGS = ("BASE_MODEL", "DATA_SPLIT", "DATA", "COLUMNS", "SPACE", "STORAGE", "TRACKING_URI")
+"""Variables of make that messages name anywhere, each a flag of the same name."""
+FIRST_WORDS = (*SETTINGS, "ADDRESS", "DEVICE_KIND", "HOST", "PORT", "ALLOWED_HOSTS", "PUSH")
+"""Those that they begin with; elsewhere these are words like any other, as in HOST:PORT."""
+BEGINS = re.compile(rf"({'|'.join(FIRST_WORDS)})\b")
+NAMED = re.compile(rf"(?<![\w/.'\"=-])({'|'.join(SETTINGS)})(=|\b(?![\w/.'\"-]))")
+
+
+def as_typed(message: str) -> str:
+    """A message with settings as flags, unless make was asked: BASE_MODEL=PATH is a variable there.
+
+    "DATA: no file 'DATA'; give DATA=PATH for BASE_MODEL" becomes
+    "--data: no file 'DATA'; give --data PATH for --base-model".
+    """
+    if "MAKELEVEL" in os.environ:  # which make gives to what it starts
+        return message
+    message = BEGINS.sub(lambda found: _flag(found[1]), message, count=1) if BEGINS.match(message) else message
+    return NAMED.sub(lambda found: _flag(found[1]) + found[2].replace("=", " "), message)
+
+
+def _flag(variable: str) -> str:
+    return "--" + variable.lower().replace("_", "-")
+
+
+def folded(line: str, width: int) -> str:
+    """A line that is longer than a terminal is wide on several; addresses and paths, as all words, stay whole."""
+    return fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def for_stream(text: str, stream: TextIO) -> str:
+    """Lines folded where a stream is a terminal; a file has no edge to fold at."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(line if len(line) <= width else folded(line, width) for line in text.split("\n"))

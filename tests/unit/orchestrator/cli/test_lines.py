@@ -1,0 +1,61 @@
+"""Lines between a terminal's edges, and settings in the words that were typed."""
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.cli.lines import as_typed, folded, for_stream
+
+URL = "http://127.0.0.1:5000/#/experiments/1/runs/c50e2f61671640c3995647e7a2105a1f?workflowType=machine_learning-x-y"
+
+
+class Terminal(io.StringIO):
+    """A stream that is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@given(st.lists(st.text("abc-/_", min_size=1, max_size=30), min_size=1), st.integers(32, 120))
+def test_a_folded_line_is_within_the_width_and_loses_no_word(words, width):
+    lines = folded(" ".join(words), width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert " ".join(lines).split() == words
+
+
+def test_lines_are_folded_on_a_terminal_alone_and_addresses_stay_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    text = f"look further: make ui, then {URL}\n  indented\n{'word ' * 20}"
+    assert for_stream(text, io.StringIO()) == text
+    shown = for_stream(text, Terminal()).splitlines()
+    assert URL in [line.strip() for line in shown]
+    assert "  indented" in shown
+    assert all(len(line) <= 40 for line in shown if URL not in line)
+
+
+SAID = {
+    "BASE_MODEL: no config.json in 'x'": "--base-model: no config.json in 'x'",
+    "DATA: give a file with DATA=/path/to/rows.json, or DATA=demo": (
+        "--data: give a file with --data /path/to/rows.json, or --data demo"
+    ),
+    "DATA: choose with DATA_SPLIT=SPLIT or CONFIG/SPLIT": "--data: choose with --data-split SPLIT or CONFIG/SPLIT",
+    "DATA: the tokenizer of BASE_MODEL has none": "--data: the tokenizer of --base-model has none",
+    "DATA: no file '/home/DATA/BASE_MODEL.json' here": "--data: no file '/home/DATA/BASE_MODEL.json' here",
+    "ADDRESS must be auto or HOST:PORT, got 'x'": "--address must be auto or HOST:PORT, got 'x'",
+    "PORT 5000 of HOST is in use": "--port 5000 of HOST is in use",
+    "BASE_MODEL: 'DATA' is neither a hub id (OWNER/NAME) nor a path": (
+        "--base-model: 'DATA' is neither a hub id (OWNER/NAME) nor a path"
+    ),
+    "targets: no module 'q'": "targets: no module 'q'",
+    "DATABASE is away": "DATABASE is away",
+}
+
+
+@pytest.mark.parametrize("message", SAID)
+def test_a_setting_is_a_flag_to_who_types_flags_and_a_variable_to_who_calls_make(message, monkeypatch):
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    assert as_typed(message) == SAID[message]
+    monkeypatch.setenv("MAKELEVEL", "1")
+    assert as_typed(message) == message
