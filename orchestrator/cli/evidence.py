@@ -35,8 +35,10 @@ STEPS = {
     "keep": "is the block that is felt most worth its 16 bits: 3 trials, whose baselines the grid has",
     "loops": "memory and time in a stock script's loop: 2 trials of 8 steps, and 2 that every verdict takes",
     "pareto": "the search: 32 configs, their baselines and seed replicates",
+    "answers": "the questions of the card, answered from all of these",
     "card": "the card itself",
 }
+SWEEPS = ("grid", "rates", "keep", "loops", "pareto")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +81,14 @@ def words_of(step: str, asked: Asked, *, dry_run: bool) -> list[str]:
             return [*run, "--space", "diagnostic", "--trials", "2", "--steps", "8", *stock]
         case "pareto":
             return [*run, "--space", "pareto", "--trials", "32"]
+        case "answers":
+            return ["answers", *(name for name in map(asked.name, SWEEPS) if dry_run or _is_sweep(name))]
         case _:
             return ["card", asked.name("grid"), "--force", "--output", asked.output]
+
+
+def _is_sweep(name: str) -> bool:
+    return (sweep_folder(name) / "ledger.db").is_file()
 
 
 def _sensitivity_file(asked: Asked) -> Path:
@@ -113,7 +121,7 @@ def next_words(step: str, asked: Asked, *, dry_run: bool) -> list[str] | None:
     """
     if step == "sensitivity":
         return None if _sensitivity_file(asked).exists() else words_of(step, asked, dry_run=dry_run)
-    if step == "card" or not (sweep_folder(asked.name(step)) / "settings.json").is_file():
+    if step in ("answers", "card") or not (sweep_folder(asked.name(step)) / "settings.json").is_file():
         return words_of(step, asked, dry_run=dry_run)
     base = stored.load(sweep_folder(asked.name(step))).base_model
     if base != asked.base:

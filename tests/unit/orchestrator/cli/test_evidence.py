@@ -60,7 +60,8 @@ def test_every_command_is_one_that_anybody_could_give():
 
 def test_the_search_comes_after_the_grids_and_the_card_last():
     assert [step for step in commands() if step in RUNS] == list(RUNS)
-    assert list(commands())[-1] == "card"
+    assert list(commands())[-2:] == ["answers", "card"]
+    assert commands()["answers"][1:] == [f"demo-{step}" for step in RUNS]
 
 
 @pytest.mark.parametrize("step", ["grid", "rates"])
