@@ -1,6 +1,7 @@
 # make sweep             run a sweep and print its Pareto front
 # make report            say what a sweep came to: NAME, or else the newest
 # make card              fill MODEL_CARD.md from the sweep NAME; what stands there is replaced
+# make card-evidence     run the sweeps behind a model card, one after the other, and fill it: BASE_MODEL, DATA
 # make ui                open MLflow over mlflow_runs/, on this machine only; others: HOST PORT ALLOWED_HOSTS, a password
 # make test              the unit tests and a demo sweep through the command line
 # make test-integration  real Ray clusters, ports, Chromium, PostgreSQL, the notebook, the short form of the fault suite
@@ -18,6 +19,7 @@ sweep_takes := SPACE TRIALS STEPS FINALIST_SEEDS NAME ADDRESS DEVICE DEVICE_KIND
 ui_takes := HOST PORT ALLOWED_HOSTS
 report_takes := NAME
 card_takes := NAME
+card-evidence_takes := BASE_MODEL DATA DATA_SPLIT COLUMNS DEVICE NAME ONLY OUTPUT
 
 PYTHON ?= python3
 VENV := .venv
@@ -38,11 +40,13 @@ match := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper
 nearest = $(addprefix ; did you mean ,$(shell $(PYTHON) -c '$(match)' '$(unknown)' $(known)))
 $(if $(unknown),$(error there is no variable $(unknown) here$(nearest) (have: $(known))))
 
-.PHONY: sweep ui report card test test-integration test-all faults bench lint audit demo clean help
+.PHONY: sweep ui report card card-evidence test test-integration test-all faults bench lint audit demo clean help
 sweep: $(VENV)/installed      ; @$(BIN)/qlora-sweep run $(flags)
 ui: $(VENV)/installed         ; @$(BIN)/qlora-sweep ui $(flags)
 report: $(VENV)/installed     ; @$(BIN)/qlora-sweep report $(named)
 card: $(VENV)/installed       ; @$(BIN)/qlora-sweep card --force $(named)
+card-evidence: $(VENV)/installed
+	@$(BIN)/python -m orchestrator.cli.evidence $(flags)
 test: $(VENV)/installed-test  ; @$(quick) tests/unit tests/integration/test_sweep.py $(value ARGS)
 test-integration: $(VENV)/installed-test
 	@$(quick) tests/integration tests/faults --ignore tests/integration/test_sweep.py $(value ARGS)

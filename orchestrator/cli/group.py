@@ -16,6 +16,7 @@ COMMANDS = {
         "Predict whether a model can be tuned on a GPU: peak memory and its parts, the largest batch, what 4 bits save."
     ),
     "report": "Say what a sweep came to, from its ledger alone; writes report.md and report.html into its folder.",
+    "answers": "Answer the model card's questions from the grids of several sweeps: what do 4 bits cost, what helps?",
     "card": "Fill the model card from a sweep's ledger, whatever the sweep has measured so far.",
     "export": (
         "Write a trial's adapter with tokenizer, card and a script that generates; nothing leaves without --push."

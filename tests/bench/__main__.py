@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parent
 FILES = {
     "measurement": "measurement.py",
     "memory": "memory_shapes.py",
+    "outside": "outside.py",
     "rank-rule": "rank_rule.py",
     "verdict": "verdict.py",
     "speed": "speed.py",
@@ -26,7 +27,7 @@ FILES = {
     "mlflow-faults": "mlflow_faults.py",
     "stand-in": "stand_in.py",
 }
-ALL = ("measurement", "memory", "rank-rule", "verdict", "speed", "overhead", "load")
+ALL = ("measurement", "memory", "outside", "rank-rule", "verdict", "speed", "overhead", "load")
 
 
 def command(name: str) -> list[str]:
