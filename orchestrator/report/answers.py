@@ -55,6 +55,7 @@ def markdown(answers: Answers, layers: Mapping[str, Any] | None, commands: Seque
         margin=answers.sweeps[0].settings.verdict_margin,
         caveat=CAVEATS[answers.workload.weights],
         cosine=COSINE,
+        tried=sorted(set().union(*(rates.loss_nats for rates in answers.rates))),
         rate_ratios=rate_ratios(answers),
         max_rate_ratio=MAX_RATE_RATIO,
         paying=paying(answers),

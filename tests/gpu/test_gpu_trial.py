@@ -193,3 +193,13 @@ def test_held_out_loss_on_the_gpu_is_that_of_the_cpu_within_rounding(gpu_cache, 
     rows = cache.rows["validation"][:32]
     on_gpu = eval_loss(gpu_cache.base(precision), rows)
     assert on_gpu == pytest.approx(eval_loss(cache.base(precision), rows), rel=0.02)
+
+
+def test_a_base_with_a_block_at_16_bits_trains_alike_by_both_engines_and_unlike_one_without(gpu_cache, small_config):
+    plain = small_config(precision="nf4", loop="lean", dropout=0.0)
+    kept = replace(plain, keep_16bit=("transformer.h.0",))
+    _, eager_losses, eager_held_out = outcome(kept, gpu_cache)
+    _, losses, held_out = outcome(replace(kept, engine="graph"), gpu_cache)
+    assert losses == pytest.approx(eager_losses, rel=2e-2)
+    assert held_out == pytest.approx(eager_held_out, rel=2e-2)
+    assert outcome(plain, gpu_cache)[1] != eager_losses

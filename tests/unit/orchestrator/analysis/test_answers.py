@@ -182,6 +182,14 @@ def test_rates_are_those_of_the_seed_that_chooses_and_the_edge_is_said(rates):
     assert found["16bit"].config.learning_rate == 3e-4
 
 
+def test_a_rate_at_which_the_first_config_diverged_has_a_column_all_the_same(rates):
+    own = [entry for entry in rates.entries if entry.result.config.precision == "16bit"]
+    diverged = [entry for entry in rates.entries if entry not in own and entry.result.config.learning_rate != 1e-4]
+    text = texts.markdown(answers_of([replace(rates, entries=(*diverged, *own))]), None, [])
+    assert "| | 1e-04 | 3e-04 | 1e-03 | best |" in text
+    assert "| 4 bits, rank 8 | - | 2.5000 | 1.9000 | 1e-03, at the edge of what was tried |" in text
+
+
 def test_the_factor_between_best_rates_is_that_of_the_highest_and_the_lowest(answers):
     assert texts.rate_ratios(answers) == {"precisions, rank 8": pytest.approx(1e-3 / 3e-4)}
 
