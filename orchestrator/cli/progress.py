@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -22,6 +21,7 @@ from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import Status
 from orchestrator.analysis.verdict import failed_evaluations, seeds
 from orchestrator.cli.output import print_json
+from orchestrator.cli.width import folded
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.driver.plan import why_empty
 from orchestrator.ledger import Ledger
@@ -279,11 +279,6 @@ def print_result(
         print(folded(line, console.width) if console.is_terminal else line)
     if run_page:
         print(f"look further: {pages()}, then {run_page}")
-
-
-def folded(line: str, width: int) -> str:
-    """A line that is longer than a terminal is wide on several, broken between words."""
-    return fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _states_line(trials: Sequence[TrialResult]) -> str:

@@ -3,10 +3,12 @@
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from orchestrator.analysis.describe import every_setting
 from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.cli.output import print_json
+from orchestrator.cli.plan_table import fixed_line, plan_table
+from orchestrator.cli.width import folded
 from orchestrator.driver import base_targets, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
 from trainables.values.workload import data_caption
@@ -63,6 +65,8 @@ def _print_plan(settings: SweepSettings, as_json: bool) -> None:
         print("; ".join(said))
     if line := duration.text(settings, ROOT):
         print(f"{line} (one at a time, on the device of the last sweep here)")
-    for config, peak in zip(firsts, peaks, strict=True):
-        needs = f"  predicted peak {peak:.0f} MiB" if peak else ""
-        print(f"  {every_setting(config)}{needs}")
+    price = settings.usd_per_gpu_hour and settings.usd_per_gpu_hour * settings.gpus_per_trial
+    console = Console()
+    print("the first trials, with what is predicted; a 4-bit one that completes adds its 16-bit baseline")
+    console.print(plan_table(firsts, peaks, duration.trials_seconds(settings, firsts, ROOT), price))
+    print(folded(f"all of them: {fixed_line(firsts)}", console.width))

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.status import status_of
-from orchestrator.cli.progress import ProgressDisplay, counted_line, folded, front_table, noise_lines, status_view
+from orchestrator.cli.progress import ProgressDisplay, counted_line, front_table, noise_lines, status_view
+from orchestrator.cli.width import folded
 from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
 from orchestrator.settings import command as hints
