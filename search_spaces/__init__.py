@@ -8,25 +8,40 @@ alpha / rank: at a fixed alpha every change of the rank is also a change of the 
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from search_spaces.parts import EarlyTerminate, Frozen, Parameter, Scalar
-from trainables.models.families import ModelFamily, ordered_targets, resolve_targets
-from trainables.values.config import MAX_WHOLE, TrialConfig
+from search_spaces.faults import faults_of, first_fault, refusal
+from search_spaces.parts import EarlyTerminate, Frozen, Parameter, Scalar, config_of
+from search_spaces.wandb import as_space
+from trainables.models.families import ModelFamily, resolve_targets
+from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError, did_you_mean
 
-__all__ = ["EarlyTerminate", "Frozen", "Parameter", "Scalar", "Space", "first_fault", "load", "names", "parse"]
+__all__ = [
+    "EarlyTerminate",
+    "Frozen",
+    "Parameter",
+    "Scalar",
+    "Space",
+    "as_space",
+    "first_fault",
+    "load",
+    "names",
+    "parse",
+]
 
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 Method = Literal["tpe", "nsga2", "gp", "random", "grid", "qmc"]
 NAMES = (*TrialConfig.__dataclass_fields__, "alpha_ratio")
+SOUND: Mapping[str, Any] = {"precision": "nf4", "rank": 1, "alpha": 1, "engine": "eager"}
+"""Of a trial with which any value of another setting goes."""
 
 
 class Space(Frozen):
@@ -58,25 +73,56 @@ class Space(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "Space":
-        for name in (*self.parameters, *self.fixed):
+        found = [*self._unfit_names(), *self._unfit_values()]
+        if not found:
+            found = [*self._unfit_together()]
+        if found:
+            raise ConfigError("\n".join(dict.fromkeys(found)))
+        return self
+
+    def _unfit_names(self) -> Iterator[str]:
+        """What is wrong with which settings are named."""
+        named = [*self.parameters, *self.fixed]
+        for name in named:
             if name not in NAMES:
-                raise ConfigError(f"no trial setting {name!r}{did_you_mean(name, NAMES)}")
+                yield f"no trial setting {name!r}{did_you_mean(name, NAMES)}"
         for name in self.parameters:
             if name in self.fixed:
-                raise ConfigError(f"{name} is both in parameters and fixed")
-        named = {*self.parameters, *self.fixed}
-        if {"alpha", "alpha_ratio"} <= named or not {"alpha", "alpha_ratio"} & named:
-            raise ConfigError("give one of alpha and alpha_ratio (alpha / rank)")
+                yield f"{name} is both in parameters and fixed"
+        if ("alpha" in named) == ("alpha_ratio" in named):
+            yield "give one of alpha and alpha_ratio (alpha / rank)"
         if self.method == "grid" and (ranges := [n for n, p in self.parameters.items() if p.values is None]):
-            raise ConfigError(f"method grid needs values, {ranges[0]} has a range")
-        first = self.first_point
-        if self.config(first).precision == "16bit" and "keep_16bit" in named:
-            raise ConfigError("keep_16bit names modules of a 4-bit base, and every trial is at 16 bits; leave it out")
+            yield f"method grid needs values, {ranges[0]} has a range"
+
+    def _unfit_values(self) -> Iterator[str]:
+        """Values that no trial can have, whatever its other settings are."""
+        for name, values in self._values():
+            for value in values if name in NAMES else ():
+                try:
+                    config_of(SOUND | {name: value})
+                except ConfigError as error:
+                    yield str(error)
+
+    def _values(self) -> Iterator[tuple[str, Sequence[Any]]]:
+        """Each setting that is named, with the values that show whether all of its are valid."""
+        for name, value in self.fixed.items():
+            yield name, (value,)
         for name, parameter in self.parameters.items():
-            configs = {self.config(first | {name: value}) for value in parameter.samples}
-            if len(configs) < len(parameter.samples):
-                raise ConfigError(f"{name}: values must be distinct, got {list(parameter.samples)}")
-        return self
+            yield name, parameter.samples
+
+    def _unfit_together(self) -> Iterator[str]:
+        """Settings that do not go together, and values that stand for the same trial."""
+        try:
+            first = self.first_point
+            at_4bit = self.config(first).precision == "nf4"  # made also where no parameter is searched
+            if not at_4bit and "keep_16bit" in (*self.parameters, *self.fixed):
+                yield "keep_16bit names modules of a 4-bit base, and every trial is at 16 bits; leave it out"
+            for name, parameter in self.parameters.items():
+                configs = {self.config(first | {name: value}) for value in parameter.samples}
+                if len(configs) < len(parameter.samples):
+                    yield f"{name}: values must be distinct, got {list(parameter.samples)}"
+        except ConfigError as error:
+            yield str(error)
 
     @property
     def first_point(self) -> dict[str, Scalar]:
@@ -94,25 +140,7 @@ class Space(Frozen):
         Raises:
             ConfigError: a value is out of range.
         """
-        values = {**self.fixed, **params, **overrides}
-        if isinstance(values.get("targets"), str):
-            values["targets"] = values["targets"].split("+")
-        if isinstance(kept := values.get("keep_16bit", ()), str):
-            values["keep_16bit"] = tuple(filter(None, kept.split("+")))
-        if values.get("precision") == "16bit":
-            values.pop("keep_16bit", None)  # nothing of a 16-bit base is to be kept
-        named = values.get("targets")
-        if isinstance(named, list | tuple) and all(isinstance(name, str) for name in named):
-            values["targets"] = ordered_targets(named)
-        ratio = values.pop("alpha_ratio", None)
-        if ratio is not None:
-            if isinstance(ratio, bool) or not isinstance(ratio, int | float):
-                raise ConfigError(f"alpha_ratio must be a number, got {ratio!r}")
-            rank = values.get("rank")
-            if type(rank) is int and 1 <= rank <= MAX_WHOLE:  # TrialConfig refuses any other
-                ratio *= rank
-            values["alpha"] = ratio
-        return TrialConfig.from_dict(values)
+        return config_of({**self.fixed, **params, **overrides})
 
     def with_kept(self, resolve: Callable[[list[str]], tuple[str, ...]]) -> "Space":
         """The space with names in `keep_16bit` put by `resolve`, see trainables.models.kept."""
@@ -208,7 +236,8 @@ def load(name: str) -> Space:
         raise ConfigError(f"SPACE: {name} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"SPACE: {name} must hold keys {', '.join(Space.model_fields)}")
-    return parse(values | {"name": path.stem}, source=f"SPACE {name}")
+    source = f"SPACE {name}"
+    return parse(as_space(values, source) | {"name": path.stem}, source=source)
 
 
 def parse(values: Mapping[str, Any], *, source: str) -> Space:
@@ -220,21 +249,16 @@ def parse(values: Mapping[str, Any], *, source: str) -> Space:
     try:
         return Space.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {first_fault(error, Space)}") from None
+        found = [*faults_of(error, Space), *_unknown(values)]
+        raise refusal(source, found) from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 
 
-def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line about the first fault pydantic found: field, rule, value."""
-    fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a wrong key explains a missing one
-    where = ".".join(str(part) for part in fault["loc"]) or "file"
-    if fault["type"] == "extra_forbidden":
-        owner = {"parameters": Parameter, "early_terminate": EarlyTerminate}.get(str(fault["loc"][0]), model)
-        return f"unknown key {where!r}{did_you_mean(str(fault['loc'][-1]), owner.model_fields)}"
-    if fault["type"] == "missing":
-        return f"{where} is missing"
-    if fault["type"] == "value_error":  # ours; about the whole file it is complete
-        said = str(fault["ctx"]["error"])
-        return f"{where}: {said}" if fault["loc"] and not said.startswith(where) else said
-    return f"{where}: {fault['msg'].replace('tuple', 'list')}, got {fault['input']!r}"
+def _unknown(values: Mapping[str, Any]) -> Iterator[str]:
+    """Settings that no trial has, of a space that other faults keep from being looked at whole."""
+    for part in ("parameters", "fixed"):
+        named = values.get(part)
+        for name in named if isinstance(named, Mapping) else ():
+            if name not in NAMES:
+                yield f"no trial setting {name!r}{did_you_mean(str(name), NAMES)}"

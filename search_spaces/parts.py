@@ -1,9 +1,14 @@
-"""The parts of a search space: searched settings and the rule that stops weak trials."""
+"""The parts of a search space: searched settings, the rule that stops weak trials, a point's config."""
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trainables.models.families import ordered_targets
+from trainables.values.config import MAX_WHOLE, TrialConfig
+from trainables.values.errors import ConfigError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -104,3 +109,30 @@ class EarlyTerminate(Frozen):
             logger.warning("early_terminate: moasha is no rule any more; hypervolume stops trials instead")
             values = values | {"type": "hypervolume"}
         return {name: value for name, value in values.items() if name != "stratum_share"}
+
+
+def config_of(values: Mapping[str, Any]) -> TrialConfig:
+    """The trial that settings stand for, `alpha_ratio` and targets as a space writes them among them.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    values = dict(values)
+    if isinstance(values.get("targets"), str):
+        values["targets"] = values["targets"].split("+")
+    if isinstance(kept := values.get("keep_16bit", ()), str):
+        values["keep_16bit"] = tuple(filter(None, kept.split("+")))
+    if values.get("precision") == "16bit":
+        values.pop("keep_16bit", None)  # nothing of a 16-bit base is to be kept
+    named = values.get("targets")
+    if isinstance(named, list | tuple) and all(isinstance(name, str) for name in named):
+        values["targets"] = ordered_targets(named)
+    ratio = values.pop("alpha_ratio", None)
+    if ratio is not None:
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+            raise ConfigError(f"alpha_ratio must be a number, got {ratio!r}")
+        rank = values.get("rank")
+        if type(rank) is int and 1 <= rank <= MAX_WHOLE:  # TrialConfig refuses any other
+            ratio *= rank
+        values["alpha"] = ratio
+    return TrialConfig.from_dict(values)

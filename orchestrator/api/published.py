@@ -1,16 +1,14 @@
 """A sweep run to its end, its files written and MLflow brought up to date, while something shows how far it is."""
 
 import logging
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Protocol
 
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import to_come
 from orchestrator.analysis.verdict import failed_evaluations
+from orchestrator.api.interrupts import ended_in_order
 from orchestrator.cluster import ray_cluster
 from orchestrator.driver import base_targets, duration, sweep
 from orchestrator.driver.plan import why_empty
@@ -34,11 +32,17 @@ class Display(Protocol):
 
 
 def run_published(
-    settings: SweepSettings, *, resume: bool, display: Display, **stand_ins: Any
+    settings: SweepSettings,
+    *,
+    resume: bool,
+    display: Display,
+    again: Callable[[], Any] | None = None,
+    **stand_ins: Any,
 ) -> tuple[SweepSnapshot, str | None]:
     """Run and publish a sweep.
 
     Args:
+        again: what a second Ctrl-C does, see orchestrator.api.interrupts.
         stand_ins: go to orchestrator.driver.sweep.run: `verdict_seeds`, and those of tests.
     Returns:
         The sweep as it ended, and the address of its MLflow run below the server's; None where MLflow lacks some of it.
@@ -57,10 +61,9 @@ def run_published(
         display.start()
         writer.start()
         ray_cluster.spare_mlflow()
-        if _in_main_thread():  # Ray's own handler, set when it started, prints the stack of its C++ and aborts
-            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        stop_in_order()
 
-    with _handler_of_sigterm_kept():
+    with ended_in_order(again) as stop_in_order:
         try:
             snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
             display.stop()
@@ -90,21 +93,6 @@ def _rows_read(counts: Mapping[str, int]) -> str:
         if n and what.startswith(("dropped", "longer")):
             said += f"; {n} {what}"
     return said
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-@contextmanager
-def _handler_of_sigterm_kept() -> Iterator[None]:
-    """Leave a Python that goes on after the sweep, as a notebook's, to answer SIGTERM as it did before."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if before is not None and _in_main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def fault_of(snapshot: SweepSnapshot) -> SweepError | None:

@@ -10,7 +10,7 @@ from orchestrator.api.opened import Sweep
 from orchestrator.api.published import fault_of, run_published
 from orchestrator.driver import base_targets, plan
 from orchestrator.settings import SweepSettings, sweep_folder
-from search_spaces import Space, parse
+from search_spaces import Space, as_space, parse
 from trainables.values.errors import ConfigError, Interrupted, did_you_mean
 
 FIELDS = {"trials": "n_trials", "steps": "max_steps", "objective": "objectives"}
@@ -34,7 +34,9 @@ def run(space: str | Mapping[str, Any] | Space | None = None, **settings: Any) -
         SweepError: of the kind of the fault, as the command line names it: ConfigError, DataError, ...
     """
     chosen, given = _sorted(settings)
-    chosen["space"] = parse({"name": "space", **space}, source="space") if isinstance(space, Mapping) else space
+    if isinstance(space, Mapping):
+        space = parse({"name": "space", **as_space(space, "space")}, source="space")
+    chosen["space"] = space
     asked = plan.choose(given.pop("name", None), given.pop("device", None), chosen, given)
     plan.need_gpu(asked.device, asked.address)
     asked = base_targets.fetched(asked)

@@ -9,8 +9,12 @@ from typer.core import TyperCommand, TyperGroup
 HELP = "Which LoRA settings, at 4 or 16 bits, and what does each gigabyte and second buy?"
 COMMANDS = {
     "run": "Search one space, record every trial, print the Pareto front.",
-    "resume": "Go on with a sweep that was interrupted; finished trials are kept, and a finished sweep as it is.",
+    "resume": (
+        "Go on with a sweep that was interrupted, or add trials; finished trials are kept, a finished sweep as it is."
+    ),
+    "stop": "Stop a sweep that runs in another process, as Ctrl-C does there; `resume` goes on with it.",
     "status": "Show how far a sweep is.",
+    "list": "List the sweeps under mlflow_runs/, the newest first.",
     "best": "Name one config: the lowest validation loss of the completed search trials that count for the front.",
     "fit": (
         "Predict whether a model can be tuned on a GPU: peak memory and its parts, the largest batch, what 4 bits save."
@@ -26,6 +30,8 @@ COMMANDS = {
     ),
     "sync": "Bring MLflow up to date with a sweep's ledger.",
     "verify": "Check that a sweep lost and doubled nothing; exit code 1, and each difference on a line, where it did.",
+    "init": "Write a commented search space and rows to begin with, which run as they are.",
+    "delete": "Delete a sweep: its folder, with ledger and adapters, and its runs in MLflow.",
     "schema": "Print the JSON Schema of what --json prints.",
     "ui": "Open MLflow over mlflow_runs/mlflow.db, on this machine only unless told otherwise.",
 }

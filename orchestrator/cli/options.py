@@ -1,5 +1,6 @@
 """Arguments and options of the commands; those of `run` are made from the fields of the settings."""
 
+import glob
 from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -9,12 +10,21 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from orchestrator.settings import SweepSettings
+from orchestrator.analysis.snapshot import newest
+from orchestrator.settings import ROOT, SweepSettings
 
 FIELDS = SweepSettings.model_fields
 
-Name = Annotated[str, typer.Argument(help="name of the sweep")]
-NameOrNewest = Annotated[str | None, typer.Argument(help="name of the sweep; default: the newest")]
+
+def sweep_names(begun: str) -> list[str]:
+    """Sweeps here whose name begins so: what a shell completes."""
+    return sorted(path.parent.name for path in (ROOT / "sweeps").glob(f"{glob.escape(begun)}*/settings.json"))
+
+
+Name = Annotated[str, typer.Argument(help="name of the sweep", autocompletion=sweep_names)]
+NameOrNewest = Annotated[
+    str | None, typer.Argument(help="name of the sweep; default: the newest", autocompletion=sweep_names)
+]
 MaxMemory = Annotated[str | None, typer.Option(help="only trials that need at most so much peak memory, e.g. 2GiB")]
 Knee = Annotated[bool, typer.Option("--knee", help="the front's knee instead of the lowest validation loss")]
 BaseModelOption = Annotated[str | None, typer.Option(help=FIELDS["base_model"].description)]
@@ -23,6 +33,16 @@ DataSplitOption = Annotated[str | None, typer.Option(help=FIELDS["data_split"].d
 ColumnsOption = Annotated[str | None, typer.Option(help=FIELDS["columns"].description)]
 DeviceOption = Annotated[str | None, typer.Option(help=FIELDS["device"].description)]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
+
+
+def named(name: str | None) -> str:
+    """The sweep that was named, or the newest.
+
+    Raises:
+        ConfigError: none was, and there is none.
+    """
+    return name or newest(ROOT)
+
 
 FLAGS = {
     "n_trials": ("--trials",),

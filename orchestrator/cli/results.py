@@ -9,6 +9,7 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
+from orchestrator.analysis.overview import Overview
 from orchestrator.analysis.status import Status
 from orchestrator.cli.output import SCHEMA_VERSION
 from orchestrator.report.values import SweepReport
@@ -148,6 +149,34 @@ class Sensitivity(TypedDict):
     mlflow_run: str | None
 
 
+class Listed(TypedDict):
+    """Of list; `state` is running, finished, stopped or unreadable."""
+
+    sweeps: list[Overview]
+
+
+class Stopped(TypedDict):
+    name: str
+    stopped: bool
+    process: int
+
+
+class Deleted(TypedDict):
+    """Of delete; `mlflow_runs` is how many."""
+
+    name: str
+    deleted: str
+    mlflow_runs: int
+
+
+class Begun(TypedDict):
+    """Of init: the files, and the command to go on with."""
+
+    space: str
+    data: str
+    dry_run: str
+
+
 def _keys_of(name: str, fields: dict[str, Any]) -> Any:
     """A TypedDict of the keys that another value has, so that they stand in one place."""
     return TypedDict(name, fields)  # type: ignore[operator]
@@ -165,6 +194,10 @@ RESULTS: dict[str, Any] = {
     "export": Exported,
     "sensitivity": Sensitivity,
     "verify": Verified,
+    "list": Listed,
+    "stop": Stopped,
+    "delete": Deleted,
+    "init": Begun,
     "error": Error,
 }
 """By command -> what it prints; "error" is of every command."""

@@ -4,8 +4,9 @@ It imports what a sweep needs, so it is imported only once settings are sound.
 """
 
 import logging
+import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,7 +18,7 @@ from orchestrator.settings.command import command
 from orchestrator.tracking.store import has_whole_run, store_file
 from orchestrator.verify import ledger as ledgers
 from orchestrator.verify.files import is_over
-from trainables.values.errors import Interrupted
+from trainables.values.errors import INTERRUPTED, Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
     """Run and publish a sweep; `stand_ins` go to orchestrator.driver.sweep.run: `verdict_seeds`, and those of tests."""
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
     try:
-        snapshot, run_page = run_published(settings, resume=resume, display=display, **stand_ins)
+        snapshot, run_page = run_published(settings, resume=resume, display=display, again=_die, **stand_ins)
     except KeyboardInterrupt:
         raise Interrupted(f"if it had begun, go on with: {command()} resume {settings.name}") from None
     fault = fault_of(snapshot)
@@ -35,6 +36,11 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
         return
     logger.info(str(fault) if isinstance(fault, Interrupted) else f"error: {fault}")
     raise typer.Exit(fault.exit_code)  # not the fault itself: with --json that would be a second object
+
+
+def _die() -> NoReturn:
+    """End this process at once, and Ray's with it; the ledger is whole at any moment."""
+    os._exit(INTERRUPTED)
 
 
 def shown_if_finished(settings: SweepSettings, *, as_json: bool) -> bool:

@@ -10,8 +10,10 @@ from trainables.cost.predicted_time import Speed, trial_seconds
 from trainables.models.families import shape_named
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from orchestrator.settings import SweepSettings
-    from trainables.values.config import ComputeDtype
+    from trainables.values.config import ComputeDtype, TrialConfig
 
 N_CONFIGS = 32
 """First configs over which a trial's time is averaged: a space mixes cheap and dear ones."""
@@ -70,6 +72,15 @@ def predicted_seconds(settings: "SweepSettings", root: Path, n_slots: int = 1) -
     baselines = {config.at_other_precision for config in configs if config.precision == "nf4"}
     whole = sum(trial_seconds(shape, config, dtype, speed) for config in baselines.union(configs))
     return settings.n_trials * whole / len(configs) / n_slots
+
+
+def trials_seconds(settings: "SweepSettings", configs: "Sequence[TrialConfig]", root: Path) -> "list[float | None]":
+    """Predicted time of each trial that is not pruned; None where it is not known, as on a CPU."""
+    shape, device = shape_named(settings.base_model), known(root)
+    if settings.device == "cpu" or shape is None or device is None:
+        return [None] * len(configs)
+    speed, dtype = device
+    return [trial_seconds(shape, config, dtype, speed) for config in configs]
 
 
 def text(settings: "SweepSettings", root: Path, n_slots: int = 1) -> str | None:

@@ -15,6 +15,7 @@ from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
 from orchestrator.settings.command import command
 from orchestrator.settings.space import space_named
+from search_spaces import Space
 from trainables.cost.device import count_gpus
 from trainables.cost.predicted_memory import predicted_peak_mib
 from trainables.models import base_model, inputs
@@ -56,7 +57,7 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
         ConfigError: a value is wrong, or the cluster has no GPU and no device was said.
         Unreachable: the cluster at the given address does not answer.
     """
-    _refuse_misnamed(chosen, given)
+    chosen = {**chosen, "space": _refuse_misnamed(chosen, given)}
     if device is None:
         device = "cuda" if _gpu_in_reach(given.get("address"), insecure=bool(given.get("insecure"))) else "cpu"
     if device == "cpu" and "gpus_per_trial" in given:
@@ -99,14 +100,14 @@ def refuse_taken(name: str, root: Path) -> None:
         )
 
 
-def _refuse_misnamed(chosen: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse what is wrong in itself, before the machine or the cluster is looked at."""
+def _refuse_misnamed(chosen: Mapping[str, Any], given: Mapping[str, Any]) -> Space | None:
+    """Refuse what is wrong in itself, before machine or cluster are looked at; returns the space, if one is said."""
     if given.get("address") is not None:
         refuse_secrets("address", given["address"])  # what does not answer there is said with its address
-    if chosen["space"] is not None:
-        space_named(chosen["space"])
+    space = None if chosen["space"] is None else space_named(chosen["space"])
     if chosen["base_model"] is not None:
         base_model.local_folder(chosen["base_model"])
+    return space
 
 
 def defaults_for(device: str | None, named_base: str | None) -> Mapping[str, Any]:

@@ -104,7 +104,17 @@ def _refuse_unfit(settings: SweepSettings, root: Path, *, resume: bool) -> None:
     if not resume:
         plan.refuse_taken(settings.name, root)
     with closing(Ledger(folder / "ledger.db", read_only=True)) as ledger:
-        began = ledger.fact(stored.ASKED)
+        refuse_edited(settings, folder, ledger.fact(stored.ASKED))
+
+
+def refuse_edited(settings: SweepSettings, folder: Path, began: str | None) -> None:
+    """Refuse settings that are not those that a sweep began with.
+
+    Args:
+        began: the fact ASKED of its ledger.
+    Raises:
+        ConfigError: names the first field that differs.
+    """
     for name, then, now in stored.edits(settings, began):
         raise ConfigError(
             f"{folder / 'settings.json'}: {name} is {now!r}, but the sweep began with {then!r}; bring it back with "

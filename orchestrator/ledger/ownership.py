@@ -34,6 +34,19 @@ def owned(folder: Path) -> Iterator[None]:
                     folder.rmdir()
 
 
+def owner_of(folder: Path) -> int | None:
+    """Number of the process that runs the sweep in a folder; None where none does, 0 where it has not said it yet."""
+    try:
+        with (folder / OWNER).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read().strip() or 0)
+    except OSError:
+        return None
+    return None
+
+
 def _locked(folder: Path, n_tries: int = 100) -> TextIO:
     """The file that holds a sweep's folder, locked; a start that was refused may take both away at any moment."""
     path = folder / OWNER

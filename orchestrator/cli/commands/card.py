@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.cli.options import Name
+from orchestrator.cli.options import NameOrNewest, named
 from orchestrator.report import card as cards
 from orchestrator.report.card import layers_of
 from orchestrator.report.content import report_of
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 def card(
-    name: Name,
+    name: NameOrNewest = None,
     output: Annotated[Path, typer.Option(help="file to write")] = Path("MODEL_CARD.md"),
     force: Annotated[bool, typer.Option("--force", help="replace the file where there is one")] = False,
 ) -> None:
     """Fill the model card from a sweep's ledger, whatever the sweep has measured so far."""
-    found = report_of(SweepSnapshot.read(name))
+    found = report_of(SweepSnapshot.read(named(name)))
     if output.exists() and not force:
         raise ConfigError(f"OUTPUT: {output} exists; say --force to replace it, or name another file with --output")
     logger.info(f"wrote {cards.write(cards.card_of(found, layers_of(ROOT, found.workload)), output)}")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.analysis import choice
-from orchestrator.cli.options import AsJson, Knee, MaxMemory, Name
+from orchestrator.cli.options import AsJson, Knee, MaxMemory, named
 from orchestrator.cli.output import print_json
 from orchestrator.report import export as exports
 from orchestrator.settings import ROOT
@@ -15,8 +15,8 @@ from orchestrator.settings.command import python
 
 
 def export(
-    name: Name,
-    dest: Annotated[Path, typer.Argument(help="folder to write; new or empty")],
+    name: Annotated[str, typer.Argument(help="name of the sweep; default: the newest", metavar="[NAME]")],
+    dest: Annotated[Path | None, typer.Argument(help="folder to write; new or empty", metavar="DEST")] = None,
     trial: Annotated[
         str, typer.Option(help="a trial's number, the start of its key, or best: what `best` names")
     ] = "best",
@@ -32,6 +32,7 @@ def export(
     Without --trial the one that `best` names: the lowest validation loss of the completed search trials that count
     for the front.
     """
+    name, dest = (named(None), Path(name)) if dest is None else (name, dest)
     limit = None if max_memory is None else choice.mib_of(max_memory)
     wanted = exports.Which(trial=trial, max_memory_mib=limit, at_knee=knee)
     exported = exports.run(name, dest, wanted, ROOT, merge=merge, check=check, push=push)

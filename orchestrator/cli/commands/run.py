@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from orchestrator.analysis.describe import every_setting
 from orchestrator.analysis.status import to_come
-from orchestrator.cli.lines import for_stream
+from orchestrator.cli.lines import folded, for_stream
 from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.cli.output import print_json
+from orchestrator.cli.plan_table import fixed_line, plan_table
 from orchestrator.driver import base_targets, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
 from trainables.values.workload import data_caption
@@ -51,9 +52,11 @@ def _print_plan(settings: SweepSettings, as_json: bool) -> None:
         print_json(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT)})
         return
     print(for_stream("\n".join(_plan_lines(settings, coverage)), sys.stdout))
-    for config, peak in zip(firsts, peaks, strict=True):
-        needs = f"  predicted peak {peak:.0f} MiB" if peak else ""
-        print(for_stream(f"  {every_setting(config)}{needs}", sys.stdout))
+    price = settings.usd_per_gpu_hour and settings.usd_per_gpu_hour * settings.gpus_per_trial
+    console = Console()
+    print("the first trials, with what is predicted; a 4-bit one that completes adds its 16-bit baseline")
+    console.print(plan_table(firsts, peaks, duration.trials_seconds(settings, firsts, ROOT), price))
+    print(folded(f"all of them: {fixed_line(firsts)}", console.width))
 
 
 def _plan_lines(settings: SweepSettings, coverage: list[str]) -> Iterator[str]:

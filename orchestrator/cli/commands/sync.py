@@ -1,14 +1,15 @@
 """`sync`: what MLflow lacks of a sweep."""
 
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.cli.options import Name
+from orchestrator.cli.options import NameOrNewest, named
 from orchestrator.ledger.ownership import owned
 from orchestrator.settings import ROOT, sweep_folder
 from trainables.values.errors import SweepError
 
 
-def sync(name: Name) -> None:
+def sync(name: NameOrNewest = None) -> None:
     """Bring MLflow up to date with a sweep's ledger."""
+    name = named(name)
     settings = SweepSnapshot.read(name).settings
     from orchestrator.tracking.publishing import publish  # which draws: no wrong name waits for that
 

@@ -4,20 +4,21 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, Name
+from orchestrator.cli.options import AsJson, NameOrNewest, named
 from orchestrator.cli.output import print_json
 from orchestrator.settings import ROOT, sweep_folder
 from orchestrator.settings.stored import load
 
 
 def verify(
-    name: Name,
+    name: NameOrNewest = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="write settings, files, figures, report and MLflow again from the ledger")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check that a sweep lost and doubled nothing; exit code 1, and each difference on a line, where it did."""
+    name = named(name)
     load(sweep_folder(name))
     from orchestrator.verify import checks  # with MLflow: no wrong name waits for that
 

@@ -51,6 +51,9 @@ def desk(tmp_path):
         ("run --dry-run", ("run", "--dry-run")),
         ("fit", ("fit", "gpt2-xl", *POINT)),
         ("fit", ("fit", "gpt2-xl")),
+        ("list", ("list",)),
+        ("delete", ("delete", "t", "--yes")),
+        ("init", ("init", "mine")),
     ],
 )
 def test_what_a_command_prints_is_what_the_schema_says(command, words, desk, tmp_path):

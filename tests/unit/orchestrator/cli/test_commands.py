@@ -1,0 +1,265 @@
+"""Commands about sweeps as things that are there: list, stop, delete, init, a newest one, more trials."""
+
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+import search_spaces
+from orchestrator.analysis.finalists import to_evaluate
+from orchestrator.analysis.overview import overviews
+from orchestrator.cli import options
+from orchestrator.cli.template import SPACE
+from orchestrator.driver import duration, extend
+from orchestrator.ledger import Ledger
+from orchestrator.ledger.ownership import owned, owner_of
+from orchestrator.settings import stored
+from orchestrator.tracking.client import open_client
+from orchestrator.tracking.publishing import publish
+from orchestrator.tracking.store import store_uri
+from orchestrator.verify.ledger import of_ledger, read
+from tests.support.in_process import called
+from tests.support.stores import place_store
+from tests.support.sweeps import GRID, REPO, TPE, WORKLOAD, Desk, make, start
+from trainables.cost.predicted_time import Speed
+from trainables.values.config import TrialConfig
+from trainables.values.errors import ConfigError
+
+SPEED = Speed(products_flops=10e12, memory_bytes=1e12)
+OWNS = """
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from time import sleep
+from orchestrator.ledger.ownership import owned
+try:
+    with owned(Path(sys.argv[1])):
+        print("owned", flush=True)
+        sleep(60)
+finally:
+    print("over")
+"""
+
+
+def desk_of(root: Path, name: str, **values) -> Desk:
+    desk = Desk(root / "mlflow_runs/sweeps" / name, make(**{"space": TPE, "name": name, "n_trials": 3, **values}))
+    stored.save(desk.settings, desk.folder)
+    return desk
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """A process that holds the folder of sweep "a"."""
+    desk_of(tmp_path, "a").do()
+    folder = tmp_path / "mlflow_runs/sweeps/a"
+    process = start(str(folder), cwd=REPO, program=(sys.executable, "-c", OWNS))
+    assert process.stdout.readline() == "owned\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+# --- list
+
+
+def test_the_list_says_of_each_sweep_whether_it_runs_has_ended_or_can_be_gone_on_with(tmp_path):
+    desk_of(tmp_path, "done").finish()
+    desk_of(tmp_path, "cut").do()
+    running = desk_of(tmp_path, "busy")
+    broken = desk_of(tmp_path, "broken")
+    broken.crash()
+    (broken.folder / "settings.json").write_text("{")
+    with owned(running.folder):
+        found = {one.name: one for one in overviews(tmp_path / "mlflow_runs")}
+        text = called("list", cwd=tmp_path, COLUMNS="80").out
+    states = {name: one.state for name, one in found.items()}
+    assert states == {"done": "finished", "cut": "stopped", "busy": "running", "broken": "unreadable"}
+    assert found["done"].n_done == found["done"].n_expected > found["cut"].n_done == 1
+    losses = [t.history[-1].eval_loss_nats for t in Ledger(tmp_path / "mlflow_runs/sweeps/done/ledger.db").trials()]
+    assert found["done"].eval_loss_nats >= min(losses)
+    assert all(word in text for word in ("done", "finished", "stopped", "running", "broken: ", "settings.json"))
+    assert max(map(len, text.splitlines()[:6])) <= 80
+
+
+def test_the_list_of_nothing_says_how_to_begin(tmp_path):
+    assert "run one: " in called("list", cwd=tmp_path).out
+
+
+# --- stop
+
+
+def test_stop_ends_the_process_that_runs_the_sweep_and_waits_for_it(owner, tmp_path):
+    folder = tmp_path / "mlflow_runs/sweeps/a"
+    assert owner_of(folder) == owner.pid
+    finished = called("stop", "a", cwd=tmp_path)
+    assert finished.code == 0, finished.err
+    assert "resume a" in finished.out
+    assert owner.wait(10) == -signal.SIGTERM
+    assert owner_of(folder) is None
+
+
+def test_what_does_not_run_cannot_be_stopped(tmp_path):
+    desk_of(tmp_path, "a").do()
+    finished = called("stop", cwd=tmp_path)
+    assert finished.code == 2
+    assert "sweep 'a' does not run" in finished.err
+
+
+# --- delete
+
+
+def test_delete_takes_folder_and_runs_of_the_one_sweep_and_asks_first(tmp_path):
+    place_store(tmp_path / "mlflow_runs")
+    for name in ("a", "b"):
+        desk = desk_of(tmp_path, name)
+        desk.ledger.set_fact("id", name)
+        desk.ledger.set_fact("created_at", 0.0)
+        desk.ledger.set_fact("workload", asdict(WORKLOAD))
+        desk.finish()
+        publish(desk.settings, tmp_path / "mlflow_runs", interrupted=False)
+    unasked = called("delete", "a", cwd=tmp_path)
+    assert (unasked.code, "--yes" in unasked.err) == (2, True)
+    assert (tmp_path / "mlflow_runs/sweeps/a/ledger.db").is_file()
+    done = called("delete", "a", "--yes", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert [path.name for path in (tmp_path / "mlflow_runs/sweeps").iterdir()] == ["b"]
+    client, experiment_id = open_client(store_uri(tmp_path / "mlflow_runs"), tmp_path / "mlflow_runs")
+    runs = client.search_runs([experiment_id])
+    n_trials = len(desk.ledger.trials())
+    assert len(runs) == n_trials + 1, "those of the other sweep"
+    assert f"and {n_trials + 1} runs in MLflow" in done.out
+
+
+def test_a_running_sweep_is_not_deleted(owner, tmp_path):
+    refused = called("delete", "a", "--yes", cwd=tmp_path)
+    assert refused.code == 2
+    assert f"process {owner.pid} runs sweep 'a'" in refused.err
+    assert (tmp_path / "mlflow_runs/sweeps/a/ledger.db").is_file()
+
+
+# --- init
+
+
+def test_what_init_writes_is_a_space_with_every_setting_and_rows_that_run_as_they_are(tmp_path):
+    assert called("init", "mine", cwd=tmp_path).code == 0
+    planned = called("run", "--dry-run", "--space", "mine/space.yaml", "--data", "mine/rows.jsonl", cwd=tmp_path)
+    assert planned.code == 0, planned.err
+    space = search_spaces.load(str(tmp_path / "mine/space.yaml"))
+    named = {*space.parameters, *space.fixed}
+    assert [name for name in TrialConfig.__dataclass_fields__ if name not in SPACE] == []
+    defaults = {name: field.default for name, field in TrialConfig.__dataclass_fields__.items()}
+    for line in SPACE.splitlines():
+        name, _, rest = line.strip().removeprefix("# ").partition(": ")
+        if line.strip().startswith("# ") and name in defaults and name not in named:
+            assert str(defaults[name]).lower() == rest.partition("  #")[0], line
+    again = called("init", "mine", cwd=tmp_path)
+    assert (again.code, "space.yaml exists" in again.err) == (2, True)
+
+
+# --- the newest
+
+
+@pytest.mark.parametrize("words", [("verify",), ("status",), ("best",), ("report",)])
+def test_without_a_name_the_newest_sweep_is_meant(words, tmp_path):
+    desk_of(tmp_path, "old").do()
+    desk_of(tmp_path, "new").finish()
+    newest = called(*words, cwd=tmp_path)
+    assert newest.out == called(*words, "new", cwd=tmp_path).out
+    assert newest.out
+
+
+def test_export_to_one_place_is_of_the_newest_sweep(tmp_path):
+    refused = called("export", "dest", cwd=tmp_path)
+    assert "there is no sweep under" in refused.err
+    desk_of(tmp_path, "new").do()
+    refused = called("export", "dest", "--trial", "77", cwd=tmp_path)
+    assert "TRIAL: no trial '77'" in refused.err, refused.err
+
+
+def test_a_shell_completes_names_of_sweeps(tmp_path, monkeypatch):
+    for name in ("ab", "ac", "b"):
+        desk_of(tmp_path, name).crash()
+    monkeypatch.chdir(tmp_path)
+    assert options.sweep_names("a") == ["ab", "ac"]
+    assert options.sweep_names("*") == []
+    variables = {"_QLORA_SWEEP_COMPLETE": "complete_bash", "COMP_WORDS": "qlora-sweep status a", "COMP_CWORD": "2"}
+    words = [
+        sys.executable,
+        "-c",
+        "import sys; sys.argv = ['qlora-sweep']; import orchestrator.cli.main as m; m.main()",
+    ]
+    made = subprocess.run(
+        words, cwd=tmp_path, env={"PYTHONPATH": str(REPO), **variables}, capture_output=True, text=True
+    )
+    assert made.stdout.split() == ["ab", "ac"], made.stderr
+
+
+# --- more trials
+
+
+@pytest.mark.parametrize(("space", "begun", "more"), [(TPE, 2, 5), (GRID, 1, 6)])
+def test_a_finished_sweep_goes_on_to_more_trials_as_one_that_was_asked_for_them(space, begun, more, tmp_path):
+    desk = desk_of(tmp_path, "a", space=space, n_trials=begun)
+    desk.finish()
+    before = {trial.key: trial.state for trial in desk.ledger.trials()}
+    desk.crash()
+    settings = extend.with_trials(desk.settings, more, tmp_path / "mlflow_runs")
+    assert stored.load(desk.folder) == settings
+    again = Desk(desk.folder, settings)
+    again.finish()
+    trials = again.ledger.trials()
+    assert sum(trial.origin == "search" for trial in trials) == more or space is GRID
+    assert before.items() <= {trial.key: trial.state for trial in trials}.items()
+    assert len(trials) > len(before)
+    assert all(trial.test_evaluation for trial in to_evaluate(trials, settings))
+    again.ledger.set_fact("workload", asdict(WORKLOAD))
+    again.crash()
+    assert [d for d in of_ledger(read(settings, desk.folder)) if "asked for" in d.text] == []
+
+
+def test_fewer_trials_or_edited_settings_leave_a_sweep_as_it_was(tmp_path):
+    desk = desk_of(tmp_path, "a")
+    desk.ledger.set_fact(stored.ASKED, desk.settings.model_dump_json())
+    desk.crash()
+    before = (desk.folder / "settings.json").read_bytes()
+    for n_trials in (2, 3):
+        with pytest.raises(ConfigError, match=f"trials is {n_trials}, but sweep 'a' has 3"):
+            extend.with_trials(desk.settings, n_trials, tmp_path / "mlflow_runs")
+    edited = desk.settings.model_copy(update={"seed": 9})
+    with pytest.raises(ConfigError, match="seed is 9"):
+        extend.with_trials(edited, 5, tmp_path / "mlflow_runs")
+    assert (desk.folder / "settings.json").read_bytes() == before
+
+
+# --- the plan
+
+
+def test_the_dry_run_of_a_gpu_has_a_row_for_each_first_trial_with_its_peak_and_fits_80_columns(tmp_path):
+    finished = called("run", "--dry-run", "--device", "cuda", cwd=tmp_path, COLUMNS="80")
+    planned = called("run", "--dry-run", "--device", "cuda", "--json", cwd=tmp_path).json
+    _, _, table = finished.out.partition("what is predicted")
+    for peak, config in zip(planned["predicted_peak_mib"], planned["first_configs"], strict=True):
+        row = next(line for line in table.splitlines() if f" {peak:.0f}" in line)
+        assert f"{config['learning_rate']:.1e}" in row
+    assert max(map(len, table.splitlines()[1:])) <= 80
+    assert "USD" not in table
+    assert " min" not in table, "nothing ran on a GPU here, so no time is known"
+
+
+def test_where_the_gpu_and_its_price_are_known_the_dry_run_says_minutes_and_money(tmp_path):
+    root = tmp_path / "mlflow_runs"
+    duration.keep(duration.SweepDevice(names=frozenset({"g"}), compute_dtype="bfloat16", speed=SPEED), root)
+    words = ("run", "--dry-run", "--device", "cuda", "--usd-per-gpu-hour")
+    tables = [called(*words, price, cwd=tmp_path, COLUMNS="80").out for price in ("100", "200")]
+    rows = []
+    for table in tables:
+        lines = [line for line in table.splitlines() if line.lstrip().startswith(("nf4", "16bit"))]
+        rows.append([line.split()[-2:] for line in lines])
+    assert len(rows[0]) == 5
+    for (minutes, usd), (_, twice) in zip(*rows, strict=True):
+        assert float(usd) == pytest.approx(float(minutes) / 60 * 100, abs=0.1)
+        assert float(twice) == pytest.approx(2 * float(usd), abs=0.011)
