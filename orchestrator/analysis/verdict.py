@@ -11,7 +11,7 @@ from orchestrator.analysis.front import is_candidate
 from orchestrator.analysis.lost_share import LostShare, PairedLosses, lost_share
 from orchestrator.analysis.repeats import Rows
 from orchestrator.settings import SweepSettings
-from trainables.values.findings import Comparison, flat
+from trainables.values.findings import MIN_GROUPS, Comparison, Similarity, flat
 from trainables.values.results import Evaluation, TrialResult
 
 Answer = Literal["kept", "lost", "undecided", "no verdict", "not measurable here", "evaluation failed"]
@@ -133,6 +133,14 @@ def seeds(n_pairs: int) -> str:
     return "one seed" if n_pairs == 1 else f"{n_pairs} seeds"
 
 
+def _range(lost: LostShare) -> str:
+    """What the seeds come to, each alone."""
+    if lost.over_seeds is None:
+        return ""
+    least, largest = lost.over_seeds
+    return f" from {100 * least:.1f} to {100 * largest:.1f} %"
+
+
 def sentence_of(lost: LostShare, margin: float) -> str:
     """A verdict in words: the one place that makes them."""
     answer = lost.answer(margin)
@@ -142,7 +150,7 @@ def sentence_of(lost: LostShare, margin: float) -> str:
     if answer:
         share += f" ({100 * lost.low:.1f} to {100 * lost.high:.1f})"
     share += " of what tuning gained"
-    basis = f"margin {100 * margin:g} %, {seeds(lost.n_pairs)}, {lost.n_groups} groups of test rows"
+    basis = f"margin {100 * margin:g} %, {seeds(lost.n_pairs)}{_range(lost)}, {lost.n_groups} groups of test rows"
     said = f"{answer}: {share} ({basis})" if answer else f"no verdict: {lost.withheld}; {share} ({seeds(lost.n_pairs)})"
     said += f"; rounding alone costs the untuned base {100 * lost.rounding_share:.1f} % of the gain"
     if lost.won_back_share is not None:
@@ -169,9 +177,16 @@ def behaviour_of(comparison: Comparison, cosine: float) -> str:
         others = f"{len(replicates)} other seeds {least:.4f} to {most:.4f}"
         beside = others if len(replicates) > 1 else f"another seed {least:.4f}"
         text = f"4 bits move texts {moved} another seed (KL {kl_nats:.4f} nats; of {beside})"
-    found = comparison.quantized.embedding_cosine
-    yes = "yes" if found.low >= cosine else "no"
-    return f"{text}; cosine at least {cosine:g}: {yes} ({found.value:.4f}, lower end {found.low:.4f})"
+    return f"{text}; cosine at least {cosine:g}: {cosine_kept(comparison.quantized, cosine)}"
+
+
+def cosine_kept(quantized: Similarity, cosine: float) -> str:
+    """Whether the lower end of a cosine's interval is at least so much, in words."""
+    found = quantized.embedding_cosine
+    if found.low is None:
+        few = f"{quantized.n_decoded_groups} groups of equal instruction are too few for an interval"
+        return f"not known ({found.value:.4f}; {few}, which takes {MIN_GROUPS})"
+    return f"{'yes' if found.low >= cosine else 'no'} ({found.value:.4f}, lower end {found.low:.4f})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.analysis.front import objective_value
-from orchestrator.analysis.noise import BUT_SEED, ONE_RUN, Noise
+from orchestrator.analysis.noise import BUT_SEED, Noise
 from orchestrator.figures.style import PRECISION_COLOURS
 from orchestrator.objectives import OBJECTIVES
 
@@ -63,7 +63,7 @@ class Columns:
     def reach(self, noise: Noise) -> NDArray[np.float64]:
         """(2, n_trials), how far 90 % of equal runs lie below and above each repeated one; NaN of others."""
         values = self.objective(noise.objective)
-        ends = [beyond(values, noise, -ONE_RUN), beyond(values, noise, ONE_RUN)]
+        ends = [beyond(values, noise, -noise.one_run), beyond(values, noise, noise.one_run)]
         return np.where(self.repeated, np.abs(ends - values), np.nan)
 
     def by_precision(self) -> "Iterator[tuple[Precision, NDArray[np.intp]]]":
@@ -74,7 +74,6 @@ class Columns:
                 yield precision, chosen
 
 
-def beyond(values: NDArray[np.float64], noise: Noise, n_sds: float) -> NDArray[np.float64]:
-    """Values moved by so many standard deviations between equal runs, in the unit of their axis."""
-    step = n_sds * (noise.sd or 0.0)
+def beyond(values: NDArray[np.float64], noise: Noise, step: float) -> NDArray[np.float64]:
+    """Values moved by a step on the scale of the noise, in the unit of their axis."""
     return values * np.exp(step) if noise.is_relative else values + step * OBJECTIVES[noise.objective].factor

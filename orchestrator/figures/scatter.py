@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as PngFigure
 from numpy.typing import NDArray
 
 from orchestrator.analysis.front import losses_of
-from orchestrator.analysis.noise import DIFFERENCE, Noise, noise_of
+from orchestrator.analysis.noise import Noise, noise_of
 from orchestrator.analysis.pareto import pareto_mask
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures.columns import Columns, beyond
@@ -96,7 +96,7 @@ def band(on_edge: Columns, noise: Noise, x: str, last: float) -> tuple[Values, V
     if not noise.margin or not len(on_edge.trials):
         return None
     ys = on_edge.objective(noise.objective)
-    far = beyond(ys, noise, DIFFERENCE * OBJECTIVES[noise.objective].sign)
+    far = beyond(ys, noise, noise.margin * OBJECTIVES[noise.objective].sign)
     return np.append(on_edge.objective(x), last), np.append(ys, ys[-1]), np.append(far, far[-1])
 
 

@@ -11,7 +11,7 @@ from orchestrator.analysis.costs import Predict, cost_table, savings
 from orchestrator.analysis.finalists import finalists, runs_of
 from orchestrator.analysis.front import Front
 from orchestrator.analysis.infeasible import nothing_counts
-from orchestrator.analysis.noise import ONE_RUN, Noise
+from orchestrator.analysis.noise import Noise
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.snapshot import GENERIC, SweepSnapshot
 from orchestrator.analysis.verdict import compared_on, comparison_of, failed_evaluations
@@ -114,7 +114,7 @@ def _within_memory(step: Sequence[TrialResult], snapshot: SweepSnapshot, noise: 
         peak_memory_mib=trial.cost.peak_memory_mib,
         seconds_per_step=trial.cost.seconds_per_step,
         eval_loss_nats=trial.history[-1].eval_loss_nats,
-        reach_nats=ONE_RUN * noise.sd if noise.sd is not None else None,
+        reach_nats=noise.one_run if noise.sd is not None else None,
         alike=tuple(_within_memory([other], snapshot, noise) for other in alike),
         is_lost=verdict is not None and verdict.answer == "lost",
     )

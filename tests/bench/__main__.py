@@ -18,6 +18,7 @@ FILES = {
     "memory": "memory_shapes.py",
     "rank-rule": "rank_rule.py",
     "verdict": "verdict.py",
+    "coverage": "coverage.py",
     "speed": "speed.py",
     "overhead": "overhead.py",
     "load": "load.py",
@@ -26,7 +27,7 @@ FILES = {
     "mlflow-faults": "mlflow_faults.py",
     "stand-in": "stand_in.py",
 }
-ALL = ("measurement", "memory", "rank-rule", "verdict", "speed", "overhead", "load")
+ALL = ("measurement", "memory", "rank-rule", "verdict", "coverage", "speed", "overhead", "load")
 
 
 def command(name: str) -> list[str]:
