@@ -1,6 +1,6 @@
 """What 4 bits cost: kept, lost or undecided by non-inferiority in loss on test rows, and behaviour beside it. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
@@ -34,12 +34,21 @@ class Verdict:
         sentence: the answer in words, the same wherever it is shown.
         lost: None where the losses of a pair are missing.
         behaviour: how far 4 bits move the outputs, in words; it decides nothing. None without a comparison.
+        by_pairs: `lost` of the first pair alone, of the first two, and so on; the last is of all.
+        margin: share of the gain that may be lost.
     """
 
     answer: Answer
     sentence: str
     lost: LostShare | None = None
     behaviour: str | None = None
+    by_pairs: tuple[LostShare, ...] = ()
+    margin: float = 0.0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether 4 bits lose more than the margin of what tuning gained."""
+        return self.answer == "lost"
 
     def __str__(self) -> str:
         return self.sentence
@@ -89,10 +98,12 @@ def _verdict(
         reasons = "; ".join(f"{EVALUATIONS[what]}: {why}" for what, why in trial.failed_evaluations.items())
         return Verdict(answer="evaluation failed", sentence=f"evaluation failed ({reasons})")
     if trial.test_evaluation and trial.test_evaluation.baseline_row_nats:
-        lost = _lost_share(trial, trials)
+        by_pairs = _by_pairs(trial, trials)
+        lost = by_pairs[-1]
         answer: Answer = lost.answer(settings.verdict_margin) or "no verdict"
+        found = {"lost": lost, "by_pairs": by_pairs, "margin": settings.verdict_margin}
         sentence = sentence_of(lost, settings.verdict_margin)
-        return Verdict(answer=answer, sentence=sentence, lost=lost, behaviour=behaviour)
+        return Verdict(answer=answer, sentence=sentence, behaviour=behaviour, **found)
     if trial.test_evaluation and trial.test_evaluation.comparison:
         return Verdict(answer="no verdict", sentence=f"no verdict: {NO_LOSSES}", behaviour=behaviour)
     return _without_baseline(baseline, predict) if baseline else None
@@ -111,8 +122,9 @@ def _without_baseline(baseline: TrialResult, predict: Predict) -> Verdict | None
     return None
 
 
-def _lost_share(trial: TrialResult, trials: Sequence[TrialResult]) -> LostShare:
-    """Over the trial and its runs under other seeds that were evaluated on the same rows beside their baselines."""
+def _by_pairs(trial: TrialResult, trials: Sequence[TrialResult]) -> tuple[LostShare, ...]:
+    """Over the trial and its runs under other seeds that were evaluated on the same rows beside their baselines: one
+    pair after the other."""
     own, pairs = trial.test_evaluation, []
     for run in paired_runs(trial, trials):
         found = run.test_evaluation
@@ -125,7 +137,8 @@ def _lost_share(trial: TrialResult, trials: Sequence[TrialResult]) -> LostShare:
                     quantized_untuned=found.untuned_row_nats,
                 )
             )
-    return lost_share(pairs, row_tokens=own.row_tokens, row_groups=own.row_groups)
+    rows = {"row_tokens": own.row_tokens, "row_groups": own.row_groups}
+    return tuple(lost_share(pairs[:n], **rows) for n in range(1, len(pairs) + 1))
 
 
 def seeds(n_pairs: int) -> str:
@@ -211,6 +224,19 @@ def failed_evaluations(trials: Sequence[TrialResult], settings: SweepSettings) -
             if trial.key in evaluated or (what == "compare" and is_candidate(trial)):
                 failed.append(FailedEvaluation(what=what, trial=trial.number, reason=why))
     return tuple(failed)
+
+
+ANSWER_CODES: Mapping[str, float] = {"kept": 1.0, "undecided": 0.0, "lost": -1.0}
+"""What MLflow, which keeps numbers, has for an answer."""
+
+
+def shares_by_pairs(verdict: Verdict) -> Iterator[tuple[int, dict[str, float]]]:
+    """A verdict as plain numbers by name, once for each number of pairs that it could rest on."""
+    for lost in verdict.by_pairs:
+        shares = {"lost_share": lost.share, "lost_share_low": lost.low, "lost_share_high": lost.high}
+        answer = lost.answer(verdict.margin)
+        shares |= {"rounding_share": lost.rounding_share, "verdict": ANSWER_CODES[answer] if answer else None}
+        yield lost.n_pairs, {name: value for name, value in shares.items() if value is not None}
 
 
 def figures_of(trial: TrialResult) -> dict[str, float]:

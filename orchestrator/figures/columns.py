@@ -28,6 +28,7 @@ class Columns:
         on_front: (n_trials,), whether each is on the sweep's Pareto front.
         searched: (n_trials,), whether the search proposed it; not so baselines and seed replicates.
         repeated: (n_trials,), whether it is the first of several that differ in nothing but the seed.
+        lost: (n_trials,), whether its verdict says that 4 bits lose more than the margin.
     """
 
     trials: NDArray[np.object_]
@@ -35,6 +36,7 @@ class Columns:
     on_front: NDArray[np.bool_]
     searched: NDArray[np.bool_]
     repeated: NDArray[np.bool_]
+    lost: NDArray[np.bool_]
 
     @classmethod
     def of(cls, trials: "Sequence[TrialResult]", snapshot: "SweepSnapshot") -> "Columns":
@@ -48,7 +50,8 @@ class Columns:
             groups.setdefault(BUT_SEED(trial.config), []).append(place)
         repeated = np.zeros(len(trials), dtype=bool)
         repeated[[first for first, *others in groups.values() if others]] = True
-        marks = {"on_front": on_front, "searched": searched, "repeated": repeated}
+        lost = np.array([trial.key in snapshot.lost for trial in trials], dtype=bool)
+        marks = {"on_front": on_front, "searched": searched, "repeated": repeated, "lost": lost}
         return cls(trials=table, precision=precision, **marks)
 
     def column(self, value: "Callable[[TrialResult], Any]") -> NDArray[Any]:
@@ -67,9 +70,13 @@ class Columns:
         return np.where(self.repeated, np.abs(ends - values), np.nan)
 
     def by_precision(self) -> "Iterator[tuple[Precision, NDArray[np.intp]]]":
-        """Indices of each precision's trials; a precision without any is left out."""
+        """Indices of each precision's trials in the order to draw them; a precision without any is left out.
+
+        Hollow ones first and the front last, so that a seed replicate does not hide the trial that it repeats.
+        """
+        order = np.lexsort((self.searched, self.on_front))
         for precision in PRECISION_COLOURS:
-            chosen = np.flatnonzero(self.precision == precision)
+            chosen = order[self.precision[order] == precision]
             if len(chosen):
                 yield precision, chosen
 

@@ -28,6 +28,7 @@ RANK_TITLE, LOSS_TITLE = "What a rank costs in memory", "What memory buys"
 SIDE_STEP = 2**0.06
 """Points of the two precisions are moved apart by this factor of the rank, so that neither hides the other."""
 RING = "on the Pareto front"
+LOST = "4 bits lose more than the margin"
 LOSS_MEMORY = ("peak_memory_mib", "eval_loss_nats")
 NOTHING = "no trial completed with both its figures"
 
@@ -76,7 +77,6 @@ def pair(snapshot: SweepSnapshot, x: str, y: str) -> Picture | LeftOut:
         notes=(
             _rings(snapshot),
             "The line joins those of them that are beaten by no other in both of this figure's objectives, by value.",
-            f"Noise, within which two values are not told apart: {', '.join(one.text for one in noise)}. "
             "Band: values that are not told apart from the line's. Bars: where 90 % of equal runs lie, at configs that "
             "ran under several seeds.",
         ),
@@ -121,7 +121,8 @@ def _rings(snapshot: SweepSnapshot) -> str:
     names = ", ".join(OBJECTIVES[objective].label for objective in snapshot.settings.objectives)
     return (
         "Each point is a completed trial, hollow ones baselines and seed replicates. Rings: on the Pareto front over "
-        f"{names}; no other trial is better by more than the noise and in none worse by more."
+        f"{names}; no other trial is better by more than the noise and in none worse by more. Noise: "
+        f"{', '.join(one.text for one in snapshot.front.noise)}."
     )
 
 
@@ -149,6 +150,8 @@ def _points(axes: Any, columns: Columns, xs: Values, ys: Values) -> None:
         inside = np.where(columns.searched[chosen], colour, "white")
         axes.scatter(xs[chosen], ys[chosen], s=34, facecolors=inside, edgecolors=colour, alpha=0.75)
         axes.scatter([], [], s=34, color=colour, label=label)
+    if columns.lost.any():
+        axes.scatter(xs[columns.lost], ys[columns.lost], s=30, marker="x", color="black", label=LOST, gid="lost")
     if columns.on_front.any():
         ring(axes, xs[columns.on_front], ys[columns.on_front], RING)
     axes.grid(alpha=0.25)
@@ -219,6 +222,17 @@ def _traces(
             showlegend=legend,
             hoverinfo="text",
             **bars,
+        )
+    if columns.lost.any():
+        yield go.Scatter(
+            x=xs[columns.lost].tolist(),
+            y=ys[columns.lost].tolist(),
+            name=LOST,
+            mode="markers",
+            marker={"symbol": "x-thin", "size": 8, "line": {"color": "black", "width": 1.5}},
+            legendgroup=LOST,
+            showlegend=legend,
+            hoverinfo="skip",
         )
 
 

@@ -54,7 +54,7 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         measured=_measured(snapshot),
         samples=best_4bit.test_evaluation.samples if best_4bit and best_4bit.test_evaluation else (),
         within_memory=tuple(_within_memory(step, snapshot, noise) for step in stairs(counted, noise.margin)),
-        sure=how_sure(lowest, counted, noise) if lowest else None,
+        sure=how_sure(lowest, counted, noise, snapshot.lost) if lowest else None,
         knee=_number(knee(front)),
         nearly={trial.number: front.shares[trial.key] for trial in front.nearly},
         search_ended=ended.text if ended else None,
@@ -116,7 +116,7 @@ def _within_memory(step: Sequence[TrialResult], snapshot: SweepSnapshot, noise: 
         eval_loss_nats=trial.history[-1].eval_loss_nats,
         reach_nats=noise.one_run if noise.sd is not None else None,
         alike=tuple(_within_memory([other], snapshot, noise) for other in alike),
-        is_lost=verdict is not None and verdict.answer == "lost",
+        is_lost=verdict is not None and verdict.is_lost,
     )
 
 
