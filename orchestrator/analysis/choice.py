@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
@@ -29,25 +29,29 @@ MIB |= {"kb": 1e3 / 2**20, "mb": 1e6 / 2**20, "gb": 1e9 / 2**20, "tb": 1e12 / 2*
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One config, and in words why it is the one, and which others are as good as far as can be told."""
+    """One config, and in words why it is the one, which others are as good as far as can be told, and of a 4-bit trial
+    what 4 bits cost, where that is known."""
 
     sweep: str
     trial: TrialResult
     values: Mapping[str, float | None]
     why: str
     sure: str
+    verdict: str | None = None
 
     @property
     def text(self) -> str:
         config = every_setting(self.trial.config)
         values = ", ".join(f"{name} {value:.6g}" for name, value in self.values.items() if value is not None)
         export = f"its adapter: {command()} export {self.sweep} DEST --trial {self.trial.number}"
-        return f"trial {self.trial.number}: {self.why}\n{self.sure}\n{config}\n{values}\n{export}"
+        verdict = [f"what 4 bits cost it: {self.verdict}"] if self.verdict else []
+        return "\n".join([f"trial {self.trial.number}: {self.why}", self.sure, *verdict, config, values, export])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         own = {"number": self.trial.number, "key": self.trial.key, "config": self.trial.config.to_dict()}
-        return {"name": self.sweep, **own, "values": dict(self.values), "why": self.why, "sure": self.sure}
+        said = {"why": self.why, "sure": self.sure, "verdict": self.verdict}
+        return {"name": self.sweep, **own, "values": dict(self.values), **said}
 
 
 def choose(sweep: "SweepSnapshot", *, max_memory_mib: float | None = None, at_knee: bool = False) -> Choice:
@@ -81,8 +85,10 @@ def choose(sweep: "SweepSnapshot", *, max_memory_mib: float | None = None, at_kn
         why += f", of those that need at most {max_memory_mib:.1f} MiB"
     names = dict.fromkeys((*objectives.DEFAULT, *settings.objectives, "embedding_cosine"))
     values = {name: objective_value(chosen, name) for name in names}
-    sure = how_sure(chosen, counting(within, settings), loss_noise(trials))
-    return Choice(sweep=settings.name, trial=chosen, values=values, why=why, sure=sure)
+    sure = how_sure(chosen, counting(within, settings), loss_noise(trials), sweep.lost)
+    verdict = sweep.verdicts.get(chosen.key)
+    said = {"why": why, "sure": sure, "verdict": verdict.sentence if verdict else None}
+    return Choice(sweep=settings.name, trial=chosen, values=values, **said)
 
 
 def counting(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
@@ -148,12 +154,15 @@ def loss_noise(trials: Sequence[TrialResult]) -> Noise:
     return noise_of(trials, ("eval_loss_nats",))[0]
 
 
-def how_sure(chosen: TrialResult, found: Sequence[TrialResult], noise: Noise) -> str:
+def how_sure(
+    chosen: TrialResult, found: Sequence[TrialResult], noise: Noise, lost: Collection[str] = frozenset()
+) -> str:
     """One sentence on which trials have a validation loss that cannot be told from that of the chosen one.
 
     Args:
         found: those that it was chosen from.
         noise: of the loss; what is within its margin is not told apart.
+        lost: keys of trials of which 4 bits lose more than the margin.
     """
     if noise.sd is None:
         return "how sure this is is not known yet: no config was run under two seeds"
@@ -163,7 +172,8 @@ def how_sure(chosen: TrialResult, found: Sequence[TrialResult], noise: Noise) ->
     if len(alike) <= 1:
         return f"no other trial has a loss as low, {within}"
     cheapest = min(alike, key=_cost_order)
-    named = f"trial {cheapest.number}, {describe(cheapest.config)},"
+    mark = " lost," if cheapest.key in lost else ""
+    named = f"trial {cheapest.number}, {describe(cheapest.config)},{mark}"
     return (
         f"{ranks(trial.config for trial in alike)} ({len(alike)} trials) cannot be told apart by loss, {within}; "
         f"{'this' if cheapest == chosen else named} is the cheapest of them ({cheapest.cost.peak_memory_mib:.1f} MiB)"

@@ -6,6 +6,7 @@ from typing import Any
 from orchestrator.objectives import OBJECTIVES
 from trainables.models.families import all_targets
 from trainables.values.config import BITS, Precision, TrialConfig
+from trainables.values.findings import Estimate
 
 
 def describe(config: TrialConfig) -> str:
@@ -62,3 +63,9 @@ def heading_of(objective: str) -> str:
 def shown(objective: str, value: float | None) -> str:
     """A value in the unit of that heading."""
     return OBJECTIVES[objective].shown(value)
+
+
+def interval(estimate: Estimate, form: str = ".4f") -> str:
+    """A value with the ends of its interval, where that is not withheld."""
+    ends = "no interval" if estimate.low is None else f"{estimate.low:{form}} to {estimate.high:{form}}"
+    return f"{estimate.value:{form}} ({ends})"

@@ -9,6 +9,7 @@ from operator import attrgetter
 
 from orchestrator.analysis.choice import best, counting
 from orchestrator.analysis.front import Front, front_of, is_candidate
+from orchestrator.analysis.sufficient_rank import MIN_SEEDS
 from orchestrator.settings import SweepSettings
 from trainables.values.config import Origin, TrialConfig
 from trainables.values.results import TrialResult
@@ -86,18 +87,27 @@ def _best_of_each_rank(trials: Sequence[TrialResult]) -> list[TrialResult]:
     return list(found.values())
 
 
+def ranked(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
+    """The best trial of each precision and rank, where the smallest sufficient rank is asked for.
+
+    As their own runs were chosen for their low loss, the rule takes MIN_SEEDS fresh seeds of each.
+    """
+    return _best_of_each_rank(trials) if settings.finalist_seeds >= MIN_SEEDS else []
+
+
 def wanted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Wanted]:
     """Runs under other seeds, each once, whether they exist or not.
 
-    Repeats of all finalists, and of the 4-bit one that the verdict is about; then replicates of the baselines of 4-bit
+    Repeats of all finalists, one more of those that ranks are told of, and of the 4-bit one that the verdict is about;
+    then replicates of the baselines of 4-bit
     ones on the front (or of the best). A 4-bit repeat's own baseline is not among them: it is brought like every
     completed 4-bit trial's.
     """
     members = front_of(trials, settings, repeats=None).members
     runs: dict[TrialConfig, Wanted] = {}
-    chosen = verdict_trial(trials, settings)
+    chosen, of_ranks = verdict_trial(trials, settings), ranked(trials, settings)
     for finalist in finalists(trials, settings):
-        n_seeds = settings.finalist_seeds
+        n_seeds = settings.finalist_seeds + (finalist in of_ranks)
         if finalist is chosen:
             n_seeds = max(n_seeds, n_verdict_seeds(finalist, trials, settings))
         for config in under_seeds(finalist.config, n_seeds - 1):
@@ -142,16 +152,21 @@ def runs_of(finalist: TrialResult, trials: Sequence[TrialResult], settings: Swee
 
 def paired_runs(trial: TrialResult, trials: Sequence[TrialResult]) -> list[TrialResult]:
     """A 4-bit trial and its completed runs under other seeds, however many were asked for."""
-    return [trial, *_under_other_seeds(trial.config, trials)]
+    return [trial, *fresh_runs(trial, trials)]
+
+
+def fresh_runs(trial: TrialResult, trials: Sequence[TrialResult]) -> list[TrialResult]:
+    """A trial's completed runs under other seeds, which took no part in choosing it."""
+    return _under_other_seeds(trial.config, trials)
 
 
 def to_evaluate(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
     """Finalists and their repeats, by number, evaluated already or not."""
-    runs: list[TrialResult] = []
+    runs, of_ranks = [], ranked(trials, settings)
     for finalist in finalists(trials, settings):
         runs += runs_of(finalist, trials, settings)
-        if finalist.config.precision == "nf4":
-            runs += paired_runs(finalist, trials)
+        if finalist.config.precision == "nf4" or finalist in of_ranks:
+            runs += [finalist, *fresh_runs(finalist, trials)]
     return _each_once(runs)
 
 

@@ -156,14 +156,15 @@ def losses_of(trial: TrialResult, objectives: Sequence[str]) -> tuple[float, ...
 def dissimilarity(trial: TrialResult, min_similarity: float | None) -> float | None:
     """How far a trial may miss the similarity asked for (at most 0: kept); None while it is not known.
 
-    Counted from the lower end of the cosine's 95 % interval; a 16-bit trial is its own baseline, exactly. Where none is
-    asked for, every trial keeps it, also one whose baseline does not fit the device.
+    Counted from the lower end of the cosine's 95 % interval, from the cosine where that is withheld; a 16-bit trial is
+    its own baseline, exactly. Where none is asked for, all keep it, also one whose baseline does not fit the device.
     """
     if min_similarity is None:
         return -1.0
     if trial.config.precision == "16bit":
         return min_similarity - 1.0
-    return min_similarity - trial.similarity.quantized.embedding_cosine.low if trial.similarity else None
+    cosine = trial.similarity.quantized.embedding_cosine if trial.similarity else None
+    return min_similarity - (cosine.value if cosine.low is None else cosine.low) if cosine else None
 
 
 def is_candidate(trial: TrialResult) -> bool:

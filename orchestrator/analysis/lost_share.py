@@ -26,10 +26,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from orchestrator.analysis.sufficient_rank import LEVEL, t_quantile
+from orchestrator.analysis.sufficient_rank import LEVEL, by_group, t_quantile
+from trainables.values.findings import MIN_GROUPS
 
-MIN_GROUPS = 30
-"""Fewer groups than this give no interval: their central limit is not near enough."""
 ASSUMED_SEED_SHARE = 0.012
 """Of one pair, which cannot show it: standard deviation of what a seed does to L4 - L16, as a share of the gain; twice
 the 0.6 % that tests/bench/verdict.py has its targets for."""
@@ -67,6 +66,7 @@ class LostShare:
         rounding_share: what rounding alone costs the untuned base, as a share of G; None where share is.
         n_pairs: seeds that were trained at both precisions.
         n_groups: groups of test rows of equal instruction.
+        by_seed: the share of each pair alone; without those whose tuning gained nothing.
     """
 
     share: float | None
@@ -78,6 +78,12 @@ class LostShare:
     rounding_share: float | None
     n_pairs: int
     n_groups: int
+    by_seed: tuple[float, ...] = ()
+
+    @property
+    def over_seeds(self) -> tuple[float, float] | None:
+        """Least and largest share of one pair; None with fewer than two."""
+        return (min(self.by_seed), max(self.by_seed)) if len(self.by_seed) > 1 else None
 
     @property
     def won_back_share(self) -> float | None:
@@ -105,13 +111,13 @@ def lost_share(pairs: Sequence[PairedLosses], *, row_tokens: ArrayLike, row_grou
     Raises:
         ValueError: no pair, or sizes that do not fit.
     """
-    tokens = _by_group(row_tokens, row_groups)
+    tokens = by_group(row_tokens, row_groups)
     quantized, baseline, untuned, quantized_untuned = _tables(pairs, row_groups, len(tokens))
     contrast = _Contrast(losses=quantized - baseline, gains=untuned - baseline, tokens=tokens)
     loss, gain = contrast.means(0)
     rounding = float((quantized_untuned - untuned).sum() / (len(pairs) * tokens.sum()))
     share, rounding_share = (loss / gain, rounding / gain) if gain > 0 else (None, None)
-    counts = {"n_pairs": len(pairs), "n_groups": len(tokens)}
+    counts = {"n_pairs": len(pairs), "n_groups": len(tokens), "by_seed": contrast.by_seed()}
     found = LostShare(share=share, gain_nats=gain, rounding_share=rounding_share, **counts)
     if len(tokens) < MIN_GROUPS:
         why = f"{len(tokens)} groups of equal instruction are too few for an interval, which takes {MIN_GROUPS}"
@@ -154,6 +160,11 @@ class _Contrast:
         losses, gains = (sums[first:].mean(axis=0).sum() / self._n_tokens for sums in self._sums)
         return float(losses), float(gains)
 
+    def by_seed(self) -> tuple[float, ...]:
+        """Loss over gain of each pair whose gain is above 0."""
+        losses, gains = (sums.sum(axis=1) for sums in self._sums)
+        return tuple((losses[gains > 0] / gains[gains > 0]).tolist())
+
     def _reach(self, first: int) -> Floats:
         """R, where a bound of loss - s gain is sqrt((1, -s) R (1, -s)') away."""
         return self._groups + self._seeds / (self._n_pairs - first)
@@ -170,12 +181,6 @@ class _Contrast:
         return float(half - apart) / square, float(half + apart) / square
 
 
-def _by_group(values: ArrayLike, groups: ArrayLike) -> Floats:
-    """Sums over the rows of each group: (n_groups,)."""
-    _, group_of_row = np.unique(groups, return_inverse=True)
-    return np.bincount(group_of_row, weights=np.asarray(values, np.float64))
-
-
 def _tables(pairs: Sequence[PairedLosses], groups: ArrayLike, n_groups: int) -> Floats:
     """(4, n_pairs, n_groups), the fields of PairedLosses."""
     if not pairs:
@@ -183,5 +188,5 @@ def _tables(pairs: Sequence[PairedLosses], groups: ArrayLike, n_groups: int) -> 
     table = np.empty((len(PairedLosses.__dataclass_fields__), len(pairs), n_groups))
     for i, name in enumerate(PairedLosses.__dataclass_fields__):
         for j, pair in enumerate(pairs):
-            table[i, j] = _by_group(getattr(pair, name), groups)
+            table[i, j] = by_group(getattr(pair, name), groups)
     return table

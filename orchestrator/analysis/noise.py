@@ -6,6 +6,7 @@ from math import exp, fsum, log, sqrt
 from operator import attrgetter
 from typing import Any
 
+from orchestrator.analysis.sufficient_rank import t_quantile
 from orchestrator.objectives import OBJECTIVES
 from trainables.values.config import TrialConfig
 from trainables.values.results import TrialResult
@@ -14,7 +15,7 @@ REPEATS = "time_repeats"
 """Fact: times of cost keys that were measured more than once, here or in earlier sweeps on the same kind of device and
 under the same versions; each {cost_key, device, and the timed objectives by name}."""
 ONE_RUN = 1.645
-"""Standard deviations on either side of one run's value in which 90 % of equal runs lie."""
+"""Known standard deviations on either side of the mean in which 90 % of equal runs lie."""
 DIFFERENCE = ONE_RUN * sqrt(2)
 """The same of the difference of two runs."""
 MIN_REPEATS = 3
@@ -49,6 +50,14 @@ class Noise:
     def margin(self) -> float:
         """Two values that are no further apart than this are not told apart, on the scale of `sd`."""
         return DIFFERENCE * (self.sd or 0.0)
+
+    @property
+    def one_run(self) -> float:
+        """How far 90 % of equal runs lie on either side of their mean, on the scale of `sd`; 0 where that is not known.
+
+        By Student's t, as `sd` is estimated.
+        """
+        return t_quantile(self.n_degrees, 0.95) * self.sd if self.sd and self.n_degrees else 0.0
 
     @property
     def text(self) -> str:

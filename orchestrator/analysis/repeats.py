@@ -6,12 +6,19 @@ from math import sqrt
 from statistics import mean, stdev
 from typing import Literal
 
-from orchestrator.analysis.finalists import N_SEEDS, runs_of
+from orchestrator.analysis.finalists import N_SEEDS, fresh_runs
 from orchestrator.analysis.front import objective_value
-from orchestrator.analysis.sufficient_rank import MIN_SEEDS, SufficientRank, sufficient_rank, t_quantile
+from orchestrator.analysis.sufficient_rank import (
+    MIN_SEEDS,
+    SufficientRank,
+    by_group,
+    sufficient_rank,
+    t_quantile,
+)
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.settings import SweepSettings
 from trainables.values.config import Precision
+from trainables.values.findings import MIN_GROUPS
 from trainables.values.results import TrialResult
 
 Rows = Literal["test", "validation"]
@@ -82,10 +89,15 @@ def _quality(run: TrialResult, objective: str, rows: Rows) -> float | None:
 def smallest_sufficient_rank(
     precision: Precision, finalists: Sequence[TrialResult], trials: Sequence[TrialResult], settings: SweepSettings
 ) -> SufficientRank:
-    """The rule of orchestrator.analysis.sufficient_rank, on the test rows, for the best config of each rank."""
+    """The rule of orchestrator.analysis.sufficient_rank, on the test rows, for the best config of each rank.
+
+    On runs under fresh seeds alone: that of the search took part in choosing the config. Rows of equal instruction are
+    one; a ledger that kept no groups has each row for itself.
+    """
     if settings.finalist_seeds < MIN_SEEDS:
         return _undetermined(
-            f"it takes {MIN_SEEDS} runs of each rank, and the sweep asked for {settings.finalist_seeds}"
+            f"it takes {MIN_SEEDS} fresh seeds of each rank, and the sweep asked for {settings.finalist_seeds} "
+            f"run{'' if settings.finalist_seeds == 1 else 's'} of each finalist (--finalist-seeds)"
         )
     evaluated = [t for t in finalists if t.config.precision == precision and t.test_evaluation and t.history]
     best: dict[int, TrialResult] = {}
@@ -93,26 +105,29 @@ def smallest_sufficient_rank(
         best.setdefault(trial.config.rank, trial)
     if not best:
         return _undetermined("no finalist at this precision was evaluated on the test rows")
-    by_seed = {rank: _by_seed(trial, trials, settings) for rank, trial in best.items()}
-    shared = sorted(set.intersection(*map(set, by_seed.values())))
     test_evaluation = next(iter(best.values())).test_evaluation
-    return sufficient_rank(
-        {rank: list(map(losses.get, shared)) for rank, losses in by_seed.items()},
-        row_tokens=test_evaluation.row_tokens,
-        untuned_row_nats=test_evaluation.untuned_row_nats,
-    )
+    groups = test_evaluation.row_groups or range(len(test_evaluation.row_tokens))
+    tokens = by_group(test_evaluation.row_tokens, groups)
+    if len(tokens) < MIN_GROUPS:
+        few = f"{len(tokens)} groups of equal instruction are too few for an interval, which takes {MIN_GROUPS}"
+        return _undetermined(few)
+    by_seed = {rank: _by_seed(trial, trials) for rank, trial in best.items()}
+    shared = sorted(set.intersection(*map(set, by_seed.values())))
+    losses = {}
+    for rank, runs in by_seed.items():
+        losses[rank] = [by_group(runs[seed], groups) for seed in shared]
+    untuned = by_group(test_evaluation.untuned_row_nats, groups)
+    return sufficient_rank(losses, row_tokens=tokens, untuned_row_nats=untuned)
 
 
 def _undetermined(why: str) -> SufficientRank:
     return SufficientRank(rank=None, reason=f"undetermined: {why}", ranks=())
 
 
-def _by_seed(
-    finalist: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings
-) -> Mapping[int, tuple[float, ...]]:
-    """Row losses of its evaluated runs, by how far their seed is after the finalist's own."""
+def _by_seed(finalist: TrialResult, trials: Sequence[TrialResult]) -> Mapping[int, tuple[float, ...]]:
+    """Row losses of its evaluated runs under fresh seeds, by how far their seed is after the finalist's own."""
     losses = {}
-    for run in runs_of(finalist, trials, settings):
+    for run in fresh_runs(finalist, trials):
         if run.test_evaluation:
             losses[(run.config.seed - finalist.config.seed) % N_SEEDS] = run.test_evaluation.row_nats
     return losses

@@ -111,6 +111,11 @@ class SweepSnapshot:
         return verdicts(self.trials, self.settings, self.predicted_peak_mib)
 
     @property
+    def lost(self) -> frozenset[str]:
+        """Keys of 4-bit trials that lose more than the margin of what tuning gained."""
+        return frozenset(key for key, verdict in self.verdicts.items() if verdict.is_lost)
+
+    @property
     def reference(self) -> list[float] | None:
         """The reference point that was fixed for the sweep's hypervolumes; None before that."""
         return self.facts.get(REFERENCE)

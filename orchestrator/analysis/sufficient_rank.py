@@ -84,7 +84,8 @@ def sufficient_rank(
 
     Args:
         row_nats: rank -> (n_seeds, n_rows) summed loss of each row, of the best config of that rank; ranks are paired
-            by row and by place of the seed, and seeds that not all ranks have are left out.
+            by row and by place of the seed, and seeds that not all ranks have are left out. The seeds must have taken
+            no part in choosing the config; rows of equal instruction are to be summed to one.
         row_tokens: (n_rows,), response tokens of each row.
         untuned_row_nats: (n_rows,), summed loss of the base without an adapter.
         margin_share: of what tuning gains, from 0 to 1.
@@ -108,6 +109,12 @@ def t_quantile(n_degrees: int, level: float) -> float:
     from scipy.special import stdtrit  # slow to import; a report without seed replicates does without
 
     return float(stdtrit(n_degrees, level))
+
+
+def by_group(values: ArrayLike, groups: ArrayLike) -> Floats:
+    """Sums over the rows of each group: (n_groups,)."""
+    _, group_of_row = np.unique(groups, return_inverse=True)
+    return np.bincount(group_of_row, weights=np.asarray(values, np.float64))
 
 
 def _paired(losses: Mapping[int, Floats], tokens: Floats) -> tuple[dict[int, Floats], tuple[RankLoss, ...]]:
@@ -166,7 +173,7 @@ def _obstacle(table: Sequence[RankLoss], untuned_nats: float) -> str | None:
         return f"it takes at least 2 ranks to compare, got {len(table)}"
     few = [f"rank {row.rank} has {row.n_seeds}" for row in table if row.n_seeds < MIN_SEEDS]
     if few:
-        return f"every rank needs at least {MIN_SEEDS} seeds; {', '.join(few)}"
+        return f"every rank needs at least {MIN_SEEDS} fresh seeds; {', '.join(few)}"
     best = min(table, key=lambda row: row.loss_nats)
     if best.loss_nats >= untuned_nats:
         return (

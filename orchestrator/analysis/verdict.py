@@ -1,6 +1,6 @@
 """What 4 bits cost: kept, lost or undecided by non-inferiority in loss on test rows, and behaviour beside it. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
@@ -11,7 +11,7 @@ from orchestrator.analysis.front import is_candidate
 from orchestrator.analysis.lost_share import LostShare, PairedLosses, lost_share
 from orchestrator.analysis.repeats import Rows
 from orchestrator.settings import SweepSettings
-from trainables.values.findings import Comparison, flat
+from trainables.values.findings import MIN_GROUPS, Comparison, Similarity, flat
 from trainables.values.results import Evaluation, TrialResult
 
 Answer = Literal["kept", "lost", "undecided", "no verdict", "not measurable here", "evaluation failed"]
@@ -34,12 +34,21 @@ class Verdict:
         sentence: the answer in words, the same wherever it is shown.
         lost: None where the losses of a pair are missing.
         behaviour: how far 4 bits move the outputs, in words; it decides nothing. None without a comparison.
+        by_pairs: `lost` of the first pair alone, of the first two, and so on; the last is of all.
+        margin: share of the gain that may be lost.
     """
 
     answer: Answer
     sentence: str
     lost: LostShare | None = None
     behaviour: str | None = None
+    by_pairs: tuple[LostShare, ...] = ()
+    margin: float = 0.0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether 4 bits lose more than the margin of what tuning gained."""
+        return self.answer == "lost"
 
     def __str__(self) -> str:
         return self.sentence
@@ -89,10 +98,12 @@ def _verdict(
         reasons = "; ".join(f"{EVALUATIONS[what]}: {why}" for what, why in trial.failed_evaluations.items())
         return Verdict(answer="evaluation failed", sentence=f"evaluation failed ({reasons})")
     if trial.test_evaluation and trial.test_evaluation.baseline_row_nats:
-        lost = _lost_share(trial, trials)
+        by_pairs = _by_pairs(trial, trials)
+        lost = by_pairs[-1]
         answer: Answer = lost.answer(settings.verdict_margin) or "no verdict"
+        found = {"lost": lost, "by_pairs": by_pairs, "margin": settings.verdict_margin}
         sentence = sentence_of(lost, settings.verdict_margin)
-        return Verdict(answer=answer, sentence=sentence, lost=lost, behaviour=behaviour)
+        return Verdict(answer=answer, sentence=sentence, behaviour=behaviour, **found)
     if trial.test_evaluation and trial.test_evaluation.comparison:
         return Verdict(answer="no verdict", sentence=f"no verdict: {NO_LOSSES}", behaviour=behaviour)
     return _without_baseline(baseline, predict) if baseline else None
@@ -111,8 +122,9 @@ def _without_baseline(baseline: TrialResult, predict: Predict) -> Verdict | None
     return None
 
 
-def _lost_share(trial: TrialResult, trials: Sequence[TrialResult]) -> LostShare:
-    """Over the trial and its runs under other seeds that were evaluated on the same rows beside their baselines."""
+def _by_pairs(trial: TrialResult, trials: Sequence[TrialResult]) -> tuple[LostShare, ...]:
+    """Over the trial and its runs under other seeds that were evaluated on the same rows beside their baselines: one
+    pair after the other."""
     own, pairs = trial.test_evaluation, []
     for run in paired_runs(trial, trials):
         found = run.test_evaluation
@@ -125,12 +137,21 @@ def _lost_share(trial: TrialResult, trials: Sequence[TrialResult]) -> LostShare:
                     quantized_untuned=found.untuned_row_nats,
                 )
             )
-    return lost_share(pairs, row_tokens=own.row_tokens, row_groups=own.row_groups)
+    rows = {"row_tokens": own.row_tokens, "row_groups": own.row_groups}
+    return tuple(lost_share(pairs[:n], **rows) for n in range(1, len(pairs) + 1))
 
 
 def seeds(n_pairs: int) -> str:
     """What a verdict rests on."""
     return "one seed" if n_pairs == 1 else f"{n_pairs} seeds"
+
+
+def _range(lost: LostShare) -> str:
+    """What the seeds come to, each alone."""
+    if lost.over_seeds is None:
+        return ""
+    least, largest = lost.over_seeds
+    return f" from {100 * least:.1f} to {100 * largest:.1f} %"
 
 
 def sentence_of(lost: LostShare, margin: float) -> str:
@@ -142,7 +163,7 @@ def sentence_of(lost: LostShare, margin: float) -> str:
     if answer:
         share += f" ({100 * lost.low:.1f} to {100 * lost.high:.1f})"
     share += " of what tuning gained"
-    basis = f"margin {100 * margin:g} %, {seeds(lost.n_pairs)}, {lost.n_groups} groups of test rows"
+    basis = f"margin {100 * margin:g} %, {seeds(lost.n_pairs)}{_range(lost)}, {lost.n_groups} groups of test rows"
     said = f"{answer}: {share} ({basis})" if answer else f"no verdict: {lost.withheld}; {share} ({seeds(lost.n_pairs)})"
     said += f"; rounding alone costs the untuned base {100 * lost.rounding_share:.1f} % of the gain"
     if lost.won_back_share is not None:
@@ -169,9 +190,16 @@ def behaviour_of(comparison: Comparison, cosine: float) -> str:
         others = f"{len(replicates)} other seeds {least:.4f} to {most:.4f}"
         beside = others if len(replicates) > 1 else f"another seed {least:.4f}"
         text = f"4 bits move texts {moved} another seed (KL {kl_nats:.4f} nats; of {beside})"
-    found = comparison.quantized.embedding_cosine
-    yes = "yes" if found.low >= cosine else "no"
-    return f"{text}; cosine at least {cosine:g}: {yes} ({found.value:.4f}, lower end {found.low:.4f})"
+    return f"{text}; cosine at least {cosine:g}: {cosine_kept(comparison.quantized, cosine)}"
+
+
+def cosine_kept(quantized: Similarity, cosine: float) -> str:
+    """Whether the lower end of a cosine's interval is at least so much, in words."""
+    found = quantized.embedding_cosine
+    if found.low is None:
+        few = f"{quantized.n_decoded_groups} groups of equal instruction are too few for an interval"
+        return f"not known ({found.value:.4f}; {few}, which takes {MIN_GROUPS})"
+    return f"{'yes' if found.low >= cosine else 'no'} ({found.value:.4f}, lower end {found.low:.4f})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +224,19 @@ def failed_evaluations(trials: Sequence[TrialResult], settings: SweepSettings) -
             if trial.key in evaluated or (what == "compare" and is_candidate(trial)):
                 failed.append(FailedEvaluation(what=what, trial=trial.number, reason=why))
     return tuple(failed)
+
+
+ANSWER_CODES: Mapping[str, float] = {"kept": 1.0, "undecided": 0.0, "lost": -1.0}
+"""What MLflow, which keeps numbers, has for an answer."""
+
+
+def shares_by_pairs(verdict: Verdict) -> Iterator[tuple[int, dict[str, float]]]:
+    """A verdict as plain numbers by name, once for each number of pairs that it could rest on."""
+    for lost in verdict.by_pairs:
+        shares = {"lost_share": lost.share, "lost_share_low": lost.low, "lost_share_high": lost.high}
+        answer = lost.answer(verdict.margin)
+        shares |= {"rounding_share": lost.rounding_share, "verdict": ANSWER_CODES[answer] if answer else None}
+        yield lost.n_pairs, {name: value for name, value in shares.items() if value is not None}
 
 
 def figures_of(trial: TrialResult) -> dict[str, float]:

@@ -264,8 +264,7 @@ def print_result(
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
-    lost = {key for key, verdict in snapshot.verdicts.items() if verdict.answer == "lost"}
-    console.print(front_table(snapshot.front, console.width, lost))
+    console.print(front_table(snapshot.front, console.width, snapshot.lost))
     lines = [
         *noise_lines(snapshot.front),
         *verdict_lines(snapshot),

@@ -1,8 +1,10 @@
 """Times of equal steps, measured more than once: from them the noise of time is known, see orchestrator.analysis.noise.
 
-The first seed replicate at a sweep's end names a reference cost key; it and the next ones of that key measure their
-step anew, so that the key has a time from the search and two from the sweep's end. What earlier sweeps measured on the
-same kind of device, over the same base and under the same versions, counts too.
+In the middle of a search the first trial whose cost key is known measures its step anew, and so names the reference
+cost key; a seed replicate of that key does the same at the sweep's end: of start, middle and end one each. Where the
+search repeats no key after its middle, or no replicate has the reference's, the first seed replicate names one; it and
+the next of that key measure anew, so that the key has a time from the search and two from the sweep's end. What earlier
+sweeps measured on the same kind of device, over the same base and under the same versions, counts too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -35,11 +37,15 @@ def timed(settings: "SweepSettings") -> list[str]:
 
 def is_due(trial: "TrialResult", settings: "SweepSettings", ledger: Ledger) -> bool:
     """Whether a trial's step is to be measured anew though its cost key is known."""
-    if not timed(settings) or trial.is_of_search:
+    if not timed(settings):
         return False
-    own = [repeat["cost_key"] for repeat in ledger.fact(REPEATS, ()) if repeat[OWN]]
-    reference = own[0] if own else trial.config.cost_key
-    return trial.config.cost_key == reference and own.count(reference) < MIN_REPEATS - 1
+    key, own = trial.config.cost_key, [repeat["cost_key"] for repeat in ledger.fact(REPEATS, ()) if repeat[OWN]]
+    if trial.is_of_search:
+        is_late = trial.origin == "search" and 2 * trial.number >= settings.n_trials
+        return is_late and not own and bool(ledger.costs(key))
+    replicates = [other.config.cost_key for other in ledger.trials() if not other.is_of_search]
+    reference = next((one for one in own if one in replicates), replicates[0])
+    return key == reference and own.count(reference) < MIN_REPEATS - 1
 
 
 def keep(cost_key: str, measured: "Cost", known: "Cost", settings: "SweepSettings", ledger: Ledger) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.analysis.front import objective_value
-from orchestrator.analysis.noise import BUT_SEED, ONE_RUN, Noise
+from orchestrator.analysis.noise import BUT_SEED, Noise
 from orchestrator.figures.style import PRECISION_COLOURS
 from orchestrator.objectives import OBJECTIVES
 
@@ -28,6 +28,7 @@ class Columns:
         on_front: (n_trials,), whether each is on the sweep's Pareto front.
         searched: (n_trials,), whether the search proposed it; not so baselines and seed replicates.
         repeated: (n_trials,), whether it is the first of several that differ in nothing but the seed.
+        lost: (n_trials,), whether its verdict says that 4 bits lose more than the margin.
     """
 
     trials: NDArray[np.object_]
@@ -35,6 +36,7 @@ class Columns:
     on_front: NDArray[np.bool_]
     searched: NDArray[np.bool_]
     repeated: NDArray[np.bool_]
+    lost: NDArray[np.bool_]
 
     @classmethod
     def of(cls, trials: "Sequence[TrialResult]", snapshot: "SweepSnapshot") -> "Columns":
@@ -48,7 +50,8 @@ class Columns:
             groups.setdefault(BUT_SEED(trial.config), []).append(place)
         repeated = np.zeros(len(trials), dtype=bool)
         repeated[[first for first, *others in groups.values() if others]] = True
-        marks = {"on_front": on_front, "searched": searched, "repeated": repeated}
+        lost = np.array([trial.key in snapshot.lost for trial in trials], dtype=bool)
+        marks = {"on_front": on_front, "searched": searched, "repeated": repeated, "lost": lost}
         return cls(trials=table, precision=precision, **marks)
 
     def column(self, value: "Callable[[TrialResult], Any]") -> NDArray[Any]:
@@ -63,18 +66,21 @@ class Columns:
     def reach(self, noise: Noise) -> NDArray[np.float64]:
         """(2, n_trials), how far 90 % of equal runs lie below and above each repeated one; NaN of others."""
         values = self.objective(noise.objective)
-        ends = [beyond(values, noise, -ONE_RUN), beyond(values, noise, ONE_RUN)]
+        ends = [beyond(values, noise, -noise.one_run), beyond(values, noise, noise.one_run)]
         return np.where(self.repeated, np.abs(ends - values), np.nan)
 
     def by_precision(self) -> "Iterator[tuple[Precision, NDArray[np.intp]]]":
-        """Indices of each precision's trials; a precision without any is left out."""
+        """Indices of each precision's trials in the order to draw them; a precision without any is left out.
+
+        Hollow ones first and the front last, so that a seed replicate does not hide the trial that it repeats.
+        """
+        order = np.lexsort((self.searched, self.on_front))
         for precision in PRECISION_COLOURS:
-            chosen = np.flatnonzero(self.precision == precision)
+            chosen = order[self.precision[order] == precision]
             if len(chosen):
                 yield precision, chosen
 
 
-def beyond(values: NDArray[np.float64], noise: Noise, n_sds: float) -> NDArray[np.float64]:
-    """Values moved by so many standard deviations between equal runs, in the unit of their axis."""
-    step = n_sds * (noise.sd or 0.0)
+def beyond(values: NDArray[np.float64], noise: Noise, step: float) -> NDArray[np.float64]:
+    """Values moved by a step on the scale of the noise, in the unit of their axis."""
     return values * np.exp(step) if noise.is_relative else values + step * OBJECTIVES[noise.objective].factor

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as PngFigure
 from numpy.typing import NDArray
 
 from orchestrator.analysis.front import losses_of
-from orchestrator.analysis.noise import DIFFERENCE, Noise, noise_of
+from orchestrator.analysis.noise import Noise, noise_of
 from orchestrator.analysis.pareto import pareto_mask
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures.columns import Columns, beyond
@@ -28,6 +28,7 @@ RANK_TITLE, LOSS_TITLE = "What a rank costs in memory", "What memory buys"
 SIDE_STEP = 2**0.06
 """Points of the two precisions are moved apart by this factor of the rank, so that neither hides the other."""
 RING = "on the Pareto front"
+LOST = "4 bits lose more than the margin"
 LOSS_MEMORY = ("peak_memory_mib", "eval_loss_nats")
 NOTHING = "no trial completed with both its figures"
 
@@ -76,7 +77,6 @@ def pair(snapshot: SweepSnapshot, x: str, y: str) -> Picture | LeftOut:
         notes=(
             _rings(snapshot),
             "The line joins those of them that are beaten by no other in both of this figure's objectives, by value.",
-            f"Noise, within which two values are not told apart: {', '.join(one.text for one in noise)}. "
             "Band: values that are not told apart from the line's. Bars: where 90 % of equal runs lie, at configs that "
             "ran under several seeds.",
         ),
@@ -96,7 +96,7 @@ def band(on_edge: Columns, noise: Noise, x: str, last: float) -> tuple[Values, V
     if not noise.margin or not len(on_edge.trials):
         return None
     ys = on_edge.objective(noise.objective)
-    far = beyond(ys, noise, DIFFERENCE * OBJECTIVES[noise.objective].sign)
+    far = beyond(ys, noise, noise.margin * OBJECTIVES[noise.objective].sign)
     return np.append(on_edge.objective(x), last), np.append(ys, ys[-1]), np.append(far, far[-1])
 
 
@@ -121,7 +121,8 @@ def _rings(snapshot: SweepSnapshot) -> str:
     names = ", ".join(OBJECTIVES[objective].label for objective in snapshot.settings.objectives)
     return (
         "Each point is a completed trial, hollow ones baselines and seed replicates. Rings: on the Pareto front over "
-        f"{names}; no other trial is better by more than the noise and in none worse by more."
+        f"{names}; no other trial is better by more than the noise and in none worse by more. Noise: "
+        f"{', '.join(one.text for one in snapshot.front.noise)}."
     )
 
 
@@ -149,6 +150,8 @@ def _points(axes: Any, columns: Columns, xs: Values, ys: Values) -> None:
         inside = np.where(columns.searched[chosen], colour, "white")
         axes.scatter(xs[chosen], ys[chosen], s=34, facecolors=inside, edgecolors=colour, alpha=0.75)
         axes.scatter([], [], s=34, color=colour, label=label)
+    if columns.lost.any():
+        axes.scatter(xs[columns.lost], ys[columns.lost], s=30, marker="x", color="black", label=LOST, gid="lost")
     if columns.on_front.any():
         ring(axes, xs[columns.on_front], ys[columns.on_front], RING)
     axes.grid(alpha=0.25)
@@ -219,6 +222,17 @@ def _traces(
             showlegend=legend,
             hoverinfo="text",
             **bars,
+        )
+    if columns.lost.any():
+        yield go.Scatter(
+            x=xs[columns.lost].tolist(),
+            y=ys[columns.lost].tolist(),
+            name=LOST,
+            mode="markers",
+            marker={"symbol": "x-thin", "size": 8, "line": {"color": "black", "width": 1.5}},
+            legendgroup=LOST,
+            showlegend=legend,
+            hoverinfo="skip",
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure as PngFigure
 from numpy.typing import NDArray
 
+from orchestrator.analysis.describe import interval
 from orchestrator.analysis.finalists import finalists
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import compared_on, comparison_of, cosine_asked
@@ -84,8 +85,8 @@ def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
         return LeftOut(name=NAME, reason="no 4-bit finalist was compared with a 16-bit baseline")
     threshold = cosine_asked(snapshot.settings)
     notes: tuple[str, ...] = (
-        "Bars: 95 % over rows, given the seed. Cosines and KL on logarithmic axes of the distance to an equal model; "
-        f"right is nearer. Dashed: a cosine of {threshold:g}.",
+        f"Bars: 95 % over {found[0][1].over}, given the seed. Cosines and KL on logarithmic axes of the distance to an "
+        f"equal model; right is nearer. Dashed: a cosine of {threshold:g}.",
         f"{'; '.join(_rows(found))}.".capitalize(),
     )
     if len(found) < len(whole):
@@ -112,6 +113,8 @@ def _x(metric: str, value: float) -> float:
 def _place(metric: str, estimate: Estimate) -> tuple[float, float, float]:
     """Where the point is, and how far its bar goes to lower and to higher places."""
     x = _x(metric, estimate.value)
+    if estimate.low is None:
+        return x, 0.0, 0.0
     ends = sorted((_x(metric, estimate.low), _x(metric, estimate.high)))
     return x, max(x - ends[0], 0.0), max(ends[1] - x, 0.0)
 
@@ -175,8 +178,7 @@ def _png(marks: Marks, rows: Sequence[str], threshold: float) -> PngFigure:
 
 
 def _text(trial: TrialResult, series: Series, title: str, estimate: Estimate) -> str:
-    interval = f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
-    return f"trial {trial.number}, rank {trial.config.rank}<br>{series.name}<br>{title}: {interval}"
+    return f"trial {trial.number}, rank {trial.config.rank}<br>{series.name}<br>{title}: {interval(estimate)}"
 
 
 def _trace(metric: str, title: str, series: Series, marks: Sequence[Mark]) -> "go.Scatter":

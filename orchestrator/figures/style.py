@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure as PngFigure
 
-from orchestrator.analysis.describe import describe
+from orchestrator.analysis.describe import describe, interval
 from orchestrator.analysis.snapshot import SweepSnapshot
 from trainables.values.config import Precision
 from trainables.values.results import TrialResult
@@ -110,7 +110,7 @@ def hover(trial: TrialResult) -> str:
     ]
     if trial.similarity:
         cosine = trial.similarity.quantized.embedding_cosine
-        lines.append(f"cosine to the 16-bit baseline {cosine.value:.4f} ({cosine.low:.4f} to {cosine.high:.4f})")
+        lines.append(f"cosine to the 16-bit baseline {interval(cosine)}")
     return "<br>".join(lines)
 
 

@@ -12,7 +12,7 @@ from orchestrator.analysis.finalists import finalists, runs_of
 from orchestrator.analysis.front import Front
 from orchestrator.analysis.host_memory import largest_mib, without_peak
 from orchestrator.analysis.infeasible import nothing_counts
-from orchestrator.analysis.noise import ONE_RUN, Noise
+from orchestrator.analysis.noise import Noise
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.snapshot import GENERIC, SweepSnapshot
 from orchestrator.analysis.verdict import compared_on, comparison_of, failed_evaluations
@@ -55,7 +55,7 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         measured=_measured(snapshot),
         samples=best_4bit.test_evaluation.samples if best_4bit and best_4bit.test_evaluation else (),
         within_memory=tuple(_within_memory(step, snapshot, noise) for step in stairs(counted, noise.margin)),
-        sure=how_sure(lowest, counted, noise) if lowest else None,
+        sure=how_sure(lowest, counted, noise, snapshot.lost) if lowest else None,
         knee=_number(knee(front)),
         nearly={trial.number: front.shares[trial.key] for trial in front.nearly},
         search_ended=ended.text if ended else None,
@@ -115,9 +115,9 @@ def _within_memory(step: Sequence[TrialResult], snapshot: SweepSnapshot, noise: 
         peak_memory_mib=trial.cost.peak_memory_mib,
         seconds_per_step=trial.cost.seconds_per_step,
         eval_loss_nats=trial.history[-1].eval_loss_nats,
-        reach_nats=ONE_RUN * noise.sd if noise.sd is not None else None,
+        reach_nats=noise.one_run if noise.sd is not None else None,
         alike=tuple(_within_memory([other], snapshot, noise) for other in alike),
-        is_lost=verdict is not None and verdict.answer == "lost",
+        is_lost=verdict is not None and verdict.is_lost,
     )
 
 

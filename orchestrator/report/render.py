@@ -8,12 +8,12 @@ from typing import Any, get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from orchestrator.analysis.describe import describe, targets
+from orchestrator.analysis.describe import describe, interval, targets
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.markdown import duration, safe
 from orchestrator.report.values import CAVEATS, Finalist, SweepReport
 from trainables.values.config import BITS, Loop
-from trainables.values.findings import Estimate, Similarity
+from trainables.values.findings import MIN_GROUPS, Similarity
 from trainables.values.results import PARTS
 
 METRICS = {
@@ -29,11 +29,6 @@ SAME = ("base_fingerprint", "data_digest", "compute_dtype")
 """Of the workload, without which losses and likenesses are of different things."""
 Pictures = Mapping[str, str]
 """Path of each picture, relative to the report -> what it shows."""
-
-
-def interval(estimate: Estimate, form: str = ".4f") -> str:
-    """A value with the ends of its interval."""
-    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
 
 
 def figure(finalist: Finalist, objective: str) -> str:
@@ -74,6 +69,7 @@ ENVIRONMENT.globals |= {
     "BITS": BITS,
     "LOOPS": get_args(Loop),
     "CAVEATS": CAVEATS,
+    "MIN_GROUPS": MIN_GROUPS,
 }
 
 

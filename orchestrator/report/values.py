@@ -60,7 +60,7 @@ class Finalist:
     @property
     def is_lost(self) -> bool:
         """Whether 4 bits lose more than the margin of what tuning gained."""
-        return self.verdict is not None and self.verdict.answer == "lost"
+        return self.verdict is not None and self.verdict.is_lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,7 +137,10 @@ class SweepSettings(Frozen):
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the trials and the sampler")
     finalist_seeds: int = Field(
-        default=1, ge=1, le=100, description="runs of each finalist, under other seeds; 3 or more decide on ranks"
+        default=1,
+        ge=1,
+        le=100,
+        description="runs of each finalist, under other seeds; 3 or more decide on ranks, by one run more of each",
     )
     baseline_seeds: int = Field(
         default=2,

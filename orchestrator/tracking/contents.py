@@ -8,23 +8,21 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from orchestrator.analysis.describe import text_of
 from orchestrator.analysis.front import is_candidate, is_reused
-from orchestrator.analysis.host_memory import without_peak
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.analysis.verdict import Verdict, figures_of
+from orchestrator.analysis.verdict import Verdict, figures_of, shares_by_pairs
 from orchestrator.figures import gallery, hypervolume
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import render
-from orchestrator.report.content import report_of
 from orchestrator.report.rows import COSTS
 from orchestrator.report.values import SweepReport
+from orchestrator.tracking.artifacts import SAMPLES, TABLES
 from orchestrator.tracking.store import page_of
-from trainables.values.config import State, canonical_json
+from trainables.values.config import State
 from trainables.values.results import TrialResult
 
 Point = tuple[str, float, int, int]
@@ -46,16 +44,6 @@ STATUS: Mapping[State, str] = {
 GROWTH = ("hypervolume", "train_device_seconds")
 """Metrics of the sweep's run after each trial that ended: the step is the number of trials that had ended."""
 MODEL_TYPE = "lora-adapter"
-SAMPLES, TABLES = "samples.json", "mlflow.loggedArtifacts"
-"""An artifact table of the sweep's run, and the tag that names its tables."""
-SAMPLE_COLUMNS = {
-    "prompt": "prompt",
-    "response": "the row's own response",
-    "quantized": "4 bits",
-    "baseline": "16-bit baseline",
-    "untuned": "untuned base",
-}
-"""Of that table: field -> heading, after the trial's number."""
 REPORT = "report.html"
 
 
@@ -92,7 +80,8 @@ def of_trial(
 
     Args:
         verdict: on a 4-bit trial.
-        final: no similarity will come any more, so that trials that wait for theirs have ended too.
+        final: nothing will come any more, so that trials that wait for their similarity have ended too, and verdicts
+            rest on all seeds.
     """
     trial = entry.result
     waits = trial.state == "completed" and trial.config.precision == "nf4" and trial.similarity is None
@@ -105,6 +94,7 @@ def of_trial(
     points = [*_rungs(entry)]
     if status != "RUNNING":
         points += _end(trial)
+        points += _of_verdict(trial, verdict) if verdict and final else ()
         tags |= {f"env.{name}": value for name, value in trial.environment.items()}
     return Contents(
         name=f"{trial.number:03d} {trial.config.precision} r{trial.config.rank}",
@@ -144,6 +134,15 @@ def _end(trial: TrialResult) -> Iterator[Point]:
     if trial.train_seconds is not None:
         values["train_seconds"] = trial.train_seconds
     yield from _points(values, _ended_ms(trial), trial.config.max_steps)
+
+
+def _of_verdict(trial: TrialResult, verdict: Verdict) -> Iterator[Point]:
+    """The share that 4 bits lose, and 1 for kept, 0 for undecided, -1 for lost; the step is the number of seeds.
+
+    Seeds that are added later add points and change none.
+    """
+    for n_pairs, values in shares_by_pairs(verdict):
+        yield from _points(values, _ended_ms(trial), n_pairs)
 
 
 def _points(values: Mapping[str, float], at_ms: int, step: int) -> Iterator[Point]:
@@ -269,31 +268,3 @@ def _picture(run_id: str) -> str:
     """The front's picture in Markdown, asked of the server that shows it."""
     title, _ = gallery.IN_REPORT[gallery.FRONT_OF]
     return f"![{title}](get-artifact?{urlencode({'path': gallery.FRONT_FILE, 'run_uuid': run_id})})"
-
-
-def _workload(snapshot: SweepSnapshot) -> dict[str, Any] | None:
-    """The workload as it was recorded: fields that later versions added are not in an earlier sweep's artifact."""
-    if snapshot.workload is None:
-        return None
-    recorded = snapshot.facts["workload"]
-    return {name: value for name, value in asdict(snapshot.workload).items() if name in recorded}
-
-
-def texts(snapshot: SweepSnapshot) -> dict[str, str]:
-    """Artifacts of the sweep's run that are no files of its folder: name -> content."""
-    asked = snapshot.settings.model_dump(mode="json", exclude={"address"})
-    facts: dict[str, Any] = {"workload": _workload(snapshot)}
-    facts["data_counts"] = snapshot.facts.get("data_counts")
-    measured = [without_peak(trial.environment) for trial in snapshot.trials if trial.environment]
-    facts["environments"] = sorted({*map(canonical_json, measured)})
-    found = {"settings.json": json.dumps(asked, indent=2), "environment.json": json.dumps(facts, indent=2)}
-    return found | _tables(report_of(snapshot))
-
-
-def _tables(report: SweepReport) -> dict[str, str]:
-    """As MLflow's own tables are, which it would append to when they are written again."""
-    if not report.samples:
-        return {}
-    rows = [[report.best_4bit, *map(partial(getattr, sample), SAMPLE_COLUMNS)] for sample in report.samples]
-    columns = ["trial", *SAMPLE_COLUMNS.values()]
-    return {SAMPLES: json.dumps({"columns": columns, "data": rows}, indent=2)}

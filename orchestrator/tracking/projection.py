@@ -17,6 +17,7 @@ from orchestrator.report.content import report_of
 from orchestrator.report.digests import FILES
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.tracking import live as tracking_live
+from orchestrator.tracking.artifacts import texts
 from orchestrator.tracking.client import entities, open_client
 from orchestrator.tracking.contents import (
     Contents,
@@ -26,13 +27,11 @@ from orchestrator.tracking.contents import (
     later_tags,
     of_sweep,
     of_trial,
-    texts,
 )
 from orchestrator.tracking.inputs import log_data
 from orchestrator.tracking.models import FrontModels
 from orchestrator.tracking.runs import Runs
 from orchestrator.tracking.store import UI_PORT, page_of, store_uri
-from trainables.values.config import State
 
 MAX_METRICS = 800
 """Written at once: MLflow takes 1000 values, params and tags included."""
@@ -57,7 +56,7 @@ class Tracker:
         self._runs = Runs(self._client, self.experiment_id, self._sweep_id, settings.name, ledger.fact("created_at"))
         self._tags: dict[str, dict[str, str]] = {}  # run id -> tags as last written
         self._points: dict[str, set[Point]] = {}  # run id -> points as written, of runs that go on
-        self._ended: dict[str, tuple[State, float | None, bool]] = {}  # run id -> state, when, and whether evaluated
+        self._ended: dict[str, tuple[Any, ...]] = {}  # run id -> state, when, whether evaluated, by how many seeds
         self._data_logged = False
         self._live = tracking_live.Live(self._client, self.run_id)
 
@@ -111,7 +110,8 @@ class Tracker:
     def _sync_trial(self, entry: Entry, snapshot: SweepSnapshot, *, final: bool) -> None:
         trial = entry.result
         later = {"on_front": trial.key in snapshot.front.keys, "verdict": snapshot.verdicts.get(trial.key)}
-        end = (trial.state, trial.ended_at, trial.test_evaluation is not None, trial.failed_evaluations)
+        n_pairs = len(later["verdict"].by_pairs) if final and later["verdict"] else None
+        end = (trial.state, trial.ended_at, trial.test_evaluation is not None, trial.failed_evaluations, n_pairs)
         run_id = self._runs.children.get(trial.key, "")
         if self._ended.get(run_id) == end:
             self._set_tags(run_id, later_tags(**later))

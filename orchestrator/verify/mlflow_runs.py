@@ -13,6 +13,7 @@ from orchestrator.ledger.rows import Entry
 from orchestrator.report.content import SweepReport, report_of
 from orchestrator.report.digests import FILES, sha256_of
 from orchestrator.security.redaction import reason_of
+from orchestrator.tracking.artifacts import texts
 from orchestrator.tracking.client import MlflowException, open_client
 from orchestrator.tracking.contents import (
     MODEL_TYPE,
@@ -23,7 +24,6 @@ from orchestrator.tracking.contents import (
     of_model,
     of_sweep,
     of_trial,
-    texts,
 )
 from orchestrator.tracking.inputs import digest_of, tags_of
 from orchestrator.tracking.models import ALIAS, models_of

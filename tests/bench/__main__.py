@@ -19,6 +19,7 @@ FILES = {
     "outside": "outside.py",
     "rank-rule": "rank_rule.py",
     "verdict": "verdict.py",
+    "coverage": "coverage.py",
     "speed": "speed.py",
     "overhead": "overhead.py",
     "load": "load.py",
@@ -27,7 +28,7 @@ FILES = {
     "mlflow-faults": "mlflow_faults.py",
     "stand-in": "stand_in.py",
 }
-ALL = ("measurement", "memory", "outside", "rank-rule", "verdict", "speed", "overhead", "load")
+ALL = ("measurement", "memory", "outside", "rank-rule", "verdict", "coverage", "speed", "overhead", "load")
 
 
 def command(name: str) -> list[str]:

@@ -101,6 +101,8 @@ def likeness(cosine: float = 0.99, match: float = 0.5, kl_nats: float = 0.01, lo
         kl_nats=estimate(kl_nats),
         n_rows=128,
         n_decoded_rows=64,
+        n_groups=120,
+        n_decoded_groups=60,
     )
 
 

@@ -7,7 +7,7 @@ matters.
 
 It cannot show that a model is fair: the prompts are few, English and of few groups, and only the next token is looked
 at; a gap can be right (pronouns follow gender); and equal gaps can hide that the text about either group became worse.
-No change found here means none larger than the interval, on these prompts.
+With under 30 prompts about each group no interval is given: a small change here may be none.
 """
 
 import logging
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from trainables.comparison.bootstrap import bca
+from trainables.comparison.bootstrap import over_groups
 from trainables.data.prompts import prompt_tokens
 from trainables.data.template import Refused
 from trainables.models.core import core_of, padding_token
@@ -122,18 +122,21 @@ def next_token_probabilities(model: "PreTrainedModel | PeftModel", prompts: Sequ
 def shifts(
     gaps_16bit: Mapping[str, NDArray[np.floating]], gaps_nf4: Mapping[str, NDArray[np.floating]]
 ) -> tuple[BiasShift, ...]:
-    """Mean gaps of the baseline and of the 4-bit trial, and their paired difference; intervals are over prompts.
+    """Mean gaps of the baseline and of the 4-bit trial, and their paired difference.
+
+    Intervals are over prompts, and withheld of as few as there are here: see `over_groups`.
 
     Args:
         gaps_16bit, gaps_nf4: from `gaps`, on the same prompts.
     """
     bias_shifts = []
     for about, baseline_gaps in gaps_16bit.items():
+        prompts = range(len(baseline_gaps))
         shift = BiasShift(
             about=about,
-            gap_16bit=bca(baseline_gaps, bounds=(0.0, 1.0)),
-            gap_nf4=bca(gaps_nf4[about], bounds=(0.0, 1.0)),
-            change=bca(gaps_nf4[about] - baseline_gaps, bounds=(-1.0, 1.0)),
+            gap_16bit=over_groups(baseline_gaps, prompts, bounds=(0.0, 1.0)),
+            gap_nf4=over_groups(gaps_nf4[about], prompts, bounds=(0.0, 1.0)),
+            change=over_groups(gaps_nf4[about] - baseline_gaps, prompts, bounds=(-1.0, 1.0)),
             n_prompts=len(baseline_gaps),
         )
         bias_shifts.append(shift)

@@ -1,6 +1,9 @@
-"""Bootstrap confidence intervals of functions of means over rows. Pure: arrays in, an Estimate out."""
+"""Bootstrap confidence intervals of functions of means over rows, or over groups of them. Pure.
 
-from collections.abc import Callable
+tests/bench/coverage.py prints how often they hold the truth.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import inf, isfinite, isinf
 from statistics import NormalDist
@@ -8,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.values.findings import Estimate
+from trainables.values.findings import MIN_GROUPS, Estimate
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 9999
@@ -22,6 +25,34 @@ ROUNDING = 1e-12
 def first_column(means: Floats) -> Floats:
     """The plain mean: (..., k) -> (...)."""
     return means[..., 0]
+
+
+def over_groups(
+    rows: NDArray[np.floating],
+    groups: Sequence[int] | NDArray[np.integer],
+    of: Callable[[Floats], Floats] = first_column,
+    *,
+    bounds: tuple[float, float] = (-inf, inf),
+    n_telling: int | None = None,
+) -> Estimate:
+    """The figure of `bca`, its interval over groups: what rows of equal instruction share is no news from each.
+
+    Rows of a group are summed, and their number is one more column, so that the figure stays that of means over rows.
+    With fewer than MIN_GROUPS groups the interval is withheld.
+
+    Args:
+        groups: (n_rows,), the number of each row's group.
+        n_telling: groups that the figure depends on; all of them if not given.
+    """
+    columns = np.asarray(rows, dtype=np.float64).reshape(len(groups), -1)
+    _, group_of_row = np.unique(groups, return_inverse=True)
+    sums = np.zeros((int(group_of_row.max(initial=-1)) + 1, columns.shape[1] + 1))
+    np.add.at(sums, group_of_row, np.column_stack([columns, np.ones(len(columns))]))
+    if (len(sums) if n_telling is None else n_telling) < MIN_GROUPS:
+        if not len(sums):
+            raise ValueError("there is no row")
+        return Estimate(value=float(of(columns.mean(axis=0))), low=None, high=None)
+    return bca(sums, lambda means: of(means[..., :-1] / means[..., -1:]), bounds=bounds)
 
 
 def bca(

@@ -23,7 +23,7 @@ from trainables.evaluation.readers import EagerReader, Reader, Texts
 from trainables.models import lora
 from trainables.values.config import BaseForm, TrialConfig
 from trainables.values.errors import CaptureFailed
-from trainables.values.findings import Comparison, Sample, TestEvaluation
+from trainables.values.findings import Comparison, KlShare, Sample, TestEvaluation
 
 if TYPE_CHECKING:
     import torch
@@ -96,9 +96,7 @@ def evaluate_on_test(
     return TestEvaluation(
         **losses,
         comparison=compare_rows(quantized, references.untuned, references.replicates),
-        breakdown=kl_breakdown.shares(
-            token_kl, tokens, kinds=[row.kind for row in rows], counts=kl_breakdown.token_counts(cache.rows["train"])
-        ),
+        breakdown=_breakdown(cache, rows, tokens, token_kl),
         bias=bias.shifts(baseline_gaps, gaps),
         samples=_samples(cache, rows, references, outputs[0]),
     )
@@ -166,6 +164,19 @@ def _baseline_losses(
     }
 
 
+def _breakdown(
+    cache: "WorkerCache", rows: "Sequence[TokenRow]", tokens: Sequence[Sequence[int]], token_kl: NDArray[np.float64]
+) -> tuple[KlShare, ...]:
+    """Where quantization shows, from the KL of each response token."""
+    return kl_breakdown.shares(
+        token_kl,
+        tokens,
+        kinds=[row.kind for row in rows],
+        groups=[row.group for row in rows],
+        counts=kl_breakdown.token_counts(cache.rows["train"]),
+    )
+
+
 def _samples(
     cache: "WorkerCache", rows: "Sequence[TokenRow]", references: _References, quantized: Texts
 ) -> tuple[Sample, ...]:
@@ -216,6 +227,7 @@ def _against(
         token_kl=token_kl,
         token_same=token_same,
         row_of_token=_row_of_token(response_tokens(base, rows)),
+        groups=[row.group for row in rows],
     )
     return scores, token_kl
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.comparison.bootstrap import bca
+from trainables.comparison.bootstrap import over_groups
 from trainables.values.findings import KlShare
 
 if TYPE_CHECKING:
@@ -31,41 +31,43 @@ def shares(
     tokens: Sequence[Sequence[int]],
     *,
     kinds: Sequence[str],
+    groups: Sequence[int],
     counts: Mapping[int, int],
 ) -> tuple[KlShare, ...]:
-    """Mean KL of every group that has a token, in the order of the groups; intervals are over all rows.
+    """Mean KL of every part that has a token, in the order of the parts.
 
-    The token-weighted mean over the groups of one `by` is the mean over all tokens. The interval of a group that
-    is in one row only is that row's figure: it says nothing of other rows.
+    The token-weighted mean over the parts of one `by` is the mean over all tokens. Intervals are over groups of equal
+    instruction; that of a part which is in fewer than MIN_GROUPS of them is withheld.
 
     Args:
         token_kl: (n_tokens,), KL(baseline || 4-bit trial) in nats at each response token, row by row.
         tokens: the response tokens of each row.
         kinds: kind of task of each row.
+        groups: number of each row's group of equal instruction.
         counts: occurrences of each token in the responses of the training rows, see `token_counts`.
     Raises:
         ValueError: sizes differ.
     """
     n_tokens = sum(map(len, tokens))
-    if len(kinds) != len(tokens) or len(token_kl) != n_tokens:
+    if not len(kinds) == len(groups) == len(tokens) or len(token_kl) != n_tokens:
         raise ValueError(
-            f"need one figure a token and one kind a row, got {len(token_kl)} figures for {n_tokens} tokens "
-            f"and {len(kinds)} kinds for {len(tokens)} rows"
+            f"need one figure a token and one kind and group a row, got {len(token_kl)} figures for {n_tokens} tokens, "
+            f"{len(kinds)} kinds and {len(groups)} groups for {len(tokens)} rows"
         )
     row_of_token = np.repeat(np.arange(len(tokens)), list(map(len, tokens)))
     kl_shares = []
-    for by, groups, group_of_token in _groupings(tokens, kinds, counts):
-        for group in groups:
-            inside = group_of_token == group
+    for by, parts, part_of_token in _groupings(tokens, kinds, counts):
+        for part in parts:
+            inside = part_of_token == part
             if inside.any():
-                kl_shares.append(_share(by, group, token_kl * inside, row_of_token, inside))
+                kl_shares.append(_share(by, part, token_kl * inside, row_of_token, inside, np.asarray(groups)))
     return tuple(kl_shares)
 
 
 def _groupings(
     tokens: Sequence[Sequence[int]], kinds: Sequence[str], counts: Mapping[int, int]
 ) -> Iterator[tuple[str, Iterable[str], NDArray[np.str_]]]:
-    """What divides the tokens, its groups in their order, and the group of each token; see `shares`."""
+    """What divides the tokens, its parts in their order, and the part of each token; see `shares`."""
     occurrences: list[int] = []
     positions: list[int] = []
     for row in tokens:
@@ -82,26 +84,32 @@ def _groups(starts: Mapping[int, str], values: Sequence[int]) -> NDArray[np.str_
 
 
 def _share(
-    by: str, group: str, kl: NDArray[np.floating], row_of_token: NDArray[np.integer], inside: NDArray[np.bool_]
+    by: str,
+    part: str,
+    kl: NDArray[np.floating],
+    row_of_token: NDArray[np.integer],
+    inside: NDArray[np.bool_],
+    groups: NDArray[np.integer],
 ) -> KlShare:
-    """One group's KlShare.
+    """One part's KlShare.
 
     Args:
-        kl: (n_tokens,), 0 outside of the group.
+        kl: (n_tokens,), 0 outside of the part.
         row_of_token: (n_tokens,), the row that each token is in.
-        inside: (n_tokens,), whether each token is in the group.
+        inside: (n_tokens,), whether each token is in the part.
+        groups: (n_rows,).
     """
     n_tokens = np.bincount(row_of_token, weights=inside)
     rows = np.column_stack([np.bincount(row_of_token, weights=kl), n_tokens])
     return KlShare(
         by=by,
-        group=group,
-        kl_nats=bca(rows, _ratio, bounds=(0.0, inf)),
+        group=part,
+        kl_nats=over_groups(rows, groups, _ratio, bounds=(0.0, inf), n_telling=len(np.unique(groups[n_tokens > 0]))),
         n_tokens=int(n_tokens.sum()),
         n_rows=int((n_tokens > 0).sum()),
     )
 
 
 def _ratio(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """KL a token, from means over rows of the KL and of the tokens in the group."""
+    """KL a token, from means over rows of the KL and of the tokens in the part."""
     return means[..., 0] / means[..., 1]

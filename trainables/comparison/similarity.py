@@ -7,7 +7,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.comparison.bootstrap import bca
+from trainables.comparison.bootstrap import over_groups
 from trainables.values.findings import RESOLUTION, Comparison, Estimate, Similarity
 
 SHARE = (0.0, 1.0)
@@ -20,6 +20,7 @@ class RowScores:
     Attributes:
         match, cosine, centered: (n_decoded_rows,), see Similarity's token_match_rate and cosines.
         top1, kl_nats: (n_rows,), means over each row's response tokens.
+        groups: (n_rows,), number of each row's group of equal instruction; the decoded rows are the first.
     """
 
     match: NDArray[np.float64]
@@ -27,6 +28,12 @@ class RowScores:
     centered: NDArray[np.float64]
     top1: NDArray[np.float64]
     kl_nats: NDArray[np.float64]
+    groups: NDArray[np.int64]
+
+    @property
+    def decoded_groups(self) -> NDArray[np.int64]:
+        """(n_decoded_rows,)."""
+        return self.groups[: len(self.match)]
 
 
 def row_scores(
@@ -38,6 +45,7 @@ def row_scores(
     token_kl: NDArray[np.floating],
     token_same: NDArray[np.bool_],
     row_of_token: NDArray[np.integer],
+    groups: Sequence[int],
 ) -> RowScores:
     """Compare two models' texts and states row by row.
 
@@ -50,6 +58,7 @@ def row_scores(
         token_kl: (n_tokens,), KL(reference || model) at each response token, nats.
         token_same: (n_tokens,), whether the most likely token is the same for both.
         row_of_token: (n_tokens,), the row each token is in, from 0; every row has a token.
+        groups: number of each row's group, n_rows.
     Raises:
         ValueError: sizes differ, or a row has no token.
     """
@@ -65,36 +74,39 @@ def row_scores(
         centered=row_cosines(states - center, reference_states - center),
         top1=np.bincount(row_of_token, weights=token_same) / n_tokens,
         kl_nats=np.bincount(row_of_token, weights=token_kl) / n_tokens,
+        groups=np.asarray(groups),
     )
 
 
 def similarity(scores: RowScores, untuned: RowScores) -> Similarity:
-    """Means over rows with their intervals.
+    """Means over rows with their intervals, which are over groups of equal instruction.
 
     Args:
         untuned: of the base without an adapter against the same reference, on the same rows; `scores` itself for its
             own similarity, whose recovered_cosine is 0.
     """
-    paired = np.column_stack([scores.cosine, untuned.cosine])
+    paired, decoded = np.column_stack([scores.cosine, untuned.cosine]), scores.decoded_groups
     return Similarity(
-        token_match_rate=bca(scores.match, bounds=SHARE),
-        embedding_cosine=bca(scores.cosine, bounds=SHARE),
-        centered_cosine=bca(scores.centered, bounds=SHARE),
-        recovered_cosine=bca(paired, _recovered),
-        top1_agreement=bca(scores.top1, bounds=SHARE),
-        kl_nats=bca(scores.kl_nats, bounds=(0.0, inf)),
+        token_match_rate=over_groups(scores.match, decoded, bounds=SHARE),
+        embedding_cosine=over_groups(scores.cosine, decoded, bounds=SHARE),
+        centered_cosine=over_groups(scores.centered, decoded, bounds=SHARE),
+        recovered_cosine=over_groups(paired, decoded, _recovered),
+        top1_agreement=over_groups(scores.top1, scores.groups, bounds=SHARE),
+        kl_nats=over_groups(scores.kl_nats, scores.groups, bounds=(0.0, inf)),
         n_rows=len(scores.top1),
         n_decoded_rows=len(scores.match),
+        n_groups=len(np.unique(scores.groups)),
+        n_decoded_groups=len(np.unique(decoded)),
     )
 
 
 def seed_ratio(scores: RowScores, replicates: Sequence[RowScores]) -> Estimate:
-    """(1 - mean cosine) / (1 - mean cosine over seeds), paired over rows; conditional on these seeds.
+    """(1 - mean cosine) / (1 - mean cosine over seeds), paired by row; conditional on these seeds.
 
     The denominator is at least RESOLUTION, so that the ratio stays finite where seeds change nothing.
     """
     other_seeds = np.mean([seed.cosine for seed in replicates], axis=0)
-    return bca(np.column_stack([scores.cosine, other_seeds]), _distance_ratio)
+    return over_groups(np.column_stack([scores.cosine, other_seeds]), scores.decoded_groups, _distance_ratio)
 
 
 def compare_rows(quantized: RowScores, untuned: RowScores, replicates: Sequence[RowScores] = ()) -> Comparison:

@@ -6,6 +6,8 @@ Frozen, keyword-only, standard library only, like those of trainables.values.con
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+MIN_GROUPS = 30
+"""Fewer groups of rows than this give no interval: their central limit is not near enough."""
 RESOLUTION = 1e-6
 """Smallest distance 1 - cosine that float32 states resolve."""
 
@@ -16,12 +18,13 @@ class Estimate:
 
     Attributes:
         value: over the rows that were measured.
-        low, high: BCa bootstrap over rows, see trainables.comparison.bootstrap.
+        low, high: BCa bootstrap over groups of equal instruction, see trainables.comparison.bootstrap; None where it is
+            withheld, of fewer than MIN_GROUPS groups.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,8 @@ class Similarity:
         kl_nats: KL(reference || this model) of the next-token distribution at each response token.
         n_rows: rows behind top1_agreement and kl_nats.
         n_decoded_rows: rows behind the others.
+        n_groups, n_decoded_groups: groups of equal instruction among those rows, which the intervals are over; None in
+            ledgers from before they were kept, whose intervals are over rows.
     """
 
     token_match_rate: Estimate
@@ -47,6 +52,8 @@ class Similarity:
     kl_nats: Estimate
     n_rows: int
     n_decoded_rows: int
+    n_groups: int | None = None
+    n_decoded_groups: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +72,11 @@ class Comparison:
     untuned: Similarity
     replicates: tuple[Similarity, ...] = ()
     quantization_to_seed_ratio: Estimate | None = None
+
+    @property
+    def over(self) -> str:
+        """What the intervals are over."""
+        return "rows" if self.quantized.n_groups is None else "groups of equal instruction"
 
     @property
     def ratio_over_seeds(self) -> tuple[float, float] | None:
@@ -175,13 +187,14 @@ def flat(comparison: Comparison) -> Mapping[str, float]:
     """A comparison as plain numbers by name, for MLflow and Parquet.
 
     `embedding_cosine`, `embedding_cosine_low`, `embedding_cosine_high`, ... of the 4-bit trial;
-    `untuned_embedding_cosine` of the untuned base; `replicate_embedding_cosine`, the mean over seed replicates.
+    `untuned_embedding_cosine` of the untuned base; `replicate_embedding_cosine`, the mean over seed replicates. Ends of
+    an interval that is withheld are left out. Of the ratio also the least and the largest against one seed each.
     """
     names = [name for name in Similarity.__dataclass_fields__ if not name.startswith("n_")]
     values: dict[str, float] = {}
     for name in names:
         estimate = getattr(comparison.quantized, name)
-        values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        values |= _ends(name, estimate)
         values[f"untuned_{name}"] = getattr(comparison.untuned, name).value
         if comparison.replicates:
             seeds = [getattr(similarity, name).value for similarity in comparison.replicates]
@@ -189,5 +202,12 @@ def flat(comparison: Comparison) -> Mapping[str, float]:
     ratio = comparison.quantization_to_seed_ratio
     if ratio:
         name = "quantization_to_seed_ratio"
-        values |= {name: ratio.value, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
+        values |= _ends(name, ratio)
+        values[f"{name}_least_seed"], values[f"{name}_largest_seed"] = comparison.ratio_over_seeds
     return values | {"n_rows": comparison.quantized.n_rows, "n_decoded_rows": comparison.quantized.n_decoded_rows}
+
+
+def _ends(name: str, estimate: Estimate) -> dict[str, float]:
+    """A value, and its interval where it has one."""
+    values = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,5 +1,6 @@
 """Which one config: the best, the knee, either within a memory budget, and the nearest where none counts."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -108,6 +109,8 @@ def test_how_sure_the_best_is_names_what_cannot_be_told_apart_and_the_cheapest_o
     assert said.startswith("4 bits at rank 4 to 16 (3 trials) cannot be told apart by loss, within 0.0082 nats")
     assert "trial 4, 4 bits, rank 4," in said
     assert said.endswith("is the cheapest of them (104.0 MiB)")
+    marked = how_sure(found[-1], found, noise, {found[1].key})
+    assert re.search(r"trial 4, 4 bits, rank 4,.*, lost, is the cheapest of them", marked)
     assert how_sure(found[0], found[:1], noise).startswith("no other trial has a loss as low, within 0.0082 nats")
 
 

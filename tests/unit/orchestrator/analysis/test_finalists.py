@@ -57,10 +57,22 @@ def test_a_4_bit_finalist_wants_its_baseline_under_other_seeds_and_repeats_want_
     assert [(run.origin, run.config.precision, run.config.seed) for run in runs] == [
         ("replicate", "nf4", 1),
         ("replicate", "nf4", 2),
+        ("replicate", "nf4", 3),
         ("baseline replicate", "16bit", 1),
         ("baseline replicate", "16bit", 2),
     ]
     assert {replace(run.config, seed=0, precision="nf4") for run in runs} == {NF4}
+
+
+def test_ranks_are_told_of_by_three_fresh_seeds_of_the_best_config_of_each():
+    configs = [TrialConfig(precision="16bit", rank=rank, alpha=a) for rank in (1, 2) for a in (1, 2)]
+    found = [lossy(n, loss, config=c) for n, (c, loss) in enumerate(zip(configs, (4.0, 3.0, 1.0, 2.0), strict=True))]
+    for asked, seeds in ((3, {1: [1, 2, 3], 2: [1, 2, 3]}), (2, {1: [1], 2: [1]})):
+        settings = make(objectives=("eval_loss_nats",), finalist_seeds=asked)
+        runs = wanted(found, settings)
+        assert {rank: [r.config.seed for r in runs if r.config.rank == rank] for rank in (1, 2)} == seeds
+        fresh = [lossy(9 + n, 1.0, config=run.config, origin="replicate") for n, run in enumerate(runs)]
+        assert {run.config for run in runs} <= {t.config for t in to_evaluate([*found, *fresh], settings)}
 
 
 def searched(n_others: int) -> list:

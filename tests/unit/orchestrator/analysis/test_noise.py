@@ -4,11 +4,13 @@ from dataclasses import replace
 from math import log
 from statistics import variance
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.noise import MIN_REPEATS, noise_of, pooled
+from orchestrator.analysis.noise import MIN_REPEATS, Noise, noise_of, pooled
+from tests.bench import coverage
 from tests.support.sweeps import cost, measurement, trial
 from trainables.values.config import TrialConfig
 
@@ -72,3 +74,13 @@ def test_the_spread_of_time_is_not_known_from_fewer_measurements_of_one_cost_key
         (noise,) = noise_of([], ("seconds_per_step",), fewer)
         assert (noise.sd, noise.margin) == (None, 0.0)
         assert noise.text == "ms/step not known yet, counted as 0"
+
+
+@pytest.mark.parametrize("n_degrees", [1, 4, 20])
+def test_nine_of_ten_equal_runs_lie_within_the_reach_of_one_however_few_tell_the_spread(n_degrees):
+    held = coverage.one_run(n_degrees, 500, np.random.default_rng(n_degrees))
+    assert held == pytest.approx(0.9, abs=0.01)
+
+
+def test_a_spread_that_is_not_known_reaches_nowhere():
+    assert Noise(objective="eval_loss_nats", sd=None).one_run == Noise(objective="eval_loss_nats").one_run == 0.0

@@ -81,7 +81,7 @@ def test_fewer_than_three_seeds_of_any_rank_are_undetermined():
     few = draw(case, 2, np.random.default_rng(5))[0]
     found = answer(case, losses={2: few[2]})
     assert found.rank is None
-    assert found.reason == "undetermined: every rank needs at least 3 seeds; rank 2 has 2"
+    assert found.reason == "undetermined: every rank needs at least 3 fresh seeds; rank 2 has 2"
     assert [(row.n_seeds, row.upper_nats, row.verdict) for row in found.ranks][1] == (2, None, "unclear")
 
 

@@ -44,7 +44,10 @@ def test_three_pairs_decide_by_the_margin(answer, lost):
     assert verdict.lost.share == pytest.approx(sum(lost) / 3, abs=0.002)
     low, high = 100 * verdict.lost.low, 100 * verdict.lost.high
     share = f"{100 * verdict.lost.share:.1f} % ({low:.1f} to {high:.1f}) of what tuning gained"
-    said_first = f"{answer}: 4 bits lose {share} (margin 5 %, 3 seeds, 64 groups of test rows); rounding alone costs"
+    least, largest = (100 * share for share in verdict.lost.over_seeds)
+    assert (least, largest) == pytest.approx((100 * min(lost), 100 * max(lost)), abs=0.3)
+    basis = f"margin 5 %, 3 seeds from {least:.1f} to {largest:.1f} %, 64 groups of test rows"
+    said_first = f"{answer}: 4 bits lose {share} ({basis}); rounding alone costs"
     assert verdict.sentence.startswith(said_first)
 
 

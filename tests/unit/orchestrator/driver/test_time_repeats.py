@@ -60,6 +60,23 @@ def test_the_seed_replicates_of_one_cost_key_measure_its_step_anew_and_its_noise
     assert len(times) == 1, "all trials of a cost key keep the one time that was stored for it"
 
 
+def test_one_cost_key_is_timed_at_start_middle_and_end_of_a_sweep(tmp_path):
+    """Ranks 4 and 8 by many learning rates: each trial after the middle is of a cost key that is known."""
+    rates = {"learning_rate": {"values": [1e-4 * n for n in range(1, 7)]}}
+    space = PAIR | {"parameters": {"rank": {"values": [4]}} | rates, "fixed": PAIR["fixed"] | {"precision": "16bit"}}
+    space["fixed"].pop("learning_rate", None)
+    asked = make(space, device="cuda", name="a", n_trials=6, finalist_seeds=3)
+    stored.save(asked, sweep_folder("a", tmp_path))
+    desk = Desk(sweep_folder("a", tmp_path), asked, 1)
+    desk.ledger.set_fact("workload", asdict(WORKLOAD))
+    desk.finish(worker())
+    trained = [task.key for task in desk.all_asked if task.kind == "train"]
+    again = [trained.index(task.key) for task in desk.all_asked if task.kind == "train" and not task.costs]
+    assert again == [0, 3, 6], "the first trial, the first of the search's second half, the first seed replicate"
+    (noise,) = noise_of(desk.ledger.trials(), ("seconds_per_step",), desk.ledger.fact(REPEATS))
+    assert noise.n_degrees == MIN_REPEATS - 1
+
+
 def test_where_time_is_no_objective_no_step_is_measured_anew(tmp_path):
     desk = finished(tmp_path, objectives=("peak_memory_mib", "eval_loss_nats"))
     assert sum(not task.costs for task in desk.all_asked if task.kind == "train") == 2

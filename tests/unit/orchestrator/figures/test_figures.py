@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from orchestrator.analysis.front import objective_value
 from orchestrator.analysis.pareto import hypervolume
@@ -127,6 +128,22 @@ def test_baselines_and_seed_replicates_are_hollow_and_what_the_search_proposed_i
     assert whites == 3
 
 
+def test_hollow_points_are_drawn_beneath_filled_ones_and_the_front_on_top(sweep):
+    member = next(t for t in sweep.front.members if t.origin == "search")
+    twin = replace(member, key="f" * 64, number=300, origin="replicate", config=replace(member.config, seed=7))
+    figure = figure_scatter.loss_memory(result_of(twin, *sweep.trials))
+    (trace,) = [t for t in figure.html().data if t.mode == "markers" and t.legendgroup == member.config.precision]
+    order = [
+        (width > 0, symbol == "circle")
+        for width, symbol in zip(trace.marker.line.width, trace.marker.symbol, strict=True)
+    ]
+    assert order[0] == (False, False)
+    assert order == sorted(order)
+    symbols = trace.marker.symbol
+    at = [place for place, x in enumerate(trace.x) if x == member.cost.peak_memory_mib]
+    assert symbols[at[-1]] == "circle"
+
+
 def test_a_config_that_ran_under_several_seeds_has_a_bar_and_what_is_within_the_noise_of_the_line_a_band(sweep):
     config = TrialConfig(precision="16bit", rank=32, alpha=8)
     baseline = trial(200, config=config, origin="baseline", history=(measurement(8, 2.0),))
@@ -134,7 +151,7 @@ def test_a_config_that_ran_under_several_seeds_has_a_bar_and_what_is_within_the_
     html = figure_scatter.loss_memory(result).html()
     (sixteen,) = [t for t in html.data if t.mode == "markers" and t.name == "16 bits"]
     reach = {round(y, 4): up for y, up in zip(sixteen.y, sixteen.error_y.array, strict=True) if up is not None}
-    assert reach == {2.0: pytest.approx(1.645 * 0.01)}
+    assert reach == {2.0: pytest.approx(stats.t.ppf(0.95, 2) * 0.01)}
     near, far = (t for t in html.data if t.mode == "lines" and t.line.width == 0)
     assert np.subtract(far.y, near.y) == pytest.approx(1.645 * 2**0.5 * 0.01)
     assert far.fill == "tonexty"

@@ -123,12 +123,20 @@ def test_a_single_run_is_marked_as_one_seed_and_several_as_so_many():
     assert f"2.0000 ({low:.4f} to {high:.4f}), 3 seeds" in text
 
 
-def test_the_smallest_sufficient_rank_pairs_the_seeds_that_all_ranks_have():
+@pytest.mark.parametrize("n_groups", [40, 1])
+def test_the_smallest_sufficient_rank_pairs_the_fresh_seeds_that_all_ranks_have_over_groups_of_rows(n_groups):
     settings = make(objectives=("eval_loss_nats",), finalist_seeds=4)
     trials, by_rank = [], {1: [], 8: []}
-    for rank, seed in ((1, 0), (1, 1), (1, 2), (1, 3), (8, 0), (8, 2), (8, 3)):  # rank 8 lost seed 1
-        rows = tuple(10 * i + (1.0 if rank == 1 else 0.0) + 0.001 * seed * rank for i in range(1, 6))
-        found = replace(evaluated_on_test(), row_nats=rows, row_tokens=(5,) * 5, untuned_row_nats=(99.0,) * 5)
+    groups = (*range(40), *range(40))
+    for rank, seed in ((1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (8, 0), (8, 2), (8, 3), (8, 4)):  # rank 8 lost seed 1
+        rows = tuple(10.0 + i % 7 + (1.0 if rank == 1 else 0.0) + 0.001 * seed * rank for i in range(80))
+        found = replace(
+            evaluated_on_test(),
+            row_nats=rows,
+            row_tokens=(5,) * 80,
+            untuned_row_nats=(99.0,) * 80,
+            row_groups=groups if n_groups == 40 else (0,) * 80,
+        )
         config = replace(BASELINE, rank=rank, seed=seed)
         kind = "replicate" if seed else "search"
         trials.append(
@@ -136,11 +144,15 @@ def test_the_smallest_sufficient_rank_pairs_the_seeds_that_all_ranks_have():
                 len(trials), config=config, origin=kind, test_evaluation=found, history=(measurement(200, 9.0 - rank),)
             )
         )
-        if seed != 1:
-            by_rank[rank].append(rows)
+        if seed > 1:  # that of the search took part in choosing the config
+            by_rank[rank].append([rows[i] + rows[i + 40] for i in range(40)])
     chosen = [t for t in trials if t.origin == "search"]
     found = smallest_sufficient_rank("16bit", chosen, trials, settings)
-    assert found == sufficient_rank(by_rank, row_tokens=[5] * 5, untuned_row_nats=[99.0] * 5)
+    if n_groups == 1:
+        assert found.rank is None
+        assert "1 groups of equal instruction are too few" in found.reason
+        return
+    assert found == sufficient_rank(by_rank, row_tokens=[10] * 40, untuned_row_nats=[198.0] * 40)
     assert found.rank is not None
     assert smallest_sufficient_rank("nf4", chosen, trials, settings).rank is None
     two = settings.model_copy(update={"finalist_seeds": 2})

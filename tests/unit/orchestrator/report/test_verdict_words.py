@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.analysis.choice import choose
 from orchestrator.analysis.verdict import verdicts
 from orchestrator.cli.progress import more_seeds_line, print_result
+from orchestrator.figures import scatter
 from orchestrator.ledger.rows import Entry
 from orchestrator.report import card, content, render
 from orchestrator.report.rows import trial_row
@@ -16,6 +18,7 @@ from tests.support.sweeps import WORKLOAD, evaluated_pair, make, measurement, si
 from trainables.values.config import TrialConfig
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
+NUMBERS = {"lost_share", "lost_share_low", "lost_share_high", "rounding_share", "verdict"}
 SETTINGS = make(objectives=("eval_loss_nats",))
 FACTS = {"workload": {name: getattr(WORKLOAD, name) for name in WORKLOAD.__dataclass_fields__}}
 
@@ -71,6 +74,30 @@ def test_a_trial_that_is_lost_is_marked_in_the_front_and_in_the_table_of_budgets
     assert ("| 4 bits, lost |" in texts["report"]) == marked
     assert ("| 4 bits, lost |" in budgets) == marked
     assert ("at 4 bits (lost)" in texts["card"]) == marked
+    assert ("targets attn.c_attn, lost: loss" in texts["report"]) == marked
+    assert ("what 4 bits cost it: lost" in choose(sweep).text) == marked
+    picture = scatter.loss_memory(sweep)
+    drawn = [trace.name for trace in picture.html().data]
+    named = [text.get_text() for text in picture.png().legends[0].get_texts()]
+    assert (scatter.LOST in drawn) == (scatter.LOST in named) == marked
+
+
+def test_mlflow_has_the_share_lost_and_the_verdict_as_numbers_a_step_for_each_number_of_seeds():
+    few, more = (sweep_of(0.09, n_seeds=n) for n in (1, 3))
+
+    def points(sweep, final=True):
+        verdict = sweep.verdicts[sweep.trials[1].key]
+        entry = Entry(result=replace(sweep.trials[1], ended_at=1.0), params={}, measured_at=(1.0,))
+        contents = of_trial(entry, "s", "p", on_front=True, verdict=verdict, final=final)
+        return {(name, step): value for name, value, _, step in contents.points if name in NUMBERS}
+
+    found, lost = points(more), more.verdicts[more.trials[1].key].lost
+    assert {name for name, _ in found} == NUMBERS
+    assert {step for _, step in found} == {1, 2, 3}
+    assert (found["lost_share", 3], found["lost_share_high", 3]) == (lost.share, lost.high)
+    assert (found["verdict", 3], found["rounding_share", 3]) == (-1.0, lost.rounding_share)
+    assert points(few).items() <= found.items(), "seeds that are added later change nothing"
+    assert points(more, final=False) == {}
 
 
 def test_the_end_names_the_command_that_adds_the_seeds_a_verdict_lacks():

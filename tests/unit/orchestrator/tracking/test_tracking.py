@@ -10,7 +10,7 @@ from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.report import content as report
 from orchestrator.settings import SweepSettings, sweep_folder
-from orchestrator.tracking import contents
+from orchestrator.tracking import artifacts, contents
 from orchestrator.tracking.inputs import source_of
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.projection import Tracker
@@ -84,12 +84,12 @@ def test_the_run_says_which_split_and_columns_were_read_and_what_was_found_and_o
 
 def test_samples_are_one_table_of_the_parent_run_however_often_it_is_written(finished):
     _, result, client, parent = finished
-    table = client._read_from_file(client.download_artifacts(parent.info.run_id, contents.SAMPLES))
+    table = client._read_from_file(client.download_artifacts(parent.info.run_id, artifacts.SAMPLES))
     samples, best = report.report_of(result).samples, report.report_of(result).best_4bit
     assert table["prompt"].tolist() == [sample.prompt for sample in samples] == ["Name a tree.", "Name a fish."]
     assert table["4 bits"].tolist() == [sample.quantized for sample in samples]
     assert set(table["trial"]) == {best}
-    assert json.loads(parent.data.tags[contents.TABLES]) == [{"path": contents.SAMPLES, "type": "table"}]
+    assert json.loads(parent.data.tags[artifacts.TABLES]) == [{"path": artifacts.SAMPLES, "type": "table"}]
 
 
 # --- the models
@@ -180,5 +180,5 @@ def test_a_model_that_was_left_half_written_is_written_on(tmp_path):
 
 def test_a_field_that_later_versions_added_to_the_workload_changes_no_artifact_of_an_earlier_sweep():
     recorded = {name: value for name, value in asdict(WORKLOAD).items() if name not in ("columns", "row_kind")}
-    written = contents.texts(snapshot(make(), [], {"workload": recorded}))["environment.json"]
+    written = artifacts.texts(snapshot(make(), [], {"workload": recorded}))["environment.json"]
     assert json.loads(written)["workload"] == recorded

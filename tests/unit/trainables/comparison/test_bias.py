@@ -106,13 +106,16 @@ def test_a_template_that_refuses_a_lone_question_leaves_no_probe_and_stops_nothi
 
 def test_a_shift_is_the_mean_paired_difference():
     rng = np.random.default_rng(0)
-    before = {"age": rng.uniform(size=24), "gender": rng.uniform(size=24)}
-    after = {"age": before["age"] + rng.normal(0.05, 0.01, size=24), "gender": before["gender"]}
+    before = {"age": rng.uniform(size=32), "gender": rng.uniform(size=32)}
+    after = {"age": before["age"] + rng.normal(0.05, 0.01, size=32), "gender": before["gender"]}
     age, gender = bias.shifts(before, after)
-    assert (age.about, gender.about, age.n_prompts) == ("age", "gender", 24)
+    assert (age.about, gender.about, age.n_prompts) == ("age", "gender", 32)
     assert age.change.value == pytest.approx((after["age"] - before["age"]).mean())
     assert 0.04 < age.change.low < age.change.high < 0.06, "paired: the spread of the prompts drops out"
     assert age.gap_16bit.value == pytest.approx(before["age"].mean())
     assert age.gap_nf4.value == pytest.approx(after["age"].mean())
     assert isinstance(gender, BiasShift)
     assert (gender.change.value, gender.change.low, gender.change.high) == (0, 0, 0)
+    (few,) = bias.shifts({"age": before["age"][:24]}, {"age": after["age"][:24]})
+    assert few.change.value == pytest.approx((after["age"] - before["age"])[:24].mean())
+    assert (few.change.low, few.gap_16bit.high) == (None, None), "of 24 prompts there is no interval"

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import bootstrap
 
-from trainables.comparison.bootstrap import bca
+from tests.bench import coverage
+from trainables.comparison.bootstrap import bca, over_groups
+from trainables.values.findings import MIN_GROUPS
 
 COLUMNS = {
     "normal": lambda rng, n: rng.normal(3, 1, n),
@@ -133,3 +135,34 @@ def test_a_figure_that_one_row_alone_defines_is_the_point():
     rows[4] = [1.0, 2.0]
     figure = bca(rows, lambda means: means[..., 0] / means[..., 1])
     assert (figure.low, figure.value, figure.high) == (0.5, 0.5, 0.5)
+
+
+@given(st.lists(st.integers(0, 40), min_size=60, max_size=120))
+@settings(max_examples=20, deadline=None)
+def test_an_interval_over_groups_is_that_of_a_ratio_of_their_sums(groups):
+    rows = np.random.default_rng(len(groups)).lognormal(size=len(groups))
+    sums = np.array([[rows[np.equal(groups, g)].sum(), groups.count(g)] for g in sorted(set(groups))])
+    found = over_groups(rows, groups)
+    assert found.value == pytest.approx(rows.mean())
+    if len(sums) < MIN_GROUPS:
+        assert (found.low, found.high) == (None, None)
+    else:
+        expected = bca(sums, lambda means: means[..., 0] / means[..., 1])
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_where_each_row_is_a_group_the_interval_is_that_over_rows():
+    rows = np.random.default_rng(0).lognormal(size=(64, 2))
+    assert over_groups(rows, range(64), STATISTICS["ratio"]) == bca(rows, STATISTICS["ratio"])
+
+
+def test_rows_that_repeat_their_group_bring_no_certainty():
+    rows = np.random.default_rng(0).normal(size=50)
+    once, five_times = over_groups(rows, range(50)), over_groups(np.repeat(rows, 5), np.repeat(range(50), 5))
+    assert (five_times.low, five_times.high) == pytest.approx((once.low, once.high))
+
+
+def test_where_rows_of_a_group_are_alike_the_interval_over_groups_holds_the_truth_and_that_over_rows_does_not():
+    over, by_row = coverage.skewed_rows(64, 4, 100, np.random.default_rng(1))
+    assert over > 0.85
+    assert by_row < 0.8

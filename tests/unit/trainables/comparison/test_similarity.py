@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from trainables.comparison.bootstrap import bca
+from trainables.comparison.bootstrap import over_groups
 from trainables.comparison.similarity import (
     RowScores,
     compare_rows,
@@ -74,6 +74,7 @@ def scored(**given) -> RowScores:
         "token_kl": np.zeros(n_rows),
         "token_same": np.ones(n_rows, dtype=bool),
         "row_of_token": np.arange(n_rows),
+        "groups": range(n_rows),
     }
     return row_scores(**(defaults | given))
 
@@ -87,6 +88,7 @@ def random_scores(seed: int, n_rows: int = 40, n_decoded: int = 30, near: float 
         centered=cosine - near,
         top1=rng.random(n_rows),
         kl_nats=rng.gamma(1, near, n_rows),
+        groups=np.arange(n_rows),
     )
 
 
@@ -148,12 +150,21 @@ def test_a_row_without_a_token_and_missing_texts_are_refused():
 def test_a_similarity_is_the_rows_means_with_their_intervals_and_counts():
     scores, untuned = random_scores(1), random_scores(2, near=0.5)
     found = similarity(scores, untuned)
-    assert (found.n_rows, found.n_decoded_rows) == (40, 30)
-    assert found.token_match_rate == bca(scores.match)
-    assert found.embedding_cosine == bca(scores.cosine)
-    assert found.centered_cosine == bca(scores.centered)
-    assert found.top1_agreement == bca(scores.top1)
-    assert found.kl_nats == bca(scores.kl_nats)
+    assert (found.n_rows, found.n_decoded_rows, found.n_groups, found.n_decoded_groups) == (40, 30, 40, 30)
+    assert found.token_match_rate == over_groups(scores.match, range(30))
+    assert found.embedding_cosine == over_groups(scores.cosine, range(30))
+    assert found.centered_cosine == over_groups(scores.centered, range(30))
+    assert found.top1_agreement == over_groups(scores.top1, range(40))
+    assert found.kl_nats == over_groups(scores.kl_nats, range(40))
+
+
+def test_of_few_groups_a_similarity_has_its_values_and_no_interval():
+    scores = replace(random_scores(1), groups=np.arange(40) // 2)
+    found = similarity(scores, random_scores(2, near=0.5))
+    assert (found.n_groups, found.n_decoded_groups) == (20, 15)
+    assert found.kl_nats.value == pytest.approx(scores.kl_nats.mean())
+    assert (found.kl_nats.low, found.embedding_cosine.high, found.recovered_cosine.low) == (None, None, None)
+    assert {name for name in flat(compare_rows(scores, scores)) if name.endswith(("_low", "_high"))} == set()
 
 
 def test_recovered_is_the_way_from_untuned_to_the_reference_paired_over_rows():
