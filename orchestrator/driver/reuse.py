@@ -20,6 +20,7 @@ from trainables.values.errors import ConfigError, LedgerDamaged
 if TYPE_CHECKING:
     from orchestrator.ledger.rows import Entry
     from orchestrator.settings import SweepSettings
+    from trainables.values.results import Cost, Measurement, TrialResult
     from trainables.values.workload import Workload
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class CachedTrial:
 
 
 CachedTrials = Mapping[str, CachedTrial]
+WhyStop = Callable[["TrialResult", "Measurement", "Cost"], str | None]
+"""Of a trial that came to a rung: why it ends there, None where it goes on."""
 
 
 def cached_trials(
@@ -167,10 +170,13 @@ def _completed(folder: Path, workload: "Workload") -> list[CachedTrial]:
     return trials
 
 
-def import_result(ledger: Ledger, adapters: Path, known: CachedTrial) -> bool:
+def import_result(ledger: Ledger, adapters: Path, known: CachedTrial, why_stop: "WhyStop | None" = None) -> bool:
     """Complete a queued trial of `ledger` with what is known of it; False where its adapter is gone or damaged.
 
     Its training time stays unknown: this sweep spent none.
+
+    Args:
+        why_stop: of this sweep's stopping rule, which may end the trial at a rung as if it ran here.
     """
     result, theirs = known.entry.result, known.folder / "adapters"
     files = adapter_store.read(theirs, result.key)
@@ -180,7 +186,11 @@ def import_result(ledger: Ledger, adapters: Path, known: CachedTrial) -> bool:
     ledger.start(result.key)
     ledger.keep_cost(result.config.cost_key, result.cost, of=result.key)
     for measurement in result.history:
-        ledger.record(result.key, measurement)
+        so_far = ledger.record(result.key, measurement).result
+        why = why_stop(so_far, measurement, result.cost) if why_stop else None
+        if why is not None:
+            ledger.finish(result.key, "pruned", reason=why, environment=result.environment)
+            return True
     digest = adapter_store.write(adapters, result.key, files)
     ledger.finish(
         result.key,
