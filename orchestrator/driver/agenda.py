@@ -229,7 +229,7 @@ class Agenda:
         half, _ = self._other_half(trial.config)
         nf4 = trial.key if trial.config.precision == "nf4" else half
         similarity = self._cached[nf4].entry.result.similarity if nf4 in self._cached else None
-        if similarity and half in self._entries and self.is_completed(half):
+        if similarity and self.is_completed(half) and self.is_completed(trial.key):
             self.keep(self._ledger.set_similarity(nf4, similarity))
         self.settle_pair(trial.config)
         return True
