@@ -103,13 +103,14 @@ def window(n_completed: int) -> int:
 def flat(trials: Sequence[TrialResult], settings: SweepSettings, reference: Sequence[float] | None) -> Ended | None:
     """Whether the last completed trials added less than FLAT_GROWTH to the front's hypervolume.
 
-    Trials count in the order in which they ended; a 4-bit one once its similarity is known. A sweep without a front
-    is not flat, it is empty.
+    A sweep without a front is not flat, it is empty.
+
+    Args:
+        trials: in the order in which they count; a 4-bit one counts once its similarity is known.
     """
     if not settings.stop_when_flat or reference is None:
         return None
     settled = [t for t in trials if is_candidate(t) and (t.config.precision == "16bit" or t.similarity)]
-    settled.sort(key=lambda trial: (trial.ended_at or 0.0, trial.number))
     n_last = window(len(settled))
     if len(settled) <= n_last:
         return None

@@ -10,6 +10,7 @@ from operator import attrgetter
 from orchestrator.analysis.choice import best, counting
 from orchestrator.analysis.front import Front, front_of, is_candidate
 from orchestrator.analysis.sufficient_rank import MIN_SEEDS
+from orchestrator.objectives import OBJECTIVES
 from orchestrator.settings import SweepSettings
 from trainables.values.config import Origin, TrialConfig
 from trainables.values.results import TrialResult
@@ -129,17 +130,20 @@ def n_verdict_seeds(trial: TrialResult, trials: Sequence[TrialResult], settings:
     """Seeds of a 4-bit finalist that are trained at both precisions, its own included.
 
     By default VERDICT_SEEDS where training the others is predicted to take under a third of the search, else one. From
-    steps and their measured time, so that it is the same whatever was reused of another sweep.
+    steps, so that it is the same whatever was reused of another sweep; and from their measured time where that is an
+    objective: elsewhere other work on the machine would decide it.
     """
     if settings.verdict_seeds is not None:
         return settings.verdict_seeds
+    is_timed = any(OBJECTIVES[name].is_timed for name in settings.objectives)
     halves, search_seconds = [trial.config, trial.config.at_other_precision], 0.0
     pair_seconds = 0.0
     for other in trials:
         if other.is_of_search and other.cost and other.history:
-            search_seconds += other.cost.seconds_per_step * other.history[-1].step
+            seconds = other.cost.seconds_per_step if is_timed else 1.0
+            search_seconds += seconds * other.history[-1].step
             if other.config in halves:
-                pair_seconds += other.cost.seconds_per_step * other.config.max_steps
+                pair_seconds += seconds * other.config.max_steps
     return VERDICT_SEEDS if 3 * (VERDICT_SEEDS - 1) * pair_seconds < search_seconds else 1
 
 

@@ -5,7 +5,8 @@ and all candidates are settled, runs of the finalists and of their baselines und
 on the test rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from orchestrator.analysis.finalists import to_evaluate, wanted
 from orchestrator.analysis.front import is_candidate
 from orchestrator.analysis.settled import is_settled
 from orchestrator.driver import time_repeats
+from orchestrator.driver.feedback import Asynchronous
+from orchestrator.driver.in_order import InOrder
 from orchestrator.driver.pairs import baseline_params, evaluation_task
 from orchestrator.driver.reuse import import_result
 from orchestrator.ledger.task import Task, TaskName
@@ -21,11 +24,13 @@ from orchestrator.search.device_limit import DeviceLimit
 from trainables.models.families import shape_in
 
 if TYPE_CHECKING:
+    from orchestrator.driver.feedback import Feedback
     from orchestrator.driver.retries import Retries
     from orchestrator.driver.reuse import CachedTrials
     from orchestrator.driver.stopping import Stopping
     from orchestrator.ledger import Ledger
     from orchestrator.ledger.rows import Entry
+    from orchestrator.pruning.rule import StoppingRule
     from orchestrator.search.proposer import Proposer
     from orchestrator.settings import SweepSettings
     from trainables.values.config import Origin, TrialConfig
@@ -40,7 +45,8 @@ class Agenda:
         live: tasks that workers have now, by name.
         failed: comparisons and test evaluations that would fail again.
         protected: keys of trials that others need: never stopped.
-        proposer: the sampler, which is told of every settled trial.
+        proposer: the sampler.
+        feedback: what it and the stopping rule learn of the rows, and when.
     """
 
     def __init__(
@@ -51,10 +57,16 @@ class Agenda:
         retries: "Retries",
         stopping: "Stopping",
         proposer: "Proposer",
+        rule: "StoppingRule",
         *,
+        lag: int | None,
         cached: "CachedTrials",
         learned: Sequence["Entry"],
     ) -> None:
+        """
+        Args:
+            lag: see orchestrator.driver.in_order; None lets results be learned as they come.
+        """
         self._settings = settings
         self._workload = workload
         self._ledger = ledger
@@ -71,24 +83,60 @@ class Agenda:
         self.failed: set[TaskName] = set()
         self.protected: set[str] = set()
         self._entries = {entry.result.key: entry for entry in ledger.entries()}
+        self._n_changes = 0  # of rows, since this driver began
         self._open = dict.fromkeys(self._entries)  # keys of trials that are not settled yet
+        self.feedback: Feedback = Asynchronous(proposer, rule, self, stopping.fix_reference)
+        if lag is not None:
+            self.feedback = InOrder(lag, settings, ledger, proposer, rule, self, stopping.fix_reference)
+        self._take_up(learned)
+
+    def _take_up(self, learned: Sequence["Entry"]) -> None:
+        """Learn from another sweep, and from what this one has done before."""
         for entry in learned:
-            proposer.learn(entry, self._limit.excess(entry.result.config))
+            self.proposer.learn(entry, self.excess(entry.result.config))
         for key in self._entries:
             self._settle(key)
+        self.feedback.take_up()
+        if self._stopping.ended and not self._open:
+            self.feedback.end()
 
     # --- the rows
 
     def keep(self, entry: "Entry") -> None:
         """Take in a row as the ledger has it now."""
         self._entries[entry.result.key] = entry
+        self._n_changes += 1
 
     def result(self, key: str) -> "TrialResult":
         return self._entries[key].result
 
     @property
     def trials(self) -> "list[TrialResult]":
-        return [entry.result for entry in self._entries.values()]
+        """By number."""
+        return sorted((entry.result for entry in self._entries.values()), key=attrgetter("number"))
+
+    @property
+    def entries(self) -> "Iterable[Entry]":
+        return self._entries.values()
+
+    def entry(self, key: str) -> "Entry | None":
+        return self._entries.get(key)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def is_open(self, key: str) -> bool:
+        """Whether anything is still to come of a trial."""
+        return key in self._open
+
+    def excess(self, config: "TrialConfig") -> float | None:
+        return self._limit.excess(config)
+
+    def key_of(self, params: Mapping[str, Any]) -> str:
+        return self._workload.key(self._settings.config(dict(params)))
+
+    def other_half(self, config: "TrialConfig") -> str:
+        return self._other_half(config)[0]
 
     def is_completed(self, key: str) -> bool:
         """False where a trial's adapter is all that a killed driver left of it."""
@@ -116,7 +164,7 @@ class Agenda:
         return waiting
 
     def _settle(self, key: str) -> None:
-        """Tell the sampler of a trial of which all is known that will be; protect the baseline of one that waits."""
+        """Close a trial of which all is known that will be; protect the baseline of one that waits."""
         entry = self._entries.get(key)
         if entry is None or key not in self._open:
             return
@@ -124,7 +172,7 @@ class Agenda:
         if ("compare", key) in self.failed or is_settled(entry.result, baseline.result if baseline else None):
             del self._open[key]
             if entry.result.is_of_search:
-                self.proposer.tell(entry, self._limit.excess(entry.result.config))
+                self.feedback.settled(entry)
         elif entry.result.state == "completed" and baseline:
             self.protected.add(baseline.result.key)  # from now on it must not be stopped
 
@@ -133,9 +181,9 @@ class Agenda:
     def first_task(self) -> Task | None:
         """The first task there is; trials that need none, as they are refused or cached, are passed on the way."""
         while True:
-            n_before = len(self._entries)
+            n_before = self._n_changes
             task = self._task()
-            if task or len(self._entries) == n_before:
+            if task or self._n_changes == n_before:
                 return task
 
     def _task(self) -> Task | None:
@@ -152,15 +200,24 @@ class Agenda:
                 return task
         if self._stopping.ended is None:
             return self._search_task()
-        return None if self._open else self._finalist_task()
+        if self._open:
+            return None
+        self.feedback.end()
+        self._stopping.fix_reference(self.feedback.seen, 1)
+        return self._finalist_task()
 
     def _search_task(self) -> Task | None:
         trials = self.trials
-        ended = self._stopping.why_end(trials)
-        params = None if ended else self.proposer.propose(self._key_of, self._entries.__contains__)
+        ended = self._stopping.why_full(trials)
+        if ended is None and not self.feedback.is_ready():
+            return None
+        ended = ended or self._stopping.why_end(trials, self.feedback.seen)
+        params = None if ended else self.feedback.propose()
         if params is not None:
-            return self._first_run(self._add(self._settings.config(params), params, "search"))
-        self._stopping.end_search(ended or Ended(why="space", text="the whole space was tried"), trials)
+            trial = self._add(self._settings.config(params), params, "search")
+            self.feedback.took(trial)
+            return self._first_run(trial)
+        self._stopping.end_search(ended or Ended(why="space", text="the whole space was tried"))
         return self._task()
 
     def _first_run(self, trial: "TrialResult") -> Task | None:
@@ -176,20 +233,23 @@ class Agenda:
     def _import(self, trial: "TrialResult") -> bool:
         """Import a trial's result from another sweep; of the second half of a pair with their similarity."""
         cached = self._cached.get(trial.key)
-        if cached is None or not import_result(self._ledger, self._ledger.path.parent / "adapters", cached):
+        why_stop = None if trial.key in self.protected else self.feedback.why_stop_import
+        adapters = self._ledger.path.parent / "adapters"
+        if cached is None or not import_result(self._ledger, adapters, cached, why_stop):
             return False
         self.keep(self._ledger.entry(trial.key))
         for half in self._other_halves(trial.config):
             nf4 = trial.key if trial.config.precision == "nf4" else half
             similarity = self._cached[nf4].entry.result.similarity if nf4 in self._cached else None
-            if similarity and self.is_completed(half):
+            if similarity and self.is_completed(half) and self.is_completed(trial.key):
                 self.keep(self._ledger.set_similarity(nf4, similarity))
         self.settle_pair(trial.config)
         return True
 
     def _add(self, config: "TrialConfig", params: Mapping[str, Any], origin: "Origin") -> "TrialResult":
         key = self._workload.key(config)
-        self.keep(self._ledger.add(key, config, params=params, origin=origin))
+        number = self.feedback.number(key, origin)
+        self.keep(self._ledger.add(key, config, params=params, origin=origin, number=number))
         self._open[key] = None
         return self.result(key)
 
@@ -218,9 +278,6 @@ class Agenda:
         """Keys of trials that a worker has a task of."""
         return {key for _, key in self.live}
 
-    def _key_of(self, params: Mapping[str, Any]) -> str:
-        return self._workload.key(self._settings.config(dict(params)))
-
     def _train(self, trial: "TrialResult") -> Task:
         if trial.origin != "search":
             self.protected.add(trial.key)
@@ -240,10 +297,11 @@ class Agenda:
                 return self._first_run(self._add(config, baseline_params(entry), "baseline"))
             return self._first_run(self._add(config, {}, "baseline replicate"))
         if baseline.result.state == "pruned":
+            self.feedback.needed(baseline.result)
             self.keep(self._ledger.requeue(key))
             self._open[key] = None
             self.protected.add(key)
-            return self._train(self.result(key))
+            return self._first_run(self.result(key))
         is_free = trial.key not in self._busy()
         if baseline.result.state == "completed" and is_free and self._retries.is_due(("compare", trial.key)):
             return Task(kind="compare", key=trial.key, config=trial.config, baseline_key=key)

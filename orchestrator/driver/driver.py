@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from orchestrator.analysis.budgets import FINISHED
 from orchestrator.driver import time_repeats
 from orchestrator.driver.agenda import Agenda
+from orchestrator.driver.in_order import lag_of
 from orchestrator.driver.retries import Retries, too_many
 from orchestrator.driver.stopping import Stopping
 from orchestrator.ledger import adapter_store
@@ -87,13 +88,10 @@ class Driver:
         self._n_slots = n_slots if callable(n_slots) else lambda: n_slots
         self._retries = Retries(clock)
         self._stopping = Stopping(settings, ledger, self._n_slots, clock)
-        self._rule = rule or rule_of(settings.space.early_terminate, settings.longest_steps, settings.objectives)
-        known = {"cached": cached or {}, "learned": learned}
+        rule = rule or rule_of(settings.space.early_terminate, settings.longest_steps, settings.objectives)
+        known = {"lag": lag_of(settings, ledger, self._n_slots()), "cached": cached or {}, "learned": learned}
         proposer = proposer or Proposer(settings)
-        self.agenda = Agenda(settings, workload, ledger, self._retries, self._stopping, proposer, **known)
-        for trial in self.agenda.trials:
-            if trial.is_of_search:
-                self._rule.learn(trial)
+        self.agenda = Agenda(settings, workload, ledger, self._retries, self._stopping, proposer, rule, **known)
         self._n_ended = self._n_failed = 0  # since this driver began: what was wrong before may be mended
         self.finished = False
         self.stopped: str | None = None
@@ -152,8 +150,7 @@ class Driver:
         if not is_done:
             self.agenda.failed.add(task.name)
         self.agenda.settle_pair(task.config)
-        completed = task.kind == "train" and trial.state == "completed"
-        self._stopping.task_ended(task.name, lambda: self.agenda.trials, completed=completed)
+        self._stopping.task_ended(task.name, completed=task.kind == "train" and trial.state == "completed")
 
     @property
     def is_over(self) -> bool:
@@ -178,15 +175,17 @@ class Driver:
             if measurement is None or cost is None:
                 return Continue()
             may_stop = task.key not in self.agenda.protected
-            why = self._rule.at_rung(task.key, measurement, cost, may_stop=may_stop)
+            trial = self.agenda.result(task.key)
+            why = self.agenda.feedback.why_stop(trial, measurement, cost, is_last=False, may_stop=may_stop)
             if why is None:
                 return Continue()
             self._finish(task, "pruned", why, report)
             return Stop(why)
-        if report.state == "completed" and measurement and cost and self.agenda.result(task.key).is_of_search:
+        trial = self.agenda.result(task.key)
+        if report.state == "completed" and measurement and cost and trial.is_of_search:
             needs_baseline = task.config.precision == "nf4" and report.similarity is None
             may_stop = needs_baseline and task.key not in self.agenda.protected
-            why = self._rule.at_end(task.key, measurement, cost, may_stop=may_stop)
+            why = self.agenda.feedback.why_stop(trial, measurement, cost, is_last=True, may_stop=may_stop)
             if why is not None:
                 self._finish(task, "pruned", why, report)
                 return Continue()
@@ -217,7 +216,7 @@ class Driver:
         if self._retries.again(task.name, fault):
             if task.kind == "train":
                 self.agenda.keep(self._ledger.requeue(task.key))
-            self._stopping.task_ended(task.name, lambda: self.agenda.trials, completed=False)
+            self._stopping.task_ended(task.name, completed=False)
             return True
         n_lost = self._retries.n_lost(task.name)
         reason = redacted(fault.text) + (f", the {n_lost}rd time" if n_lost == 3 else "")

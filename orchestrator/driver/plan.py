@@ -205,13 +205,17 @@ def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:
 
     proposer = Proposer(settings)
     seen: dict[str, TrialConfig] = {}
+    baselines: set[str] = set()  # that they may bring
 
     def key_of(params: Mapping[str, Any]) -> str:
         return str(settings.config(dict(params)))
 
     while len(seen) < min(n_configs, settings.n_trials):
-        params = proposer.propose(key_of, seen.__contains__)
+        place = None if settings.asynchronous else len(seen)
+        params = proposer.propose(key_of, lambda key: key in seen or key in baselines, place)
         if params is None:
             break
-        seen[key_of(params)] = settings.config(params)
+        config = seen[key_of(params)] = settings.config(params)
+        if config.precision == "nf4" and not settings.asynchronous:
+            baselines.add(str(config.at_other_precision))
     return list(seen.values())

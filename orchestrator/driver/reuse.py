@@ -2,8 +2,8 @@
 not run again."""
 
 import logging
-from collections.abc import Callable, Mapping, Set
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from trainables.values.errors import ConfigError, LedgerDamaged
 if TYPE_CHECKING:
     from orchestrator.ledger.rows import Entry
     from orchestrator.settings import SweepSettings
+    from trainables.values.results import Cost, Measurement, TrialResult
     from trainables.values.workload import Workload
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class CachedTrial:
 
 
 CachedTrials = Mapping[str, CachedTrial]
+WhyStop = Callable[["TrialResult", "Measurement", "Cost"], str | None]
+"""Of a trial that came to a rung: why it ends there, None where it goes on."""
 
 
 def cached_trials(
@@ -87,6 +90,30 @@ def cached_trials(
         return {}
     names = devices()
     return {key: trial for key, trial in known.items() if trial.entry.result.cost.device in names}  # type: ignore[union-attr]
+
+
+def keep_costs(
+    settings: "SweepSettings", workload: "Workload", root: Path, devices: Callable[[], Set[str]], ledger: Ledger
+) -> None:
+    """Keep the memory and time that other sweeps measured of cost keys, those of the oldest one.
+
+    So a rerun tells its sampler the same times. Only of the same kinds of device under the same versions, and never on
+    a CPU, whose other work decides them.
+    """
+    if not settings.reuse or settings.device == "cpu" or ledger.trials():
+        return
+    names, wanted = devices(), here()
+    for path in sorted((root / "sweeps").glob("*/ledger.db"), key=lambda path: path.stat().st_ctime):
+        if path.parent.name == settings.name:
+            continue
+        try:
+            refuse_shared(path.parent, root, field="reuse")
+        except ConfigError:
+            continue  # said by cached_trials
+        for entry in _of_same_inputs(path.parent, workload):
+            trial = entry.result
+            if trial.cost and trial.cost.device in names and decisive_versions(trial.environment) == wanted:
+                ledger.keep_cost(trial.config.cost_key, trial.cost)
 
 
 def known_line(settings: "SweepSettings", workload: "Workload", cached: CachedTrials, have: Set[str]) -> str | None:
@@ -148,29 +175,45 @@ def decisive_versions(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _completed(folder: Path, workload: "Workload") -> list[CachedTrial]:
     """Completed trials of one sweep, if it is over the same base and data."""
-    try:
-        ledger = Ledger(folder / "ledger.db", read_only=True)
-    except (ConfigError, LedgerDamaged):
-        return []  # of another program's version, or damaged: nothing to be had there
     trials = []
-    with closing(ledger):
-        theirs = ledger.workload()
-        if theirs is None:
-            return []
-        if (theirs.base_fingerprint, theirs.data_digest) != (workload.base_fingerprint, workload.data_digest):
-            return []
-        ran_by = ledger.fact(REUSED, {})
-        for entry in ledger.entries():
-            result = entry.result
-            if result.state == "completed" and result.cost and result.history:
-                trials.append(CachedTrial(entry=entry, sweep=ran_by.get(result.key, folder.name), folder=folder))
+    with _opened(folder, workload) as ledger:
+        entries = ledger.entries() if ledger else []
+        ran_by = ledger.fact(REUSED, {}) if ledger else {}
+    for entry in entries:
+        result = entry.result
+        if result.state == "completed" and result.cost and result.history:
+            trials.append(CachedTrial(entry=entry, sweep=ran_by.get(result.key, folder.name), folder=folder))
     return trials
 
 
-def import_result(ledger: Ledger, adapters: Path, known: CachedTrial) -> bool:
+def _of_same_inputs(folder: Path, workload: "Workload") -> "list[Entry]":
+    """Trials of one sweep, if it is over the same base and data in the same arithmetic."""
+    with _opened(folder, workload) as ledger:
+        is_same = ledger is not None and ledger.workload().compute_dtype == workload.compute_dtype
+        return ledger.entries() if is_same else []
+
+
+@contextmanager
+def _opened(folder: Path, workload: "Workload") -> Iterator[Ledger | None]:
+    """A sweep's ledger, if it is over the same base and data; None where it is not, or cannot be read."""
+    try:
+        ledger = Ledger(folder / "ledger.db", read_only=True)
+    except (ConfigError, LedgerDamaged):
+        yield None  # of another program's version, or damaged: nothing to be had there
+        return
+    with closing(ledger):
+        theirs, same = ledger.workload(), ("base_fingerprint", "data_digest")
+        is_same = theirs is not None and all(getattr(theirs, name) == getattr(workload, name) for name in same)
+        yield ledger if is_same else None
+
+
+def import_result(ledger: Ledger, adapters: Path, known: CachedTrial, why_stop: "WhyStop | None" = None) -> bool:
     """Complete a queued trial of `ledger` with what is known of it; False where its adapter is gone or damaged.
 
     Its training time stays unknown: this sweep spent none.
+
+    Args:
+        why_stop: of this sweep's stopping rule, which may end the trial at a rung as if it ran here.
     """
     result, theirs = known.entry.result, known.folder / "adapters"
     files = adapter_store.read(theirs, result.key)
@@ -180,7 +223,11 @@ def import_result(ledger: Ledger, adapters: Path, known: CachedTrial) -> bool:
     ledger.start(result.key)
     ledger.keep_cost(result.config.cost_key, result.cost, of=result.key)
     for measurement in result.history:
-        ledger.record(result.key, measurement)
+        so_far = ledger.record(result.key, measurement).result
+        why = why_stop(so_far, measurement, result.cost) if why_stop else None
+        if why is not None:
+            ledger.finish(result.key, "pruned", reason=why, environment=result.environment)
+            return True
     digest = adapter_store.write(adapters, result.key, files)
     ledger.finish(
         result.key,

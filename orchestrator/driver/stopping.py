@@ -44,8 +44,8 @@ class Stopping:
         """A worker has taken it up."""
         self._live[trial_id] = self._clock()
 
-    def task_ended(self, trial_id: str, trials: Callable[[], Sequence[TrialResult]], *, completed: bool) -> None:
-        """Keep what was spent, and the reference point as soon as enough trials count.
+    def task_ended(self, trial_id: str, *, completed: bool) -> None:
+        """Keep what was spent.
 
         Args:
             completed: whether the task was a trial that completed.
@@ -56,8 +56,6 @@ class Stopping:
             self._trial_seconds.append(seconds)
         self._tasks += Spent(device_seconds=self._share * seconds)
         self.keep_spent()
-        if self._reference is None:
-            self._fix_reference(trials(), N_FOR_REFERENCE)
 
     def keep_spent(self) -> None:
         """Write it down: what an interrupt or a crash leaves unwritten, a budget would be spent on once more."""
@@ -77,17 +75,28 @@ class Stopping:
     def _share(self) -> float:
         return self._settings.gpus_per_trial if self._settings.device == "cuda" else 1.0
 
-    def _fix_reference(self, trials: Sequence[TrialResult], n_least: int) -> None:
-        if len(counted(trials, self._settings)) >= n_least:
+    def fix_reference(self, seen: Callable[[], Sequence[TrialResult]], n_least: int = N_FOR_REFERENCE) -> None:
+        """Keep the reference point, once, as soon as enough trials count of those that the search knows of."""
+        if self._reference is None and len(counted(trials := seen(), self._settings)) >= n_least:
             self._reference = fixed_reference(trials, self._settings)
             self._ledger.set_fact(REFERENCE, self._reference)
 
-    def why_end(self, trials: Sequence[TrialResult]) -> Ended | None:
-        """Why no new config may be taken up, None where one may."""
+    def why_full(self, trials: Sequence[TrialResult]) -> Ended | None:
+        """Whether as many configs as were asked for were taken up."""
         n_taken = sum(trial.origin == "search" for trial in trials)
         if n_taken >= self._settings.n_trials:
             return Ended(why="trials", text=f"all {self._settings.n_trials} configs asked for were taken up")
-        return self._no_room(trials) or flat(trials, self._settings, self._reference)
+        return None
+
+    def why_end(self, trials: Sequence[TrialResult], seen: Callable[[], Sequence[TrialResult]]) -> Ended | None:
+        """Why no new config may be taken up though fewer were than were asked for; None where one may.
+
+        Args:
+            seen: those that the search knows of, in the order in which they became known.
+        """
+        if ended := self._no_room(trials):
+            return ended
+        return flat(seen(), self._settings, self._reference) if self._settings.stop_when_flat else None
 
     def _no_room(self, trials: Sequence[TrialResult]) -> Ended | None:
         """Whether a budget has no room for another trial beside those at work and what finalists will need."""
@@ -114,10 +123,8 @@ class Stopping:
         """Whether a budget is used up, so that no seed replicate is begun either."""
         return self._limited and exceeded(self._settings, self.spent, Spent()) is not None
 
-    def end_search(self, ended: Ended, trials: Sequence[TrialResult]) -> None:
+    def end_search(self, ended: Ended) -> None:
         """Keep why the search is over, once; what follows are the seed replicates."""
         if self.ended is None:
             self.ended = ended
             self._ledger.set_fact(ENDED, ended.to_dict())
-        if self._reference is None:
-            self._fix_reference(trials, 1)

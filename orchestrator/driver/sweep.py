@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.snapshot import COVERAGE, GENERIC, SweepSnapshot
-from orchestrator.driver import base_targets, plan, reuse, time_repeats, warm_start
+from orchestrator.driver import base_targets, plan, reuse, same_command, time_repeats, warm_start
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
@@ -70,6 +70,8 @@ def run(
             asked = settings if verdict_seeds is None else settings.model_copy(update={"verdict_seeds": verdict_seeds})
             driver = run_tasks(asked, workload, ledger, trainable, _resume(settings), **elsewhere)
             _queue_running(ledger)
+            if text := same_command.note(settings, ledger, root):
+                logger.info(text)
             ended = {"interrupted": not driver.finished, "stopped": driver.stopped}
             return replace(SweepSnapshot.of(settings, ledger), **ended)
 
@@ -79,6 +81,7 @@ def _from_other_sweeps(settings: SweepSettings, workload: Workload, root: Path, 
     devices = partial(_device_names, settings)
     learned = warm_start.entries(settings, workload, root, devices)
     cached = reuse.cached_trials(settings, workload, root, devices)
+    reuse.keep_costs(settings, workload, root, devices, ledger)
     time_repeats.keep_earlier(settings, workload, root, devices, ledger)
     have = {trial.key for trial in ledger.trials()}
     if line := reuse.known_line(settings, workload, cached, have):

@@ -81,9 +81,19 @@ class Ledger:
 
     # --- changes, one transaction each; each returns the trial as it is then
 
-    def add(self, key: str, config: TrialConfig, *, params: Mapping[str, Any], origin: Origin) -> Entry:
+    def add(
+        self,
+        key: str,
+        config: TrialConfig,
+        *,
+        params: Mapping[str, Any],
+        origin: Origin,
+        number: int | None = None,
+    ) -> Entry:
         """Queue a new trial.
 
+        Args:
+            number: None is the one after the highest.
         Raises:
             LedgerError: the key is known.
         """
@@ -92,8 +102,8 @@ class Ledger:
                 raise LedgerError(f"trial {key[:12]} is in the ledger already")
             self._db.execute(
                 "INSERT INTO trials (key, number, state, origin, config, params, cost_key) "
-                "VALUES (?, (SELECT coalesce(max(number) + 1, 0) FROM trials), 'queued', ?, ?, ?, ?)",
-                (key, origin, canonical_json(config.to_dict()), canonical_json(dict(params)), config.cost_key),
+                "VALUES (?, coalesce(?, (SELECT coalesce(max(number) + 1, 0) FROM trials)), 'queued', ?, ?, ?, ?)",
+                (key, number, origin, canonical_json(config.to_dict()), canonical_json(dict(params)), config.cost_key),
             )
             return self._written(key)
 

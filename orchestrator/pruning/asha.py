@@ -31,7 +31,8 @@ class Asha:
         )
 
     def learn(self, trial: "TrialResult") -> None:
-        """Nothing: after a resume it begins anew."""
+        for measurement in trial.history if trial.cost else ():
+            self.at_rung(trial.key, measurement, trial.cost, may_stop=False)
 
     def at_rung(self, key: str, measurement: "Measurement", cost: "Cost", *, may_stop: bool) -> str | None:
         if key not in self._seen:

@@ -16,6 +16,7 @@ from orchestrator.analysis.noise import Noise
 from orchestrator.analysis.repeats import figure, rows_of, smallest_sufficient_rank
 from orchestrator.analysis.snapshot import GENERIC, SweepSnapshot
 from orchestrator.analysis.verdict import compared_on, comparison_of, failed_evaluations
+from orchestrator.driver.same_command import SAME_COMMAND
 from orchestrator.objectives import DEFAULT
 from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, SweepReport, WithinMemory
 from trainables.values.config import PROTOCOL_VERSION, Precision, State
@@ -62,6 +63,7 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         nothing_counts=nothing_counts(trials, settings, predict),
         spent=Spent(**snapshot.facts[SPENT]) if snapshot.facts.get(SPENT) else None,
         coverage=snapshot.coverage,
+        same_command=snapshot.facts.get(SAME_COMMAND),
         generic_base=snapshot.facts.get(GENERIC),
     )
 

@@ -156,6 +156,7 @@ class SweepReport:
         nothing_counts: why the front is empty, in words; None where it is not.
         spent: by the whole sweep; None in ledgers from before that was kept.
         coverage: what each choice of targets covers; empty in ledgers from before that was kept.
+        same_command: how it compares with an earlier sweep of the same command, in words; None where there is none.
         generic_base: type of a base that no family describes, else None.
     """
 
@@ -186,6 +187,7 @@ class SweepReport:
     nothing_counts: str | None = None
     spent: Spent | None = None
     coverage: tuple[Coverage, ...] = ()
+    same_command: str | None = None
     generic_base: str | None = None
 
     @property

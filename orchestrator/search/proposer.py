@@ -6,12 +6,13 @@ similarity is too low, violates a constraint (told as failed, TPE would go on as
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -19,14 +20,13 @@ from orchestrator.analysis.front import dissimilarity, losses_of
 from orchestrator.analysis.ranking import ranking
 from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
 from orchestrator.search.design import N_FIRST, first_points
+from orchestrator.search.points import Grid, KeyOf, is_within, ordered
 
 if TYPE_CHECKING:
     from orchestrator.ledger.rows import Entry
     from orchestrator.settings import SweepSettings
-    from search_spaces import Parameter
     from trainables.values.results import TrialResult
 
-KeyOf = Callable[[Mapping[str, Any]], str]
 Losses = tuple[float, ...]
 
 MAX_MODELLED = 75
@@ -57,21 +57,9 @@ def sampler(method: str, seed: int) -> optuna.samplers.BaseSampler:
     return samplers.RandomSampler(seed=seed)
 
 
-def ordered(parameter: "Parameter") -> tuple[Any, ...] | None:
-    """Its values from least to greatest where they are at least three numbers, else None.
-
-    A sampler is asked for the place of such a value: to it, neighbours are alike, as choices never are.
-    """
-    choices = parameter.choices or ()
-    numbers = [value for value in choices if isinstance(value, int | float) and not isinstance(value, bool)]
-    return tuple(sorted(numbers)) if len(numbers) == len(choices) > 2 else None
-
-
-def is_within(dist: BaseDistribution, value: Any) -> bool:
-    """Whether a value could have been drawn from a distribution."""
-    if isinstance(dist, CategoricalDistribution):
-        return value in dist.choices
-    return dist._contains(dist.to_internal_repr(value))
+def seed_at(seed: int, place: int) -> int:
+    """Of the sampler for the proposal at a place in the order of asking: it knows nothing of those before it."""
+    return int(np.random.SeedSequence((seed, place)).generate_state(1)[0])
 
 
 def modelled(trials: Sequence[FrozenTrial], n: int) -> list[FrozenTrial]:
@@ -111,7 +99,7 @@ class Proposer:
         self._sampler = sampler(self._space.method, settings.seed)
         self._curves = LearningCurves(measured(settings.objectives))
         self._random = Random(settings.seed)
-        self._grid: dict[str, dict[str, Any]] | None = None  # by key, once it is needed
+        self._grid = Grid(settings.space, self._ordered)
         self._asked: dict[str, optuna.Trial] = {}
         self._first: list[dict[str, Any]] | None = None  # points to begin with that were not asked for yet
         self.study = self._new_study()
@@ -120,15 +108,22 @@ class Proposer:
         directions = ["minimize"] * len(self._settings.objectives)
         return optuna.create_study(directions=directions, sampler=self._sampler)
 
-    def propose(self, key_of: KeyOf, known: Callable[[str], bool]) -> dict[str, Any] | None:
-        """A point of the space whose trial is not known yet, or None when there is none left."""
+    def propose(self, key_of: KeyOf, known: Callable[[str], bool], place: int | None = None) -> dict[str, Any] | None:
+        """A point of the space whose trial is not known yet, or None when there is none left.
+
+        Args:
+            place: in the order of asking. What is drawn then depends on the seed, the place, and what was told and is
+                at work, not on how often anything was drawn before.
+        """
         if self._space.method == "grid":
-            return next(self._left(key_of, known), None)
+            return next(self._grid.left(key_of, known), None)
+        if place is not None:
+            self._reseed(place)
         params: dict[str, Any] = {}
         for _ in range(MAX_REPEATS):
             self._enqueue_first()
             trial = self.study.ask(self._distributions)
-            params = {n: self._ordered[n][v] if n in self._ordered else v for n, v in trial.params.items()}
+            params = self._decoded(trial.params)
             key = key_of(params)
             if not known(key):
                 self._asked[key] = trial
@@ -136,34 +131,63 @@ class Proposer:
             self.study.tell(trial, state=TrialState.FAIL)
         if self._space.n_points is None:
             return None
-        left = list(self._left(key_of, known))
-        self._random.shuffle(left)
-        return min(left, key=lambda point: self._distance(point, params), default=None)
+        point = self._grid.nearest(params, key_of, known, self._random)
+        if point is not None:
+            self._take(key_of(point), point)
+        return point
+
+    def propose_again(self, params: Mapping[str, Any], key_of: KeyOf, known: Callable[[str], bool], place: int) -> None:
+        """Bring the study to where it was once this point had been proposed at a place, as a resumed sweep needs.
+
+        A sampler that models what it was told is not asked again; of the others some keep a state in their study.
+        """
+        key = key_of(params)
+        if self._space.method in MODELS:
+            while (first := self._next_first()) and known(key_of(self._decoded(first))):
+                pass
+        elif self._space.method != "grid":
+            again = self.propose(key_of, known, place)
+            other = key_of(again) if again is not None else key
+            if other != key:  # of another version of Optuna, say
+                self.study.tell(self._asked.pop(other), state=TrialState.FAIL)
+        if self._space.method != "grid" and key not in self._asked:
+            self._take(key, params)
+
+    def _take(self, key: str, params: Mapping[str, Any]) -> None:
+        """Let the study hold a point as being at work without having asked for it; one outside the space it cannot."""
+        coded = self._coded(params)
+        if coded is None:
+            return
+        at_work = create_trial(state=TrialState.RUNNING, params=coded, distributions=self._distributions)
+        self.study.add_trial(at_work)
+        self._asked[key] = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[-1]._trial_id)
+
+    def _reseed(self, place: int) -> None:
+        """Draw anew from here on. A quasi-random sequence stays the one that it is."""
+        seed = seed_at(self._settings.seed, place)
+        self._random = Random(seed)
+        if self._space.method != "qmc":
+            self.study.sampler = self._sampler = sampler(self._space.method, seed)
+
+    def is_left(self, key_of: KeyOf, known: Callable[[str], bool]) -> bool:
+        """Whether there is a point whose trial is not known; where the space has no end there always is."""
+        return self._space.n_points is None or next(self._grid.left(key_of, known), None) is not None
 
     def _enqueue_first(self) -> None:
-        """Let the study ask for the next point to begin with, unless enough trials were known before."""
+        """Let the study ask for the next point to begin with."""
+        if first := self._next_first():
+            self.study.enqueue_trial(first)
+
+    def _next_first(self) -> dict[str, Any] | None:
+        """The next point to begin with; none where enough trials were known before, or all were asked for."""
         if self._first is None:
             begins = self._space.method in MODELS and len(self.study.get_trials(deepcopy=False)) < N_FIRST
             self._first = first_points(self._distributions, self._settings.seed) if begins else []
-        if self._first:
-            self.study.enqueue_trial(self._first.pop(0))
+        return self._first.pop(0) if self._first else None
 
-    def _distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-        """Of two points of a finite space: places apart as a share of all, summed; 1 for each choice that differs."""
-
-        def apart(name: str) -> float:
-            values = self._ordered.get(name)
-            if values is None:
-                return float(one[name] != other[name])
-            return abs(values.index(one[name]) - values.index(other[name])) / (len(values) - 1)
-
-        return sum(map(apart, one))
-
-    def _left(self, key_of: KeyOf, known: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
-        """Points of a finite space whose trials are not known yet, in the grid's order."""
-        if self._grid is None:
-            self._grid = {key_of(point): point for point in self._space.grid()}
-        return (point for key, point in self._grid.items() if not known(key))
+    def _decoded(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """A point of the study as the space has it."""
+        return {n: self._ordered[n][v] if n in self._ordered else v for n, v in point.items()}
 
     def tell(self, entry: "Entry", excess: float | None = None) -> None:
         """Tell the study about a settled trial, whether it asked for it or not (a baseline, a resumed sweep).
@@ -259,9 +283,9 @@ class Proposer:
     def _shorten(self) -> None:
         """Begin a full study anew: asking takes a time that grows with its trials."""
         trials = self.study.get_trials(deepcopy=False)
-        if len(trials) - len(self._asked) <= 2 * self._max_modelled:  # those at work would be there anew
-            return
         ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        if len(ended) <= 2 * self._max_modelled:  # those at work would be there anew
+            return
         self.study = self._new_study()
         self.study.add_trials(modelled(ended, self._max_modelled))
         for key, trial in self._asked.items():  # at work: the sampler keeps away from them

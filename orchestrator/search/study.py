@@ -11,7 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.analysis.front import dissimilarity, is_reused, objective_value
 from orchestrator.objectives import OBJECTIVES
-from orchestrator.search.proposer import BROKEN, is_within
+from orchestrator.search.points import is_within
+from orchestrator.search.proposer import BROKEN
 from trainables.values.config import FINAL_STATES, State
 
 if TYPE_CHECKING:

@@ -135,6 +135,10 @@ class SweepSettings(Frozen):
         le=100,
         description="seeds at both precisions behind the verdict on 4 bits; default: 3, or 1 where that takes long",
     )
+    asynchronous: bool = Field(
+        default=False,
+        description="let search and stopping rule learn of each result at once; then timing decides what is proposed",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the trials and the sampler")
     finalist_seeds: int = Field(
         default=1,

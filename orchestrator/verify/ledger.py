@@ -12,6 +12,7 @@ from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.settled import is_settled
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import status_of
+from orchestrator.driver.in_order import LAG
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.search.proposer import Proposer
 from orchestrator.settings import SweepSettings, stored
@@ -86,18 +87,28 @@ def _of_ledger(kept: SweepSnapshot) -> Iterator[str]:
         emptied = f"it was emptied: {', '.join(left)} are of trials that it does not hold; restore it from a copy"
         yield emptied if left and kept.facts.get("id") is None else f"no trial was started; {resume}"
         return
-    keys, gone = Counter(), set(range(max(trial.number for trial in kept.trials)))
-    for trial in kept.trials:
-        keys[trial.key] += 1
-        gone.discard(trial.number)
+    keys = Counter(trial.key for trial in kept.trials)
     for what, count in keys.items():
         if count > 1:
             yield f"key {what[:12]} stands {count} times"
-    for number in sorted(gone):
+    for number in _gone(kept):
         yield f"trial {number} is gone"
     for trial in kept.trials:
         yield from _of_trial(trial, kept, resume)
     yield from _of_counts(kept, resume)
+
+
+def _gone(kept: SweepSnapshot) -> list[int]:
+    """Numbers that no trial has. Those of baselines follow from their 4-bit trials' where the search goes in order."""
+    numbers: dict[bool, set[int]] = {True: {-1}, False: set()}
+    for trial in kept.trials:
+        numbers[trial.origin == "search"].add(trial.number)
+    searched, others = numbers[True], numbers[False]
+    if kept.facts.get(LAG) is None:
+        return sorted({*range(max(searched | others))} - searched - others)
+    baselines = {trial.number for trial in kept.trials if trial.origin == "baseline"}
+    after = range(max(searched | baselines) + 1, max(searched | others))
+    return sorted({*range(max(searched)), *after} - searched - others)
 
 
 def _of_trial(trial: TrialResult, kept: SweepSnapshot, resume: str) -> Iterator[str]:

@@ -24,6 +24,7 @@ FILES = {
     "overhead": "overhead.py",
     "load": "load.py",
     "search": "search.py",
+    "order": "order.py",
     "cluster": "cluster.py",
     "mlflow-faults": "mlflow_faults.py",
     "stand-in": "stand_in.py",

@@ -68,17 +68,21 @@ class Ours:
         seed: int,
         folder: Path,
         max_modelled: int = MAX_MODELLED,
-        n_trials: int | None = None,
         method: str = "tpe",
+        **asked: Any,
     ) -> None:
+        """
+        Args:
+            asked: further fields of the settings.
+        """
+        values = {"n_trials": space.n_points, "seed": seed, **asked}
         self._settings = settings_file.make(
             name="replay",
             space=space.model_copy(update={"method": method}),
-            n_trials=n_trials or space.n_points,
             base_model="demo",
             data="demo",
             device="cpu",
-            seed=seed,
+            **values,
         )
         self._now = 0.0
         self._ledger = Ledger(folder / "ledger.db")

@@ -15,7 +15,7 @@ def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others
         "parameters": {"rank": {"values": list(range(1, 13))}},
         "fixed": {"alpha": 8, "max_steps": 8, "precision": "nf4"},
     }
-    asked = make(space(GRID | ranks, early_terminate={"type": "hypervolume"}))
+    asked = make(space(GRID | ranks, early_terminate={"type": "hypervolume"}), asynchronous=True)
     try:
         result = sweep.run(asked, tmp_path, resume=False, started=lambda *_: None, trainable=Worse, prepare=connected)
         niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())

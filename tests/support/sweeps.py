@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from random import Random
 from time import monotonic, perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -204,17 +206,20 @@ def breaks(task: Task, *, state: State = "diverged") -> Iterator[TaskReport]:
 
 @dataclass
 class StopsWhenTold:
-    """A sweep's own stopping rule, which also stops the trial that a test names next."""
+    """A sweep's own stopping rule, which also stops the trial that a test names next; its copies do so, too."""
 
     own: StoppingRule
-    now: bool = False
+    told: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(now=False))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StopsWhenTold":
+        return StopsWhenTold(deepcopy(self.own), self.told)
 
     def learn(self, trial: TrialResult) -> None:
         self.own.learn(trial)
 
     def at_rung(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
         why = self.own.at_rung(key, measurement, cost, may_stop=may_stop)
-        return why or ("a test stops it" if self.now and may_stop else None)
+        return why or ("a test stops it" if self.told.now and may_stop else None)
 
     def at_end(self, key: str, measurement: Measurement, cost: Cost, *, may_stop: bool) -> str | None:
         return self.own.at_end(key, measurement, cost, may_stop=may_stop)
@@ -319,9 +324,9 @@ class Desk:
         report = next(reports)
         if task.kind != "train":
             report = replace(report, measurement=None, cost=None, adapter=None)
-        self.rule.now = stop
+        self.rule.told.now = stop
         decision = self.driver.report(task, report)
-        self.rule.now = False
+        self.rule.told.now = False
         is_over = report.is_last or isinstance(decision, Stop)
         if is_over:
             del self.running[name]

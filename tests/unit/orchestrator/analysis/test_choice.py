@@ -182,7 +182,7 @@ def test_best_names_the_lowest_validation_loss_and_the_knee_only_where_it_is_ask
     assert (found["config"]["rank"], found["why"]) == (4, BEST)
     assert found["values"]["eval_loss_nats"] == pytest.approx(1.6)
     within_3 = called("best", "--max-memory", "3MiB", cwd=tmp_path)
-    assert within_3.out.startswith(f"trial 2: {BEST}, of those that need at most 3.0 MiB\n")
+    assert within_3.out.startswith(f"trial 1: {BEST}, of those that need at most 3.0 MiB\n")
     at_knee = called("best", "a", "--knee", "--json", cwd=tmp_path).json
     assert (at_knee["config"]["rank"], at_knee["why"]) == (2, KNEE)
     assert called("best", "a", "--max-memory", "2", cwd=tmp_path).code == 2

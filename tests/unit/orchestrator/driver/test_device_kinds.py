@@ -94,7 +94,7 @@ def test_trials_are_pruned_among_their_own_kind_only(tmp_path):
     """Slower and worse than all on the other kind, but alone on its own: it goes on."""
     rates = {"learning_rate": {"values": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3]}}
     fixed = {"rank": 1, "alpha": 1, "precision": "16bit", "max_steps": 8}
-    asked = make(space(parameters=rates, fixed=fixed, early_terminate={"type": "hypervolume"}))
+    asked = make(space(parameters=rates, fixed=fixed, early_terminate={"type": "hypervolume"}), asynchronous=True)
 
     def working_on(device, loss, seconds):
         return lambda task: completes(task, loss=loss, costs=cost(device=device, seconds_per_step=seconds))

@@ -343,7 +343,7 @@ def test_a_4_bit_trial_unlike_its_baseline_violates_the_constraint(tmp_path):
 
 
 def test_a_4_bit_trial_is_told_only_once_its_similarity_is_known(tmp_path):
-    desk = Desk(tmp_path, make(grid((1,))))
+    desk = Desk(tmp_path, make(grid((1,)), asynchronous=True))
     nf4 = desk.do()
     assert told(desk) == {}
     baseline = desk.do()
@@ -351,7 +351,7 @@ def test_a_4_bit_trial_is_told_only_once_its_similarity_is_known(tmp_path):
 
 
 def test_a_pruned_trial_is_told_as_pruned_and_not_as_complete(tmp_path):
-    desk = Desk(tmp_path, make(TPE, n_trials=1))
+    desk = Desk(tmp_path, make(TPE, n_trials=1, asynchronous=True))
     task = desk.do(stop=True)
     found = last_told(desk, task.key)
     assert found.state == TrialState.PRUNED
@@ -360,7 +360,7 @@ def test_a_pruned_trial_is_told_as_pruned_and_not_as_complete(tmp_path):
 
 @pytest.mark.parametrize("state", BROKEN)
 def test_a_broken_trial_is_told_as_pruned_with_a_violated_constraint(state, tmp_path):
-    desk = Desk(tmp_path, make(TPE, n_trials=1))
+    desk = Desk(tmp_path, make(TPE, n_trials=1, asynchronous=True))
     task = desk.do(partial(breaks, state=state))
     found = last_told(desk, task.key)
     assert found.state == TrialState.PRUNED

@@ -38,7 +38,7 @@ def falls(desk: Desk, losses: tuple[float, ...], mib: float, *, protect: bool = 
 @pytest.fixture
 def desk(tmp_path) -> Desk:
     """Four completed trials; at most a half of the first rung's loss is left at the end."""
-    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME)))
+    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME), asynchronous=True))
     for end, mib in ((2.0, 100.0), (1.5, 110.0), (1.2, 120.0), (1.0, 130.0)):
         assert falls(desk, (2 * end, 1.6 * end, 1.2 * end, end), mib) == "completed"
     return desk
@@ -75,7 +75,7 @@ def test_a_protected_trial_is_never_stopped(desk):
 
 
 def test_nothing_is_stopped_before_four_trials_completed(tmp_path):
-    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME)))
+    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME), asynchronous=True))
     states = [falls(desk, (loss, loss, loss, loss), 100.0) for loss in (1.0, 9.0, 9.0, 9.0, 9.0)]
     assert states == ["completed"] * 4 + ["pruned"]
 
@@ -126,7 +126,9 @@ def test_a_history_of_nothing_teaches_nothing_and_an_unknown_rung_has_no_end():
 @pytest.fixture
 def pairs(tmp_path) -> Desk:
     """Two completed 4-bit trials, each with its baseline; a quarter of the first rung's loss is left at the end."""
-    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME | {"fixed": WIDE["fixed"] | {"precision": "nf4"}})))
+    desk = Desk(
+        tmp_path, make(space(WIDE | HYPERVOLUME | {"fixed": WIDE["fixed"] | {"precision": "nf4"}}), asynchronous=True)
+    )
     for loss, mib in ((2.0, 100.0), (1.0, 120.0)):
         for precision in ("nf4", "16bit"):
             assert falls(desk, (4 * loss, 3 * loss, 2 * loss, loss), mib + 50 * (precision == "16bit")) == "completed"
@@ -185,7 +187,7 @@ def test_the_sampler_is_told_where_a_stopped_trial_would_have_come_to(desk):
 
 def test_where_a_similarity_is_an_objective_a_stopped_trial_s_end_is_not_guessed(tmp_path):
     objectives = ("peak_memory_mib", "embedding_cosine")
-    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME), objectives=objectives))
+    desk = Desk(tmp_path, make(space(WIDE | HYPERVOLUME), objectives=objectives, asynchronous=True))
     for end, mib in ((2.0, 100.0), (1.5, 110.0), (1.2, 120.0), (1.0, 130.0)):
         falls(desk, (2 * end, 1.6 * end, 1.2 * end, end), mib)
     assert falls(desk, (9.0, 2.0, 1.0, 0.1), 125.0) == "pruned"

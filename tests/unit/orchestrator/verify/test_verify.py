@@ -43,7 +43,7 @@ def outcome(task):
 def root(tmp_path_factory) -> Path:
     """A finished sweep "t" over the grid of 6 points, with its files and its MLflow runs."""
     folder = tmp_path_factory.mktemp("state") / "mlflow_runs"
-    asked = make(GRID, n_trials=6)
+    asked = make(GRID, n_trials=6, asynchronous=True)
     sweep = settings.sweep_folder("t", folder)
     stored.save(asked, sweep)
     desk = Desk(sweep, asked)
@@ -89,7 +89,7 @@ def parent(root: Path) -> Any:
 
 def members(root: Path) -> list[int]:
     """Numbers of the front's members."""
-    asked, folder = make(GRID, n_trials=6), root / "sweeps" / "t"
+    asked, folder = make(GRID, n_trials=6, asynchronous=True), root / "sweeps" / "t"
     front = verify.read(asked, folder).front
     return sorted(trial.number for trial in front.members)
 
@@ -647,7 +647,7 @@ def test_a_ledger_that_was_emptied_or_replaced_is_said_to_be(root, tmp_path):
 
 def test_a_sweep_that_never_started_is_one_difference(tmp_path):
     folder = settings.sweep_folder("t", tmp_path)
-    stored.save(make(GRID), folder)
+    stored.save(make(GRID, asynchronous=True), folder)
     Ledger(folder / "ledger.db").close()
     assert found(tmp_path) == [f"ledger: no trial was started; go on with: {hints.command()} resume t"]
     assert verified(tmp_path, repair=True).differences
