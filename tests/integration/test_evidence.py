@@ -34,9 +34,9 @@ def evidence(tiny_folder, tmp_path_factory) -> Iterator[tuple[Path, Finished, Fi
     (rows / "README.md").write_text(CARD)
     with hub_server({"tiny/gpt2-medium": tiny_folder}, {"tiny/alpaca": rows}) as endpoint:
         hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cwd / "home"), "RAY_TMPDIR": logs}
-        first = command(*ASKED, cwd=cwd, program=PROGRAM, timeout=900, **hub)
+        first = command(*ASKED, cwd=cwd, program=PROGRAM, timeout=1800, **hub)
         print(first.err)
-        yield cwd, first, command(*ASKED, cwd=cwd, program=PROGRAM, timeout=300, **hub)
+        yield cwd, first, command(*ASKED, cwd=cwd, program=PROGRAM, timeout=600, **hub)
     shutil.rmtree(logs, ignore_errors=True)
 
 
