@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from rich.text import Text
 
 from orchestrator.analysis.describe import describe, heading_of, shown, targets
 from orchestrator.analysis.finalists import VERDICT_SEEDS, finalists, verdict_trial
-from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
+from orchestrator.analysis.front import Front, device_of, objective_value
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import Status
 from orchestrator.analysis.verdict import failed_evaluations, seeds
+from orchestrator.cli.closing import counts_line, next_lines
 from orchestrator.cli.output import print_json
 from orchestrator.cli.width import folded
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
@@ -269,22 +269,13 @@ def print_result(
     ]
     if more := more_seeds_line(snapshot):
         lines.append(more)
-    lines.append(_states_line(snapshot.trials))
+    lines.append(counts_line(snapshot.trials))
     if snapshot.ended:
         lines.append(f"the search ended: {snapshot.ended.text}")
     if empty := why_empty(snapshot):
         lines.append(empty)
-    lines.append(f"measured on: {snapshot.caption}")
+    lines += [f"measured on: {snapshot.caption}", *next_lines(snapshot)]
     for line in lines:
         print(folded(line, console.width) if console.is_terminal else line)
     if run_page:
         print(f"look further: {pages()}, then {run_page}")
-
-
-def _states_line(trials: Sequence[TrialResult]) -> str:
-    counts = Counter(trial.state for trial in trials)
-    states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
-    n_baselines = sum(trial.origin == "baseline" for trial in trials)
-    n_reused = sum(map(is_reused, trials))
-    reused = f", {n_reused} reused" if n_reused else ""
-    return f"{len(trials)} trials ({n_baselines} of them baselines{reused}): {states}"
