@@ -45,16 +45,14 @@ def run_published(
         again: what a second Ctrl-C does, see orchestrator.api.interrupts.
         stand_ins: go to orchestrator.driver.sweep.run: `verdict_seeds`, and those of tests.
     Returns:
-        The sweep as it ended, and the address of its MLflow run below the server's; None where MLflow lacks some of it.
+        The sweep as it ended, and its MLflow page; None where MLflow lacks some of it.
     Raises:
-        KeyboardInterrupt: it was interrupted before its trials began, or while its files were written.
-        SweepError: see orchestrator.driver.sweep.run.
+        KeyboardInterrupt, SweepError: see orchestrator.driver.sweep.run; the first also while its files are written.
     """
     if settings.tracking_uri is not None:
         check_server(settings.tracking_uri)
-    writer = MlflowWriter(settings.name, ROOT)
-    begin = monotonic()
     logger.info(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
+    writer, begin = MlflowWriter(settings.name, ROOT), monotonic()
 
     def started(ledger: Ledger, workload: Workload) -> None:
         _say_what_is_run(settings, ledger, workload)

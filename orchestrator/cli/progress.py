@@ -3,8 +3,7 @@
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from rich.text import Text
 
 from orchestrator.analysis.describe import describe, heading_of, shown, targets
 from orchestrator.analysis.finalists import VERDICT_SEEDS, finalists, verdict_trial
-from orchestrator.analysis.front import Front, device_of, is_reused, objective_value
+from orchestrator.analysis.front import Front, device_of, objective_value
 from orchestrator.analysis.host_memory import largest_mib
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import Status
 from orchestrator.analysis.verdict import failed_evaluations, seeds
+from orchestrator.cli.closing import counts_line, next_lines
 from orchestrator.cli.lines import for_stream
 from orchestrator.cli.output import print_json
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
@@ -272,7 +272,7 @@ def print_result(
     ]
     if more := more_seeds_line(snapshot):
         lines.append(more)
-    lines.append(_states_line(snapshot.trials))
+    lines.append(counts_line(snapshot.trials))
     if snapshot.ended:
         lines.append(f"the search ended: {snapshot.ended.text}")
     if empty := why_empty(snapshot):
@@ -280,15 +280,7 @@ def print_result(
     lines.append(f"measured on: {snapshot.caption}")
     if peak := largest_mib(snapshot.trials):
         lines.append(f"host memory: at most {peak:,} MiB resident in a worker process")
+    lines += next_lines(snapshot)
     print(for_stream("\n".join(lines), sys.stdout))
     if run_page:
         print(f"look further: {pages()}, then {run_page}")
-
-
-def _states_line(trials: Sequence[TrialResult]) -> str:
-    counts = Counter(trial.state for trial in trials)
-    states = ", ".join(f"{n} {state}" for state, n in counts.most_common())
-    n_baselines = sum(trial.origin == "baseline" for trial in trials)
-    n_reused = sum(map(is_reused, trials))
-    reused = f", {n_reused} reused" if n_reused else ""
-    return f"{len(trials)} trials ({n_baselines} of them baselines{reused}): {states}"

@@ -62,6 +62,8 @@ class Plan(TypedDict):
 
 
 class Best(TypedDict):
+    """`code` is Python for peft, or with --as the YAML of that program."""
+
     name: str
     number: int
     key: str
@@ -69,6 +71,7 @@ class Best(TypedDict):
     values: Values
     why: str
     sure: str
+    code: str
 
 
 class Compared(TypedDict):

@@ -1,20 +1,36 @@
-"""`best`: the one config to use."""
+"""`best`: the one config to use, ready to be used."""
 
 import sys
+from typing import Annotated
+
+import typer
 
 from orchestrator.analysis import choice
-from orchestrator.analysis.snapshot import SweepSnapshot, newest
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.cli.lines import for_stream
-from orchestrator.cli.options import AsJson, Knee, MaxMemory, NameOrNewest
+from orchestrator.cli.options import AsJson, Knee, MaxMemory, NameOrNewest, named
 from orchestrator.cli.output import print_json
-from orchestrator.settings import ROOT
+from orchestrator.report.recipe import peft_code, recipe
+
+As = Annotated[str | None, typer.Option("--as", help="its settings as YAML of axolotl, trl or llama-factory, alone")]
 
 
-def best(name: NameOrNewest = None, max_memory: MaxMemory = None, knee: Knee = False, as_json: AsJson = False) -> None:
+def best(
+    name: NameOrNewest = None,
+    max_memory: MaxMemory = None,
+    knee: Knee = False,
+    program: As = None,
+    as_json: AsJson = False,
+) -> None:
     """Name one config: the lowest validation loss of the completed search trials that count for the front."""
     limit = None if max_memory is None else choice.mib_of(max_memory)
-    found = choice.choose(SweepSnapshot.read(name or newest(ROOT)), max_memory_mib=limit, at_knee=knee)
+    sweep = SweepSnapshot.read(named(name))
+    found = choice.choose(sweep, max_memory_mib=limit, at_knee=knee)
+    config = found.trial.config
+    code = peft_code(config, sweep) if program is None else recipe(program, config, sweep)
     if as_json:
-        print_json(found.to_dict())
+        print_json(found.to_dict() | {"code": code})
+    elif program is None:
+        print(f"{for_stream(found.text, sys.stdout)}\n\n{code}", end="")
     else:
-        print(for_stream(found.text, sys.stdout))
+        print(code, end="")
