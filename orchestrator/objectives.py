@@ -83,8 +83,8 @@ _ALL = (
     Objective(
         name="eval_loss_nats",
         source="rung",
-        label="held-out loss",
-        axis="held-out loss (nats per token)",
+        label="validation loss",
+        axis="validation loss (nats per token)",
         heading="loss (nats)",
         short="loss",
         format=".4f",

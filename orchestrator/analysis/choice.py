@@ -45,7 +45,8 @@ class Choice:
         values = ", ".join(f"{name} {value:.6g}" for name, value in self.values.items() if value is not None)
         export = f"its adapter: {command()} export {self.sweep} DEST --trial {self.trial.number}"
         verdict = [f"what 4 bits cost it: {self.verdict}"] if self.verdict else []
-        return "\n".join([f"trial {self.trial.number}: {self.why}", self.sure, *verdict, config, values, export])
+        answer = f"trial {self.trial.number}: {self.why}; {self.sure}"
+        return "\n".join([answer, *verdict, config, values, export])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -165,19 +166,25 @@ def how_sure(
         lost: keys of trials of which 4 bits lose more than the margin.
     """
     if noise.sd is None:
-        return "how sure this is is not known yet: no config was run under two seeds"
-    limit = _loss(chosen) + noise.margin
-    alike = [trial for trial in found if _loss(trial) <= limit]
+        return "how sure this is shows once a config has run under two seeds"
+    within_noise = alike(chosen, found, noise)
     within = f"within {noise.margin:.4f} nats, as much as equal runs may differ by ({noise.degrees})"
-    if len(alike) <= 1:
-        return f"no other trial has a loss as low, {within}"
-    cheapest = min(alike, key=_cost_order)
+    if len(within_noise) <= 1:
+        return f"it is the only trial with so low a validation loss, {within}"
+    cheapest = within_noise[0]
     mark = " lost," if cheapest.key in lost else ""
     named = f"trial {cheapest.number}, {describe(cheapest.config)},{mark}"
     return (
-        f"{ranks(trial.config for trial in alike)} ({len(alike)} trials) cannot be told apart by loss, {within}; "
+        f"{ranks(trial.config for trial in within_noise)} ({len(within_noise)} trials) cannot be told apart by "
+        f"validation loss, {within}; "
         f"{'this' if cheapest == chosen else named} is the cheapest of them ({cheapest.cost.peak_memory_mib:.1f} MiB)"
     )
+
+
+def alike(chosen: TrialResult, found: Sequence[TrialResult], noise: Noise) -> list[TrialResult]:
+    """Trials whose validation loss is that of the chosen one or lower, within the noise; the cheapest first."""
+    limit = _loss(chosen) + noise.margin
+    return sorted((trial for trial in found if _loss(trial) <= limit), key=_cost_order)
 
 
 def _loss(trial: TrialResult) -> float:

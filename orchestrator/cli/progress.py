@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.analysis.answer import answer_of
 from orchestrator.analysis.describe import describe, heading_of, shown, targets
 from orchestrator.analysis.finalists import VERDICT_SEEDS, finalists, verdict_trial
 from orchestrator.analysis.front import Front, device_of, objective_value
@@ -80,7 +81,9 @@ def noise_lines(front: Front) -> list[str]:
     if not front.members:
         return []
     noise = f"noise: {', '.join(one.text for one in front.noise)}"
-    lines = [f"no other trial is better than one of these by more than the noise and in nothing worse by more; {noise}"]
+    lines = [
+        f"off the front is what one of these beats, by more than the noise in one and worse by more in none; {noise}"
+    ]
     shares = [f"trial {trial.number} {100 * front.shares[trial.key]:.0f} %" for trial in front.members]
     if any(one.margin for one in front.noise):
         lines.append(
@@ -264,6 +267,7 @@ def print_result(
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
+    print(folded(answer_of(snapshot), console.width) if console.is_terminal else answer_of(snapshot))
     console.print(front_table(snapshot.front, console.width, snapshot.lost))
     lines = [
         *noise_lines(snapshot.front),

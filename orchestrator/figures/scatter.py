@@ -121,7 +121,7 @@ def _rings(snapshot: SweepSnapshot) -> str:
     names = ", ".join(OBJECTIVES[objective].label for objective in snapshot.settings.objectives)
     return (
         "Each point is a completed trial, hollow ones baselines and seed replicates. Rings: on the Pareto front over "
-        f"{names}; no other trial is better by more than the noise and in none worse by more. Noise: "
+        f"{names}; off it is what they beat, better by more than the noise in one and worse by more in none. Noise: "
         f"{', '.join(one.text for one in snapshot.front.noise)}."
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import get_args
 
+from orchestrator.analysis.answer import answer_of
 from orchestrator.analysis.budgets import SPENT, Spent
 from orchestrator.analysis.choice import best, counting, how_sure, knee, loss_noise, stairs
 from orchestrator.analysis.costs import Predict, cost_table, savings
@@ -57,6 +58,7 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         samples=best_4bit.test_evaluation.samples if best_4bit and best_4bit.test_evaluation else (),
         within_memory=tuple(_within_memory(step, snapshot, noise) for step in stairs(counted, noise.margin)),
         sure=how_sure(lowest, counted, noise, snapshot.lost) if lowest else None,
+        answer=answer_of(snapshot),
         knee=_number(knee(front)),
         nearly={trial.number: front.shares[trial.key] for trial in front.nearly},
         search_ended=ended.text if ended else None,

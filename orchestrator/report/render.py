@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from orchestrator.analysis.describe import describe, interval, targets
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.markdown import duration, safe
-from orchestrator.report.values import CAVEATS, Finalist, SweepReport
+from orchestrator.report.values import Finalist, SweepReport
 from trainables.values.config import BITS, Loop
 from trainables.values.findings import MIN_GROUPS, Similarity
 from trainables.values.results import PARTS
@@ -25,6 +25,7 @@ METRICS = {
     "kl_nats": "KL (nats)",
 }
 """Of similarities, each with its heading."""
+RECOVERED = "recovered_cosine"
 SAME = ("base_fingerprint", "data_digest", "compute_dtype")
 """Of the workload, without which losses and likenesses are of different things."""
 Pictures = Mapping[str, str]
@@ -52,6 +53,11 @@ def mean_of(replicates: Sequence[Similarity], metric: str) -> float | None:
     return mean(values) if values else None
 
 
+def beyond(metric: str, value: float) -> str:
+    """What a negative recovered cosine means; nothing of other figures."""
+    return " (under 0: further from the baseline than the untuned base)" if value < 0 and metric == RECOVERED else ""
+
+
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
     autoescape=False,  # Markdown: whatever comes from outside goes through `safe`, which escapes that
@@ -68,8 +74,8 @@ ENVIRONMENT.globals |= {
     "PARTS": PARTS,
     "BITS": BITS,
     "LOOPS": get_args(Loop),
-    "CAVEATS": CAVEATS,
     "MIN_GROUPS": MIN_GROUPS,
+    "beyond": beyond,
 }
 
 
@@ -116,14 +122,15 @@ def description(report: SweepReport, max_chars: int, links: str = "", picture: s
     """What to take for which memory, the answer, as many of the first sections as fit, and where the rest is.
 
     Args:
-        links: first of all, as little is shown of a description before it is opened.
+        links: right after the answer, as little is shown of a description before it is opened.
         picture: of the front, in Markdown.
     """
     rest = "The whole report: artifacts `report.html` and `report.md`."
     others = sections(report, {})
     del others["answer"]
-    text = ""
-    for section in filter(None, [links, others.pop("budgets", ""), picture, bullets(report), *others.values()]):
+    text, measured = "", f"Measured on: {safe(report.caption)}"
+    answer = f"**{safe(report.answer)}** {measured}"
+    for section in filter(None, [answer, links, others.pop("budgets", ""), picture, bullets(report), *others.values()]):
         if len(text) + len(section) + len(rest) + 4 > max_chars:
             break
         text += section + "\n\n"

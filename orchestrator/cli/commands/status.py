@@ -5,6 +5,7 @@ from time import time
 
 from rich.console import Console
 
+from orchestrator.analysis.answer import answer_of
 from orchestrator.analysis.snapshot import SweepSnapshot, newest
 from orchestrator.cli.options import AsJson, NameOrNewest
 from orchestrator.cli.output import print_json
@@ -16,9 +17,11 @@ from orchestrator.settings import ROOT
 def status(name: NameOrNewest = None, as_json: AsJson = False) -> None:
     """Show how far a sweep is."""
     name = name or newest(ROOT)
-    found = SweepSnapshot.read(name).status(now=time())
+    snapshot = SweepSnapshot.read(name)
+    found = snapshot.status(now=time())
     if as_json:
         print_json({"name": name, **asdict(found)})
     else:
         memory = text_of(gpu_memory()) if found.n_done < found.n_expected else ""
+        Console().print(answer_of(snapshot), highlight=False)
         Console().print(status_view(name, found, memory, here=False))

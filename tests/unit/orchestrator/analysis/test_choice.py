@@ -103,15 +103,19 @@ def test_how_sure_the_best_is_names_what_cannot_be_told_apart_and_the_cheapest_o
         return trial(rank, config=config, cost=cost(peak_memory_mib=100.0 + rank), history=(measurement(200, loss),))
 
     found = [ranked(2, 2.1), ranked(4, 2.004), ranked(8, 2.002), ranked(16, 2.0)]
-    assert how_sure(found[-1], found, loss_noise(found)).startswith("how sure this is is not known yet")
+    assert how_sure(found[-1], found, loss_noise(found)).startswith("how sure this is shows once")
     noise = loss_noise([*found, *seeds_apart(0.005)])
     said = how_sure(found[-1], found, noise)
-    assert said.startswith("4 bits at rank 4 to 16 (3 trials) cannot be told apart by loss, within 0.0082 nats")
+    assert said.startswith(
+        "4 bits at rank 4 to 16 (3 trials) cannot be told apart by validation loss, within 0.0082 nats"
+    )
     assert "trial 4, 4 bits, rank 4," in said
     assert said.endswith("is the cheapest of them (104.0 MiB)")
     marked = how_sure(found[-1], found, noise, {found[1].key})
     assert re.search(r"trial 4, 4 bits, rank 4,.*, lost, is the cheapest of them", marked)
-    assert how_sure(found[0], found[:1], noise).startswith("no other trial has a loss as low, within 0.0082 nats")
+    assert how_sure(found[0], found[:1], noise).startswith(
+        "it is the only trial with so low a validation loss, within 0.0082 nats"
+    )
 
 
 def test_an_empty_front_has_no_knee():
@@ -182,7 +186,7 @@ def test_best_names_the_lowest_validation_loss_and_the_knee_only_where_it_is_ask
     assert (found["config"]["rank"], found["why"]) == (4, BEST)
     assert found["values"]["eval_loss_nats"] == pytest.approx(1.6)
     within_3 = called("best", "--max-memory", "3MiB", cwd=tmp_path)
-    assert within_3.out.startswith(f"trial 1: {BEST}, of those that need at most 3.0 MiB\n")
+    assert within_3.out.startswith(f"trial 1: {BEST}, of those that need at most 3.0 MiB")
     at_knee = called("best", "a", "--knee", "--json", cwd=tmp_path).json
     assert (at_knee["config"]["rank"], at_knee["why"]) == (2, KNEE)
     assert called("best", "a", "--max-memory", "2", cwd=tmp_path).code == 2

@@ -250,7 +250,7 @@ def test_importance_finds_what_moves_each_objective(sweep):
         trace.name: dict(zip(trace.y, trace.x, strict=True)) for trace in figure_importance.draw(sweep).html().data
     }
     assert max(shares["peak memory"], key=shares["peak memory"].get) == "precision"
-    assert max(shares["held-out loss"], key=shares["held-out loss"].get) == "learning rate"
+    assert max(shares["validation loss"], key=shares["validation loss"].get) == "learning rate"
     assert all(sum(found.values()) == pytest.approx(1) for found in shares.values())
 
 
@@ -280,7 +280,7 @@ def test_a_line_of_the_parallel_coordinates_is_a_trial_and_its_places_are_its_va
     (lines,) = figure_parallel.draw(sweep).html().data
     places = {dimension.label: dimension.values for dimension in lines.dimensions}
     assert "dropout" not in places  # the same for all
-    assert places["held-out loss<br>(nats per token)"] == pytest.approx(
+    assert places["validation loss<br>(nats per token)"] == pytest.approx(
         [t.history[-1].eval_loss_nats for t in sweep.trials]
     )
     assert 10 ** np.array(places["learning rate"]) == pytest.approx([t.config.learning_rate for t in sweep.trials])

@@ -254,21 +254,24 @@ def test_where_quantization_shows_is_of_the_best_4_bit_finalist_that_was_evaluat
 
 @pytest.mark.parametrize(
     ("weights", "said"),
-    [("random", "random weights"), ("demo", "demo model"), ("stand-in", "stand-in base"), ("pretrained", None)],
+    [("random", "random weights"), ("demo", "the embedded demo model"), ("stand-in", "a stand-in base")],
 )
-def test_every_headline_figure_says_in_its_own_line_whose_weights_it_is_of(weights, said):
+def test_a_report_says_once_whose_weights_its_figures_are_of_and_begins_with_the_answer(weights, said):
     workload = asdict(replace(WORKLOAD, weights=weights))
     trials = [
         measured(0, BASELINE, 100.0, test_evaluation=evaluated_on_test()),
         measured(1, NF4, 90.0, similarity=similarity(), test_evaluation=evaluated_on_test(compared())),
     ]
-    lines = headlines(text_of(trials, workload=workload))
-    figures = [line for line in lines if "undetermined" not in line]
-    assert len(figures) == 7
-    if said:
-        assert all(said in line for line in figures)
-    else:
-        assert not any(", with" in line or ", on the embedded" in line for line in figures)
+    text = text_of(trials, workload=workload)
+    assert text.count(said) == 1
+    assert re.match(r"# Sweep t\n\n\*\*(Answer|So far): trial 1 ", text)
+
+
+def test_a_negative_recovered_cosine_says_what_it_means():
+    off = replace(compared().quantized, recovered_cosine=estimate(-0.25))
+    trials = [trial(1, config=NF4, test_evaluation=evaluated_on_test(replace(compared(), quantized=off)))]
+    assert "(under 0: further from the baseline than the untuned base)" in text_of(trials)
+    assert "under 0: further" not in text_of([replace(trials[0], test_evaluation=evaluated_on_test(compared()))])
 
 
 def test_trials_that_ended_alike_are_counted_together_whatever_their_figures():
@@ -350,8 +353,9 @@ def test_the_description_is_whole_sections_that_fit_with_the_answer_first():
     sections = render.sections(report, {}).values()
     (budgets,) = [s for s in sections if s.startswith("## Which rank for which memory")]
     rest = [s for s in sections if answered not in s and s != budgets]
-    whole = ["[all](#)", budgets, "![front](x.png)", answered, *rest]
-    for limit in (2000, 5000):
+    answer = f"**{safe(report.answer)}** Measured on: {safe(report.caption)}"
+    whole = [answer, "[all](#)", budgets, "![front](x.png)", answered, *rest]
+    for limit in (2500, 5000):
         note = render.description(report, limit, "[all](#)", "![front](x.png)")
         assert len(note) <= limit
         assert answered in note

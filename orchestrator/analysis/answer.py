@@ -1,0 +1,57 @@
+"""What a sweep answers, in one sentence with its uncertainty: each page about it begins with this. Pure."""
+
+from typing import TYPE_CHECKING
+
+from orchestrator.analysis.choice import alike, best, counting, loss_noise
+from orchestrator.analysis.describe import describe
+from orchestrator.analysis.verdict import seeds
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.snapshot import SweepSnapshot
+    from orchestrator.analysis.verdict import Verdict
+    from trainables.values.results import TrialResult
+
+
+def answer_of(sweep: "SweepSnapshot") -> str:
+    """The trial to take: the cheapest of those whose validation loss is the lowest as far as can be told.
+
+    With the verdict on it, where it is a 4-bit one.
+    """
+    status = sweep.status()
+    lead = "Answer" if status.n_done >= status.n_expected else "So far"
+    found, noise = counting(sweep.trials, sweep.settings), loss_noise(sweep.trials)
+    lowest = best(found)
+    if lowest is None:
+        return f"{lead}: none, as no trial counts for the front."
+    loss = f"{lowest.history[-1].eval_loss_nats:.4f} nats"
+    if noise.sd is None:
+        sure = f"has the lowest validation loss, {loss}, of one seed: what another seed changes is still to be measured"
+        return f"{lead}: {_named(lowest)} {sure}{_cost(sweep, lowest)}."
+    others = alike(lowest, found, noise)
+    taken = others[0]
+    within = f"{noise.margin:.4f} nats ({noise.degrees})"
+    if len(others) == 1:
+        sure = f"has the lowest validation loss, {loss}, by more than {within} of noise"
+    else:
+        sure = f"is the cheapest of {len(others)} trials that have the lowest validation loss, {loss}, within {within}"
+    return f"{lead}: {_named(taken)} {sure}{_cost(sweep, taken)}."
+
+
+def _named(trial: "TrialResult") -> str:
+    return f"trial {trial.number} ({describe(trial.config)}; {trial.cost.peak_memory_mib:.1f} MiB)"
+
+
+def _cost(sweep: "SweepSnapshot", trial: "TrialResult") -> str:
+    """The verdict on a 4-bit trial in a few words."""
+    if trial.config.precision == "16bit":
+        return ""
+    verdict = sweep.verdicts.get(trial.key)
+    return f"; what its 4 bits cost: {_short(verdict)}" if verdict else "; what its 4 bits cost was not measured"
+
+
+def _short(verdict: "Verdict") -> str:
+    lost = verdict.lost
+    if lost is None or lost.low is None:
+        return verdict.answer
+    ends = f"{100 * lost.low:.1f} to {100 * lost.high:.1f}"
+    return f"{verdict.answer}, {100 * lost.share:.1f} % ({ends}) of what tuning gained, {seeds(lost.n_pairs)}"

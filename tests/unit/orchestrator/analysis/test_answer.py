@@ -1,0 +1,49 @@
+"""The sentence that each page begins with: the trial to take, and how sure that is."""
+
+from dataclasses import replace
+
+from orchestrator.analysis.answer import answer_of
+from tests.support.sweeps import cost, evaluated_pair, make, measurement, snapshot, trial
+from trainables.values.config import TrialConfig
+
+SETTINGS = make(objectives=("eval_loss_nats", "peak_memory_mib"))
+
+
+def ran(number: int, loss: float, mib: float = 100.0, precision: str = "16bit", **values):
+    config = TrialConfig(precision=precision, rank=number + 1, alpha=8, seed=values.pop("seed", 0))
+    shown = {"config": config, "history": (measurement(200, loss),), "cost": cost(peak_memory_mib=mib)}
+    return trial(number, **shown | values)
+
+
+def said(*trials) -> str:
+    return answer_of(snapshot(SETTINGS, trials, {}))
+
+
+def replicates(of, *losses: float):
+    for seed, loss in enumerate(losses, start=1):
+        config = replace(of.config, seed=seed)
+        yield trial(50 + seed, config=config, history=(measurement(200, loss),), cost=of.cost, origin="replicate")
+
+
+def test_it_names_the_cheapest_trial_within_the_noise_of_the_lowest_loss():
+    best, cheaper, worse = ran(0, 2.0, 120.0), ran(1, 2.005, 110.0), ran(2, 2.5, 90.0)
+    found = said(best, cheaper, worse, *replicates(best, 2.01, 1.99))
+    assert ": trial 1 (16 bits, rank 2," in found
+    assert (
+        "110.0 MiB) is the cheapest of 2 trials that have the lowest validation loss, 2.0000 nats, within 0.0" in found
+    )
+    assert "(2 degrees of freedom)" in found
+
+
+def test_a_trial_alone_below_the_noise_is_said_to_be_so_and_without_seeds_what_is_missing_is_said():
+    best, worse = ran(0, 2.0), ran(2, 2.5)
+    assert "has the lowest validation loss, 2.0000 nats, by more than 0.0" in said(best, worse, *replicates(best, 2.01))
+    assert "of one seed: what another seed changes is still to be measured" in said(best, worse)
+    assert said() == "So far: none, as no trial counts for the front." or said().startswith("Answer: none")
+
+
+def test_of_a_4_bit_trial_it_tells_what_4_bits_cost():
+    nf4 = ran(0, 2.0, precision="nf4", test_evaluation=evaluated_pair(0.09))
+    assert "; what its 4 bits cost: lost, 9.0 % (" in said(nf4)
+    assert said(nf4).endswith(") of what tuning gained, one seed.")
+    assert said(replace(nf4, test_evaluation=None)).endswith("; what its 4 bits cost was not measured.")
