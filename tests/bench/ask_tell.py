@@ -13,6 +13,7 @@ import numpy as np
 import search_spaces
 from orchestrator import settings as settings_file
 from orchestrator.driver.driver import Driver, Stop
+from orchestrator.driver.in_order import LAG, LAG_PER_WORKER
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.task import Task, TaskReport
 from tests.bench.overhead import fake_loss_nats
@@ -92,7 +93,9 @@ def filled(folder: Path, settings: settings_file.SweepSettings, n_trials: int) -
         fill(ledger, settings, n_trials)
         ledger.close()
         copyfile(Path(beside) / "ledger.db", folder / "ledger.db")
-    return Ledger(folder / "ledger.db")
+    ledger = Ledger(folder / "ledger.db")
+    ledger.set_fact(LAG, LAG_PER_WORKER)
+    return ledger
 
 
 def measured(n_trials: int) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def run_at_random(folder: Path, asked, random: Random) -> dict:
     is_hasty = random.random()  # how soon a free worker takes a task up
     for _ in range(5000):
         chance = random.random()
-        if chance < 0.01 and n_crashes < 3:
+        if chance < 0.03 and n_crashes < 3:
             n_crashes += 1
             desk.crash()
             desk = Desk(folder, asked, random.choice([1, N_SLOTS, 5]))

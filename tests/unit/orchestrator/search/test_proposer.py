@@ -202,3 +202,32 @@ def test_where_the_sampler_asks_for_known_points_only_the_nearest_unknown_one_is
     taken = proposer.propose(key_of, lambda key: len(seen) <= MAX_REPEATS or key not in left)
     last = seen[MAX_REPEATS - 1]
     assert taken == {"rank": 1 if last["rank"] <= 2 else 8, "precision": last["precision"]}
+
+
+@pytest.mark.parametrize("method", ["tpe", "gp", "nsga2", "random", "qmc"])
+def test_a_fresh_proposer_that_was_told_the_same_proposes_the_same_at_a_place(method):
+    """Results come in late, and the fresh one was not asked for what the first had proposed."""
+    asked = make(space({**TPE, "method": method}))
+    key_of = lambda p: WORKLOAD.key(asked.config(dict(p)))  # noqa: E731
+    first, fresh, points, known = Proposer(asked), Proposer(asked), [], set()
+
+    def tell(proposer, place):
+        params = points[place]
+        config = asked.config(dict(params))
+        loss = 2.0 + abs(np.log(config.learning_rate / 1e-3)) / config.rank
+        result = trial(place, config=config, key=key_of(params), history=(measurement(8, loss),))
+        proposer.tell(Entry(result=result, params=params))
+
+    for place in range(N_FIRST + 6):
+        if place >= 3:
+            tell(first, place - 3)
+        points.append(first.propose(key_of, known.__contains__, place))
+        known.add(key_of(points[-1]))
+    seen: set[str] = set()
+    for place, params in enumerate(points[:-1]):
+        if place >= 3:
+            tell(fresh, place - 3)
+        fresh.propose_again(params, key_of, seen.__contains__, place)
+        seen.add(key_of(params))
+    tell(fresh, len(points) - 4)
+    assert fresh.propose(key_of, seen.__contains__, len(points) - 1) == points[-1]
