@@ -23,7 +23,7 @@ from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import Status
 from orchestrator.analysis.verdict import failed_evaluations, seeds
 from orchestrator.cli.closing import counts_line, next_lines
-from orchestrator.cli.lines import for_stream
+from orchestrator.cli.lines import folded, for_stream
 from orchestrator.cli.output import print_json
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.driver.plan import why_empty
