@@ -18,7 +18,7 @@ N_PROGRAMS = 264
 """About as many as two for each multiprocessor of the GPU that the sizes were chosen on."""
 ROWS, COLUMNS = 64, 64
 LOW_ROWS, LOW_COLUMNS = 32, 64
-"""Of a tile."""
+"""Of a tile: of the gradients, and of A's product."""
 UNSPECIALIZED = ["module", "threshold", "n_tokens", "rows_of_program", "columns_of_program", "n_tiles", "n_parts", "n"]
 
 
@@ -43,28 +43,27 @@ def _sum(parts: torch.Tensor, dtype: torch.dtype, scaling: float | torch.Tensor)
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _low_product(
-    low, x, a, keys, module, threshold, n_tokens, n_channels, columns_of_program, n_tiles,
+    low, x, a, keys, module, threshold, scale, n_tokens, n_channels, columns_of_program, n_tiles,
     n_ranks: tl.constexpr, rank_block: tl.constexpr, row_block: tl.constexpr, column_block: tl.constexpr,
-    is_even: tl.constexpr,
 ):  # fmt: skip
-    first_token = tl.program_id(0) * row_block
-    row, r = tl.arange(0, row_block), tl.arange(0, rank_block)
-    of_token, of_rank = first_token + row < n_tokens, r < n_ranks
-    of_keys = tl.load(keys + first_token + row, mask=of_token, other=0)
-    x += first_token.to(tl.int64) * n_channels  # within a tile 32 bits are enough for an address
+    t = tl.program_id(0) * row_block + tl.arange(0, row_block)
+    r = tl.arange(0, rank_block)
+    of_token, of_rank = t < n_tokens, r < n_ranks
+    of_keys = tl.load(keys + t, mask=of_token, other=0)
     total = tl.zeros((row_block, rank_block), dtype=tl.float32)
     first = tl.program_id(1) * columns_of_program
     for tile in range(n_tiles):
         c = first + tile * column_block + tl.arange(0, column_block)
-        inside, of_a = of_token[:, None], of_rank[:, None]
-        if not is_even:
-            inside, of_a = inside & (c < n_channels)[None, :], of_a & (c < n_channels)[None, :]
-        value = tl.load(x + row[:, None] * n_channels + c[None, :], mask=inside, other=0.0)
-        value = tl.where(keep_tile(of_keys, module, c, threshold), value, 0.0)
-        a_tile = tl.load(a + r[:, None] * n_channels + c[None, :], mask=of_a, other=0.0)
+        of_channel = (c < n_channels)[None, :]
+        at = t.to(tl.int64)[:, None] * n_channels + c[None, :]
+        value = tl.load(x + at, mask=of_token[:, None] & of_channel, other=0.0)
+        keep = keep_tile(of_keys, module, c, threshold)
+        value = tl.where(keep, value.to(tl.float32) * scale, 0.0).to(value.dtype)
+        a_at = r.to(tl.int64)[:, None] * n_channels + c[None, :]
+        a_tile = tl.load(a + a_at, mask=of_rank[:, None] & of_channel, other=0.0)
         total = tl.dot(value, tl.trans(a_tile), total, input_precision="ieee")
-    low += (tl.program_id(1) * n_tokens + first_token).to(tl.int64) * n_ranks
-    tl.store(low + row[:, None] * n_ranks + r[None, :], total, mask=of_token[:, None] & of_rank[None, :])
+    low += tl.program_id(1).to(tl.int64) * n_tokens * n_ranks
+    tl.store(low + t[:, None] * n_ranks + r[None, :], total, mask=of_token[:, None] & of_rank[None, :])
 
 
 def low_product(x: torch.Tensor, a: torch.Tensor, mask: Mask) -> torch.Tensor:
@@ -75,11 +74,11 @@ def low_product(x: torch.Tensor, a: torch.Tensor, mask: Mask) -> torch.Tensor:
     n_parts = triton.cdiv(n_columns, n_tiles)
     parts = torch.empty(n_parts, n_tokens, n_ranks, dtype=torch.float32, device=x.device)
     _low_product[(n_rows, n_parts)](
-        parts, x.contiguous(), a, mask.keys, mask.module, mask.threshold, n_tokens, n_channels, n_tiles * LOW_COLUMNS,
-        n_tiles, n_ranks=n_ranks, rank_block=_rank_block(n_ranks), row_block=LOW_ROWS, column_block=LOW_COLUMNS,
-        is_even=n_channels % (n_tiles * LOW_COLUMNS) == 0, num_stages=_stages(x),
+        parts, x.contiguous(), a, mask.keys, mask.module, mask.threshold, mask.scale, n_tokens, n_channels,
+        n_tiles * LOW_COLUMNS, n_tiles, n_ranks=n_ranks, rank_block=_rank_block(n_ranks), row_block=LOW_ROWS,
+        column_block=LOW_COLUMNS, num_stages=_stages(x),
     )  # fmt: skip
-    return _sum(parts, x.dtype, mask.scale)
+    return _sum(parts, x.dtype, 1.0)
 
 
 def _rank_block(n_ranks: int) -> int:
@@ -98,36 +97,32 @@ def _input_gradients(
     is_masked: tl.constexpr, has_d_x: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * column_block + tl.arange(0, column_block)
-    row, r = tl.arange(0, row_block), tl.arange(0, rank_block)
+    r = tl.arange(0, rank_block)
     of_channel, of_rank = (c < n_channels)[None, :], r < n_ranks
-    a_at = r[:, None] * n_channels + c[None, :]
+    a_at = r.to(tl.int64)[:, None] * n_channels + c[None, :]
     a_tile = tl.load(a + a_at, mask=of_rank[:, None] & of_channel, other=0.0)
     total = tl.zeros((rank_block, column_block), dtype=tl.float32)
     first = tl.program_id(1) * rows_of_program
-    x += first.to(tl.int64) * n_channels
-    d_x += first.to(tl.int64) * n_channels
-    at = row[:, None] * n_channels + c[None, :]  # within a tile 32 bits are enough for an address
     for tile in range(n_tiles):
-        t = first + tile * row_block + row
+        t = first + tile * row_block + tl.arange(0, row_block)
         of_token = t < n_tokens
         inside = of_token[:, None] & of_channel
+        at = t.to(tl.int64)[:, None] * n_channels + c[None, :]
         low_at = t[:, None] * n_ranks + r[None, :]
         low_tile = tl.load(d_low + low_at, mask=of_token[:, None] & of_rank[None, :], other=0.0)
         value = tl.load(x + at, mask=inside, other=0.0)
         if is_masked:
             keep = keep_tile(tl.load(keys + t, mask=of_token, other=0), module, c, threshold)
-            value = tl.where(keep, value, 0.0)
+            value = tl.where(keep, value.to(tl.float32) * scale, 0.0).to(value.dtype)
         total = tl.dot(tl.trans(low_tile), value, total, input_precision="ieee")
         if has_d_x:
             product = tl.dot(low_tile, a_tile, input_precision="ieee")
             if is_masked:
-                product = tl.where(keep, product, 0.0)
-            product = product * scale + tl.load(d_x + at, mask=inside, other=0.0).to(tl.float32)
+                product = tl.where(keep, product * scale, 0.0)
+            product += tl.load(d_x + at, mask=inside, other=0.0).to(tl.float32)
             tl.store(d_x + at, product.to(d_x.dtype.element_ty), mask=inside)
-        x += row_block * n_channels
-        d_x += row_block * n_channels
     d_a += tl.program_id(1).to(tl.int64) * n_ranks * n_channels
-    tl.store(d_a + a_at, total * scale, mask=of_rank[:, None] & of_channel)
+    tl.store(d_a + a_at, total, mask=of_rank[:, None] & of_channel)
 
 
 def input_gradients_(
