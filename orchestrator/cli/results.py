@@ -71,6 +71,7 @@ class Best(TypedDict):
     values: Values
     why: str
     sure: str
+    verdict: str | None
     code: str
 
 

@@ -71,7 +71,9 @@ def predicted_seconds(settings: "SweepSettings", root: Path, n_slots: int = 1) -
     configs = first_configs(settings, N_CONFIGS)
     baselines = {config.at_other_precision for config in configs if config.precision == "nf4"}
     whole = sum(trial_seconds(shape, config, dtype, speed) for config in baselines.union(configs))
-    return settings.n_trials * whole / len(configs) / n_slots
+    n_looked_at = min(N_CONFIGS, settings.n_trials)
+    times = settings.n_trials / n_looked_at if len(configs) == n_looked_at else 1.0  # fewer are all of the space
+    return times * whole / n_slots
 
 
 def trials_seconds(settings: "SweepSettings", configs: "Sequence[TrialConfig]", root: Path) -> "list[float | None]":

@@ -32,6 +32,8 @@ LAG = "lag"
 and in ledgers from before."""
 STOPPED_AT = "stopped_at"
 """Fact: key -> step at which the rule stopped a 16-bit trial that a 4-bit one needed whole all the same."""
+N_NUMBERED = "n_numbered"
+"""Fact: configs that were asked for at the start. Their places are their numbers, as many more are their baselines'."""
 LAG_PER_WORKER = 2
 
 
@@ -43,6 +45,7 @@ def lag_of(settings: "SweepSettings", ledger: "Ledger", n_workers: int) -> int |
     if lag is None:
         lag = LAG_PER_WORKER * max(1, n_workers)
         ledger.set_fact(LAG, lag)
+        ledger.set_fact(N_NUMBERED, settings.n_trials)
     return lag
 
 
@@ -78,7 +81,7 @@ class InOrder:
         self._lag = lag
         needs_similarity = any(OBJECTIVES[name].source == "similarity" for name in settings.objectives)
         self._pair_lag = 0 if needs_similarity or settings.min_similarity is not None else lag
-        self._n_trials = settings.n_trials
+        self._n_numbered = ledger.fact(N_NUMBERED, settings.n_trials)
         self._ledger = ledger
         self._proposer = proposer
         self._rule = rule  # has learned what is seen
@@ -141,11 +144,16 @@ class InOrder:
         if self._rows.is_open(trial.key):
             self._sights[trial.key] = Sight(deepcopy(self._rule), has_baseline)
 
-    def number(self, key: str, origin: "Origin") -> int | None:
-        """A proposal's is its place; that of a baseline follows from the first 4-bit proposal that it belongs to."""
-        if origin == "search":
+    def number(self, key: str, origin: "Origin") -> int:
+        """A proposal's is its place; that of a baseline follows from the first 4-bit proposal that it belongs to.
+
+        Of all others, such as proposals beyond those that a sweep began with, it is the next one after all of these.
+        """
+        if origin == "search" and len(self._keys) < self._n_numbered:
             return len(self._keys)
-        return self._n_trials + self._twins[key][0] if origin == "baseline" else None
+        if origin == "baseline" and self._twins[key][0] < self._n_numbered:
+            return self._n_numbered + self._twins[key][0]
+        return max(2 * self._n_numbered, self._ledger.next_number())
 
     def end(self) -> None:
         self._see(len(self._keys))
@@ -205,7 +213,8 @@ class InOrder:
             entry = replace(entry, result=replace(entry.result, similarity=None))
         step = self._stopped_at.get(entry.result.key)
         if step is None:
-            self._whole.add(entry.result.key)
+            if entry.result.state != "pruned":  # a 4-bit trial may yet need it whole
+                self._whole.add(entry.result.key)
             return entry
         history = tuple(measurement for measurement in entry.result.history if measurement.step <= step)
         return replace(entry, result=replace(entry.result, state="pruned", history=history))

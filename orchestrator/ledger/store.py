@@ -107,6 +107,10 @@ class Ledger:
             )
             return self._written(key)
 
+    def next_number(self) -> int:
+        """The one after the highest of all trials."""
+        return self._db.execute("SELECT coalesce(max(number) + 1, 0) FROM trials").fetchone()[0]
+
     def _move(self, key: str, new: State, **columns: Any) -> None:
         """Change state inside the caller's transaction, if TRANSITIONS allow it."""
         row = self._db.execute("SELECT state FROM trials WHERE key = ?", (key,)).fetchone()

@@ -5,7 +5,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import t
@@ -97,6 +97,7 @@ def test_the_ends_are_the_shares_at_which_the_bounds_of_the_contrast_are_0(seed,
 @given(DRAWS, st.integers(1, 4), st.floats(-0.1, 0.2), st.floats(0.01, 0.3))
 def test_the_share_lies_within_and_the_margin_lies_within_exactly_where_it_is_undecided(seed, n_pairs, lost, margin):
     found = drawn(seed, n_pairs, lost=lost).found
+    assume(found.withheld is None)  # one draw in many shows no gain
     assert found.low <= found.share <= found.high
     assert (found.answer(margin) == "undecided") == (found.low <= margin < found.high)
     assert (found.answer(margin) == "kept") == (found.high <= margin)

@@ -17,5 +17,5 @@ def test_report_card_and_script_name_the_commit_that_a_revision_was_pinned_to():
     report = report_of(found, lambda config: None)
     assert f"| base commit on the hub | {COMMIT} |" in render.markdown(report, {})
     assert f"of commit `{COMMIT}` on the hub" in card_of(report).content
-    assert f"revision='{COMMIT}'" in export.script("16bit", ON_HUB, merged=False)
+    assert f"revision='{COMMIT}'" in export.script(("16bit", ()), ON_HUB, merged=False)
     assert "commit on the hub" not in render.markdown(replace(report, workload=WORKLOAD), {})

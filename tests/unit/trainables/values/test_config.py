@@ -218,7 +218,7 @@ def test_a_failed_trial_carries_a_final_state():
 def test_each_error_says_by_its_exit_code_what_to_do():
     codes = {error.__name__: error.exit_code for error in SweepError.__subclasses__()}
     own = {"ConfigError": 2, "DataError": 3, "DiskFull": 4, "Unreachable": 5}
-    assert codes == own | {"LedgerDamaged": 1, "TrialFailed": 1, "DeviceLost": 1}
+    assert codes == own | {"LedgerDamaged": 1, "TrialFailed": 1, "DeviceLost": 1, "Interrupted": 130}
 
 
 def test_an_error_comes_whole_out_of_another_process():
