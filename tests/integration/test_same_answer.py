@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.driver.in_order import LAG
+from orchestrator.cluster.ray_cluster import MAX_CPU_WORKERS
+from orchestrator.driver.in_order import LAG, LAG_PER_WORKER
 from orchestrator.ledger import Ledger
 from tests.support.sweeps import command, start
 
@@ -24,7 +25,12 @@ parameters:
 fixed: {alpha: 8, batch_size: 4, max_length_tokens: 64, max_steps: 8}
 early_terminate: {type: hypervolume, min_gain: 0.02}
 """
-ASKED = ("run", "--space", "space.yaml", "--name", "a", "--trials", "12", "--no-reuse", "--seed", "5", "--json")
+N_WORKERS = min(len(os.sched_getaffinity(0)), MAX_CPU_WORKERS)
+N_TRIALS = 2 * LAG_PER_WORKER * N_WORKERS + 4
+"""So many that the last ones see enough results for some to be stopped."""
+ASKED = ("run", "--space", "space.yaml", "--name", "a", "--trials", str(N_TRIALS), "--no-reuse", "--seed", "5")
+PATIENCE_SECONDS = 1800
+FEW = ("--verdict-seeds", "1", "--json")
 
 
 def ledger_of(cwd: Path) -> Ledger:
@@ -79,8 +85,8 @@ def n_ended(cwd: Path) -> int:
 
 def kill_after(cwd: Path, n_trials: int) -> None:
     """Run the sweep, and SIGKILL its driver once so many trials ended."""
-    process = start(*ASKED, cwd=cwd)
-    end = time.monotonic() + 300
+    process = start(*ASKED, *FEW, cwd=cwd)
+    end = time.monotonic() + PATIENCE_SECONDS
     while process.poll() is None and time.monotonic() < end and n_ended(cwd) < n_trials:
         time.sleep(0.2)
     assert process.poll() is None, process.communicate()[1]
@@ -90,13 +96,13 @@ def kill_after(cwd: Path, n_trials: int) -> None:
 
 def test_the_same_command_brings_the_same_answer_under_load_and_over_a_kill_and_a_resume(tmp_path):
     quiet, loaded, killed = (folder(tmp_path, name) for name in ("quiet", "loaded", "killed"))
-    first = command(*ASKED, cwd=quiet, timeout=600)
+    first = command(*ASKED, *FEW, cwd=quiet, timeout=PATIENCE_SECONDS)
     assert first.code == 0, first.err
     with busy(3):
-        second = command(*ASKED, cwd=loaded, timeout=900)
+        second = command(*ASKED, *FEW, cwd=loaded, timeout=PATIENCE_SECONDS)
     assert second.code == 0, second.err
     kill_after(killed, 5)
-    resumed = command("resume", "a", "--json", cwd=killed, timeout=600)
+    resumed = command("resume", "a", "--json", cwd=killed, timeout=PATIENCE_SECONDS)
     assert resumed.code == 0, resumed.err
     expected = answer(quiet)
     states = {state for _, _, _, state, _ in expected["trials"]}
