@@ -81,18 +81,18 @@ class EarlyTerminate(Frozen):
     """How weak trials are stopped.
 
     Attributes:
-        type: at each rung "hypervolume" stops what even at its most hopeful end would add next to nothing to the front
-            so far, at the last one a 4-bit trial whose baseline then need not run; "asha" keeps the best 1 / eta by
+        type: at each rung "hypervolume" stops what even at its most hopeful end the front so far would dominate, at the
+            last one a 4-bit trial whose baseline then need not run; "asha" keeps the best 1 / eta by
             held-out loss; "none" keeps all. Each but "none" loses members of the front.
         eta: of asha.
         min_share: share of its steps that every trial is given before it may be stopped.
-        min_gain: of hypervolume: what a trial must have the hope to add, as a share of what the front dominates.
+        min_gain: of hypervolume: a trial must have the hope to add more than this share of what the front dominates.
     """
 
     type: Literal["hypervolume", "asha", "none"] = "hypervolume"
     eta: float = Field(default=2, gt=1, le=8)
     min_share: float = Field(default=0.125, gt=0, le=1)
-    min_gain: float = Field(default=0.002, ge=0, lt=1)
+    min_gain: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="before")
     @classmethod

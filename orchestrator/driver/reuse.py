@@ -12,7 +12,7 @@ from orchestrator.driver.plan import first_configs
 from orchestrator.ledger import Ledger, adapter_store
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.search.design import N_FIRST
-from orchestrator.search.proposer import POPULATION
+from orchestrator.search.samplers import POPULATION
 from orchestrator.security.folder_access import refuse_shared
 from trainables.cost.device import versions
 from trainables.values.errors import ConfigError, LedgerDamaged

@@ -1,11 +1,11 @@
 """Whether a running trial promises enough for the front: the rule behind early_terminate's "hypervolume".
 
 The predictive termination of Domhan et al. 2015 (IJCAI, section 4) with a front in place of one best value: a trial
-ends where even its most hopeful end would add at most `min_gain` to the hypervolume of what completed so far. That
-loses members of the front for good: those that add less, and those whose loss would fall by more than any completed
-trial's did. `make bench ARGS=search` says how many of a recorded front, and how much of its volume. What has a lower
-value of an objective than all that went on from its rung so far is not stopped there. A 4-bit trial that trained to its
-end and adds at most `min_gain` counts as stopped there: its 16-bit baseline would cost as much again, for as little.
+ends where even its most hopeful end would add at most `min_gain` to the hypervolume of what completed so far (with the
+default, 0: where the front dominates that end). Members of the front are lost for good where a loss falls by more than
+was to be hoped for; `make bench ARGS=search` says how many, and how much of the front's volume. What has a lower value
+of an objective than all that went on from its rung so far is not stopped there. A 4-bit trial that trained to its end
+and adds at most `min_gain` counts as stopped there: its 16-bit baseline would cost as much again, for as little.
 """
 
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ class HypervolumeStop:
         self._enter(key, measurement, cost)
         if not may_stop:
             return None
-        losses, hopeful = losses_at(measurement, cost, self._names), self._curves.hopeful(measurement, cost)
+        losses, hopeful = losses_at(measurement, cost, self._names), self._curves.hopeful(self._running[key], cost)
         step, gain = measurement.step, None
         if hopeful is not None and step >= self._first:
             gain = self._too_little(step, losses, hopeful, self._of(cost))
@@ -140,7 +140,7 @@ class HypervolumeStop:
         return ", ".join(f"{name} {value:.4g}" for name, value in zip(self._names, losses, strict=True))
 
     def _adds(self, gain: float) -> str:
-        return f"would add {gain:.2%} to what the front dominates, at most {self._asked.min_gain:.2%} is too little"
+        return f"would add {gain:.2%} to what the front dominates, too little (min_gain {self._asked.min_gain:g})"
 
     def _of(self, cost: "Cost") -> DeviceFront:
         n = len(self._names)

@@ -1,24 +1,24 @@
 """What the search tries next: an in-memory Optuna study, a projection of the ledger.
 
 Every candidate that is settled is told once: completed with all its objectives; one that was stopped with the end that
-the completed trials' falls let expect, once there are some; anything else as pruned. A trial that broke, or whose
+the completed trials' curves let expect, once there are some; anything else as pruned. A trial that broke, or whose
 similarity is too low, violates a constraint (told as failed, TPE would go on asking around it).
 """
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.analysis.front import dissimilarity, losses_of
-from orchestrator.analysis.ranking import ranking
 from orchestrator.pruning.learning_curves import LearningCurves, losses_at, measured
 from orchestrator.search.design import N_FIRST, first_points
+from orchestrator.search.halves import FULL, PRECISION, Halves
+from orchestrator.search.history import modelled
+from orchestrator.search.samplers import MODELS, sampler
 
 if TYPE_CHECKING:
     from orchestrator.ledger.rows import Entry
@@ -35,26 +35,6 @@ MAX_REPEATS = 10
 """Known points the sampler may propose in a row before the unknown one nearest to the last of them is taken."""
 BROKEN = 1.0
 """Constraint value of a trial that ended without usable figures."""
-MODELS = frozenset({"tpe", "gp"})
-"""Samplers that model what they were told, and begin with the points of `first_points`."""
-POPULATION = 16
-"""Trials of one generation of NSGA-II: a sweep has tens of trials, so that Optuna's 50 would be one generation."""
-
-
-def sampler(method: str, seed: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler of that name; a grid has none, and is walked through in order."""
-    samplers = optuna.samplers
-    if method == "tpe":
-        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=N_FIRST)
-    if method == "nsga2":
-        return samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
-    if method == "gp":
-        return samplers.GPSampler(seed=seed, n_startup_trials=N_FIRST, warn_independent_sampling=False)
-    if method == "qmc":
-        quiet = {"warn_independent_sampling": False, "warn_asynchronous_seeding": False}
-        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-            return samplers.QMCSampler(seed=seed, scramble=True, **quiet)
-    return samplers.RandomSampler(seed=seed)
 
 
 def ordered(parameter: "Parameter") -> tuple[Any, ...] | None:
@@ -72,21 +52,6 @@ def is_within(dist: BaseDistribution, value: Any) -> bool:
     if isinstance(dist, CategoricalDistribution):
         return value in dist.choices
     return dist._contains(dist.to_internal_repr(value))
-
-
-def modelled(trials: Sequence[FrozenTrial], n: int) -> list[FrozenTrial]:
-    """What a sampler needs of a long history, in its order: the best completed trials, and the latest of all others.
-
-    The best by non-dominated depth are a fifth, twice what TPE takes for good ones (a tenth of all).
-    """
-    if len(trials) <= n:
-        return list(trials)
-    sound = [t for t in trials if t.state == TrialState.COMPLETE and all(v <= 0 for v in t.constraints.values())]
-    order = ranking([t.values for t in sound]) if sound else []
-    best = {sound[i].number for i in order[: n // 5]}
-    latest = [t.number for t in trials if t.number not in best][len(best) - n :]
-    kept = best.union(latest)
-    return [trial for trial in trials if trial.number in kept]
 
 
 class Proposer:
@@ -114,6 +79,7 @@ class Proposer:
         self._grid: dict[str, dict[str, Any]] | None = None  # by key, once it is needed
         self._asked: dict[str, optuna.Trial] = {}
         self._first: list[dict[str, Any]] | None = None  # points to begin with that were not asked for yet
+        self._halves = Halves(self._distributions)
         self.study = self._new_study()
 
     def _new_study(self) -> optuna.Study:
@@ -128,11 +94,11 @@ class Proposer:
         for _ in range(MAX_REPEATS):
             self._enqueue_first()
             trial = self.study.ask(self._distributions)
-            params = {n: self._ordered[n][v] if n in self._ordered else v for n, v in trial.params.items()}
+            params = self._decoded(trial.params)
             key = key_of(params)
             if not known(key):
                 self._asked[key] = trial
-                return params
+                return self._completing_a_pair(key, key_of, known) or params
             self.study.tell(trial, state=TrialState.FAIL)
         if self._space.n_points is None:
             return None
@@ -140,11 +106,39 @@ class Proposer:
         self._random.shuffle(left)
         return min(left, key=lambda point: self._distance(point, params), default=None)
 
+    def _completing_a_pair(self, key: str, key_of: KeyOf, known: Callable[[str], bool]) -> dict[str, Any] | None:
+        """In place of the point that was asked for under this key, one that needs no baseline; None where none does."""
+        asked = self._asked[key].params
+        if self._space.method not in MODELS:
+            return None
+        half = self._halves.nearest(asked, lambda point: not known(key_of(self._decoded(point))))
+        if half is None or half == asked:
+            return None
+        self.study.tell(self._asked.pop(key), state=TrialState.FAIL)
+        point = self._decoded(half)
+        self._take(key_of(point), point)
+        return point
+
+    def _take(self, key: str, params: Mapping[str, Any]) -> None:
+        """Let the study hold a point as being at work without having asked for it; one outside the space it cannot."""
+        coded = self._coded(params)
+        if coded is None:
+            return
+        at_work = create_trial(state=TrialState.RUNNING, params=coded, distributions=self._distributions)
+        self.study.add_trial(at_work)
+        self._asked[key] = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[-1]._trial_id)
+
+    def _decoded(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """A point of the study as the space has it."""
+        return {n: self._ordered[n][v] if n in self._ordered else v for n, v in point.items()}
+
     def _enqueue_first(self) -> None:
         """Let the study ask for the next point to begin with, unless enough trials were known before."""
         if self._first is None:
             begins = self._space.method in MODELS and len(self.study.get_trials(deepcopy=False)) < N_FIRST
             self._first = first_points(self._distributions, self._settings.seed) if begins else []
+            if self._halves.is_searched:  # at 4 bits each would cost its baseline too, before anything is known
+                self._first = [{**point, PRECISION: FULL} for point in self._first]
         if self._first:
             self.study.enqueue_trial(self._first.pop(0))
 
@@ -172,6 +166,8 @@ class Proposer:
             excess: predicted peak beyond the device's memory, as a share of it; None where not known.
         """
         trial = self._asked.pop(entry.result.key, None)
+        if entry.result.state == "completed" and (point := self._coded(entry.params)):
+            self._halves.completed(point)
         if trial is not None:
             self.learn(entry, excess, trial)
         elif known := self.as_told(entry, excess):
@@ -253,7 +249,7 @@ class Proposer:
             return None
         last = result.history[-1]
         whole, cost = result.is_whole, result.cost
-        end = losses_at(last, cost, objectives) if whole else self._curves.typical(last, cost)
+        end = losses_at(last, cost, objectives) if whole else self._curves.typical(result.history, cost)
         return None if end is None else tuple(end.tolist())
 
     def _shorten(self) -> None:

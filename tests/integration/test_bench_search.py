@@ -269,8 +269,8 @@ def test_what_the_same_trials_would_have_found_without_stopping_is_what_stopping
 
 def test_baselines_come_on_top_of_the_trials_asked_for_and_are_paid_for(tmp_path):
     space, table = small_table()
-    found = growth(table, Ours(space, 1, 0, tmp_path, n_trials=6), (3, 6), 1)
-    asked = Ours(space, 1, 0, tmp_path / "again", n_trials=6)
+    found = growth(table, Ours(space, 1, 0, tmp_path, n_trials=6, method="random"), (3, 6), 1)
+    asked = Ours(space, 1, 0, tmp_path / "again", n_trials=6, method="random")
     jobs = [event.job for event in events(table, asked, 1) if event.kind == "begun"]
     baselines = [job for job in jobs if not job.is_proposal]
     assert sum(job.is_proposal for job in jobs) == 6

@@ -12,7 +12,8 @@ from optuna.trial import TrialState, create_trial
 from orchestrator.analysis.ranking import non_domination_ranks
 from orchestrator.ledger.rows import Entry
 from orchestrator.search.design import N_FIRST, first_points
-from orchestrator.search.proposer import MAX_REPEATS, Proposer, modelled, ordered
+from orchestrator.search.history import modelled
+from orchestrator.search.proposer import MAX_REPEATS, Proposer, ordered
 from search_spaces import Parameter
 from tests.support.sweeps import GRID, TPE, WORKLOAD, cost, make, measurement, space, trial
 
