@@ -200,6 +200,7 @@ def on_landscapes(given: argparse.Namespace) -> Iterator[str]:
         n_workers=given.workers,
         processes=given.processes,
         cache=given.cache,
+        cached=search_landscapes.METHODS if given.seed_of_commit else search_landscapes.OTHERS,
     )
     source = f"of commit {seed:08x}" if given.seed_of_commit else "of development"
     yield f"landscapes {source}, {given.seeds} seeds, {given.workers} worker(s)"
@@ -217,7 +218,9 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--trials", type=int, default=10_000, help="behind which ask and tell are timed")
     parser.add_argument("--seed-of-commit", metavar="COMMIT", help="landscapes are drawn from a commit's hash")
     parser.add_argument("--workers", type=int, default=1, help="of the landscapes' searches")
-    parser.add_argument("--cache", type=Path, help="file that keeps what others' methods came to on the landscapes")
+    parser.add_argument(
+        "--cache", type=Path, help="file that keeps what methods came to, to go on from; others' in development"
+    )
     return parser
 
 

@@ -34,6 +34,8 @@ HARD_CURVES = ("crossing curves", "late curves", "noisy curves")
 OURS, PLAIN = "ours", "plain TPE"
 PEERS = (PLAIN, "multi-metric pruner", "MOASHA", "random with our stop", "random")
 METHODS = (OURS, *PEERS)
+OTHERS = tuple(peer for peer in PEERS if peer != "random with our stop")
+"""Methods without code of ours."""
 MIN_DIFFERENCE, MAX_SECONDS, MAX_LOST, MIN_KEPT = -0.01, 0.85, 0.05, 0.995
 """Targets: least median difference to any peer, most of plain TPE's GPU-seconds, most of the front lost, least of the
 volume kept on hard curves."""
@@ -87,7 +89,7 @@ def outcome(name: str, method: str, base_seed: int, place: int, table: Path, n_w
 
 
 class Cache:
-    """Outcomes in a file, so that methods that did not change need not run anew; None: nothing is kept."""
+    """Outcomes in a file, so that methods that did not change need not run anew; without a path nothing is kept."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -113,15 +115,20 @@ def measured(
     n_workers: int,
     processes: int,
     cache: Path | None = None,
+    cached: Sequence[str] = METHODS,
 ) -> dict[tuple[str, str, int], dict[int, replay.Found]]:
-    """Every method on every landscape under every seed."""
+    """Every method on every landscape under every seed.
+
+    Args:
+        cached: methods whose outcomes are taken from the cache's file where it has them.
+    """
     kept, results, running = Cache(cache), {}, {}
     with ProcessPoolExecutor(processes) as pool:
         for method in methods:
             for name in names:
                 for place in range(n_seeds):
                     key = json.dumps([name, method, base_seed, place, n_workers])
-                    known = kept.get(key) if method not in (OURS, "random with our stop") else None
+                    known = kept.get(key) if method in cached else None
                     results[name, method, place] = known
                     if known is None:
                         arguments = (name, method, base_seed, place, table, n_workers)
