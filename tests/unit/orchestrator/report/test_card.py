@@ -334,7 +334,32 @@ def test_a_card_travels_without_paths_of_this_machine_and_names_no_hub_id_that_i
     card = cards.card_of(report(whole_sweep(), local), None, whole_sweep()[1])
     assert "secret" not in str(card)
     assert f"tuned on {data.rpartition('/')[2]}" in str(card)
-    assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "unknown")
+    assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "other")
+
+
+def test_the_licence_of_rows_of_a_file_is_the_one_that_was_said_and_that_of_known_rows_their_own():
+    local = replace(WORKLOAD, data="alpaca.json", weights="pretrained")
+    unsaid, said = (cards.card_of(report([], local), licence=licence) for licence in (None, "cc-by-nc-4.0"))
+    assert (unsaid.data.license, unsaid.data.license_name) == ("other", "that-of-the-rows")
+    assert said.data.license == "cc-by-nc-4.0"
+    assert "license_name" not in str(said)
+    assert "adapters: trained on rows under cc-by-nc-4.0" in section(str(said), "Licences")
+    assert "nobody said" in section(str(unsaid), "Licences")
+    assert cards.card_of(report([], HUB), licence="mit").data.license == "cc-by-nc-4.0"
+
+
+def test_the_answers_are_a_section_of_their_own_before_the_limitations():
+    text = str(cards.card_of(report(whole_sweep()), answers="Base *x*.\n\n### What do 4 bits cost?\n\n| a |\n"))
+    before, after = text.split("\n## The questions, answered from several sweeps\n\nBase *x*.\n")
+    assert before.rfind("\n### Results") > 0
+    assert after.startswith("\n### What do 4 bits cost?\n\n| a |\n\n## Limitations\n")
+
+
+def test_what_a_base_s_folder_says_of_its_weights_stands_where_figures_do_and_in_their_names():
+    noted = replace(WORKLOAD, base_model="./own", weights="pretrained", base_note="weights rounded before")
+    card = cards.card_of(report(whole_sweep(), noted))
+    assert "Measured on: own (weights rounded before)" in section(str(card), "Results")
+    assert all(", weights rounded before" in result.metric_name for result in card.data.eval_results)
 
 
 TEXTS = st.text(max_size=30).map(lambda text: "".join(c for c in text if c.isprintable()))
@@ -459,3 +484,6 @@ def test_a_card_of_another_base_and_other_rows_says_their_prompt_and_nothing_of_
     said = text.split("Where this differs")[0]
     for word in ("GPT-2", "Alpaca", "davinci", "English"):
         assert word not in said
+    rest = text.split("## Evaluation")[1].split("## Citation")[0]
+    assert "GPT-2" not in rest
+    assert "radford2019language" not in text
