@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +19,9 @@ from orchestrator.report import card as cards
 from orchestrator.report.card import layers_of
 from orchestrator.report.content import report_of
 from orchestrator.settings import stored
+from tests.bench.recorded import SWEEPS
 from tests.support.in_process import called
+from tests.support.recorded import place_recorded
 from tests.support.sweeps import (
     REPO,
     WORKLOAD,
@@ -460,13 +461,15 @@ def test_the_command_replaces_no_file_unasked_and_writes_the_same_again_and_refu
     assert "did you mean 't'" in unknown.err
 
 
-def test_the_repos_own_card_is_what_the_command_writes_from_the_recorded_sweep(tmp_path):
-    recorded = REPO / "mlflow_runs" / "recorded"
-    shutil.copytree(recorded / "standin-h200", tmp_path / "mlflow_runs" / "sweeps" / "standin-h200")
-    shutil.copytree(recorded / "sensitivity-standin-h200", tmp_path / "mlflow_runs" / "sensitivity" / "one")
-    finished = called("card", "standin-h200", cwd=tmp_path)
+def test_the_repos_own_card_is_what_the_command_writes_from_the_recorded_sweeps(tmp_path):
+    place_recorded(tmp_path)
+    said = ("--license", "cc-by-nc-4.0", "--answers", ",".join(SWEEPS))
+    finished = called("card", "smollm2-grid", *said, cwd=tmp_path)
     assert finished.code == 0, finished.err
-    assert (tmp_path / "MODEL_CARD.md").read_text() == (REPO / "MODEL_CARD.md").read_text()
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert card == (REPO / "MODEL_CARD.md").read_text()
+    assert (REPO / "mlflow_runs" / "recorded" / "answers.md").read_text() in card
+    assert "GPT-2" not in card
 
 
 PROMPTS = {
