@@ -51,6 +51,7 @@ class Asked:
         base: name of the base model.
         prefix: begins the name of every sweep.
         output: file of the card.
+        licence: of the rows, as `card` takes it.
     """
 
     inputs: tuple[str, ...]
@@ -58,6 +59,7 @@ class Asked:
     base: str
     prefix: str
     output: str
+    licence: str | None
 
     def name(self, step: str) -> str:
         return f"{self.prefix}-{step}"
@@ -66,6 +68,7 @@ class Asked:
 def words_of(step: str, asked: Asked, *, dry_run: bool) -> list[str]:
     """The command of a step, without the program's name."""
     run = ["run", "--name", asked.name(step), *asked.inputs, *asked.more]
+    there = [name for name in map(asked.name, SWEEPS) if dry_run or _is_sweep(name)]
     match step:
         case "grid":
             return [*run, "--space", "diagnostic", "--finalist-seeds", str(GRID_SEEDS)]
@@ -82,9 +85,11 @@ def words_of(step: str, asked: Asked, *, dry_run: bool) -> list[str]:
         case "pareto":
             return [*run, "--space", "pareto", "--trials", "32"]
         case "answers":
-            return ["answers", *(name for name in map(asked.name, SWEEPS) if dry_run or _is_sweep(name))]
+            return ["answers", *there]
         case _:
-            return ["card", asked.name("grid"), "--force", "--output", asked.output]
+            licence = ["--license", asked.licence] if asked.licence else []
+            answers = ["--answers", ",".join(there)] if there else []
+            return ["card", asked.name("grid"), "--force", "--output", asked.output, *licence, *answers]
 
 
 def _is_sweep(name: str) -> bool:
@@ -142,6 +147,7 @@ def parsed(arguments: Sequence[str]) -> tuple[Asked, list[str], bool]:
     parser.add_argument("--name", help="begins the names of the sweeps; default: the base's own")
     parser.add_argument("--only", help=f"some of the steps, with commas between them: {', '.join(STEPS)}")
     parser.add_argument("--output", default="MODEL_CARD.md", help="file of the card")
+    parser.add_argument("--license", help="of the rows, as of card")
     parser.add_argument("--dry-run", action="store_true", help="show the plans; touch neither GPU nor network")
     values, more = parser.parse_known_args(arguments)
     steps = values.only.split(",") if values.only else list(STEPS)
@@ -158,7 +164,14 @@ def parsed(arguments: Sequence[str]) -> tuple[Asked, list[str], bool]:
     for flag, value in sources.items():
         inputs += [flag, value] if value else []
     prefix = values.name or Path(base.removeprefix("random:").partition("@")[0]).name.lower()
-    asked = Asked(inputs=tuple(inputs), more=tuple(more), base=base, prefix=prefix, output=values.output)
+    asked = Asked(
+        inputs=tuple(inputs),
+        more=tuple(more),
+        base=base,
+        prefix=prefix,
+        output=values.output,
+        licence=values.license,
+    )
     return asked, [step for step in STEPS if step in steps], values.dry_run
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis.front import objective_value
 from orchestrator.analysis.noise import BUT_SEED, Noise
+from orchestrator.figures.points import point_of
 from orchestrator.figures.style import PRECISION_COLOURS
 from orchestrator.objectives import OBJECTIVES
 
@@ -26,7 +27,7 @@ class Columns:
         trials: (n_trials,), objects.
         precision: (n_trials,), "16bit" or "nf4".
         on_front: (n_trials,), whether each is on the sweep's Pareto front.
-        searched: (n_trials,), whether the search proposed it; not so baselines and seed replicates.
+        searched: (n_trials,), whether it is a point of the space; not so a baseline outside it, or a seed replicate.
         repeated: (n_trials,), whether it is the first of several that differ in nothing but the seed.
         lost: (n_trials,), whether its verdict says that 4 bits lose more than the margin.
     """
@@ -44,7 +45,7 @@ class Columns:
         table[:] = trials
         precision = np.array([trial.config.precision for trial in trials], dtype=str)
         on_front = np.array([trial.key in snapshot.front.keys for trial in trials], dtype=bool)
-        searched = np.array([trial.origin == "search" for trial in trials], dtype=bool)
+        searched = np.array([_is_searched(trial, snapshot) for trial in trials], dtype=bool)
         groups: dict[Any, list[int]] = {}
         for place, trial in enumerate(trials):
             groups.setdefault(BUT_SEED(trial.config), []).append(place)
@@ -79,6 +80,11 @@ class Columns:
             chosen = order[self.precision[order] == precision]
             if len(chosen):
                 yield precision, chosen
+
+
+def _is_searched(trial: "TrialResult", snapshot: "SweepSnapshot") -> bool:
+    """A grid over both precisions has baselines among its points: they are as searched as any other."""
+    return trial.is_of_search and point_of(trial.config, snapshot.settings.space) is not None
 
 
 def beyond(values: NDArray[np.float64], noise: Noise, step: float) -> NDArray[np.float64]:

@@ -1,6 +1,5 @@
 """Which searched setting moves which objective: functional ANOVA over the completed trials."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -11,22 +10,18 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.front import is_candidate, losses_of
 from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.figures.points import point_of
 from orchestrator.figures.style import LeftOut, Picture, canvas, legend
 from orchestrator.objectives import OBJECTIVES
-from trainables.values.config import TrialConfig
-from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from optuna.trial import FrozenTrial
 
-    from search_spaces import Parameter
 
 NAME, TITLE = "importance", "Which setting moves which objective"
 MIN_TRIALS = 10
 """A forest fitted to fewer says more about its seed than about the settings."""
-ROUNDING = 1e-9
-"""alpha_ratio is alpha / rank again, not always to the last bit."""
 Shares = Mapping[str, Mapping[str, float]]
 KnownPoint = tuple[dict[str, Any], tuple[float, ...]]
 
@@ -66,35 +61,10 @@ def known_points(snapshot: SweepSnapshot) -> list[KnownPoint]:
     found: list[KnownPoint] = []
     for trial in snapshot.trials:
         losses = losses_of(trial, snapshot.settings.objectives) if is_candidate(trial) else None
-        params = _params(trial, snapshot)
+        params = point_of(trial.config, snapshot.settings.space)
         if losses is not None and params is not None:
             found.append((params, losses))
     return found
-
-
-def _params(trial: TrialResult, snapshot: SweepSnapshot) -> dict[str, Any] | None:
-    """The point that a trial stands for; None where it is none of the space (a baseline at an unsearched precision)."""
-    params = {}
-    for name, parameter in snapshot.settings.space.parameters.items():
-        params[name] = _param(parameter, _asked(trial.config, name))
-    return None if None in params.values() else params
-
-
-def _asked(config: TrialConfig, name: str) -> Any:
-    if name == "alpha_ratio":
-        return config.alpha / config.rank
-    value = getattr(config, name)
-    return "+".join(value) if name == "targets" else value
-
-
-def _param(parameter: "Parameter", value: Any) -> Any:
-    """The choice that a value is, or the value within its range; None where it is neither."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if parameter.choices is None:
-        low, high = parameter.min or 0.0, parameter.max or 0.0
-        return min(max(value, low), high) if low * (1 - ROUNDING) <= value <= high * (1 + ROUNDING) else None
-    same = (c for c in parameter.choices if c == value or (number and math.isclose(float(c), value, rel_tol=ROUNDING)))
-    return next(same, None)
 
 
 def importance(

@@ -120,8 +120,9 @@ def edge(members: Sequence[TrialResult], x: str, y: str) -> list[TrialResult]:
 def _rings(snapshot: SweepSnapshot) -> str:
     names = ", ".join(OBJECTIVES[objective].label for objective in snapshot.settings.objectives)
     return (
-        "Each point is a completed trial, hollow ones baselines and seed replicates. Rings: on the Pareto front over "
-        f"{names}; off it is what they beat, better by more than the noise in one and worse by more in none. Noise: "
+        "Each point is a completed trial, hollow ones seed replicates and baselines that are no point of the space. "
+        f"Rings: on the Pareto front over {names}; off it is what they beat, better by more than the noise in one and "
+        "worse by more in none. Noise: "
         f"{', '.join(one.text for one in snapshot.front.noise)}."
     )
 

@@ -1,7 +1,7 @@
 """The model card's questions in words: Markdown for MODEL_CARD.md and README, or the figures as JSON."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from orchestrator.analysis.fit import Question, Recipes
 from orchestrator.analysis.lost_share import LostShare
 from orchestrator.analysis.verdict import COSINE
 from orchestrator.report.render import ENVIRONMENT, render
-from orchestrator.report.values import CAVEATS
+from orchestrator.report.values import caveat_of
 from trainables.cost.fit import Budget
 from trainables.cost.shape import Shape
 from trainables.models.families import FAMILIES, shape_in, shape_named
@@ -22,6 +22,29 @@ MAX_RATE_RATIO = 3.0
 """Best rates within this factor are called one: what LoRA's are said to keep within over ranks (Schulman et al. 2025,
 "LoRA Without Regret", Thinking Machines)."""
 N_LAYERS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateSpread:
+    """How far apart the best rates of some configs are.
+
+    Attributes:
+        ratio: highest over lowest.
+        n_steps: between them, on the grid of the rates that were tried; a grid cannot tell less than one step.
+    """
+
+    ratio: float
+    n_steps: int
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.n_steps == 0:
+            return "are the same"
+        apart = f"differ by a factor of {self.ratio:.3g}"
+        if self.n_steps == 1:
+            return f"{apart}, within one step of the grid"
+        return f"{apart} ({'within' if self.ratio <= MAX_RATE_RATIO * (1 + 1e-4) else 'beyond'} {MAX_RATE_RATIO:g})"
 
 
 def label(config: TrialConfig) -> str:
@@ -53,11 +76,10 @@ def markdown(answers: Answers, layers: Mapping[str, Any] | None, commands: Seque
         layers=layers,
         commands=commands,
         margin=answers.sweeps[0].settings.verdict_margin,
-        caveat=CAVEATS[answers.workload.weights],
+        caveat=caveat_of(answers.workload),
         cosine=COSINE,
-        tried=sorted(set().union(*(rates.loss_nats for rates in answers.rates))),
-        rate_ratios=rate_ratios(answers),
-        max_rate_ratio=MAX_RATE_RATIO,
+        tried=_tried(answers),
+        rate_spreads=rate_spreads(answers),
         paying=paying(answers),
         n_layers=N_LAYERS,
         four=_cells(answers, "four"),
@@ -73,14 +95,23 @@ def _cells(answers: Answers, side: str) -> list[Cell]:
     return list(found.values())
 
 
-def rate_ratios(answers: Answers) -> dict[str, float]:
-    """Of the best rates: highest over lowest between ranks at one precision, and between precisions at one rank."""
+def _tried(answers: Answers) -> list[float]:
+    return sorted(set().union(*(rates.loss_nats for rates in answers.rates)))
+
+
+def rate_spreads(answers: Answers) -> dict[str, RateSpread]:
+    """Of the best rates: between ranks at one precision, and between precisions at one rank."""
     between: dict[str, list[float]] = {}
     for rates in answers.rates:
         rate = rates.config.learning_rate
         between.setdefault(f"ranks, {BITS[rates.config.precision]}", []).append(rate)
         between.setdefault(f"precisions, rank {rates.config.rank}", []).append(rate)
-    return {what: max(rates) / min(rates) for what, rates in between.items() if len(rates) > 1}
+    tried, found = _tried(answers), {}
+    for what, best in between.items():
+        if len(best) > 1:
+            low, high = min(best), max(best)
+            found[what] = RateSpread(ratio=high / low, n_steps=tried.index(high) - tried.index(low))
+    return found
 
 
 def bought_back_by(answers: Answers, cell: Cell) -> list[Versus]:
@@ -127,7 +158,7 @@ def to_dict(answers: Answers, layers: Mapping[str, Any] | None, commands: Sequen
         "cosines": [{**asdict(found), "cell": describe(found.cell.config)} for found in answers.cosines],
         "sufficient_ranks": _sufficient(answers),
         "rates": [_rates(rates) for rates in answers.rates],
-        "rate_ratios": rate_ratios(answers),
+        "rate_spreads": {what: asdict(spread) for what, spread in rate_spreads(answers).items()},
         "kept": [_kept(kept) for kept in answers.kept],
         "tokens": [asdict(found) for found in answers.tokens],
         "savings": [asdict(saving) for saving in answers.savings],

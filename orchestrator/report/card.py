@@ -23,6 +23,8 @@ from trainables.values.workload import Workload
 
 HUB_LICENCE = {"tatsu-lab/alpaca": "cc-by-nc-4.0", "demo": "mit"}
 """Of adapters, by the rows they were trained on; in the hub's words."""
+UNSAID_LICENCE = "that-of-the-rows"
+"""Name of the hub's licence "other": of rows whose licence nobody said."""
 TAGS: Mapping[Precision, tuple[str, ...]] = {"nf4": ("lora", "qlora", "nf4"), "16bit": ("lora",)}
 NO_KEY = frozenset(
     {"name", "base_model", "data", "compute_dtype", "address", "tracking_uri", "insecure", "gpus_per_trial"}
@@ -48,23 +50,34 @@ def layers_of(root: Path, workload: Workload | None) -> Layers | None:
     return None
 
 
-def card_of(report: SweepReport, layers: Layers | None = None, trial: TrialResult | None = None) -> ModelCard:
+def card_of(
+    report: SweepReport,
+    layers: Layers | None = None,
+    trial: TrialResult | None = None,
+    *,
+    licence: str | None = None,
+    answers: str | None = None,
+) -> ModelCard:
     """Make the card.
 
     Args:
         layers: a sensitivity run over the same base and rows.
         trial: that the card is about, as it goes with its adapter; None for a card of the whole sweep.
+        licence: of the rows as the user says it, in the hub's words, where it is none of HUB_LICENCE.
+        answers: Markdown of orchestrator.report.answers, to be a section of its own.
     """
     shown = replace(report, workload=_without_paths(report.workload)) if report.workload else report
     text = render(
         "card.md",
-        card_data=_metadata(report, shown, trial).to_yaml(),
+        card_data=_metadata(report, shown, trial, licence).to_yaml(),
         report=shown,
         headlines=headlines(shown),
         layers=layers,
         best_4bit=model_index.compared_best(shown),
         sweep_key=sweep_key(shown),
         sweep_settings=_sweep_settings(shown),
+        said_licence=licence,
+        answers=answers,
         trial=trial,
         trial_settings=_trial_settings(trial.config) if trial else None,
         compared=model_index.compared(trial) if trial else None,
@@ -114,7 +127,7 @@ def _without_paths(workload: Workload) -> Workload:
     return replace(workload, base_model=base, data=data if _data_on_hub(workload) else Path(data).name)
 
 
-def _metadata(report: SweepReport, shown: SweepReport, trial: TrialResult | None) -> ModelCardData:
+def _metadata(report: SweepReport, shown: SweepReport, trial: TrialResult | None, licence: str | None) -> ModelCardData:
     """What the hub reads; ids are named only where the hub knows them."""
     workload = report.workload
     base, data = (base_on_hub(workload), _data_on_hub(workload)) if workload else (None, None)
@@ -124,9 +137,11 @@ def _metadata(report: SweepReport, shown: SweepReport, trial: TrialResult | None
     found, name = model_index.of_sweep(shown, rows) if workload else [], report.name
     if trial:
         found, name = model_index.of_trial(shown, trial, rows), f"{report.name}-trial-{trial.number}"
+    known = HUB_LICENCE.get(workload.data if workload else "", licence or "other")
     return ModelCardData(
         language="en",
-        license=HUB_LICENCE.get(workload.data if workload else "", "unknown"),
+        license=known,
+        license_name=None if known != "other" else UNSAID_LICENCE,
         library_name="peft",
         pipeline_tag="text-generation",
         base_model=base,

@@ -32,6 +32,11 @@ CAVEATS: Mapping[Weights, str] = {
 COST_CAVEATS: Mapping[Weights, str] = CAVEATS | {"random": ", with random weights, which cost the same"}
 
 
+def caveat_of(workload: "Workload", caveats: Mapping[Weights, str] = CAVEATS) -> str:
+    """What is said beside a figure of the weights that it is of: by their kind, and the base's own note."""
+    return caveats[workload.weights] + (f", {workload.base_note}" if workload.base_note else "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finalist:
     """A trial that the report is about.
@@ -199,11 +204,11 @@ class SweepReport:
     @property
     def caveat(self) -> str:
         """Of figures of quality; of memory and time see `cost_caveat`."""
-        return CAVEATS[self.workload.weights] if self.workload else ""
+        return caveat_of(self.workload) if self.workload else ""
 
     @property
     def cost_caveat(self) -> str:
-        return COST_CAVEATS[self.workload.weights] if self.workload else ""
+        return caveat_of(self.workload, COST_CAVEATS) if self.workload else ""
 
     @property
     def caption(self) -> str:

@@ -5,8 +5,9 @@ once for each point and seed, so that every search meets the same trials. The be
 dense grid without noise: from its front come the reference point and the volume that a search is measured by.
 
 The sizes are assumptions: tuning gains 1.4 nats, a rung at an eighth of the steps shows most of the fall. All trials
-of a sweep share one seed and so one order of the rows: in mlflow_runs/recorded/standin-h200 the losses of ranks 2 to 16
-lie within 0.004 of each other at every rung. So curves are regular in the kinds that are not about them.
+of a sweep share one seed and so one order of the rows: in tests/support/ledger_v2.db (a sweep of protocol 1) the losses
+of ranks 2 to 16 lie within 0.004 of each other at every rung. So curves are regular in the kinds that are not about
+them.
 """
 
 import zlib

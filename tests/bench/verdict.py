@@ -3,7 +3,8 @@
 Sweeps are drawn whose true loss by 4 bits is known, as a share of what tuning gains (which is 1 nat a token here). The
 first pair is the search's own: the best on 128 validation rows of N_CANDIDATES 4-bit trials that are equally good in
 truth, each with luck of its own. The other pairs are fresh seeds. What a group of test rows adds to the difference is
-as large as in mlflow_runs/recorded/standin-h200: there its standard deviation is 5.3 to 5.7 % of the gain.
+as large as in tests/support/ledger_v2.db (a sweep of protocol 1): there its standard deviation is 5.3 to 5.7 % of the
+gain.
 
 How the interval is made was chosen on draws of seeds 1000 and 1001; what is printed is of SEED.
 """

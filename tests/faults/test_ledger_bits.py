@@ -19,7 +19,7 @@ from tests.support.sweeps import REPO, command
 from trainables.values.config import TrialConfig
 from trainables.values.errors import SweepError
 
-RECORDED = REPO / "mlflow_runs" / "recorded" / "standin-h200"
+RECORDED = REPO / "mlflow_runs" / "recorded" / "smollm2-loops"
 NAME = RECORDED.name
 N_FLIPS = 250
 HEADER_BYTES = 100

@@ -1,15 +1,18 @@
 """What the texts say of measurements is what the recorded files hold."""
 
-import json
-
 import pytest
 
 import search_spaces
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.driver.plan import GPU_DEFAULTS
-from tests.bench import recorded
+from orchestrator.report import outputs, render
+from orchestrator.report.content import report_of
+from tests.bench import memory_families, recorded
 from tests.bench.replay import read as read_table
 from tests.bench.search import TABLE
 from tests.bench.search_table import SPACE_FILE
+from tests.support.in_process import called
+from tests.support.recorded import place_recorded
 from tests.support.sweeps import REPO
 from trainables.data.splits import SPLIT_ROWS
 
@@ -37,6 +40,12 @@ def test_the_log_s_runs_are_what_the_recorded_runs_print():
     assert table(LOG)[: len(runs)] == runs
 
 
+def test_the_log_s_table_of_predicted_peaks_is_what_the_bench_prints_of_the_recorded_shapes(capsys):
+    memory_families.show(memory_families.read(recorded.FAMILY_SHAPES))
+    said = section(LOG, "Predicted peaks over model families")
+    assert said.split("```text\n")[1].split("```")[0] == capsys.readouterr().out
+
+
 def test_the_search_log_holds_what_the_recorded_replay_prints():
     assert SEARCH_LOG.split("```text\n")[1].split("```")[0].splitlines() == list(recorded.search_log_lines())
 
@@ -51,18 +60,56 @@ def test_the_search_log_says_the_size_of_the_recorded_table():
     )
 
 
-def test_the_readme_says_the_stand_in_s_seconds_the_rows_asked_for_and_the_sweep_without_options():
-    seconds = json.loads((recorded.RECORDED / "standin-h200" / "stand_in.json").read_text())["seconds"]
-    assert f"trained from nothing for {seconds:.0f} s" in README
+def test_the_readme_says_the_rows_asked_for_and_the_sweep_without_options():
     split = [f"{SPLIT_ROWS[name]:,} {what}" for name, what in SPLIT_USES.items()]
     assert f"{sum(SPLIT_ROWS.values()):,} rows ({', '.join(split)})" in README
     steps = search_spaces.load(GPU_DEFAULTS["space"]).fixed["max_steps"]
     assert f"{GPU_DEFAULTS['trials']}\ntrials of {steps} steps" in README
 
 
-def test_a_run_that_says_something_else_gives_another_line_and_a_report_without_the_figure_none():
+@pytest.fixture
+def copies(tmp_path, monkeypatch):
+    """A folder in which the recorded sweeps lie where commands look for them."""
+    place_recorded(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_recorded_answers_are_what_the_command_prints_of_the_recorded_sweeps(copies):
+    answered = called("answers", *recorded.SWEEPS, cwd=copies)
+    assert answered.code == 0, answered.err
+    assert answered.out == (recorded.RECORDED / "answers.md").read_text()
+
+
+@pytest.mark.parametrize("name", recorded.SWEEPS)
+def test_a_recorded_report_is_what_is_written_of_its_ledger_and_its_pictures_are_there(name, copies):
+    report = (recorded.RECORDED / name / "report.md").read_text()
+    drawn = {path: title for path, title in outputs.PICTURES.items() if (recorded.RECORDED / name / path).is_file()}
+    assert len(drawn) == report.count("](figures/") > 0
+    assert report == render.markdown(report_of(SweepSnapshot.read(name)), drawn)
+
+
+@pytest.mark.parametrize("name", recorded.SWEEPS)
+def test_a_recorded_ledger_quotes_at_most_5_rows_and_no_folder_of_a_machine(name):
+    snapshot = SweepSnapshot.read_in(recorded.RECORDED / name)
+    quoted = set()
+    for trial in snapshot.trials:
+        if trial.test_evaluation:
+            quoted |= {sample.prompt for sample in trial.test_evaluation.samples}
+    assert len(quoted) <= 5
+    for path in (recorded.RECORDED / name).glob("*.*"):
+        assert b"/tmp/" not in path.read_bytes(), path
+
+
+def test_figures_of_the_recorded_base_say_that_its_weights_had_been_rounded():
+    for name in recorded.SWEEPS:
+        snapshot = SweepSnapshot.read_in(recorded.RECORDED / name)
+        assert "rounded once to Q4_1" in snapshot.caption
+        assert f"({snapshot.workload.base_note})" in (recorded.RECORDED / name / "report.md").read_text()
+    assert "rounded once to Q4_1" in recorded.read("sensitivity-smollm2/sensitivity.json")["caption"]
+
+
+def test_a_run_that_says_something_else_gives_another_line():
     run = recorded.read("speed-h200.json")
     run["ours"]["trials_an_hour"] = 1234.4
     assert recorded.SPEED_FIGURES["trials an hour"](run) == "1,234"
-    with pytest.raises(ValueError, match="nothing there like"):
-        recorded.memory("4 bits save nothing")

@@ -41,6 +41,8 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 """A tokenizer is one of them, the second with merges.txt."""
 STAND_IN_FILE = "stand_in.json"
 """Describes how a stand-in was trained; `seconds` is its training time."""
+NOTE_FILE = "base_note.txt"
+"""In a folder of pretrained weights: a few words that are said beside every figure, such as what was done to them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +54,14 @@ class BaseModel:
         folder: config.json, *.safetensors and tokenizer files.
         weights: where the weights come from; "random" ones say nothing about quality.
         stand_in_seconds: training time of a stand-in, else None.
+        note: what NOTE_FILE says, on one line; None without it.
     """
 
     source: str
     folder: Path
     weights: Weights
     stand_in_seconds: float | None = None
+    note: str | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over config and weights."""
@@ -87,7 +91,7 @@ def find(source: str, cache: Path) -> BaseModel:
         return BaseModel(source=source, folder=random_weights.drawn(folder, cache), weights="random")
     if (folder / STAND_IN_FILE).is_file():
         return BaseModel(source=source, folder=folder, weights="stand-in", stand_in_seconds=_stand_in_seconds(folder))
-    return BaseModel(source=source, folder=folder, weights="pretrained")
+    return BaseModel(source=source, folder=folder, weights="pretrained", note=_note(folder))
 
 
 def local_folder(source: str) -> Path | None:
@@ -152,6 +156,11 @@ def config_folder(source: str) -> Path | None:
     """A folder with the config.json of a base, its own or the hub's cache; None where there is none on this machine."""
     folder = _named_folder(source) or hub_models.cached_config(source)
     return folder if folder is not None and (folder / "config.json").is_file() else None
+
+
+def _note(folder: Path) -> str | None:
+    path = folder / NOTE_FILE
+    return " ".join(path.read_text(encoding="utf-8", errors="replace").split()) or None if path.is_file() else None
 
 
 def _stand_in_seconds(folder: Path) -> float:

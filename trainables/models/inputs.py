@@ -47,6 +47,7 @@ class Inputs:
             data_digest=self.tokens.digest,
             compute_dtype=compute_dtype,
             stand_in_seconds=self.base.stand_in_seconds,
+            base_note=self.base.note,
             row_kind=self.row_kind,
             rows_found=self.rows_found,
         )

@@ -28,6 +28,7 @@ class Workload:
         data_digest: SHA-256 over the split rows and all that decides their tokens.
         compute_dtype: of base weights and matrix products, the same for both precisions.
         stand_in_seconds: for how long a stand-in was trained, else None.
+        base_note: what its folder says of its weights in base_note.txt, said beside figures; None without such a file.
         row_kind: what the rows are, which decides what a prompt looks like to the base.
         rows_found: what reading the rows came to, in words; None in older ledgers.
     """
@@ -41,6 +42,7 @@ class Workload:
     data_digest: str
     compute_dtype: ComputeDtype
     stand_in_seconds: float | None = None
+    base_note: str | None = None
     data_split: str | None = None
     columns: str | None = None
     row_kind: RowKind = "Alpaca"
@@ -61,7 +63,7 @@ class Workload:
     def base_caption(self) -> str:
         """Whose weights every figure is of; says so where they are not pretrained ones."""
         return {
-            "pretrained": self.base_model,
+            "pretrained": self.base_model + (f" ({self.base_note})" if self.base_note else ""),
             "random": f"random weights ({self.base_model}): memory and time are real, loss and similarity are not",
             "stand-in": f"a stand-in base trained from nothing for {self.stand_in_seconds or 0:.0f} s "
             "(weights of its own, not those of GPT-2)",

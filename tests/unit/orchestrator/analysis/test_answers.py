@@ -191,7 +191,22 @@ def test_a_rate_at_which_the_first_config_diverged_has_a_column_all_the_same(rat
 
 
 def test_the_factor_between_best_rates_is_that_of_the_highest_and_the_lowest(answers):
-    assert texts.rate_ratios(answers) == {"precisions, rank 8": pytest.approx(1e-3 / 3e-4)}
+    spread = texts.rate_spreads(answers)
+    assert spread.keys() == {"precisions, rank 8"}
+    assert spread["precisions, rank 8"].ratio == pytest.approx(1e-3 / 3e-4)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "n_steps", "said"),
+    [
+        (1.0, 0, "are the same"),
+        (10 / 3, 1, "differ by a factor of 3.33, within one step of the grid"),
+        (10.0, 2, "differ by a factor of 10 (beyond 3)"),
+        (3.0, 2, "differ by a factor of 3 (within 3)"),
+    ],
+)
+def test_best_rates_one_step_of_the_grid_apart_are_not_told_apart(ratio, n_steps, said):
+    assert texts.RateSpread(ratio=ratio, n_steps=n_steps).text == said
 
 
 def test_the_cosine_stands_beside_the_untuned_bases_and_the_seed_replicates(answers):
@@ -245,7 +260,8 @@ def test_the_text_says_each_share_with_its_interval_seeds_and_command(answers):
         assert f"{100 * lost.share:.1f} % ({100 * lost.low:.1f} to {100 * lost.high:.1f})" in text
         assert f"| {lost.answer(0.05)} | {lost.n_pairs} |" in text
     assert "at the edge of what was tried" in text
-    assert "stays under 0.95 in 0 of" in text
+    assert f"In {len(answers.cosines)} of {len(answers.cosines)} rows the untuned base" in text
+    assert "within one step of the grid" in text
     assert "10.0 MiB, 20.0 % of the 50.0 MiB that 4 bits save" in text
     assert "By kind of task" in text
     assert "None" not in text

@@ -18,7 +18,7 @@ from orchestrator.settings import SweepSettings, stored
 from tests.support.sweeps import REPO, TPE, Desk, command, make
 from trainables.values.errors import ConfigError
 
-RECORDED = "mlflow_runs/recorded/standin-h200"
+RECORDED = "mlflow_runs/recorded/smollm2-grid"
 
 
 @pytest.fixture
@@ -60,20 +60,20 @@ def test_a_sweep_opens_by_name_by_folder_and_as_the_newest(swept):
 
 def test_a_recorded_sweep_opens_by_name_and_by_folder_and_is_left_as_it_was(monkeypatch):
     monkeypatch.chdir(REPO)
-    before = {path: path.read_bytes() for path in Path(RECORDED).iterdir()}
-    for where in ("standin-h200", RECORDED, Path(RECORDED).resolve()):
+    before = {path: path.read_bytes() for path in Path(RECORDED).iterdir() if path.is_file()}
+    for where in ("smollm2-grid", RECORDED, Path(RECORDED).resolve()):
         sweep = open_sweep(where)
-        assert len(sweep.trials) == 12
-        assert sweep.best(max_memory="2GiB").trial.config.rank == 16
-    assert before == {path: path.read_bytes() for path in Path(RECORDED).iterdir()}
+        assert len(sweep.trials) == 48
+        assert sweep.best(max_memory="2GiB").trial.config.rank == 8
+    assert before == {path: path.read_bytes() for path in Path(RECORDED).iterdir() if path.is_file()}
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest_be_it_recorded(swept, monkeypatch):
     with pytest.raises(ConfigError, match="did you mean 'mine'"):
         open_sweep("mien")
     monkeypatch.chdir(REPO)
-    with pytest.raises(ConfigError, match="did you mean 'standin-h200'"):
-        open_sweep("standin-h20")
+    with pytest.raises(ConfigError, match="did you mean 'smollm2-grid'"):
+        open_sweep("smollm2-gird")
     with pytest.raises(ConfigError, match="no sweep 'nowhere'"):
         open_sweep("./nowhere")
 

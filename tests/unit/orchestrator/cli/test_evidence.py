@@ -1,6 +1,7 @@
 """`make card-evidence`: which commands are run, in which order, and what the same call again leaves out."""
 
 import json
+import shlex
 from contextlib import nullcontext
 from itertools import pairwise
 
@@ -8,6 +9,7 @@ import pytest
 
 import search_spaces
 from orchestrator.cli import evidence
+from orchestrator.cli.answered import run_command
 from orchestrator.cli.group import COMMANDS, load
 from orchestrator.settings import stored
 from search_spaces import Space
@@ -58,10 +60,32 @@ def test_every_command_is_one_that_anybody_could_give():
             assert {word for word in words if word.startswith("--")} <= known
 
 
+@pytest.mark.parametrize("step", ["grid", "loops"])
+def test_the_command_that_answers_print_of_a_sweep_is_the_one_that_ran_it(step):
+    words = commands()[step]
+    flags = dict(zip(words[1::2], words[2::2], strict=True))
+    space = search_spaces.load(flags["--space"])
+    named = {"name": flags["--name"], "device": "cuda", "n_trials": int(flags.get("--trials", space.n_points))}
+    stock = {name: flags.get(f"--{name}", lean) for name, lean in (("loop", "lean"), ("engine", "graph"))}
+    said = shlex.split(run_command(make(space, **named, **stock)))
+    assert {name: dict(zip(said[2::2], said[3::2], strict=True)).get(f"--{name}") for name in stock} == {
+        name: flags.get(f"--{name}") for name in stock
+    }
+
+
 def test_the_search_comes_after_the_grids_and_the_card_last():
     assert [step for step in commands() if step in RUNS] == list(RUNS)
     assert list(commands())[-2:] == ["answers", "card"]
     assert commands()["answers"][1:] == [f"demo-{step}" for step in RUNS]
+
+
+def test_the_card_holds_the_answers_of_all_its_sweeps_and_the_licence_that_was_said():
+    words = commands("--license", "cc-by-nc-4.0")["card"]
+    assert words[words.index("--answers") + 1].split(",") == commands()["answers"][1:]
+    assert words[words.index("--license") + 1] == "cc-by-nc-4.0"
+    assert "--license" not in commands()["card"]
+    known = {option for parameter in load("card").params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
 
 
 @pytest.mark.parametrize("step", ["grid", "rates"])

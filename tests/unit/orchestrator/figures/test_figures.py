@@ -20,6 +20,7 @@ from orchestrator.figures import page as figure_page
 from orchestrator.figures import parallel as figure_parallel
 from orchestrator.figures import scatter as figure_scatter
 from orchestrator.figures import similarity as figure_similarity
+from orchestrator.figures.columns import Columns
 from orchestrator.figures.style import PRECISION_COLOURS, LeftOut, Picture, finished_html, finished_png
 from orchestrator.objectives import DEFAULT
 from orchestrator.report import outputs
@@ -110,7 +111,7 @@ def seeds_of(config: TrialConfig, *losses: float, first: int = 200) -> list[Tria
     return runs
 
 
-def test_baselines_and_seed_replicates_are_hollow_and_what_the_search_proposed_is_filled(sweep):
+def test_baselines_outside_the_space_and_seed_replicates_are_hollow_and_points_of_the_space_filled(sweep):
     config = TrialConfig(precision="16bit", rank=32, alpha=8)
     baseline = trial(200, config=config, origin="baseline", history=(measurement(8, 2.0),))
     result = result_of(*sweep.trials, baseline, *seeds_of(config, 2.1, 2.2))
@@ -126,6 +127,23 @@ def test_baselines_and_seed_replicates_are_hollow_and_what_the_search_proposed_i
     ]
     whites = sum((colours[:, :3] == 1).all(axis=1).sum() for colours in drawn)
     assert whites == 3
+
+
+def test_a_baseline_is_filled_where_the_space_holds_it_and_hollow_where_the_space_is_of_4_bits_alone(sweep):
+    full = [trial for trial in sweep.trials if trial.config.precision == "16bit"]
+    trials = [replace(trial, origin="baseline") if trial in full else trial for trial in sweep.trials]
+    both = result_of(*trials)
+    assert full
+    assert Columns.of(trials, both).searched.all()
+    own = both.settings.space
+    of_4_bits = own.model_copy(
+        update={
+            "parameters": {name: one for name, one in own.parameters.items() if name != "precision"},
+            "fixed": {**own.fixed, "precision": "nf4"},
+        }
+    )
+    alone = replace(both, settings=both.settings.model_copy(update={"space": of_4_bits}))
+    assert Columns.of(trials, alone).searched.tolist() == [trial.config.precision == "nf4" for trial in trials]
 
 
 def test_hollow_points_are_drawn_beneath_filled_ones_and_the_front_on_top(sweep):

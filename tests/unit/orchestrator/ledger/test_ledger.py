@@ -468,7 +468,7 @@ def test_a_ledger_of_version_1_is_taken_over_with_all_but_its_similarities(versi
         assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,) == (3,)
 
 
-RECORDED = REPO / "mlflow_runs" / "recorded" / "standin-h200" / "ledger.db"
+RECORDED = REPO / "tests" / "support" / "ledger_v2.db"
 
 
 def rows_of(path, table: str) -> list[dict]:

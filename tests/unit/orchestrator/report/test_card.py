@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +19,9 @@ from orchestrator.report import card as cards
 from orchestrator.report.card import layers_of
 from orchestrator.report.content import report_of
 from orchestrator.settings import stored
+from tests.bench.recorded import SWEEPS
 from tests.support.in_process import called
+from tests.support.recorded import place_recorded
 from tests.support.sweeps import (
     REPO,
     WORKLOAD,
@@ -334,7 +335,32 @@ def test_a_card_travels_without_paths_of_this_machine_and_names_no_hub_id_that_i
     card = cards.card_of(report(whole_sweep(), local), None, whole_sweep()[1])
     assert "secret" not in str(card)
     assert f"tuned on {data.rpartition('/')[2]}" in str(card)
-    assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "unknown")
+    assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "other")
+
+
+def test_the_licence_of_rows_of_a_file_is_the_one_that_was_said_and_that_of_known_rows_their_own():
+    local = replace(WORKLOAD, data="alpaca.json", weights="pretrained")
+    unsaid, said = (cards.card_of(report([], local), licence=licence) for licence in (None, "cc-by-nc-4.0"))
+    assert (unsaid.data.license, unsaid.data.license_name) == ("other", "that-of-the-rows")
+    assert said.data.license == "cc-by-nc-4.0"
+    assert "license_name" not in str(said)
+    assert "adapters: trained on rows under cc-by-nc-4.0" in section(str(said), "Licences")
+    assert "nobody said" in section(str(unsaid), "Licences")
+    assert cards.card_of(report([], HUB), licence="mit").data.license == "cc-by-nc-4.0"
+
+
+def test_the_answers_are_a_section_of_their_own_before_the_limitations():
+    text = str(cards.card_of(report(whole_sweep()), answers="Base *x*.\n\n### What do 4 bits cost?\n\n| a |\n"))
+    before, after = text.split("\n## The questions, answered from several sweeps\n\nBase *x*.\n")
+    assert before.rfind("\n### Results") > 0
+    assert after.startswith("\n### What do 4 bits cost?\n\n| a |\n\n## Limitations\n")
+
+
+def test_what_a_base_s_folder_says_of_its_weights_stands_where_figures_do_and_in_their_names():
+    noted = replace(WORKLOAD, base_model="./own", weights="pretrained", base_note="weights rounded before")
+    card = cards.card_of(report(whole_sweep(), noted))
+    assert "Measured on: own (weights rounded before)" in section(str(card), "Results")
+    assert all(", weights rounded before" in result.metric_name for result in card.data.eval_results)
 
 
 TEXTS = st.text(max_size=30).map(lambda text: "".join(c for c in text if c.isprintable()))
@@ -435,13 +461,15 @@ def test_the_command_replaces_no_file_unasked_and_writes_the_same_again_and_refu
     assert "did you mean 't'" in unknown.err
 
 
-def test_the_repos_own_card_is_what_the_command_writes_from_the_recorded_sweep(tmp_path):
-    recorded = REPO / "mlflow_runs" / "recorded"
-    shutil.copytree(recorded / "standin-h200", tmp_path / "mlflow_runs" / "sweeps" / "standin-h200")
-    shutil.copytree(recorded / "sensitivity-standin-h200", tmp_path / "mlflow_runs" / "sensitivity" / "one")
-    finished = called("card", "standin-h200", cwd=tmp_path)
+def test_the_repos_own_card_is_what_the_command_writes_from_the_recorded_sweeps(tmp_path):
+    place_recorded(tmp_path)
+    said = ("--license", "cc-by-nc-4.0", "--answers", ",".join(SWEEPS))
+    finished = called("card", "smollm2-grid", *said, cwd=tmp_path)
     assert finished.code == 0, finished.err
-    assert (tmp_path / "MODEL_CARD.md").read_text() == (REPO / "MODEL_CARD.md").read_text()
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert card == (REPO / "MODEL_CARD.md").read_text()
+    assert (REPO / "mlflow_runs" / "recorded" / "answers.md").read_text() in card
+    assert "GPT-2" not in card
 
 
 PROMPTS = {
@@ -459,3 +487,6 @@ def test_a_card_of_another_base_and_other_rows_says_their_prompt_and_nothing_of_
     said = text.split("Where this differs")[0]
     for word in ("GPT-2", "Alpaca", "davinci", "English"):
         assert word not in said
+    rest = text.split("## Evaluation")[1].split("## Citation")[0]
+    assert "GPT-2" not in rest
+    assert "radford2019language" not in text

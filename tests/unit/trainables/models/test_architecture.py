@@ -144,6 +144,12 @@ def sharded(tmp_path) -> Path:
     return folder
 
 
+def test_a_folder_s_note_on_its_weights_goes_with_the_base_on_one_line(sharded, tmp_path, workload):
+    assert base_model.find(str(sharded), tmp_path).note is None
+    (sharded / "base_note.txt").write_text(" weights rounded\n before \n")
+    assert base_model.find(str(sharded), tmp_path).note == "weights rounded before"
+
+
 def test_shards_are_loaded_as_one_file_is(sharded, tmp_path, workload):
     whole = write(LLAMA, tmp_path / "whole")
     loaded = []
