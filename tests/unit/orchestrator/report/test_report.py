@@ -402,7 +402,8 @@ def test_markup_in_names_reasons_and_data_is_shown_and_not_read(tmp_path):
     text = text_of(trials, settings, **facts)
     html = page(text, EVIL, tmp_path)
     assert "alert(1)" in html
-    assert not re.search(r"<(script|img|a|strong>bold)\b", html.split("<body>")[1], re.IGNORECASE)
+    body = re.sub(r'<a href="#s\d+">', "", html.split("<body>")[1])  # to the page's own sections
+    assert not re.search(r"<(script|img|a|strong>bold)\b", body, re.IGNORECASE)
     assert "<h1>heading" not in html
     assert "<title>&lt;script&gt;" in html
     tables = html.count("<table>")
@@ -452,7 +453,7 @@ def test_the_command_writes_one_self_contained_page_and_prints_its_markdown(swep
     assert done.out.strip() == (folder / "report.md").read_text().strip()
     html = (folder / "report.html").read_text()
     assert html.count("data:image/png;base64,") == sum((folder / path).is_file() for path in outputs.PICTURES) >= 2
-    assert not re.search(r"<script|https?://|src=\"(?!data:)|href=", html)
+    assert not re.search(r"<script|https?://|src=\"(?!data:)|href=\"(?!#s\d)", html)
     assert str(folder.relative_to(swept)) in done.err
 
 
@@ -574,3 +575,13 @@ def test_the_rows_are_named_with_their_split_their_columns_and_what_was_found():
     assert "| data | a/b, split c/test, columns messages=turns |" in text
     assert f"| found | {found} |" in text
     assert "| rows | read 1503, dropped: messages empty 3 |" in text
+
+
+def test_a_page_links_to_each_of_its_sections_after_its_first_words(tmp_path):
+    made = page("# A\n\nthe answer\n\n## One `x` <b>\n\ntext\n\n## Two\n\nmore\n", "t", tmp_path)
+    before, contents = made.split("<nav>")
+    links, after = contents.split("</nav>")
+    assert "the answer" in before
+    assert links == '<a href="#s1">One x &lt;b&gt;</a><a href="#s2">Two</a>'
+    assert [after.count(f'<h2 id="s{n}">') for n in (1, 2)] == [1, 1]
+    assert "<nav>" not in page("# A\n\n## One\n", "t", tmp_path)
