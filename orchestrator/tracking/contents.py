@@ -32,6 +32,8 @@ SWEEP, CHILD_OF, PARENT = "sweep_id", "child_of_sweep", "mlflow.parentRunId"
 """Tags: of the parent and of each child the sweep's id, and of each child its parent's run id."""
 NOTE, NOTE_CHARS = "mlflow.note.content", 7900
 """Tag: a run's description. MLflow takes 8000 characters."""
+ANSWER = "answer"
+"""Tag of the sweep's run: the sentence that its report begins with."""
 STATUS: Mapping[State, str] = {
     "completed": "FINISHED",
     "pruned": "KILLED",
@@ -201,6 +203,7 @@ def of_sweep(
     for name in ("data_split", "columns", "rows_found"):
         if said := getattr(snapshot.workload, name):
             tags[name] = said
+    tags[ANSWER] = report.answer  # MLflow's page shows tags before a description, which it folds
     picture = _picture(where[1]) if has_front else ""
     tags[NOTE] = render.description(report, NOTE_CHARS, _links(*where), picture)
     points = growth(snapshot, final=final)
