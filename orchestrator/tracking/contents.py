@@ -203,7 +203,7 @@ def of_sweep(
     for name in ("data_split", "columns", "rows_found"):
         if said := getattr(snapshot.workload, name):
             tags[name] = said
-    tags[ANSWER] = report.answer  # MLflow's page shows tags before a description, which it folds
+    tags[ANSWER] = report.answer.removeprefix("Answer: ")  # MLflow's page shows tags before a description, which it folds
     picture = _picture(where[1]) if has_front else ""
     tags[NOTE] = render.description(report, NOTE_CHARS, _links(*where), picture)
     points = growth(snapshot, final=final)
