@@ -33,7 +33,7 @@ SWEEP, CHILD_OF, PARENT = "sweep_id", "child_of_sweep", "mlflow.parentRunId"
 NOTE, NOTE_CHARS = "mlflow.note.content", 7900
 """Tag: a run's description. MLflow takes 8000 characters."""
 ANSWER = "answer"
-"""Tag of the sweep's run: the sentence that its report begins with."""
+"""Tag of the sweep's run: the sentence that its report begins with. MLflow's page folds a description, and no tag."""
 STATUS: Mapping[State, str] = {
     "completed": "FINISHED",
     "pruned": "KILLED",
@@ -203,7 +203,7 @@ def of_sweep(
     for name in ("data_split", "columns", "rows_found"):
         if said := getattr(snapshot.workload, name):
             tags[name] = said
-    tags[ANSWER] = report.answer.removeprefix("Answer: ")  # MLflow's page shows tags before a description, which it folds
+    tags[ANSWER] = report.answer.removeprefix("Answer: ")
     picture = _picture(where[1]) if has_front else ""
     tags[NOTE] = render.description(report, NOTE_CHARS, _links(*where), picture)
     points = growth(snapshot, final=final)
