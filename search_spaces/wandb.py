@@ -26,12 +26,13 @@ def as_space(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         space["method"] = "tpe"
     if isinstance(space.get("early_terminate"), Mapping):
         space["early_terminate"] = _rule(space["early_terminate"], source)
-    parameters = space.get("parameters")
+    parameters, fixed = space.get("parameters"), space.get("fixed", {})
     if isinstance(parameters, Mapping):
-        searched, constant = _settings(parameters)
-        space["parameters"] = searched
-        if constant and isinstance(space.get("fixed", {}), Mapping):
-            space["fixed"] = {**constant, **space.get("fixed", {})}
+        space["parameters"], constant = _settings(parameters)
+        if constant and isinstance(fixed, Mapping):
+            twice = {name: {"values": [constant[name]]} for name in constant if name in fixed}
+            space["parameters"] |= twice  # for the check, which names what stands in both
+            space["fixed"] = {**constant, **fixed}
     return space
 
 

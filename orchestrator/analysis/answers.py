@@ -5,14 +5,15 @@ has the interval of orchestrator.analysis.lost_share.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
-from orchestrator.analysis.cells import Cell, Rates, cells_of, contrast, rates_of
+from orchestrator.analysis.cells import Cell, Rates, at_any_rate, cells_of, contrast, rates_of
 from orchestrator.analysis.costs import Saving, savings
 from orchestrator.analysis.lost_share import LostShare
+from orchestrator.analysis.repeats import sufficient_rank_of
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.analysis.sufficient_rank import SufficientRank, sufficient_rank
+from orchestrator.analysis.sufficient_rank import SufficientRank
 from trainables.values.config import Precision, TrialConfig
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
@@ -175,8 +176,9 @@ def _each_once(sweeps: Sequence[SweepSnapshot]) -> list[TrialResult]:
     return list(by_key.values())
 
 
-def _like(config: TrialConfig) -> tuple[object, ...]:
-    return config.rank, config.alpha, config.targets
+def _like(config: TrialConfig) -> TrialConfig:
+    """What a 4-bit cell and the 16-bit one that it is held against have in common."""
+    return at_any_rate(config.at("16bit"))
 
 
 def _against_all(cells: Sequence[Cell]) -> list[Versus]:
@@ -216,18 +218,21 @@ def cosine_of(cell: Cell) -> Cosine | None:
 
 
 def _sufficient(cells: Sequence[Cell]) -> dict[tuple[tuple[str, ...], Precision], SufficientRank]:
-    groups: dict[tuple[tuple[str, ...], Precision], dict[int, Cell]] = {}
+    """Of each choice of targets and precision, over the recipe of which most ranks are there."""
+    recipes: dict[TrialConfig, dict[int, Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.config.targets, cell.config.precision), {})[cell.config.rank] = cell
+        recipe = replace(at_any_rate(cell.config), rank=1, alpha=1)
+        recipes.setdefault(recipe, {})[cell.config.rank] = cell
+    groups: dict[tuple[tuple[str, ...], Precision], dict[int, Cell]] = {}
+    for recipe, by_rank in recipes.items():
+        group = recipe.targets, recipe.precision
+        groups[group] = max(groups.get(group, {}), by_rank, key=len)
     found = {}
     for group, by_rank in groups.items():
         shared = sorted(set.intersection(*(set(cell.runs) for cell in by_rank.values())))
         if len(by_rank) > 1 and shared:
-            rows = {}
-            for rank, cell in by_rank.items():
-                rows[rank] = [cell.runs[seed].test_evaluation.row_nats for seed in shared]
-            one = next(iter(by_rank.values())).runs[shared[0]].test_evaluation
-            found[group] = sufficient_rank(rows, row_tokens=one.row_tokens, untuned_row_nats=one.untuned_row_nats)
+            rows = {rank: [cell.runs[seed].test_evaluation for seed in shared] for rank, cell in by_rank.items()}
+            found[group] = sufficient_rank_of(rows, next(iter(rows.values()))[0])
     return found
 
 

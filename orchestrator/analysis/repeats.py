@@ -18,7 +18,7 @@ from orchestrator.analysis.sufficient_rank import (
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.settings import SweepSettings
 from trainables.values.config import Precision
-from trainables.values.findings import MIN_GROUPS
+from trainables.values.findings import MIN_GROUPS, TestEvaluation
 from trainables.values.results import TrialResult
 
 Rows = Literal["test", "validation"]
@@ -105,18 +105,25 @@ def smallest_sufficient_rank(
         best.setdefault(trial.config.rank, trial)
     if not best:
         return _undetermined("no finalist at this precision was evaluated on the test rows")
-    test_evaluation = next(iter(best.values())).test_evaluation
-    groups = test_evaluation.row_groups or range(len(test_evaluation.row_tokens))
-    tokens = by_group(test_evaluation.row_tokens, groups)
+    by_seed = {rank: _by_seed(trial, trials) for rank, trial in best.items()}
+    shared = sorted(set.intersection(*map(set, by_seed.values())))
+    rows = {rank: [runs[seed] for seed in shared] for rank, runs in by_seed.items()}
+    return sufficient_rank_of(rows, next(iter(best.values())).test_evaluation)
+
+
+def sufficient_rank_of(runs: Mapping[int, Sequence[TestEvaluation]], like: TestEvaluation) -> SufficientRank:
+    """The rule on evaluated runs by rank, paired by their places; undetermined with fewer than MIN_GROUPS groups.
+
+    Args:
+        like: any evaluation on the same rows, of the same precision.
+    """
+    groups = like.row_groups or range(len(like.row_tokens))
+    tokens = by_group(like.row_tokens, groups)
     if len(tokens) < MIN_GROUPS:
         few = f"{len(tokens)} groups of equal instruction are too few for an interval, which takes {MIN_GROUPS}"
         return _undetermined(few)
-    by_seed = {rank: _by_seed(trial, trials) for rank, trial in best.items()}
-    shared = sorted(set.intersection(*map(set, by_seed.values())))
-    losses = {}
-    for rank, runs in by_seed.items():
-        losses[rank] = [by_group(runs[seed], groups) for seed in shared]
-    untuned = by_group(test_evaluation.untuned_row_nats, groups)
+    losses = {rank: [by_group(run.row_nats, groups) for run in of_rank] for rank, of_rank in runs.items()}
+    untuned = by_group(like.untuned_row_nats, groups)
     return sufficient_rank(losses, row_tokens=tokens, untuned_row_nats=untuned)
 
 
@@ -124,10 +131,10 @@ def _undetermined(why: str) -> SufficientRank:
     return SufficientRank(rank=None, reason=f"undetermined: {why}", ranks=())
 
 
-def _by_seed(finalist: TrialResult, trials: Sequence[TrialResult]) -> Mapping[int, tuple[float, ...]]:
-    """Row losses of its evaluated runs under fresh seeds, by how far their seed is after the finalist's own."""
-    losses = {}
+def _by_seed(finalist: TrialResult, trials: Sequence[TrialResult]) -> Mapping[int, TestEvaluation]:
+    """Evaluations of its runs under fresh seeds, by how far their seed is after the finalist's own."""
+    found = {}
     for run in fresh_runs(finalist, trials):
         if run.test_evaluation:
-            losses[(run.config.seed - finalist.config.seed) % N_SEEDS] = run.test_evaluation.row_nats
-    return losses
+            found[(run.config.seed - finalist.config.seed) % N_SEEDS] = run.test_evaluation
+    return found

@@ -105,6 +105,26 @@ class Verified(TypedDict):
     before_repair: list[Part] | None
 
 
+class Answered(TypedDict):
+    """Of cells of grids, each named in words."""
+
+    sweeps: list[str]
+    commands: list[str]
+    base_model: str
+    cells: list[dict[str, Any]]
+    by_rank: list[dict[str, Any]]
+    against_all: list[dict[str, Any]]
+    cosines: list[dict[str, Any]]
+    sufficient_ranks: list[dict[str, Any]]
+    rates: list[dict[str, Any]]
+    rate_spreads: dict[str, dict[str, float]]
+    kept: list[dict[str, Any]]
+    tokens: list[dict[str, Any]]
+    savings: list[dict[str, Any]]
+    paying_rows: dict[str, list[dict[str, Any]]]
+    layers: str | None
+
+
 class Point(TypedDict):
     """Of fit, one recipe."""
 
@@ -198,6 +218,7 @@ RESULTS: dict[str, Any] = {
     "export": Exported,
     "sensitivity": Sensitivity,
     "verify": Verified,
+    "answers": Answered,
     "list": Listed,
     "stop": Stopped,
     "delete": Deleted,

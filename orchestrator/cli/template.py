@@ -20,7 +20,7 @@ fixed:
   max_steps: 60
   dropout: 0.05  # on the adapter's input
   # rank_stabilized: false  # true scales by alpha / sqrt(rank)
-  # keep_16bit: ()  # or a list of blocks or modules (model.layers.0) that stay at 16 bits at 4 bits
+  # keep_16bit: []  # or blocks and modules ([model.layers.0]) that stay at 16 bits at 4 bits
   # schedule: constant  # or linear, cosine
   # warmup_share: 0.0  # of the steps
   # gradient_checkpointing: false  # true saves memory and costs time

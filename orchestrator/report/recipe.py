@@ -4,11 +4,14 @@ The keys are those of axolotl 0.19.0, TRL 1.16.0 and LLaMA Factory 0.9.5; tests 
 programs' own config classes. What a program says by its defaults as this one does (NF4, AdamW's betas) is left out.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
 from orchestrator.report.render import render
+from trainables.data.formats import parse_columns
+from trainables.data.hub_models import named_revision
 from trainables.models.lora import is_transposed
 from trainables.values.errors import ConfigError, did_you_mean
 
@@ -33,6 +36,7 @@ def peft_code(config: "TrialConfig", sweep: "SweepSnapshot") -> str:
         "peft.py.jinja",
         config=config,
         base=_base(sweep),
+        revision=_revision(sweep),
         dtype=_dtype(sweep),
         fan_in_fan_out=is_transposed(config),
     )
@@ -51,7 +55,11 @@ def recipe(program: str, config: "TrialConfig", sweep: "SweepSnapshot") -> str:
     values, comments = makers[program](config, sweep, kind)
     if config.alpha != int(config.alpha):
         comments.append(f"alpha is {config.alpha:g}, and {program} takes whole numbers: scale rank and alpha together")
-    lines = [f"# {comment}" for comment in (f"for {program}, from sweep {sweep.settings.name}", *comments)]
+    if config.keep_16bit:
+        comments.append(f"in the trial these stayed at 16 bits, which is not said here: {' '.join(config.keep_16bit)}")
+    comments += _about_rows(program, sweep)
+    said = (f"for {program}, from sweep {sweep.settings.name}", *comments)
+    lines = [f"# {' '.join(comment.split())}" for comment in said]  # a line break would end the comment
     return "\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -63,6 +71,7 @@ def axolotl(config: "TrialConfig", sweep: "SweepSnapshot", kind: "RowKind") -> M
     """For `axolotl train FILE`."""
     values: dict[str, Any] = {
         "base_model": _base(sweep),
+        **_pinned("revision_of_model", sweep),
         "adapter": "qlora" if config.precision == "nf4" else "lora",
         "load_in_4bit": config.precision == "nf4",
         "lora_r": config.rank,
@@ -93,12 +102,16 @@ def axolotl(config: "TrialConfig", sweep: "SweepSnapshot", kind: "RowKind") -> M
 
 def _axolotl_data(sweep: "SweepSnapshot", kind: "RowKind") -> dict[str, Any]:
     """The rows with the very prompt that the sweep gave them."""
-    where = {"path": sweep.settings.data}
+    where, columns = {"path": sweep.settings.data}, parse_columns(sweep.settings.columns)
+
+    def column(field: str) -> str:
+        return columns.get(field, field)
+
     if kind == "chat":
-        return where | {"type": "chat_template", "field_messages": "messages"}
+        return where | {"type": "chat_template", "field_messages": column("messages")}
     if kind == "completion":
-        return where | {"type": {"field_instruction": "prompt", "field_output": "completion"} | PLAIN}
-    fields = {"field_instruction": "instruction", "field_input": "input", "field_output": "output"}
+        return where | {"type": {"field_instruction": column("prompt"), "field_output": column("completion")} | PLAIN}
+    fields = {f"field_{field}": column(field) for field in ("instruction", "input", "output")}
     return where | {"type": fields | {"format": PROMPT, "no_input_format": PROMPT_WITHOUT_INPUT}}
 
 
@@ -106,6 +119,7 @@ def trl(config: "TrialConfig", sweep: "SweepSnapshot", kind: "RowKind") -> Made:
     """For `trl sft --config FILE`."""
     values = {
         "model_name_or_path": _base(sweep),
+        **_pinned("model_revision", sweep),
         "dtype": _dtype(sweep),
         "use_peft": True,
         "lora_r": config.rank,
@@ -128,6 +142,7 @@ def llama_factory(config: "TrialConfig", sweep: "SweepSnapshot", kind: "RowKind"
     """For `llamafactory-cli train FILE`."""
     values = {
         "model_name_or_path": _base(sweep),
+        **_pinned("model_revision", sweep),
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "lora",
@@ -175,7 +190,26 @@ def _base(sweep: "SweepSnapshot") -> str:
     """The base as other programs find it: of the demo and of drawn weights, the folder that holds them."""
     named = sweep.settings.base_model
     is_ours = named == "demo" or named.startswith("random:")
-    return sweep.workload.base_folder if is_ours and sweep.workload else named
+    return sweep.workload.base_folder if is_ours and sweep.workload else named_revision(named)[0]
+
+
+def _revision(sweep: "SweepSnapshot") -> str | None:
+    """What the base was pinned to; None where it was not."""
+    return named_revision(sweep.settings.base_model)[1]
+
+
+def _pinned(key: str, sweep: "SweepSnapshot") -> dict[str, str]:
+    """The revision under a program's own key; nothing where there is none."""
+    revision = _revision(sweep)
+    return {key: revision} if revision else {}
+
+
+def _about_rows(program: str, sweep: "SweepSnapshot") -> Iterator[str]:
+    """What of the rows a program is not told by its keys."""
+    if sweep.settings.data_split:
+        yield f"rows: split {sweep.settings.data_split}"
+    if sweep.settings.columns and program != "axolotl":
+        yield f"rows: columns {sweep.settings.columns}"
 
 
 def _dtype(sweep: "SweepSnapshot") -> str:

@@ -1,6 +1,5 @@
 """`answers`: the model card's questions, from the grids of several sweeps."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from orchestrator.cli import answered
 from orchestrator.cli.options import AsJson
+from orchestrator.cli.output import print_json
 from trainables.values.files import write_whole
 
 
@@ -18,7 +18,7 @@ def answers(
 ) -> None:
     """Answer the model card's questions from the grids of several sweeps: what do 4 bits cost, what helps?"""
     if as_json:
-        print(json.dumps(answered.to_dict(names)))
+        print_json(answered.to_dict(names))
         return
     text = answered.markdown(names)
     if output is not None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -29,7 +30,7 @@ def init(
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(files[0], TEMPLATE)
     write_whole(files[1], "".join(json.dumps(row) + "\n" for row in json.loads(ROWS_FILE.read_text(encoding="utf-8"))))
-    words = f"--space {files[0]} --data {files[1]}"
+    words = f"--space {quote(str(files[0]))} --data {quote(str(files[1]))}"
     if as_json:
         print_json({"space": str(files[0]), "data": str(files[1]), "dry_run": f"{command()} run {words} --dry-run"})
         return

@@ -28,6 +28,8 @@ def stop(name: NameOrNewest = None, as_json: AsJson = False) -> None:
     resume = f"{command()} resume {name}"
     if owner is None:
         raise ConfigError(f"NAME: sweep {name!r} does not run; to go on with it: {resume}")
+    if owner <= 0:  # to os.kill these are groups of processes, this one's own among them
+        raise SweepError(f"the process that runs sweep {name!r} has not said its number yet; try again in a moment")
     try:
         os.kill(owner, signal.SIGTERM)
     except (ProcessLookupError, PermissionError, OverflowError) as error:

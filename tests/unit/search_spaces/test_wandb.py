@@ -56,6 +56,13 @@ def test_a_shipped_space_is_not_changed_by_being_read_so():
         assert wandb.as_space(values, "test") == values
 
 
+def test_a_value_that_fixed_names_too_is_not_passed_over(tmp_path):
+    values = yaml.safe_load(FILE) | {"fixed": {"precision": "16bit"}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match="precision is both in parameters and fixed"):
+        load(str(tmp_path / "s.yaml"))
+
+
 def test_what_is_neither_wandbs_nor_ours_is_named():
     with pytest.raises(ConfigError, match="unknown key 'metrik'"):
         parse(wandb.as_space(yaml.safe_load(FILE) | {"metrik": 1}, "s") | {"name": "s"}, source="s")

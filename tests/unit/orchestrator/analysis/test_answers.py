@@ -23,6 +23,7 @@ SEEDS = range(5)
 BLOCK = "transformer.h.0"
 ALL = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 NUMBERS = count()
+CONFIG_STEPS = 200
 
 
 def config(precision, rank, rate=2e-4, *, targets=("attn.c_attn",), alpha=16, seed=0, keep=()) -> TrialConfig:
@@ -273,3 +274,22 @@ def test_a_single_sweep_without_seeds_says_what_was_not_measured(grid):
     alone = replace(grid, entries=grid.entries[:1])
     text = texts.markdown(answers_of([alone]), None, [])
     assert text.count("Not measured") >= 5
+
+
+def test_cells_of_other_steps_are_neither_paired_nor_ranked_with_these(grid):
+    long = [replace(run, config=replace(run.config, max_steps=400)) for run in grid.trials]
+    only = [run for run in long if (run.config.precision, run.config.rank) == ("nf4", 2)]
+    found = answers_of([grid, sweep_of("long", only)])
+    assert {versus.four.config.max_steps for versus in found.by_rank} == {CONFIG_STEPS}
+    assert found.sufficient == answers_of([grid]).sufficient
+
+
+def test_a_sufficient_rank_counts_groups_of_rows_and_not_rows(grid):
+    few = tuple(row // 2 for row in range(N_ROWS))  # 24 groups
+    trials = []
+    for run in grid.trials:
+        evaluation = run.test_evaluation and replace(run.test_evaluation, row_groups=few)
+        trials.append(replace(run, test_evaluation=evaluation))
+    found = answers_of([sweep_of("grouped", trials)])
+    assert found.sufficient
+    assert all(rank.rank is None and "24 groups" in rank.reason for rank in found.sufficient.values())

@@ -1,5 +1,6 @@
 """Commands about sweeps as things that are there: list, stop, delete, init, a newest one, more trials."""
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import search_spaces
 from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.overview import overviews
 from orchestrator.cli import options
+from orchestrator.cli.commands.stop import stop
 from orchestrator.cli.template import SPACE
 from orchestrator.driver import duration, extend
 from orchestrator.ledger import Ledger
@@ -26,7 +28,7 @@ from tests.support.stores import place_store
 from tests.support.sweeps import GRID, REPO, TPE, WORKLOAD, Desk, make, start
 from trainables.cost.predicted_time import Speed
 from trainables.values.config import TrialConfig
-from trainables.values.errors import ConfigError
+from trainables.values.errors import ConfigError, SweepError
 
 SPEED = Speed(products_flops=10e12, memory_bytes=1e12)
 OWNS = """
@@ -109,6 +111,17 @@ def test_what_does_not_run_cannot_be_stopped(tmp_path):
     assert "sweep 'a' does not run" in finished.err
 
 
+def test_stop_ends_nothing_while_the_process_that_runs_a_sweep_has_not_said_its_number(tmp_path, monkeypatch):
+    desk = desk_of(tmp_path, "a")
+    desk.do()
+    monkeypatch.chdir(tmp_path)
+    with owned(desk.folder):
+        (desk.folder / "owner").write_text("")
+        monkeypatch.setattr("os.kill", lambda *_: pytest.fail("a signal to this process's own group"))
+        with pytest.raises(SweepError, match="has not said its number"):
+            stop("a")
+
+
 # --- delete
 
 
@@ -155,7 +168,9 @@ def test_what_init_writes_is_a_space_with_every_setting_and_rows_that_run_as_the
     for line in SPACE.splitlines():
         name, _, rest = line.strip().removeprefix("# ").partition(": ")
         if line.strip().startswith("# ") and name in defaults and name not in named:
-            assert str(defaults[name]).lower() == rest.partition("  #")[0], line
+            assert str(defaults[name] if defaults[name] != () else []).lower() == rest.partition("  #")[0], line
+    words = shlex.split(called("init", "a b", "--json", cwd=tmp_path).json["dry_run"])
+    assert words[-5:] == ["--space", "a b/space.yaml", "--data", "a b/rows.jsonl", "--dry-run"]
     again = called("init", "mine", cwd=tmp_path)
     assert (again.code, "space.yaml exists" in again.err) == (2, True)
 

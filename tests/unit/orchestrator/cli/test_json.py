@@ -73,6 +73,11 @@ def test_what_a_sweep_prints_at_its_end_is_what_the_schema_says_whether_it_came_
     assert fault_of(snapshot) is None
 
 
+def test_answers_print_what_the_schema_says(desk, tmp_path):
+    desk.ledger.set_fact("workload", asdict(WORKLOAD))
+    assert_is("answers", called("answers", "t", "--json", cwd=tmp_path).json)
+
+
 @pytest.mark.parametrize(
     ("words", "kind", "code", "said"),
     [

@@ -102,6 +102,32 @@ def test_a_scale_that_is_no_whole_number_and_data_of_another_form_are_said():
     assert "dataset_info.json" in recipe.recipe("llama-factory", CONFIG, sweep_of())
 
 
+def test_a_pinned_base_other_columns_a_split_and_kept_modules_are_not_lost():
+    kept = replace(CONFIG, keep_16bit=("model.layers.29",))
+    own = make(TPE, base_model="org/name@v1", data="org/rows", data_split="test", columns="instruction=question")
+    sweep = replace(sweep_of(), settings=own)
+    keys = {"axolotl": ("base_model", "revision_of_model")}
+    for program in ("axolotl", "trl", "llama-factory"):
+        text = recipe.recipe(program, kept, sweep)
+        values = yaml.safe_load(text)
+        name, revision = keys.get(program, ("model_name_or_path", "model_revision"))
+        assert (values[name], values[revision]) == ("org/name", "v1")
+        assert all(word in text for word in ("model.layers.29", "split test", "question"))
+    data = yaml.safe_load(recipe.recipe("axolotl", kept, sweep))["datasets"][0]["type"]
+    assert (data["field_instruction"], data["field_output"]) == ("question", "output")
+    code = recipe.peft_code(kept, sweep)
+    compile(code, "best", "exec")
+    assert '"org/name",\n    revision="v1",\n' in code
+    assert '"lm_head",\n        "model.layers.29",\n' in code
+
+
+def test_no_name_ends_a_comment():
+    own = make(TPE, base_model="demo", data="rows\nlora_r: 999\n.jsonl")
+    text = recipe.recipe("llama-factory", CONFIG, replace(sweep_of(), settings=own))
+    assert yaml.safe_load(text)["lora_rank"] == CONFIG.rank
+    assert "lora_r" not in yaml.safe_load(text)
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_printed_code_makes_the_trials_own_lora_config(config):
     code = recipe.peft_code(config, sweep_of())
