@@ -12,6 +12,7 @@ import yaml
 from orchestrator.report.render import render
 from trainables.data.formats import parse_columns
 from trainables.data.hub_models import named_revision
+from trainables.models.kept import skip_pattern
 from trainables.models.lora import is_transposed
 from trainables.values.errors import ConfigError, did_you_mean
 
@@ -37,6 +38,7 @@ def peft_code(config: "TrialConfig", sweep: "SweepSnapshot") -> str:
         config=config,
         base=_base(sweep),
         revision=_revision(sweep),
+        skipped=["lm_head", *map(skip_pattern, config.keep_16bit)],
         dtype=_dtype(sweep),
         fan_in_fan_out=is_transposed(config),
     )

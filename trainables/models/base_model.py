@@ -27,6 +27,7 @@ from trainables.models.architecture import (
     read_values,
 )
 from trainables.models.families import family_of
+from trainables.models.kept import skip_pattern
 from trainables.models.stored import check_stored, refuse_other_weights, weight_files
 from trainables.values.config import RANDOM_PREFIX, Precision, Weights
 from trainables.values.errors import ConfigError, nearest
@@ -260,7 +261,7 @@ def skipped_modules(workload: Workload, keep_16bit: tuple[str, ...]) -> list[str
     for name in keep_16bit:
         if name not in modules:
             raise ConfigError(f"keep_16bit: {workload.base_model} has no module {name!r}{nearest(name, modules)}")
-    return [*sorted(get_keys_to_not_convert(model)), *keep_16bit]
+    return [*sorted(get_keys_to_not_convert(model)), *map(skip_pattern, keep_16bit)]
 
 
 def dropouts_of(config: "PretrainedConfig") -> list[str]:

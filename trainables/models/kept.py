@@ -5,12 +5,15 @@ Names are those of transformers, as bitsandbytes' `llm_int8_skip_modules` takes 
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from trainables.models.layout import Layout
 from trainables.values.errors import ConfigError, nearest
 
+if TYPE_CHECKING:
+    from trainables.models.layout import Layout
 
-def resolve_kept(names: Iterable[str], layout: Layout) -> tuple[str, ...]:
+
+def resolve_kept(names: Iterable[str], layout: "Layout") -> tuple[str, ...]:
     """The names of what is kept, in the order of blocks and of a block's modules; a block of which all is kept is one.
 
     Raises:
@@ -40,3 +43,15 @@ def resolve_kept(names: Iterable[str], layout: Layout) -> tuple[str, ...]:
         else:
             resolved += [name for name in inside if name in kept]
     return tuple(resolved)
+
+
+def skip_pattern(name: str) -> str:
+    """A kept name as transformers is told it: a regular expression that no other block's name begins with.
+
+    Some versions from 5.17 on read "model.layers.1" as the beginning of "model.layers.10", too.
+
+    >>> skip_pattern("model.layers.1"), skip_pattern("model.layers.1.mlp.up_proj")
+    ('model.layers.1\\\\.', 'model.layers.1.mlp.up_proj$')
+    """
+    is_block = name.rpartition(".")[2].isdigit()
+    return rf"{name}\." if is_block else f"{name}$"

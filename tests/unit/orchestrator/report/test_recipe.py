@@ -118,7 +118,7 @@ def test_a_pinned_base_other_columns_a_split_and_kept_modules_are_not_lost():
     code = recipe.peft_code(kept, sweep)
     compile(code, "best", "exec")
     assert '"org/name",\n    revision="v1",\n' in code
-    assert '"lm_head",\n        "model.layers.29",\n' in code
+    assert '"lm_head",\n        "model.layers.29\\\\.",\n' in code
 
 
 def test_no_name_ends_a_comment():

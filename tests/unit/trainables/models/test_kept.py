@@ -17,7 +17,7 @@ from trainables.cost.resident import base_bytes, constants_bytes
 from trainables.evaluation import held_out
 from trainables.models import base_model, lora
 from trainables.models.families import family_of_model, generic, shape_in
-from trainables.models.kept import resolve_kept
+from trainables.models.kept import resolve_kept, skip_pattern
 from trainables.models.layout import Layout, layout_in
 from trainables.training.eager import EagerEngine
 from trainables.training.step_cost import owners_of
@@ -174,3 +174,18 @@ def test_what_is_kept_is_part_of_key_and_cost_key_and_left_out_where_nothing_is(
 def test_a_config_that_cannot_keep_them_is_refused(kept_config, change, words):
     with pytest.raises(ConfigError, match=words):
         replace(kept_config, **change)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1", "model.layers.1.mlp.gate"])
+def test_no_version_of_transformers_takes_a_kept_name_for_the_beginning_of_another(name):
+    import re
+
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    pattern = skip_pattern(name)
+    inside, others = f"{name}.q_proj" if name.endswith("1") else name, ("model.layers.10.q_proj", f"{name}_proj")
+    assert re.match(pattern, inside)  # as versions without a boundary at its end read it
+    assert not should_convert_module(inside, [pattern])
+    for other in others:
+        assert not re.match(pattern, other)
+        assert should_convert_module(other, [pattern])
