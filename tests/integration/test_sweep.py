@@ -101,8 +101,9 @@ def mlflow(swept):
 def test_standard_output_is_one_json_object(swept):
     whole = swept[1].json
     front = ("objectives", "noise", "reference_point", "hypervolume", "members", "nearly")
-    ends = ("verdicts", "search_ended", "empty_because", "failed_evaluations")
-    assert tuple(whole) == ("name", "mlflow_run", *front, *ends)
+    ends = ("verdicts", "search_ended", "empty_because", "failed_evaluations", "error", "exit_code")
+    assert tuple(whole) == ("schema_version", "name", "mlflow_run", *front, *ends)
+    assert (whole["error"], whole["exit_code"]) == (None, 0)
     assert whole["search_ended"]["why"] == "trials"
     assert whole["empty_because"] is None
     for verdict in whole["verdicts"]:
