@@ -57,8 +57,16 @@ def readme_rows() -> Iterator[str]:
     yield row("Where are 4 bits felt?", sensitivity_line(), "`qlora-sweep sensitivity`")
     yield row("How far are predicted peaks off?", predicted_peaks(), fit)
     yield row("How fast? (random weights, protocol 1)", trials_an_hour(), f"`make bench ARGS=speed`; {log}")
-    yield row("How soon is a good front there? (demo, the search before the present one)", soon(), f"`make bench ARGS=search`; {search_log}")
-    yield row("What does stopping trials early lose? (demo, the rule before the present one)", early_losses(), f"`make bench ARGS=search`; {search_log}")
+    yield row(
+        "How soon is a good front there? (demo, the search before the present one)",
+        soon(),
+        f"`make bench ARGS=search`; {search_log}",
+    )
+    yield row(
+        "What does stopping trials early lose? (demo, the rule before the present one)",
+        early_losses(),
+        f"`make bench ARGS=search`; {search_log}",
+    )
     yield row("Do equal trials agree? (random weights, protocol 1)", equal_trials(), "`make bench ARGS=measurement`")
 
 
