@@ -94,6 +94,7 @@ def kill_after(cwd: Path, n_trials: int) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_the_same_command_brings_the_same_answer_under_load_and_over_a_kill_and_a_resume(tmp_path):
     quiet, loaded, killed = (folder(tmp_path, name) for name in ("quiet", "loaded", "killed"))
     first = command(*ASKED, *FEW, cwd=quiet, timeout=PATIENCE_SECONDS)
