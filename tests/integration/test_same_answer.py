@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from orchestrator.cluster.ray_cluster import MAX_CPU_WORKERS
 from orchestrator.driver.in_order import LAG, LAG_PER_WORKER
 from orchestrator.ledger import Ledger
