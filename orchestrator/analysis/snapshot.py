@@ -60,6 +60,15 @@ class SweepSnapshot:
         return cls.read_in(folder)
 
     @classmethod
+    def find(cls, name: str, root: Path = ROOT) -> "SweepSnapshot":
+        """As `read`, of a recorded sweep too, for what writes nothing into a sweep's folder.
+
+        Raises:
+            ConfigError: there is no such sweep.
+        """
+        return cls.read_in(stored.folder_of(name, root))
+
+    @classmethod
     def read_in(cls, folder: Path) -> "SweepSnapshot":
         """Read a sweep from a folder, wherever that lies; who could write to it is not asked.
 

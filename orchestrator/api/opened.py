@@ -11,15 +11,12 @@ from orchestrator.api.html import html_of
 from orchestrator.report.content import report_of
 from orchestrator.report.render import markdown
 from orchestrator.report.rows import trial_rows
-from orchestrator.settings import ROOT, stored, sweep_folder
+from orchestrator.settings import ROOT, stored
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.analysis.status import Status
-
-RECORDED = ROOT / "recorded"
-"""Sweeps that are kept in git; they open by name as those under `sweeps/` do, which go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +94,9 @@ def open_sweep(name: str | Path | None = None) -> Sweep:
     Raises:
         ConfigError: there is no such sweep; the message offers the nearest name.
     """
-    folder = _folder_of(newest(ROOT) if name is None else name)
+    name = newest(ROOT) if name is None else name
+    folder = Path(name) if isinstance(name, Path) or "/" in name else stored.folder_of(name, ROOT)
     return Sweep(stored.read(folder).name, folder)
-
-
-def _folder_of(name: str | Path) -> Path:
-    """Where the sweep lies; others must not be able to write to one that is found by its name in `sweeps/`."""
-    if isinstance(name, Path) or "/" in name:
-        return Path(name)
-    recorded = {path.parent.name for path in RECORDED.glob("*/settings.json")}
-    if name in recorded and not (sweep_folder(name) / "settings.json").is_file():
-        return RECORDED / name
-    stored.load(sweep_folder(name), others=recorded)
-    return sweep_folder(name)
 
 
 def _table(snapshot: SweepSnapshot) -> "pd.DataFrame":

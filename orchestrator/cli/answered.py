@@ -32,7 +32,7 @@ def to_dict(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _found(names: Sequence[str]) -> tuple[Any, ...]:
-    found = answers_of([SweepSnapshot.read(name) for name in names])
+    found = answers_of([SweepSnapshot.find(name) for name in names])
     return found, layers_of(ROOT, found.workload), [run_command(sweep.settings) for sweep in found.sweeps]
 
 

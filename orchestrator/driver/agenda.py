@@ -136,16 +136,12 @@ class Agenda:
         return self._workload.key(self._settings.config(dict(params)))
 
     def other_half(self, config: "TrialConfig") -> str:
-        return self._other_half(config)[0]
+        """Key of the other precision's trial."""
+        return self._workload.key(config.at_other_precision)
 
     def is_completed(self, key: str) -> bool:
         """False where a trial's adapter is all that a killed driver left of it."""
         return key in self._entries and self.result(key).state == "completed"
-
-    def _other_half(self, config: "TrialConfig") -> "tuple[str, TrialConfig]":
-        """Key and config of the other precision's trial."""
-        other = config.at_other_precision
-        return self._workload.key(other), other
 
     def settle_pair(self, config: "TrialConfig") -> None:
         self._settle(self._workload.key(config))
@@ -155,20 +151,17 @@ class Agenda:
     def _other_halves(self, config: "TrialConfig") -> list[str]:
         """Keys of a 4-bit trial's baseline, or of the unsettled 4-bit trials that a 16-bit one is the baseline of."""
         if config.precision == "nf4":
-            return [self._other_half(config)[0]]
-        waiting = []
-        for key in self._open:
-            other = self._entries[key].result.config
-            if other.precision == "nf4" and other.at_other_precision == config:
-                waiting.append(key)
-        return waiting
+            return [self.other_half(config)]
+        configs = {key: self._entries[key].result.config for key in self._open}
+        nf4 = {key: other for key, other in configs.items() if other.precision == "nf4"}
+        return [key for key, other in nf4.items() if other.at_other_precision == config]
 
     def _settle(self, key: str) -> None:
         """Close a trial of which all is known that will be; protect the baseline of one that waits."""
         entry = self._entries.get(key)
         if entry is None or key not in self._open:
             return
-        baseline = self._entries.get(self._other_half(entry.result.config)[0])
+        baseline = self._entries.get(self.other_half(entry.result.config))
         if ("compare", key) in self.failed or is_settled(entry.result, baseline.result if baseline else None):
             del self._open[key]
             if entry.result.is_of_search:
@@ -188,12 +181,10 @@ class Agenda:
 
     def _task(self) -> Task | None:
         unsettled = list(map(self._entries.__getitem__, self._open))
-        queued = []
-        for entry in unsettled:
-            if entry.result.state == "queued" and self._retries.is_due(("train", entry.result.key)):
-                queued.append(entry.result)
-        if queued:
-            return self._train(min(queued, key=lambda trial: trial.number))
+        queued = [entry.result for entry in unsettled if entry.result.state == "queued"]
+        due = [trial for trial in queued if self._retries.is_due(("train", trial.key))]
+        if due:
+            return self._train(min(due, key=attrgetter("number")))
         for entry in unsettled:
             task = self._pair_task(entry)
             if task:
@@ -263,15 +254,15 @@ class Agenda:
         if new and not self._stopping.is_spent():
             added = [self._add(run.config, {}, run.origin) for run in new]
             left = [trial for trial in added if not self._import(trial)]
-            return self._train(min(left, key=lambda trial: trial.number)) if left else None
+            return self._train(min(left, key=attrgetter("number"))) if left else None
         busy = self._busy()
         for trial in to_evaluate(trials, self._settings):
             name = ("evaluate", trial.key)
             is_open = trial.test_evaluation is None and trial.key not in busy and name not in self.failed
             if is_open and self._retries.is_due(name):
-                baseline = self._entries.get(self._other_half(trial.config)[0])
-                n_seeds = self._settings.baseline_seeds
-                return evaluation_task(trial, baseline.result if baseline else None, trials, n_seeds)
+                baseline = self._entries.get(self.other_half(trial.config))
+                known = baseline.result if baseline else None
+                return evaluation_task(trial, known, trials, self._settings.baseline_seeds)
         return None
 
     def _busy(self) -> set[str]:
@@ -290,12 +281,11 @@ class Agenda:
         trial = entry.result
         if trial.state != "completed" or trial.config.precision != "nf4" or trial.similarity:
             return None
-        key, config = self._other_half(trial.config)
+        key = self.other_half(trial.config)
         baseline = self._entries.get(key)
         if baseline is None:
-            if is_candidate(trial):
-                return self._first_run(self._add(config, baseline_params(entry), "baseline"))
-            return self._first_run(self._add(config, {}, "baseline replicate"))
+            said = (baseline_params(entry), "baseline") if is_candidate(trial) else ({}, "baseline replicate")
+            return self._first_run(self._add(trial.config.at_other_precision, *said))
         if baseline.result.state == "pruned":
             self.feedback.needed(baseline.result)
             self.keep(self._ledger.requeue(key))

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.snapshot import COVERAGE, GENERIC, SweepSnapshot
 from orchestrator.driver import base_targets, plan, reuse, same_command, time_repeats, warm_start
@@ -23,6 +23,9 @@ from trainables.values.config import PROTOCOL_VERSION
 from trainables.values.errors import ConfigError
 from trainables.values.files import write_whole
 from trainables.values.workload import Workload
+
+if TYPE_CHECKING:
+    from orchestrator.driver.driver import Driver
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +72,15 @@ def run(
 
             asked = settings if verdict_seeds is None else settings.model_copy(update={"verdict_seeds": verdict_seeds})
             driver = run_tasks(asked, workload, ledger, trainable, _resume(settings), **elsewhere)
-            _queue_running(ledger)
-            if text := same_command.note(settings, ledger, root):
-                logger.info(text)
-            ended = {"interrupted": not driver.finished, "stopped": driver.stopped}
-            return replace(SweepSnapshot.of(settings, ledger), **ended)
+            return _ended(driver, settings, ledger, root)
+
+
+def _ended(driver: "Driver", settings: SweepSettings, ledger: Ledger, root: Path) -> SweepSnapshot:
+    """What the tasks came to; what ran when they were given up is queued again."""
+    _queue_running(ledger)
+    if text := same_command.note(settings, ledger, root):
+        logger.info(text)
+    return replace(SweepSnapshot.of(settings, ledger), interrupted=not driver.finished, stopped=driver.stopped)
 
 
 def _from_other_sweeps(settings: SweepSettings, workload: Workload, root: Path, ledger: Ledger) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from orchestrator.report import model_index
 from orchestrator.report.render import headlines, render
 from orchestrator.report.values import SweepReport
 from orchestrator.security.folder_access import refuse_shared
+from orchestrator.settings import RECORDED
 from trainables.data import rows
 from trainables.data.hub_models import named_revision
 from trainables.values.config import LATER_FIELDS, Precision, TrialConfig, canonical_json
@@ -35,15 +36,17 @@ Layers = Mapping[str, Any]
 
 
 def layers_of(root: Path, workload: Workload | None) -> Layers | None:
-    """The newest sensitivity run over the same base and rows, if there is one.
+    """The newest sensitivity run over the same base and rows, else a recorded one, if there is one.
 
     Raises:
         ConfigError: others may have written it.
     """
     same = ("base_fingerprint", "data_digest")
-    paths = sorted((root / "sensitivity").glob("*/sensitivity.json"), key=lambda p: (p.stat().st_mtime, p.parent.name))
-    for path in reversed(paths if workload else []):
-        refuse_shared(path.parent, root, field="sensitivity")
+    own = sorted((root / "sensitivity").glob("*/sensitivity.json"), key=lambda p: (p.stat().st_mtime, p.parent.name))
+    recorded = sorted((root / RECORDED).glob("*/sensitivity.json"))
+    for path in [*reversed(own), *recorded] if workload else []:
+        if path in own:
+            refuse_shared(path.parent, root, field="sensitivity")
         found = json.loads(path.read_text(encoding="utf-8"))
         if all(found["workload"][name] == getattr(workload, name) for name in same):
             return found

@@ -17,6 +17,8 @@ from trainables.values.errors import ConfigError
 
 ROOT = Path("mlflow_runs")
 """Where all state lives, relative to the working directory."""
+RECORDED = "recorded"
+"""Folder there of sweeps that git keeps."""
 
 ADDRESSES = ("base_model", "data", "data_split", "columns", "address", "storage", "tracking_uri")
 """Settings that name a place or a part of one, and are kept and shown."""

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.security.folder_access import refuse_shared
-from orchestrator.settings import SweepSettings
+from orchestrator.settings import RECORDED, SweepSettings, sweep_folder
 from search_spaces import first_fault
 from trainables.values.errors import ConfigError, did_you_mean
 from trainables.values.files import write_whole
@@ -81,6 +81,20 @@ def load(folder: Path, others: Iterable[str] = ()) -> SweepSettings:
         raise _no_sweep(folder, others)
     refuse_shared(folder, folder.parents[1])
     return read(folder)
+
+
+def folder_of(name: str, root: Path) -> Path:
+    """Where a sweep lies that is only to be read: under `sweeps/`, else under `recorded/`, which git keeps.
+
+    Raises:
+        ConfigError: there is no such sweep, or others may have written into its folder under `sweeps/`.
+    """
+    folder, kept = sweep_folder(name, root), root / RECORDED
+    recorded = {path.parent.name for path in kept.glob("*/settings.json")}
+    if name in recorded and not (folder / "settings.json").is_file():
+        return kept / name
+    load(folder, others=recorded)
+    return folder
 
 
 def read(folder: Path) -> SweepSettings:

@@ -124,7 +124,7 @@ def kept_block(found: Answers) -> str:
     return (
         f"in part: with `{block}` kept, {share(one.lost_after)} stay lost instead of {share(one.lost_before)}; it "
         f"takes {one.more_mib:.1f} of the {one.saved_mib:.1f} MiB that 4 bits save (rank {one.kept.config.rank}, "
-        f"{one.bought.n_pairs} seeds)"
+        f"{one.lost_after.n_pairs} seeds with it, {one.lost_before.n_pairs} without)"
     )
 
 

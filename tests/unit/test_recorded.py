@@ -12,7 +12,6 @@ from tests.bench.replay import read as read_table
 from tests.bench.search import TABLE
 from tests.bench.search_table import SPACE_FILE
 from tests.support.in_process import called
-from tests.support.recorded import place_recorded
 from tests.support.sweeps import REPO
 from trainables.data.splits import SPLIT_ROWS
 
@@ -68,25 +67,23 @@ def test_the_readme_says_the_rows_asked_for_and_the_sweep_without_options():
 
 
 @pytest.fixture
-def copies(tmp_path, monkeypatch):
-    """A folder in which the recorded sweeps lie where commands look for them."""
-    place_recorded(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def at_home(monkeypatch):
+    """Where commands find the recorded sweeps, and reports the config of their base."""
+    monkeypatch.chdir(REPO)
 
 
-def test_the_recorded_answers_are_what_the_command_prints_of_the_recorded_sweeps(copies):
-    answered = called("answers", *recorded.SWEEPS, cwd=copies)
+def test_the_recorded_answers_are_what_the_command_prints_of_the_recorded_sweeps():
+    answered = called("answers", *recorded.SWEEPS, cwd=REPO)
     assert answered.code == 0, answered.err
     assert answered.out == (recorded.RECORDED / "answers.md").read_text()
 
 
 @pytest.mark.parametrize("name", recorded.SWEEPS)
-def test_a_recorded_report_is_what_is_written_of_its_ledger_and_its_pictures_are_there(name, copies):
+def test_a_recorded_report_is_what_is_written_of_its_ledger_and_its_pictures_are_there(name, at_home):
     report = (recorded.RECORDED / name / "report.md").read_text()
     drawn = {path: title for path, title in outputs.PICTURES.items() if (recorded.RECORDED / name / path).is_file()}
     assert len(drawn) == report.count("](figures/") > 0
-    assert report == render.markdown(report_of(SweepSnapshot.read(name)), drawn)
+    assert report == render.markdown(report_of(SweepSnapshot.find(name)), drawn)
 
 
 @pytest.mark.parametrize("name", recorded.SWEEPS)

@@ -16,9 +16,8 @@ MAX_RANK = 64
 """All ranks of a tile are held in registers."""
 N_PROGRAMS = 264
 """About as many as two for each multiprocessor of the GPU that the sizes were chosen on."""
-ROWS, COLUMNS = 64, 64
-LOW_ROWS, LOW_COLUMNS = 32, 64
-"""Of a tile: of the gradients, and of A's product."""
+ROWS, COLUMNS, LOW_COLUMNS = 64, 64, 128
+"""Of a tile."""
 UNSPECIALIZED = ["module", "threshold", "n_tokens", "rows_of_program", "columns_of_program", "n_tiles", "n_parts", "n"]
 
 
@@ -69,13 +68,13 @@ def _low_product(
 def low_product(x: torch.Tensor, a: torch.Tensor, mask: Mask) -> torch.Tensor:
     """dropout(x) a^T of x (tokens, inputs) and a (rank, inputs): (tokens, rank), in their dtype."""
     (n_tokens, n_channels), n_ranks = x.shape, len(a)
-    n_rows, n_columns = triton.cdiv(n_tokens, LOW_ROWS), triton.cdiv(n_channels, LOW_COLUMNS)
+    n_rows, n_columns = triton.cdiv(n_tokens, ROWS), triton.cdiv(n_channels, LOW_COLUMNS)
     n_tiles = triton.cdiv(n_columns, max(1, N_PROGRAMS // n_rows))
     n_parts = triton.cdiv(n_columns, n_tiles)
     parts = torch.empty(n_parts, n_tokens, n_ranks, dtype=torch.float32, device=x.device)
     _low_product[(n_rows, n_parts)](
         parts, x.contiguous(), a, mask.keys, mask.module, mask.threshold, mask.scale, n_tokens, n_channels,
-        n_tiles * LOW_COLUMNS, n_tiles, n_ranks=n_ranks, rank_block=_rank_block(n_ranks), row_block=LOW_ROWS,
+        n_tiles * LOW_COLUMNS, n_tiles, n_ranks=n_ranks, rank_block=_rank_block(n_ranks), row_block=ROWS,
         column_block=LOW_COLUMNS, num_stages=_stages(x),
     )  # fmt: skip
     return _sum(parts, x.dtype, 1.0)

@@ -13,7 +13,7 @@ fast as torch.native_dropout on a CPU. Two keys in 2**32 may be equal, and two t
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,9 +24,6 @@ try:
     from trainables.models import mask_kernels
 except ImportError:  # Triton comes with PyTorch for CUDA only
     mask_kernels = None
-
-if TYPE_CHECKING:
-    pass
 
 FIRST_KEY = 0x3C6EF372
 """Where the chain begins (the golden ratio's digits), so that all counters being 0 is nothing special."""

@@ -24,7 +24,7 @@ def best(
 ) -> None:
     """Name one config: the lowest validation loss of the completed search trials that count for the front."""
     limit = None if max_memory is None else choice.mib_of(max_memory)
-    sweep = SweepSnapshot.read(named(name))
+    sweep = SweepSnapshot.find(named(name))
     found = choice.choose(sweep, max_memory_mib=limit, at_knee=knee)
     config = found.trial.config
     code = peft_code(config, sweep) if program is None else recipe(program, config, sweep)

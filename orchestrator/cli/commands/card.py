@@ -28,7 +28,7 @@ def card(
     force: Annotated[bool, typer.Option("--force", help="replace the file where there is one")] = False,
 ) -> None:
     """Fill the model card from a sweep's ledger, whatever the sweep has measured so far."""
-    found = report_of(SweepSnapshot.read(named(name)))
+    found = report_of(SweepSnapshot.find(named(name)))
     if output.exists() and not force:
         raise ConfigError(f"OUTPUT: {output} exists; say --force to replace it, or name another file with --output")
     text = answered.markdown(answers.split(",")) if answers else None

@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.analysis.snapshot import SweepSnapshot, newest
-from orchestrator.cli.options import AsJson, NameOrNewest
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.cli.options import AsJson, NameOrNewest, named
 from orchestrator.cli.output import print_json
 from orchestrator.report import digests
 from orchestrator.report.content import report_of
 from orchestrator.report.render import compare
-from orchestrator.settings import ROOT
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +22,9 @@ def report(
 ) -> None:
     """Say what a sweep came to, from its ledger alone; writes report.md and report.html into its folder."""
     if other is None:
-        _report_one(name or newest(ROOT), as_json)
+        _report_one(named(name), as_json)
         return
-    first, second = report_of(SweepSnapshot.read(str(name))), report_of(SweepSnapshot.read(other))
+    first, second = report_of(SweepSnapshot.find(str(name))), report_of(SweepSnapshot.find(other))
     if as_json:
         print_json({"sweeps": [first.to_dict(), second.to_dict()]})
     else:

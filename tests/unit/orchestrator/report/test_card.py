@@ -21,7 +21,6 @@ from orchestrator.report.content import report_of
 from orchestrator.settings import stored
 from tests.bench.recorded import SWEEPS
 from tests.support.in_process import called
-from tests.support.recorded import place_recorded
 from tests.support.sweeps import (
     REPO,
     WORKLOAD,
@@ -462,9 +461,8 @@ def test_the_command_replaces_no_file_unasked_and_writes_the_same_again_and_refu
 
 
 def test_the_repos_own_card_is_what_the_command_writes_from_the_recorded_sweeps(tmp_path):
-    place_recorded(tmp_path)
-    said = ("--license", "cc-by-nc-4.0", "--answers", ",".join(SWEEPS))
-    finished = called("card", "smollm2-grid", *said, cwd=tmp_path)
+    said = ("--license", "cc-by-nc-4.0", "--answers", ",".join(SWEEPS), "--output", str(tmp_path / "MODEL_CARD.md"))
+    finished = called("card", "smollm2-grid", *said, cwd=REPO)
     assert finished.code == 0, finished.err
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert card == (REPO / "MODEL_CARD.md").read_text()
