@@ -119,18 +119,18 @@ def bullets(report: SweepReport) -> str:
 
 
 def description(report: SweepReport, max_chars: int, links: str = "", picture: str = "") -> str:
-    """What to take for which memory, the answer, as many of the first sections as fit, and where the rest is.
+    """The answer, what to take for which memory, as many of the first sections as fit, and where the rest is.
 
     Args:
-        links: right after the answer, as little is shown of a description before it is opened.
+        links: one line before all else: of a folded description its last visible lines cannot be clicked.
         picture: of the front, in Markdown.
     """
     rest = "The whole report: artifacts `report.html` and `report.md`."
     others = sections(report, {})
     del others["answer"]
-    text, measured = "", f"Measured on: {safe(report.caption)}"
-    answer = f"**{safe(report.answer)}** {measured}"
-    for section in filter(None, [answer, links, others.pop("budgets", ""), picture, bullets(report), *others.values()]):
+    text, answer = "", f"**{safe(report.answer)}** Measured on: {safe(report.caption)}"
+    first = [links, answer, others.pop("budgets", ""), picture, bullets(report)]
+    for section in filter(None, [*first, *others.values()]):
         if len(text) + len(section) + len(rest) + 4 > max_chars:
             break
         text += section + "\n\n"

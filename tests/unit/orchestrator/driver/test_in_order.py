@@ -9,7 +9,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.analysis.budgets import ENDED
@@ -135,6 +135,7 @@ def undisturbed(name: str) -> dict:
 @pytest.mark.parametrize("name", SWEEPS)
 @settings(max_examples=3)
 @given(seed=st.integers(0, 10**6))
+@example(seed=131221)  # of the grid: a 16-bit trial is seen stopped, and is needed whole only then
 def test_no_order_of_ends_and_no_kill_changes_what_is_proposed_and_stopped_and_the_answer(name, seed):
     with TemporaryDirectory() as folder:
         found = run_at_random(Path(folder), SWEEPS[name], Random(seed))

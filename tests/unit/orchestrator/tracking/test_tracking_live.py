@@ -123,7 +123,7 @@ def test_the_machine_is_watched_while_the_run_runs(finished):
     client.set_terminated(run_id)
 
 
-def test_the_description_begins_with_the_answer_then_links_the_budgets_and_the_picture(finished):
+def test_the_description_begins_with_links_then_the_answer_the_budgets_and_the_picture(finished):
     root, settings, result = finished
     with closing(Ledger(sweep_folder("t", root) / "ledger.db")) as ledger:
         tracker = Tracker(settings, ledger, root)
@@ -132,7 +132,7 @@ def test_the_description_begins_with_the_answer_then_links_the_budgets_and_the_p
     parent = client.get_run(tracker.run_id)
     note = parent.data.tags["mlflow.note.content"]
     run_id, experiment_id = parent.info.run_id, parent.info.experiment_id
-    answer, links, budgets, *rest = note.split("\n\n")
+    links, answer, budgets, *rest = note.split("\n\n")
     assert (
         f"(#/experiments/{experiment_id}/runs/{run_id}/artifacts/figures.html?workflowType=machine_learning)" in links
     )
