@@ -131,7 +131,7 @@ def answers_of(sweeps: Sequence[SweepSnapshot]) -> Answers:
     """Answer what some sweeps can answer.
 
     Raises:
-        ConfigError: one has not started, or they are of different bases, rows or arithmetic.
+        ConfigError: one has not started, or they are of different bases, rows, arithmetic or protocols.
     """
     workload = _shared_workload(sweeps)
     cells = cells_of(sweeps)
@@ -157,15 +157,16 @@ def answers_of(sweeps: Sequence[SweepSnapshot]) -> Answers:
 
 
 def _shared_workload(sweeps: Sequence[SweepSnapshot]) -> Workload:
-    first = sweeps[0].begun().workload
+    first = sweeps[0].begun()
     for sweep in sweeps[1:]:
-        for name in SAME:
-            if getattr(sweep.begun().workload, name) != getattr(first, name):
-                raise ConfigError(
-                    f"NAME: sweeps {sweeps[0].settings.name!r} and {sweep.settings.name!r} differ in {name}, so that "
-                    "their losses are of different things; give sweeps over one base and its rows"
-                )
-    return first
+        differ = [name for name in SAME if getattr(sweep.begun().workload, name) != getattr(first.workload, name)]
+        differ += ["protocol"] if sweep.protocols != first.protocols else []
+        if differ:
+            raise ConfigError(
+                f"NAME: sweeps {first.settings.name!r} and {sweep.settings.name!r} differ in {differ[0]}, so that "
+                "their losses are of different things; give sweeps over one base and its rows"
+            )
+    return first.workload
 
 
 def _each_once(sweeps: Sequence[SweepSnapshot]) -> list[TrialResult]:

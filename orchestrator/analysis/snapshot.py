@@ -106,6 +106,13 @@ class SweepSnapshot:
         return Workload(**values) if values else None
 
     @cached_property
+    def protocols(self) -> frozenset[int | None]:
+        """Versions of the measurement protocol that its trials are of; None of one that this program does not know."""
+        if self.workload is None:
+            return frozenset()
+        return frozenset(self.workload.protocol_of(trial.config, trial.key) for trial in self.trials)
+
+    @cached_property
     def front(self) -> Front:
         return front_of(self.trials, self.settings, self.reference, self.repeats)
 

@@ -143,7 +143,7 @@ def _outcomes(trials: Sequence[TrialResult]) -> tuple[Outcome, ...]:
 
 
 def _measured(snapshot: SweepSnapshot) -> Measured:
-    trials, front, workload = snapshot.trials, snapshot.front, snapshot.workload
+    trials, front = snapshot.trials, snapshot.front
     environment: dict[str, tuple[str, ...]] = {}
     ends = []
     for trial in trials:
@@ -152,9 +152,9 @@ def _measured(snapshot: SweepSnapshot) -> Measured:
         for name, value in without_peak(trial.environment).items():
             environment[name] = tuple(dict.fromkeys((*environment.get(name, ()), value)))
     began = snapshot.facts.get("created_at")
-    versions = {workload.protocol_of(trial.config, trial.key) for trial in trials} if workload else set()
+    versions = snapshot.protocols or {PROTOCOL_VERSION}
     return Measured(
-        protocol_version=versions.pop() if len(versions) == 1 else None if versions else PROTOCOL_VERSION,
+        protocol_version=next(iter(versions)) if len(versions) == 1 else None,
         data_counts=snapshot.facts.get("data_counts") or {},
         environment=environment,
         peak_resident_mib=largest_mib(trials),

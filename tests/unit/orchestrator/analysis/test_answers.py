@@ -253,6 +253,12 @@ def test_sweeps_over_different_rows_are_refused(grid, keep):
         answers_of([grid, sweep_of("other", keep.trials, data_digest="other")])
 
 
+def test_sweeps_of_different_protocols_are_refused(grid):
+    earlier = [replace(trial, key=WORKLOAD.key(trial.config, protocol=1)) for trial in grid.trials]
+    with pytest.raises(ConfigError, match="'grid' and 'before' differ in protocol"):
+        answers_of([grid, sweep_of("before", earlier)])
+
+
 def test_the_text_says_each_share_with_its_interval_seeds_and_command(answers):
     text = texts.markdown(answers, None, ["qlora-sweep run --name grid"])
     assert "$ qlora-sweep run --name grid" in text
@@ -277,7 +283,10 @@ def test_a_single_sweep_without_seeds_says_what_was_not_measured(grid):
 
 
 def test_cells_of_other_steps_are_neither_paired_nor_ranked_with_these(grid):
-    long = [replace(run, config=replace(run.config, max_steps=400)) for run in grid.trials]
+    long = []
+    for run in grid.trials:
+        config = replace(run.config, max_steps=400)
+        long.append(replace(run, config=config, key=WORKLOAD.key(config)))
     only = [run for run in long if (run.config.precision, run.config.rank) == ("nf4", 2)]
     found = answers_of([grid, sweep_of("long", only)])
     assert {versus.four.config.max_steps for versus in found.by_rank} == {CONFIG_STEPS}

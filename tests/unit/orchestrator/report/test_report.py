@@ -345,7 +345,7 @@ def test_one_16_bit_trial_alone_gives_a_report_that_claims_nothing_about_4_bits(
     assert "Verdict" not in text
 
 
-def test_the_description_is_whole_sections_that_fit_with_the_answer_first():
+def test_the_description_is_whole_sections_that_fit_with_links_and_the_answer_first():
     trials = [measured(n, replace(NF4, rank=n + 1), 9.0, similarity=compared()) for n in range(9)]
     settings = make(objectives=("eval_loss_nats",))
     report = report_of(snapshot(settings, trials, FACTS), lambda config: None)
@@ -354,7 +354,7 @@ def test_the_description_is_whole_sections_that_fit_with_the_answer_first():
     (budgets,) = [s for s in sections if s.startswith("## Which rank for which memory")]
     rest = [s for s in sections if answered not in s and s != budgets]
     answer = f"**{safe(report.answer)}** Measured on: {safe(report.caption)}"
-    whole = [answer, "[all](#)", budgets, "![front](x.png)", answered, *rest]
+    whole = ["[all](#)", answer, budgets, "![front](x.png)", answered, *rest]
     for limit in (2500, 5000):
         note = render.description(report, limit, "[all](#)", "![front](x.png)")
         assert len(note) <= limit
