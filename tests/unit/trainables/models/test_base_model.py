@@ -98,11 +98,13 @@ def test_a_4_bit_base_can_be_trained_through_after_it_was_evaluated(workload):
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="asks Linux how much memory a process has")
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
-def test_the_host_holds_a_base_once_while_it_is_loaded(precision, tmp_path, workload):
-    """Weights are mapped from their file; what the process itself allocates stays well under two copies.
+def test_the_host_holds_a_base_once_while_it_is_loaded(precision, tmp_path, workload, monkeypatch):
+    """Weights are mapped from their file; what the process itself allocates stays under one more copy.
 
-    It is under one on an idle machine; on a busy one transformers' threads read further ahead of the one that places.
+    The C library's heap keeps what was freed between blocks still in use, up to twice the base here, as it happens; with
+    each large block mapped on its own, only what is held is counted.
     """
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))  # bytes; read when the fresh process starts
     shape = LlamaConfig(  # small modules: bitsandbytes compares each weight of one with all 16 codes at once on a CPU
         hidden_size=512, intermediate_size=1024, num_hidden_layers=32, vocab_size=8000, dtype="bfloat16"
     )
@@ -112,7 +114,7 @@ def test_the_host_holds_a_base_once_while_it_is_loaded(precision, tmp_path, work
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # where nothing else is freed or kept
         more, n_weights = fresh.submit(allocated_by_loading, bf16, workload, precision).result()
     print(f"{precision}: {n_mib:.0f} MiB of weights, {more:.0f} MiB allocated at the peak")
-    assert more < 1.5 * n_mib
+    assert more < n_mib
     assert n_weights > 1e7
 
 
