@@ -46,7 +46,7 @@ def readme_rows() -> Iterator[str]:
     """Question, answer, and where the answer is from."""
     found = answers_of([SweepSnapshot.read_in(RECORDED / name) for name in SWEEPS])
     answers, fit = "[answers](mlflow_runs/recorded/answers.md)", "`make bench ARGS=memory`"
-    log, search_log = "[log](tests/bench/LOG.md)", "[log](tests/bench/SEARCH_LOG.md)"
+    log = "[log](tests/bench/LOG.md)"
     yield row("question", "answer", "from")
     yield row("---", "---", "---")
     yield row("What do 4 bits save?", memory(found), answers)
@@ -57,16 +57,6 @@ def readme_rows() -> Iterator[str]:
     yield row("Where are 4 bits felt?", sensitivity_line(), "`qlora-sweep sensitivity`")
     yield row("How far are predicted peaks off?", predicted_peaks(), fit)
     yield row("How fast? (random weights, protocol 1)", trials_an_hour(), f"`make bench ARGS=speed`; {log}")
-    yield row(
-        "How soon is a good front there? (demo, the search before the present one)",
-        soon(),
-        f"`make bench ARGS=search`; {search_log}",
-    )
-    yield row(
-        "What does stopping trials early lose? (demo, the rule before the present one)",
-        early_losses(),
-        f"`make bench ARGS=search`; {search_log}",
-    )
     yield row("Do equal trials agree? (random weights, protocol 1)", equal_trials(), "`make bench ARGS=measurement`")
 
 
@@ -166,33 +156,13 @@ def predicted_peaks() -> str:
 
 
 def trials_an_hour() -> str:
-    *earlier, run = (read(name) for name in SPEED_RUNS)
-    before = " and ".join(f"{one['peer']['ms_per_step']:.0f}" for one in earlier)
+    """Least and most over the runs that were kept."""
+    runs = [read(name) for name in SPEED_RUNS]
+    trials = sorted(run["ours"]["trials_an_hour"] for run in runs)
+    ratios = sorted(run["ratio"] for run in runs)
     return (
-        f"{run['ours']['trials_an_hour']:,.0f} trials of {run['n_steps']} steps an hour, half of them NF4, comparison "
-        f"included: {run['ratio']:.1f} times Ray Tune with the Trainer, whose step waits for the host's processor: "
-        f"{run['peer']['ms_per_step']:.0f} ms in that run, {before} in those before"
-    )
-
-
-def soon() -> str:
-    result = read("search-replay.json")
-    (quartile, median, third), random = (
-        result["methods"][name]["gpu_seconds_quartiles"] for name in ("ours", "random")
-    )
-    return (
-        f"{search.WANTED_SHARE:.0%}".replace("%", " %") + f" of a recorded front's volume in {median:.0f} GPU-seconds "
-        f"(quartiles {quartile:.0f} and {third:.0f}), random search in {random[1]:.0f}"
-    )
-
-
-def early_losses() -> str:
-    one = read("search-replay.json")["lost"]["ours"]
-    low, high = one["lost_members_share_range"]
-    return (
-        f"carried on until every point was taken up, {100 * one['lost_members_share']:.0f} % of that front's members "
-        f"({100 * low:.0f} to {100 * high:.0f} over {one['n_seeds']} seeds), {100 * one['lost_volume_share']:.1f} % of "
-        "its volume"
+        f"{trials[0]:,.0f} to {trials[-1]:,.0f} trials of {runs[0]['n_steps']} steps an hour in {len(runs)} runs, half "
+        f"of them NF4, comparison included: {ratios[0]:.0f} to {ratios[-1]:.0f} times Ray Tune with the Trainer"
     )
 
 
