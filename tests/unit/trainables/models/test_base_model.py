@@ -101,8 +101,8 @@ def test_a_4_bit_base_can_be_trained_through_after_it_was_evaluated(workload):
 def test_the_host_holds_a_base_once_while_it_is_loaded(precision, tmp_path, workload, monkeypatch):
     """Weights are mapped from their file; what the process itself allocates stays under one more copy.
 
-    The C library's heap keeps what was freed between blocks still in use, up to twice the base here, as it happens; with
-    each large block mapped on its own, only what is held is counted.
+    The C library keeps freed memory between blocks still in use, up to twice the base here, as it happens; with each
+    large block mapped on its own, only what is held is counted.
     """
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))  # bytes; read when the fresh process starts
     shape = LlamaConfig(  # small modules: bitsandbytes compares each weight of one with all 16 codes at once on a CPU
