@@ -256,7 +256,7 @@ def test_what_is_not_a_cluster_is_unreachable_at_once(answer):
             with connection:
                 connection.recv(100)
                 connection.sendall(answer)
-                time.sleep(2 * ray_cluster.PROBE_SECONDS)
+                time.sleep(20 * ray_cluster.PROBE_SECONDS)
 
         if answer is None:
             server.close()
@@ -265,7 +265,7 @@ def test_what_is_not_a_cluster_is_unreachable_at_once(answer):
         begun = time.monotonic()
         with pytest.raises(Unreachable, match=address):
             ray_cluster.probe(address)
-        assert time.monotonic() - begun < 2 * ray_cluster.PROBE_SECONDS
+        assert time.monotonic() - begun < 10 * ray_cluster.PROBE_SECONDS
 
 
 def test_a_cluster_that_is_not_there_is_said_before_anything_is_fetched(tmp_path):

@@ -676,7 +676,7 @@ def states_of(root: Path) -> dict[str, tuple[int, bytes]]:
 def test_a_finished_sweep_is_not_resumed_and_nothing_is_written(root):
     before = states_of(root)
     done = called("resume", "t", cwd=root.parent)
-    assert (done.code, done.seconds < 10) == (0, True), done.err
+    assert done.code == 0, done.err
     (line,) = done.err.splitlines()
     assert line.startswith("sweep t is finished, nothing is left to run; what it came to: ")
     assert line.endswith("-m orchestrator.cli report t")
