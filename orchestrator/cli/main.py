@@ -29,6 +29,8 @@ UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, err
 """Of a path that its user has to mend; EEXIST is a file, or a link to nowhere, in a folder's place."""
 
 
+NO_WINDOWS = "Windows itself is not supported; run this in WSL (`wsl --install`, then Linux's commands)"
+
 UsageError = typer.BadParameter.__mro__[1]
 """Of the click that this Typer brings: a command line that cannot be read."""
 
@@ -42,6 +44,8 @@ def main(work: Callable[[], Any] = PROGRAM) -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.umask(os.umask(0o022) | 0o022)  # nobody else writes into what this makes
     with messages.shown():
+        if sys.platform == "win32":  # said before what is imported fails there
+            _refuse("ConfigError", NO_WINDOWS, ConfigError.exit_code)
         _end(work)
 
 

@@ -4,6 +4,7 @@ import os
 import secrets
 import socket
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +44,15 @@ def serve(root: Path, host: str, port: int, allowed_hosts: str | None) -> None:
         os.environ.setdefault(AUTH_CONFIG, str(_auth_config(root)))
         os.environ.setdefault(SESSION_KEY, secrets.token_hex(32))
     os.execv(sys.executable, [sys.executable, *given])
+
+
+def from_elsewhere(environment: Mapping[str, str], host: str, port: int) -> str | None:
+    """How to see the pages of a machine that one is on over ssh; None where one is not, or where others reach it."""
+    if host not in LOOPBACK or "SSH_CONNECTION" not in environment:
+        return None
+    *_, server, _ = environment["SSH_CONNECTION"].split()  # client, its port, server, its port (ssh(1))
+    place = f"{environment['USER']}@{server}" if environment.get("USER") else server
+    return f"from your own machine: `ssh -L {port}:127.0.0.1:{port} {place}`, then the same address in its browser"
 
 
 def refuse_port(host: str, port: int) -> None:

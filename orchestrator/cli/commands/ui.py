@@ -1,6 +1,7 @@
 """`ui`: MLflow's pages, or optuna-dashboard."""
 
 import logging
+import os
 from typing import Annotated
 
 import typer
@@ -31,4 +32,6 @@ def ui(
     pages.arguments(ROOT, host, port, allowed_hosts)
     pages.refuse_port(host, port)
     logger.info(f"MLflow: http://{host}:{port}/{experiment_page(store_file(ROOT))}  (Ctrl-C ends it)")
+    if line := pages.from_elsewhere(os.environ, host, port):
+        logger.info(line)
     pages.serve(ROOT, host, port, allowed_hosts)

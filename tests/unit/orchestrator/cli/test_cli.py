@@ -316,6 +316,25 @@ def test_a_host_that_is_no_address_is_named():
         ui.refuse_port("no such host", 5000)
 
 
+def test_over_ssh_ui_says_how_to_reach_its_pages_from_where_one_sits():
+    there = {"SSH_CONNECTION": "10.0.0.9 51234 10.0.0.2 22", "USER": "ann"}
+    line = ui.from_elsewhere(there, "127.0.0.1", 5001)
+    assert "`ssh -L 5001:127.0.0.1:5001 ann@10.0.0.2`" in line
+    assert ui.from_elsewhere({"USER": "ann"}, "127.0.0.1", 5001) is None
+    assert ui.from_elsewhere(there, "0.0.0.0", 5001) is None
+
+
+def test_on_windows_the_program_names_wsl_before_it_imports_what_is_not_there(tmp_path):
+    code = (
+        "import sys, subprocess, orchestrator.cli.main as program\n"
+        "assert not {'orchestrator.ledger.ownership', 'ray', 'torch'} & set(sys.modules)\n"
+        "sys.platform = 'win32'\nprogram.main()"
+    )
+    refused = command(cwd=tmp_path, program=(sys.executable, "-c", code))
+    assert refused.code == 2, refused.err
+    assert "WSL" in refused.err
+
+
 def test_ui_without_a_store_says_what_to_do(tmp_path):
     finished = called("ui", cwd=tmp_path)
     assert finished.code == 2
