@@ -28,7 +28,7 @@ from trainables.training.step_graphs import StepGraphs
 from trainables.values.checkpoint import Checkpoint
 from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import CaptureFailed, ConfigError, TrialFailed
-from trainables.values.results import Cost, Measurement
+from trainables.values.results import Cost, Measurement, curve_of
 from trainables.worker_cache import WorkerCache
 
 if TYPE_CHECKING:
@@ -241,7 +241,8 @@ class Trial:
         if self._training.engine.loss_scale < MIN_LOSS_SCALE:  # float16 skips such steps: the loss alone would not tell
             n_bad = int(self._training.engine.n_bad_gradients)
             raise TrialFailed("diverged", f"not finite by step {step}: gradients in {n_bad} steps, at any loss scale")
-        return Measurement(step=step, train_loss_nats=train_loss, eval_loss_nats=eval_loss)
+        curve = curve_of(losses.tolist(), step)
+        return Measurement(step=step, train_loss_nats=train_loss, eval_loss_nats=eval_loss, train_curve=curve)
 
     def _not_finite(self, step: int, losses: torch.Tensor, eval_loss: float) -> str:
         """Says which figure is not finite, and since which step."""

@@ -81,5 +81,8 @@ def _failed_evaluations(row: sqlite3.Row, faults: Mapping[str, str]) -> dict[Eva
 
 def _measurement(mark: sqlite3.Row) -> Measurement:
     return Measurement(
-        step=mark["step"], train_loss_nats=mark["train_loss_nats"], eval_loss_nats=mark["eval_loss_nats"]
+        step=mark["step"],
+        train_loss_nats=mark["train_loss_nats"],
+        eval_loss_nats=mark["eval_loss_nats"],
+        train_curve=tuple((step, loss) for step, loss in json.loads(mark["train_curve"])),
     )

@@ -14,11 +14,10 @@ from functools import cache
 from pathlib import Path
 
 from orchestrator.ledger.checksums import damage, watch
-from orchestrator.ledger.older import TABLES as TABLES_THEN
-from orchestrator.ledger.older import row_of_today
+from orchestrator.ledger.older import earliest_of, row_of_today, schema_3, tables_then
 from trainables.values.errors import ConfigError, DiskFull, LedgerDamaged
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = """
 CREATE TABLE sweep (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE trials (
@@ -46,6 +45,7 @@ CREATE TABLE measurements (
     at REAL NOT NULL,
     train_loss_nats REAL NOT NULL,
     eval_loss_nats REAL NOT NULL,
+    train_curve TEXT NOT NULL DEFAULT '[]',
     checksum INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (key, step)
 ) WITHOUT ROWID;
@@ -131,13 +131,17 @@ def _create_or_take_over(db: sqlite3.Connection, path: Path) -> None:
     version = _version(db)
     if version == SCHEMA_VERSION:  # another process was first
         return
-    if version not in (0, 1, 2):
+    if version not in range(SCHEMA_VERSION):
         raise ConfigError(f"{path} has ledger version {version}, this program reads {SCHEMA_VERSION}")
-    if version and db.execute("SELECT 1 FROM sqlite_master WHERE name = 'digests'").fetchone():
+    if version and earliest_of(db) > version:
         raise LedgerDamaged(f"{path} is damaged: its version is {version}, its tables are of a later one; {REMEDY}")
-    rows = {table: db.execute(f"SELECT * FROM {older}").fetchall() for table, older in TABLES_THEN.items() if version}
-    for table in reversed(rows):
-        db.execute(f"DROP TABLE {TABLES_THEN[table]}")
+    if version == 3:
+        _refuse_damage(db, path, schema_3(SCHEMA))
+        db.execute("DROP TABLE digests")
+    then = tables_then(version)
+    rows = {table: db.execute(f"SELECT * FROM {older}").fetchall() for table, older in then.items()}
+    for older in reversed(then.values()):
+        db.execute(f"DROP TABLE {older}")
     for statement in SCHEMA.split(";"):
         db.execute(statement)
     watch(db)
@@ -149,9 +153,9 @@ def _create_or_take_over(db: sqlite3.Connection, path: Path) -> None:
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _refuse_damage(db: sqlite3.Connection, path: Path) -> None:
+def _refuse_damage(db: sqlite3.Connection, path: Path, schema: str = SCHEMA) -> None:
     tables = _tables(db)
-    if tables != _tables_of_new():
+    if tables != _tables_of(schema):
         of = "those of a version between releases" if any("cell" in str(sql) for *_, sql in tables) else "others"
         raise LedgerDamaged(f"{path} is no readable ledger (its tables are {of}); {REMEDY}")
     found = list(damage(db))
@@ -166,9 +170,9 @@ def _tables(db: sqlite3.Connection) -> list[tuple[str, ...]]:
 
 
 @cache
-def _tables_of_new() -> list[tuple[str, ...]]:
+def _tables_of(schema: str) -> list[tuple[str, ...]]:
     with closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(SCHEMA)
+        db.executescript(schema)
         return _tables(db)
 
 

@@ -138,10 +138,11 @@ class Ledger:
             state = self._db.execute("SELECT state FROM trials WHERE key = ?", (key,)).fetchone()
             if state is None or state["state"] != "running":
                 raise LedgerError(f"trial {key[:12]} reports step {measurement.step} but does not run")
+            values = asdict(measurement) | {"train_curve": canonical_json(measurement.train_curve)}
             self._db.execute(
-                "INSERT OR REPLACE INTO measurements (key, step, at, train_loss_nats, eval_loss_nats) "
-                "VALUES (?, ?, ?, ?, ?)",
-                (key, measurement.step, time.time(), measurement.train_loss_nats, measurement.eval_loss_nats),
+                "INSERT OR REPLACE INTO measurements (key, at, step, train_loss_nats, eval_loss_nats, train_curve) "
+                "VALUES (:key, :at, :step, :train_loss_nats, :eval_loss_nats, :train_curve)",
+                {"key": key, "at": time.time(), **values},
             )
             return self._written(key)
 

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.verdict import Verdict, figures_of
 from trainables.values.config import LATER_FIELDS, NAME_LISTS
-from trainables.values.results import Measurement, MemoryBreakdown, TrialResult
+from trainables.values.results import MemoryBreakdown, TrialResult
 
 if TYPE_CHECKING:
     from orchestrator.analysis.snapshot import SweepSnapshot
 
 COSTS = ("peak_memory_mib", "reserved_memory_mib", "seconds_per_step", "tokens_per_second")
 """Of a trial's cost key."""
+MEASURED = ("step", "train_loss_nats", "eval_loss_nats")
+"""Of its last rung."""
 RESULT_COLUMNS = ("key", "number", "state", "origin", "reason", "train_seconds", "started_at", "ended_at")
 
 
@@ -26,7 +28,7 @@ def trial_row(trial: TrialResult, on_front: bool, verdict: Verdict | None) -> di
     row |= LATER_FIELDS | trial.config.to_dict()
     row |= {name: "+".join(getattr(trial.config, name)) for name in NAME_LISTS}
     last = trial.history[-1] if trial.history else None
-    row |= fields_of(last, Measurement.__dataclass_fields__)
+    row |= fields_of(last, MEASURED)
     row |= fields_of(trial.cost if last else None, COSTS)
     row |= fields_of(trial.cost.breakdown if trial.cost else None, MemoryBreakdown.__dataclass_fields__, "memory_")
     row |= figures_of(trial)

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import search_spaces
+from orchestrator.report.rows import MEASURED
 from trainables.values.config import TrialConfig
 from trainables.values.results import Cost
 from trainables.values.workload import Workload
@@ -95,7 +95,7 @@ def history_of(config: TrialConfig, cost: Cost) -> list[Row]:
     rows: list[Row] = []
     try:
         for measurement in trial.measurements():
-            rows.append(asdict(measurement) | {"reason": None})
+            rows.append({name: getattr(measurement, name) for name in MEASURED} | {"reason": None})
     except TrialFailed as failure:
         done = rows[-1]["step"] if rows else 0
         lost = {"train_loss_nats": None, "eval_loss_nats": None, "reason": f"{failure.state}: {failure}"}

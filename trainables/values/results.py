@@ -1,7 +1,8 @@
 """What a trial reports: frozen, keyword-only, standard library only; names as in trainables.values.config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Literal
 
 from trainables.values.config import Origin, State, TrialConfig
@@ -9,6 +10,8 @@ from trainables.values.findings import Comparison, TestEvaluation
 
 MIB = 2**20
 """Bytes."""
+CURVE_STEPS = 10
+"""Between two points of a training curve."""
 
 Evaluation = Literal["compare", "evaluate"]
 """What is done with a completed trial: "compare" a 4-bit one with its baseline on the validation rows, "evaluate" a
@@ -83,11 +86,34 @@ class Measurement:
         step: optimizer steps done.
         train_loss_nats: mean over the steps since the last rung.
         eval_loss_nats: token-weighted mean over the validation rows.
+        train_curve: of those steps, see curve_of; empty in ledgers from before it was kept.
     """
 
     step: int
     train_loss_nats: float
     eval_loss_nats: float
+    train_curve: tuple[tuple[int, float], ...] = ()
+
+
+def curve_of(losses: Sequence[float], step: int) -> tuple[tuple[int, float], ...]:
+    """The training loss over the steps of a rung: at each multiple of CURVE_STEPS, and at its end.
+
+    Args:
+        losses: in nats, of the steps up to `step`, at least one.
+    Returns:
+        Step and mean loss over the steps since the last point, to a millionth of a nat.
+
+    >>> curve_of([4.0, 2.0, 1.0], step=11)
+    ((10, 3.0), (11, 1.0))
+    """
+    points: list[tuple[int, float]] = []
+    since: list[float] = []
+    for at, loss in enumerate(losses, start=step - len(losses) + 1):
+        since.append(loss)
+        if at % CURVE_STEPS == 0 or at == step:
+            points.append((at, round(fmean(since), 6)))
+            since = []
+    return tuple(points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

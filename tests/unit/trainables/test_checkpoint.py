@@ -55,7 +55,7 @@ def trained(config, cache: WorkerCache, *, checkpoint: Checkpoint | None = None,
 
 
 def losses(measurements):
-    return [(m.step, m.train_loss_nats, m.eval_loss_nats) for m in measurements]
+    return [(m.step, m.train_loss_nats, m.eval_loss_nats, m.train_curve) for m in measurements]
 
 
 @pytest.mark.parametrize(

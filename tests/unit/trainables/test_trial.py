@@ -96,6 +96,21 @@ def test_the_train_loss_of_a_rung_is_the_mean_over_its_steps(started, small_conf
     assert reported == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_training_curve_has_a_point_every_ten_steps_and_at_each_rung_of_the_steps_since_the_last(
+    started, small_config
+):
+    """Weighed by their steps, a rung's points come to its mean."""
+    measured = [*started(small_config(max_steps=24)).measurements()]
+    assert [[step for step, _ in m.train_curve] for m in measured] == [[3], [6], [10, 12], [20, 24]]
+    done = 0
+    for m in measured:
+        total, begin = 0.0, done
+        for step, loss in m.train_curve:
+            total += (step - done) * loss
+            done = step
+        assert total / (m.step - begin) == pytest.approx(m.train_loss_nats, abs=1e-5)
+
+
 def test_two_runs_of_one_config_give_identical_losses(cache, small_config, precision):
     config = small_config(precision=precision, dropout=0.2)
     assert losses_of(config, cache) == losses_of(config, cache)

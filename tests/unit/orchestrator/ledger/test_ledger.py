@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Timer
@@ -465,7 +465,7 @@ def test_a_ledger_of_version_1_is_taken_over_with_all_but_its_similarities(versi
     with closing(sqlite3.connect(f"{version_1}.v1")) as as_it_was:
         assert list(as_it_was.iterdump()) == before
     with sqlite3.connect(version_1) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,) == (3,)
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,) == (4,)
 
 
 RECORDED = REPO / "tests" / "support" / "ledger_v2.db"
@@ -476,6 +476,12 @@ def rows_of(path, table: str) -> list[dict]:
     with closing(sqlite3.connect(path)) as db:
         db.row_factory = sqlite3.Row
         return [{k: v for k, v in dict(row).items() if k != "checksum"} for row in db.execute(f"SELECT * FROM {table}")]
+
+
+def without_curve(row: dict) -> dict:
+    """A measurement as versions before 4 kept it."""
+    assert row.pop("train_curve", "[]") == "[]"
+    return row
 
 
 def in_todays_words(row: dict) -> dict:
@@ -502,7 +508,7 @@ def test_a_ledger_of_version_2_is_taken_over_whole_and_in_todays_words(tmp_path)
         assert len(read) == 12
         assert ledger.fact("data_counts")["validation"] == 128
     for table in older:
-        assert [tuple(row.values()) for row in rows_of(path, table)] == before[table]
+        assert [tuple(without_curve(row).values()) for row in rows_of(path, table)] == before[table]
     for was, row in zip(trials, rows_of(path, "trials"), strict=True):
         assert {
             n: json.loads(v or "null") if n in ("similarity", "test_evaluation") else v for n, v in row.items()
@@ -510,8 +516,45 @@ def test_a_ledger_of_version_2_is_taken_over_whole_and_in_todays_words(tmp_path)
     assert rows_of(f"{path}.v2", "trials") == rows_of(RECORDED, "trials")
 
 
+VERSION_3 = REPO / "mlflow_runs" / "recorded" / "smollm2-rates" / "ledger.db"
+
+
+def test_a_ledger_of_version_3_is_taken_over_whole(tmp_path):
+    path = tmp_path / "ledger.db"
+    shutil.copy(VERSION_3, path)
+    with closing(Ledger(path, read_only=True)) as copy:
+        read = copy.entries()
+    assert path.read_bytes() == VERSION_3.read_bytes()
+    with closing(Ledger(path)) as ledger:
+        assert ledger.entries() == read
+        assert all(m.train_curve == () for entry in read for m in entry.result.history)
+    for table in ("sweep", "trials", "measurements", "costs"):
+        assert [without_curve(row) for row in rows_of(path, table)] == rows_of(VERSION_3, table) != []
+    assert rows_of(f"{path}.v3", "digests") == rows_of(VERSION_3, "digests")
+
+
+def test_damage_of_a_ledger_of_version_3_is_seen_and_not_taken_over(tmp_path):
+    path = tmp_path / "ledger.db"
+    shutil.copy(VERSION_3, path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE measurements SET eval_loss_nats = 1 WHERE step = (SELECT max(step) FROM measurements)")
+        db.commit()
+    for read_only in (True, False):
+        with pytest.raises(LedgerDamaged, match="is not as it was written"):
+            Ledger(path, read_only=read_only)
+
+
+def test_a_training_curve_is_read_back_as_it_was_measured(tmp_path):
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        ledger.add(KEYS[0], CONFIGS[0], params={}, origin="search")
+        ledger.keep_cost(CONFIGS[0].cost_key, cost())
+        ledger.start(KEYS[0])
+        told = replace(measurement(25, 3.0), train_curve=((10, 4.25), (20, 3.5), (25, 3.0)))
+        assert ledger.record(KEYS[0], told).result.history == (told,)
+
+
 def test_a_ledger_that_says_an_older_version_than_its_tables_is_damaged(ledger):
-    for version in (1, 2):
+    for version in (1, 2, 3):
         with closing(sqlite3.connect(ledger.path)) as db:
             db.execute(f"PRAGMA user_version = {version}")
         for read_only in (True, False):
