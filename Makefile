@@ -1,5 +1,5 @@
 # make sweep             run a sweep and print its Pareto front
-# make report            say what a sweep came to: NAME, or else the newest
+# make report            say in eight lines what a sweep came to, and where report.html lies: NAME, or else the newest
 # make card              fill MODEL_CARD.md from the sweep NAME; what stands there is replaced
 # make card-evidence     run the sweeps behind a model card, one after the other, and fill it: BASE_MODEL, DATA
 # make ui                open MLflow over mlflow_runs/, on this machine only; others: HOST PORT ALLOWED_HOSTS, a password

@@ -1,18 +1,21 @@
-"""The last lines of a sweep: how many trials of each origin, the answer, and what one does next."""
+"""The last lines of a sweep: how many trials of each origin, the answer, what one does next; and `report` in lines."""
 
 from collections import Counter
 from collections.abc import Sequence
 from math import ceil
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from orchestrator.analysis.choice import best, counting, how_sure, loss_noise
 from orchestrator.analysis.describe import describe
 from orchestrator.analysis.front import is_reused
+from orchestrator.cli.lines import for_stream
 from orchestrator.settings.command import command
+from trainables.values.config import BITS
 
 if TYPE_CHECKING:
     from orchestrator.analysis.snapshot import SweepSnapshot
+    from orchestrator.report.values import SweepReport, WithinMemory
     from trainables.values.config import Origin
     from trainables.values.results import TrialResult
 
@@ -22,6 +25,9 @@ ORIGINS: "dict[Origin, str]" = {
     "replicate": "seed replicates",
     "baseline replicate": "seed replicates of baselines",
 }
+
+MAX_LINES = 8
+"""Of what `report` says of a sweep, beside the path of the file that says all."""
 
 
 def counts_line(trials: "Sequence[TrialResult]") -> str:
@@ -43,13 +49,45 @@ def next_lines(sweep: "SweepSnapshot") -> list[str]:
     chosen = best(found)
     if chosen is None:
         return []
-    name = sweep.settings.name
     lines = [
         f"best: trial {chosen.number}, {describe(chosen.config)}; {how_sure(chosen, found, loss_noise(sweep.trials))}",
-        f"within a budget: {command()} best {name} --max-memory {_budget(chosen)}",
+        _budget_line(sweep.settings.name, chosen),
     ]
     report = sweep.folder / "report.html"
     return [*lines, f"report: {report}"] if report.is_file() else lines
+
+
+def report_text(report: "SweepReport", sweep: "SweepSnapshot", stream: TextIO) -> str:
+    """A report in MAX_LINES lines of a stream: the answer, where it was measured, what is enough for which memory."""
+    first = [report.answer, f"measured on: {report.caption}"]
+    if not report.finished:
+        state = "still running" if report.n_running else "not finished"
+        further = "" if report.n_running else f"; go on with: {command()} resume {report.name}"
+        first.append(f"{state}: {report.n_done} of {report.n_expected} trials have ended{further}")
+    elif not report.states.get("completed") and report.outcomes:
+        first.append(f"no trial completed: {report.outcomes[0].reason}")
+    chosen = best(counting(sweep.trials, sweep.settings))
+    last = [_budget_line(report.name, chosen)] if chosen else []
+    steps = [_step_line(step) for step in report.within_memory]
+    text = ""
+    for n_steps in range(len(steps) + 1):  # as many as there is room for
+        longer = for_stream("\n".join([*first, *steps[:n_steps], *last]), stream)
+        if text and longer.count("\n") >= MAX_LINES:
+            break
+        text = longer
+    return text
+
+
+def _step_line(step: "WithinMemory") -> str:
+    bits, lost = BITS[step.config.precision], ", lost" if step.is_lost else ""
+    return (
+        f"from {step.peak_memory_mib:.1f} MiB: trial {step.number} ({bits}{lost}, rank {step.config.rank}), "
+        f"{step.eval_loss_nats:.4f} nats, {1e3 * step.seconds_per_step:.1f} ms/step"
+    )
+
+
+def _budget_line(name: str, chosen: "TrialResult") -> str:
+    return f"within a budget: {command()} best {name} --max-memory {_budget(chosen)}"
 
 
 def _budget(trial: "TrialResult") -> str:

@@ -19,7 +19,7 @@ COMMANDS = {
     "fit": (
         "Predict whether a model can be tuned on a GPU: peak memory and its parts, the largest batch, what 4 bits save."
     ),
-    "report": "Say what a sweep came to, from its ledger alone; writes report.md and report.html into its folder.",
+    "report": "Say in eight lines what a sweep came to, from its ledger alone; writes report.md and report.html.",
     "answers": "Answer the model card's questions from the grids of several sweeps: what do 4 bits cost, what helps?",
     "card": "Fill the model card from a sweep's ledger, whatever the sweep has measured so far.",
     "export": (

@@ -193,6 +193,20 @@ class Deleted(TypedDict):
     mlflow_runs: int
 
 
+class Synced(TypedDict):
+    """Of sync; `mlflow_run` is the page under `qlora-sweep ui`, or the run's id on another server."""
+
+    name: str
+    mlflow_run: str
+
+
+class Carded(TypedDict):
+    """Of card: the file that was written."""
+
+    name: str
+    card: str
+
+
 class Begun(TypedDict):
     """Of init: the files, and the command to go on with."""
 
@@ -223,6 +237,8 @@ RESULTS: dict[str, Any] = {
     "stop": Stopped,
     "delete": Deleted,
     "init": Begun,
+    "sync": Synced,
+    "card": Carded,
     "error": Error,
 }
 """By command -> what it prints; "error" is of every command."""

@@ -24,23 +24,18 @@ IN_REPORT: Mapping[str, tuple[str, Plotter]] = {
     similarity.NAME: (similarity.TITLE, similarity.draw),
     hypervolume.NAME: (hypervolume.TITLE, hypervolume.draw),
 }
-"""Name -> title, and how it is drawn."""
-
-
-def of_report(snapshot: SweepSnapshot) -> list[Picture | LeftOut]:
-    """Those that the report shows."""
-    return [draw(snapshot) for _, draw in IN_REPORT.values()]
+"""Those that report.md shows too: name -> title, and how it is drawn."""
 
 
 def of_sweep(snapshot: SweepSnapshot) -> list[Picture | LeftOut]:
     """All of them."""
+    first = [draw(snapshot) for _, draw in IN_REPORT.values()]
     pairs = scatter.pairs(snapshot)
-    return [*of_report(snapshot), *pairs, parallel.draw(snapshot), importance.draw(snapshot)]
+    return [*first, *pairs, parallel.draw(snapshot), importance.draw(snapshot)]
 
 
-def write(snapshot: SweepSnapshot, folder: Path) -> list[Path]:
-    """Draw all in both forms into a sweep's folder; returns the files."""
-    found = of_sweep(snapshot)
+def write(snapshot: SweepSnapshot, found: Sequence[Picture | LeftOut], folder: Path) -> list[Path]:
+    """Draw all of a sweep's figures in both forms into its folder; returns the files."""
     files = write_png(snapshot, found, folder)
     path, drawn = folder / FOLDER / FRONT, front(snapshot, found)
     path.unlink(missing_ok=True)

@@ -95,9 +95,10 @@ def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
         f"Over {', '.join(snapshot.settings.objectives)}. The box goes from the best value of each to the reference "
         "point, the worst value and a tenth of the range beyond it, both over all trials of this sweep: "
         "curves of two sweeps cannot be compared. "
-        "1 would be one trial that is the best in everything.",
+        "1 would be one trial that is the best in everything. "
+        "Training is summed over all trials that had ended, pruned and failed ones too.",
     )
-    x_axis = f"training time of all trials ended by then, pruned and failed ones too ({unit})"
+    x_axis = f"training until then ({unit})"
     return Picture(
         name=NAME, title=TITLE, notes=notes, png=partial(_png, moments, x_axis), html=partial(_html, moments, x_axis)
     )

@@ -111,7 +111,7 @@ def _png(shares: Shares) -> PngFigure:
     axes.set_yticks(range(len(names)), _titles(names))
     axes.invert_yaxis()
     axes.set_xlim(0, 1.05)
-    axes.set_xlabel("importance (share of the objective's main effects)")
+    axes.set_xlabel("share of the objective's main effects")
     axes.spines[["top", "right"]].set_visible(False)
     legend(figure, 5)
     return figure
@@ -144,5 +144,5 @@ def _html(shares: Shares) -> "go.Figure":
         figure.add_trace(bar)
     figure.update_layout(barmode="group", height=140 + 26 * (len(shares) + 1) * len(names))
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title="importance (share of the objective's main effects)", range=[0, 1.05])
+    figure.update_xaxes(title="share of the objective's main effects", range=[0, 1.05])
     return figure

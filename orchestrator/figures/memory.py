@@ -78,6 +78,7 @@ def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
         notes=(*notes, shared),
         png=partial(_png, shown, labels),
         html=partial(_html, shown, labels),
+        wide=True,
     )
 
 

@@ -1,16 +1,58 @@
-"""All interactive figures of a sweep on one HTML page that needs nothing else; plotly's script is in it once."""
+"""Interactive figures as HTML, and all of a sweep's on one page; plotly's script is in a page once."""
 
+import base64
 import html
 from collections.abc import Sequence
+from pathlib import Path
 
+from orchestrator.figures.document import document
 from orchestrator.figures.style import LeftOut, Picture, finished_html
 
-CONFIG = {"displaylogo": False, "responsive": True}
+DRAW = Path(__file__).with_name("draw.js")
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; margin: 1rem; }
-nav { padding: .4rem 0; border-bottom: 1px solid #ddd; }
-nav a { margin-right: 1.2em; } h1 { font-size: 1.2rem; margin: 0; } section { padding-top: 2rem; }
+figure { margin: 0 0 2rem; } figure h3 { margin-bottom: .3em; } figcaption { font-size: 14px; color: var(--soft); }
+.box { overflow-x: auto; } .wide .plot { min-width: 42rem; }
+noscript img { display: block; }
 """
+"""Of figures; one that is wide scrolls inside its own box where the page is narrower."""
+
+
+def figure_html(figure: Picture, caption: str, png: Path | None = None) -> str:
+    """One figure under its title, with what it is of as a caption; drawn by `scripts` once it is looked at.
+
+    Args:
+        caption: plain text, as the figure's notes are.
+        png: shown where no script runs.
+    """
+    drawn = finished_html(figure)
+    data = drawn.to_json().replace("<", "\\u003c")
+    still = ""
+    if png is not None:
+        picture = base64.b64encode(png.read_bytes()).decode()
+        still = f'<noscript><img alt="{html.escape(figure.title)}" src="data:image/png;base64,{picture}"></noscript>'
+    notes = " ".join(map(html.escape, (f"{caption}.", *figure.notes)))
+    plot = f'<div class="plot" id="plot-{figure.name}" style="height:{drawn.layout.height}px"></div>'
+    return (
+        f'<figure id="{figure.name}"{" class=wide" if figure.wide else ""}><h3>{html.escape(figure.title)}</h3>\n'
+        f'<div class="box">{plot}</div>{still}<script type="application/json" id="data-{figure.name}">{data}</script>\n'
+        f"<figcaption>{notes}</figcaption></figure>\n"
+    )
+
+
+def scripts() -> tuple[str, str]:
+    """What draws figures: plotly's own 4.8 MB, and when to."""
+    from plotly.offline import get_plotlyjs  # half a second, which no page without a figure waits for
+
+    return get_plotlyjs(), DRAW.read_text(encoding="utf-8")
+
+
+def reasons_html(found: Sequence[Picture | LeftOut]) -> str:
+    """Which figures have nothing to show, and why; empty where all have."""
+    reasons = ""
+    for figure in found:
+        if isinstance(figure, LeftOut):
+            reasons += f"<li>{html.escape(figure.name)}: {html.escape(figure.reason)}</li>"
+    return f"<p>Nothing to show yet:</p><ul>{reasons}</ul>\n" if reasons else ""
 
 
 def page(found: Sequence[Picture | LeftOut], title: str, caption: str) -> str:
@@ -19,26 +61,10 @@ def page(found: Sequence[Picture | LeftOut], title: str, caption: str) -> str:
     Args:
         title, caption: plain text.
     """
-    links = sections = reasons = ""
+    links = figures = ""
     for figure in found:
-        if isinstance(figure, LeftOut):
-            reasons += f"<li>{html.escape(figure.name)}: {html.escape(figure.reason)}</li>"
-            continue
-        division = _division(figure, caption, with_script=not sections)
-        links += f'<a href="#{figure.name}">{html.escape(figure.title)}</a>'
-        sections += f'<section id="{figure.name}">{division}</section>'
-    left_out = f"<section><p>Nothing to show yet:</p><ul>{reasons}</ul></section>" if reasons else ""
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    body = f"<nav><h1>{html.escape(title)}</h1>{links}</nav>{sections}{left_out}"
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
-
-
-def _division(figure: Picture, caption: str, *, with_script: bool) -> str:
-    drawn = finished_html(figure, caption)
-    return drawn.to_html(
-        config=CONFIG,
-        include_plotlyjs=with_script,
-        full_html=False,
-        default_width="100%",
-        div_id=f"plot-{figure.name}",
-    )
+        if isinstance(figure, Picture):
+            links += f'<a href="#{figure.name}">{html.escape(figure.title)}</a>'
+            figures += figure_html(figure, caption)
+    body = f"<h1>{html.escape(title)}</h1><nav>{links}</nav>{figures}{reasons_html(found)}"
+    return document(title, body, STYLE, scripts() if figures else ())

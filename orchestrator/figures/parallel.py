@@ -84,6 +84,7 @@ def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
         notes=notes,
         png=partial(_png, columns, axes),
         html=partial(_html, columns, axes),
+        wide=True,
     )
 
 

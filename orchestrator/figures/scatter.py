@@ -48,6 +48,7 @@ def rank_memory(snapshot: SweepSnapshot) -> Picture | LeftOut:
         ),
         png=partial(_rank_png, columns),
         html=partial(_rank_html, columns),
+        wide=True,
     )
 
 
@@ -220,9 +221,19 @@ def _traces(
             },
             mode="markers",
             legendgroup=precision,
-            showlegend=legend,
+            showlegend=False,
             hoverinfo="text",
             **bars,
+        )
+        yield go.Scatter(  # for the legend, which shows a trace by its first point: that may be a hollow one
+            x=[None],
+            y=[None],
+            name=PRECISION_NAMES[precision],
+            marker={"color": PRECISION_COLOURS[precision], "size": 9},
+            mode="markers",
+            legendgroup=precision,
+            showlegend=legend,
+            hoverinfo="skip",
         )
     if columns.lost.any():
         yield go.Scatter(

@@ -97,6 +97,7 @@ def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
         notes=notes,
         png=partial(_png, _marks(found), _row_labels(found), threshold),
         html=partial(_html, _marks(found), _row_labels(found), threshold),
+        wide=True,
     )
 
 

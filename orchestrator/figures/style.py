@@ -1,6 +1,5 @@
 """What all figures share: what a figure is, colours, names and units of axes, and how its head is written."""
 
-import html
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ OTHER_COLOURS = ("#999999", "#000000", "#cc79a7", "#f0e442", "#009e73", "#56b4e9
 WIDTH_INCHES, DOTS_PER_INCH = 9.2, 130
 LINE_CHARS = 155
 HEAD_INCHES, LINE_INCHES = 0.36, 0.155
-HEAD_PIXELS, LINE_PIXELS = 62, 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +36,7 @@ class Picture:
         name: of its files, without suffix.
         notes: sentences that a reader needs; the caption of the sweep is added to them.
         png, html: draw the two forms, without title and notes.
+        wide: whether it has panels or long labels side by side, which a telephone has no room for.
     """
 
     name: str
@@ -45,6 +44,7 @@ class Picture:
     notes: tuple[str, ...]
     png: Callable[[], PngFigure]
     html: Callable[[], "go.Figure"]
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,18 +82,13 @@ def finished_png(figure: Picture, caption: str) -> PngFigure:
     return drawn
 
 
-def finished_html(figure: Picture, caption: str) -> "go.Figure":
-    """The interactive form under its title, the caption and the notes."""
-    drawn, lines = figure.html(), _lines((caption, *figure.notes))
-    head = HEAD_PIXELS + LINE_PIXELS * len(lines)
-    height = (drawn.layout.height or 520) + head
-    title = {"text": html.escape(figure.title), "x": 0.01, "xanchor": "left", "y": 1 - 24 / height, "yanchor": "top"}
-    subtitle = {"text": "<br>".join(map(html.escape, lines)), "font": {"size": 12, "color": "#444444"}}
+def finished_html(figure: Picture) -> "go.Figure":
+    """The interactive form as a page lays it out: without title and notes, which are the page's own text."""
+    drawn = figure.html()
     drawn.update_layout(
-        title={**title, "subtitle": subtitle},
         template="plotly_white",
-        height=height,
-        margin={"t": head + 30},
+        height=drawn.layout.height or 520,
+        margin={"t": 36, "r": 16},
         legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0},
     )
     return drawn

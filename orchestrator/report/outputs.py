@@ -1,6 +1,7 @@
 """What a sweep leaves in its folder beside the ledger: front.json, trials.parquet, figures, report."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures import gallery
+from orchestrator.figures.style import LeftOut, Picture
 from orchestrator.report import page as report_page
 from orchestrator.report import render
 from orchestrator.report.rows import trial_rows
@@ -20,7 +22,9 @@ PICTURES = {f"{gallery.FOLDER}/{name}.png": title for name, (title, _) in galler
 
 def write(snapshot: SweepSnapshot, report: SweepReport, folder: Path) -> list[Path]:
     """Write everything; returns the files."""
-    return [*write_data(snapshot, folder), *gallery.write(snapshot, folder), *write_report(report, folder)]
+    found = gallery.of_sweep(snapshot)
+    drawn = gallery.write(snapshot, found, folder)
+    return [*write_data(snapshot, folder), *drawn, *write_report(snapshot, report, found, folder)]
 
 
 def write_data(snapshot: SweepSnapshot, folder: Path) -> list[Path]:
@@ -36,14 +40,19 @@ def write_data(snapshot: SweepSnapshot, folder: Path) -> list[Path]:
     return [front, table]
 
 
-def draw(snapshot: SweepSnapshot, folder: Path) -> list[Path]:
-    """Draw the report's pictures; returns the files."""
-    return gallery.write_png(snapshot, gallery.of_report(snapshot), folder)
+def draw(snapshot: SweepSnapshot, found: Sequence[Picture | LeftOut], folder: Path) -> list[Path]:
+    """Draw the pictures that report.md shows; returns the files."""
+    return gallery.write_png(snapshot, [figure for figure in found if figure.name in gallery.IN_REPORT], folder)
 
 
-def write_report(report: SweepReport, folder: Path) -> list[Path]:
-    """Write report.md and report.html with the pictures that lie in the folder; returns the files."""
+def write_report(
+    snapshot: SweepSnapshot, report: SweepReport, found: Sequence[Picture | LeftOut], folder: Path
+) -> list[Path]:
+    """Write report.md with the pictures that lie in the folder, and report.html; returns the files."""
     drawn = {path: title for path, title in PICTURES.items() if (folder / path).is_file()}
-    text = render.markdown(report, drawn)
-    page = report_page.page(text, f"Sweep {report.name}", folder)
-    return [write_whole(folder / "report.md", text), write_whole(folder / "report.html", page)]
+    texts = render.sections(report, drawn)
+    page = report_page.of_report(snapshot, texts, found, folder)
+    return [
+        write_whole(folder / "report.md", render.joined(texts)),
+        write_whole(folder / "report.html", page),
+    ]

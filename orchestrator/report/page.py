@@ -1,67 +1,111 @@
-"""A report's Markdown as one HTML file that needs nothing else: no script, pictures inside."""
+"""A report as one HTML file that needs nothing else: its Markdown, the figures, all trials as a table."""
 
-import base64
 import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from orchestrator.figures import gallery
+from orchestrator.figures import page as figures
+from orchestrator.figures.document import document
+from orchestrator.figures.style import LeftOut, Picture
+from orchestrator.report import trial_table
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.snapshot import SweepSnapshot
+
 STYLE = """
-:root { color-scheme: light dark; --line: #ddd; --strong: #888; --shade: #f2f2f2; --text: #1b1b1b; --ground: #fff; }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #444; --strong: #999; --shade: #2a2a2a; --text: #e6e6e6; --ground: #161616; }
-  img { background: #fff; border-radius: 4px; }
-}
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--ground); max-width: 76rem;
-  margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
-h1, h2, h3 { line-height: 1.2; margin-top: 2em; } h1 { margin-top: 0; }
-nav { columns: 15rem; font-size: 14px; } nav a { display: block; }
-table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 14px; margin: 1em 0; }
+table { border-collapse: collapse; font-size: 14px; margin: 1em 0; }
 th, td { padding: .3em .8em; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   min-width: 3rem; overflow-wrap: normal; }
 th { border-bottom: 2px solid var(--strong); }
 td { font-variant-numeric: tabular-nums; }
 td:first-child { white-space: nowrap; }
-img { max-width: 100%; }
 code { background: var(--shade); padding: 0 .2em; }
-@media (max-width: 700px) { body { font-size: 15px; margin: 1rem auto; } td:first-child { white-space: normal; } }
+@media (max-width: 700px) {
+  table { width: max-content; } td { max-width: 18rem; } td:first-child { white-space: normal; }
+}
 """
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""For the browser: whatever stands in the page, it runs no script and asks nobody."""
+FIRST = frozenset({"head", "answer", "budgets", "front"})
+"""Sections of the text that stand before the figures and the table."""
 
 
-def page(text: str, title: str, folder: Path) -> str:
-    """Markdown -> HTML. Raw HTML in `text` is shown, not read.
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page that is not in the report's Markdown."""
+
+    title: str
+    body: str
+
+
+def of_report(
+    snapshot: "SweepSnapshot", texts: Mapping[str, str], found: Sequence[Picture | LeftOut], folder: Path
+) -> str:
+    """The page of a report.
 
     Args:
-        folder: where the pictures lie that `text` names.
+        texts: sections of the report in Markdown, by name.
+        found: the figures; each is drawn by a script, or shown as the PNG that lies in the folder.
     """
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = reader.parse(text)
-    contents = _anchored(tokens)
-    for token in tokens:
-        for child in token.children or ():
-            if child.type == "image":
-                picture = base64.b64encode((folder / str(child.attrs["src"])).read_bytes()).decode()
-                child.attrs["src"] = f"data:image/png;base64,{picture}"
-    body = reader.renderer.render(tokens, reader.options, {})
-    first = body.find("<h2")  # the answer comes first, then where to find what
-    body = body[:first] + contents + body[first:] if contents else body
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
-    )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}</body></html>\n'
+    pictures = [figure for figure in found if isinstance(figure, Picture)]
+    own, scripts = [], []
+    if pictures:
+        own.append(Section("Pictures", _pictures(pictures, snapshot.caption, folder) + figures.reasons_html(found)))
+        scripts += figures.scripts()
+    if snapshot.trials:
+        own.append(Section("All trials", trial_table.trial_table(snapshot)))
+        scripts.insert(0, trial_table.SCRIPT.read_text(encoding="utf-8"))
+    before = [text for name, text in texts.items() if name in FIRST]
+    after = [text for name, text in texts.items() if name not in FIRST and name != "pictures"]
+    return page([*before, *own, *after], f"Sweep {snapshot.settings.name}", scripts)
 
 
-def _anchored(tokens: list[Token]) -> str:
-    """Links to all headings of the second order, which are given ids; empty where there are fewer than two."""
-    links: list[str] = []
+def page(parts: Sequence[str | Section], title: str, scripts: Sequence[str] = ()) -> str:
+    """Parts as one HTML file. Of those in Markdown raw HTML is shown, not read, and no picture is loaded."""
+    return document(title, _body(parts), STYLE + figures.STYLE + trial_table.STYLE, scripts)
+
+
+def _pictures(pictures: Sequence[Picture], caption: str, folder: Path) -> str:
+    parts = ""
+    for picture in pictures:
+        png = folder / gallery.FOLDER / f"{picture.name}.png"
+        parts += figures.figure_html(picture, caption, png if png.is_file() else None)
+    return parts
+
+
+def _body(parts: Sequence[str | Section]) -> str:
+    """All parts in a row; the answer comes first, then links to what has a heading of the second order."""
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    titles: list[str] = []
+    body = ""
+    for part in parts:
+        if isinstance(part, Section):
+            titles.append(part.title)
+            body += f'<h2 id="s{len(titles)}">{html.escape(part.title)}</h2>\n{part.body}'
+        else:
+            tokens = reader.parse(part)
+            titles += _numbered(tokens, len(titles))
+            body += _boxed(reader.renderer.render(tokens, reader.options, {}))
+    links = [f'<a href="#s{i}">{html.escape(title)}</a>' for i, title in enumerate(titles, start=1)]
+    first = body.find("<h2")
+    return f"{body[:first]}<nav>{''.join(links)}</nav>\n{body[first:]}" if len(links) > 1 else body
+
+
+def _boxed(text: str) -> str:
+    """Each table in a box that scrolls where the page is narrower; of rendered Markdown, where no text has this tag."""
+    return text.replace("<table>", '<div class="box"><table>').replace("</table>", "</table></div>")
+
+
+def _numbered(tokens: Sequence[Token], n_before: int) -> list[str]:
+    """Titles of all headings of the second order, which are given ids."""
+    titles: list[str] = []
     for heading, inline in pairwise(tokens):
         if heading.type == "heading_open" and heading.tag == "h2":
-            heading.attrSet("id", f"s{len(links) + 1}")
-            links.append(f'<a href="#s{len(links) + 1}">{html.escape(inline.content.replace("`", ""))}</a>')
-    return f"<nav>{''.join(links)}</nav>\n" if len(links) > 1 else ""
+            titles.append(inline.content.replace("`", ""))
+            heading.attrSet("id", f"s{n_before + len(titles)}")
+    return titles

@@ -110,7 +110,12 @@ def sections(report: SweepReport, pictures: Pictures) -> dict[str, str]:
 
 def markdown(report: SweepReport, pictures: Pictures) -> str:
     """The whole report."""
-    return "\n\n".join(sections(report, pictures).values()) + "\n"
+    return joined(sections(report, pictures))
+
+
+def joined(texts: Mapping[str, str]) -> str:
+    """Sections as one text."""
+    return "\n\n".join(texts.values()) + "\n"
 
 
 def bullets(report: SweepReport) -> str:

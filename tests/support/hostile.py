@@ -5,6 +5,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from orchestrator.figures import gallery
 from orchestrator.report import content as report
 from orchestrator.report import outputs
 from tests.support.sweeps import WORKLOAD, make, snapshot, trial
@@ -37,11 +38,9 @@ def hostile_report(folder: Path) -> Path:
     settings = make(base_model=EVIL, data=EVIL)
     trials = [trial(0, state="failed", reason=f"row 3: instruction {EVIL}", environment={"device": EVIL})]
     counts = {"read": 1, "train": 1, f"dropped: {EVIL}": 1}
-    found = report.report_of(
-        snapshot(settings, trials, {"workload": workload, "data_counts": counts}), lambda config: None
-    )
+    sweep = snapshot(settings, trials, {"workload": workload, "data_counts": counts})
     folder.mkdir(parents=True, exist_ok=True)
-    return outputs.write_report(found, folder)[1]
+    return outputs.write_report(sweep, report.report_of(sweep, lambda config: None), gallery.of_sweep(sweep), folder)[1]
 
 
 def with_code(folder: Path, model_type: str, *naming: str) -> tuple[Path, Path]:

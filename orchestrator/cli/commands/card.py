@@ -8,7 +8,8 @@ import typer
 
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.cli import answered
-from orchestrator.cli.options import NameOrNewest, named
+from orchestrator.cli.options import AsJson, NameOrNewest, named
+from orchestrator.cli.output import print_json
 from orchestrator.report import card as cards
 from orchestrator.report.card import layers_of
 from orchestrator.report.content import report_of
@@ -26,6 +27,7 @@ def card(
     licence: Annotated[str | None, typer.Option("--license", help=LICENCE_HELP)] = None,
     answers: Annotated[str | None, typer.Option(help="sweeps whose answers it holds: NAME,NAME")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace the file where there is one")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fill the model card from a sweep's ledger, whatever the sweep has measured so far."""
     found = report_of(SweepSnapshot.find(named(name)))
@@ -33,4 +35,7 @@ def card(
         raise ConfigError(f"OUTPUT: {output} exists; say --force to replace it, or name another file with --output")
     text = answered.markdown(answers.split(",")) if answers else None
     card = cards.card_of(found, layers_of(ROOT, found.workload), licence=licence, answers=text)
-    logger.info(f"wrote {cards.write(card, output)}")
+    written = cards.write(card, output)
+    logger.info(f"wrote {written}")
+    if as_json:
+        print_json({"name": found.name, "card": str(written)})

@@ -1,11 +1,13 @@
 """`report`: what a sweep came to."""
 
 import logging
+import sys
 from typing import Annotated
 
 import typer
 
 from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.cli.closing import report_text
 from orchestrator.cli.options import AsJson, NameOrNewest, named
 from orchestrator.cli.output import print_json
 from orchestrator.report import digests
@@ -20,7 +22,7 @@ def report(
     other: Annotated[str | None, typer.Argument(help="a second sweep to put beside it")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a sweep came to, from its ledger alone; writes report.md and report.html into its folder."""
+    """Say in eight lines what a sweep came to, from its ledger alone; writes report.md and report.html."""
     if other is None:
         _report_one(named(name), as_json)
         return
@@ -34,13 +36,15 @@ def report(
 def _report_one(name: str, as_json: bool) -> None:
     snapshot = SweepSnapshot.read(name)
     found, folder = report_of(snapshot), snapshot.folder
-    from orchestrator.report import outputs  # which draws: no wrong name waits for that
+    from orchestrator.figures import gallery  # which draw: no wrong name waits for that
+    from orchestrator.report import outputs
 
-    pictures = outputs.draw(snapshot, folder) if found.states.get("completed") else []
-    files = outputs.write_report(found, folder)
+    figures = gallery.of_sweep(snapshot)
+    pictures = outputs.draw(snapshot, figures, folder) if found.states.get("completed") else []
+    files = outputs.write_report(snapshot, found, figures, folder)
     digests.keep([*pictures, *files], folder)
     if as_json:
         print_json(found.to_dict())
     else:
-        print(files[0].read_text(encoding="utf-8"))
-    logger.info(f"to open in a browser: {files[1]}")
+        print(report_text(found, snapshot, sys.stdout))
+    logger.info(f"the whole report: {files[1]}")

@@ -1,13 +1,14 @@
 """`sync`: what MLflow lacks of a sweep."""
 
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.cli.options import NameOrNewest, named
+from orchestrator.cli.options import AsJson, NameOrNewest, named
+from orchestrator.cli.output import print_json
 from orchestrator.ledger.ownership import owned
 from orchestrator.settings import ROOT, sweep_folder
 from trainables.values.errors import SweepError
 
 
-def sync(name: NameOrNewest = None) -> None:
+def sync(name: NameOrNewest = None, as_json: AsJson = False) -> None:
     """Bring MLflow up to date with a sweep's ledger."""
     name = named(name)
     settings = SweepSnapshot.read(name).settings
@@ -17,4 +18,7 @@ def sync(name: NameOrNewest = None) -> None:
         page = publish(settings, ROOT, interrupted=SweepSnapshot.read(name).is_open)
     if page is None:
         raise SweepError("MLflow could not be written")
-    print(page)
+    if as_json:
+        print_json({"name": name, "mlflow_run": page})
+    else:
+        print(page)

@@ -13,6 +13,7 @@ from orchestrator.cli.main import main
 from orchestrator.cli.progress import print_result
 from orchestrator.settings import stored
 from tests.support.in_process import called
+from tests.support.stores import place_store
 from tests.support.sweeps import TPE, WORKLOAD, Desk, make
 from trainables.values.errors import Interrupted, Unreachable
 
@@ -54,6 +55,7 @@ def desk(tmp_path):
         ("list", ("list",)),
         ("delete", ("delete", "t", "--yes")),
         ("init", ("init", "mine")),
+        ("card", ("card", "t")),
     ],
 )
 def test_what_a_command_prints_is_what_the_schema_says(command, words, desk, tmp_path):
@@ -76,6 +78,15 @@ def test_what_a_sweep_prints_at_its_end_is_what_the_schema_says_whether_it_came_
 def test_answers_print_what_the_schema_says(desk, tmp_path):
     desk.ledger.set_fact("workload", asdict(WORKLOAD))
     assert_is("answers", called("answers", "t", "--json", cwd=tmp_path).json)
+
+
+def test_sync_prints_the_run_and_nothing_else(desk, tmp_path):
+    place_store(tmp_path / "mlflow_runs")
+    for name, value in {"id": "5" * 32, "created_at": 1.0, "workload": asdict(WORKLOAD)}.items():
+        desk.ledger.set_fact(name, value)
+    printed = called("sync", "t", "--json", cwd=tmp_path).json
+    assert_is("sync", printed)
+    assert printed["mlflow_run"] == called("sync", "t", cwd=tmp_path).out.strip()
 
 
 @pytest.mark.parametrize(

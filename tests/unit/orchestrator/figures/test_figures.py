@@ -21,7 +21,7 @@ from orchestrator.figures import parallel as figure_parallel
 from orchestrator.figures import scatter as figure_scatter
 from orchestrator.figures import similarity as figure_similarity
 from orchestrator.figures.columns import Columns
-from orchestrator.figures.style import PRECISION_COLOURS, LeftOut, Picture, finished_html, finished_png
+from orchestrator.figures.style import PRECISION_COLOURS, LeftOut, Picture, finished_png
 from orchestrator.objectives import DEFAULT
 from orchestrator.report import outputs
 from tests.support.sweeps import GRID, TPE, WORKLOAD, cost, likeness, make, measurement, similarity, snapshot, trial
@@ -67,7 +67,7 @@ def ringed(html) -> set[tuple[float, float]]:
     return {
         (x, y)
         for trace in html.data
-        if trace.mode == "markers"
+        if trace.mode == "markers" and trace.hoverinfo != "skip"
         for x, y, width in zip(trace.x, trace.y, trace.marker.line.width, strict=True)
         if width
     }
@@ -118,7 +118,7 @@ def test_baselines_outside_the_space_and_seed_replicates_are_hollow_and_points_o
     figure = figure_scatter.loss_memory(result)
     n_filled = n_hollow = 0
     for trace in figure.html().data:
-        if trace.mode == "markers":
+        if trace.mode == "markers" and trace.hoverinfo != "skip":
             n_hollow += trace.marker.symbol.count("circle-open")
             n_filled += trace.marker.symbol.count("circle")
     assert (n_filled, n_hollow) == (len(sweep.trials), 3)
@@ -150,7 +150,7 @@ def test_hollow_points_are_drawn_beneath_filled_ones_and_the_front_on_top(sweep)
     member = next(t for t in sweep.front.members if t.origin == "search")
     twin = replace(member, key="f" * 64, number=300, origin="replicate", config=replace(member.config, seed=7))
     figure = figure_scatter.loss_memory(result_of(twin, *sweep.trials))
-    (trace,) = [t for t in figure.html().data if t.mode == "markers" and t.legendgroup == member.config.precision]
+    (trace,) = [t for t in figure.html().data if t.hoverinfo == "text" and t.legendgroup == member.config.precision]
     order = [
         (width > 0, symbol == "circle")
         for width, symbol in zip(trace.marker.line.width, trace.marker.symbol, strict=True)
@@ -167,7 +167,7 @@ def test_a_config_that_ran_under_several_seeds_has_a_bar_and_what_is_within_the_
     baseline = trial(200, config=config, origin="baseline", history=(measurement(8, 2.0),))
     result = result_of(*sweep.trials, baseline, *seeds_of(config, 2.01, 2.02))
     html = figure_scatter.loss_memory(result).html()
-    (sixteen,) = [t for t in html.data if t.mode == "markers" and t.name == "16 bits"]
+    (sixteen,) = [t for t in html.data if t.hoverinfo == "text" and t.name == "16 bits"]
     reach = {round(y, 4): up for y, up in zip(sixteen.y, sixteen.error_y.array, strict=True) if up is not None}
     assert reach == {2.0: pytest.approx(stats.t.ppf(0.95, 2) * 0.01)}
     near, far = (t for t in html.data if t.mode == "lines" and t.line.width == 0)
@@ -333,14 +333,16 @@ def test_every_figure_says_whose_weights_device_and_arithmetic_it_is_of(sweep, w
     assert len(drawn) >= 8
     for figure in drawn:
         png = " ".join(text.get_text() for text in finished_png(figure, result.caption).texts)
-        html = finished_html(figure, result.caption).layout.title.subtitle.text
+        html = figure_page.figure_html(figure, result.caption)
         assert all(said in text and "CPU, float32" in text for text in (png, html)), figure.name
 
 
 def test_a_caption_is_read_neither_as_markup_nor_as_mathematics(sweep):
     result = result_of(*sweep.trials, workload=replace(WORKLOAD, weights="pretrained", base_model="a$b</script><i>$"))
     figure = figure_scatter.rank_memory(result)
-    assert "&lt;/script&gt;&lt;i&gt;" in finished_html(figure, result.caption).layout.title.subtitle.text
+    html = figure_page.figure_html(figure, result.caption)
+    assert "&lt;/script&gt;&lt;i&gt;" in html
+    assert "</script><i>" not in html
     png = finished_png(figure, result.caption)
     png.draw_without_rendering()
     assert any("a$b</script><i>$" in text.get_text() for text in png.texts)
@@ -351,7 +353,8 @@ def test_the_page_has_every_figure_asks_nobody_and_holds_the_script_once(sweep):
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)\s*=", page)
     assert page.count("plotly.js v") == 1
     names = [figure.name for figure in figures.of_sweep(sweep)]
-    assert re.findall(r'Plotly\.newPlot\(\s*"plot-(\w+)"', page) == names
+    for holder in (r'id="plot-(\w+)"', r'<script type="application/json" id="data-(\w+)"'):
+        assert re.findall(holder, page) == names
     assert re.findall(r'href="#(\w+)"', page) == names
 
 
@@ -366,7 +369,7 @@ def test_what_has_nothing_to_show_is_left_out_and_said(tmp_path):
     old.parent.mkdir()
     old.write_bytes(b"of an earlier time")
     only = trial(0, cost=cost(), ended_at=1.0, train_seconds=1.0)
-    files = figures.write(result_of(only), tmp_path)
+    files = figures.write(result_of(only), figures.of_sweep(result_of(only)), tmp_path)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(files)
     names = {path.stem for path in files if path.suffix == ".png"}
     assert names == {"front", "rank_memory", "loss_memory", "time_memory", "loss_time", "hypervolume"}
@@ -377,7 +380,9 @@ def test_what_has_nothing_to_show_is_left_out_and_said(tmp_path):
 
 def test_a_sweep_without_a_completed_trial_has_no_figure_and_no_fault(tmp_path):
     failed = trial(0, state="failed", history=(), reason="no", ended_at=1.0, train_seconds=1.0)
-    assert [path.name for path in figures.write(result_of(failed), tmp_path)] == [figures.PAGE, figures.LEFT_OUT]
+    result = result_of(failed)
+    files = figures.write(result, figures.of_sweep(result), tmp_path)
+    assert [path.name for path in files] == [figures.PAGE, figures.LEFT_OUT]
 
 
 def test_one_point_is_drawn_where_a_figure_needs_no_more(sweep):
@@ -410,5 +415,5 @@ def test_the_pictures_fit_their_page(sweep):
 
 
 def test_the_reports_pictures_are_those_that_draw_writes(sweep, tmp_path):
-    outputs.draw(sweep, tmp_path)
+    outputs.draw(sweep, figures.of_sweep(sweep), tmp_path)
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")} == set(outputs.PICTURES)

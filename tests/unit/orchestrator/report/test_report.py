@@ -20,7 +20,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.report import outputs, render
 from orchestrator.report.content import report_of
 from orchestrator.report.markdown import MAX_CHARS, safe
-from orchestrator.report.page import page
+from orchestrator.report.page import Section, page
 from orchestrator.settings import stored
 from tests.support.in_process import called
 from tests.support.sweeps import (
@@ -372,13 +372,13 @@ def test_safe_text_comes_out_of_the_page_as_the_words_that_went_in(text):
     plain = "".join(c for c in text if c.isprintable())
     expected = " ".join(f"start {plain} end".split())
     for written in (f"start {safe(plain)} end", f"| what |\n| --- |\n| start {safe(plain)} end |"):
-        body = page(written, "t", None).split("<body>")[1]
+        body = page([written], "t").split("<body>")[1]
         shown = re.search(r"<(p|td)>(.*?)</(p|td)>", body, re.DOTALL).group(2)
         assert " ".join(unescape(shown).split()) == expected
 
 
 def test_a_page_reads_no_html_and_lets_no_script_run():
-    shown = page("a <script>alert(1)</script>", "t", None)
+    shown = page(["a <script>alert(1)</script>"], "t")
     assert "<script" not in shown
     assert "default-src 'none'" in shown
 
@@ -388,7 +388,7 @@ def test_safe_text_is_one_line_of_bounded_length():
     assert len(safe("x" * 10_000)) <= MAX_CHARS
 
 
-def test_markup_in_names_reasons_and_data_is_shown_and_not_read(tmp_path):
+def test_markup_in_names_reasons_and_data_is_shown_and_not_read():
     settings = make(space(name=EVIL, description=EVIL), objectives=("eval_loss_nats",))
     workload = asdict(replace(WORKLOAD, base_model=EVIL, data=EVIL, weights="pretrained"))
     share = KlShare(by=EVIL, group=EVIL, kl_nats=estimate(0.1), n_tokens=1, n_rows=1)
@@ -400,7 +400,7 @@ def test_markup_in_names_reasons_and_data_is_shown_and_not_read(tmp_path):
     ]
     facts = {"workload": workload, "data_counts": {EVIL: 1}}
     text = text_of(trials, settings, **facts)
-    html = page(text, EVIL, tmp_path)
+    html = page([text], EVIL)
     assert "alert(1)" in html
     body = re.sub(r'<a href="#s\d+">', "", html.split("<body>")[1])  # to the page's own sections
     assert not re.search(r"<(script|img|a|strong>bold)\b", body, re.IGNORECASE)
@@ -446,14 +446,15 @@ def swept(tmp_path_factory):
     return cwd
 
 
-def test_the_command_writes_one_self_contained_page_and_prints_its_markdown(swept):
+def test_the_command_writes_one_self_contained_page_and_names_it(swept):
     done = called("report", cwd=swept)  # without a name the newest
     assert done.code == 0, done.err
     folder = swept / "mlflow_runs" / "sweeps" / "t"
-    assert done.out.strip() == (folder / "report.md").read_text().strip()
     html = (folder / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == sum((folder / path).is_file() for path in outputs.PICTURES) >= 2
-    assert not re.search(r"<script|https?://|src=\"(?!data:)|href=\"(?!#s\d)", html)
+    assert html.count("<noscript><img ") == sum((folder / path).is_file() for path in outputs.PICTURES) >= 2
+    assert html.count("plotly.js v") == 1
+    own = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)  # plotly's has addresses that it never asks
+    assert not re.search(r"https?://|src=\"(?!data:)|href=\"(?!#s\d)", own)
     assert str(folder.relative_to(swept)) in done.err
 
 
@@ -504,19 +505,27 @@ def failed(desk):
 
 
 @pytest.mark.parametrize(
-    ("state", "said", "n_pictures"),
+    ("state", "said", "written", "n_pictures"),
     [
         (
             empty,
+            "not finished: 0 of",
             ["Nothing was measured yet", "not finished: 0 of", "qlora-sweep resume s", "none: the front is empty"],
             0,
         ),
-        (begun, ["still running: 1 of", "Every figure below can still change"], 3),
-        (failed, ["No trial completed", "diverged here", "none: the front is empty"], 0),
+        (begun, "still running: 1 of", ["still running: 1 of", "Every figure below can still change"], 3),
+        (
+            failed,
+            "no trial completed: diverged here",
+            ["No trial completed", "diverged here", "none: the front is empty"],
+            0,
+        ),
     ],
     ids=["empty", "running", "all failed"],
 )
-def test_a_sweep_in_any_state_has_a_report_that_says_so(state, said, n_pictures, tmp_path, monkeypatch, capsys):
+def test_a_sweep_in_any_state_has_a_report_that_says_so(
+    state, said, written, n_pictures, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     folder = settings_file.sweep_folder("s")
     asked = make(name="s")
@@ -525,12 +534,14 @@ def test_a_sweep_in_any_state_has_a_report_that_says_so(state, said, n_pictures,
     state(desk)
     desk.ledger.close()
     commands(["report", "s"], standalone_mode=False)
-    printed = capsys.readouterr().out
+    assert said in capsys.readouterr().out
     page = unescape((folder / "report.html").read_text())
-    for words in said:
-        assert words in printed
+    text = (folder / "report.md").read_text()
+    for words in written:
+        assert words in text
         assert words in page.replace("<code>", "").replace("</code>", "")
-    assert page.count('src="data:image/png') == n_pictures
+    assert page.count("<noscript><img ") == n_pictures
+    assert "All trials" in page or state is empty
 
 
 def test_a_sweep_without_its_ledger_is_an_error_that_names_the_file(tmp_path, monkeypatch):
@@ -577,11 +588,11 @@ def test_the_rows_are_named_with_their_split_their_columns_and_what_was_found():
     assert "| rows | read 1503, dropped: messages empty 3 |" in text
 
 
-def test_a_page_links_to_each_of_its_sections_after_its_first_words(tmp_path):
-    made = page("# A\n\nthe answer\n\n## One `x` <b>\n\ntext\n\n## Two\n\nmore\n", "t", tmp_path)
+def test_a_page_links_to_each_of_its_sections_after_its_first_words():
+    made = page(["# A\n\nthe answer\n\n## One `x` <b>\n", Section("<i>", "all"), "text\n\n## Two\n\nmore\n"], "t")
     before, contents = made.split("<nav>")
     links, after = contents.split("</nav>")
     assert "the answer" in before
-    assert links == '<a href="#s1">One x &lt;b&gt;</a><a href="#s2">Two</a>'
-    assert [after.count(f'<h2 id="s{n}">') for n in (1, 2)] == [1, 1]
-    assert "<nav>" not in page("# A\n\n## One\n", "t", tmp_path)
+    assert links == '<a href="#s1">One x &lt;b&gt;</a><a href="#s2">&lt;i&gt;</a><a href="#s3">Two</a>'
+    assert [after.count(f'<h2 id="s{n}">') for n in (1, 2, 3)] == [1, 1, 1]
+    assert "<nav>" not in page(["# A\n\n## One\n"], "t")
