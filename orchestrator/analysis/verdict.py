@@ -172,6 +172,11 @@ def sentence_of(lost: LostShare, margin: float) -> str:
     return said
 
 
+def short(verdict: Verdict) -> str:
+    """The sentence without what it rests on, and without rounding alone."""
+    return verdict.sentence.partition(" (margin ")[0].partition("; rounding ")[0]
+
+
 def behaviour_of(comparison: Comparison, cosine: float) -> str:
     """How far 4 bits move a model's outputs from its baseline's, beside what another seed does.
 

@@ -1,6 +1,7 @@
 """Artifacts of a sweep's run in MLflow that are no files of its folder, from its ledger alone. Pure."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from orchestrator.report.values import SweepReport
 from trainables.values.config import canonical_json
 
 SAMPLES, TABLES = "samples.json", "mlflow.loggedArtifacts"
-"""An artifact table of the sweep's run, and the tag that names its tables."""
+"""An artifact table of the sweep's run, and the tag that names a run's tables."""
 SAMPLE_COLUMNS = {
     "prompt": "prompt",
     "response": "the row's own response",
@@ -42,10 +43,13 @@ def texts(snapshot: SweepSnapshot) -> dict[str, str]:
     return found | _tables(report_of(snapshot))
 
 
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """An artifact that MLflow shows as a table, as its own log_table writes one; that would append to it next time."""
+    return json.dumps({"columns": [*columns], "data": [[*row] for row in rows]}, indent=2)
+
+
 def _tables(report: SweepReport) -> dict[str, str]:
-    """As MLflow's own tables are, which it would append to when they are written again."""
     if not report.samples:
         return {}
     rows = [[report.best_4bit, *map(partial(getattr, sample), SAMPLE_COLUMNS)] for sample in report.samples]
-    columns = ["trial", *SAMPLE_COLUMNS.values()]
-    return {SAMPLES: json.dumps({"columns": columns, "data": rows}, indent=2)}
+    return {SAMPLES: table(["trial", *SAMPLE_COLUMNS.values()], rows)}

@@ -1,4 +1,4 @@
-"""What the runs and models of a sweep hold in MLflow, from its ledger alone.
+"""What the runs of a sweep hold in MLflow, from its ledger alone: here what they share, and its own run.
 
 The projection writes these values and `verify` compares MLflow with them, so that nothing is written that is not
 compared. Pure; MLflow is not imported.
@@ -7,19 +7,17 @@ compared. Pure; MLflow is not imported.
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from orchestrator.analysis.describe import text_of
 from orchestrator.analysis.front import is_candidate, is_reused
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.analysis.verdict import Verdict, figures_of, shares_by_pairs
 from orchestrator.figures import gallery, hypervolume
-from orchestrator.ledger.rows import Entry
 from orchestrator.report import render
-from orchestrator.report.rows import COSTS
 from orchestrator.report.values import SweepReport
+from orchestrator.tracking import view
 from orchestrator.tracking.artifacts import SAMPLES, TABLES
 from orchestrator.tracking.store import page_of
 from trainables.values.config import State
@@ -28,8 +26,8 @@ from trainables.values.results import TrialResult
 Point = tuple[str, float, int, int]
 """Of a metric: name, value, time in ms and step, in the order of MLflow's Metric."""
 
-SWEEP, CHILD_OF, PARENT = "sweep_id", "child_of_sweep", "mlflow.parentRunId"
-"""Tags: of the parent and of each child the sweep's id, and of each child its parent's run id."""
+SWEEP, PARENT = "sweep_id", "mlflow.parentRunId"
+"""Tags: of the sweep's run its sweep's id, of each child its parent's run id (and the sweep's, see view.CHILD_OF)."""
 NOTE, NOTE_CHARS = "mlflow.note.content", 7900
 """Tag: a run's description. MLflow takes 8000 characters."""
 ANSWER = "answer"
@@ -57,12 +55,16 @@ class Contents:
         status: of a run, RUNNING while something is still to come.
         ended_ms: when a run that is not RUNNING ended.
         points: of all metrics, each step of a metric once.
+        others: values that the run has in a table; earlier versions wrote them as metrics, which may still be there.
+        texts: artifacts by name.
     """
 
     name: str
     params: Mapping[str, str]
     tags: Mapping[str, str]
     points: tuple[Point, ...]
+    others: tuple[Point, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
     status: str = "RUNNING"
     ended_ms: int | None = None
 
@@ -72,108 +74,20 @@ def has_picture(files: Mapping[str, str] | None) -> bool:
     return gallery.FRONT_FILE in (files or {})
 
 
-# --- a trial's run and model
-
-
-def of_trial(
-    entry: Entry, sweep_id: str, parent_id: str, *, on_front: bool, verdict: Verdict | None, final: bool
-) -> Contents:
-    """A trial's run.
-
-    Args:
-        verdict: on a 4-bit trial.
-        final: nothing will come any more, so that trials that wait for their similarity have ended too, and verdicts
-            rest on all seeds.
-    """
-    trial = entry.result
-    waits = trial.state == "completed" and trial.config.precision == "nf4" and trial.similarity is None
-    status = "RUNNING" if waits and not final else STATUS.get(trial.state, "RUNNING")
-    tags = {PARENT: parent_id, CHILD_OF: sweep_id, "trial_key": trial.key}
-    tags |= {"precision": trial.config.precision, "rank": str(trial.config.rank)}
-    tags |= {"state": trial.state, "origin": trial.origin} | later_tags(on_front, verdict)
-    tags |= {"reason": trial.reason} if trial.reason else {}
-    tags |= {"reused": "true"} if is_reused(trial) else {}
-    points = [*_rungs(entry)]
-    if status != "RUNNING":
-        points += _end(trial)
-        points += _of_verdict(trial, verdict) if verdict and final else ()
-        tags |= {f"env.{name}": value for name, value in trial.environment.items()}
-    return Contents(
-        name=f"{trial.number:03d} {trial.config.precision} r{trial.config.rank}",
-        params=params_of(trial.config.to_dict()),
-        tags=tags,
-        points=tuple(points),
-        status=status,
-        ended_ms=_ended_ms(trial) if status != "RUNNING" else None,
-    )
-
-
-def later_tags(on_front: bool, verdict: Verdict | None) -> dict[str, str]:
-    """The tags that can change after a trial's end."""
-    tags = {"on_pareto_front": str(on_front).lower()}
-    if verdict:
-        tags["verdict"] = verdict.sentence
-        tags |= {"behaviour": verdict.behaviour} if verdict.behaviour else {}
-    return tags
-
-
 def params_of(values: Mapping[str, Any]) -> dict[str, str]:
     """A config, or settings, as MLflow keeps them."""
     return {name: text_of(value) for name, value in values.items()}
 
 
-def _rungs(entry: Entry) -> Iterator[Point]:
-    cost = entry.result.cost
-    costs = {name: getattr(cost, name) for name in COSTS} if cost else {}
-    for measurement, at in zip(entry.result.history, entry.measured_at, strict=True):
-        values = asdict(measurement) | costs | {"rank": entry.result.config.rank}
-        step = values.pop("step")
-        yield from _points(values, int(at * 1000), step)
-
-
-def _end(trial: TrialResult) -> Iterator[Point]:
-    values = figures_of(trial)
-    if trial.train_seconds is not None:
-        values["train_seconds"] = trial.train_seconds
-    yield from _points(values, _ended_ms(trial), trial.config.max_steps)
-
-
-def _of_verdict(trial: TrialResult, verdict: Verdict) -> Iterator[Point]:
-    """The share that 4 bits lose, and 1 for kept, 0 for undecided, -1 for lost; the step is the number of seeds.
-
-    Seeds that are added later add points and change none.
-    """
-    for n_pairs, values in shares_by_pairs(verdict):
-        yield from _points(values, _ended_ms(trial), n_pairs)
-
-
-def _points(values: Mapping[str, float], at_ms: int, step: int) -> Iterator[Point]:
+def points_of(values: Mapping[str, float], at_ms: int, step: int) -> Iterator[Point]:
+    """Metrics at one step."""
     for name, value in values.items():
         yield name, float(value), at_ms, step
 
 
-def _ended_ms(trial: TrialResult) -> int:
+def ended_ms(trial: TrialResult) -> int:
+    """When a trial ended; 0 where it did not."""
     return int((trial.ended_at or 0) * 1000)
-
-
-def of_model(entry: Entry, sweep_id: str) -> Contents:
-    """The model of a front's member: its last measurement, its similarity and its test_evaluation.
-
-    The points are those of the trial's run: there they are no second ones.
-    """
-    trial, config = entry.result, entry.result.config
-    last, points = trial.history[-1].step if trial.history else None, []
-    for point in _rungs(entry):
-        name, _, _, step = point
-        if step == last and name != "rank":
-            points.append(point)
-    points += [point for point in _end(trial) if point[0] != "train_seconds"]
-    return Contents(
-        name=f"{trial.number:03d}-{config.precision}-r{config.rank}",
-        params=params_of(config.to_dict()),
-        tags={SWEEP: sweep_id, "trial_key": trial.key},
-        points=tuple(points),
-    )
 
 
 # --- the sweep's own run
@@ -205,7 +119,7 @@ def of_sweep(
             tags[name] = said
     tags[ANSWER] = report.answer.removeprefix("Answer: ")
     picture = _picture(where[1]) if has_front else ""
-    tags[NOTE] = render.description(report, NOTE_CHARS, _links(*where), picture)
+    tags[NOTE] = render.description(report, NOTE_CHARS, _links(*where, sweep_id), picture)
     points = growth(snapshot, final=final)
     if final:
         tags |= {TABLES: json.dumps([{"path": SAMPLES, "type": "table"}])} if report.samples else {}
@@ -222,7 +136,7 @@ def of_sweep(
 
 def last_end_ms(snapshot: SweepSnapshot) -> int:
     """Of the sweep: when its last trial ended."""
-    return max((_ended_ms(trial) for trial in snapshot.trials), default=0)
+    return max((ended_ms(trial) for trial in snapshot.trials), default=0)
 
 
 def _sums(snapshot: SweepSnapshot, *, with_hypervolume: bool) -> list[Point]:
@@ -233,7 +147,7 @@ def _sums(snapshot: SweepSnapshot, *, with_hypervolume: bool) -> list[Point]:
     counts = Counter(trial.state for trial in snapshot.trials)
     for state in STATUS:
         values[f"n_{state}"] = counts[state]
-    return list(_points(values, last_end_ms(snapshot), 0))
+    return list(points_of(values, last_end_ms(snapshot), 0))
 
 
 def growth(snapshot: SweepSnapshot, *, final: bool) -> list[Point]:
@@ -260,11 +174,14 @@ def growth(snapshot: SweepSnapshot, *, final: bool) -> list[Point]:
     return points
 
 
-def _links(experiment_id: str, run_id: str) -> str:
-    """To the run's interactive figures and to its report, in Markdown."""
-    where = {"All figures, interactive": gallery.PAGE, "The whole report": REPORT}
+def _links(experiment_id: str, run_id: str, sweep_id: str) -> str:
+    """To the run's interactive figures, its report and the table of its trials, in Markdown."""
     run, _, query = page_of(experiment_id, run_id).partition("?")
-    return " · ".join(f"[{what}]({run}/artifacts/{quote(path)}?{query})" for what, path in where.items())
+    where = {}
+    for what, path in {"All figures, interactive": gallery.PAGE, "The whole report": REPORT}.items():
+        where[what] = f"{run}/artifacts/{quote(path)}?{query}"
+    where["All trials in a table"] = view.page_of(experiment_id, sweep_id)
+    return " · ".join(f"[{what}]({address})" for what, address in where.items())
 
 
 def _picture(run_id: str) -> str:

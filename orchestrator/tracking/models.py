@@ -6,7 +6,8 @@ from typing import Any
 
 from orchestrator.ledger.rows import Entry
 from orchestrator.tracking.client import MlflowException, entities
-from orchestrator.tracking.contents import MODEL_TYPE, SWEEP, of_model
+from orchestrator.tracking.contents import MODEL_TYPE, SWEEP
+from orchestrator.tracking.trials import of_model
 from trainables.values.results import TrialResult
 
 ALIAS = "best"

@@ -17,21 +17,15 @@ from orchestrator.report.content import report_of
 from orchestrator.report.digests import FILES
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.tracking import live as tracking_live
+from orchestrator.tracking import view
 from orchestrator.tracking.artifacts import texts
 from orchestrator.tracking.client import entities, open_client
-from orchestrator.tracking.contents import (
-    Contents,
-    Point,
-    has_picture,
-    last_end_ms,
-    later_tags,
-    of_sweep,
-    of_trial,
-)
+from orchestrator.tracking.contents import Contents, Point, has_picture, last_end_ms, of_sweep
 from orchestrator.tracking.inputs import log_data
 from orchestrator.tracking.models import FrontModels
 from orchestrator.tracking.runs import Runs
 from orchestrator.tracking.store import UI_PORT, page_of, store_uri
+from orchestrator.tracking.trials import Standing, later_tags, name_of, of_trial, standings
 
 MAX_METRICS = 800
 """Written at once: MLflow takes 1000 values, params and tags included."""
@@ -57,7 +51,7 @@ class Tracker:
         self._tags: dict[str, dict[str, str]] = {}  # run id -> tags as last written
         self._points: dict[str, set[Point]] = {}  # run id -> points as written, of runs that go on
         self._ended: dict[str, tuple[Any, ...]] = {}  # run id -> state, when, whether evaluated, by how many seeds
-        self._data_logged = False
+        self._shared_written = False  # the rows, and the view of the trials
         self._live = tracking_live.Live(self._client, self.run_id)
 
     @property
@@ -89,12 +83,14 @@ class Tracker:
             live: trials come in, so keep the figures up to date and watch the machine.
         """
         snapshot = SweepSnapshot.of(self._settings, self._ledger).begun()
-        if not self._data_logged:
+        if not self._shared_written:
             log_data(self._client, self.run_id, snapshot.workload, snapshot.facts.get("data_counts", {}))
-            self._data_logged = True
+            self._client.set_experiment_tag(self.experiment_id, *view.tag_of(self._sweep_id))
+            self._shared_written = True
+        of_trials = standings(snapshot)
         for entry in snapshot.entries:
             if entry.result.state != "queued":
-                self._sync_trial(entry, snapshot, final=final)
+                self._sync_trial(entry, of_trials[entry.result.key], final=final)
         if live:
             self._live.update(snapshot)
         contents = of_sweep(
@@ -107,20 +103,22 @@ class Tracker:
         )
         self._write(self.run_id, contents)
 
-    def _sync_trial(self, entry: Entry, snapshot: SweepSnapshot, *, final: bool) -> None:
-        trial = entry.result
-        later = {"on_front": trial.key in snapshot.front.keys, "verdict": snapshot.verdicts.get(trial.key)}
-        n_pairs = len(later["verdict"].by_pairs) if final and later["verdict"] else None
+    def _sync_trial(self, entry: Entry, standing: Standing, *, final: bool) -> None:
+        trial, verdict = entry.result, standing.verdict
+        n_pairs = len(verdict.by_pairs) if final and verdict else None
         end = (trial.state, trial.ended_at, trial.test_evaluation is not None, trial.failed_evaluations, n_pairs)
         run_id = self._runs.children.get(trial.key, "")
         if self._ended.get(run_id) == end:
-            self._set_tags(run_id, later_tags(**later))
+            self._runs.rename(run_id, name_of(trial, standing.place))
+            self._set_tags(run_id, later_tags(trial, standing))
             return
-        contents = of_trial(entry, self._sweep_id, self.run_id, final=final, **later)
+        contents = of_trial(entry, self._sweep_id, self.run_id, standing, final=final)
         run_id = self._runs.child(trial.key, contents, trial.started_at)
         self._write(run_id, contents)
         if contents.status == "RUNNING":
             return
+        for name, text in contents.texts.items():
+            self._client.log_text(run_id, text, name)
         adapter = self._folder / "adapters" / trial.key
         if trial.state == "completed" and adapter.is_dir():
             self._client.log_artifacts(run_id, str(adapter), "adapter")

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from orchestrator.tracking.contents import CHILD_OF, PARENT, SWEEP, Contents
+from orchestrator.tracking.contents import PARENT, SWEEP, Contents
+from orchestrator.tracking.view import CHILD_OF
 
 
 def search(client: Any, experiment_id: str, tag: str, value: str) -> list[Any]:
@@ -50,6 +51,7 @@ class Runs:
         self._name = name
         self._created_at = created_at
         self._children: dict[str, str] = {}
+        self._names: dict[str, str] = {}  # by run id, of children
         self.parent_id = ""
         self.look()
 
@@ -83,6 +85,7 @@ class Runs:
         for key, runs in of_trial.items():
             runs.sort(key=lambda run: (run.info.status == "RUNNING", -len(run.data.metrics), run.info.run_id))
             self._children[key] = runs[0].info.run_id
+            self._names[runs[0].info.run_id] = runs[0].info.run_name
             surplus += runs[1:]
         for run in surplus:
             self._client.delete_run(run.info.run_id)
@@ -94,7 +97,15 @@ class Runs:
             began, tags = int((started_at or 0) * 1000), dict(contents.tags)
             run = self._client.create_run(self._experiment_id, start_time=began, tags=tags, run_name=contents.name)
             self._children[key] = run.info.run_id
+            self._names[run.info.run_id] = contents.name
+        self.rename(self._children[key], contents.name)
         return self._children[key]
+
+    def rename(self, run_id: str, name: str) -> None:
+        """Give a trial's run its name, which other seeds of its config change."""
+        if self._names[run_id] != name:
+            self._client.update_run(run_id, name=name)
+            self._names[run_id] = name
 
     def _create_parent(self) -> Any:
         return self._client.create_run(

@@ -15,20 +15,13 @@ from orchestrator.report.digests import FILES, sha256_of
 from orchestrator.security.redaction import reason_of
 from orchestrator.tracking.artifacts import texts
 from orchestrator.tracking.client import MlflowException, open_client
-from orchestrator.tracking.contents import (
-    MODEL_TYPE,
-    NOTE,
-    PARENT,
-    Contents,
-    has_picture,
-    of_model,
-    of_sweep,
-    of_trial,
-)
+from orchestrator.tracking.contents import MODEL_TYPE, NOTE, PARENT, Contents, has_picture, of_sweep
 from orchestrator.tracking.inputs import digest_of, tags_of
 from orchestrator.tracking.models import ALIAS, models_of
 from orchestrator.tracking.runs import families
 from orchestrator.tracking.store import store_uri
+from orchestrator.tracking.trials import of_model, of_trial, standings
+from orchestrator.tracking.view import tag_of
 from orchestrator.verify import points
 from orchestrator.verify.files import COMPARED
 from orchestrator.verify.ledger import Difference
@@ -135,6 +128,9 @@ def _of_parent(store: Store, report: SweepReport, parent: Any) -> Iterator[Diffe
     for text, must_go in (*_of_run(parent, expected, found), *_of_input(kept, parent)):
         yield difference(f"the run of this sweep: {text}", parent if must_go else None)
     yield from _of_artifacts(kept, parent, texts(kept))
+    name, view = tag_of(store.sweep_id)
+    if store.client.get_experiment(store.experiment_id).tags.get(name) != view:
+        yield difference("the view of this sweep's trials is not the one that was written")
 
 
 def _of_input(kept: SweepSnapshot, parent: Any) -> Iterator[RunFault]:
@@ -169,33 +165,28 @@ def _of_artifacts(kept: SweepSnapshot, parent: Any, written: Mapping[str, str]) 
 def _of_children(store: Store, parent: Any, children: list[Any]) -> Iterator[Difference]:
     kept = store.kept
     entries = {entry.result.key: entry for entry in kept.entries}
-    due = []
+    standing_of, final, due = standings(kept), not kept.is_open, []
     for run in children:
         key = run.data.tags.get("trial_key", "")
         if key not in entries:
             yield difference(f"run {run.info.run_id} is of no trial of the ledger", run)
         elif entries[key].result.state != "queued":
-            due.append((run, entries[key], _contents(store, entries[key], parent)))
+            contents = of_trial(entries[key], store.sweep_id, parent.info.run_id, standing_of[key], final=final)
+            due.append((run, entries[key], contents))
     found = points.histories(store.client, store.uri, [(run, contents.points) for run, _, contents in due])
-    of_trial: dict[str, list[tuple[list[RunFault], Any]]] = {}
+    by_trial: dict[str, list[tuple[list[RunFault], Any]]] = {}
     for run, entry, contents in due:
-        faults = [*_of_run(run, contents, found[run.info.run_id]), *_of_adapter(run, contents, entry)]
-        of_trial.setdefault(entry.result.key, []).append((faults, run))
-    for key, runs in of_trial.items():
+        faults = [*_of_run(run, contents, found[run.info.run_id]), *_of_files(run, contents, entry)]
+        by_trial.setdefault(entry.result.key, []).append((faults, run))
+    for key, runs in by_trial.items():
         (faults, run), *others = sorted(runs, key=lambda pair: len(pair[0]))  # the best of several is the trial's
         for text, must_go in faults:
             yield difference(f"trial {entries[key].result.number}: {text}", run if must_go else None)
         for _, other in others:
             yield difference(f"run {other.info.run_id} is a second one of trial {entries[key].result.number}", other)
     for key, entry in entries.items():
-        if key not in of_trial and entry.result.state != "queued":
+        if key not in by_trial and entry.result.state != "queued":
             yield difference(f"trial {entry.result.number} has no run")
-
-
-def _contents(store: Store, entry: Entry, parent: Any) -> Contents:
-    kept, key = store.kept, entry.result.key
-    later = {"on_front": key in kept.front.keys, "verdict": kept.verdicts.get(key)}
-    return of_trial(entry, store.sweep_id, parent.info.run_id, final=not kept.is_open, **later)
 
 
 def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[RunFault]:
@@ -207,7 +198,7 @@ def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[RunFault]
     if expected.status != run.info.status and PARENT in expected.tags:
         yield f"its run is {run.info.status}, expected {expected.status}", False
     if run.info.run_name != expected.name:
-        yield f"its run is named {run.info.run_name!r}, expected {expected.name!r}", PARENT in expected.tags
+        yield f"its run is named {run.info.run_name!r}, expected {expected.name!r}", False
     if expected.ended_ms not in (None, run.info.end_time) and run.info.status == expected.status:
         yield f"its run ended at {run.info.end_time}, the ledger has {expected.ended_ms} ms", False
     for name, value in expected.tags.items():
@@ -219,13 +210,17 @@ def _of_run(run: Any, expected: Contents, found: set[Any]) -> Iterator[RunFault]
     if run.data.params != expected.params:
         wrong = dict(expected.params.items() ^ run.data.params.items())
         yield f"params differ from what was asked: {', '.join(sorted(wrong))}", True
-    faults = points.faults(found, run.data.metrics, expected.points)
+    faults = points.faults(found, run.data.metrics, expected.points, expected.others)
     if faults:
         yield faults.text, not faults.only_gone
 
 
-def _of_adapter(run: Any, expected: Contents, entry: Entry) -> Iterator[RunFault]:
+def _of_files(run: Any, expected: Contents, entry: Entry) -> Iterator[RunFault]:
+    """What was logged with a trial's run, where its artifacts lie on this machine."""
     artifacts = _folder(run.info.artifact_uri)
+    for name, text in expected.texts.items() if artifacts else ():
+        if sha256_of(artifacts / name) != hashlib.sha256(text.encode()).hexdigest():
+            yield f"{name} is not the one that was written", False
     if expected.status == "FINISHED" and artifacts:
         fault = adapter_store.fault(artifacts / "adapter", entry.adapter_sha256)
         if fault:
@@ -270,8 +265,8 @@ def _of_model(model: Any, entry: Entry, sweep_id: str, run: Any) -> Iterator[str
         yield f"it is {model.name!r}, a {model.model_type}; expected {expected.name!r}, a {MODEL_TYPE}"
     if expected.params != model.params or not expected.tags.items() <= model.tags.items():
         yield "its params or tags are not those of its trial"
-    due = {(name, points.stored(value), at, step) for name, value, at, step in expected.points}
-    if points.stored_points(model.metrics or ()) != due:
+    there = points.stored_points(model.metrics or ())
+    if there - points.as_stored(expected.others) != points.as_stored(expected.points):
         yield "its metrics are not those of its trial"
     linked = {output.model_id for output in (run.outputs.model_outputs if run and run.outputs else ())}
     if run and (model.source_run_id != run.info.run_id or model.model_id not in linked):

@@ -34,6 +34,11 @@ def stored(value: float) -> float | None:
     return None if isnan(value) else max(-float_info.max, min(float_info.max, value))
 
 
+def as_stored(points: Iterable[Point]) -> set[Any]:
+    """Points as SQL stores keep them."""
+    return {(name, stored(value), at, step) for name, value, at, step in points}
+
+
 def stored_points(metrics: Iterable[Any]) -> set[Any]:
     """MLflow's metrics as points."""
     return {(m.key, stored(m.value), m.timestamp, m.step) for m in metrics}
@@ -73,7 +78,9 @@ def _asked(client: Any, run: Any, points: Sequence[Point]) -> set[Any]:
     return found
 
 
-def faults(found: set[Any], last: Mapping[str, float], expected: Sequence[Point]) -> Faults | None:
+def faults(
+    found: set[Any], last: Mapping[str, float], expected: Sequence[Point], others: Sequence[Point] = ()
+) -> Faults | None:
     """What is wrong, None where nothing is.
 
     A point of the same metric and step, but of an earlier time than the ledger's, is what a trial had reported before
@@ -82,17 +89,20 @@ def faults(found: set[Any], last: Mapping[str, float], expected: Sequence[Point]
     Args:
         found: points as `histories` gives them.
         last: value of each metric as the run shows it.
+        others: may be there too.
     """
     due, whole, latest = {}, set(), {}
     for name, value, at, step in sorted(expected, key=_place):
         latest[name] = stored(value)
         due[name, step] = latest[name], at
         whole.add((name, latest[name], at, step))
+    for name, value, at, step in others:
+        due[name, step] = stored(value), at
     texts, only_gone = {}, True
     for name, value, _, step in sorted(whole - found, key=_place):
         texts.setdefault(name, f"{name} at step {step} is gone, the ledger has {value}")
     gone = set(texts)
-    for name, value, at, step in sorted(found - whole, key=_place, reverse=True):
+    for name, value, at, step in sorted(found - whole - as_stored(others), key=_place, reverse=True):
         ours, since = due.get((name, step), (None, -1))
         if at >= since and not name.startswith(SYSTEM):
             texts[name] = f"{name} at step {step} is {value}, the ledger has {ours}"

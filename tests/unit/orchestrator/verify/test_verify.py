@@ -23,6 +23,8 @@ from orchestrator.tracking.client import open_client
 from orchestrator.tracking.models import ALIAS
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import store_file, store_uri
+from orchestrator.tracking.trials import FIGURES, of_trial, standings
+from orchestrator.tracking.view import tag_of
 from orchestrator.verify import checks as verify
 from orchestrator.verify import points
 from orchestrator.verify.files import is_over
@@ -212,15 +214,38 @@ def similarities_rewritten(root: Path) -> Iterator[list[str]]:
     """Of every 4-bit trial, and of no model."""
     of_runs = "WHERE key LIKE '%cosine%' AND key NOT LIKE 'test_%'"
     with in_store(root, *(f"UPDATE {table} SET value = 0.25 {of_runs}" for table in ("metrics", "latest_metrics"))):
-        texts = "centered_cosine is 0.25, the ledger has 0.99 (and 11 more)"
+        texts = "embedding_cosine is 0.25, the ledger has 0.99"
         yield [f"MLflow: trial {number}: {texts}" for number in (0, 2, 4)]
 
 
 @contextmanager
 def page_alone_rewritten(root: Path) -> Iterator[list[str]]:
-    of_run = f"WHERE run_uuid = '{child(root, 6).info.run_id}' AND key = 'train_seconds'"
+    of_run = f"WHERE run_uuid = '{child(root, 6).info.run_id}' AND key = 'seconds_per_step'"
     with in_store(root, f"UPDATE latest_metrics SET value = 0.5 {of_run}"):
-        yield ["MLflow: trial 6: train_seconds is 0.5, the ledger has 1.0"]
+        yield ["MLflow: trial 6: seconds_per_step is 0.5, the ledger has 1.0"]
+
+
+@contextmanager
+def child_renamed(root: Path) -> Iterator[list[str]]:
+    run, client = child(root, 0), client_of(root)
+    client.update_run(run.info.run_id, name="000 nf4 r1")
+    yield ["MLflow: trial 0: its run is named '000 nf4 r1', expected '0 nf4 r1'"]
+    client.update_run(run.info.run_id, name=run.info.run_name)
+
+
+@contextmanager
+def table_of_figures_emptied(root: Path) -> Iterator[list[str]]:
+    with changed(Path(child(root, 7).info.artifact_uri.removeprefix("file://")) / FIGURES, b""):
+        yield [f"MLflow: trial 7: {FIGURES} is not the one that was written"]
+
+
+@contextmanager
+def view_of_other_trials(root: Path) -> Iterator[list[str]]:
+    client, experiment_id = open_client(store_uri(root), root)
+    name, value = tag_of("abc")
+    client.set_experiment_tag(experiment_id, name, "{}")
+    yield ["MLflow: the view of this sweep's trials is not the one that was written"]
+    client.set_experiment_tag(experiment_id, name, value)
 
 
 @contextmanager
@@ -381,6 +406,9 @@ DAMAGE = (
         loss_history_deleted,
         similarities_rewritten,
         page_alone_rewritten,
+        child_renamed,
+        table_of_figures_emptied,
+        view_of_other_trials,
         sums_of_the_sweep_rewritten,
         description_replaced,
         rows_counted_otherwise,
@@ -442,7 +470,7 @@ def test_every_value_of_the_runs_is_compared(root):
 
 def test_a_server_that_is_asked_tells_the_same_points_as_the_file(root):
     runs = [parent(root), child(root, 0), child(root, 5)]
-    expected = [(run, [("train_seconds", 1.0, run.info.end_time, 8)]) for run in runs]
+    expected = [(run, [("embedding_cosine", 0.99, run.info.end_time, 8)]) for run in runs]
     asked = points.histories(client_of(root), "http://server", expected)
     assert asked == points.histories(client_of(root), store_uri(root), expected)
     assert min(map(len, asked.values())) > 20
@@ -460,6 +488,21 @@ def test_only_points_from_before_a_trial_was_taken_up_again_may_stand_beside_the
     gone = points.faults(whole - {("loss", 2.0, 1000, 4)}, last, expected)
     assert (gone.text, gone.only_gone) == ("loss at step 4 is gone, the ledger has 2.0", True)
     assert not points.faults(whole, {"loss": nan}, expected).only_gone  # the page alone lacks it
+
+
+def test_values_that_an_earlier_version_wrote_as_metrics_may_stand_beside_the_table_unless_they_are_wrong(root):
+    kept, trial = read(make(GRID, n_trials=6, asynchronous=True), root / "sweeps" / "t"), 2
+    entry, run, client = kept.entries[trial], child(root, trial), client_of(root)
+    contents = of_trial(entry, "abc", parent(root).info.run_id, standings(kept)[entry.result.key], final=True)
+    with in_store(root):
+        for name, value, at, step in contents.others:
+            client.log_metric(run.info.run_id, name, value, timestamp=at, step=step)
+        assert {"train_seconds", "centered_cosine", "tokens_per_second"} <= set(
+            client.get_run(run.info.run_id).data.metrics
+        )
+        assert found(root) == []
+        client.log_metric(run.info.run_id, "train_seconds", 7.0, timestamp=run.info.end_time, step=8)
+        assert found(root) == ["MLflow: trial 2: train_seconds at step 8 is 7.0, the ledger has 1.0"]
 
 
 def test_a_repair_brings_back_all_that_can_be_and_says_what_it_found(root):
