@@ -96,13 +96,15 @@ def ranked(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Trial
     return _best_of_each_rank(trials) if settings.finalist_seeds >= MIN_SEEDS else []
 
 
-def wanted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Wanted]:
+def wanted(trials: Sequence[TrialResult], settings: SweepSettings, growth: float = 1.0) -> list[Wanted]:
     """Runs under other seeds, each once, whether they exist or not.
 
     Repeats of all finalists, one more of those that ranks are told of, and of the 4-bit one that the verdict is about;
-    then replicates of the baselines of 4-bit
-    ones on the front (or of the best). A 4-bit repeat's own baseline is not among them: it is brought like every
-    completed 4-bit trial's.
+    then replicates of the baselines of 4-bit ones on the front (or of the best). A 4-bit repeat's own baseline is not
+    among them: it is brought like every completed 4-bit trial's.
+
+    Args:
+        growth: how many times as long as it is now the search will be, see `n_verdict_seeds`.
     """
     members = front_of(trials, settings, repeats=None).members
     runs: dict[TrialConfig, Wanted] = {}
@@ -110,7 +112,7 @@ def wanted(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Wante
     for finalist in finalists(trials, settings):
         n_seeds = settings.finalist_seeds + (finalist in of_ranks)
         if finalist is chosen:
-            n_seeds = max(n_seeds, n_verdict_seeds(finalist, trials, settings))
+            n_seeds = max(n_seeds, n_verdict_seeds(finalist, trials, settings, growth))
         for config in under_seeds(finalist.config, n_seeds - 1):
             runs.setdefault(config, Wanted(config=config, origin="replicate", like=finalist.config))
     for trial in _best_4bit(trials, members):
@@ -126,12 +128,17 @@ def verdict_trial(trials: Sequence[TrialResult], settings: SweepSettings) -> Tri
     return min(compared, key=_loss, default=None)
 
 
-def n_verdict_seeds(trial: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings) -> int:
+def n_verdict_seeds(
+    trial: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings, growth: float = 1.0
+) -> int:
     """Seeds of a 4-bit finalist that are trained at both precisions, its own included.
 
     By default VERDICT_SEEDS where training the others is predicted to take under a third of the search, else one. From
     steps, so that it is the same whatever was reused of another sweep; and from their measured time where that is an
     objective: elsewhere other work on the machine would decide it.
+
+    Args:
+        growth: while the search goes on, how many times as long as now it will be.
     """
     if settings.verdict_seeds is not None:
         return settings.verdict_seeds
@@ -144,7 +151,7 @@ def n_verdict_seeds(trial: TrialResult, trials: Sequence[TrialResult], settings:
             search_seconds += seconds * other.history[-1].step
             if other.config in halves:
                 pair_seconds += seconds * other.config.max_steps
-    return VERDICT_SEEDS if 3 * (VERDICT_SEEDS - 1) * pair_seconds < search_seconds else 1
+    return VERDICT_SEEDS if 3 * (VERDICT_SEEDS - 1) * pair_seconds < growth * search_seconds else 1
 
 
 def runs_of(finalist: TrialResult, trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:

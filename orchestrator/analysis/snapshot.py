@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
 from orchestrator.analysis.front import REFERENCE, Front, front_of
+from orchestrator.analysis.moment import Moment
 from orchestrator.analysis.noise import REPEATS, Repeats
 from orchestrator.analysis.status import Status, status_of
 from orchestrator.analysis.verdict import Verdict, verdicts
@@ -25,6 +26,8 @@ from trainables.values.workload import Workload
 
 COVERAGE, GENERIC = "coverage", "generic_base"
 """Facts: what each choice of targets covers, and the type of a base that no family describes, else None."""
+LEARNED, ENQUEUED = "n_learned", "n_enqueued"
+"""Facts: trials of another sweep that the sampler began with, and proposals of this one that stood fixed before any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +166,15 @@ class SweepSnapshot:
         return f"{self.workload.base_caption}; {devices or 'no device yet'}, {self.workload.compute_dtype}"
 
     def status(self, now: float | None = None) -> Status:
-        """How far the sweep is; see `status_of`."""
+        """How far the sweep is; see `status_of`.
+
+        Args:
+            now: seconds since the epoch; without it nothing is said of time.
+        """
         ended, finished = self.ended is not None, bool(self.facts.get(FINISHED))
-        return status_of(self.trials, self.settings, ended=ended, finished=finished, now=now, repeats=self.repeats)
+        moment = None if now is None else Moment.of(self.entries, self.facts, now)
+        known = {"ended": ended, "finished": finished, "moment": moment, "repeats": self.repeats}
+        return status_of(self.trials, self.settings, **known)
 
     def predicted_peak_mib(self, config: TrialConfig) -> float | None:
         """Peak memory of a config on the sweep's base, from shapes alone; None on a CPU or of an unknown shape."""

@@ -6,13 +6,38 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
 
-from orchestrator.analysis.finalists import wanted
+from orchestrator.analysis.finalists import to_evaluate, wanted
 from orchestrator.analysis.front import front_of, is_reused, objective_value
+from orchestrator.analysis.moment import Moment, Writing
 from orchestrator.analysis.noise import Repeats
+from orchestrator.analysis.time_left import seconds_left
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.settings import SweepSettings
-from trainables.values.config import FINAL_STATES
+from trainables.values.config import FINAL_STATES, Precision
 from trainables.values.results import TrialResult
+
+Phase = (
+    Literal["loading the base", "training", "testing finalists on fresh seeds", "evaluating finalists", "ended"]
+    | Writing
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A trial at work.
+
+    Attributes:
+        step: of its last rung, 0 before the first, and so without a loss.
+        seconds_per_step: of its cost key; None before that was measured.
+    """
+
+    number: int
+    precision: Precision
+    rank: int
+    step: int
+    max_steps: int
+    eval_loss_nats: float | None
+    seconds_per_step: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +52,13 @@ class Status:
         best: best value of each objective among completed trials.
         n_reused: trials whose results were taken from other sweeps.
         front_size: members of the Pareto front.
-        phase: "search"; then "finalists": other seeds and test evaluations of the finalists.
-        seconds_left: from the measured time of trials that ended, be it early, and how many run at once; of those
-            that began before any had ended nothing is taken, as each loaded the base first. None before the first
-            of the others.
+        phase: what is done now; "training" is the search.
+        running: by number.
+        n_evaluated, n_to_evaluate: test evaluations of finalists and their runs under other seeds: those done, and
+            how many there will be as far as is known.
+        seconds_left: until all is written, see orchestrator.analysis.time_left; None before a trial has ended, and
+            where no time was given.
+        share_done: of the time that the sweep takes in all; 0 where none is known.
         last_fault: reason of the last trial that broke.
     """
 
@@ -41,8 +69,12 @@ class Status:
     best: dict[str, float | None]
     n_reused: int
     front_size: int
-    phase: Literal["search", "finalists"]
+    phase: Phase
+    running: tuple[Running, ...]
+    n_evaluated: int
+    n_to_evaluate: int
     seconds_left: float | None
+    share_done: float
     last_fault: str | None
 
 
@@ -52,7 +84,7 @@ def status_of(
     *,
     ended: bool = False,
     finished: bool = False,
-    now: float | None = None,
+    moment: Moment | None = None,
     repeats: Repeats = (),
 ) -> Status:
     """Derive the status from the ledger's trials.
@@ -60,7 +92,7 @@ def status_of(
     Args:
         ended: the search is over, though it may not have taken up all it was allowed.
         finished: so is all that follows it.
-        now: seconds since the epoch, for what running trials have behind them; without it they count as just begun.
+        moment: in time; without it nothing is said of that.
         repeats: measurements of time beside those of the trials, see orchestrator.analysis.noise.
     """
     counts = Counter(map(attrgetter("state"), trials))
@@ -68,8 +100,10 @@ def status_of(
     searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.is_of_search for t in trials)
     n_replicates = 0 if searching or finished else _n_replicates_to_come(trials, settings)
     expected = len(trials) + n_searched + n_replicates
+    evaluated = [trial.test_evaluation is not None for trial in to_evaluate(trials, settings)]
+    is_over = finished and not (moment and moment.writing)
+    left = None if is_over else _seconds_left(trials, settings, n_searched, moment)
     completed = [trial for trial in trials if trial.state == "completed"]
-    faults = [trial for trial in trials if trial.state in ("oom", "diverged", "failed", "refused")]
     return Status(
         counts=dict(counts),
         n_done=sum(map(counts.__getitem__, FINAL_STATES)),
@@ -78,9 +112,13 @@ def status_of(
         best={objective: _best(completed, objective) for objective in settings.objectives},
         n_reused=sum(map(is_reused, trials)),
         front_size=len(front_of(trials, settings, repeats=repeats).members),
-        phase="search" if searching else "finalists",
-        seconds_left=_seconds_left(trials, expected, now),
-        last_fault=max(faults, key=lambda t: t.ended_at or 0).reason if faults else None,
+        phase=_phase(trials, searching, n_replicates, finished, moment),
+        running=tuple(_running(trial) for trial in trials if trial.state == "running"),
+        n_evaluated=sum(evaluated),
+        n_to_evaluate=len(evaluated),
+        seconds_left=left,
+        share_done=1.0 if is_over else moment.share_done(left) if moment else 0.0,
+        last_fault=_last_fault(trials),
     )
 
 
@@ -120,25 +158,57 @@ def _n_replicates_to_come(trials: Sequence[TrialResult], settings: SweepSettings
     return len(runs.difference(map(attrgetter("config"), trials)))
 
 
+def _last_fault(trials: Sequence[TrialResult]) -> str | None:
+    faults = [trial for trial in trials if trial.state in ("oom", "diverged", "failed", "refused")]
+    return max(faults, key=lambda trial: trial.ended_at or 0).reason if faults else None
+
+
 def _best(trials: Sequence[TrialResult], objective: str) -> float | None:
     known = [value for trial in trials if (value := objective_value(trial, objective)) is not None]
     return min(known, key=lambda value: value * OBJECTIVES[objective].sign, default=None)
 
 
-def _seconds_left(trials: Sequence[TrialResult], n_expected: int, now: float | None) -> float | None:
-    n_done, timed, begun = 0, [], []
-    for trial in trials:
-        if trial.state == "running" and trial.started_at is not None:
-            begun.append(trial.started_at)
-        if trial.state in FINAL_STATES:
-            n_done += 1
-            reused = trial.state == "completed" and not trial.train_seconds  # which took no time
-            if trial.ended_at and trial.started_at and not reused:
-                timed.append((trial.ended_at, trial.started_at))
-    first_end, _ = min(timed, default=(0.0, 0.0))
-    spans = [end - start for end, start in timed if start >= first_end]
-    if not spans:
+def _phase(
+    trials: Sequence[TrialResult], searching: bool, n_replicates: int, finished: bool, moment: Moment | None
+) -> Phase:
+    """The driver evaluates once all is trained, and runs other seeds once the search is over."""
+    if moment and moment.writing:
+        return moment.writing[0]
+    if finished:
+        return "ended"
+    if searching:
+        return (
+            "training" if any(trial.history or trial.state in FINAL_STATES for trial in trials) else "loading the base"
+        )
+    if n_replicates or any(trial.state not in FINAL_STATES for trial in trials):
+        return "testing finalists on fresh seeds"
+    return "evaluating finalists"
+
+
+def _running(trial: TrialResult) -> Running:
+    last = trial.history[-1] if trial.history else None
+    return Running(
+        number=trial.number,
+        precision=trial.config.precision,
+        rank=trial.config.rank,
+        step=last.step if last else 0,
+        max_steps=trial.config.max_steps,
+        eval_loss_nats=last.eval_loss_nats if last else None,
+        seconds_per_step=trial.cost.seconds_per_step if trial.cost else None,
+    )
+
+
+def _seconds_left(
+    trials: Sequence[TrialResult], settings: SweepSettings, n_searched: int, moment: Moment | None
+) -> float | None:
+    """Until all is written."""
+    if moment is None:
         return None
-    mean = sum(spans) / len(spans)
-    behind = sum(min(max(0.0, now - start), mean) for start in begun) if now is not None else 0.0
-    return (mean * max(0, n_expected - n_done) - behind) / max(1, len(begun))
+    if moment.writing:
+        return moment.writing_seconds_left
+    tasks = seconds_left(trials, settings, moment, n_searched)
+    if tasks is None:
+        return None
+    if settings.max_hours is not None:
+        tasks = min(tasks, max(0.0, 3600 * settings.max_hours - moment.spent_seconds))
+    return tasks + moment.writing_seconds_left

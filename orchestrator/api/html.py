@@ -3,7 +3,6 @@
 from html import escape
 from typing import TYPE_CHECKING
 
-from orchestrator.analysis.budgets import FINISHED
 from orchestrator.analysis.describe import heading_of, shown, targets
 from orchestrator.analysis.front import objective_value
 
@@ -22,10 +21,9 @@ def html_of(snapshot: "SweepSnapshot", now: float) -> str:
     """
     status, front = snapshot.status(now=now), snapshot.front
     states = ", ".join(f"{n} {state}" for state, n in sorted(status.counts.items()))
-    phase = "ended" if snapshot.facts.get(FINISHED) else status.phase
-    line = f"{phase}, {status.n_done} of {status.n_expected} trials ({states or 'none yet'})"
+    line = f"{status.phase}, {status.n_done} of {status.n_expected} trials ({states or 'none yet'})"
     head = f"<b>{escape(snapshot.settings.name)}</b>: {line}"
-    bar = f'<progress value="{status.n_done}" max="{max(1, status.n_expected)}" style="width: 100%"></progress>'
+    bar = f'<progress value="{status.share_done:.3f}" max="1" style="width: 100%"></progress>'
     headings = [*COLUMNS, *map(heading_of, front.objectives)]
     rows = [_row(headings, "th")]
     for trial in front.members:

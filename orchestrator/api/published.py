@@ -64,7 +64,6 @@ def run_published(
     with ended_in_order(again) as stop_in_order:
         try:
             snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
-            display.stop()
             from orchestrator.tracking.ending import end  # brings all figures; no bad input waits for them
 
             return snapshot, end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted)

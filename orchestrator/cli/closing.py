@@ -1,16 +1,16 @@
 """The last lines of a sweep: how many trials of each origin, the answer, what one does next; and `report` in lines."""
 
 from collections import Counter
-from collections.abc import Sequence
 from math import ceil
 from operator import attrgetter
 from typing import TYPE_CHECKING, TextIO
 
-from orchestrator.analysis.choice import best, counting, how_sure, loss_noise
-from orchestrator.analysis.describe import describe
+from orchestrator.analysis.answer import answer_of
+from orchestrator.analysis.choice import best, counting
 from orchestrator.analysis.front import is_reused
+from orchestrator.analysis.snapshot import ENQUEUED, LEARNED
 from orchestrator.cli.lines import for_stream
-from orchestrator.settings.command import command
+from orchestrator.settings.command import command, pages
 from trainables.values.config import BITS
 
 if TYPE_CHECKING:
@@ -30,31 +30,34 @@ MAX_LINES = 8
 """Of what `report` says of a sweep, beside the path of the file that says all."""
 
 
-def counts_line(trials: "Sequence[TrialResult]") -> str:
+def counts_line(sweep: "SweepSnapshot") -> str:
     """How many trials there are, by origin, and how they ended."""
-    by_origin = Counter(map(attrgetter("origin"), trials))
-    origins = [f"{by_origin[origin]} {words}" for origin, words in ORIGINS.items() if by_origin[origin]]
-    if n_reused := sum(map(is_reused, trials)):
+    by_origin: Counter[str] = Counter(map(attrgetter("origin"), sweep.trials))
+    n_enqueued = min(sweep.facts.get(ENQUEUED, 0), by_origin["search"])
+    by_origin["search"] -= n_enqueued
+    origins = [f"{n_enqueued} enqueued to begin with"] if n_enqueued else []
+    origins += [f"{by_origin[origin]} {words}" for origin, words in ORIGINS.items() if by_origin[origin]]
+    if n_reused := sum(map(is_reused, sweep.trials)):
         origins.append(f"{n_reused} reused")
-    states = [f"{n} {state}" for state, n in Counter(map(attrgetter("state"), trials)).most_common()]
-    return f"{len(trials)} trials ({', '.join(origins)}): {', '.join(states)}"
+    states = [f"{n} {state}" for state, n in Counter(map(attrgetter("state"), sweep.trials)).most_common()]
+    n_learned, other = sweep.facts.get(LEARNED, 0), sweep.settings.warm_start
+    warm = f"; warm start from {n_learned} trials of sweep {other}" if n_learned else ""
+    return f"{len(sweep.trials)} trials ({', '.join(origins)}): {', '.join(states)}{warm}"
 
 
-def next_lines(sweep: "SweepSnapshot") -> list[str]:
-    """The best trial and how sure that is, the command for a budget of memory, where the report lies.
+def next_lines(sweep: "SweepSnapshot", run_page: str | None) -> list[str]:
+    """The answer; and of a sweep that has one the command for a budget of memory, the report and MLflow's page.
 
-    Empty where no trial counts for the front.
+    Args:
+        run_page: of the sweep's run in MLflow; None where MLflow lacks some of it.
     """
-    found = counting(sweep.trials, sweep.settings)
-    chosen = best(found)
-    if chosen is None:
-        return []
-    lines = [
-        f"best: trial {chosen.number}, {describe(chosen.config)}; {how_sure(chosen, found, loss_noise(sweep.trials))}",
-        _budget_line(sweep.settings.name, chosen),
-    ]
+    lines = [answer_of(sweep)]
+    if chosen := best(counting(sweep.trials, sweep.settings)):
+        lines.append(_budget_line(sweep.settings.name, chosen))
     report = sweep.folder / "report.html"
-    return [*lines, f"report: {report}"] if report.is_file() else lines
+    if report.is_file():
+        lines.append(f"report: {report}")
+    return [*lines, f"MLflow: {pages()}, then", run_page] if run_page else lines
 
 
 def report_text(report: "SweepReport", sweep: "SweepSnapshot", stream: TextIO) -> str:

@@ -3,125 +3,94 @@
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.answer import answer_of
-from orchestrator.analysis.describe import describe, heading_of, shown, targets
+from orchestrator.analysis.describe import describe, heading_of, shown
 from orchestrator.analysis.finalists import VERDICT_SEEDS, finalists, verdict_trial
-from orchestrator.analysis.front import Front, device_of, objective_value
 from orchestrator.analysis.host_memory import largest_mib
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.analysis.status import Status
+from orchestrator.analysis.status import Running, Status
 from orchestrator.analysis.verdict import failed_evaluations, seeds
 from orchestrator.cli.closing import counts_line, next_lines
-from orchestrator.cli.lines import folded, for_stream
+from orchestrator.cli.front_table import front_table, noise_lines
+from orchestrator.cli.lines import for_stream
 from orchestrator.cli.output import print_json
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.driver.plan import why_empty
 from orchestrator.ledger import Ledger
 from orchestrator.report.markdown import duration
 from orchestrator.settings import SweepSettings
-from orchestrator.settings.command import command, pages
-from trainables.values.config import FINAL_STATES
+from orchestrator.settings.command import command
+from trainables.values.config import BITS, FINAL_STATES
 from trainables.values.errors import SweepError
 from trainables.values.results import TrialResult
 
 REFRESH_SECONDS = 1.0
-
-
-def front_table(front: Front, width: int, lost: Collection[str] = ()) -> Table:
-    """The Pareto front; under 100 columns an objective's unit stands below it, so that all fits into 80.
-
-    Args:
-        lost: keys of trials that are marked: their verdict is "lost".
-    """
-    shown_objectives = [*front.objectives]
-    if "embedding_cosine" not in shown_objectives:
-        shown_objectives.append("embedding_cosine")
-    title, fits = f"Pareto front: {len(front.members)} trials", width >= 100
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=fits, show_edge=fits)
-    table.collapse_padding = not fits
-    for heading in ("trial", "base", "rank", "alpha", "lr"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for objective in shown_objectives:
-        heading = heading_of(objective)
-        table.add_column(heading if fits else heading.replace(" ", "\n"), justify="right", no_wrap=True)
-    devices = {device_of(trial) for trial in front.members}
-    if len(devices) > 1:  # their times must not be read beside each other
-        table.add_column("device", overflow="fold")
-    table.add_column("targets", overflow="fold")
-    for trial in front.members:
-        c = trial.config
-        cells = [
-            str(trial.number),
-            c.precision + (", lost" if trial.key in lost else ""),
-            str(c.rank),
-            f"{c.alpha:g}",
-            f"{c.learning_rate:.0e}",
-        ]
-        for objective in shown_objectives:
-            cells.append(shown(objective, objective_value(trial, objective)))
-        if len(devices) > 1:
-            cells.append(device_of(trial))
-        table.add_row(*cells, targets(c))
-    return table
-
-
-def noise_lines(front: Front) -> list[str]:
-    """What the front's differences mean: the noise, ties, and who is nearly on it."""
-    if not front.members:
-        return []
-    noise = f"noise: {', '.join(one.text for one in front.noise)}"
-    lines = [
-        f"off the front is what one of these beats, by more than the noise in one and worse by more in none; {noise}"
-    ]
-    shares = [f"trial {trial.number} {100 * front.shares[trial.key]:.0f} %" for trial in front.members]
-    if any(one.margin for one in front.noise):
-        lines.append(
-            f"stability (share of resamples with that noise in which each is on the front): {', '.join(shares)}"
-        )
-    for trial in front.members:
-        later = [str(other.number) for other in front.tied[trial.key] if other.number > trial.number]
-        if later:
-            lines.append(f"tied: trial {trial.number} with {', '.join(later)}")
-    nearly = [f"trial {trial.number} {100 * front.shares[trial.key]:.0f} %" for trial in front.nearly]
-    return lines + ([f"off the front, with a stability of 25 % or more: {', '.join(nearly)}"] if nearly else [])
+RUNNING_LINES = 8
+"""At most so many for trials at work."""
 
 
 def counted_line(name: str, status: Status) -> str:
     """How far a sweep is, and how long it will take from here."""
-    left = f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
+    return f"{name}: {phase_of(status)}, {counts_of(status)}{left_of(status)}"
+
+
+def phase_of(status: Status) -> str:
+    """What is done now, and of evaluations how many are done."""
+    counted = f" ({status.n_evaluated} of {status.n_to_evaluate})" if status.phase == "evaluating finalists" else ""
+    return f"{status.phase}{counted}"
+
+
+def counts_of(status: Status) -> str:
+    """Trials that have ended, of those that it will come to, and what these are."""
     reused = f" ({status.n_reused} reused)" if status.n_reused else ""
     kinds = " + ".join(f"{n} {kind}" for kind, n in status.kinds.items())
     made_of = f": {kinds}" if len(status.kinds) > 1 else ""
-    return f"{name}: {status.phase}, {status.n_done} of {status.n_expected} trials{reused}{made_of}{left}"
+    return f"{status.n_done} of {status.n_expected} trials{reused}{made_of}"
+
+
+def left_of(status: Status) -> str:
+    return f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
 
 
 def how_to_stop(name: str) -> str:
     return f"Ctrl-C stops; {command()} resume {name} goes on, and keeps every trial that has ended"
 
 
-def status_view(name: str, status: Status, memory: str = "", *, here: bool = True) -> Group:
-    """The live view: a bar, trials by state, the best so far, what went wrong last.
+def running_lines(running: Sequence[Running]) -> Iterator[str]:
+    """A line for each trial at work, of the first few."""
+    shown_ones = running if len(running) <= RUNNING_LINES else running[: RUNNING_LINES - 1]
+    for one in shown_ones:
+        line = f"trial {one.number:>3}  {BITS[one.precision]:>7} rank {one.rank:<3} "
+        line += f"step {one.step:>{len(str(one.max_steps))}} of {one.max_steps}"
+        line += "" if one.eval_loss_nats is None else f"  loss {one.eval_loss_nats:.4f}"
+        yield line + ("" if one.seconds_per_step is None else f" {1000 * one.seconds_per_step:>7.1f} ms/step")
+    if n_more := len(running) - len(shown_ones):
+        yield f"and {n_more} more"
+
+
+def status_view(name: str, status: Status, memory: str = "", *, here: bool = True, share: float | None = None) -> Group:
+    """The live view: a bar, the trials at work, trials by state, the best so far, what went wrong last.
 
     Args:
         memory: in use on GPUs, in one line.
         here: whether the sweep runs in this process; another one's may have been stopped.
+        share: that the bar shows, if it is not the status's own.
     """
     states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
     best = "  ".join(f"{heading_of(o)} {shown(o, v)}" for o, v in status.best.items())
     lines = [
-        Text(counted_line(name, status), style="bold"),
-        Text(_bar(status.n_done / max(1, status.n_expected)), style="green"),
+        Text(f"{name}: {phase_of(status)}{left_of(status)}", style="bold"),
+        Text(_bar(status.share_done if share is None else share), style="green"),
+        *map(Text, running_lines(status.running)),
+        Text(f"trials  {counts_of(status)}"),
         Text(f"states  {states}"),
         Text(f"best    {best}   front {status.front_size}"),
     ]
@@ -137,7 +106,8 @@ def status_view(name: str, status: Status, memory: str = "", *, here: bool = Tru
 
 
 def _bar(share: float, width: int = 60) -> str:
-    return "━" * round(share * width) + "╌" * (width - round(share * width))
+    full = int(share * width)
+    return f"{'━' * full}{'╌' * (width - full)} {int(100 * share):>3} %"
 
 
 def trial_line(trial: TrialResult) -> str:
@@ -184,9 +154,13 @@ class ProgressDisplay:
         return self._seen[1]
 
     def _show_live(self, ledger: Ledger) -> None:
+        share = 0.0
+
         def view() -> Group:
-            found = self._snapshot(ledger).status(now=time.time())
-            return status_view(self._settings.name, found, text_of(gpu_memory()))
+            nonlocal share
+            status = self._snapshot(ledger).status(now=time.time())
+            share = max(share, status.share_done)  # where more turns out to be left, the bar waits
+            return status_view(self._settings.name, status, text_of(gpu_memory()), share=share)
 
         with Live(view(), console=self._console, refresh_per_second=2) as live:
             while not self._stop.wait(REFRESH_SECONDS):
@@ -195,21 +169,26 @@ class ProgressDisplay:
 
     def _show_lines(self, ledger: Ledger) -> None:
         said = {t.key for t in self._snapshot(ledger).trials if t.state in FINAL_STATES}
-        self._console.print(how_to_stop(self._settings.name), highlight=False, soft_wrap=True)
-        stopped = False
+        self._print(how_to_stop(self._settings.name))
+        before, phase, stopped = None, None, False
         while True:
             snapshot = self._snapshot(ledger)
-            new = [t for t in snapshot.trials if t.state in FINAL_STATES and t.key not in said]
-            for trial in new:
-                said.add(trial.key)
-                self._console.print(trial_line(trial), highlight=False, soft_wrap=True)
-            if new:
-                memory = text_of(gpu_memory())
-                line = counted_line(self._settings.name, snapshot.status(now=time.time()))
-                self._console.print(line + (f"; {memory}" if memory else ""), highlight=False, soft_wrap=True)
+            if snapshot is not before:
+                new = [t for t in snapshot.trials if t.state in FINAL_STATES and t.key not in said]
+                said.update(trial.key for trial in new)
+                status = snapshot.status(now=time.time())
+                for trial in new:
+                    self._print(trial_line(trial))
+                if new or status.phase != phase:
+                    memory = text_of(gpu_memory())
+                    self._print(counted_line(self._settings.name, status) + (f"; {memory}" if memory else ""))
+                before, phase = snapshot, status.phase
             if stopped:
                 return
             stopped = self._stop.wait(REFRESH_SECONDS)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def verdict_lines(snapshot: SweepSnapshot) -> list[str]:
@@ -255,7 +234,7 @@ def to_dict(snapshot: SweepSnapshot, run_page: str | None) -> dict[str, Any]:
 def print_result(
     snapshot: SweepSnapshot, run_page: str | None, *, as_json: bool, fault: SweepError | None = None
 ) -> None:
-    """The front on standard output, and where to look further.
+    """The front on standard output, and last the answer and where to look further.
 
     Args:
         fault: for which the command will end with another exit code than 0.
@@ -267,7 +246,6 @@ def print_result(
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
-    print(folded(answer_of(snapshot), console.width) if console.is_terminal else answer_of(snapshot))
     console.print(front_table(snapshot.front, console.width, snapshot.lost))
     lines = [
         *noise_lines(snapshot.front),
@@ -276,7 +254,7 @@ def print_result(
     ]
     if more := more_seeds_line(snapshot):
         lines.append(more)
-    lines.append(counts_line(snapshot.trials))
+    lines.append(counts_line(snapshot))
     if snapshot.ended:
         lines.append(f"the search ended: {snapshot.ended.text}")
     if empty := why_empty(snapshot):
@@ -284,7 +262,5 @@ def print_result(
     lines.append(f"measured on: {snapshot.caption}")
     if peak := largest_mib(snapshot.trials):
         lines.append(f"host memory: at most {peak:,} MiB resident in a worker process")
-    lines += next_lines(snapshot)
+    lines += ["", *next_lines(snapshot, run_page)]
     print(for_stream("\n".join(lines), sys.stdout))
-    if run_page:
-        print(f"look further: {pages()}, then {run_page}")

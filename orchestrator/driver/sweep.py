@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.analysis.snapshot import COVERAGE, GENERIC, SweepSnapshot
+from orchestrator.analysis.moment import BEGAN_AT, WRITING
+from orchestrator.analysis.snapshot import COVERAGE, ENQUEUED, GENERIC, LEARNED, SweepSnapshot
 from orchestrator.driver import base_targets, plan, reuse, same_command, time_repeats, warm_start
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
@@ -78,6 +79,7 @@ def run(
 def _ended(driver: "Driver", settings: SweepSettings, ledger: Ledger, root: Path) -> SweepSnapshot:
     """What the tasks came to; what ran when they were given up is queued again."""
     _queue_running(ledger)
+    ledger.set_fact(ENQUEUED, driver.agenda.proposer.n_enqueued)
     if text := same_command.note(settings, ledger, root):
         logger.info(text)
     return replace(SweepSnapshot.of(settings, ledger), interrupted=not driver.finished, stopped=driver.stopped)
@@ -88,6 +90,7 @@ def _from_other_sweeps(settings: SweepSettings, workload: Workload, root: Path, 
     devices = partial(_device_names, settings)
     learned = warm_start.entries(settings, workload, root, devices)
     cached = reuse.cached_trials(settings, workload, root, devices)
+    ledger.set_fact(LEARNED, len(learned))
     reuse.keep_costs(settings, workload, root, devices, ledger)
     time_repeats.keep_earlier(settings, workload, root, devices, ledger)
     have = {trial.key for trial in ledger.trials()}
@@ -162,6 +165,8 @@ def _note_start(
     write_whole(ledger.path.with_name(ID_FILE), ledger.fact("id"))
     ledger.set_fact(stored.ASKED, settings.model_dump_json())
     ledger.set_fact("device_memory_mib", memory_mib)
+    ledger.set_fact(BEGAN_AT, time.time())
+    ledger.set_fact(WRITING, None)  # a process that was killed while it wrote left it
     _queue_running(ledger)
 
 

@@ -1,8 +1,11 @@
 """What a sweep does at its end: its files are written whole, and then what MLflow lacks; MLflow is not imported."""
 
 import logging
+import time
+from contextlib import closing
 from pathlib import Path
 
+from orchestrator.analysis.moment import WRITING
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
 from orchestrator.report import outputs
@@ -30,13 +33,15 @@ def end(settings: SweepSettings, root: Path, writer: MlflowWriter, seconds: floa
     Returns:
         See orchestrator.tracking.publishing.publish.
     """
-    ledger = Ledger(sweep_folder(settings.name, root) / "ledger.db")
-    try:
+    path = sweep_folder(settings.name, root) / "ledger.db"
+    with closing(Ledger(path)) as ledger:
         snapshot = SweepSnapshot.of(settings, ledger).begun()
+        ledger.set_fact(WRITING, ["writing figures", time.time()])
         files = write_files(snapshot, ledger)
-    finally:
-        ledger.close()
+        ledger.set_fact(WRITING, ["writing MLflow", time.time()])
     flushed = writer.finish(files, seconds, interrupted=interrupted)
+    with closing(Ledger(path)) as ledger:
+        ledger.set_fact(WRITING, None)
     if flushed.page is None:
         pending = f"{len(snapshot.trials) - flushed.n_whole} of {len(snapshot.trials)} trials and the sweep's own run"
         logger.warning(

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from orchestrator.analysis.moment import WRITING
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
 from orchestrator.security.redaction import reason_of
@@ -28,6 +29,8 @@ def publish(settings: SweepSettings, root: Path, *, interrupted: bool) -> str | 
         files = write_files(snapshot, ledger)
         tracker = Tracker(settings, ledger, root)
         tracker.finish(snapshot, files, interrupted=interrupted)
+        if snapshot.facts.get(WRITING):  # of a process that was killed while it wrote
+            ledger.set_fact(WRITING, None)
     except SweepError:
         raise
     except Exception as error:

@@ -258,7 +258,7 @@ def test_status_counts_the_trials(swept):
     status = command("status", "a", "--json", cwd=swept[0]).json
     n = len(trials(swept[0]))
     assert (status["n_done"], status["n_expected"], status["counts"]) == (n, n, {"completed": n})
-    assert status["phase"] == "finalists"
+    assert status["phase"] == "ended"
 
 
 def test_a_name_that_is_taken_is_refused(swept):

@@ -1,5 +1,6 @@
 """`status`: how far a sweep is."""
 
+import sys
 from dataclasses import asdict
 from time import time
 
@@ -7,6 +8,7 @@ from rich.console import Console
 
 from orchestrator.analysis.answer import answer_of
 from orchestrator.analysis.snapshot import SweepSnapshot, newest
+from orchestrator.cli.lines import for_stream
 from orchestrator.cli.options import AsJson, NameOrNewest
 from orchestrator.cli.output import print_json
 from orchestrator.cli.progress import status_view
@@ -23,5 +25,5 @@ def status(name: NameOrNewest = None, as_json: AsJson = False) -> None:
         print_json({"name": name, **asdict(found)})
     else:
         memory = text_of(gpu_memory()) if found.n_done < found.n_expected else ""
-        Console().print(answer_of(snapshot), highlight=False)
+        print(for_stream(answer_of(snapshot), sys.stdout))
         Console().print(status_view(name, found, memory, here=False))

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from orchestrator.analysis.choice import knee
 from orchestrator.analysis.front import front_of, objective_value
-from orchestrator.cli.progress import front_table
+from orchestrator.cli.front_table import front_table
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.pruning.rule import rule_of
 from tests.support.sweeps import Desk, completes, cost, make, space

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.analysis import choice
-from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.analysis.answer import answer_of
+from orchestrator.analysis.snapshot import ENQUEUED, LEARNED, SweepSnapshot
 from orchestrator.cli.closing import MAX_LINES, ORIGINS, counts_line, next_lines, report_text
 from orchestrator.report.content import report_of
+from orchestrator.settings.command import pages
 from tests.support.sweeps import TPE, Desk, make
 
 
@@ -20,7 +22,7 @@ def sweep(tmp_path) -> SweepSnapshot:
 
 
 def test_the_origins_of_all_trials_are_counted_and_add_up(sweep):
-    line = counts_line(sweep.trials)
+    line = counts_line(sweep)
     first, _, rest = line.partition(" trials (")
     origins, _, states = rest.partition("): ")
     assert int(first) == len(sweep.trials)
@@ -29,19 +31,28 @@ def test_the_origins_of_all_trials_are_counted_and_add_up(sweep):
     assert {trial.origin for trial in sweep.trials} <= ORIGINS.keys()
 
 
-def test_the_answer_is_the_trial_that_best_names_and_fits_the_budget_that_is_offered(sweep):
-    answer, budget = next_lines(sweep)
-    chosen = choice.choose(sweep)
-    assert answer.startswith(f"best: trial {chosen.trial.number}, ")
-    assert answer.endswith(chosen.sure)
-    size = budget.rpartition(" ")[2]
-    assert choice.choose(sweep, max_memory_mib=choice.mib_of(size)).trial == chosen.trial
+def test_proposals_that_stood_fixed_and_what_was_learned_of_another_sweep_are_counted_apart(sweep):
+    settings = sweep.settings.model_copy(update={"warm_start": "before"})
+    known = replace(sweep, settings=settings, facts={**sweep.facts, ENQUEUED: 3, LEARNED: 12})
+    assert "(3 enqueued to begin with, 1 of the search): " in counts_line(known)
+    assert counts_line(known).endswith("; warm start from 12 trials of sweep before")
+    all_fixed = counts_line(replace(known, facts={ENQUEUED: 4}))
+    assert all_fixed == f"{len(sweep.trials)} trials (4 enqueued to begin with): 4 completed"
 
 
-def test_the_report_is_named_where_it_lies_and_nothing_is_said_of_a_sweep_without_an_answer(sweep, tmp_path):
+def test_last_stand_the_answer_a_budget_that_its_trial_fits_the_report_and_mlflows_page(sweep, tmp_path):
     (tmp_path / "report.html").touch()
-    assert next_lines(sweep)[-1] == f"report: {tmp_path / 'report.html'}"
-    assert next_lines(SweepSnapshot(settings=sweep.settings)) == []
+    answer, budget, report, mlflow, page = next_lines(sweep, "http://127.0.0.1:5000/#/x")
+    assert answer == answer_of(sweep)
+    size = budget.rpartition(" ")[2]
+    assert choice.choose(sweep, max_memory_mib=choice.mib_of(size)).trial == choice.choose(sweep).trial
+    assert report == f"report: {tmp_path / 'report.html'}"
+    assert (mlflow, page) == (f"MLflow: {pages()}, then", "http://127.0.0.1:5000/#/x")
+
+
+def test_of_a_sweep_without_an_answer_that_is_said_and_nothing_is_offered(sweep):
+    empty = SweepSnapshot(settings=sweep.settings)
+    assert next_lines(empty, None) == [answer_of(empty)]
 
 
 class Terminal(io.StringIO):

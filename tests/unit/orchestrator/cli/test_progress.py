@@ -1,18 +1,19 @@
 """Progress that a person trusts: what is left, what is in use, what went wrong, how to stop and go on."""
 
 import io
+import re
 import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
+from orchestrator.analysis.budgets import SPENT
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.status import status_of
-from orchestrator.cli.progress import ProgressDisplay, counted_line, front_table, noise_lines, status_view
+from orchestrator.cli.front_table import front_table, noise_lines
+from orchestrator.cli.progress import RUNNING_LINES, ProgressDisplay, counted_line, status_view
 from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
 from orchestrator.settings import command as hints
@@ -27,7 +28,14 @@ def ended(number: int, seconds: float, **values):
 
 
 def running(number: int, since: float):
-    return trial(number, state="running", history=(), started_at=since)
+    return trial(number, state="running", history=(), cost=None, started_at=since)
+
+
+def wait_until(happens, seconds: float = 60.0):
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def shown(status, memory: str = "") -> str:
@@ -36,49 +44,7 @@ def shown(status, memory: str = "") -> str:
     return console.file.getvalue()
 
 
-# --- time
-
-
-@given(seconds=st.floats(1, 1e4), n_running=st.integers(1, 4), n_done=st.integers(2, 5), behind=st.floats(0, 1))
-def test_where_all_trials_take_the_same_time_the_time_left_is_the_time_left(seconds, n_running, n_done, behind):
-    settings = make(TPE, n_trials=n_done + 3 * n_running)
-    now = 5000.0
-    trials = [ended(i, seconds) for i in range(n_done)]
-    trials += [running(n_done + i, now - behind * seconds) for i in range(n_running)]
-    found = status_of(trials, settings, now=now)
-    n_left = found.n_expected - n_done
-    assert found.seconds_left == pytest.approx((n_left / n_running - behind) * seconds)
-
-
-def test_before_a_trial_has_ended_no_time_is_claimed():
-    found = status_of([running(0, 1000.0)], make(), now=2000.0)
-    assert found.seconds_left is None
-    assert "left" not in counted_line("a", found)
-
-
-def test_what_the_first_trials_took_to_load_the_base_is_not_expected_of_the_others():
-    """Two workers: both begin at 1000, cold; what follows takes 10 s."""
-    cold = [trial(i, started_at=1000.0, ended_at=1060.0 + i, train_seconds=50.0) for i in range(2)]
-    warm = [trial(i, started_at=1061.0, ended_at=1071.0, train_seconds=9.0) for i in (2, 3)]
-    at_once = [running(4, 1072.0), running(5, 1072.0)]
-    assert status_of([*cold, *at_once], make(TPE, n_trials=10), now=1072.0).seconds_left is None
-    found = status_of([*cold, *warm, *at_once], make(TPE, n_trials=10), now=1072.0)
-    assert found.seconds_left == pytest.approx(10.0 * (found.n_expected - 4) / 2)
-
-
-def test_a_trial_that_takes_longer_than_all_before_never_makes_the_time_negative():
-    trials = [ended(0, 10.0), ended(1, 10.0), running(2, 1020.0)]
-    found = status_of(trials, make(n_trials=3), ended=True, now=1e6)
-    assert found.seconds_left is not None
-    assert found.seconds_left >= 0
-
-
-def test_a_trial_taken_over_from_another_sweep_says_nothing_about_time():
-    reused = trial(0, started_at=1000.0, ended_at=1000.1, reason="reused from b")
-    assert status_of([reused, ended(1, 20.0), ended(2, 20.0), running(3, 1060.0)], make()).seconds_left >= 20.0
-
-
-# --- what else a person sees
+# --- the live view
 
 
 def test_the_last_error_is_one_line_however_long_and_broken_it_is():
@@ -105,14 +71,57 @@ def test_status_of_a_sweep_that_runs_elsewhere_or_not_at_all_speaks_of_no_ctrl_c
     assert "Ctrl-C" not in console.file.getvalue()
 
 
+def test_trials_at_work_have_a_line_each_and_of_many_the_first_few_have():
+    step = measurement(50, 1.2345)
+    first = trial(7, state="running", history=(step,), started_at=1.0, cost=cost(seconds_per_step=0.0123))
+    text = shown(status_of([first, running(8, 1.0)], make()))
+    assert "trial   7  16 bits rank 4   step  50 of 200  loss 1.2345    12.3 ms/step" in text
+    assert re.search(r"trial   8  16 bits rank 4   step   0 of 200 *\n", text)
+    assert "more" not in text
+    many = shown(status_of([running(n, 1.0) for n in range(19)], make()))
+    assert many.count(" of 200") == RUNNING_LINES - 1
+    assert f"and {19 - RUNNING_LINES + 1} more" in many
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_view_of_a_large_sweep_fits_a_terminal_without_a_line_cut_off(width):
+    far = trial(12345, state="running", history=(measurement(99999, 12.3456),), cost=cost(seconds_per_step=2.3456))
+    far = replace(far, config=replace(far.config, rank=128, max_steps=99999))
+    console = Console(file=io.StringIO(), width=width)
+    console.print(status_view("gpt2-medium", status_of([far], make())))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(line.rstrip().endswith("2345.6 ms/step") for line in lines)
+
+
+def test_the_bar_of_a_running_sweep_never_goes_back_though_more_turns_out_to_be_left(tmp_path):
+    desk = Desk(tmp_path, make(TPE, n_trials=8))
+    desk.do(completes)
+    desk.ledger.set_fact(SPENT, {"device_seconds": 0.0, "wall_seconds": 1e5})
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    display = ProgressDisplay(desk.settings, tmp_path / "ledger.db", console)
+    display.start()
+    try:
+        wait_until(lambda: "completed 1" in console.file.getvalue())
+        desk.do(completes)
+        desk.ledger.set_fact(SPENT, {"device_seconds": 0.0, "wall_seconds": 1.0})
+        wait_until(lambda: "completed 2" in console.file.getvalue().rpartition("completed 1")[2])
+    finally:
+        display.stop()
+        desk.ledger.close()
+    shares = [int(share) for share in re.findall(r"(\d+) %", console.file.getvalue())]
+    assert shares == sorted(shares)
+    assert shares[0] > 90
+
+
 def test_the_count_of_trials_says_what_makes_it_up_as_it_grows():
     settings = make(TPE, n_trials=3)
     searched = [ended(0, 1.0), ended(1, 1.0)]
-    assert "2 of 3 trials, " in counted_line("a", status_of(searched, settings))
+    assert counted_line("a", status_of(searched, settings)) == "a: training, 2 of 3 trials"
     others = [ended(2, 1.0, origin="baseline"), ended(3, 1.0, origin="replicate")]
     others.append(ended(4, 1.0, origin="baseline replicate"))
     found = status_of([*searched, *others], settings)
-    assert "5 of 6 trials: 3 configs + 1 baselines + 2 seed replicates, about" in counted_line("a", found)
+    assert counted_line("a", found) == "a: training, 5 of 6 trials: 3 configs + 1 baselines + 2 seed replicates"
     assert sum(found.kinds.values()) == found.n_expected
 
 
@@ -167,10 +176,7 @@ def test_elsewhere_than_on_a_terminal_each_trial_is_a_line_with_what_is_left_aft
     display = ProgressDisplay(desk.settings, tmp_path / "ledger.db", console)
     display.start()
     try:
-        end = time.monotonic() + 60
-        while not console.file.getvalue():  # what had ended before is not told
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        wait_until(console.file.getvalue)  # what had ended before is not told
         desk.do(breaks)
         desk.do(completes)
     finally:
@@ -183,11 +189,30 @@ def test_elsewhere_than_on_a_terminal_each_trial_is_a_line_with_what_is_left_aft
     ledger.close()
     assert sum(line.startswith("trial") for line in lines) == n_ended == 2
     assert any("diverged here" in line for line in lines)
-    assert lines[-1].startswith("t: search, 2 of ")
+    assert lines[-1].startswith("t: training, 2 of ")
     assert "left" in lines[-1]
 
 
 # --- the front
+
+
+def test_what_does_not_fit_a_narrow_terminal_is_left_out_alpha_first_then_the_cosine_before_targets_fold():
+    targets = ("q_proj", "k_proj", "v_proj")
+    config = TrialConfig(precision="16bit", rank=128, alpha=256, learning_rate=2e-4, targets=targets)
+    front = front_of([trial(1, config=config)], make())
+
+    def headings(width, **values):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(front_table(replace(front, **values), width))
+        text = console.file.getvalue()
+        assert max(map(len, text.splitlines())) <= width
+        return {word for word in ("alpha", "cosine", "q_proj k_proj v_proj") if word in text}
+
+    whole = {"alpha", "cosine", "q_proj k_proj v_proj"}
+    widths = [(90, whole), (78, whole - {"alpha"}), (70, whole - {"alpha", "cosine"}), (55, set())]
+    for width, left in widths:
+        assert headings(width) == left, width
+    assert "cosine" in headings(55, objectives=("eval_loss_nats", "embedding_cosine"))
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

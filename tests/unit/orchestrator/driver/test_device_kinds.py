@@ -10,7 +10,7 @@ from rich.console import Console
 from orchestrator.analysis.choice import knee
 from orchestrator.analysis.costs import cost_table, savings
 from orchestrator.analysis.front import front_of
-from orchestrator.cli.progress import front_table
+from orchestrator.cli.front_table import front_table
 from orchestrator.ledger import Ledger
 from tests.support.sweeps import Desk, completes, cost, make, measurement, space, trial
 from trainables.values.config import TrialConfig

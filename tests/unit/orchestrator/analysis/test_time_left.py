@@ -1,0 +1,160 @@
+"""How long a sweep still takes: within a quarter and 5 s, from a third of it on, of recorded and simulated ones."""
+
+from math import ceil
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.analysis.moment import WRITING_SECONDS, Moment
+from orchestrator.analysis.pace import Pace, makespan
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.analysis.status import status_of
+from orchestrator.analysis.time_left import EVALUATION_SHARE
+from orchestrator.ledger.rows import Entry
+from tests.support import timelines
+from tests.support.sweeps import GRID, REPO, TPE, Desk, completes, cost, evaluated_on_test, make, measurement, trial
+from trainables.values.config import TrialConfig
+
+SHARE, SECONDS = 0.25, 5.0
+WRITING = sum(WRITING_SECONDS.values())
+ONE = TPE | {"parameters": {"learning_rate": TPE["parameters"]["learning_rate"]}, "fixed": {"rank": 4, "alpha": 8}}
+ONE = ONE | {"fixed": ONE["fixed"] | {"precision": "16bit", "max_steps": 8}, "method": "random"}
+durations = st.lists(st.floats(0.0, 100.0), max_size=12)
+
+
+def left_at(now, entries, settings):
+    """Seconds until the last task has ended, as a status of these rows has it."""
+    trials = [entry.result for entry in entries]
+    ended = any(not one.is_of_search or one.test_evaluation for one in trials)
+    found = status_of(trials, settings, ended=ended, moment=Moment(now=now, pace=Pace.of(entries, now)))
+    return None if found.seconds_left is None else found.seconds_left - WRITING
+
+
+def assert_close(moments, settings, end, begin=0.0):
+    """From a third of the time on."""
+    wrong = []
+    for now, entries in moments:
+        left = left_at(now, entries, settings)
+        if now - begin >= (end - begin) / 3 and (left is None or abs(left - end + now) > SHARE * (end - now) + SECONDS):
+            wrong.append((round(now - begin), left and round(left), round(end - now)))
+    assert moments
+    assert not wrong, f"(at, said, true), in seconds: {wrong}"
+
+
+@pytest.mark.parametrize("name", ["smollm2-grid", "smollm2-rates"])
+def test_it_is_known_of_the_recorded_sweeps(name):
+    sweep = SweepSnapshot.read_in(REPO / "mlflow_runs" / "recorded" / name)
+    moments, end = timelines.recorded(sweep, 40)
+    assert_close(moments, sweep.settings, end, begin=min(one.started_at for one in sweep.trials))
+
+
+def outcome(task):
+    """The higher the rank the lower the loss and the more memory; 4 bits lose a little and need less."""
+    is_nf4 = task.config.precision == "nf4"
+    loss, mib = 2.0 - 0.05 * task.config.rank + 0.02 * is_nf4, 150.0 + task.config.rank - 50.0 * is_nf4
+    return completes(task, loss=loss, costs=cost(peak_memory_mib=mib))
+
+
+@pytest.mark.parametrize("n_slots", [1, 2, 4])
+@pytest.mark.parametrize(
+    "asked", [{"base": TPE | {"method": "random"}, "n_trials": 24}, {"base": GRID, "finalist_seeds": 4}]
+)
+def test_it_is_known_of_simulated_sweeps_that_go_on_as_they_began(asked, n_slots, tmp_path):
+    random = Random(0)
+
+    def seconds(task):
+        """20 s a trial, 11 s an evaluation, 4 s a comparison, give or take a fifth."""
+        return {"train": 20.0, "evaluate": 11.0, "compare": 4.0}[task.kind] * random.uniform(0.8, 1.2)
+
+    desk = Desk(tmp_path, make(**asked), n_slots=n_slots)
+    moments = timelines.simulated(desk, outcome, seconds, load_seconds=20.0)
+    assert_close(moments, desk.settings, moments[-1][0])
+
+
+# --- one worker, trials that took 20 s but the first
+
+
+def ended(number, begin, seconds=20.0, **values):
+    """On one worker; rungs as the steps come."""
+    config = values.pop("config", TrialConfig(precision="16bit", rank=4, alpha=8, learning_rate=1e-4 * (number + 1)))
+    rungs = tuple(measurement(step, 2.0 - number / 100) for step in (25, 50, 100, 200))
+    times = {"started_at": begin, "ended_at": begin + seconds, "train_seconds": seconds}
+    one = trial(number, config=config, **{"history": rungs, **times, **values})
+    measured = tuple(begin + seconds * rung.step / 200 for rung in one.history)
+    return Entry(result=one, params={}, measured_at=measured)
+
+
+def running(number, since, **values):
+    return ended(number, since, state="running", history=(), ended_at=None, train_seconds=None, **values)
+
+
+def test_before_a_trial_has_ended_no_time_is_claimed():
+    assert left_at(2000.0, [running(0, 1000.0)], make(ONE)) is None
+
+
+def test_what_a_worker_took_to_load_the_base_is_not_expected_of_its_next_trials():
+    cold = ended(0, 0.0, seconds=80.0)
+    late = Entry(result=cold.result, params={}, measured_at=(62.5, 65.0, 70.0, 80.0))
+    settings = make(ONE, n_trials=11)
+    assert left_at(80.0, [late, running(1, 80.0)], settings) == pytest.approx(10 * 20.0 + 2 * 10.0, abs=1.0)
+
+
+def test_stopped_trials_are_expected_to_go_on_being_stopped_and_those_of_finalists_never_are():
+    whole = [ended(0, 0.0), ended(1, 20.0), ended(2, 40.0)]
+    short = [ended(n, 60.0 + 5 * n, 5.0, state="pruned", reason="stopped") for n in range(3, 6)]
+    half = left_at(100.0, [*whole, *short], make(ONE, n_trials=16))
+    more = left_at(100.0, [*whole, *short], make(ONE, n_trials=16, finalist_seeds=3))
+    assert half == pytest.approx(10 * 11.0 + 10.0, abs=1.0)  # and one finalist's evaluation; the first trial is no pace
+    assert more - half >= 2 * 20.0
+
+
+def test_a_trial_that_was_reused_says_nothing_about_time():
+    reused = ended(0, 0.0, 0.1, reason="reused from b", train_seconds=None)
+    assert left_at(1.0, [reused], make(ONE)) is None
+
+
+def test_a_trial_that_takes_longer_than_all_before_slows_what_is_expected_and_never_makes_it_negative():
+    entries, settings = [ended(0, 0.0), ended(1, 20.0), running(2, 40.0)], make(ONE, n_trials=8)
+    said = [left_at(now, entries, settings) for now in (50.0, 60.0, 100.0, 400.0)]
+    assert said[1] == pytest.approx(said[0] - 10.0)
+    assert said[1] < said[2] < said[3]
+
+
+def test_a_sweep_takes_no_longer_than_the_hours_it_is_given():
+    moment = Moment(now=40.0, spent_seconds=3000.0, pace=Pace.of([ended(0, 0.0), ended(1, 20.0)], 40.0))
+    trials = [ended(0, 0.0).result, ended(1, 20.0).result]
+    found = status_of(trials, make(ONE, n_trials=1000, max_hours=1.0), moment=moment)
+    assert found.seconds_left == pytest.approx(600.0 + WRITING)
+    assert found.share_done == pytest.approx(3000.0 / (3600.0 + WRITING))
+
+
+@pytest.mark.parametrize("n_done", [0, 1, 2])
+def test_evaluations_tell_how_long_the_next_ones_take(n_done):
+    """Four trials on the front, evaluated in 30 s each from second 80 on, one after the other."""
+    whole = []
+    for number in range(4):
+        done = evaluated_on_test() if number < n_done else None
+        config = TrialConfig(precision="16bit", rank=2**number, alpha=8)
+        costs = cost(peak_memory_mib=100.0 + number)
+        whole.append(ended(number, 20.0 * number, config=config, cost=costs, test_evaluation=done))
+    settings = make(ONE, n_trials=4, objectives=("peak_memory_mib", "eval_loss_nats"))
+    each = max(EVALUATION_SHARE * 20.0, 30.0 * n_done / (n_done + 1))
+    half = each / 2 if n_done else 0.0
+    assert left_at(80.0 + 30.0 * n_done, whole, settings) == pytest.approx((4 - n_done) * each - half)
+
+
+# --- workers
+
+
+@given(durations, st.lists(st.floats(0.0, 50.0), min_size=1, max_size=5))
+def test_workers_are_done_neither_before_the_work_allows_nor_later_than_one_job_after(jobs, free):
+    total, n = sum(jobs) + sum(free), len(free)
+    longest = max([*jobs, *free])
+    assert max(total / n, max(free)) - 1e-6 <= makespan(free, jobs) <= total / n + longest + 1e-6
+
+
+@given(st.integers(1, 8), st.integers(0, 20), st.floats(0.1, 100.0))
+def test_equal_jobs_come_in_rounds(n_workers, n_jobs, seconds):
+    assert makespan([0.0] * n_workers, [seconds] * n_jobs) == pytest.approx(ceil(n_jobs / n_workers) * seconds)
