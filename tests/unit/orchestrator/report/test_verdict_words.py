@@ -13,12 +13,13 @@ from orchestrator.ledger.rows import Entry
 from orchestrator.report import card, content, render
 from orchestrator.report.rows import trial_row
 from orchestrator.settings.command import command
-from orchestrator.tracking.contents import of_trial
+from orchestrator.tracking import trials as tracked
 from tests.support.sweeps import WORKLOAD, evaluated_pair, make, measurement, similarity, snapshot, trial
 from trainables.values.config import TrialConfig
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
-NUMBERS = {"lost_share", "lost_share_low", "lost_share_high", "rounding_share", "verdict"}
+NUMBERS = {"lost_share", "lost_share_low", "lost_share_high"}
+IN_TABLE = {"verdict", "rounding_share"}
 SETTINGS = make(objectives=("eval_loss_nats",))
 FACTS = {"workload": {name: getattr(WORKLOAD, name) for name in WORKLOAD.__dataclass_fields__}}
 
@@ -49,7 +50,8 @@ def texts_of(sweep, capsys) -> dict[str, str]:
     texts |= {"card": str(card.card_of(report)), "adapter's card": str(card.card_of(report, None, nf4))}
     verdict = sweep.verdicts[nf4.key]
     entry = Entry(result=replace(nf4, ended_at=1.0), params={}, measured_at=(1.0,))
-    texts["mlflow"] = str(of_trial(entry, "s", "p", on_front=True, verdict=verdict, final=True).tags)
+    standing = tracked.standings(sweep)[nf4.key]
+    texts["mlflow"] = str(tracked.of_trial(entry, "s", "p", standing, final=True).tags)
     texts["parquet"] = str(trial_row(nf4, True, verdict))
     return texts
 
@@ -82,22 +84,26 @@ def test_a_trial_that_is_lost_is_marked_in_the_front_and_in_the_table_of_budgets
     assert (scatter.LOST in drawn) == (scatter.LOST in named) == marked
 
 
-def test_mlflow_has_the_share_lost_and_the_verdict_as_numbers_a_step_for_each_number_of_seeds():
+def test_mlflow_has_the_share_lost_as_a_metric_a_step_for_each_number_of_seeds_and_the_verdict_in_the_table():
     few, more = (sweep_of(0.09, n_seeds=n) for n in (1, 3))
 
     def points(sweep, final=True):
-        verdict = sweep.verdicts[sweep.trials[1].key]
+        standing = tracked.standings(sweep)[sweep.trials[1].key]
         entry = Entry(result=replace(sweep.trials[1], ended_at=1.0), params={}, measured_at=(1.0,))
-        contents = of_trial(entry, "s", "p", on_front=True, verdict=verdict, final=final)
-        return {(name, step): value for name, value, _, step in contents.points if name in NUMBERS}
+        contents = tracked.of_trial(entry, "s", "p", standing, final=final)
+        points, others = (
+            {(name, step): value for name, value, _, step in some if name in NUMBERS | IN_TABLE}
+            for some in (contents.points, contents.others)
+        )
+        return points, others
 
-    found, lost = points(more), more.verdicts[more.trials[1].key].lost
+    (found, others), lost = points(more), more.verdicts[more.trials[1].key].lost
     assert {name for name, _ in found} == NUMBERS
     assert {step for _, step in found} == {1, 2, 3}
     assert (found["lost_share", 3], found["lost_share_high", 3]) == (lost.share, lost.high)
-    assert (found["verdict", 3], found["rounding_share", 3]) == (-1.0, lost.rounding_share)
-    assert points(few).items() <= found.items(), "seeds that are added later change nothing"
-    assert points(more, final=False) == {}
+    assert (others["verdict", 3], others["rounding_share", 3]) == (-1.0, lost.rounding_share)
+    assert points(few)[0].items() <= found.items(), "seeds that are added later change nothing"
+    assert points(more, final=False) == ({}, {})
 
 
 def test_the_end_names_the_command_that_adds_the_seeds_a_verdict_lacks():
