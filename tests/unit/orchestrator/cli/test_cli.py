@@ -215,6 +215,19 @@ def test_a_dry_run_says_what_makes_up_the_number_of_trials(tmp_path):
     )
 
 
+def test_a_dry_run_promises_no_more_configs_than_the_space_has_points(tmp_path):
+    (tmp_path / "two.yaml").write_text(
+        "method: tpe\nparameters:\n  rank: {values: [1, 2]}\n"
+        "fixed: {precision: nf4, alpha: 8, targets: [attn.c_attn], learning_rate: 1.0e-3, max_steps: 4}\n"
+    )
+    finished = called("run", "--dry-run", "--space", "two.yaml", "--trials", "12", cwd=tmp_path)
+    assert finished.code == 0, finished.err
+    assert finished.out.splitlines()[1].startswith(
+        "trials: 2 configs (all points of the space; 12 were asked for), the 16-bit baseline of each completed 4-bit "
+        "one (at most 2), then"
+    )
+
+
 @pytest.mark.parametrize(("level", "word"), [(None, "--base-model: no"), ("1", "BASE_MODEL: no")])
 def test_a_setting_is_named_as_it_was_given_as_a_flag_or_to_make(level, word, tmp_path):
     made = {"MAKELEVEL": level} if level else {}
