@@ -219,13 +219,18 @@ def cosine_of(cell: Cell) -> Cosine | None:
 
 
 def _sufficient(cells: Sequence[Cell]) -> dict[tuple[tuple[str, ...], Precision], SufficientRank]:
-    """Of each choice of targets and precision, over the recipe of which most ranks are there."""
-    recipes: dict[TrialConfig, dict[int, Cell]] = {}
+    """Of each choice of targets and precision, over the recipe of which most ranks are there.
+
+    Ranks of one recipe have one alpha, or one alpha / rank: two alphas at one rank are two recipes.
+    """
+    recipes: dict[tuple[str, TrialConfig], dict[int, Cell]] = {}
     for cell in cells:
-        recipe = replace(at_any_rate(cell.config), rank=1, alpha=1)
-        recipes.setdefault(recipe, {})[cell.config.rank] = cell
+        alpha, rank = cell.config.alpha, cell.config.rank
+        for held, value in (("alpha", alpha), ("alpha / rank", alpha / rank)):
+            recipe = replace(at_any_rate(cell.config), rank=1, alpha=value)
+            recipes.setdefault((held, recipe), {})[rank] = cell
     groups: dict[tuple[tuple[str, ...], Precision], dict[int, Cell]] = {}
-    for recipe, by_rank in recipes.items():
+    for (_, recipe), by_rank in recipes.items():
         group = recipe.targets, recipe.precision
         groups[group] = max(groups.get(group, {}), by_rank, key=len)
     found = {}

@@ -125,11 +125,15 @@ def status_of(
 def to_come(settings: SweepSettings) -> str:
     """What trials a sweep will come to, before it has begun: the counts grow with its results."""
     precision = settings.space.parameters.get("precision")
-    configs = f"{settings.n_trials} configs"
+    n_points = settings.space.n_points
+    n_configs = settings.n_trials if n_points is None else min(settings.n_trials, n_points)
+    configs = f"{n_configs} configs"
+    if n_configs < settings.n_trials:
+        configs += f" (all points of the space; {settings.n_trials} were asked for)"
     if "nf4" not in (precision.samples if precision else (settings.first_config.precision,)):
         return f"{configs}, then finalists under other seeds"
     return (
-        f"{configs}, the 16-bit baseline of each completed 4-bit one (at most {settings.n_trials}), then finalists "
+        f"{configs}, the 16-bit baseline of each completed 4-bit one (at most {n_configs}), then finalists "
         f"under other seeds (of each 4-bit one's baseline {settings.baseline_seeds})"
     )
 
@@ -146,7 +150,9 @@ def _kinds(trials: Sequence[TrialResult], n_searched: int, n_replicates: int) ->
 def _n_to_come(trials: Sequence[TrialResult], settings: SweepSettings) -> int:
     """Trials the search will still take up."""
     n_left = settings.n_trials - Counter(map(attrgetter("origin"), trials))["search"]
-    if settings.space.method == "grid":  # a baseline may be a point of the grid
+    n_points = settings.space.n_points
+    if n_points is not None and n_left > 0 and (settings.space.method == "grid" or n_points <= settings.n_trials):
+        # the search ends with the space's points, and a baseline may be one of them
         known = set(map(attrgetter("config"), trials))
         n_left = min(n_left, sum(settings.config(point) not in known for point in settings.space.grid()))
     return max(0, n_left)

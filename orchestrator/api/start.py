@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from orchestrator.api.live import LiveTable
@@ -10,7 +11,7 @@ from orchestrator.api.opened import Sweep
 from orchestrator.api.published import fault_of, run_published
 from orchestrator.driver import base_targets, plan
 from orchestrator.settings import SweepSettings, sweep_folder
-from search_spaces import Space, as_space, parse
+from search_spaces import Space, as_space, names, parse
 from trainables.values.errors import ConfigError, Interrupted, did_you_mean
 
 FIELDS = {"trials": "n_trials", "steps": "max_steps", "objective": "objectives"}
@@ -19,7 +20,7 @@ CHOSEN = ("space", "base_model", "data", "trials", "sampler")
 """What the machine decides where nothing is said, see orchestrator.driver.plan.choose."""
 
 
-def run(space: str | Mapping[str, Any] | Space | None = None, **settings: Any) -> Sweep:
+def run(space: str | Path | Mapping[str, Any] | Space | None = None, **settings: Any) -> Sweep:
     """Run a sweep to its end; in a notebook a table shows how far it is.
 
     What is not said is chosen for this machine: a GPU's sweep, or the embedded demo without one.
@@ -34,9 +35,7 @@ def run(space: str | Mapping[str, Any] | Space | None = None, **settings: Any) -
         SweepError: of the kind of the fault, as the command line names it: ConfigError, DataError, ...
     """
     chosen, given = _sorted(settings)
-    if isinstance(space, Mapping):
-        space = parse({"name": "space", **as_space(space, "space")}, source="space")
-    chosen["space"] = space
+    chosen["space"] = _space(space)
     asked = plan.choose(given.pop("name", None), given.pop("device", None), chosen, given)
     plan.need_gpu(asked.device, asked.address)
     asked = base_targets.fetched(asked)
@@ -47,6 +46,24 @@ def run(space: str | Mapping[str, Any] | Space | None = None, **settings: Any) -
     if fault is not None and not isinstance(fault, Interrupted):
         raise fault
     return sweep
+
+
+def _space(space: object) -> str | Space | None:
+    """A space as the settings take it.
+
+    Raises:
+        ConfigError: it is none, or none can be made of it.
+    """
+    if isinstance(space, Mapping):
+        return parse({"name": "space", **as_space(space, "space")}, source="space")
+    if isinstance(space, Path):
+        return str(space)
+    if space is None or isinstance(space, str | Space):
+        return space
+    raise ConfigError(
+        f"space: must be the name of a search space ({', '.join(names())}), the path of a .yaml file, or its content "
+        f"as a dict with parameters, got {space!r}"
+    )
 
 
 def _sorted(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

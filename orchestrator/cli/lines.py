@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from textwrap import fill
 from typing import TextIO
 
@@ -14,13 +15,36 @@ BEGINS = re.compile(rf"({'|'.join(FIRST_WORDS)})\b")
 NAMED = re.compile(rf"(?<![\w/.'\"=-])({'|'.join(SETTINGS)})(=|\b(?![\w/.'\"-]))")
 
 
+FIRST_FIELD = re.compile(r"\w+(?=:| must be | is )|\w+_\w+(?= )")
+"""The setting that a message is about, by its name in the program."""
+TWO_WORDS = re.compile(r"(?<![\w/.'\"-])[a-z]+(?:_[a-z]+)+(?![\w/.'\"-])")
+"""Others that it names: of one word they could be any word."""
+
+
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """A message about a field, with what is typed for it and for others that it names.
+
+    >>> with_flags("n_trials: give max_hours", {"n_trials": "--trials", "max_hours": "--max-hours"})
+    '--trials: give --max-hours'
+    """
+    found = FIRST_FIELD.match(message)
+    if not found or found[0] not in flags or not _flags_typed():
+        return message
+    return flags[found[0]] + TWO_WORDS.sub(lambda name: flags.get(name[0], name[0]), message[found.end() :])
+
+
+def _flags_typed() -> bool:
+    """Not where make was called, which gives this variable to what it starts: settings are its own variables there."""
+    return "MAKELEVEL" not in os.environ
+
+
 def as_typed(message: str) -> str:
     """A message with settings as flags, unless make was asked: BASE_MODEL=PATH is a variable there.
 
     "DATA: no file 'DATA'; give DATA=PATH for BASE_MODEL" becomes
     "--data: no file 'DATA'; give --data PATH for --base-model".
     """
-    if "MAKELEVEL" in os.environ:  # which make gives to what it starts
+    if not _flags_typed():
         return message
     message = BEGINS.sub(lambda found: _flag(found[1]), message, count=1) if BEGINS.match(message) else message
     return NAMED.sub(lambda found: _flag(found[1]) + found[2].replace("=", " "), message)

@@ -11,7 +11,9 @@ import typer
 from pydantic.fields import FieldInfo
 
 from orchestrator.analysis.snapshot import newest
+from orchestrator.cli.lines import with_flags
 from orchestrator.settings import ROOT, SweepSettings
+from trainables.values.errors import SweepError
 
 FIELDS = SweepSettings.model_fields
 
@@ -58,11 +60,13 @@ def with_settings(work: Callable[..., None], fields: Mapping[str, FieldInfo] = F
     """Give a command one option for each field, in place of its first parameter.
 
     That parameter is handed the values by field that were given; the others are left to the machine and the defaults.
-    A flag without a value turns its field's default round: `--no-reuse` sets `reuse` to False.
+    A flag without a value turns its field's default round: `--no-reuse` sets `reuse` to False. What is wrong with a
+    value is said of the flag that was typed.
     """
     shown = {name: field for name, field in fields.items() if name not in WITHOUT_FLAG}
     options = [*starmap(_option, shown.items())]
     _, *own = signature(work).parameters.values()
+    flags = {parameter.name: _typed(parameter) for parameter in (*options, *own)}
 
     @wraps(work)
     def command(**values: Any) -> None:
@@ -71,11 +75,23 @@ def with_settings(work: Callable[..., None], fields: Mapping[str, FieldInfo] = F
             value = values.pop(name)
             if value is not None:
                 given[name] = not field.default if field.annotation is bool else value
-        work(given, **values)
+        try:
+            work(given, **values)
+        except SweepError as error:
+            error.args = (with_flags(str(error), flags),)
+            raise
 
     required_first = sorted([*options, *own], key=lambda parameter: parameter.default is not Parameter.empty)
     command.__signature__ = Signature(required_first)  # type: ignore[attr-defined]
     return command
+
+
+def _typed(parameter: Parameter) -> str:
+    """What a user types for a parameter: a flag, or the name that --help gives to an argument."""
+    kind = parameter.annotation.__metadata__[0] if get_origin(parameter.annotation) is Annotated else None
+    if isinstance(kind, typer.models.ArgumentInfo):
+        return parameter.name.upper()
+    return FLAGS.get(parameter.name, (f"--{parameter.name.replace('_', '-')}",))[0]
 
 
 def _option(name: str, field: FieldInfo) -> Parameter:

@@ -12,9 +12,10 @@ from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.cli.output import print_json
 from trainables.cost.fit import Budget, Fit, fit_of
 from trainables.cost.gpus import gpu_named
+from trainables.cost.shape import Shape
 from trainables.models.config_json import shape_of_model
 from trainables.values.config import ComputeDtype
-from trainables.values.errors import ConfigError
+from trainables.values.errors import ConfigError, SweepError
 
 
 def work(
@@ -28,7 +29,7 @@ def work(
     asked = question(given)
     budget, native = budget_of(gpu, memory)
     device = None if budget.memory_mib is None else f"one {gpu_named(gpu).name}" if gpu else memory
-    recipes = Recipes(asked=asked, shape=shape_of_model(model), native_dtype=native)
+    recipes = Recipes(asked=asked, shape=_shape_of(model), native_dtype=native)
     fits = [fit_of(recipes.shape, recipe, budget) for recipe in recipes]
     if as_json:
         print_json(as_dict(model, recipes, fits, budget))
@@ -36,6 +37,15 @@ def work(
         show(model, recipes, fits, budget, device)
     if budget.memory_mib is not None and not any(fit.fits for fit in fits):
         raise typer.Exit(1)
+
+
+def _shape_of(model: str) -> Shape:
+    """The base's shape; what cannot be found is said of the argument, which is --base-model of other commands."""
+    try:
+        return shape_of_model(model)
+    except SweepError as error:
+        error.args = (str(error).replace("BASE_MODEL=", "").replace("BASE_MODEL", "MODEL"),)
+        raise
 
 
 fit = with_settings(work, Question.model_fields)

@@ -302,3 +302,22 @@ def test_a_sufficient_rank_counts_groups_of_rows_and_not_rows(grid):
     found = answers_of([sweep_of("grouped", trials)])
     assert found.sufficient
     assert all(rank.rank is None and "24 groups" in rank.reason for rank in found.sufficient.values())
+
+
+def test_two_alphas_at_one_rank_are_two_recipes_of_which_none_stands_for_the_other(grid):
+    alone = answers_of([grid]).sufficient
+    other = [
+        run_of(config("nf4", 8, alpha=64, seed=seed), 2.9, origin="replicate" if seed else "search") for seed in SEEDS
+    ]
+    both = answers_of([sweep_of("both", [*grid.trials, *other])])
+    assert {cell.config.alpha for cell in both.cells if cell.config.rank == 8} == {16, 64}
+    assert both.sufficient == alone
+
+
+def test_ranks_whose_alpha_grows_with_them_are_one_recipe():
+    trials = []
+    for rank, loss in ((2, 2.3), (8, 2.15)):
+        trials += [run_of(config("nf4", rank, alpha=2 * rank, seed=seed), loss) for seed in SEEDS]
+    ((group, found),) = answers_of([sweep_of("ratio", trials)]).sufficient.items()
+    assert group == (("attn.c_attn",), "nf4")
+    assert [row.rank for row in found.ranks] == [2, 8]

@@ -10,7 +10,7 @@ import pytest
 from orchestrator import open_sweep
 from orchestrator.api import live
 from orchestrator.api.html import html_of
-from orchestrator.api.start import FIELDS, _sorted
+from orchestrator.api.start import FIELDS, _sorted, run
 from orchestrator.cli.options import FLAGS
 from orchestrator.driver import plan
 from orchestrator.report import outputs
@@ -106,6 +106,17 @@ def test_every_flag_of_run_is_a_setting_in_python():
 def test_a_misspelt_setting_is_answered_with_the_nearest(wrong, right):
     with pytest.raises(ConfigError, match=f"no setting '{wrong}'.*{right}"):
         _sorted({wrong: 3})
+
+
+@pytest.mark.parametrize("space", [3, ["pareto"], 2.5, True])
+def test_what_can_be_no_space_is_refused_by_what_can_be_one(space):
+    with pytest.raises(ConfigError, match=r"^space: must be the name .*pareto.*\.yaml.*dict.*got "):
+        run(space)
+
+
+def test_a_space_is_found_by_the_path_of_its_file(tmp_path):
+    with pytest.raises(ConfigError, match="no file"):
+        run(tmp_path / "mine.yaml")
 
 
 def test_what_python_says_comes_to_the_settings_of_the_same_command_line(tmp_path, monkeypatch):

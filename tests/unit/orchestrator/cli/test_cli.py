@@ -75,7 +75,7 @@ NO_GPU = ["--device", "cuda", "--data", "missing.json", "--base-model", "missing
 def test_a_gpu_that_is_not_there_is_said_before_the_data_and_leaves_nothing(verb, tmp_path):
     finished = called(verb, *NO_GPU, cwd=tmp_path)
     assert finished.code == 2, finished.err
-    assert finished.err.startswith("error: device is 'cuda', but there is no GPU here")
+    assert "device is 'cuda', but there is no GPU here" in finished.err.splitlines()[0]
     assert len(finished.err.splitlines()) == 1
     assert not os.listdir(tmp_path)
 
@@ -211,6 +211,19 @@ def test_a_dry_run_says_what_makes_up_the_number_of_trials(tmp_path):
     assert lines[1] == (
         "trials: 3 configs, the 16-bit baseline of each completed 4-bit one (at most 3), then finalists under other "
         "seeds (of each 4-bit one's baseline 2)"
+    )
+
+
+def test_a_dry_run_promises_no_more_configs_than_the_space_has_points(tmp_path):
+    (tmp_path / "two.yaml").write_text(
+        "method: tpe\nparameters:\n  rank: {values: [1, 2]}\n"
+        "fixed: {precision: nf4, alpha: 8, targets: [attn.c_attn], learning_rate: 1.0e-3, max_steps: 4}\n"
+    )
+    finished = called("run", "--dry-run", "--space", "two.yaml", "--trials", "12", cwd=tmp_path)
+    assert finished.code == 0, finished.err
+    assert finished.out.splitlines()[1].startswith(
+        "trials: 2 configs (all points of the space; 12 were asked for), the 16-bit baseline of each completed 4-bit "
+        "one (at most 2), then"
     )
 
 

@@ -120,21 +120,21 @@ def test_where_only_4_bits_fit_the_missing_baseline_is_named(folder):
 
 
 REFUSED = {
-    "precision": (("--precision", "nf5"), "precision: no precision 'nf5'; did you mean 'nf4'?"),
-    "4 bits": (("--precision", "4bit"), "precision: no precision '4bit'; did you mean 'nf4'?"),
-    "loop": (("--loop", "leen"), "loop: no loop 'leen'; did you mean 'lean'?"),
-    "optimizer": (("--optimizer", "adam_8bit"), "optimizer: no optimizer 'adam_8bit'; did you mean 'adamw_8bit'?"),
-    "dtype": (("--compute-dtype", "bf16"), "compute_dtype: no compute_dtype 'bf16'; did you mean 'bfloat16'?"),
-    "targets": (("--targets", "q_pro"), "targets: no module 'q_pro'; did you mean 'q_proj'?"),
-    "another family's": (("--targets", "attn.c_attn"), "targets: no module 'attn.c_attn'; did you mean 'attention'?"),
-    "batch": (("--batch-size", "0"), "batch_size: "),
-    "rank": (("--rank", "-3"), "rank: "),
-    "dropout": (("--dropout", "1"), "dropout: "),
-    "length": (("--max-length-tokens", "9000"), "max_length_tokens is 9000, but the model has 8192 positions"),
-    "gpu": (("--gpu", "H1000"), "gpu: no GPU 'H1000'; did you mean 'H100'?"),
-    "memory": (("--memory", "lots"), "memory must be a size such as 16GiB or 1500MiB, got 'lots'"),
-    "both": (("--gpu", "T4", "--memory", "16GiB"), "memory: give --gpu or --memory, not both"),
-    "lean, prepared": (("--loop", "lean", "--prepare-kbit"), "prepare_kbit is for a stock script"),
+    "precision": (("--precision", "nf5"), "--precision: no precision 'nf5'; did you mean 'nf4'?"),
+    "4 bits": (("--precision", "4bit"), "--precision: no precision '4bit'; did you mean 'nf4'?"),
+    "loop": (("--loop", "leen"), "--loop: no loop 'leen'; did you mean 'lean'?"),
+    "optimizer": (("--optimizer", "adam_8bit"), "--optimizer: no optimizer 'adam_8bit'; did you mean 'adamw_8bit'?"),
+    "dtype": (("--compute-dtype", "bf16"), "--compute-dtype: no --compute-dtype 'bf16'; did you mean 'bfloat16'?"),
+    "targets": (("--targets", "q_pro"), "--targets: no module 'q_pro'; did you mean 'q_proj'?"),
+    "another family's": (("--targets", "attn.c_attn"), "--targets: no module 'attn.c_attn'; did you mean 'attention'?"),
+    "batch": (("--batch-size", "0"), "--batch-size: "),
+    "rank": (("--rank", "-3"), "--rank: "),
+    "dropout": (("--dropout", "1"), "--dropout: "),
+    "length": (("--max-length-tokens", "9000"), "--max-length-tokens is 9000, but the model has 8192 positions"),
+    "gpu": (("--gpu", "H1000"), "--gpu: no GPU 'H1000'; did you mean 'H100'?"),
+    "memory": (("--memory", "lots"), "--memory must be a size such as 16GiB or 1500MiB, got 'lots'"),
+    "both": (("--gpu", "T4", "--memory", "16GiB"), "--memory: give --gpu or --memory, not both"),
+    "lean, prepared": (("--loop", "lean", "--prepare-kbit"), "--prepare-kbit is for a stock script"),
 }
 
 
@@ -169,7 +169,7 @@ def test_a_config_that_cannot_be_read_is_refused_in_one_line(text, message, fold
     (folder / "base" / "config.json").write_text(text)
     finished = called("fit", "base", cwd=folder)
     assert finished.code == 2
-    assert finished.err.startswith("error: model: ")
+    assert finished.err.startswith("error: MODEL: ")
     assert message in finished.err
     assert finished.err.count("\n") == 1
 
@@ -178,13 +178,14 @@ def test_a_place_without_a_config_is_refused(folder):
     for model in ("./nowhere", str(folder), "other/config.json"):
         finished = called("fit", model, cwd=folder)
         assert finished.code == 2
-        assert "model: no config.json at" in finished.err
+        assert "MODEL: no config.json at" in finished.err
 
 
 def test_a_model_of_the_hub_that_cannot_be_reached_is_said_so(folder):
     finished = command("fit", "someone/else", cwd=folder, HF_HUB_OFFLINE="1")
     assert finished.code == Unreachable.exit_code
-    assert "cannot reach" in finished.err
+    assert finished.err.startswith("error: MODEL: cannot reach")
+    assert "base-model" not in finished.err
 
 
 def sentence_of(finished) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli.lines import as_typed, folded, for_stream
+from orchestrator.cli.lines import as_typed, folded, for_stream, with_flags
 
 URL = "http://127.0.0.1:5000/#/experiments/1/runs/c50e2f61671640c3995647e7a2105a1f?workflowType=machine_learning-x-y"
 
@@ -59,3 +59,19 @@ def test_a_setting_is_a_flag_to_who_types_flags_and_a_variable_to_who_calls_make
     assert as_typed(message) == SAID[message]
     monkeypatch.setenv("MAKELEVEL", "1")
     assert as_typed(message) == message
+
+
+def test_a_message_about_a_field_names_what_was_typed_for_it_and_no_other_word(monkeypatch):
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    flags = {"n_trials": "--trials", "memory": "--memory", "batch_size": "--batch-size"}
+    for message, said in {
+        "n_trials: must be at least 1": "--trials: must be at least 1",
+        "batch_size must be a number": "--batch-size must be a number",
+        "targets: no module 'n_trials'": "targets: no module 'n_trials'",
+        "n_trials stands first": "--trials stands first",
+        "memory stands first": "memory stands first",
+        "SPACE x: n_trials: no such key": "SPACE x: n_trials: no such key",
+    }.items():
+        assert with_flags(message, flags) == said
+    monkeypatch.setenv("MAKELEVEL", "1")
+    assert with_flags("n_trials: must be at least 1", flags) == "n_trials: must be at least 1"
