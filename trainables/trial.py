@@ -172,7 +172,7 @@ class Trial:
     def _measured_cost(self, graphs: StepGraphs | None) -> Cost:
         """Memory and time of full batches on a throw-away adapter, alone on the device."""
         batch, others_mib = self._full_batch(), self._cache.others_mib(self.config.base_form)
-        with self._cache.device_lock.alone():
+        with self._cache.device_lock.alone(), self._cache.timeline.span("cost key"):
             model = self._attached()
             try:
                 return step_cost(
@@ -198,7 +198,7 @@ class Trial:
         for step in rungs(self.config.max_steps):
             if step <= n_done:
                 continue
-            with self._cache.device_lock.shared(), self._cache.oom_as_failure():
+            with self._cache.device_lock.shared(), self._cache.timeline.span("training"), self._cache.oom_as_failure():
                 # Do not bind the losses to a local: CPython 3.12 keeps a closed generator's locals alive.
                 measurement = self._measure(step, self._training.engine.run(self._training.steps[n_done:step]))
             n_done = step

@@ -10,6 +10,7 @@ import torch
 from trainables.cost import memory
 from trainables.cost.device import device_id
 from trainables.cost.device_lock import DeviceLock
+from trainables.cost.timeline import Timeline
 from trainables.data import tokens
 from trainables.evaluation.held_out import EvalBatches, eval_batches
 from trainables.models import base_model, lora
@@ -50,17 +51,20 @@ class WorkerCache:
     Attributes:
         rows: of each split, by its name.
         device_lock: of the device, shared with other processes.
+        timeline: what this process does when.
         untuned: greedy texts and response states of the 16-bit base without an adapter, by the rows that it read;
             filled by trainables.comparison.compare.
     """
 
-    def __init__(self, workload: Workload, device: str) -> None:
+    def __init__(self, workload: Workload, device: str, timeline: Timeline | None = None) -> None:
         """
         Args:
             device: "cuda" or "cpu".
+            timeline: of the process, where it has one; else a new one.
         """
         self.workload = workload
         self.device = device
+        self.timeline = timeline or Timeline()
         self.rows = tokens.load(workload.data_folder)
         self.device_lock = DeviceLock(device_id(device))
         self.untuned: dict[tuple[tokens.TokenRow, ...], tuple[list[list[int]], torch.Tensor]] = {}
@@ -84,6 +88,10 @@ class WorkerCache:
         return self._bases[form]
 
     def _load(self, form: BaseForm) -> None:
+        with self.timeline.span("base"):
+            self._place(form)
+
+    def _place(self, form: BaseForm) -> None:
         if self.device == "cpu":
             self._bases[form] = base_model.load(self.workload, form[0], self.device, keep_16bit=form[1])
             return
@@ -144,13 +152,14 @@ class WorkerCache:
 
     def graphs(self, config: TrialConfig, shapes: Iterable[StepShape]) -> "StepGraphs":
         """StepGraphs that can train a config; see GraphCache.step_graphs."""
-        return self._graph_cache.step_graphs(
-            self.base(*config.base_form),
-            config,
-            shapes,
-            eval_batches=self.held_out(config.base_form),
-            compute_dtype=self.workload.compute_dtype,
-        )
+        with self.timeline.span("capture"):
+            return self._graph_cache.step_graphs(
+                self.base(*config.base_form),
+                config,
+                shapes,
+                eval_batches=self.held_out(config.base_form),
+                compute_dtype=self.workload.compute_dtype,
+            )
 
     def reader(self, form: BaseForm, weights: "AdapterWeights | None") -> "GraphReader":
         """Reads the validation rows, see GraphCache.reader; without a GPU it raises CaptureFailed too."""

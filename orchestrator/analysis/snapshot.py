@@ -22,11 +22,12 @@ from trainables.models.predicted_peak import named_peak_mib
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
+from trainables.values.spans import Span
 from trainables.values.workload import Workload
 
 COVERAGE, GENERIC = "coverage", "generic_base"
 """Facts: what each choice of targets covers, and the type of a base that no family describes, else None."""
-LEARNED, ENQUEUED = "n_learned", "n_enqueued"
+LEARNED = "n_learned"
 """Facts: trials of another sweep that the sampler began with, and proposals of this one that stood fixed before any."""
 
 
@@ -41,6 +42,7 @@ class SweepSnapshot:
         interrupted: stopped before its end; `resume` goes on.
         stopped: why the sweep gave itself up before its end; it is `interrupted` too.
         edits: of settings.json since the sweep began: field, value then, value now; `verify` alone looks for them.
+        spans: what its processes did when; none in ledgers from before that was kept.
     """
 
     settings: SweepSettings
@@ -50,6 +52,7 @@ class SweepSnapshot:
     interrupted: bool = False
     stopped: str | None = None
     edits: tuple[tuple[str, Any, Any], ...] = ()
+    spans: tuple[Span, ...] = ()
 
     @classmethod
     def read(cls, name: str, root: Path = ROOT) -> "SweepSnapshot":
@@ -85,7 +88,8 @@ class SweepSnapshot:
     @classmethod
     def of(cls, settings: SweepSettings, ledger: Ledger) -> "SweepSnapshot":
         """What an open ledger holds now."""
-        return cls(settings=settings, entries=tuple(ledger.entries()), facts=ledger.facts(), folder=ledger.path.parent)
+        found = {"entries": tuple(ledger.entries()), "facts": ledger.facts(), "spans": tuple(ledger.spans())}
+        return cls(settings=settings, folder=ledger.path.parent, **found)
 
     def begun(self) -> "SweepSnapshot":
         """Itself.

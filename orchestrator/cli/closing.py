@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from orchestrator.analysis.answer import answer_of
 from orchestrator.analysis.choice import best, counting
 from orchestrator.analysis.front import is_reused
-from orchestrator.analysis.snapshot import ENQUEUED, LEARNED
+from orchestrator.analysis.snapshot import LEARNED
 from orchestrator.cli.lines import for_stream
 from orchestrator.settings.command import command, pages
 from trainables.values.config import BITS
@@ -33,10 +33,7 @@ MAX_LINES = 8
 def counts_line(sweep: "SweepSnapshot") -> str:
     """How many trials there are, by origin, and how they ended."""
     by_origin: Counter[str] = Counter(map(attrgetter("origin"), sweep.trials))
-    n_enqueued = min(sweep.facts.get(ENQUEUED, 0), by_origin["search"])
-    by_origin["search"] -= n_enqueued
-    origins = [f"{n_enqueued} enqueued to begin with"] if n_enqueued else []
-    origins += [f"{by_origin[origin]} {words}" for origin, words in ORIGINS.items() if by_origin[origin]]
+    origins = [f"{by_origin[origin]} {words}" for origin, words in ORIGINS.items() if by_origin[origin]]
     if n_reused := sum(map(is_reused, sweep.trials)):
         origins.append(f"{n_reused} reused")
     states = [f"{n} {state}" for state, n in Counter(map(attrgetter("state"), sweep.trials)).most_common()]

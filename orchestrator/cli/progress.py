@@ -179,7 +179,7 @@ class ProgressDisplay:
                 status = snapshot.status(now=time.time())
                 for trial in new:
                     self._print(trial_line(trial))
-                if new or status.phase != phase:
+                if new or (status.phase != phase and (stopped or status.phase != "ended")):  # files come after the end
                     memory = text_of(gpu_memory())
                     self._print(counted_line(self._settings.name, status) + (f"; {memory}" if memory else ""))
                 before, phase = snapshot, status.phase

@@ -13,6 +13,7 @@ from orchestrator.analysis.overview import Overview
 from orchestrator.analysis.status import Status
 from orchestrator.cli.output import SCHEMA_VERSION
 from orchestrator.report.values import SweepReport
+from trainables.values.spans import Span
 
 Config = dict[str, Any]
 """Fields of orchestrator's TrialConfig by name."""
@@ -224,7 +225,7 @@ RESULTS: dict[str, Any] = {
     "run": Swept,
     "resume": Swept,
     "run --dry-run": Plan,
-    "status": _keys_of("Progress", {"name": str, **Status.__annotations__}),
+    "status": _keys_of("Progress", {"name": str, **Status.__annotations__, "timeline": list[Span] | None}),
     "best": Best,
     "fit": FitsOne | Fits,
     "report": _keys_of("Reported", dict.fromkeys(SweepReport.__dataclass_fields__, Any)),

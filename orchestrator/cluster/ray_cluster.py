@@ -56,7 +56,7 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
     Raises:
         ConfigError: the address is not one a driver can join; the cluster asks for no token, or this process has none
             (see orchestrator.security.ray_guard); or it runs another Python or Ray.
-        Unreachable: no cluster answers there.
+        Unreachable: no cluster answers there, or a private Ray did not start.
     """
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
@@ -71,7 +71,13 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
 
     if address is None:
         ray_guard.guard_private()
-        ray.init(**_private(os.sched_getaffinity(0), count_gpus()))
+        try:
+            ray.init(**_private(os.sched_getaffinity(0), count_gpus()))
+        except Exception as error:  # Ray raises no narrower kind where its processes do not come up in time
+            reason = " ".join(str(error).split())
+            raise Unreachable(
+                f"Ray did not start on this machine ({reason[:200]}); if other work held it up, run the same again"
+            ) from None
         return
     ray_guard.guard_cluster(address, insecure=insecure)
     shipped = {"py_modules": list(PACKAGES), "excludes": ["**/__pycache__"]}

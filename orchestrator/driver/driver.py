@@ -131,6 +131,8 @@ class Driver:
             self.agenda.keep(self._ledger.set_similarity(*report.similarity))
         if report.test_evaluation:
             self.agenda.keep(self._ledger.set_test_evaluation(task.key, report.test_evaluation))
+        if report.spans:
+            self._ledger.keep_spans(report.spans)
         self._stopping.keep_spent()
         return decision
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.moment import BEGAN_AT, WRITING
-from orchestrator.analysis.snapshot import COVERAGE, ENQUEUED, GENERIC, LEARNED, SweepSnapshot
+from orchestrator.analysis.snapshot import COVERAGE, GENERIC, LEARNED, SweepSnapshot
 from orchestrator.driver import base_targets, plan, reuse, same_command, time_repeats, warm_start
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
@@ -20,6 +20,7 @@ from orchestrator.security.folder_access import narrowed, refuse_shared
 from orchestrator.settings import SweepSettings, stored, sweep_folder
 from orchestrator.settings.command import command
 from orchestrator.workers import checkpoints
+from trainables.cost.timeline import Timeline
 from trainables.values.config import PROTOCOL_VERSION
 from trainables.values.errors import ConfigError
 from trainables.values.files import write_whole
@@ -63,7 +64,9 @@ def run(
         if prepare is None:
             from orchestrator.driver.prepare import prepare  # brings what reads base models and rows
 
-        workload, counts, memory_mib = prepare(settings, root)
+        timeline = Timeline()
+        with timeline.span("inputs"):
+            workload, counts, memory_mib = prepare(settings, root)
         stored.save(settings, folder)
         with closing(Ledger(folder / "ledger.db")) as ledger:
             _note_start(settings, ledger, workload, counts, memory_mib)
@@ -72,14 +75,15 @@ def run(
             from orchestrator.driver.tuning import run_tasks  # brings Ray Tune, for which MLflow's writer need not wait
 
             asked = settings if verdict_seeds is None else settings.model_copy(update={"verdict_seeds": verdict_seeds})
-            driver = run_tasks(asked, workload, ledger, trainable, _resume(settings), **elsewhere)
+            with timeline.span("tasks"):
+                driver = run_tasks(asked, workload, ledger, trainable, _resume(settings), **elsewhere)
+            ledger.keep_spans(timeline.take("driver"))
             return _ended(driver, settings, ledger, root)
 
 
 def _ended(driver: "Driver", settings: SweepSettings, ledger: Ledger, root: Path) -> SweepSnapshot:
     """What the tasks came to; what ran when they were given up is queued again."""
     _queue_running(ledger)
-    ledger.set_fact(ENQUEUED, driver.agenda.proposer.n_enqueued)
     if text := same_command.note(settings, ledger, root):
         logger.info(text)
     return replace(SweepSnapshot.of(settings, ledger), interrupted=not driver.finished, stopped=driver.stopped)

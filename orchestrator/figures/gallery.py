@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.figures import hypervolume, importance, memory, parallel, scatter, similarity
+from orchestrator.figures import hypervolume, importance, memory, parallel, scatter, similarity, timeline
 from orchestrator.figures import page as pages
 from orchestrator.figures.style import DOTS_PER_INCH, LeftOut, Picture, Plotter, finished_png
 from trainables.values.files import write_whole
@@ -31,7 +31,7 @@ def of_sweep(snapshot: SweepSnapshot) -> list[Picture | LeftOut]:
     """All of them."""
     first = [draw(snapshot) for _, draw in IN_REPORT.values()]
     pairs = scatter.pairs(snapshot)
-    return [*first, *pairs, parallel.draw(snapshot), importance.draw(snapshot)]
+    return [*first, *pairs, parallel.draw(snapshot), importance.draw(snapshot), timeline.draw(snapshot)]
 
 
 def write(snapshot: SweepSnapshot, found: Sequence[Picture | LeftOut], folder: Path) -> list[Path]:

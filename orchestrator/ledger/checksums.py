@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from hashlib import blake2b
 
-TABLES = ("sweep", "trials", "measurements", "costs")
+TABLES = ("sweep", "trials", "measurements", "costs", "spans")
 MODULUS = 2**62
 """Of checksums and digests: two of them can be added within SQLite's integers."""
 DAMAGED = "is not as it was written"
@@ -22,6 +22,7 @@ LABELS = {
     "trials": "trial {number!a:.20}",
     "measurements": "the measurement of trial {key!s:.12} at step {step!a:.20}",
     "costs": "the cost of key {key!a:.80}",
+    "spans": "what {process!a:.20} did",
 }
 """How a row of each table is named."""
 TRIGGERS = """
@@ -72,11 +73,14 @@ def watch(db: sqlite3.Connection) -> None:
 def damage(db: sqlite3.Connection) -> Iterator[str]:
     """What is not as it was written: rows by name, tables, then what SQLite finds wrong with the file.
 
+    Which tables there are is not asked here: those of an older version are fewer.
+
     Raises:
         sqlite3.DatabaseError: the file's structure cannot be followed.
     """
     digests = {row["name"]: (row["n_rows"], row["digest"]) for row in db.execute("SELECT * FROM digests")}
-    for table in TABLES:
+    here = {row["name"] for row in db.execute("SELECT name FROM sqlite_master")}
+    for table in filter(here.__contains__, TABLES):
         yield from _damage_of(db, table, *digests.get(table, (None, None)))
     for row in db.execute("PRAGMA integrity_check(20)"):
         if row[0] != "ok":

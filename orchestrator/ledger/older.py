@@ -2,7 +2,7 @@
 
 Version 1 kept similarities without intervals and references, which `resume` measures again. Version 2 had no checksums,
 a column `reused` that nothing read, and other words: twin, reseed, repeat, judgement, cost cell, search rows. Version 3
-kept the training loss of each rung alone.
+kept the training loss of each rung alone, and no spans.
 """
 
 import json
@@ -28,7 +28,8 @@ def tables_then(version: int) -> dict[str, str]:
 
 def schema_3(schema: str) -> str:
     """Statements that make the tables of version 3, from those of today."""
-    return re.sub(rf"^ *{CURVE} .*\n", "", schema, flags=re.MULTILINE)
+    lines_of_4 = rf"^( *{CURVE} |INSERT .*'spans').*\n|^CREATE TABLE spans [^;]*;\n"
+    return re.sub(lines_of_4, "", schema, flags=re.MULTILINE)
 
 
 def earliest_of(db: sqlite3.Connection) -> int:

@@ -50,8 +50,17 @@ CREATE TABLE measurements (
     PRIMARY KEY (key, step)
 ) WITHOUT ROWID;
 CREATE TABLE costs (key TEXT PRIMARY KEY, cost TEXT NOT NULL, checksum INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE spans (
+    process TEXT NOT NULL,
+    began REAL NOT NULL,
+    phase TEXT NOT NULL,
+    ended REAL NOT NULL,
+    checksum INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (process, began, phase)
+) WITHOUT ROWID;
 CREATE TABLE digests (name TEXT PRIMARY KEY, n_rows INTEGER NOT NULL, digest INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO digests VALUES ('sweep', 0, 0), ('trials', 0, 0), ('measurements', 0, 0), ('costs', 0, 0);
+INSERT INTO digests VALUES ('spans', 0, 0);
 """
 REMEDY = "restore it from a copy, or start under a new NAME"
 ID_FILE = "id"

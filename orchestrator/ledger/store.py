@@ -7,7 +7,7 @@ One row a trial key. Every state change is one transaction and must be one of TR
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from orchestrator.ledger.schema import close, connect, named_errors, transaction
 from trainables.values.config import Origin, State, TrialConfig, canonical_json
 from trainables.values.findings import Comparison, TestEvaluation
 from trainables.values.results import Cost, Evaluation, Measurement, TrialResult
+from trainables.values.spans import Span
 from trainables.values.workload import Workload
 
 ON = " on "
@@ -236,6 +237,12 @@ class Ledger:
                 self._db.execute("UPDATE trials SET cost_key = ? WHERE key = ?", (name, of))
         return self.cost(name)  # type: ignore[return-value]
 
+    def keep_spans(self, spans: Iterable[Span]) -> None:
+        """Add to what the sweep's processes did when."""
+        columns = "(process, began, phase, ended) VALUES (:process, :began, :phase, :ended)"
+        with self.together():
+            self._db.executemany(f"INSERT OR REPLACE INTO spans {columns}", map(asdict, spans))
+
     # --- reading
 
     def _read(self, statement: str, *values: Any) -> list[sqlite3.Row]:
@@ -257,6 +264,11 @@ class Ledger:
         """Measured memory and time of a cost key, on the kind of device that was first, if they are known."""
         rows = self._read("SELECT cost FROM costs WHERE key = ?", key)
         return cost_of(rows[0][0]) if rows else None
+
+    def spans(self) -> list[Span]:
+        """What the sweep's processes did, in the order in which it began."""
+        rows = self._read("SELECT process, phase, began, ended FROM spans ORDER BY began, ended DESC, process, phase")
+        return [Span(**dict(row)) for row in rows]
 
     def entry(self, key: str) -> Entry | None:
         """One trial, or None."""

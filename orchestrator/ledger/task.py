@@ -7,6 +7,7 @@ from typing import Literal
 from trainables.values.config import State, TrialConfig
 from trainables.values.findings import Comparison, TestEvaluation
 from trainables.values.results import Cost, Measurement
+from trainables.values.spans import Span
 
 TaskName = tuple[str, str]
 """Kind of a task and key of its trial: at any moment at most one task has it."""
@@ -52,6 +53,7 @@ class TaskReport:
         environment: device, versions and dtype, at the end.
         reason: why the task ended early.
         train_seconds: wall time on the worker, start to end of training.
+        spans: at the end, what the worker did when since the end before.
     """
 
     state: State
@@ -64,6 +66,7 @@ class TaskReport:
     environment: Mapping[str, str] = field(default_factory=dict)
     reason: str | None = None
     train_seconds: float | None = None
+    spans: tuple[Span, ...] = ()
 
     @property
     def is_last(self) -> bool:

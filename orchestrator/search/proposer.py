@@ -48,7 +48,6 @@ class Proposer:
     Attributes:
         study: of at most twice MAX_MODELLED trials beside those at work; when it is full it is begun anew with those
             that matter.
-        n_enqueued: proposals that stood fixed before anything was known.
     """
 
     def __init__(self, settings: "SweepSettings", max_modelled: int = MAX_MODELLED) -> None:
@@ -68,7 +67,6 @@ class Proposer:
         self._grid = Grid(settings.space, self._ordered)
         self._asked: dict[str, optuna.Trial] = {}
         self._first: list[dict[str, Any]] | None = None  # points to begin with that were not asked for yet
-        self.n_enqueued = 0
         self._halves = Halves(self._distributions)
         self.study = self._new_study()
 
@@ -89,13 +87,12 @@ class Proposer:
             self._reseed(place)
         params: dict[str, Any] = {}
         for _ in range(MAX_REPEATS):
-            is_first = self._enqueue_first()
+            self._enqueue_first()
             trial = self.study.ask(self._distributions)
             params = self._decoded(trial.params)
             key = key_of(params)
             if not known(key):
                 self._asked[key] = trial
-                self.n_enqueued += is_first
                 return self._completing_a_pair(key, key_of, known) or params
             self.study.tell(trial, state=TrialState.FAIL)
         if self._space.n_points is None:
@@ -114,7 +111,6 @@ class Proposer:
         if self._space.method in MODELS:
             while (first := self._next_first()) and known(key_of(self._decoded(first))):
                 pass
-            self.n_enqueued += first is not None
         elif self._space.method != "grid":
             again = self.propose(key_of, known, place)
             other = key_of(again) if again is not None else key
@@ -156,11 +152,10 @@ class Proposer:
         self._take(key_of(point), point)
         return point
 
-    def _enqueue_first(self) -> bool:
-        """Let the study ask for the next point to begin with; returns whether there is one."""
+    def _enqueue_first(self) -> None:
+        """Let the study ask for the next point to begin with."""
         if first := self._next_first():
             self.study.enqueue_trial(first)
-        return first is not None
 
     def _next_first(self) -> dict[str, Any] | None:
         """The next point to begin with; none where enough trials were known before, or all were asked for."""

@@ -14,6 +14,7 @@ from orchestrator.report.digests import FILES, digests
 from orchestrator.settings import SweepSettings, sweep_folder
 from orchestrator.settings.command import command
 from orchestrator.tracking.writer import MlflowWriter
+from trainables.cost.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +34,18 @@ def end(settings: SweepSettings, root: Path, writer: MlflowWriter, seconds: floa
     Returns:
         See orchestrator.tracking.publishing.publish.
     """
-    path = sweep_folder(settings.name, root) / "ledger.db"
+    path, timeline = sweep_folder(settings.name, root) / "ledger.db", Timeline()
     with closing(Ledger(path)) as ledger:
         snapshot = SweepSnapshot.of(settings, ledger).begun()
         ledger.set_fact(WRITING, ["writing figures", time.time()])
-        files = write_files(snapshot, ledger)
+        with timeline.span("writing figures"):
+            files = write_files(snapshot, ledger)
         ledger.set_fact(WRITING, ["writing MLflow", time.time()])
-    flushed = writer.finish(files, seconds, interrupted=interrupted)
+    with timeline.span("writing MLflow"):
+        flushed = writer.finish(files, seconds, interrupted=interrupted)
     with closing(Ledger(path)) as ledger:
         ledger.set_fact(WRITING, None)
+        ledger.keep_spans(timeline.take("driver"))
     if flushed.page is None:
         pending = f"{len(snapshot.trials) - flushed.n_whole} of {len(snapshot.trials)} trials and the sweep's own run"
         logger.warning(

@@ -12,6 +12,7 @@ from ray import tune
 
 from orchestrator.workers import storage
 from orchestrator.workers.versions import refuse_here
+from trainables.cost.timeline import Timeline
 
 if TYPE_CHECKING:
     from orchestrator.ledger.task import TaskReport
@@ -24,9 +25,11 @@ class SweepTrainable(tune.Trainable):
         refuse_here(config.get("versions"))  # first: what is imported next may not be there
         os.environ["HF_HUB_OFFLINE"] = "1"  # all inputs are on this node already
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        from orchestrator.workers.worker import Worker
+        timeline = Timeline()
+        with timeline.span("imports"):
+            from orchestrator.workers.worker import Worker
 
-        self._worker = Worker(config["device"])
+        self._worker = Worker(config["device"], timeline)
         self._reports: Iterator[TaskReport] = iter(())
         self.reset_config(config)
 

@@ -4,8 +4,9 @@ It brings PyTorch and all else that trials need, so a worker imports it once its
 """
 
 import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ from orchestrator.workers import node_inputs
 from trainables.comparison.compare import compare, evaluate_on_test
 from trainables.cost.device import device_name, environment, is_lost, own_peak_mib
 from trainables.cost.memory import oom_as_failure
+from trainables.cost.timeline import Timeline
 from trainables.trial import Trial
 from trainables.values.config import canonical_json
 from trainables.values.errors import DeviceLost, TrialFailed
@@ -38,26 +40,38 @@ Finding = TypeVar("Finding", "Comparison", "TestEvaluation")
 class Worker:
     """One process on one device; the base model and the tokens stay between its tasks."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, timeline: Timeline) -> None:
+        """
+        Args:
+            device: "cuda" or "cpu".
+            timeline: of this process.
+        """
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         if device == "cpu":
             torch.set_num_threads(1)  # one core a trial
         self._device = device
+        self._timeline = timeline
         self._cache: WorkerCache | None = None
 
     def reports(self, config: Mapping[str, Any]) -> Iterator[TaskReport]:
-        """What becomes of the task in a Tune config.
+        """What becomes of the task in a Tune config; the last report says what this worker did since the one before.
 
         Raises:
             DeviceLost: the device is of no more use to this process.
             RayError: the cluster's fault, not the trial's: orchestrator.workers.faults decides.
         """
+        process = f"worker {config['worker']['number']}"
+        with closing(self._reports(config)) as reports:
+            for report in reports:
+                yield replace(report, spans=self._timeline.take(process)) if report.is_last else report
+
+    def _reports(self, config: Mapping[str, Any]) -> Generator[TaskReport]:
         task, store = config["task"], config["adapter_store"]
         try:
             if self._cache is None:
                 workload = node_inputs.here(Workload(**config["workload"]), config.get("inputs"))
-                self._cache = WorkerCache(workload, self._device)
+                self._cache = WorkerCache(workload, self._device, self._timeline)
             work = {"train": _train, "compare": _compare, "evaluate": _evaluate}[task.kind]
             yield from work(self._cache, task, store)
         except TrialFailed as error:
@@ -136,7 +150,7 @@ def _compare(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskRepor
 def _evaluate(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskReport]:
     files, *replicates = _adapters(store, task.key, *task.replicate_keys)
     baseline = _adapters(store, task.baseline_key)[0] if task.baseline_key else None
-    with oom_as_failure():
+    with cache.timeline.span("test evaluation"), oom_as_failure():
         test_evaluation = evaluate_on_test(cache, task.config, files=files, baseline=baseline, replicates=replicates)
     yield _end(cache, "completed", test_evaluation=_checked(test_evaluation))
 
@@ -144,7 +158,7 @@ def _evaluate(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskRepo
 def _compared(
     cache: WorkerCache, keep_16bit: tuple[str, ...], *, nf4: Mapping[str, bytes], baseline: Mapping[str, bytes]
 ) -> "Comparison":
-    with oom_as_failure():
+    with cache.timeline.span("comparison"), oom_as_failure():
         return _checked(compare(cache, nf4=nf4, baseline=baseline, keep_16bit=keep_16bit))
 
 

@@ -14,6 +14,7 @@ from tempfile import mkdtemp
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.analysis import timeline
 from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.front import front_of
 from orchestrator.ledger import Ledger
@@ -111,6 +112,18 @@ def test_standard_output_is_one_json_object(swept):
         assert verdict["lost"]["n_groups"] >= 30
 
 
+def test_the_ledger_says_what_driver_and_workers_did_when(swept):
+    ledger = Ledger(swept[0] / "mlflow_runs" / "sweeps" / "a" / "ledger.db", read_only=True)
+    by_process = {one.process: one.seconds() for one in timeline.by_process(ledger.spans())}
+    ledger.close()
+    assert by_process.pop("driver").keys() >= {"inputs", "tasks", "writing figures", "writing MLflow"}
+    assert by_process, "no worker"
+    assert all(seconds.keys() >= {"imports", "base"} for seconds in by_process.values())
+    assert {phase for seconds in by_process.values() for phase in seconds} >= {"training", "test evaluation"}
+    shown = command("status", "a", "--timeline", cwd=swept[0])
+    assert all(name in shown.out for name in ("driver", *by_process))
+
+
 def test_every_trial_completed_and_every_4bit_one_has_its_similarity(swept):
     found = searched(swept[0])
     assert sorted((t.config.precision, t.config.rank) for t in found) == [
@@ -166,7 +179,7 @@ def test_the_parent_run_holds_what_the_sweep_came_to(mlflow):
     figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
     assert {"front.json", "trials.parquet", "settings.json", "environment.json"} <= names
     points = ("rank_memory", "loss_memory", "parallel_coordinates")
-    drawn = (*points, "hypervolume", "memory_breakdown", "similarity", "front")
+    drawn = (*points, "hypervolume", "memory_breakdown", "similarity", "timeline", "front")
     assert figures == {f"figures/{n}.png" for n in drawn} | {"figures/left_out.txt"}
     assert {"figures.html", "report.html", "report.md"} <= names
     assert parent.info.status == "FINISHED"

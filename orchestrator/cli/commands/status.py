@@ -3,11 +3,14 @@
 import sys
 from dataclasses import asdict
 from time import time
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from orchestrator.analysis.answer import answer_of
 from orchestrator.analysis.snapshot import SweepSnapshot, newest
+from orchestrator.analysis.timeline import lines
 from orchestrator.cli.lines import for_stream
 from orchestrator.cli.options import AsJson, NameOrNewest
 from orchestrator.cli.output import print_json
@@ -16,13 +19,20 @@ from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.settings import ROOT
 
 
-def status(name: NameOrNewest = None, as_json: AsJson = False) -> None:
+def status(
+    name: NameOrNewest = None,
+    timeline: Annotated[bool, typer.Option("--timeline", help="where its time went, process by process")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show how far a sweep is."""
     name = name or newest(ROOT)
     snapshot = SweepSnapshot.read(name)
     found = snapshot.status(now=time())
     if as_json:
-        print_json({"name": name, **asdict(found)})
+        spans = list(map(asdict, snapshot.spans)) if timeline else None
+        print_json({"name": name, **asdict(found), "timeline": spans})
+    elif timeline:
+        print("\n".join(lines(snapshot.spans, Console().width)))
     else:
         memory = text_of(gpu_memory()) if found.n_done < found.n_expected else ""
         print(for_stream(answer_of(snapshot), sys.stdout))

@@ -174,6 +174,14 @@ def test_a_fault_that_no_user_can_mend_keeps_its_traceback(monkeypatch):
         main(lambda: os.close(10_000))
 
 
+def test_a_ray_that_does_not_start_is_told_in_one_line(tmp_path):
+    too_long = tmp_path / ("x" * 100)  # for the sockets that Ray makes there
+    finished = command("run", "--trials", "1", cwd=tmp_path, RAY_TMPDIR=str(too_long))
+    assert finished.code == 5, finished.err
+    assert "Ray did not start on this machine" in finished.err
+    assert "Traceback" not in finished.err
+
+
 def test_an_address_where_nothing_listens_is_unreachable(tmp_path):
     finished = called("run", "--address", "127.0.0.1:1", cwd=tmp_path)
     assert finished.code == 5, finished.err

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.analysis import choice
 from orchestrator.analysis.answer import answer_of
-from orchestrator.analysis.snapshot import ENQUEUED, LEARNED, SweepSnapshot
+from orchestrator.analysis.snapshot import LEARNED, SweepSnapshot
 from orchestrator.cli.closing import MAX_LINES, ORIGINS, counts_line, next_lines, report_text
 from orchestrator.report.content import report_of
 from orchestrator.settings.command import pages
@@ -31,13 +31,11 @@ def test_the_origins_of_all_trials_are_counted_and_add_up(sweep):
     assert {trial.origin for trial in sweep.trials} <= ORIGINS.keys()
 
 
-def test_proposals_that_stood_fixed_and_what_was_learned_of_another_sweep_are_counted_apart(sweep):
+def test_what_was_learned_of_another_sweep_is_counted_apart(sweep):
     settings = sweep.settings.model_copy(update={"warm_start": "before"})
-    known = replace(sweep, settings=settings, facts={**sweep.facts, ENQUEUED: 3, LEARNED: 12})
-    assert "(3 enqueued to begin with, 1 of the search): " in counts_line(known)
+    known = replace(sweep, settings=settings, facts={**sweep.facts, LEARNED: 12})
     assert counts_line(known).endswith("; warm start from 12 trials of sweep before")
-    all_fixed = counts_line(replace(known, facts={ENQUEUED: 4}))
-    assert all_fixed == f"{len(sweep.trials)} trials (4 enqueued to begin with): 4 completed"
+    assert "warm start" not in counts_line(sweep)
 
 
 def test_last_stand_the_answer_a_budget_that_its_trial_fits_the_report_and_mlflows_page(sweep, tmp_path):

@@ -27,6 +27,7 @@ from orchestrator.report import outputs
 from tests.support.sweeps import GRID, TPE, WORKLOAD, cost, likeness, make, measurement, similarity, snapshot, trial
 from trainables.values.config import TrialConfig
 from trainables.values.results import PARTS, MemoryBreakdown, TrialResult
+from trainables.values.spans import Span
 
 ALL = (*DEFAULT, "embedding_cosine", "token_match_rate")
 
@@ -59,7 +60,8 @@ def one(number: int, random: Random) -> TrialResult:
 def sweep() -> SweepSnapshot:
     """30 trials of both precisions."""
     random = Random(0)
-    return result_of(*(one(number, random) for number in range(30)))
+    spans = (Span(process="worker 0", phase="training", began=0.0, ended=9.0),)
+    return replace(result_of(*(one(number, random) for number in range(30))), spans=spans)
 
 
 def ringed(html) -> set[tuple[float, float]]:
@@ -374,7 +376,7 @@ def test_what_has_nothing_to_show_is_left_out_and_said(tmp_path):
     names = {path.stem for path in files if path.suffix == ".png"}
     assert names == {"front", "rank_memory", "loss_memory", "time_memory", "loss_time", "hypervolume"}
     reasons = dict(line.split(": ", 1) for line in (old.parent / figures.LEFT_OUT).read_text().splitlines())
-    assert reasons.keys() == {"memory_breakdown", "similarity", "parallel_coordinates", "importance"}
+    assert reasons.keys() == {"memory_breakdown", "similarity", "parallel_coordinates", "importance", "timeline"}
     assert reasons["similarity"] == "no 4-bit finalist was compared with a 16-bit baseline"
 
 
@@ -403,7 +405,7 @@ def test_trials_with_equal_figures_are_drawn(sweep):
 
 
 def test_the_pictures_fit_their_page(sweep):
-    for figure in figures.of_sweep(result_of(*sweep.trials, objectives=ALL)):
+    for figure in figures.of_sweep(replace(result_of(*sweep.trials, objectives=ALL), spans=sweep.spans)):
         png = finished_png(figure, "a base of a long name, " * 8)
         png.draw_without_rendering()
         width, height = png.get_size_inches() * png.dpi

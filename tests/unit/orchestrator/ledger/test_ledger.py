@@ -27,6 +27,7 @@ from trainables.values.config import FINAL_STATES, State, TrialConfig, canonical
 from trainables.values.errors import ConfigError, LedgerDamaged
 from trainables.values.findings import Comparison
 from trainables.values.results import Cost
+from trainables.values.spans import Span
 
 CONFIGS = [TrialConfig(precision=p, rank=r, alpha=8) for r in (1, 2) for p in ("nf4", "16bit")]
 KEYS = [f"{i}" * 64 for i in range(len(CONFIGS))]
@@ -551,6 +552,16 @@ def test_a_training_curve_is_read_back_as_it_was_measured(tmp_path):
         ledger.start(KEYS[0])
         told = replace(measurement(25, 3.0), train_curve=((10, 4.25), (20, 3.5), (25, 3.0)))
         assert ledger.record(KEYS[0], told).result.history == (told,)
+
+
+def test_what_processes_did_is_read_back_in_the_order_in_which_it_began(ledger):
+    spans = [
+        Span(process=process, phase=phase, began=began, ended=began + 2.0)
+        for process, phase, began in (("driver", "inputs", 1.0), ("worker 0", "base", 3.0), ("worker 1", "base", 3.5))
+    ]
+    ledger.keep_spans(spans[1:])
+    ledger.keep_spans(spans[:2])  # once more, as after a report that was lost
+    assert ledger.spans() == spans
 
 
 def test_a_ledger_that_says_an_older_version_than_its_tables_is_damaged(ledger):

@@ -1,0 +1,107 @@
+"""Where a sweep's time went: what each of its processes did, from the spans that it noted. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from operator import attrgetter
+
+from trainables.values.spans import Span
+
+IDLE = "idle"
+"""Of a process: in no phase that it notes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessTime:
+    """What one process did.
+
+    Attributes:
+        process: "driver" or "worker 0".
+        pieces: in order, without gaps or overlaps, each of one phase; IDLE between two that were noted.
+    """
+
+    process: str
+    pieces: tuple[Span, ...]
+
+    @property
+    def began(self) -> float:
+        return self.pieces[0].began
+
+    @property
+    def ended(self) -> float:
+        return self.pieces[-1].ended
+
+    def seconds(self) -> dict[str, float]:
+        """Of each phase, the one that it began with first."""
+        total: dict[str, float] = {}
+        for piece in self.pieces:
+            total[piece.phase] = total.get(piece.phase, 0.0) + piece.seconds
+        return total
+
+
+def by_process(spans: Sequence[Span]) -> list[ProcessTime]:
+    """What each process did: the driver, then workers by number.
+
+    Where spans lie inside each other, the time is the innermost one's: the base that a comparison loads is loading.
+    """
+    ordered = sorted(spans, key=attrgetter("process"))
+    found = [_process_time(process, list(own)) for process, own in groupby(ordered, key=attrgetter("process"))]
+    return sorted(found, key=_place)
+
+
+def _place(one: ProcessTime) -> tuple[bool, int, str]:
+    number = one.process.rpartition(" ")[2]
+    return one.process != "driver", int(number) if number.isdigit() else 0, one.process
+
+
+def _process_time(process: str, spans: Sequence[Span]) -> ProcessTime:
+    edges = sorted({edge for span in spans for edge in (span.began, span.ended)})
+    pieces: list[Span] = []
+    for began, ended in pairwise(edges):
+        inside = [span for span in spans if span.began <= began and ended <= span.ended]
+        phase = min(inside, key=attrgetter("seconds")).phase if inside else IDLE
+        if pieces and pieces[-1].phase == phase:
+            began = pieces.pop().began
+        pieces.append(Span(process=process, phase=phase, began=began, ended=ended))
+    return ProcessTime(process=process, pieces=tuple(pieces))
+
+
+def bar(one: ProcessTime, began: float, ended: float, width: int) -> str:
+    """One process as a line of characters: each column the first letter of the phase that it is longest in.
+
+    Args:
+        began, ended: what the line stands for, in seconds since the epoch.
+    """
+    column = (ended - began) / width
+    return "".join(_letter(one, began + place * column, column) for place in range(width))
+
+
+def _letter(one: ProcessTime, began: float, seconds: float) -> str:
+    within: dict[str, float] = {}
+    for piece in one.pieces:
+        shared = min(piece.ended, began + seconds) - max(piece.began, began)
+        if shared > 0:
+            within[piece.phase] = within.get(piece.phase, 0.0) + shared
+    longest = max(within, key=within.__getitem__, default=IDLE)
+    return "·" if longest == IDLE else longest[0]
+
+
+def lines(spans: Sequence[Span], width: int) -> Iterator[str]:
+    """The timeline as text: seconds of each phase of each process, then a bar each.
+
+    Args:
+        width: columns of the terminal.
+    """
+    processes = by_process(spans)
+    if not processes:
+        yield "no timeline: this sweep began before one was kept, or no task of it has ended"
+        return
+    began, ended = min(one.began for one in processes), max(one.ended for one in processes)
+    yield f"{ended - began:.1f} s from the first thing noted to the last"
+    for one in processes:
+        parts = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in one.seconds().items())
+        yield f"{one.process}: {parts}"
+    label = max(len(one.process) for one in processes) + 2
+    for one in processes:
+        yield f"{one.process:<{label}}{bar(one, began, ended, max(10, width - label))}"
+    yield "each column is the phase that it is longest in, by its first letter; · is idle"

@@ -1,0 +1,64 @@
+"""Where a sweep's time went."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.analysis.timeline import IDLE, bar, by_process, lines
+from trainables.values.spans import Span
+
+
+def span(phase: str, began: float, ended: float, process: str = "worker 0") -> Span:
+    return Span(process=process, phase=phase, began=began, ended=ended)
+
+
+def test_what_lies_inside_another_span_counts_once_for_the_inner_one():
+    (one,) = by_process([span("comparison", 0, 10), span("base", 2, 5)])
+    assert one.seconds() == {"comparison": 7, "base": 3}
+
+
+def test_between_two_spans_a_process_is_idle():
+    (one,) = by_process([span("base", 0, 2), span("training", 5, 9)])
+    assert one.seconds() == {"base": 2, IDLE: 3, "training": 4}
+
+
+def test_the_driver_comes_first_and_workers_by_number():
+    found = by_process([span("base", 0, 1, name) for name in ("worker 10", "worker 9", "driver")])
+    assert [one.process for one in found] == ["driver", "worker 9", "worker 10"]
+
+
+moments = st.integers(0, 50).map(float)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), moments, moments), min_size=1))
+def test_at_each_moment_a_process_is_in_the_phase_of_the_shortest_span_around_it(drawn):
+    spans = [span(phase, min(at, to), max(at, to) + 1) for phase, at, to in drawn]
+    (one,) = by_process(spans)
+    assert all(before.ended == after.began for before, after in pairwise(one.pieces))
+    assert sum(one.seconds().values()) == pytest.approx(one.ended - one.began)
+    for piece in one.pieces:
+        for moment in np.arange(piece.began + 0.5, piece.ended):
+            around = [s for s in spans if s.began < moment < s.ended]
+            shortest = min((s.seconds for s in around), default=0.0)
+            assert piece.phase in ({s.phase for s in around if s.seconds == shortest} or {IDLE})
+
+
+def test_a_bar_shows_the_phase_that_each_column_is_longest_in():
+    (one,) = by_process([span("base", 0, 4), span("training", 5, 10)])
+    assert bar(one, 0, 10, 10) == "bbbb·ttttt"
+    assert bar(one, 0, 20, 5) == "btt··"
+
+
+def test_the_text_names_each_process_once_with_its_seconds_and_once_with_its_bar():
+    said = list(lines([span("base", 0, 4), span("inputs", 0, 9, "driver"), span("training", 4, 9)], width=80))
+    assert said[1:3] == ["driver: inputs 9.0 s", "worker 0: base 4.0 s, training 5.0 s"]
+    assert [line.split()[0] for line in said[3:5]] == ["driver", "worker"]
+    assert all(len(line) <= 80 for line in said)
+
+
+def test_without_spans_it_is_said_that_there_are_none():
+    (line,) = lines([], width=80)
+    assert "no timeline" in line

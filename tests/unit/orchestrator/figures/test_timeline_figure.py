@@ -1,0 +1,30 @@
+"""The picture of what each process did when."""
+
+from dataclasses import replace
+
+from orchestrator.figures import timeline
+from orchestrator.figures.style import LeftOut
+from tests.support.sweeps import TPE, make, snapshot
+from trainables.values.spans import Span
+
+SPANS = (
+    Span(process="driver", phase="inputs", began=100.0, ended=104.0),
+    Span(process="worker 0", phase="base", began=104.0, ended=106.0),
+    Span(process="worker 0", phase="training", began=106.0, ended=116.0),
+    Span(process="worker 1", phase="training", began=107.0, ended=112.0),
+)
+
+
+def test_each_bar_stands_where_its_process_was_in_its_phase():
+    figure = timeline.draw(replace(snapshot(make(TPE), (), {}), spans=SPANS))
+    found = set()
+    for trace in figure.html().data:
+        found |= {(trace.name, *bar) for bar in zip(trace.y, trace.base, trace.x, strict=True)}
+    assert found == {(s.phase, s.process, s.began - 100.0, s.seconds) for s in SPANS}
+    axes = figure.png().axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["driver", "worker 0", "worker 1"]
+    assert sorted(bar.get_width() for bars in axes.containers for bar in bars) == [2.0, 4.0, 5.0, 10.0]
+
+
+def test_a_sweep_without_spans_has_no_such_picture():
+    assert isinstance(timeline.draw(snapshot(make(TPE), (), {})), LeftOut)
