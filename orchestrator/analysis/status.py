@@ -99,17 +99,15 @@ def status_of(
     n_searched = 0 if ended or finished else _n_to_come(trials, settings)
     searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.is_of_search for t in trials)
     n_replicates = 0 if searching or finished else _n_replicates_to_come(trials, settings)
-    expected = len(trials) + n_searched + n_replicates
     evaluated = [trial.test_evaluation is not None for trial in to_evaluate(trials, settings)]
     is_over = finished and not (moment and moment.writing)
     left = None if is_over else _seconds_left(trials, settings, n_searched, moment)
-    completed = [trial for trial in trials if trial.state == "completed"]
     return Status(
         counts=dict(counts),
         n_done=sum(map(counts.__getitem__, FINAL_STATES)),
-        n_expected=expected,
+        n_expected=len(trials) + n_searched + n_replicates,
         kinds=_kinds(trials, n_searched, n_replicates),
-        best={objective: _best(completed, objective) for objective in settings.objectives},
+        best={objective: _best(trials, objective) for objective in settings.objectives},
         n_reused=sum(map(is_reused, trials)),
         front_size=len(front_of(trials, settings, repeats=repeats).members),
         phase=_phase(trials, searching, n_replicates, finished, moment),
@@ -170,7 +168,9 @@ def _last_fault(trials: Sequence[TrialResult]) -> str | None:
 
 
 def _best(trials: Sequence[TrialResult], objective: str) -> float | None:
-    known = [value for trial in trials if (value := objective_value(trial, objective)) is not None]
+    """Of the completed trials; None where none has a value."""
+    completed = (trial for trial in trials if trial.state == "completed")
+    known = [value for trial in completed if (value := objective_value(trial, objective)) is not None]
     return min(known, key=lambda value: value * OBJECTIVES[objective].sign, default=None)
 
 

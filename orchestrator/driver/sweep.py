@@ -61,12 +61,9 @@ def run(
         refuse_shared(folder, root)
     with narrowed(root), owned(folder):
         _refuse_unfit(settings, root, resume=resume)
-        if prepare is None:
-            from orchestrator.driver.prepare import prepare  # brings what reads base models and rows
-
         timeline = Timeline()
         with timeline.span("inputs"):
-            workload, counts, memory_mib = prepare(settings, root)
+            workload, counts, memory_mib = (prepare or _prepare)(settings, root)
         stored.save(settings, folder)
         with closing(Ledger(folder / "ledger.db")) as ledger:
             _note_start(settings, ledger, workload, counts, memory_mib)
@@ -77,12 +74,18 @@ def run(
             asked = settings if verdict_seeds is None else settings.model_copy(update={"verdict_seeds": verdict_seeds})
             with timeline.span("tasks"):
                 driver = run_tasks(asked, workload, ledger, trainable, _resume(settings), **elsewhere)
-            ledger.keep_spans(timeline.take("driver"))
-            return _ended(driver, settings, ledger, root)
+            return _ended(driver, settings, ledger, root, timeline)
 
 
-def _ended(driver: "Driver", settings: SweepSettings, ledger: Ledger, root: Path) -> SweepSnapshot:
+def _prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, int], float | None]:
+    from orchestrator.driver.prepare import prepare  # brings what reads base models and rows
+
+    return prepare(settings, root)
+
+
+def _ended(driver: "Driver", settings: SweepSettings, ledger: Ledger, root: Path, timeline: Timeline) -> SweepSnapshot:
     """What the tasks came to; what ran when they were given up is queued again."""
+    ledger.keep_spans(timeline.take("driver"))
     _queue_running(ledger)
     if text := same_command.note(settings, ledger, root):
         logger.info(text)

@@ -17,6 +17,7 @@ from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.figures.columns import Columns, beyond
 from orchestrator.figures.style import PRECISION_COLOURS, PRECISION_NAMES, LeftOut, Picture, canvas, hover, legend, ring
 from orchestrator.objectives import OBJECTIVES
+from trainables.values.config import Precision
 from trainables.values.results import TrialResult
 
 if TYPE_CHECKING:
@@ -196,13 +197,25 @@ def _pair_png(columns: Columns, on_edge: Columns, noise: Sequence[Noise]) -> Png
     return figure
 
 
+def _markers(columns: Columns, precision: Precision, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    """Of the chosen trials: hollow outside the search, larger and ringed on the front."""
+    on_front = columns.on_front[chosen]
+    return {
+        "color": PRECISION_COLOURS[precision],
+        "symbol": np.where(columns.searched[chosen], "circle", "circle-open").tolist(),
+        "size": np.where(on_front, 13, 9).tolist(),
+        "opacity": 0.8,
+        "line": {"color": "black", "width": np.where(on_front, 2.5, 0).tolist()},
+    }
+
+
 def _traces(
     columns: Columns, xs: Values, ys: Values, noise: Sequence[Noise] = (), *, legend: bool = True
 ) -> "Iterator[go.Scatter]":
     import plotly.graph_objects as go
 
     for precision, chosen in columns.by_precision():
-        on_front, bars = columns.on_front[chosen], {}
+        bars = {}
         for axis, one in zip(("error_x", "error_y"), noise, strict=False):
             if one.margin:
                 low, high = (np.where(np.isnan(end), None, end).tolist() for end in columns.reach(one)[:, chosen])
@@ -212,13 +225,7 @@ def _traces(
             y=ys[chosen].tolist(),
             name=PRECISION_NAMES[precision],
             text=list(map(hover, columns.trials[chosen])),
-            marker={
-                "color": PRECISION_COLOURS[precision],
-                "symbol": np.where(columns.searched[chosen], "circle", "circle-open").tolist(),
-                "size": np.where(on_front, 13, 9).tolist(),
-                "opacity": 0.8,
-                "line": {"color": "black", "width": np.where(on_front, 2.5, 0).tolist()},
-            },
+            marker=_markers(columns, precision, chosen),
             mode="markers",
             legendgroup=precision,
             showlegend=False,
