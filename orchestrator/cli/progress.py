@@ -159,7 +159,8 @@ class ProgressDisplay:
         def view() -> Group:
             nonlocal share
             status = self._snapshot(ledger).status(now=time.time())
-            share = max(share, status.share_done)  # where more turns out to be left, the bar waits
+            if status.phase != "ended" or self._stop.is_set():  # between the last task and the files it seems so, too
+                share = max(share, status.share_done)  # where more turns out to be left, the bar waits
             return status_view(self._settings.name, status, text_of(gpu_memory()), share=share)
 
         with Live(view(), console=self._console, refresh_per_second=2) as live:

@@ -25,6 +25,7 @@ FILES = {
     "load": "load.py",
     "search": "search.py",
     "order": "order.py",
+    "time-left": "time_left.py",
     "cluster": "cluster.py",
     "mlflow-faults": "mlflow_faults.py",
     "stand-in": "stand_in.py",

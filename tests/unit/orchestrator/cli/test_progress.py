@@ -114,6 +114,21 @@ def test_the_bar_of_a_running_sweep_never_goes_back_though_more_turns_out_to_be_
     assert shares[0] > 90
 
 
+def test_the_bar_is_not_full_between_the_last_task_and_the_end_of_the_display(tmp_path):
+    desk = Desk(tmp_path, make(n_trials=1))
+    desk.finish()
+    desk.ledger.close()
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    display = ProgressDisplay(desk.settings, tmp_path / "ledger.db", console)
+    display.start()
+    try:
+        wait_until(lambda: "ended" in console.file.getvalue())
+        assert "100 %" not in console.file.getvalue()
+    finally:
+        display.stop()
+    assert "100 %" in console.file.getvalue()
+
+
 def test_the_count_of_trials_says_what_makes_it_up_as_it_grows():
     settings = make(TPE, n_trials=3)
     searched = [ended(0, 1.0), ended(1, 1.0)]
@@ -178,6 +193,7 @@ def test_elsewhere_than_on_a_terminal_each_trial_is_a_line_with_what_is_left_aft
     try:
         wait_until(console.file.getvalue)  # what had ended before is not told
         desk.do(breaks)
+        wait_until(lambda: "t: training, 1 of" in console.file.getvalue())
         desk.do(completes)
     finally:
         display.stop()

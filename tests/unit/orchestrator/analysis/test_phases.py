@@ -1,0 +1,84 @@
+"""What a sweep does now, by name, from its first trial's start until all is written."""
+
+from contextlib import closing
+from itertools import groupby
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator.analysis.moment import WRITING, WRITING_SECONDS, Moment
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.analysis.status import status_of
+from orchestrator.ledger import Ledger
+from orchestrator.settings import sweep_folder
+from orchestrator.tracking.ending import end
+from orchestrator.tracking.publishing import publish
+from tests.support.sweeps import GRID, TPE, Desk, completes, make, trial
+from tests.support.swept import swept
+
+
+def status_in(ledger, settings, now: float = 1e10):
+    return SweepSnapshot.of(settings, ledger).status(now=now)
+
+
+def test_tasks_of_a_sweep_pass_through_the_phases_in_their_order(tmp_path):
+    desk, phases = Desk(tmp_path, make(GRID, finalist_seeds=2), n_slots=1), []
+    while not desk.driver.finished:
+        if name := desk.take(completes):
+            phases.append(status_in(desk.ledger, desk.settings).phase)
+            while not desk.step(name):
+                phases.append(status_in(desk.ledger, desk.settings).phase)
+    phases.append(status_in(desk.ledger, desk.settings).phase)
+    in_order = ["loading the base", "training", "testing finalists on fresh seeds", "evaluating finalists", "ended"]
+    assert [phase for phase, _ in groupby(phases)] == in_order
+    found = status_in(desk.ledger, desk.settings)
+    assert found.n_evaluated == found.n_to_evaluate > 0
+    assert (found.share_done, found.seconds_left, found.running) == (1.0, None, ())
+
+
+def test_between_search_and_runs_under_other_seeds_those_are_what_comes():
+    searched = [trial(0)]
+    settings = make(TPE, n_trials=1, finalist_seeds=2)
+    assert status_of(searched, settings).phase == "testing finalists on fresh seeds"
+    assert status_of(searched, make(TPE, n_trials=1)).phase == "evaluating finalists"
+
+
+def test_what_is_written_at_the_end_is_named_until_all_is_written(tmp_path):
+    settings, _ = swept(tmp_path)
+    path, seen = sweep_folder(settings.name, tmp_path) / "ledger.db", []
+
+    def finish(files, seconds, *, interrupted):
+        with closing(Ledger(path, read_only=True)) as ledger:
+            seen.append(status_in(ledger, settings).phase)
+        return SimpleNamespace(page="http://127.0.0.1:5000/#/x")
+
+    with closing(Ledger(path)) as ledger:
+        assert status_in(ledger, settings).phase == "ended"
+    assert end(settings, tmp_path, SimpleNamespace(finish=finish), 1.0, False) == "http://127.0.0.1:5000/#/x"
+    assert seen == ["writing MLflow"]
+    with closing(Ledger(path, read_only=True)) as ledger:
+        assert status_in(ledger, settings).phase == "ended"
+
+
+def test_files_are_counted_down_by_what_is_written_and_never_below_zero():
+    first, second = WRITING_SECONDS.values()
+    moments = {
+        first + second: Moment(now=100.0),
+        first - 3.0 + second: Moment(now=100.0, writing=("writing figures", 97.0)),
+        second: Moment(now=1e6, writing=("writing figures", 97.0)),
+        second - 1.0: Moment(now=100.0, writing=("writing MLflow", 99.0)),
+        0.0: Moment(now=1e6, writing=("writing MLflow", 99.0)),
+    }
+    for left, moment in moments.items():
+        assert moment.writing_seconds_left == pytest.approx(left)
+
+
+def test_a_sweep_whose_process_was_killed_while_it_wrote_has_ended_once_it_is_synced(tmp_path):
+    settings, _ = swept(tmp_path)
+    path = sweep_folder(settings.name, tmp_path) / "ledger.db"
+    with closing(Ledger(path)) as ledger:
+        ledger.set_fact(WRITING, ["writing figures", 1e9])
+        assert status_in(ledger, settings).phase == "writing figures"
+    publish(settings, tmp_path, interrupted=False)
+    with closing(Ledger(path, read_only=True)) as ledger:
+        assert status_in(ledger, settings).phase == "ended"
