@@ -253,7 +253,9 @@ class Trial:
 
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter as it is now, as peft's files by name."""
-        return lora.to_files(self.config, self._training.matrices, base_name=self._cache.workload.base_model)
+        workload = self._cache.workload
+        base = {"base_name": workload.base_model, "commit": workload.base_commit}
+        return lora.to_files(self.config, self._training.matrices, **base)
 
     def close(self) -> None:
         """Take the adapter off the base and free it; the trial cannot be used afterwards.

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+import search_spaces
 from orchestrator.analysis.answers import answers_of
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.cli.options import FLAGS
@@ -38,7 +39,11 @@ def _found(names: Sequence[str]) -> tuple[Any, ...]:
 
 def run_command(settings: SweepSettings) -> str:
     """The `run` that does a sweep again: its space, base and rows, and what was said beside the defaults."""
-    words = ["run", "--name", settings.name, "--space", settings.space.name]
+    space = settings.space.name  # of a space from a file the file's own, wherever that lies now
+    words = ["run", "--name", settings.name, "--space", space if space in search_spaces.names() else f"{space}.yaml"]
+    if settings.objectives != SweepSettings.model_fields["objectives"].default:
+        for objective in settings.objectives:
+            words += [FLAGS["objectives"][0], objective]
     for name, field in SweepSettings.model_fields.items():
         value = getattr(settings, name)
         if name in CHOSEN or value == AUTO[settings.device].get(name, field.default):

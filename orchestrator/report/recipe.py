@@ -5,6 +5,7 @@ programs' own config classes. What a program says by its defaults as this one do
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
@@ -12,6 +13,7 @@ import yaml
 from orchestrator.report.render import render
 from trainables.data.formats import parse_columns
 from trainables.data.hub_models import named_revision
+from trainables.data.rows import is_path
 from trainables.models.kept import skip_pattern
 from trainables.models.lora import is_transposed
 from trainables.values.errors import ConfigError, did_you_mean
@@ -26,6 +28,8 @@ PROMPT_WITHOUT_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n"
 PLAIN = {"format": "{instruction}"}
 """Of rows that have no prompt but their own."""
 LLAMA_FACTORY_NF4 = {"quantization_bit": 4, "quantization_type": "nf4", "double_quantization": True}
+BUILDERS = {"csv": "csv", "tsv": "csv", "parquet": "parquet"}
+"""Suffix of a file -> what of `datasets` reads it, JSON apart."""
 MAX_GRAD_NORM = 1.0
 """Of protocol 2."""
 OUTPUT = "outputs"
@@ -131,13 +135,21 @@ def trl(config: "TrialConfig", sweep: "SweepSnapshot", kind: "RowKind") -> Made:
         "use_rslora": config.rank_stabilized,
         "load_in_4bit": config.precision == "nf4",
         "use_bnb_nested_quant": config.precision == "nf4",
-        "dataset_name": sweep.settings.data,
+        **_trl_data(sweep.settings.data),
         "max_length": config.max_length_tokens,
         "completion_only_loss" if kind != "chat" else "assistant_only_loss": True,
         **_hugging_face(config, sweep),
     }
     wanted = "rows need the columns prompt and completion: see the trainer's page on dataset formats"
     return values, [wanted] if kind == "Alpaca" else []
+
+
+def _trl_data(data: str) -> dict[str, Any]:
+    """A data set of the hub by its name; of a file, which `dataset_name` cannot be, what reads it."""
+    if not is_path(data):
+        return {"dataset_name": data}
+    suffix = Path(data).suffix.lower().removeprefix(".")
+    return {"datasets": [{"path": BUILDERS.get(suffix, "json"), "data_files": data}]}
 
 
 def llama_factory(config: "TrialConfig", sweep: "SweepSnapshot", kind: "RowKind") -> Made:

@@ -28,6 +28,8 @@ DIRECTIVES = "aAbBdHIjmMpSUwWyYcxXzZ%"
 REPLACED = "".join(f"|replace('%{one}', {json.dumps(TODAY.strftime(f'%{one}'))})" for one in DIRECTIVES)
 STRFTIME_NOW = f"{{% macro strftime_now(format) %}}{{{{ format{REPLACED} }}}}{{% endmacro %}}"
 """A template's own strftime_now, which hides transformers' that asks the clock."""
+BY_CHANCE = re.compile(r"\|\s*(random)\b|[(,]\s*['\"](random)['\"]|\b(lipsum)\s*\(")
+"""What of Jinja draws anew each time: the filter `random`, also by its name for `map`, and the function `lipsum`."""
 LIMIT_SECONDS = 5.0
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
@@ -48,7 +50,8 @@ class ChatTemplate:
     """Renders conversations, and counts what it could not render, or not in full.
 
     Attributes:
-        limit_seconds: that the template may take to render one conversation, a matter of milliseconds.
+        limit_seconds: that the template may take to render one conversation, a matter of milliseconds. It holds in
+            a process's main thread, where workers and the command line read rows; in another thread there is none.
         refused: conversations by the reason why they cannot be used.
         shortened: conversations of which less is trained on than they hold, by reason.
     """
@@ -86,16 +89,23 @@ class ChatTemplate:
         """The template in Jinja, with the day fixed.
 
         Raises:
-            DataError: the tokenizer has none.
+            DataError: the tokenizer has none, or one that draws by chance: tokens must not change from run to run.
         """
         try:
-            return STRFTIME_NOW + self.tokenizer.get_chat_template()
+            text = self.tokenizer.get_chat_template()
         except ValueError:
             raise DataError(
                 "DATA: chat rows need a chat template, and the tokenizer of BASE_MODEL has none; choose the base's "
                 "instruction-tuned sibling, put a chat_template.jinja into its folder, or give rows with prompt and "
                 "completion"
             ) from None
+        if found := BY_CHANCE.search(text):
+            raise DataError(
+                f"DATA: the chat template of BASE_MODEL uses Jinja's {found[found.lastindex or 0]!r}, which draws "
+                "another text each time; put another chat_template.jinja into its folder, or give rows with prompt "
+                "and completion"
+            )
+        return STRFTIME_NOW + text
 
     @cached_property
     def _special(self) -> re.Pattern[str]:

@@ -115,17 +115,20 @@ def fresh_matrices(base: "PreTrainedModel", config: TrialConfig) -> "dict[str, t
         detach(model)
 
 
-def to_files(config: TrialConfig, matrices: "Mapping[str, torch.Tensor]", *, base_name: str) -> dict[str, bytes]:
+def to_files(
+    config: TrialConfig, matrices: "Mapping[str, torch.Tensor]", *, base_name: str, commit: str | None = None
+) -> dict[str, bytes]:
     """An adapter as the files that peft's `save_pretrained` writes, by file name.
 
     Args:
         matrices: by their names in the model.
         base_name: the model that the adapter belongs to.
+        commit: that its revision came to, which names the same weights for good; None where it is not known.
     """
     from safetensors.torch import save
 
     name, revision = named_revision(base_name)
-    based_on = {"base_model_name_or_path": name, "revision": revision}
+    based_on = {"base_model_name_or_path": name, "revision": commit or revision}
     settings = _lora_config(config).to_dict() | based_on | {"inference_mode": True}
     settings["target_modules"] = sorted(settings["target_modules"])  # a set's order changes from process to process
     on_host = {name_in_file(name): matrix.detach().cpu().contiguous() for name, matrix in matrices.items()}

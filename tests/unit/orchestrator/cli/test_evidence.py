@@ -73,6 +73,16 @@ def test_the_command_that_answers_print_of_a_sweep_is_the_one_that_ran_it(step):
     }
 
 
+def test_the_command_of_a_sweep_names_its_objectives_and_the_file_of_a_space_that_is_not_the_program_s():
+    asked = ("eval_loss_nats", "embedding_cosine")
+    words = shlex.split(run_command(make(name="t", objectives=asked)))
+    assert [after for word, after in pairwise(words) if word == "--objective"] == [*asked]
+    assert words[words.index("--space") + 1] == "grid.yaml"
+    plain = shlex.split(run_command(make(search_spaces.load("diagnostic"), name="t")))
+    assert plain[plain.index("--space") + 1] == "diagnostic"
+    assert "--objective" not in plain
+
+
 def test_the_search_comes_after_the_grids_and_the_card_last():
     assert [step for step in commands() if step in RUNS] == list(RUNS)
     assert list(commands())[-2:] == ["answers", "card"]

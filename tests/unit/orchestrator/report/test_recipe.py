@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 
+import datasets
 import pytest
 import yaml
 
@@ -119,6 +120,33 @@ def test_a_pinned_base_other_columns_a_split_and_kept_modules_are_not_lost():
     compile(code, "best", "exec")
     assert '"org/name",\n    revision="v1",\n' in code
     assert '"lm_head",\n        "model.layers.29\\\\.",\n' in code
+
+
+@pytest.mark.parametrize(
+    ("data", "builder"),
+    [("mine.jsonl", "json"), ("rows/mine.JSON", "json"), ("mine.csv", "csv"), ("a.parquet", "parquet")],
+)
+def test_trl_is_told_a_file_as_datasets_reads_it_and_a_data_set_of_the_hub_by_its_name(data, builder):
+    def told(name: str) -> dict:
+        own = make(TPE, base_model="demo", data=name)
+        return yaml.safe_load(recipe.recipe("trl", CONFIG, replace(sweep_of(), settings=own)))
+
+    of_file = told(data)
+    assert of_file["datasets"] == [{"path": builder, "data_files": data}]
+    assert of_file["datasets"][0].keys() <= keys_of("trl datasets")
+    assert "dataset_name" not in of_file
+    of_hub = told("org/rows")
+    assert (of_hub["dataset_name"], "datasets" in of_hub) == ("org/rows", False)
+
+
+def test_what_trl_is_told_of_a_file_is_read_by_datasets_and_taken_by_trls_own_class(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    own = make(TPE, base_model="demo", data=str(tmp_path / "mine.jsonl"))
+    (said,) = yaml.safe_load(recipe.recipe("trl", CONFIG, replace(sweep_of(), settings=own)))["datasets"]
+    rows = datasets.load_dataset(**said, split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.to_list() == [{"prompt": "a", "completion": "b"}]
+    trl = pytest.importorskip("trl", reason="needs trl")
+    assert trl.scripts.utils.DatasetConfig(**said).data_files == said["data_files"]
 
 
 def test_no_name_ends_a_comment():

@@ -216,6 +216,26 @@ def test_a_template_that_does_not_come_to_an_end_is_broken_off_and_named(tmp_pat
     assert monotonic() - begin < 3
 
 
+@pytest.mark.parametrize(
+    ("chance", "name"),
+    [
+        ("{{ ['a', 'b']|random }}", "random"),
+        ("{{ ['a', 'b'] | random }}", "random"),
+        ("{{ [['a', 'b']] | map('random') | first }}", "random"),
+        ("{{ lipsum(n=1) }}", "lipsum"),
+    ],
+)
+def test_a_template_that_draws_by_chance_is_refused_by_the_name_of_what_draws(chance, name, tmp_path):
+    template = opened(tokenizers.byte_level(tmp_path, chance + tokenizers.CHATML))
+    with pytest.raises(DataError, match=rf"chat template of BASE_MODEL uses Jinja's '{name}', .* chat_template\.jinja"):
+        template.accepts(chat("one", "two"))
+
+
+def test_a_template_that_only_speaks_of_chance_is_used(tmp_path):
+    template = opened(tokenizers.byte_level(tmp_path, "You may be random. " + tokenizers.CHATML))
+    assert pieces_of(template, chat("one", "two"))[0].startswith("You may be random. ")
+
+
 def test_a_timer_that_was_set_before_goes_on_after_a_limit():
     reached = []
     handler = signal.signal(signal.SIGALRM, lambda *_: reached.append(True))

@@ -254,3 +254,14 @@ def test_equal_sets_of_targets_are_equal_tuples_in_the_familys_order():
 def test_an_adapter_names_its_base_and_the_revision_as_peft_reads_them(base_name, named, small_config):
     settings = json.loads(lora.to_files(small_config(), {}, base_name=base_name)["adapter_config.json"])
     assert (settings["base_model_name_or_path"], settings["revision"]) == named
+
+
+def test_an_adapter_names_the_commit_that_its_base_s_revision_came_to_where_that_is_known(small_config):
+    for base_name, commit, revision in (
+        ("org/name@main", "c" * 40, "c" * 40),
+        ("org/name", "c" * 40, "c" * 40),
+        ("org/name@main", None, "main"),
+    ):
+        files = lora.to_files(small_config(), {}, base_name=base_name, commit=commit)
+        settings = json.loads(files["adapter_config.json"])
+        assert (settings["base_model_name_or_path"], settings["revision"]) == ("org/name", revision)
