@@ -25,14 +25,14 @@ from trainables.values.errors import ConfigError, did_you_mean
 logger = logging.getLogger("orchestrator.cli.evidence")  # by this name where it is the program itself, too
 
 GRID_SEEDS, RATE_SEEDS, KEPT_SEEDS = 5, 4, 3
-"""Runs of each cell; of the rates one chooses, and the others are fresh."""
+"""Fresh seeds of each cell, beside the one that it was chosen with."""
 BLOCK = "BLOCK"
 """Stands in a dry run for the block that the sensitivity run will name."""
 STEPS = {
-    "grid": "what 4 bits cost at each rank: 8 cells under 5 seeds, 40 trials",
+    "grid": "what 4 bits cost at each rank: 8 cells under 6 seeds, 48 trials",
     "sensitivity": "where in the base they are felt: every module and block, no training",
-    "rates": "the best learning rate of 8 cells out of 5: 40 trials, then 3 fresh seeds of what was chosen, 24 trials",
-    "keep": "is the block that is felt most worth its 16 bits: 3 trials, whose baselines the grid has",
+    "rates": "the best learning rate of 8 cells out of 5: 40 trials, then 4 fresh seeds of what was chosen",
+    "keep": "is the block that is felt most worth its 16 bits: 4 seeds, whose baselines the grid has",
     "loops": "memory and time in a stock script's loop: 2 trials of 8 steps, and 2 that every verdict takes",
     "pareto": "the search: 32 configs, their baselines and seed replicates",
     "answers": "the questions of the card, answered from all of these",

@@ -12,7 +12,7 @@ from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.settled import is_settled
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import status_of
-from orchestrator.driver.in_order import LAG
+from orchestrator.driver.in_order import LAG, N_NUMBERED
 from orchestrator.ledger import FAULTS, Ledger
 from orchestrator.search.proposer import Proposer
 from orchestrator.settings import SweepSettings, stored
@@ -99,16 +99,18 @@ def _of_ledger(kept: SweepSnapshot) -> Iterator[str]:
 
 
 def _gone(kept: SweepSnapshot) -> list[int]:
-    """Numbers that no trial has. Those of baselines follow from their 4-bit trials' where the search goes in order."""
-    numbers: dict[bool, set[int]] = {True: {-1}, False: set()}
-    for trial in kept.trials:
-        numbers[trial.origin == "search"].add(trial.number)
-    searched, others = numbers[True], numbers[False]
+    """Numbers that no trial has.
+
+    Where the search goes in order, those of its first trials and of their baselines stand fixed, see
+    orchestrator.driver.in_order: a baseline that is not needed leaves its number free.
+    """
+    numbers = {trial.number for trial in kept.trials}
     if kept.facts.get(LAG) is None:
-        return sorted({*range(max(searched | others))} - searched - others)
-    baselines = {trial.number for trial in kept.trials if trial.origin == "baseline"}
-    after = range(max(searched | baselines) + 1, max(searched | others))
-    return sorted({*range(max(searched)), *after} - searched - others)
+        return sorted({*range(max(numbers))} - numbers)
+    n_numbered = kept.facts.get(N_NUMBERED, kept.settings.n_trials)
+    searched = {trial.number for trial in kept.trials if trial.origin == "search" and trial.number < n_numbered}
+    after = range(2 * n_numbered, max(numbers))
+    return sorted({*range(max(searched, default=0)), *after} - numbers)
 
 
 def _of_trial(trial: TrialResult, kept: SweepSnapshot, resume: str) -> Iterator[str]:

@@ -40,12 +40,12 @@ def evidence(tiny_folder, tmp_path_factory) -> Iterator[tuple[Path, Finished, Fi
     shutil.rmtree(logs, ignore_errors=True)
 
 
-def test_every_cell_of_the_grid_is_run_under_five_seeds_and_evaluated_on_the_test_rows(evidence):
+def test_every_cell_of_the_grid_is_run_under_six_seeds_and_evaluated_on_the_test_rows(evidence):
     cwd, first, _ = evidence
     assert first.code == 0, first.err
     trials = SweepSnapshot.read("gpt2-medium-grid", cwd / "mlflow_runs").trials
     cells = {(trial.config.precision, trial.config.rank, trial.config.seed) for trial in trials}
-    assert len(cells) == len(trials) == 40
+    assert len(cells) == len(trials) == 48
     assert all(trial.test_evaluation for trial in trials)
 
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator import settings
-from orchestrator.analysis.budgets import FINISHED
+from orchestrator.analysis.budgets import ENDED, FINISHED
+from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import FAULTS, Ledger, adapter_store
 from orchestrator.ledger.ownership import owned
 from orchestrator.report import digests
@@ -28,10 +29,10 @@ from orchestrator.tracking.view import tag_of
 from orchestrator.verify import checks as verify
 from orchestrator.verify import points
 from orchestrator.verify.files import is_over
-from orchestrator.verify.ledger import read
+from orchestrator.verify.ledger import of_ledger, read
 from tests.support.in_process import called
 from tests.support.stores import place_store
-from tests.support.sweeps import GRID, WORKLOAD, Desk, completes, make
+from tests.support.sweeps import GRID, TPE, WORKLOAD, Desk, completes, make
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 
@@ -777,3 +778,24 @@ def test_an_unknown_sweep_is_named_with_exit_code_2(root):
     assert finished.code == 2
     assert "no sweep 'tt'; did you mean 't'?" in finished.err
     assert "Traceback" not in finished.err
+
+
+def lines_of_ledger(desk: Desk) -> list[str]:
+    desk.finish()
+    desk.ledger.set_fact("workload", asdict(WORKLOAD))
+    return [line.text for line in of_ledger(SweepSnapshot.of(desk.settings, desk.ledger))]
+
+
+def test_numbers_of_baselines_that_no_trial_needed_are_not_missed(tmp_path):
+    """Of a grid of both precisions half are baselines; runs under other seeds are numbered after all that could be."""
+    assert lines_of_ledger(Desk(tmp_path, make(GRID, name="t", n_trials=6, finalist_seeds=3))) == []
+
+
+def test_a_sweep_that_was_given_more_trials_misses_none(tmp_path):
+    begun = Desk(tmp_path, make(TPE, name="t", n_trials=3))
+    assert lines_of_ledger(begun) == []
+    begun.ledger.set_fact(ENDED, None)
+    begun.ledger.close()
+    extended = Desk(tmp_path, make(TPE, name="t", n_trials=7))
+    assert lines_of_ledger(extended) == []
+    assert len(extended.ledger.trials()) == 7
