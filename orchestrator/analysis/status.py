@@ -115,7 +115,7 @@ def status_of(
         n_evaluated=sum(evaluated),
         n_to_evaluate=len(evaluated),
         seconds_left=left,
-        share_done=1.0 if is_over else moment.share_done(left) if moment else 0.0,
+        share_done=1.0 if is_over else _share_done(moment, left, finished),
         last_fault=_last_fault(trials),
     )
 
@@ -189,6 +189,11 @@ def _phase(
     if n_replicates or any(trial.state not in FINAL_STATES for trial in trials):
         return "testing finalists on fresh seeds"
     return "evaluating finalists"
+
+
+def _share_done(moment: Moment | None, left: float | None, finished: bool) -> float:
+    """Of one that was interrupted, and so is written early, none is known."""
+    return moment.share_done(left) if moment and (finished or not moment.writing) else 0.0
 
 
 def _running(trial: TrialResult) -> Running:

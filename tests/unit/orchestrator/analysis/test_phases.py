@@ -43,6 +43,13 @@ def test_between_search_and_runs_under_other_seeds_those_are_what_comes():
     assert status_of(searched, make(TPE, n_trials=1)).phase == "evaluating finalists"
 
 
+def test_a_sweep_that_was_interrupted_is_not_nearly_done_as_it_is_written():
+    moment = Moment(now=100.0, spent_seconds=1000.0, writing=("writing figures", 97.0))
+    settings = make(TPE, n_trials=8)
+    assert status_of([trial(0)], settings, moment=moment).share_done == 0.0
+    assert status_of([trial(0)], settings, finished=True, moment=moment).share_done > 0.9
+
+
 def test_what_is_written_at_the_end_is_named_until_all_is_written(tmp_path):
     settings, _ = swept(tmp_path)
     path, seen = sweep_folder(settings.name, tmp_path) / "ledger.db", []
