@@ -31,7 +31,7 @@ BLOCK = "BLOCK"
 STEPS = {
     "grid": "what 4 bits cost at each rank: 8 cells under 6 seeds, 48 trials",
     "sensitivity": "where in the base they are felt: every module and block, no training",
-    "rates": "the best learning rate of 8 cells out of 5: 40 trials, then 4 fresh seeds of what was chosen",
+    "rates": "the best learning rate of 8 cells out of 5: 40 trials, then 4 fresh seeds of what was chosen, 32 trials",
     "keep": "is the block that is felt most worth its 16 bits: 4 seeds, whose baselines the grid has",
     "loops": "memory and time in a stock script's loop: 2 trials of 8 steps, and 2 that every verdict takes",
     "pareto": "the search: 32 configs, their baselines and seed replicates",

@@ -103,10 +103,10 @@ def test_the_line_of_a_grid_says_how_many_trials_it_takes(step):
     words = commands()[step]
     space = search_spaces.load(words[words.index("--space") + 1])
     n_seeds = int(words[words.index("--finalist-seeds") + 1])
-    assert said_trials(step) == space.n_points + cells(space) * (n_seeds - 1)
+    assert said_trials(step) == space.n_points + cells(space) * n_seeds
 
 
-def test_the_grid_is_the_cards_at_five_seeds_and_the_rates_are_chosen_by_one_and_run_by_three_fresh_ones():
+def test_the_grid_is_the_cards_at_five_fresh_seeds_and_the_rates_are_chosen_by_one_and_run_by_four_fresh_ones():
     grid, rates = search_spaces.load("diagnostic"), search_spaces.load("card_rates")
     assert (cells(grid), grid.n_points, evidence.GRID_SEEDS) == (8, 8, 5)
     assert rates.parameters["learning_rate"].values == (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)

@@ -25,6 +25,7 @@ from orchestrator.settings import stored
 from tests.support.in_process import called
 from tests.support.sweeps import (
     GRID,
+    TPE,
     WORKLOAD,
     Desk,
     breaks,
@@ -322,7 +323,7 @@ def test_a_sweep_without_a_trial_gives_a_report():
 def test_a_running_sweep_says_so_at_the_top():
     ended = [trial(n, config=replace(BASELINE, rank=n + 1)) for n in range(3)]
     runs = trial(3, config=replace(NF4, rank=9), state="running", history=())
-    endless = make(space(method="tpe"), objectives=("eval_loss_nats",), n_trials=32)
+    endless = make(TPE, objectives=("eval_loss_nats",), n_trials=32)
     head = text_of([*ended, runs], endless).split("## ")[0]
     assert "still running: 3 of 32 trials have ended" in head
 
