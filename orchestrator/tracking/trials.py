@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.describe import describe
 from orchestrator.analysis.front import is_reused, objective_value
@@ -193,7 +193,12 @@ def _table(points: list[Point]) -> str:
             whose = ", ".join(filter(None, (of or seed, "test rows" if on_test else "")))
             rows.setdefault((figure, whose), {})[end or "value"] = value
     columns = ("value", "low", "high")
-    return table(["figure", "of", *columns], ([*key, *map(row.get, columns)] for key, row in rows.items()))
+    return table(["figure", "of", *columns], _cells(rows, columns))
+
+
+def _cells(rows: Mapping[tuple[str, str], Mapping[str, float]], columns: Sequence[str]) -> Iterator[list[Any]]:
+    for key, row in rows.items():
+        yield [*key, *(row.get(column, "") for column in columns)]  # of null MLflow's page makes a word
 
 
 def _rungs(entry: "Entry") -> Iterator[Point]:

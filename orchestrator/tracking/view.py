@@ -12,10 +12,10 @@ from orchestrator.tracking.store import MODEL_TRAINING
 TAG = "mlflow.sharedViewState."
 """Of the experiment; the view's name follows."""
 COLUMNS = {
-    "params.`rank`": 60,
+    "params.`rank`": 58,
     "params.`precision`": 85,
     "metrics.`peak_memory_mib`": 142,
-    "metrics.`eval_loss_nats`": 120,
+    "metrics.`eval_loss_nats`": 114,
     "metrics.`lost_share`": 92,
     "metrics.`seconds_per_step`": 135,
     "metrics.`embedding_cosine`": 140,
@@ -28,7 +28,7 @@ COLUMNS = {
 }
 """What one chooses a trial by, in its order, with widths in pixels: the first five fit beside MLflow's Assistant on a
 screen of 1,440."""
-FIRST = {"attributes.`Run Name`": 190, "runDateAndNestInfo": 44}
+FIRST = {"attributes.`Run Name`": 208, "runDateAndNestInfo": 44}
 """MLflow keeps these on the left: a trial's name, and when it began, narrowed to the sign of its state."""
 LAST = {"duration": 80}
 CHILD_OF = "child_of_sweep"

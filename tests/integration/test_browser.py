@@ -10,7 +10,8 @@ import socket
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from subprocess import Popen
 
@@ -21,16 +22,40 @@ from orchestrator.figures import gallery as figures
 from orchestrator.figures.style import PRECISION_COLOURS
 from orchestrator.settings import sweep_folder
 from orchestrator.settings.stored import save
+from orchestrator.tracking import trials
+from orchestrator.tracking.client import open_client
 from orchestrator.tracking.publishing import publish
+from orchestrator.tracking.store import page_of, store_uri
 from tests.support.stores import place_store
-from tests.support.sweeps import COMMAND, GRID, REPO, WORKLOAD, Desk, completes, cost, environment, make, space
-from trainables.values.results import MemoryBreakdown
+from tests.support.sweeps import (
+    COMMAND,
+    GRID,
+    REPO,
+    WORKLOAD,
+    Desk,
+    completes,
+    cost,
+    environment,
+    evaluated_pair,
+    make,
+    space,
+)
+from trainables.values.results import MemoryBreakdown, curve_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCREENSHOTS = REPO / "build" / "screenshots"
 SECONDS = 120
 """That a page may take on a busy machine."""
-LEARNS = space(GRID, parameters=GRID["parameters"] | {"learning_rate": {"values": [1e-4, 1e-3]}})
+LEARNS = space(
+    GRID,
+    parameters=GRID["parameters"] | {"learning_rate": {"values": [1e-4, 1e-3]}},
+    fixed=GRID["fixed"] | {"max_steps": 40},
+)
+SIZES = ((1440, 900), (1920, 1080))
+MAX_CLICKS = 3
+COUNT_CLICKS = """addEventListener("click", event => {
+    if (event.isTrusted) localStorage.clicks = 1 + Number(localStorage.clicks || 0);
+}, true)"""
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium; on Debian: apt-get install chromium")
 
@@ -49,8 +74,15 @@ def trains(task):
         seconds_per_step_p90=seconds,
         breakdown=MemoryBreakdown(**parts),
     )
-    loss = 3 - config.rank / 10 - 100 * config.learning_rate
-    return completes(task, loss=loss, costs=cell)
+    loss, done = 3 - config.rank / 10 - 100 * config.learning_rate, 0
+    for report in completes(task, loss=loss, costs=cell):
+        step = report.measurement.step
+        if task.kind == "evaluate":
+            lost = 0.02 if config.precision == "nf4" else 0.0
+            report = replace(report, test_evaluation=evaluated_pair(lost, seed=config.seed))
+        curve = curve_of([loss + 1 / (1 + at) for at in range(done, step)], step)
+        yield replace(report, measurement=replace(report.measurement, train_curve=curve))
+        done = step
 
 
 @dataclass(frozen=True)
@@ -70,6 +102,12 @@ class Shown:
     @property
     def folder(self) -> Path:
         return sweep_folder("shown", self.root)
+
+    def run_page(self, key: str) -> str:
+        """Of a trial's run, at the same server."""
+        client, experiment_id = open_client(store_uri(self.root), self.root)
+        (run,) = client.search_runs([experiment_id], f"tags.trial_key = '{key}'")
+        return self.page.partition("#")[0] + page_of(experiment_id, run.info.run_id)
 
 
 @pytest.fixture(scope="module")
@@ -128,10 +166,10 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture
-def page(browser):
-    """A page that can reach nothing but this machine; at its end nothing else was asked for."""
-    context = browser.new_context(viewport={"width": 1500, "height": 1000})
+@contextmanager
+def fresh_page(browser, width: int, height: int):
+    """A page of a new profile that can reach nothing but this machine; at its end nothing else was asked for."""
+    context = browser.new_context(viewport={"width": width, "height": height})
     context.set_default_timeout(SECONDS * 1000)
     asked = []
 
@@ -143,14 +181,54 @@ def page(browser):
             route.abort()
 
     context.route("**/*", only_here)
+    context.add_init_script(COUNT_CLICKS)
     yield context.new_page()
     context.close()
     assert not asked
 
 
+@pytest.fixture
+def page(browser):
+    with fresh_page(browser, 1500, 1000) as opened:
+        yield opened
+
+
+@pytest.fixture(params=SIZES, ids=lambda size: str(size[0]))
+def first_visit(request, browser):
+    with fresh_page(browser, *request.param) as opened:
+        yield opened
+
+
 def shoot(page, name: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def shoot_at(page, name: str) -> None:
+    shoot(page, f"{name}-{page.viewport_size['width']}")
+
+
+def n_clicks(page) -> int:
+    """Of a person in this profile so far."""
+    return int(page.evaluate("localStorage.clicks || 0"))
+
+
+def is_on_screen(locator) -> bool:
+    """Whether an element can be seen without scrolling, and nothing lies over its first line."""
+    return locator.evaluate("""element => {
+        const {left, right, top, bottom} = element.getBoundingClientRect();
+        const ends = [left + 4, right - 4].map(x => document.elementFromPoint(x, top + 6));
+        const fits = left >= 0 && top >= 0 && right <= innerWidth && bottom <= innerHeight;
+        return fits && ends.every(seen => element.contains(seen));
+    }""")
+
+
+def wait_until(page, condition) -> None:
+    """Until a page, which may still be laying itself out, is as it should be."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        page.wait_for_timeout(200)
 
 
 def frame_with(page, selector: str):
@@ -235,6 +313,70 @@ def test_one_click_from_the_printed_address_shows_the_best_rank_for_each_budget_
     for colour in PRECISION_COLOURS.values():
         assert n_pixels(picture, colour)[0] > 20
     shoot(page, "4-description")
+
+
+def test_a_first_visitor_sees_the_answer_and_three_clicks_lead_to_the_best_rank_for_a_budget(shown, first_visit):
+    page = first_visit
+    page.goto(shown.address)
+    page.get_by_role("link", name="shown", exact=True).first.click()
+    answer = page.locator("p", has_text="Answer: trial").first
+    answer.wait_for()
+    wait_until(page, lambda: is_on_screen(answer))
+    shoot_at(page, "8-first-visit-run")
+    page.get_by_text("Show more").first.click()
+    rows = page.locator("table", has_text="budget from").first.locator("tbody tr")
+    rows.first.wait_for()
+    wait_until(page, lambda: is_on_screen(rows.first.locator("td").first))
+    assert n_clicks(page) <= MAX_CLICKS
+    shoot_at(page, "9-first-visit-budgets")
+
+
+CHOSEN_BY = ("rank", "precision", "peak_memory_mib", "eval_loss_nats", "lost_share")
+
+
+def test_two_clicks_lead_to_a_table_of_all_trials_by_loss_with_the_columns_one_chooses_by(shown, first_visit):
+    page = first_visit
+    page.goto(shown.address)
+    page.get_by_role("link", name="shown", exact=True).first.click()
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="All trials in a table").click()
+    table, ran = opened.value, shown.result.trials
+    table.get_by_text(f"{len(ran)} matching runs").wait_for()
+    headings = [table.get_by_test_id(f"sort-header-{name}") for name in CHOSEN_BY]
+
+    def are_in_order() -> bool:
+        if not all(heading.count() and is_on_screen(heading) for heading in headings):
+            return False
+        places = [heading.evaluate("e => e.getBoundingClientRect().x") for heading in headings]
+        return places == sorted(places)
+
+    wait_until(table, are_in_order)
+    shoot_at(table, "10-all-trials")
+    links = table.get_by_test_id("experiment-view-table-run-color").locator("xpath=following-sibling::a")
+    losses = {str(trial.number): trial.history[-1].eval_loss_nats for trial in ran}
+    found = [losses[name.split()[0]] for name in links.all_inner_texts()]
+    assert len(found) > 5
+    assert found == sorted(found)
+    assert n_clicks(page) <= 2
+
+
+def test_a_trials_run_says_in_three_lines_what_it_is_and_draws_its_training_loss_every_ten_steps(shown, first_visit):
+    page = first_visit
+    trial = next(t for t in shown.result.front.members if t.config.precision == "nf4")
+    page.goto(shown.run_page(trial.key))
+    page.get_by_text(f"qlora-sweep export shown DEST --trial {trial.number}").wait_for()
+    shoot_at(page, "11-trial")
+    page.get_by_role("tab", name="Model metrics").click()
+    page.get_by_placeholder("Search metric charts").fill(trials.CURVE)
+    points = page.locator(".js-plotly-plot .points path")
+    points.nth(len(trial.history)).wait_for()
+    n_points = sum(len(measurement.train_curve) for measurement in trial.history)
+    assert points.count() == n_points > len(trial.history)
+    shoot_at(page, "12-training-loss")
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text(trials.FIGURES).first.click()
+    page.get_by_text("centered_cosine").first.wait_for()
+    shoot_at(page, "13-final-values")
 
 
 def test_the_page_of_figures_draws_without_any_server(shown, page):

@@ -203,7 +203,7 @@ def test_every_figure_of_a_trial_is_in_its_table():
     standing = trials.standings(snapshot(make(), [one], {}))[one.key]
     whole = trials.of_trial(entry, "id", "parent", standing, final=True)
     table = json.loads(whole.texts[trials.FIGURES])
-    held = [value for row in table["data"] for value in row[2:] if value is not None]
+    held = [value for row in table["data"] for value in row[2:] if value != ""]
     figures = {name: value for name, value, *_ in (*whole.points, *whole.others)}
     assert Counter(held) == Counter(figures.values())
     assert figures.keys() > verdict.figures_of(one).keys() | {"lost_share_low", "rounding_share"}
