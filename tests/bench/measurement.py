@@ -63,7 +63,7 @@ class Run:
     @property
     def figures(self) -> dict[str, float]:
         """Every metric by its name; the step's noise within the trial as `seconds_per_step_p90_over_p10`."""
-        losses = {name: value for name, value in asdict(self.last).items() if name != "step"}
+        losses = {"train_loss_nats": self.last.train_loss_nats, "eval_loss_nats": self.last.eval_loss_nats}
         costs = {name: getattr(self.cost, name) for name in COSTS}
         noise = self.cost.seconds_per_step_p90 / self.cost.seconds_per_step_p10
         return losses | costs | {"seconds_per_step_p90_over_p10": noise} | asdict(self.cost.breakdown)

@@ -131,7 +131,7 @@ class Ours:
 
 def _of(kind: type[Measurement | Cost], row: Row) -> Any:
     """What a row says of a rung, or of its trial's cost."""
-    return kind(**{name: row[name] for name in kind.__dataclass_fields__ if name != "breakdown"})
+    return kind(**{name: row[name] for name in kind.__dataclass_fields__ if name in row})
 
 
 class RayStock:
