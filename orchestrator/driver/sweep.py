@@ -56,12 +56,11 @@ def run(
     Raises:
         SweepError: with the exit code of its kind.
     """
-    folder = sweep_folder(settings.name, root)
+    folder, timeline = sweep_folder(settings.name, root), Timeline()
     if resume and folder.exists():
         refuse_shared(folder, root)
     with narrowed(root), owned(folder):
         _refuse_unfit(settings, root, resume=resume)
-        timeline = Timeline()
         with timeline.span("inputs"):
             workload, counts, memory_mib = (prepare or _prepare)(settings, root)
         stored.save(settings, folder)

@@ -232,27 +232,23 @@ def _traces(
             hoverinfo="text",
             **bars,
         )
-        yield go.Scatter(  # for the legend, which shows a trace by its first point: that may be a hollow one
-            x=[None],
-            y=[None],
-            name=PRECISION_NAMES[precision],
-            marker={"color": PRECISION_COLOURS[precision], "size": 9},
-            mode="markers",
-            legendgroup=precision,
-            showlegend=legend,
-            hoverinfo="skip",
-        )
+        # the legend shows a trace by its first point, which may be a hollow one
+        own = {"color": PRECISION_COLOURS[precision], "size": 9}
+        yield _mute([None], [None], PRECISION_NAMES[precision], own, group=precision, legend=legend)
     if columns.lost.any():
-        yield go.Scatter(
-            x=xs[columns.lost].tolist(),
-            y=ys[columns.lost].tolist(),
-            name=LOST,
-            mode="markers",
-            marker={"symbol": "x-thin", "size": 8, "line": {"color": "black", "width": 1.5}},
-            legendgroup=LOST,
-            showlegend=legend,
-            hoverinfo="skip",
-        )
+        cross = {"symbol": "x-thin", "size": 8, "line": {"color": "black", "width": 1.5}}
+        lost_xs, lost_ys = xs[columns.lost].tolist(), ys[columns.lost].tolist()
+        yield _mute(lost_xs, lost_ys, LOST, cross, group=LOST, legend=legend)
+
+
+def _mute(
+    xs: list[float | None], ys: list[float | None], name: str, marker: dict[str, Any], *, group: str, legend: bool
+) -> "go.Scatter":
+    """Points that say nothing when one points at them."""
+    import plotly.graph_objects as go
+
+    look = {"name": name, "mode": "markers", "marker": marker}
+    return go.Scatter(x=xs, y=ys, **look, legendgroup=group, showlegend=legend, hoverinfo="skip")
 
 
 def _rank_html(columns: Columns) -> "go.Figure":
