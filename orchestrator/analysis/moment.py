@@ -16,7 +16,7 @@ task, as [phase, since when], None once all is written."""
 
 Writing = Literal["writing figures", "writing MLflow"]
 WRITING_SECONDS: Mapping[Writing, float] = {"writing figures": 10.0, "writing MLflow": 5.0}
-"""In their order, as long as they take on a laptop for some dozen trials."""
+"""In their order; a guess, which the bar and the time left start from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

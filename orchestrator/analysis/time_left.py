@@ -18,7 +18,7 @@ from trainables.values.config import FINAL_STATES, TrialConfig
 from trainables.values.results import TrialResult
 
 EVALUATION_SHARE = 0.5
-"""Of a whole trial's time, for a test evaluation before one has ended: 0.5 to 0.6 in the recorded sweeps."""
+"""Of a whole trial's time, for a test evaluation before one has ended; a guess."""
 
 
 def seconds_left(

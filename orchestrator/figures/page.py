@@ -40,8 +40,8 @@ def figure_html(figure: Picture, caption: str, png: Path | None = None) -> str:
 
 
 def scripts() -> tuple[str, str]:
-    """What draws figures: plotly's own 4.8 MB, and when to."""
-    from plotly.offline import get_plotlyjs  # half a second, which no page without a figure waits for
+    """What draws figures: plotly's own script, and when to."""
+    from plotly.offline import get_plotlyjs  # slow, which no page without a figure waits for
 
     return get_plotlyjs(), DRAW.read_text(encoding="utf-8")
 
