@@ -198,7 +198,7 @@ class Trial:
         for step in rungs(self.config.max_steps):
             if step <= n_done:
                 continue
-            with self._cache.device_lock.shared(), self._cache.timeline.span("training"), self._cache.oom_as_failure():
+            with self._cache.working("training"), self._cache.oom_as_failure():
                 # Do not bind the losses to a local: CPython 3.12 keeps a closed generator's locals alive.
                 measurement = self._measure(step, self._training.engine.run(self._training.steps[n_done:step]))
             n_done = step

@@ -1,8 +1,8 @@
 """Per-process cache shared by trials: tokenised rows, the frozen base in each form, captured CUDA graphs."""
 
 import gc
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from trainables.cost import memory
 from trainables.cost.device import device_id
 from trainables.cost.device_lock import DeviceLock
-from trainables.cost.timeline import Timeline
+from trainables.cost.timeline import Timeline, WorkerPhase
 from trainables.data import tokens
 from trainables.evaluation.held_out import EvalBatches, eval_batches
 from trainables.models import base_model, lora
@@ -75,6 +75,16 @@ class WorkerCache:
         self._batches: dict[BatchPlan, Batches] = {}
         self._fresh_matrices: dict[tuple[int, int, tuple[str, ...]], dict[str, torch.Tensor]] = {}
 
+    @contextmanager
+    def working(self, phase: WorkerPhase) -> Iterator[None]:
+        """Inside, this process works on the device: never while another measures there alone.
+
+        On a CPU, where workers have cores of their own, that goes for training only.
+        """
+        in_turn = self.device == "cuda" or phase == "training"
+        with self.device_lock.shared() if in_turn else nullcontext(), self.timeline.span(phase):
+            yield
+
     def base(self, precision: Precision, keep_16bit: tuple[str, ...] = ()) -> "PreTrainedModel":
         """The frozen base, loaded at first use; where memory is short, everything else is given up for it."""
         form = precision, keep_16bit
@@ -88,7 +98,7 @@ class WorkerCache:
         return self._bases[form]
 
     def _load(self, form: BaseForm) -> None:
-        with self.timeline.span("base"):
+        with self.working("base"):
             self._place(form)
 
     def _place(self, form: BaseForm) -> None:
@@ -152,7 +162,7 @@ class WorkerCache:
 
     def graphs(self, config: TrialConfig, shapes: Iterable[StepShape]) -> "StepGraphs":
         """StepGraphs that can train a config; see GraphCache.step_graphs."""
-        with self.timeline.span("capture"):
+        with self.working("capture"):
             return self._graph_cache.step_graphs(
                 self.base(*config.base_form),
                 config,

@@ -150,7 +150,7 @@ def _compare(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskRepor
 def _evaluate(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskReport]:
     files, *replicates = _adapters(store, task.key, *task.replicate_keys)
     baseline = _adapters(store, task.baseline_key)[0] if task.baseline_key else None
-    with cache.timeline.span("test evaluation"), oom_as_failure():
+    with cache.working("test evaluation"), oom_as_failure():
         test_evaluation = evaluate_on_test(cache, task.config, files=files, baseline=baseline, replicates=replicates)
     yield _end(cache, "completed", test_evaluation=_checked(test_evaluation))
 
@@ -158,7 +158,7 @@ def _evaluate(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskRepo
 def _compared(
     cache: WorkerCache, keep_16bit: tuple[str, ...], *, nf4: Mapping[str, bytes], baseline: Mapping[str, bytes]
 ) -> "Comparison":
-    with cache.timeline.span("comparison"), oom_as_failure():
+    with cache.working("comparison"), oom_as_failure():
         return _checked(compare(cache, nf4=nf4, baseline=baseline, keep_16bit=keep_16bit))
 
 

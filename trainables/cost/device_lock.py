@@ -25,22 +25,44 @@ class DeviceLock:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._entrance = self._folder / f"{device_id}.gate"
         self._lock = self._folder / f"{device_id}.room"
+        self._is_held = False
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Hold the lock together with others; waits while somebody is, or waits to be, alone."""
+        """Hold the lock together with others; waits while somebody is, or waits to be, alone.
+
+        Inside a turn of this process it is that turn.
+        """
+        if self._is_held:  # a second entrance would wait for one who waits for this turn to end
+            yield
+            return
         with _locked(self._entrance, fcntl.LOCK_SH):
             lock = _open(self._lock, fcntl.LOCK_SH)
         try:
-            yield
+            with self._turn():
+                yield
         finally:
             os.close(lock)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until nobody else holds the lock, and keep everybody out."""
-        with _locked(self._entrance, fcntl.LOCK_EX), _locked(self._lock, fcntl.LOCK_EX):
+        """Wait until nobody else holds the lock, and keep everybody out.
+
+        Raises:
+            RuntimeError: inside a turn of this process, which would wait for itself.
+        """
+        if self._is_held:
+            raise RuntimeError("this process has a turn on the device already")
+        with _locked(self._entrance, fcntl.LOCK_EX), _locked(self._lock, fcntl.LOCK_EX), self._turn():
             yield
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
 
 
 def _open(path: Path, kind: int) -> int:

@@ -1,5 +1,6 @@
 """Turns on one device, between real processes."""
 
+import fcntl
 import subprocess
 import sys
 import time
@@ -71,4 +72,47 @@ def test_a_fault_inside_gives_the_turn_back(tmp_path):
         with pytest.raises(RuntimeError), kind():
             raise RuntimeError
     with turn.alone():
+        pass
+
+
+def is_locked(path) -> bool:
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+NESTED = """
+import sys
+from pathlib import Path
+from trainables.cost.device_lock import DeviceLock
+turn = DeviceLock("d", Path(sys.argv[1]))
+with turn.shared():
+    print("in", flush=True)
+    sys.stdin.readline()
+    with turn.shared():
+        print("still in", flush=True)
+"""
+
+
+def test_a_turn_within_a_turn_does_not_wait_for_one_who_waits_for_it(tmp_path):
+    inside = subprocess.Popen(
+        [sys.executable, "-c", NESTED, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert inside.stdout.readline() == "in\n"
+    waiting = worker("alone", tmp_path, 1, 0.01)
+    while not is_locked(tmp_path / "d.gate"):
+        time.sleep(0.01)
+    out, _ = inside.communicate("go on\n", timeout=60)
+    assert out == "still in\n"
+    assert len(spans(waiting)) == 1
+
+
+def test_who_has_a_turn_is_refused_to_be_alone_rather_than_wait_for_itself(tmp_path):
+    turn = DeviceLock("d", tmp_path)
+    with turn.shared(), pytest.raises(RuntimeError, match="has a turn"), turn.alone():
+        pass
+    with turn.alone(), turn.shared():
         pass
