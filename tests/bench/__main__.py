@@ -26,6 +26,7 @@ FILES = {
     "search": "search.py",
     "order": "order.py",
     "time-left": "time_left.py",
+    "time-to-answer": "time_to_answer.py",
     "cluster": "cluster.py",
     "mlflow-faults": "mlflow_faults.py",
     "stand-in": "stand_in.py",
@@ -49,8 +50,8 @@ def listed() -> str:
     lines = []
     for name, file in FILES.items():
         purpose = (ast.get_docstring(ast.parse((FOLDER / file).read_text(encoding="utf-8"))) or "").splitlines()[0]
-        lines.append(f"{name:14}{purpose.partition('`')[0].rstrip(' :.')}")
-    return "\n".join([*lines, f"{'all':14}{', '.join(ALL)}"])
+        lines.append(f"{name:16}{purpose.partition('`')[0].rstrip(' :.')}")
+    return "\n".join([*lines, f"{'all':16}{', '.join(ALL)}"])
 
 
 def main(words: Sequence[str]) -> int:
