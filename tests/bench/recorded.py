@@ -26,7 +26,9 @@ SWEEPS = ("smollm2-grid", "smollm2-rates", "smollm2-keep", "smollm2-loops")
 """Of protocol 2, over SmolLM2-135M, whose weights had been rounded once before; see mlflow_runs/recorded/NOTICE.md."""
 FAMILY_SHAPES = REPO / "tests" / "bench" / "memory_families_h200.jsonl"
 SPEED_RUNS = ("speed-h200-run1.json", "speed-h200-run2.json", "speed-h200.json")
-"""In the order in which they were run; the README says what the last one came to."""
+"""Of protocol 1, in the order in which they were run."""
+PROTOCOL_RUNS = ("speed-h200-protocol1.json", "speed-h200-protocol2.json")
+"""The last commit of protocol 1 and one of protocol 2 in one call on one host, a GPU each."""
 EQUAL_METRICS = ("eval_loss_nats", "peak_memory_mib")
 """What equal trials are compared by, beside similarity."""
 
@@ -56,7 +58,7 @@ def readme_rows() -> Iterator[str]:
     yield row("Is the cosine to 16 bits at least 0.95?", cosine(found), answers)
     yield row("Where are 4 bits felt?", sensitivity_line(), "`qlora-sweep sensitivity`")
     yield row("How far are predicted peaks off?", predicted_peaks(), fit)
-    yield row("How fast? (random weights, protocol 1)", trials_an_hour(), f"`make bench ARGS=speed`; {log}")
+    yield row("How fast? (random weights)", trials_an_hour(), f"`make bench ARGS=speed`; {log}")
     yield row("Do equal trials agree? (random weights, protocol 1)", equal_trials(), "`make bench ARGS=measurement`")
 
 
@@ -156,13 +158,12 @@ def predicted_peaks() -> str:
 
 
 def trials_an_hour() -> str:
-    """Least and most over the runs that were kept."""
-    runs = [read(name) for name in SPEED_RUNS]
-    trials = sorted(run["ours"]["trials_an_hour"] for run in runs)
-    ratios = sorted(run["ratio"] for run in runs)
+    """Of protocol 2 beside the peer, and beside protocol 1."""
+    before, now = map(read, PROTOCOL_RUNS)
     return (
-        f"{trials[0]:,.0f} to {trials[-1]:,.0f} trials of {runs[0]['n_steps']} steps an hour in {len(runs)} runs, half "
-        f"of them NF4, comparison included: {ratios[0]:.0f} to {ratios[-1]:.0f} times Ray Tune with the Trainer"
+        f"GPT-2 Medium's shape: {now['ours']['trials_an_hour']:,.0f} trials of {now['n_steps']} steps an hour on one "
+        f"{now['device'].removeprefix('NVIDIA ')}, half of them NF4, comparison included, {now['ratio']:.0f} times Ray "
+        f"Tune with the Trainer ({before['ours']['trials_an_hour']:,.0f} an hour under protocol 1, in the same call)"
     )
 
 
@@ -178,10 +179,21 @@ def equal_trials() -> str:
 
 def log_lines() -> Iterator[str]:
     """The recorded runs of `make bench ARGS=speed` beside each other."""
-    runs = [read(name) for name in SPEED_RUNS]
-    yield row("", *(f"run {number}" for number in range(1, len(runs) + 1)))
+    yield from table({f"run {number}": name for number, name in enumerate(SPEED_RUNS, 1)}, SPEED_FIGURES)
+
+
+def protocol_lines() -> Iterator[str]:
+    """Both protocols on one host."""
+    figures = {what: value for what, value in SPEED_FIGURES.items() if value is not busy}
+    yield from table(dict(zip(("protocol 1", "protocol 2"), PROTOCOL_RUNS, strict=True)), figures)
+
+
+def table(names: Mapping[str, str], figures: Mapping[str, Callable[[Run], str]]) -> Iterator[str]:
+    """Recorded runs beside each other; - for what a run did not measure."""
+    runs = [read(name) for name in names.values()]
+    yield row("", *names)
     yield row("---", *("---:" for _ in runs))
-    for what, value in SPEED_FIGURES.items():
+    for what, value in figures.items():
         yield row(what, *map(value, runs))
 
 
@@ -218,9 +230,9 @@ SPEED_FIGURES: Mapping[str, Callable[[Run], str]] = {
     "NF4 over 16 bits, graph, lean": lambda run: f"{run['nf4_over_16bit']['graph lean']:.2f}",
     "peak of NF4 at 4 x 512, lean (MiB)": lambda run: f"{run['peak']['lean_mib']:,.0f}",
     "the same, standard (MiB)": lambda run: f"{run['peak']['standard_mib']:,.0f}",
-    "the peer's step (ms)": lambda run: f"{run['peer']['ms_per_step']:.0f}",
-    "the peer's trial, extrapolated (s)": lambda run: f"{run['peer']['seconds_per_trial']:.1f}",
-    "times the peer's trials an hour": lambda run: f"{run['ratio']:.1f}",
+    "the peer's step (ms)": lambda run: f"{run['peer']['ms_per_step']:.0f}" if run["peer"] else "-",
+    "the peer's trial, extrapolated (s)": lambda run: f"{run['peer']['seconds_per_trial']:.1f}" if run["peer"] else "-",
+    "times the peer's trials an hour": lambda run: f"{run['ratio']:.1f}" if run["peer"] else "-",
 }
 
 
@@ -231,7 +243,13 @@ def search_log_lines() -> Iterator[str]:
 
 def main() -> int:
     """Print all three."""
-    for name, lines in (("README.md", readme_rows()), ("LOG.md", log_lines()), ("SEARCH_LOG.md", search_log_lines())):
+    texts = {
+        "README.md": readme_rows(),
+        "LOG.md": log_lines(),
+        "LOG.md, protocols": protocol_lines(),
+        "SEARCH_LOG.md": search_log_lines(),
+    }
+    for name, lines in texts.items():
         print(f"--- {name}", *lines, sep="\n")
     return 0
 
