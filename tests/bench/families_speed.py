@@ -1,9 +1,10 @@
 """Milliseconds and MiB of the captured lean step for models of several families, and what each fused kernel buys.
 
     python -m tests.bench.families_speed llama-1b [--precision nf4] [--parts] [--liger] [--trainer] [--trl] [--profile]
+        [--tokens 128] [--together 2 8]
 
-Weights are random and drawn on the GPU; neither a hub nor Ray is needed. One step: 4 rows of 256 tokens, every token
-supervised, r 16 on all linear modules (GPT-2: c_attn), bfloat16, forward to AdamW, replayed as a CUDA graph.
+Weights are random and drawn on the GPU; neither a hub nor Ray is needed. One step: 4 rows of 256 tokens (--tokens),
+each supervised, r 16 on all linear modules (GPT-2: c_attn), bfloat16, forward to AdamW, replayed as a CUDA graph.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import gc
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -221,6 +223,18 @@ def measure(base: nn.Module, config: TrialConfig, label: str) -> float:
     return statistics.median(times)
 
 
+def show_together(base: nn.Module, config: TrialConfig, n_trials: int, alone: float) -> None:
+    """A step over the rows of several trials, as if their adapters were one: packing them cannot take less.
+
+    Args:
+        alone: ms of a step of one trial.
+    """
+    together = replace(config, batch_size=n_trials * config.batch_size)
+    label = f"  the rows of {n_trials} trials, {config.max_length_tokens} tokens each"
+    each = measure(base, together, label) / n_trials
+    print(f"    {each:.2f} ms a trial and step, {alone / each:.2f} times as many steps", flush=True)
+
+
 def show_profile(base: nn.Module, config: TrialConfig, n_rows: int = 25) -> None:
     """The kernels that take most of five replays."""
     replay = captured(base, config)
@@ -374,6 +388,14 @@ def main() -> None:
     parser.add_argument("--trainer", action="store_true", help="the Hugging Face Trainer with peft beside it")
     parser.add_argument("--trl", action="store_true", help="TRL's SFTTrainer beside it (needs trl)")
     parser.add_argument("--profile", action="store_true", help="the kernels that take most of the step")
+    parser.add_argument("--tokens", type=int, default=256, help="of each row")
+    parser.add_argument(
+        "--together",
+        type=int,
+        nargs="*",
+        default=[],
+        help="rows of so many trials in one step: the least that packing takes",
+    )
     arguments = parser.parse_args()
     shape, targets = MODELS[arguments.model]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.model}, mask kernels:", end=" ")
@@ -382,12 +404,14 @@ def main() -> None:
         base = draw(shape(), precision)
         times = []
         for dropout in arguments.dropout:
-            config = trial_of(targets, precision, dropout)
+            config = replace(trial_of(targets, precision, dropout), max_length_tokens=arguments.tokens)
             peak = peak_mib(base, config)
             times.append(measure(base, config, f"{arguments.model} {precision} dropout {dropout}, {peak:,.0f} MiB"))
         if len(times) == 2:
             print(f"    dropout costs {times[0] - times[1]:.2f} ms, {(times[0] / times[1] - 1) * 100:.1f} %")
-        config = trial_of(targets, precision, arguments.dropout[0])
+        config = replace(trial_of(targets, precision, arguments.dropout[0]), max_length_tokens=arguments.tokens)
+        for n_trials in arguments.together:
+            show_together(base, config, n_trials, times[0])
         if arguments.parts:
             show_parts(base, config, times[0])
         if arguments.liger:
