@@ -8,7 +8,7 @@ GPU.
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,13 +22,19 @@ from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE
 
 REPO = Path(__file__).resolve().parents[2]
 RECORDED = REPO / "mlflow_runs" / "recorded"
-SWEEPS = ("smollm2-grid", "smollm2-rates", "smollm2-keep", "smollm2-loops")
+SWEEPS = ("smollm2-grid", "smollm2-rates", "smollm2-keep", "smollm2-loops", "smollm2-pareto")
 """Of protocol 2, over SmolLM2-135M, whose weights had been rounded once before; see mlflow_runs/recorded/NOTICE.md."""
 FAMILY_SHAPES = REPO / "tests" / "bench" / "memory_families_h200.jsonl"
 SPEED_RUNS = ("speed-h200-run1.json", "speed-h200-run2.json", "speed-h200.json")
 """Of protocol 1, in the order in which they were run."""
-PROTOCOL_RUNS = ("speed-h200-protocol1.json", "speed-h200-protocol2.json")
-"""The last commit of protocol 1 and one of protocol 2 in one call on one host, a GPU each."""
+PROTOCOL_RUNS = {
+    f"protocol {protocol}, run {run}": f"speed-h200-protocol{protocol}-run{run}.json"
+    for run in (1, 2)
+    for protocol in (1, 2)
+}
+"""The last commit of protocol 1 beside one of protocol 2, both at once, on two hosts, a GPU each."""
+BUSY = "time in which a kernel runs"
+"""The figure that takes a profiler."""
 EQUAL_METRICS = ("eval_loss_nats", "peak_memory_mib")
 """What equal trials are compared by, beside similarity."""
 
@@ -159,12 +165,19 @@ def predicted_peaks() -> str:
 
 def trials_an_hour() -> str:
     """Of protocol 2 beside the peer, and beside protocol 1."""
-    before, now = map(read, PROTOCOL_RUNS)
+    runs = [read(name) for name in PROTOCOL_RUNS.values()]
+    before, now = runs[::2], runs[1::2]
+    ratios = sorted(run["ratio"] for run in now)
     return (
-        f"GPT-2 Medium's shape: {now['ours']['trials_an_hour']:,.0f} trials of {now['n_steps']} steps an hour on one "
-        f"{now['device'].removeprefix('NVIDIA ')}, half of them NF4, comparison included, {now['ratio']:.0f} times Ray "
-        f"Tune with the Trainer ({before['ours']['trials_an_hour']:,.0f} an hour under protocol 1, in the same call)"
+        f"GPT-2 Medium's shape on one {now[0]['device'].removeprefix('NVIDIA ')}: {an_hour(now)} trials of "
+        f"{now[0]['n_steps']} steps an hour, half of them NF4, comparison included, {ratios[0]:.0f} to "
+        f"{ratios[-1]:.0f} times Ray Tune with the Trainer on two hosts ({an_hour(before)} an hour under protocol 1)"
     )
+
+
+def an_hour(runs: Iterable[Run]) -> str:
+    """Least and most trials an hour."""
+    return " to ".join(f"{trials:,.0f}" for trials in sorted(run["ours"]["trials_an_hour"] for run in runs))
 
 
 def equal_trials() -> str:
@@ -184,8 +197,7 @@ def log_lines() -> Iterator[str]:
 
 def protocol_lines() -> Iterator[str]:
     """Both protocols on one host."""
-    figures = {what: value for what, value in SPEED_FIGURES.items() if value is not busy}
-    yield from table(dict(zip(("protocol 1", "protocol 2"), PROTOCOL_RUNS, strict=True)), figures)
+    yield from table(PROTOCOL_RUNS, {what: SPEED_FIGURES[what] for what in SPEED_FIGURES if what != BUSY})
 
 
 def table(names: Mapping[str, str], figures: Mapping[str, Callable[[Run], str]]) -> Iterator[str]:
@@ -194,7 +206,15 @@ def table(names: Mapping[str, str], figures: Mapping[str, Callable[[Run], str]])
     yield row("", *names)
     yield row("---", *("---:" for _ in runs))
     for what, value in figures.items():
-        yield row(what, *map(value, runs))
+        yield row(what, *(shown(value, run) for run in runs))
+
+
+def shown(value: Callable[[Run], str], run: Run) -> str:
+    """A figure; - where the run did not come to it."""
+    try:
+        return value(run)
+    except (KeyError, TypeError):
+        return "-"
 
 
 def ms(engine: str, loop: str, precision: str) -> Callable[[Run], str]:
@@ -221,7 +241,7 @@ SPEED_FIGURES: Mapping[str, Callable[[Run], str]] = {
     "a trial's begin at 16 bits (s)": lambda run: f"{run['ours']['16bit']['median_begin_seconds']:.3f}",
     "a trial's end at 16 bits (s)": lambda run: f"{run['ours']['16bit']['median_end_seconds']:.3f}",
     "a pair's comparison (s)": lambda run: f"{run['ours']['16bit']['median_compare_seconds']:.2f}",
-    "time in which a kernel runs": busy,
+    BUSY: busy,
     "step, 16 bits, eager, standard (ms)": ms("eager", "standard", "16bit"),
     "step, 16 bits, eager, lean (ms)": ms("eager", "lean", "16bit"),
     "step, 16 bits, graph, standard (ms)": ms("graph", "standard", "16bit"),
@@ -230,9 +250,9 @@ SPEED_FIGURES: Mapping[str, Callable[[Run], str]] = {
     "NF4 over 16 bits, graph, lean": lambda run: f"{run['nf4_over_16bit']['graph lean']:.2f}",
     "peak of NF4 at 4 x 512, lean (MiB)": lambda run: f"{run['peak']['lean_mib']:,.0f}",
     "the same, standard (MiB)": lambda run: f"{run['peak']['standard_mib']:,.0f}",
-    "the peer's step (ms)": lambda run: f"{run['peer']['ms_per_step']:.0f}" if run["peer"] else "-",
-    "the peer's trial, extrapolated (s)": lambda run: f"{run['peer']['seconds_per_trial']:.1f}" if run["peer"] else "-",
-    "times the peer's trials an hour": lambda run: f"{run['ratio']:.1f}" if run["peer"] else "-",
+    "the peer's step (ms)": lambda run: f"{run['peer']['ms_per_step']:.0f}",
+    "the peer's trial, extrapolated (s)": lambda run: f"{run['peer']['seconds_per_trial']:.1f}",
+    "times the peer's trials an hour": lambda run: f"{run['ratio']:.1f}",
 }
 
 

@@ -39,6 +39,16 @@ def test_the_log_s_runs_are_what_the_recorded_runs_print():
     assert table(LOG)[: len(runs)] == runs
 
 
+def test_the_log_s_table_of_both_protocols_is_what_their_recorded_runs_print():
+    assert table(section(LOG, "Protocol 2 beside protocol 1")) == list(recorded.protocol_lines())
+
+
+def test_what_a_run_did_not_come_to_is_a_dash_in_the_table():
+    run = recorded.read("speed-h200-protocol2-run1.json")
+    assert recorded.shown(recorded.SPEED_FIGURES["the peer's step (ms)"], run) == "274"
+    assert recorded.shown(recorded.SPEED_FIGURES["the peer's step (ms)"], run | {"peer": None}) == "-"
+
+
 def test_the_log_s_table_of_predicted_peaks_is_what_the_bench_prints_of_the_recorded_shapes(capsys):
     memory_families.show(memory_families.read(recorded.FAMILY_SHAPES))
     said = section(LOG, "Predicted peaks over model families")
