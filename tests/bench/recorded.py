@@ -79,8 +79,8 @@ def memory(found: Answers) -> str:
     for saving in found.savings:
         if saving.rank is None:
             said.append(
-                f"{saving.loop} loop: {saving.saved_mib:.1f} MiB, {100 * saving.saved_share:.1f} % of the peak, for "
-                f"steps that take {saving.time_ratio:.2f} times as long ({saving.n_pairs} pairs)"
+                f"{saving.loop} loop: {saving.saved_mib:.1f} MiB, {100 * saving.saved_share:.1f} % of the peak; steps "
+                f"take {saving.time_ratio:.2f} times as long ({saving.n_pairs} pairs)"
             )
     return "; ".join(said)
 
@@ -92,7 +92,7 @@ def lost_range(found: Answers) -> str:
     pairs = [lost.n_pairs for lost in shares]
     ranks = sorted({one.four.config.rank for one in found.by_rank})
     return (
-        f"of what tuning at 16 bits gains, {share(shares[0])} to {share(shares[-1])}, ranks {ranks[0]} to {ranks[-1]}, "
+        f"{share(shares[0])} to {share(shares[-1])} of what tuning at 16 bits gains; ranks {ranks[0]} to {ranks[-1]}, "
         f"{min(pairs)} to {max(pairs)} seeds each; *lost* in {answers.count('lost')} of {len(answers)} cells"
     )
 
@@ -110,8 +110,8 @@ def bought_back(found: Answers) -> str:
     furthest = max(other, key=lambda one: one.lost.share or 0.0)
     return (
         f"the best 4-bit cell ({label(best.config)}) is within the margin of {n_kept[0]} of {len(same)} 16-bit cells "
-        f"on the same targets (at least {share(nearest.lost)} lost), and of {n_kept[1]} of {len(other)} on fewer "
-        f"targets (at most {share(furthest.lost)}; below 0 it gains)"
+        f"on its targets (at least {share(nearest.lost)} lost) and of {n_kept[1]} of {len(other)} on fewer (at most "
+        f"{share(furthest.lost)}; below 0 it gains)"
     )
 
 
@@ -120,9 +120,9 @@ def kept_block(found: Answers) -> str:
     (one,) = found.kept
     (block,) = one.kept.config.keep_16bit
     return (
-        f"in part: with `{block}` kept, {share(one.lost_after)} stay lost instead of {share(one.lost_before)}; it "
-        f"takes {one.more_mib:.1f} of the {one.saved_mib:.1f} MiB that 4 bits save (rank {one.kept.config.rank}, "
-        f"{one.lost_after.n_pairs} seeds with it, {one.lost_before.n_pairs} without)"
+        f"`{block}` kept: {share(one.lost_after)} lost, not {share(one.lost_before)}, for {one.more_mib:.1f} of the "
+        f"{one.saved_mib:.1f} MiB saved (rank {one.kept.config.rank}, {one.lost_after.n_pairs} and "
+        f"{one.lost_before.n_pairs} seeds)"
     )
 
 
@@ -133,7 +133,7 @@ def cosine(found: Answers) -> str:
     blind = sum(not one.tells(COSINE) for one in found.cosines)
     return (
         f"yes, {values[0]:.3f} to {values[-1]:.3f}; but so is the untuned base's in {blind} of {len(values)} cells "
-        f"({untuned[0]:.3f} to {untuned[-1]:.3f}), so that it tells nothing there"
+        f"({untuned[0]:.3f} to {untuned[-1]:.3f}): there it tells nothing"
     )
 
 
@@ -145,7 +145,7 @@ def sensitivity_line() -> str:
     for scope in ("block", "kind", "module"):
         worst = max((one for one in variants if one["scope"] == scope), key=lambda one: one["loss_nats"])
         said.append(f"{worst['label']} alone {worst['loss_nats']:+.4f}")
-    return f"without training, all at 4 bits adds {whole:.4f} nats on validation rows; {', '.join(said)}"
+    return f"all at 4 bits adds {whole:.4f} nats, untrained; {', '.join(said)}"
 
 
 def predicted_peaks() -> str:
@@ -157,21 +157,20 @@ def predicted_peaks() -> str:
         for one in lines
     )
     return (
-        f"median {100 * median(errors):.2f} %, worst {100 * max(errors):.2f} % over {len(lines)} unseen shapes of "
-        f"{len({one['family'] for one in lines})} families on an H200, {n_outside or 'none'} off by more than the "
-        f"larger of {100 * MAX_ERROR_SHARE:g} % and {MAX_ERROR_MIB:g} MiB"
+        f"median {100 * median(errors):.2f} %, worst {100 * max(errors):.2f} %; of {len(lines)} unseen shapes of "
+        f"{len({one['family'] for one in lines})} families {n_outside or 'none'} by more than the larger of "
+        f"{100 * MAX_ERROR_SHARE:g} % and {MAX_ERROR_MIB:g} MiB"
     )
 
 
 def trials_an_hour() -> str:
-    """Of protocol 2 beside the peer, and beside protocol 1."""
-    runs = [read(name) for name in PROTOCOL_RUNS.values()]
-    before, now = runs[::2], runs[1::2]
-    ratios = sorted(run["ratio"] for run in now)
+    """Of protocol 2, and beside the peer."""
+    runs = [read(name) for of, name in PROTOCOL_RUNS.items() if of.startswith("protocol 2")]
+    ratios = sorted(run["ratio"] for run in runs)
     return (
-        f"GPT-2 Medium's shape on one {now[0]['device'].removeprefix('NVIDIA ')}: {an_hour(now)} trials of "
-        f"{now[0]['n_steps']} steps an hour, half of them NF4, comparison included, {ratios[0]:.0f} to "
-        f"{ratios[-1]:.0f} times Ray Tune with the Trainer on two hosts ({an_hour(before)} an hour under protocol 1)"
+        f"GPT-2 Medium's shape, one {runs[0]['device'].removeprefix('NVIDIA ')}: {an_hour(runs)} trials of "
+        f"{runs[0]['n_steps']} steps an hour, half of them NF4, comparison included: {ratios[0]:.0f} to "
+        f"{ratios[-1]:.0f} times Ray Tune with the Trainer"
     )
 
 
