@@ -88,6 +88,13 @@ def test_the_recorded_answers_are_what_the_command_prints_of_the_recorded_sweeps
     assert answered.out == (recorded.RECORDED / "answers.md").read_text()
 
 
+def test_where_the_time_of_a_recorded_sweep_went_can_be_read(at_home):
+    said = called("status", "smollm2-pareto", "--timeline", cwd=REPO)
+    assert said.code == 0, said.err
+    assert "worker 1: imports" in said.out
+    assert "test evaluation" in said.out
+
+
 @pytest.mark.parametrize("name", recorded.SWEEPS)
 def test_a_recorded_report_is_what_is_written_of_its_ledger_and_its_pictures_are_there(name, at_home):
     report = (recorded.RECORDED / name / "report.md").read_text()

@@ -26,7 +26,7 @@ def status(
 ) -> None:
     """Show how far a sweep is."""
     name = name or newest(ROOT)
-    snapshot = SweepSnapshot.read(name)
+    snapshot = SweepSnapshot.find(name)
     found = snapshot.status(now=time())
     if as_json:
         spans = list(map(asdict, snapshot.spans)) if timeline else None
