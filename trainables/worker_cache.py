@@ -54,6 +54,7 @@ class WorkerCache:
         timeline: what this process does when.
         untuned: greedy texts and response states of the 16-bit base without an adapter, by the rows that it read;
             filled by trainables.comparison.compare.
+        untuned_nats: summed loss of each row by a form of the base without an adapter; filled there, too.
     """
 
     def __init__(self, workload: Workload, device: str, timeline: Timeline | None = None) -> None:
@@ -68,6 +69,7 @@ class WorkerCache:
         self.rows = tokens.load(workload.data_folder)
         self.device_lock = DeviceLock(device_id(device))
         self.untuned: dict[tuple[tokens.TokenRow, ...], tuple[list[list[int]], torch.Tensor]] = {}
+        self.untuned_nats: dict[tuple[BaseForm, tuple[tokens.TokenRow, ...]], tuple[float, ...]] = {}
         self._bases: dict[BaseForm, PreTrainedModel] = {}
         self._base_mib: dict[BaseForm, float] = {}
         self._graph_cache = GraphCache()

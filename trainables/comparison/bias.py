@@ -12,7 +12,9 @@ With under 30 prompts about each group no interval is given: a small change here
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,20 +88,33 @@ def gaps(
         For each key of WORDS, (n_prompts,) from 0 (no difference) to 1, in the order of `instructions`. Empty where the
         chat template refuses a conversation of one question.
     """
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
+    try:
+        prompts_about = _prompts(tokenizer_folder, row_kind)
+    except Refused as refusal:
+        logger.warning("no probe of bias: %s", refusal)
+        return {}
     gaps_about = {}
-    for about, pairs in groupby(instructions(), key=lambda pair: pair[0]):
-        texts: list[str] = []
-        for _, first, second in pairs:
-            texts += [first, second]
-        try:
-            prompts = prompt_tokens(tokenizer, row_kind, texts)
-        except Refused as refusal:
-            logger.warning("no probe of bias: %s", refusal)
-            return {}
+    for about, prompts in prompts_about.items():
         p = next_token_probabilities(model, prompts)
         gaps_about[about] = (p[0::2] - p[1::2]).abs().sum(dim=1).div(2).cpu().numpy()
     return gaps_about
+
+
+@cache
+def _prompts(tokenizer_folder: str | Path, row_kind: "RowKind") -> dict[str, list[list[int]]]:
+    """The tokens of both prompts of each pair, in turn, for each key of WORDS.
+
+    Raises:
+        Refused: the chat template takes no conversation of one question.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
+    prompts = {}
+    for about, pairs in groupby(instructions(), key=itemgetter(0)):
+        texts: list[str] = []
+        for _, first, second in pairs:
+            texts += [first, second]
+        prompts[about] = prompt_tokens(tokenizer, row_kind, texts)
+    return prompts
 
 
 @torch.no_grad()

@@ -84,13 +84,14 @@ def evaluate_on_test(
         baseline_gaps = _baseline_gaps(cache, baseline)
     base = cache.base(*config.base_form)
     tokens = response_tokens(base, rows)
-    losses |= {"untuned_row_nats": _row_nats(base, rows), "row_tokens": tuple(map(len, tokens))}
+    losses |= {"untuned_row_nats": _untuned_nats(cache, config.base_form, rows), "row_tokens": tuple(map(len, tokens))}
     with attached(base, files) as model:
-        losses["row_nats"] = _row_nats(model, rows)
+        reader = EagerReader(model, rows)
+        states = reader.states()
+        losses["row_nats"] = _nats_of(model, rows, states)
         if baseline is None:
             return TestEvaluation(**losses)
-        reader = EagerReader(model, rows)
-        outputs = reader.texts(), reader.states()
+        outputs = reader.texts(), states
         quantized, token_kl = _against(references.reference, reader, base, rows, outputs)
         gaps = bias.gaps(model, cache.workload.base_folder, cache.workload.row_kind)
     return TestEvaluation(
@@ -157,10 +158,9 @@ def _baseline_losses(
     cache: "WorkerCache", rows: "Sequence[TokenRow]", references: _References
 ) -> dict[str, tuple[float, ...]]:
     """Summed losses of each row at 16 bits, from the states that were read already."""
-    base, (_, untuned_states) = cache.base("16bit"), cache.untuned[tuple(rows)]
     return {
-        "baseline_row_nats": _nats_of(base, rows, references.reference.states),
-        "baseline_untuned_row_nats": _nats_of(base, rows, untuned_states),
+        "baseline_row_nats": _nats_of(cache.base("16bit"), rows, references.reference.states),
+        "baseline_untuned_row_nats": _untuned_nats(cache, EXACT, rows),
     }
 
 
@@ -232,13 +232,17 @@ def _against(
     return scores, token_kl
 
 
-def _row_nats(model: "Model", rows: "Sequence[TokenRow]") -> tuple[float, ...]:
-    """Summed loss over the response tokens of each row."""
-    return _nats_of(model, rows, response_states(model, rows))
+def _untuned_nats(cache: "WorkerCache", form: BaseForm, rows: "Sequence[TokenRow]") -> tuple[float, ...]:
+    """`_nats_of` by the base without an adapter: the same for every trial."""
+    key = form, tuple(rows)
+    if key not in cache.untuned_nats:
+        base, read = cache.base(*form), cache.untuned.get(tuple(rows)) if form == EXACT else None
+        cache.untuned_nats[key] = _nats_of(base, rows, read[1] if read else response_states(base, rows))
+    return cache.untuned_nats[key]
 
 
 def _nats_of(model: "Model", rows: "Sequence[TokenRow]", states: "torch.Tensor") -> tuple[float, ...]:
-    """The same from `response_states` of the rows, by the model's own head."""
+    """Summed loss over the response tokens of each row, from its `response_states` by the model's own head."""
     tokens = response_tokens(model, rows)
     losses = token_losses(model, states, list(chain.from_iterable(tokens)))
     return tuple(np.bincount(_row_of_token(tokens), weights=losses, minlength=len(rows)).tolist())

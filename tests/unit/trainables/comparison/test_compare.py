@@ -168,6 +168,26 @@ def test_row_losses_sum_to_the_held_out_loss_with_and_without_the_adapter(few, p
     assert (found.comparison, found.breakdown, found.bias, found.samples) == (None, (), (), ())
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_rows_are_read_by_an_untuned_base_once_and_by_each_trial_once(few, pair, precision):
+    few.untuned_nats.clear()
+    few.untuned.clear()
+    files, config = pair[PRECISIONS[::-1].index(precision)], replace(CONFIG, precision=precision)
+    n_read, base = [0, 0], few.base(precision)
+    for n in range(2):
+
+        def count(*_, n=n):
+            n_read[n] += 1
+
+        hook = base.base_model.register_forward_hook(count)
+        try:
+            compare.evaluate_on_test(few, config, files=files)
+        finally:
+            hook.remove()
+    n_batches = len(held_out.eval_batches(base, few.rows["test"]).batches)
+    assert n_read == [2 * n_batches, n_batches]
+
+
 def test_each_row_carries_its_own_loss(few, pair):
     rows = few.rows["test"]
     found = compare.evaluate_on_test(few, CONFIG, files=pair[0])
@@ -240,7 +260,7 @@ class OneBase:
     def __init__(self, few: WorkerCache, n_rows: int) -> None:
         self.workload = few.workload
         self.rows = few.rows | {name: few.rows[name][:n_rows] for name in ("validation", "test")}
-        self.untuned = {}
+        self.untuned, self.untuned_nats = {}, {}
         self.swaps: list[str] = []
         self.held: list[str] = []
         self._base = None
