@@ -235,7 +235,6 @@ METHODS: Mapping[str, Make] = {
 }
 LABELS = {
     "ours": "qlora-sweep: TPE, hypervolume stop, baselines",
-    "moasha": "the same with MOASHA in strata",
     "short": f"qlora-sweep, modelling {SHORT} to {2 * SHORT} trials",
     "random": "random without repeats, full budget",
     "grid": "grid, full budget",
