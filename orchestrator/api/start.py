@@ -11,6 +11,7 @@ from orchestrator.api.opened import Sweep
 from orchestrator.api.published import fault_of, run_published
 from orchestrator.driver import base_targets, plan
 from orchestrator.settings import SweepSettings, sweep_folder
+from orchestrator.settings.spelling import respelled
 from search_spaces import Space, as_space, names, parse
 from trainables.values.errors import ConfigError, Interrupted, did_you_mean
 
@@ -23,7 +24,8 @@ CHOSEN = ("space", "base_model", "data", "trials", "sampler")
 def run(space: str | Path | Mapping[str, Any] | Space | None = None, **settings: Any) -> Sweep:
     """Run a sweep to its end; in a notebook a table shows how far it is.
 
-    What is not said is chosen for this machine: a GPU's sweep, or the embedded demo without one.
+    What is not said is chosen for this machine: a GPU's sweep, or the embedded demo without one. Call it in the main
+    thread: in another, neither an interrupt nor the limit on a chat template that never ends can break anything off.
 
     Args:
         space: name of a search space, path of a .yaml, or its content.
@@ -36,8 +38,9 @@ def run(space: str | Path | Mapping[str, Any] | Space | None = None, **settings:
     """
     chosen, given = _sorted(settings)
     chosen["space"] = _space(space)
-    asked = plan.choose(given.pop("name", None), given.pop("device", None), chosen, given)
-    plan.need_gpu(asked.device, asked.address)
+    with _errors_of_arguments():
+        asked = plan.choose(given.pop("name", None), given.pop("device", None), chosen, given)
+        plan.need_gpu(asked.device, asked.address)
     asked = base_targets.fetched(asked)
     sweep = Sweep(asked.name, sweep_folder(asked.name))
     with _written_by_this_user_alone():
@@ -72,7 +75,7 @@ def _sorted(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     Raises:
         ConfigError: no setting has this name.
     """
-    fields = {field: field for field in SweepSettings.model_fields if field not in FIELDS.values()} | FIELDS
+    fields = _arguments()
     chosen: dict[str, Any] = dict.fromkeys(CHOSEN)
     given: dict[str, Any] = {}
     for name, value in settings.items():
@@ -83,6 +86,21 @@ def _sorted(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
         elif value is not None:
             given[fields[name]] = (value,) if name == "objective" and isinstance(value, str) else value
     return chosen, given
+
+
+def _arguments() -> dict[str, str]:
+    """What each setting is called here -> its field."""
+    return {field: field for field in SweepSettings.model_fields if field not in FIELDS.values()} | FIELDS
+
+
+@contextmanager
+def _errors_of_arguments() -> Iterator[None]:
+    """What is wrong with a value is said of the argument that it was given as."""
+    try:
+        yield
+    except ConfigError as error:
+        error.args = (respelled(str(error), {field: argument for argument, field in _arguments().items()}),)
+        raise
 
 
 @contextmanager

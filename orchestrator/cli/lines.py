@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from textwrap import fill
 from typing import TextIO
 
+from orchestrator.settings.spelling import respelled
+
 SETTINGS = ("BASE_MODEL", "DATA_SPLIT", "DATA", "COLUMNS", "SPACE", "STORAGE", "TRACKING_URI")
 """Variables of make that messages name anywhere, each a flag of the same name."""
 FIRST_WORDS = (*SETTINGS, "ADDRESS", "DEVICE_KIND", "HOST", "PORT", "ALLOWED_HOSTS", "PUSH")
@@ -15,22 +17,9 @@ BEGINS = re.compile(rf"({'|'.join(FIRST_WORDS)})\b")
 NAMED = re.compile(rf"(?<![\w/.'\"=-])({'|'.join(SETTINGS)})(=|\b(?![\w/.'\"-]))")
 
 
-FIRST_FIELD = re.compile(r"\w+(?=:| must be | is )|\w+_\w+(?= )")
-"""The setting that a message is about, by its name in the program."""
-TWO_WORDS = re.compile(r"(?<![\w/.'\"-])[a-z]+(?:_[a-z]+)+(?![\w/.'\"-])")
-"""Others that it names: of one word they could be any word."""
-
-
 def with_flags(message: str, flags: Mapping[str, str]) -> str:
-    """A message about a field, with what is typed for it and for others that it names.
-
-    >>> with_flags("n_trials: give max_hours", {"n_trials": "--trials", "max_hours": "--max-hours"})
-    '--trials: give --max-hours'
-    """
-    found = FIRST_FIELD.match(message)
-    if not found or found[0] not in flags or not _flags_typed():
-        return message
-    return flags[found[0]] + TWO_WORDS.sub(lambda name: flags.get(name[0], name[0]), message[found.end() :])
+    """A message about a field, with what is typed for it, unless make was asked."""
+    return respelled(message, flags) if _flags_typed() else message
 
 
 def _flags_typed() -> bool:

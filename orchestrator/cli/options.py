@@ -61,12 +61,11 @@ def with_settings(work: Callable[..., None], fields: Mapping[str, FieldInfo] = F
 
     That parameter is handed the values by field that were given; the others are left to the machine and the defaults.
     A flag without a value turns its field's default round: `--no-reuse` sets `reuse` to False. What is wrong with a
-    value is said of the flag that was typed.
+    value is said of its flag, see `in_flags`.
     """
     shown = {name: field for name, field in fields.items() if name not in WITHOUT_FLAG}
     options = [*starmap(_option, shown.items())]
     _, *own = signature(work).parameters.values()
-    flags = {parameter.name: _typed(parameter) for parameter in (*options, *own)}
 
     @wraps(work)
     def command(**values: Any) -> None:
@@ -75,15 +74,26 @@ def with_settings(work: Callable[..., None], fields: Mapping[str, FieldInfo] = F
             value = values.pop(name)
             if value is not None:
                 given[name] = not field.default if field.annotation is bool else value
+        work(given, **values)
+
+    required_first = sorted([*options, *own], key=lambda parameter: parameter.default is not Parameter.empty)
+    command.__signature__ = Signature(required_first)  # type: ignore[attr-defined]
+    return in_flags(command)
+
+
+def in_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that says what is wrong with a value of the flag that was typed for it."""
+    flags = {parameter.name: _typed(parameter) for parameter in signature(command).parameters.values()}
+
+    @wraps(command)
+    def said(*arguments: Any, **values: Any) -> None:
         try:
-            work(given, **values)
+            command(*arguments, **values)
         except SweepError as error:
             error.args = (with_flags(str(error), flags),)
             raise
 
-    required_first = sorted([*options, *own], key=lambda parameter: parameter.default is not Parameter.empty)
-    command.__signature__ = Signature(required_first)  # type: ignore[attr-defined]
-    return command
+    return said
 
 
 def _typed(parameter: Parameter) -> str:

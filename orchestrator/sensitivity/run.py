@@ -90,7 +90,7 @@ def choose(
     parse_columns(columns)
     refuse_secrets_in({"base_model": base, "data": source})
     if device not in (None, "cuda", "cpu"):
-        raise ConfigError(f"no device {device!r}{did_you_mean(str(device), ('cuda', 'cpu'))}")
+        raise ConfigError(f"device must be cuda or cpu, got {device!r}{did_you_mean(str(device), ('cuda', 'cpu'))}")
     name = name or f"sensitivity-{time.strftime('%Y%m%d-%H%M%S')}"
     device = device_here(device)
     if base is not None:

@@ -4,12 +4,21 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, BaseModelOption, ColumnsOption, DataOption, DataSplitOption, DeviceOption
+from orchestrator.cli.options import (
+    AsJson,
+    BaseModelOption,
+    ColumnsOption,
+    DataOption,
+    DataSplitOption,
+    DeviceOption,
+    in_flags,
+)
 from orchestrator.cli.output import print_json
 from orchestrator.sensitivity import run as runs
 from orchestrator.settings import ROOT
 
 
+@in_flags
 def sensitivity(
     base_model: BaseModelOption = None,
     data: DataOption = None,

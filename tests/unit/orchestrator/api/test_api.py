@@ -108,6 +108,21 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(wrong, right):
         _sorted({wrong: 3})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"trials": -1}, "^trials: "),
+        ({"steps": 0}, "^steps: "),
+        ({"trials": 3, "stop_when_flat": True}, "^stop_when_flat looks .* but trials is 3"),
+    ],
+)
+def test_a_wrong_value_is_said_of_the_argument_that_it_was_given_as(wrong, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        run("demo", device="cpu", **wrong)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("space", [3, ["pareto"], 2.5, True])
 def test_what_can_be_no_space_is_refused_by_what_can_be_one(space):
     with pytest.raises(ConfigError, match=r"^space: must be the name .*pareto.*\.yaml.*dict.*got "):

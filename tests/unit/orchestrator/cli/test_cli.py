@@ -75,7 +75,7 @@ NO_GPU = ["--device", "cuda", "--data", "missing.json", "--base-model", "missing
 def test_a_gpu_that_is_not_there_is_said_before_the_data_and_leaves_nothing(verb, tmp_path):
     finished = called(verb, *NO_GPU, cwd=tmp_path)
     assert finished.code == 2, finished.err
-    assert "device is 'cuda', but there is no GPU here" in finished.err.splitlines()[0]
+    assert "--device is 'cuda', but there is no GPU here" in finished.err.splitlines()[0]
     assert len(finished.err.splitlines()) == 1
     assert not os.listdir(tmp_path)
 

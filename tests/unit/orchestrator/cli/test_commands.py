@@ -19,6 +19,7 @@ from orchestrator.driver import duration, extend
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned, owner_of
 from orchestrator.settings import stored
+from orchestrator.tracking import view
 from orchestrator.tracking.client import open_client
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import store_uri
@@ -145,6 +146,8 @@ def test_delete_takes_folder_and_runs_of_the_one_sweep_and_asks_first(tmp_path):
     n_trials = len(desk.ledger.trials())
     assert len(runs) == n_trials + 1, "those of the other sweep"
     assert f"and {n_trials + 1} runs in MLflow" in done.out
+    views = [tag for tag in client.get_experiment(experiment_id).tags if tag.startswith(view.TAG)]
+    assert views == [f"{view.TAG}b"], "that of the other sweep"
 
 
 def test_a_running_sweep_is_not_deleted(owner, tmp_path):

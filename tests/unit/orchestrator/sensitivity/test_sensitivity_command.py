@@ -148,8 +148,9 @@ def test_more_metrics_than_mlflow_takes_at_once_are_all_written(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--device", "tpu"], ["device", "tpu"]),
-        (["--device", "cuda"], ["device", "0 GPUs"]),
+        (["--device", "tpu"], ["error: --device must be cuda or cpu", "tpu"]),
+        (["--device", "cuda"], ["error: --device is 'cuda'", "0 GPUs"]),
+        (["--columns", "x"], ["error: --columns must be FIELD=COLUMN"]),
         (["--name", "../x"], ["NAME", "'../x'"]),
     ],
 )
