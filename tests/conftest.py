@@ -82,7 +82,9 @@ def workload(tiny_folder, tokens) -> Workload:
     from trainables.models.inputs import Inputs
 
     base = BaseModel(source=str(tiny_folder), folder=tiny_folder, weights="random")
-    return Inputs(base=base, rows_source="demo", tokens=tokens, row_kind="Alpaca", rows_found="").workload("float32")
+    return Inputs(
+        base=base, fingerprint=base.fingerprint(), rows_source="demo", tokens=tokens, row_kind="Alpaca", rows_found=""
+    ).workload("float32")
 
 
 @pytest.fixture(scope="session")

@@ -36,12 +36,14 @@ def run_published(
     *,
     resume: bool,
     display: Display,
+    answered: Callable[[SweepSnapshot], object] = lambda snapshot: None,
     again: Callable[[], Any] | None = None,
     **stand_ins: Any,
 ) -> tuple[SweepSnapshot, str | None]:
     """Run and publish a sweep.
 
     Args:
+        answered: called with the sweep as it ended, before anything is written of it.
         again: what a second Ctrl-C does, see orchestrator.api.interrupts.
         stand_ins: go to orchestrator.driver.sweep.run: `verdict_seeds`, and those of tests.
     Returns:
@@ -64,6 +66,7 @@ def run_published(
     with ended_in_order(again) as stop_in_order:
         try:
             snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
+            answered(snapshot)
             from orchestrator.tracking.ending import end  # brings all figures; no bad input waits for them
 
             return snapshot, end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted)

@@ -42,18 +42,20 @@ def counts_line(sweep: "SweepSnapshot") -> str:
     return f"{len(sweep.trials)} trials ({', '.join(origins)}): {', '.join(states)}{warm}"
 
 
-def next_lines(sweep: "SweepSnapshot", run_page: str | None) -> list[str]:
-    """The answer; and of a sweep that has one the command for a budget of memory, the report and MLflow's page.
+def answer_lines(sweep: "SweepSnapshot") -> list[str]:
+    """The answer; and of a sweep that has one the command for a budget of memory."""
+    chosen = best(counting(sweep.trials, sweep.settings))
+    return [answer_of(sweep), *([_budget_line(sweep.settings.name, chosen)] if chosen else [])]
+
+
+def page_lines(sweep: "SweepSnapshot", run_page: str | None) -> list[str]:
+    """Where to look further: the report, if there is one, and MLflow's page.
 
     Args:
         run_page: of the sweep's run in MLflow; None where MLflow lacks some of it.
     """
-    lines = [answer_of(sweep)]
-    if chosen := best(counting(sweep.trials, sweep.settings)):
-        lines.append(_budget_line(sweep.settings.name, chosen))
     report = sweep.folder / "report.html"
-    if report.is_file():
-        lines.append(f"report: {report}")
+    lines = [f"report: {report}"] if report.is_file() else []
     return [*lines, f"MLflow: {pages()}, then", run_page] if run_page else lines
 
 

@@ -69,17 +69,24 @@ def _end(work: Callable[[], Any]) -> None:
         code = INTERRUPTED
     except OSError as error:
         _end_of_disk(error)
-    if code == INTERRUPTED:  # Ray can crash when it cleans up a half start; its processes die with this one
+    _leave(code or 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End; at once where Ray may be half started, as it can crash when it cleans that up: its processes die with this
+    one."""
+    private_ray = sys.modules.get("orchestrator.cluster.private_ray")
+    if code == INTERRUPTED or (private_ray is not None and private_ray.is_starting()):
         sys.stdout.flush()
-        os._exit(INTERRUPTED)
-    sys.exit(code or 0)
+        os._exit(code)
+    sys.exit(code)
 
 
 def _refuse(kind: str, message: str, exit_code: int) -> NoReturn:
     """Say what is wrong, in one line on standard error and where JSON was asked for in one object as well."""
     logger.error(f"error: {message}")
     print_error(kind, message, exit_code)
-    sys.exit(exit_code)
+    _leave(exit_code)
 
 
 def _said(error: Any) -> str:

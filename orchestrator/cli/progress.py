@@ -18,7 +18,7 @@ from orchestrator.analysis.host_memory import largest_mib
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import Running, Status
 from orchestrator.analysis.verdict import failed_evaluations, seeds
-from orchestrator.cli.closing import counts_line, next_lines
+from orchestrator.cli.closing import answer_lines, counts_line, page_lines
 from orchestrator.cli.front_table import front_table, noise_lines
 from orchestrator.cli.lines import for_stream
 from orchestrator.cli.output import print_json
@@ -235,7 +235,7 @@ def to_dict(snapshot: SweepSnapshot, run_page: str | None) -> dict[str, Any]:
 def print_result(
     snapshot: SweepSnapshot, run_page: str | None, *, as_json: bool, fault: SweepError | None = None
 ) -> None:
-    """The front on standard output, and last the answer and where to look further.
+    """All of it on standard output.
 
     Args:
         fault: for which the command will end with another exit code than 0.
@@ -244,6 +244,12 @@ def print_result(
         error = {"kind": type(fault).__name__, "message": str(fault)} if fault else None
         print_json(to_dict(snapshot, run_page) | {"error": error, "exit_code": fault.exit_code if fault else 0})
         return
+    print_front(snapshot)
+    print_pages(snapshot, run_page)
+
+
+def print_front(snapshot: SweepSnapshot) -> None:
+    """The front, what it rests on and last the answer, of which no file needs to be written yet."""
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
@@ -263,5 +269,10 @@ def print_result(
     lines.append(f"measured on: {snapshot.caption}")
     if peak := largest_mib(snapshot.trials):
         lines.append(f"host memory: at most {peak:,} MiB resident in a worker process")
-    lines += ["", *next_lines(snapshot, run_page)]
-    print(for_stream("\n".join(lines), sys.stdout))
+    print(for_stream("\n".join([*lines, "", *answer_lines(snapshot)]), sys.stdout), flush=True)
+
+
+def print_pages(snapshot: SweepSnapshot, run_page: str | None) -> None:
+    """Where to look further, once all is written."""
+    if lines := page_lines(snapshot, run_page):
+        print(for_stream("\n".join(lines), sys.stdout))

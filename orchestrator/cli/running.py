@@ -5,14 +5,15 @@ It imports what a sweep needs, so it is imported only once settings are sound.
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from orchestrator.api.published import fault_of, run_published
-from orchestrator.cli.progress import ProgressDisplay, print_result
+from orchestrator.cli.progress import ProgressDisplay, print_front, print_pages, print_result
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.settings.command import command
 from orchestrator.tracking.store import has_whole_run, store_file
@@ -20,18 +21,32 @@ from orchestrator.verify import ledger as ledgers
 from orchestrator.verify.files import is_over
 from trainables.values.errors import INTERRUPTED, Interrupted
 
+if TYPE_CHECKING:
+    from orchestrator.analysis.snapshot import SweepSnapshot
+
 logger = logging.getLogger(__name__)
 
 
 def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
     """Run and publish a sweep; `stand_ins` go to orchestrator.driver.sweep.run: `verdict_seeds`, and those of tests."""
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
+
+    def answered(snapshot: "SweepSnapshot") -> None:
+        display.stop()
+        if not as_json:
+            with suppress(BrokenPipeError):  # whoever reads no further: its files are written all the same
+                print_front(snapshot)
+
+    stand_ins |= {"answered": answered, "again": _die}
     try:
-        snapshot, run_page = run_published(settings, resume=resume, display=display, again=_die, **stand_ins)
+        snapshot, run_page = run_published(settings, resume=resume, display=display, **stand_ins)
     except KeyboardInterrupt:
         raise Interrupted(f"if it had begun, go on with: {command()} resume {settings.name}") from None
     fault = fault_of(snapshot)
-    print_result(snapshot, run_page, as_json=as_json, fault=fault)
+    if as_json:
+        print_result(snapshot, run_page, as_json=True, fault=fault)
+    else:
+        print_pages(snapshot, run_page)
     if fault is None:
         return
     logger.info(str(fault) if isinstance(fault, Interrupted) else f"error: {fault}")

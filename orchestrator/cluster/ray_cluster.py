@@ -1,4 +1,4 @@
-"""Connecting to Ray: a private one on this machine, or a running cluster; and how many trials it takes at once."""
+"""Connecting to Ray: a private one (see private_ray.py), or a running cluster; and how many trials it takes at once."""
 
 import importlib
 import logging
@@ -7,39 +7,22 @@ import os
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cluster import private_ray
 from orchestrator.security import ray_guard
-from trainables.cost.device import count_gpus
 from trainables.values.errors import ConfigError, Unreachable, did_you_mean
 
 if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings
 
-OBJECT_STORE_BYTES = 256 * 2**20
-MAX_CPU_WORKERS = 4
-"""Trials at once on a machine without a GPU; each worker holds its own PyTorch."""
 PROBE_SECONDS = 4.0
 HTTP2_SETTINGS = b"\x04"
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + HTTP2_SETTINGS + b"\0\0\0\0\0"
 """With it a client begins (RFC 9113, section 3.4); Ray, as any gRPC server, answers at once with its own settings."""
-VARIABLES = {
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # workers that may start at the same time: for a searcher it would be one
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TORCHDYNAMO_DISABLE": "1",  # else bitsandbytes has each worker load a compiler that nothing here calls
-    "RAY_worker_niceness": "0",  # else 15: behind all else on this machine, MLflow's writer (10) included
-    "PYTHONWARNINGS": "ignore",
-}
 PACKAGES = tuple(str(Path(__file__).parents[2] / name) for name in ("trainables", "search_spaces", "orchestrator"))
 """Ours: Ray ships them to every node of a cluster, where they go before what may be installed there."""
 SLOTS_SECONDS = 2.0
@@ -58,26 +41,17 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
             (see orchestrator.security.ray_guard); or it runs another Python or Ray.
         Unreachable: no cluster answers there, or a private Ray did not start.
     """
-    for name, value in VARIABLES.items():
-        os.environ.setdefault(name, value)
+    if private_ray.waited_for():
+        return
+    private_ray.set_variables()
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
     if address is not None:
         probe(address)  # before Ray is imported, which what does not answer need not wait for
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # the ledger says which trials did not complete
-    logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)  # a notebook needs no widgets: its table is ours
     import ray
 
     if address is None:
-        ray_guard.guard_private()
-        try:
-            ray.init(**_private(os.sched_getaffinity(0), count_gpus()))
-        except Exception as error:  # Ray raises no narrower kind where its processes do not come up in time
-            reason = " ".join(str(error).split())
-            raise Unreachable(
-                f"Ray did not start on this machine ({reason[:200]}); if other work held it up, run the same again"
-            ) from None
+        private_ray.start()
         return
     ray_guard.guard_cluster(address, insecure=insecure)
     shipped = {"py_modules": list(PACKAGES), "excludes": ["**/__pycache__"]}
@@ -88,20 +62,6 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
         if "ersion mismatch" in reason:
             raise ConfigError(f"ADDRESS: the cluster at {address!r} runs another Python or Ray. {reason}") from None
         raise Unreachable(f"ADDRESS: no Ray cluster answers at {address!r} ({reason[:200]})") from None
-
-
-def _private(cpus: Collection[int], n_gpus: int) -> dict[str, Any]:
-    """Arguments of `ray.init` for a Ray of this process alone."""
-    return {
-        "address": "local",
-        "num_cpus": max(len(cpus), n_gpus) if n_gpus else min(len(cpus), MAX_CPU_WORKERS),
-        "num_gpus": n_gpus,
-        "object_store_memory": OBJECT_STORE_BYTES,
-        "_temp_dir": None if os.environ.get("RAY_TMPDIR") else str(ray_guard.private_folder()),
-        "include_dashboard": False,
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-    }
 
 
 def spare_mlflow() -> None:

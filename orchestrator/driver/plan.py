@@ -80,7 +80,7 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
         **{**(ON_CPU if device == "cpu" else {}), **given, **steps},
     )
     settings = base_targets.suited(settings)
-    _check_known_lengths(settings)
+    check_known_lengths(settings)
     warm_start.check(settings, settings_file.ROOT)
     refuse_taken(settings.name, settings_file.ROOT)
     if device == "cpu" and chosen["base_model"] is None:
@@ -130,7 +130,8 @@ def check_lengths(settings: SweepSettings, n_positions: int) -> None:
         )
 
 
-def _check_known_lengths(settings: SweepSettings) -> None:
+def check_known_lengths(settings: SweepSettings) -> None:
+    """The same of a base whose config is on this machine or known here; of others nothing is said."""
     folder = base_model.local_folder(settings.base_model)
     if folder is not None:
         check_lengths(settings, base_model.context_tokens(folder))

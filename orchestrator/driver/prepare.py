@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cluster import ray_cluster
+from orchestrator.cluster import private_ray, ray_cluster
 from orchestrator.driver import duration, plan
 from trainables.models import base_model, inputs
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 def prepare(settings: "SweepSettings", root: Path) -> "tuple[Workload, dict[str, int], float | None]":
     """Join the cluster, if one is given; fetch, check, split and tokenize; ask the nodes.
 
+    Without a cluster a private Ray starts once the rows are known to be sound, beside what follows: the rows become
+    tokens, the weights are hashed, and this process imports Ray Tune.
+
     Args:
         root: caches lie under root/cache.
     Returns:
@@ -25,15 +28,20 @@ def prepare(settings: "SweepSettings", root: Path) -> "tuple[Workload, dict[str,
     """
     if settings.address is not None:
         ray_cluster.connect(settings.address, insecure=settings.insecure)  # first: what does not answer is said at once
+    plan.check_known_lengths(settings)
     fetched = inputs.fetch(
         settings.base_model,
         settings.data,
         (root / "cache").resolve(),
         data_split=settings.data_split,
         columns=settings.columns,
+        are_sound=private_ray.begin if settings.address is None else lambda: None,
     )
     plan.check_lengths(settings, base_model.context_tokens(fetched.base.folder))
-    from orchestrator.driver.devices import ask_device, check_nodes  # brings Ray: after what finds bad input
+    counts = {**fetched.tokens.counts, **fetched.cut_counts(min(settings.lengths_tokens))}
+    ray_cluster.spare_mlflow()
+    from orchestrator.driver import tuning  # noqa: F401  # brings Ray Tune, while Ray starts
+    from orchestrator.driver.devices import ask_device, check_nodes
 
     if settings.address is None:
         ray_cluster.connect(None)
@@ -42,6 +50,4 @@ def prepare(settings: "SweepSettings", root: Path) -> "tuple[Workload, dict[str,
     device = ask_device(settings)
     if device.speed is not None:
         duration.keep(device, root)
-    limit = min(settings.lengths_tokens)
-    counts = {**fetched.tokens.counts, **fetched.cut_counts(limit)}
     return fetched.workload(device.compute_dtype), counts, device.memory_mib

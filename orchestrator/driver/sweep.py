@@ -68,7 +68,7 @@ def run(
             _note_start(settings, ledger, workload, counts, memory_mib)
             elsewhere = _from_other_sweeps(settings, workload, root, ledger)
             started(ledger, workload)
-            from orchestrator.driver.tuning import run_tasks  # brings Ray Tune, for which MLflow's writer need not wait
+            from orchestrator.driver.tuning import run_tasks  # brings Ray Tune
 
             asked = settings if verdict_seeds is None else settings.model_copy(update={"verdict_seeds": verdict_seeds})
             with timeline.span("tasks"):

@@ -5,7 +5,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from orchestrator.analysis.moment import WRITING
+from orchestrator.analysis.moment import WRITING, Writing
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger import Ledger
 from orchestrator.report import outputs
@@ -37,10 +37,10 @@ def end(settings: SweepSettings, root: Path, writer: MlflowWriter, seconds: floa
     path, timeline = sweep_folder(settings.name, root) / "ledger.db", Timeline()
     with closing(Ledger(path)) as ledger:
         snapshot = SweepSnapshot.of(settings, ledger).begun()
-        ledger.set_fact(WRITING, ["writing figures", time.time()])
+        _note(ledger, "writing figures")
         with timeline.span("writing figures"):
             files = write_files(snapshot, ledger)
-        ledger.set_fact(WRITING, ["writing MLflow", time.time()])
+        _note(ledger, "writing MLflow")
     with timeline.span("writing MLflow"):
         flushed = writer.finish(files, seconds, interrupted=interrupted)
     with closing(Ledger(path)) as ledger:
@@ -52,3 +52,9 @@ def end(settings: SweepSettings, root: Path, writer: MlflowWriter, seconds: floa
             "MLflow lacks %s (%s); complete it with: %s sync %s", pending, flushed.reason, command(), settings.name
         )
     return flushed.page
+
+
+def _note(ledger: Ledger, phase: Writing) -> None:
+    """Say what is written now, here and to all that show the sweep."""
+    logger.info(phase)
+    ledger.set_fact(WRITING, [phase, time.time()])

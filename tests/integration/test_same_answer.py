@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster.ray_cluster import MAX_CPU_WORKERS
+from orchestrator.cluster.private_ray import MAX_CPU_WORKERS
 from orchestrator.driver.in_order import LAG, LAG_PER_WORKER
 from orchestrator.ledger import Ledger
 from tests.support.sweeps import command, start

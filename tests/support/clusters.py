@@ -15,7 +15,7 @@ from ray import tune
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from orchestrator.cluster import ray_cluster
+from orchestrator.cluster import private_ray, ray_cluster
 from orchestrator.ledger.adapter_store import WEIGHTS
 from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.security import ray_guard
@@ -52,7 +52,7 @@ def cluster(**head: Any) -> Iterator[Cluster]:
     folder = Path(mkdtemp(prefix="r", dir="/tmp"))  # short: sockets lie under it
     (folder / "ray").mkdir()
     os.environ["RAY_TMPDIR"] = str(folder)
-    os.environ.setdefault(NICENESS, ray_cluster.VARIABLES[NICENESS])  # nodes read it as they start
+    os.environ.setdefault(NICENESS, private_ray.VARIABLES[NICENESS])  # nodes read it as they start
     os.environ.pop(ray_guard.LOOPBACK, None)  # a private Ray of this process may have set it
     ray_guard._read_environment_again(is_private=False)
     found = Cluster()

@@ -4,10 +4,10 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainables.data.chat import ChatRow
 from trainables.data.formats import AnyRow
@@ -19,6 +19,9 @@ from trainables.data.tokenizer import Encoder, embedding_rows, open_tokenizer, s
 from trainables.data.tokens import HELD_OUT_TOKENS, Span, TokenRow, nothing_left, too_short, write
 from trainables.values.config import PROTOCOL_VERSION, canonical_json
 from trainables.values.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,11 @@ class TokenizedData:
 
 
 def tokenize(
-    checked: CheckedRows, tokenizer_folder: Path, cache: Path, held_out_tokens: int = HELD_OUT_TOKENS
+    checked: CheckedRows,
+    tokenizer_folder: Path,
+    cache: Path,
+    held_out_tokens: int = HELD_OUT_TOKENS,
+    are_sound: Callable[[], object] = lambda: None,
 ) -> TokenizedData:
     """Split and tokenize rows; a second call with the same rows uses the cache of the first.
 
@@ -57,6 +64,7 @@ def tokenize(
         tokenizer_folder: what `AutoTokenizer.from_pretrained` reads.
         cache: folder under which the Arrow cache of each digest lives.
         held_out_tokens: where validation and test rows are cut; HELD_OUT_TOKENS, or as many as the base has positions.
+        are_sound: called once the rows are dealt and the tokenizer could be opened, before anything is tokenized.
     Raises:
         DataError: too few rows, or the tokenizer's chat template can use none of them.
         ConfigError: see trainables.data.tokenizer.open_tokenizer; or a row has a token without an embedding.
@@ -67,8 +75,12 @@ def tokenize(
     splits = _split(checked.rows, template)
     digest = _digest(splits, tokenizer_folder, held_out_tokens)
     folder = cache / f"tokens-{CACHE_FORMAT}-{digest[:16]}"
-    if not folder.exists():
-        write(_tokenized(splits, tokenizer_folder, template), folder, held_out_tokens)
+    if folder.exists():
+        are_sound()
+    else:
+        tokenizer = template.tokenizer if template else open_tokenizer(tokenizer_folder)
+        are_sound()
+        write(_tokenized(splits, tokenizer, template), folder, held_out_tokens)
     _check_embedding(folder, tokenizer_folder)
     counts = {"read": checked.n_read} | {f"dropped: {reason}": n for reason, n in checked.dropped.items()}
     if template is not None:
@@ -131,10 +143,9 @@ def _values(path: Path) -> Mapping[str, Any]:
 
 
 def _tokenized(
-    splits: Mapping[str, Sequence[AnyRow]], folder: Path, template: ChatTemplate | None
+    splits: Mapping[str, Sequence[AnyRow]], tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate | None
 ) -> dict[str, list[TokenRow]]:
     """Tokens of the rows of each split, uncut."""
-    tokenizer = template.tokenizer if template else open_tokenizer(folder)
     # A row may quote "<|endoftext|>": as text it must not end the row.
     encoder = Encoder(tokenizer, reads_special=template is not None)
     tokenized: dict[str, list[TokenRow]] = {}

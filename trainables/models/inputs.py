@@ -1,5 +1,6 @@
 """From names of a base model and of rows to both on this machine, checked and tokenized: the parts of a Workload."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from trainables.data.tokenized import TokenizedData, tokenize
 from trainables.data.tokens import HELD_OUT_TOKENS, cut_counts, load
 from trainables.models import base_model
 from trainables.models.base_model import BaseModel
+from trainables.values.beside import Beside
 from trainables.values.config import ComputeDtype, RowKind
 from trainables.values.workload import Workload
 
@@ -20,12 +22,14 @@ class Inputs:
 
     Attributes:
         base: the model.
+        fingerprint: of the model's config and weights.
         rows_source, data_split, columns: the rows as the user named them, see trainables.values.workload.Workload.
         row_kind, rows_found: what they are, and what was found, see trainables.values.workload.Workload.
         tokens: the rows, split and tokenized.
     """
 
     base: BaseModel
+    fingerprint: str
     rows_source: str
     tokens: TokenizedData
     row_kind: RowKind
@@ -38,7 +42,7 @@ class Inputs:
         return Workload(
             base_model=self.base.source,
             base_folder=str(self.base.folder.resolve()),
-            base_fingerprint=self.base.fingerprint(),
+            base_fingerprint=self.fingerprint,
             weights=self.base.weights,
             data=self.rows_source,
             data_split=self.data_split,
@@ -82,23 +86,29 @@ def fetch(
     *,
     data_split: str | None = None,
     columns: str | None = None,
+    are_sound: Callable[[], object] = lambda: None,
 ) -> Inputs:
     """Fetch, check, split and tokenize, each once; needs neither a device nor Ray.
+
+    The weights are hashed while the rows are tokenized.
 
     Args:
         base_source, rows_source: as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         cache: folder for random weights and tokens.
         data_split, columns: as in trainables.values.workload.Workload.
+        are_sound: see trainables.data.tokenized.tokenize.
     Raises:
         ConfigError, DataError, Unreachable: see those two, and trainables.data.tokenized.tokenize.
     """
     # First: bad rows show before a large model is fetched.
     checked = read_rows(rows_source, split=data_split, columns=parse_columns(columns))
     base = base_model.find(base_source, cache)
+    fingerprint = Beside(base.fingerprint)
     held_out_tokens = min(HELD_OUT_TOKENS, base_model.context_tokens(base.folder))
-    tokens = tokenize(checked, base.folder, cache, held_out_tokens)
+    tokens = tokenize(checked, base.folder, cache, held_out_tokens, are_sound)
     return Inputs(
         base=base,
+        fingerprint=fingerprint.result(),
         rows_source=rows_source,
         data_split=data_split,
         columns=columns,

@@ -54,7 +54,15 @@ def on_disk(request, tmp_path_factory) -> OnDisk:
     root = tmp_path_factory.mktemp("family")
     base = base_model.find(str(write(request.param, root / "base")), root)
     rows = tokenize(read_rows("demo"), base.folder, root, 256)
-    workload = Inputs(base=base, rows_source="demo", tokens=rows, row_kind="Alpaca", rows_found="").workload("float32")
+    found = Inputs(
+        base=base,
+        fingerprint=base.fingerprint(),
+        rows_source="demo",
+        tokens=rows,
+        row_kind="Alpaca",
+        rows_found="",
+    )
+    workload = found.workload("float32")
     cache = WorkerCache(workload, "cpu")
     cache.rows = {name: rows[:6] for name, rows in cache.rows.items()}  # held-out rows take most of the time
     return OnDisk(request.param, workload, cache)

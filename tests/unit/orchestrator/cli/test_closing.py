@@ -8,7 +8,7 @@ import pytest
 from orchestrator.analysis import choice
 from orchestrator.analysis.answer import answer_of
 from orchestrator.analysis.snapshot import LEARNED, SweepSnapshot
-from orchestrator.cli.closing import MAX_LINES, ORIGINS, counts_line, next_lines, report_text
+from orchestrator.cli.closing import MAX_LINES, ORIGINS, answer_lines, counts_line, page_lines, report_text
 from orchestrator.report.content import report_of
 from orchestrator.settings.command import pages
 from tests.support.sweeps import TPE, Desk, make
@@ -40,7 +40,8 @@ def test_what_was_learned_of_another_sweep_is_counted_apart(sweep):
 
 def test_last_stand_the_answer_a_budget_that_its_trial_fits_the_report_and_mlflows_page(sweep, tmp_path):
     (tmp_path / "report.html").touch()
-    answer, budget, report, mlflow, page = next_lines(sweep, "http://127.0.0.1:5000/#/x")
+    answer, budget = answer_lines(sweep)
+    report, mlflow, page = page_lines(sweep, "http://127.0.0.1:5000/#/x")
     assert answer == answer_of(sweep)
     size = budget.rpartition(" ")[2]
     assert choice.choose(sweep, max_memory_mib=choice.mib_of(size)).trial == choice.choose(sweep).trial
@@ -50,7 +51,7 @@ def test_last_stand_the_answer_a_budget_that_its_trial_fits_the_report_and_mlflo
 
 def test_of_a_sweep_without_an_answer_that_is_said_and_nothing_is_offered(sweep):
     empty = SweepSnapshot(settings=sweep.settings)
-    assert next_lines(empty, None) == [answer_of(empty)]
+    assert [*answer_lines(empty), *page_lines(empty, None)] == [answer_of(empty)]
 
 
 class Terminal(io.StringIO):

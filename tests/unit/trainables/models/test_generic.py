@@ -33,7 +33,9 @@ def cache(request, tmp_path_factory) -> WorkerCache:
     assert family_of(request.param.model_type) is None
     base = base_model.find(str(write(request.param, root / "base")), root)
     rows = tokenize(read_rows("demo"), base.folder, root, 256)
-    found = Inputs(base=base, rows_source="demo", tokens=rows, row_kind="Alpaca", rows_found="")
+    found = Inputs(
+        base=base, fingerprint=base.fingerprint(), rows_source="demo", tokens=rows, row_kind="Alpaca", rows_found=""
+    )
     cache = WorkerCache(found.workload("float32"), "cpu")
     cache.rows = {name: rows[:4] for name, rows in cache.rows.items()}
     return cache
