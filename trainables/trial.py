@@ -170,9 +170,9 @@ class Trial:
         return full_batch(self.config, self._cache.base(*self.config.base_form).config.vocab_size)
 
     def _measured_cost(self, graphs: StepGraphs | None) -> Cost:
-        """Memory and time of full batches on a throw-away adapter, alone on the device."""
+        """Memory and time of full batches on a throw-away adapter."""
         batch, others_mib = self._full_batch(), self._cache.others_mib(self.config.base_form)
-        with self._cache.device_lock.alone(), self._cache.timeline.span("cost key"):
+        with self._cache.measuring():
             model = self._attached()
             try:
                 return step_cost(

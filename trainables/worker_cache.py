@@ -50,24 +50,27 @@ class WorkerCache:
 
     Attributes:
         rows: of each split, by its name.
-        device_lock: of the device, shared with other processes.
+        device_lock: of the device, shared with other processes; None where no time decides anything.
         timeline: what this process does when.
         untuned: greedy texts and response states of the 16-bit base without an adapter, by the rows that it read;
             filled by trainables.comparison.compare.
         untuned_nats: summed loss of each row by a form of the base without an adapter; filled there, too.
     """
 
-    def __init__(self, workload: Workload, device: str, timeline: Timeline | None = None) -> None:
+    def __init__(
+        self, workload: Workload, device: str, timeline: Timeline | None = None, *, is_timed: bool = True
+    ) -> None:
         """
         Args:
             device: "cuda" or "cpu".
             timeline: of the process, where it has one; else a new one.
+            is_timed: a step's time decides something. Else no process waits until another has measured one.
         """
         self.workload = workload
         self.device = device
         self.timeline = timeline or Timeline()
         self.rows = tokens.load(workload.data_folder)
-        self.device_lock = DeviceLock(device_id(device))
+        self.device_lock = DeviceLock(device_id(device)) if is_timed else None
         self.untuned: dict[tuple[tokens.TokenRow, ...], tuple[list[list[int]], torch.Tensor]] = {}
         self.untuned_nats: dict[tuple[BaseForm, tuple[tokens.TokenRow, ...]], tuple[float, ...]] = {}
         self._bases: dict[BaseForm, PreTrainedModel] = {}
@@ -83,8 +86,14 @@ class WorkerCache:
 
         On a CPU, where workers have cores of their own, that goes for training only.
         """
-        in_turn = self.device == "cuda" or phase == "training"
+        in_turn = self.device_lock and (self.device == "cuda" or phase == "training")
         with self.device_lock.shared() if in_turn else nullcontext(), self.timeline.span(phase):
+            yield
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Inside, this process measures a step: alone on the device, where time decides something."""
+        with self.device_lock.alone() if self.device_lock else nullcontext(), self.timeline.span("cost key"):
             yield
 
     def base(self, precision: Precision, keep_16bit: tuple[str, ...] = ()) -> "PreTrainedModel":

@@ -35,6 +35,11 @@ def timed(settings: "SweepSettings") -> list[str]:
     return [name for name in settings.objectives if OBJECTIVES[name].is_timed]
 
 
+def is_timed(settings: "SweepSettings") -> bool:
+    """Whether each step is to be timed alone on its device: on a CPU it would hold up all others for nothing."""
+    return settings.device == "cuda" or bool(timed(settings))
+
+
 def is_due(trial: "TrialResult", settings: "SweepSettings", ledger: Ledger) -> bool:
     """Whether a trial's step is to be measured anew though its cost key is known."""
     if not timed(settings):

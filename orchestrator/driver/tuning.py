@@ -14,6 +14,7 @@ from orchestrator.cluster import heartbeat, ray_cluster
 from orchestrator.cluster.node_watch import NodeVersionWatch
 from orchestrator.driver.driver import Driver
 from orchestrator.driver.ray_tune import TaskCallback, TaskScheduler, TaskSearcher, TuneTasks
+from orchestrator.driver.time_repeats import is_timed
 from orchestrator.ledger import Ledger
 from orchestrator.security import ray_guard
 from orchestrator.workers import adapter_server, checkpoints, node_inputs, warm
@@ -65,6 +66,7 @@ def _shared(
     return {
         "workload": asdict(workload),
         "device": settings.device,
+        "is_timed": is_timed(settings),
         "adapter_store": adapter_server.serve(folder / "adapters", folder / checkpoints.FOLDER),
         "versions": watch.here if watch else None,
         "inputs": node_inputs.serve(workload) if settings.address else None,

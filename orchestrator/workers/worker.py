@@ -71,7 +71,8 @@ class Worker:
         try:
             if self._cache is None:
                 workload = node_inputs.here(Workload(**config["workload"]), config.get("inputs"))
-                self._cache = WorkerCache(workload, self._device, self._timeline)
+                is_timed = config.get("is_timed", True)
+                self._cache = WorkerCache(workload, self._device, self._timeline, is_timed=is_timed)
             work = {"train": _train, "compare": _compare, "evaluate": _evaluate}[task.kind]
             yield from work(self._cache, task, store)
         except TrialFailed as error:

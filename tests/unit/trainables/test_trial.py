@@ -1,12 +1,16 @@
 """One trial: repeatable, comparable to its baseline, and gone without a trace."""
 
+import fcntl
 import gc
 import math
+import os
 import warnings
 import weakref
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 import safetensors.torch
@@ -14,7 +18,7 @@ import torch
 
 from tests.support.bases import assert_untouched, state_of
 from trainables import demo, trial
-from trainables.cost.device import count_gpus, environment, native_dtype
+from trainables.cost.device import count_gpus, device_id, environment, native_dtype
 from trainables.cost.memory import oom_as_failure
 from trainables.data.rows import read_rows
 from trainables.data.tokenized import tokenize
@@ -52,6 +56,15 @@ def started(cache):
     yield start
     for each in open_trials.values():
         each.close()
+
+
+@pytest.mark.parametrize("is_timed", [True, False])
+def test_others_are_kept_off_the_device_while_a_step_is_measured_where_its_time_decides(workload, is_timed):
+    cache = WorkerCache(workload, "cpu", is_timed=is_timed)
+    room = Path(gettempdir()) / f"qlora-sweep-{os.getuid()}" / f"{device_id('cpu')}.room"
+    with cache.measuring(), room.open("a") as file, pytest.raises(BlockingIOError) if is_timed else nullcontext():
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert [span.phase for span in cache.timeline.take("worker 0")] == ["cost key"]
 
 
 def losses_of(config, cache, cost=COST) -> list[tuple[float, float]]:

@@ -117,3 +117,15 @@ def test_times_of_another_device_base_or_version_do_not_count(tmp_path):
         assert desk.ledger.fact(REPEATS) == []
     finished(tmp_path / "old", work=worker(torch="0.0.1"))
     assert earlier(tmp_path / "old") == []
+
+
+@pytest.mark.parametrize(
+    ("device", "objectives", "alone"),
+    [
+        ("cuda", ("peak_memory_mib", "eval_loss_nats"), True),  # a step's time is reported
+        ("cpu", ("peak_memory_mib", "eval_loss_nats"), False),
+        ("cpu", ("seconds_per_step", "eval_loss_nats"), True),
+    ],
+)
+def test_a_step_is_timed_alone_on_a_gpu_and_on_a_cpu_where_time_is_an_objective(device, objectives, alone):
+    assert time_repeats.is_timed(make(PAIR, device=device, objectives=objectives)) is alone
