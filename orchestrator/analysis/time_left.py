@@ -165,5 +165,6 @@ def _evaluating(n_done: int, n_left: int, n_workers: int, expected: float, behin
     each = max(expected, worked / (n_done + n_workers))
     if not n_done:
         return makespan([each - behind] * n_busy, [each] * (n_left - n_busy))
-    each = min(each, worked / n_done)
+    if behind >= expected:  # some may have been done beside the last trials: soon after those that says nothing
+        each = min(each, worked / n_done)
     return makespan([each / 2] * n_busy, [each] * (n_left - n_busy))  # those at work are half done, on average

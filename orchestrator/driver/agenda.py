@@ -1,8 +1,8 @@
 """Which task is first, by a sweep's rows alone, so that a fresh driver takes up any sweep.
 
-Interrupted trials, baselines and comparisons come first, then what the sampler proposes; when nothing more is proposed
-and all candidates are settled, runs of the finalists and of their baselines under other seeds, and at last evaluations
-on the test rows.
+Interrupted trials, baselines and comparisons come first, then what the sampler proposes; when all candidates are
+settled, runs of the finalists and of their baselines under other seeds; and evaluations on the test rows: at last, or
+as soon as a worker finds no run to do, of those finalists all of whose runs have ended.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from orchestrator.analysis.settled import is_settled
 from orchestrator.driver import time_repeats
 from orchestrator.driver.feedback import Asynchronous
 from orchestrator.driver.in_order import InOrder
-from orchestrator.driver.pairs import baseline_params, evaluation_task
+from orchestrator.driver.pairs import baseline_params, evaluation_task, is_ready
 from orchestrator.driver.reuse import import_result
 from orchestrator.ledger.task import Task, TaskName
 from orchestrator.search.device_limit import DeviceLimit
@@ -84,6 +84,7 @@ class Agenda:
         self.protected: set[str] = set()
         self._entries = {entry.result.key: entry for entry in ledger.entries()}
         self._n_changes = 0  # of rows, since this driver began
+        self._n_idle: int | None = None  # as many as when there was nothing to do beside the finalists' last runs
         self._open = dict.fromkeys(self._entries)  # keys of trials that are not settled yet
         self.feedback: Feedback = Asynchronous(proposer, rule, self, stopping.fix_reference)
         if lag is not None:
@@ -191,11 +192,13 @@ class Agenda:
                 return task
         if self._stopping.ended is None:
             return self._search_task()
-        if self._open:
+        if any(entry.result.is_of_search for entry in unsettled) or self._n_idle == self._n_changes:
             return None
         self.feedback.end()
         self._stopping.fix_reference(self.feedback.seen, 1)
-        return self._finalist_task()
+        task = self._finalist_task()
+        self._n_idle = self._n_changes if self._open and not task else None
+        return task
 
     def _search_task(self) -> Task | None:
         trials = self.trials
@@ -245,29 +248,26 @@ class Agenda:
         return self.result(key)
 
     def _finalist_task(self) -> Task | None:
-        """All candidates are settled: a run under another seed, or, when there are none to come, a test evaluation.
+        """All candidates are settled: a run under another seed, or a test evaluation.
 
         All runs are queued at once, before any starts, so that what a run is called never depends on which was first.
         """
         trials = self.trials
         new = [run for run in wanted(trials, self._settings) if self._workload.key(run.config) not in self._entries]
         if new and not self._stopping.is_spent():
+            if self._open:
+                return None
             added = [self._add(run.config, {}, run.origin) for run in new]
             left = [trial for trial in added if not self._import(trial)]
             return self._train(min(left, key=attrgetter("number"))) if left else None
-        busy = self._busy()
+        busy, to_come = {key for _, key in self.live}, [self.result(key) for key in self._open]
         for trial in to_evaluate(trials, self._settings):
             name = ("evaluate", trial.key)
             is_open = trial.test_evaluation is None and trial.key not in busy and name not in self.failed
-            if is_open and self._retries.is_due(name):
-                baseline = self._entries.get(self.other_half(trial.config))
-                known = baseline.result if baseline else None
-                return evaluation_task(trial, known, trials, self._settings.baseline_seeds)
+            if is_open and self._retries.is_due(name) and is_ready(trial, to_come):
+                half = self._entries.get(self.other_half(trial.config))
+                return evaluation_task(trial, half and half.result, trials, self._settings.baseline_seeds)
         return None
-
-    def _busy(self) -> set[str]:
-        """Keys of trials that a worker has a task of."""
-        return {key for _, key in self.live}
 
     def _train(self, trial: "TrialResult") -> Task:
         if trial.origin != "search":
@@ -292,7 +292,7 @@ class Agenda:
             self._open[key] = None
             self.protected.add(key)
             return self._first_run(self.result(key))
-        is_free = trial.key not in self._busy()
+        is_free = trial.key not in {key for _, key in self.live}
         if baseline.result.state == "completed" and is_free and self._retries.is_due(("compare", trial.key)):
             return Task(kind="compare", key=trial.key, config=trial.config, baseline_key=key)
         return None

@@ -1,6 +1,7 @@
 """The two halves of a pair, a 4-bit trial and its 16-bit baseline: what they are asked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.analysis.finalists import other_seeds
@@ -12,6 +13,20 @@ from trainables.values.results import TrialResult
 def baseline_params(entry: Entry) -> dict[str, Any]:
     """The point of the space that a trial's baseline stands for."""
     return {**entry.params, **({"precision": "16bit"} if "precision" in entry.params else {})}
+
+
+def is_ready(trial: TrialResult, to_come: Iterable[TrialResult]) -> bool:
+    """Whether all that an evaluation takes has ended: of a 4-bit trial its baseline's runs under any seed, too.
+
+    Args:
+        to_come: trials of which not all is known yet.
+    """
+    exact = trial.config.at_other_precision
+    for run in to_come:
+        is_exact = trial.config.precision == "nf4" and replace(run.config, seed=exact.seed) == exact
+        if run.key == trial.key or is_exact:
+            return False
+    return True
 
 
 def evaluation_task(

@@ -1,12 +1,14 @@
-"""The stopping rule in a sweep by real Ray Tune."""
+"""The stopping rule in a sweep by real Ray Tune, and what stands on the screen when its last task has ended."""
 
 import os
+import subprocess
+import sys
 
 import ray
 
 from orchestrator.driver import sweep
 from tests.faults.pretend import Worse, connected
-from tests.support.sweeps import GRID, REPO, make, space
+from tests.support.sweeps import GRID, REPO, environment, make, space
 
 
 def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others(tmp_path, monkeypatch):
@@ -29,3 +31,20 @@ def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others
     assert any(n == 4 and "its end" in reason for n, reason in stopped)
     assert stopped[-1][0] == 1
     assert "at step 1 its most hopeful end" in stopped[-1][1]
+
+
+def test_the_answer_stands_on_the_screen_before_anything_is_written_and_each_phase_is_named(tmp_path):
+    log = str(tmp_path / "log")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.pretend", "run", "a", "plain"],
+        cwd=tmp_path,
+        env=environment(PRETEND_LOG=log, PRETEND_SECONDS="0", PRETEND_TRIALS="2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,  # in the order in which both were printed
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout
+    marks = ("Pareto front: ", "Answer: ", "writing figures", "writing MLflow", "report: ")
+    found = [next(i for i, line in enumerate(done.stdout.splitlines()) if line.startswith(mark)) for mark in marks]
+    assert found == sorted(found), done.stdout

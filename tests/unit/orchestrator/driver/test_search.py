@@ -515,6 +515,32 @@ def test_where_memory_cannot_be_compared_nothing_is_refused(memory_mib, config, 
 # --- any order of events
 
 
+def test_a_worker_without_a_run_evaluates_finalists_all_of_whose_runs_have_ended_and_no_others(tmp_path):
+    desk = Desk(tmp_path / "beside", make(baseline_seeds=2), n_slots=2)
+    while True:
+        name = desk.take()
+        queued = [trial for trial in desk.ledger.trials() if trial.state == "queued"]
+        (last, _) = desk.running[name]
+        if last.kind == "train" and not desk.ledger.entry(last.key).result.is_of_search and not queued:
+            break
+        desk.end(name)
+    beside = []
+    while other := desk.take():
+        beside.append(desk.all_asked[-1])
+        desk.end(other)
+    assert {task.kind for task in beside} == {"evaluate"}
+    of_last = replace(last.config, seed=0)
+    assert all(task.config.at_other_precision != of_last for task in beside if task.config.precision == "nf4")
+    assert desk.take() is None
+    desk.end(name)
+    desk.finish()
+    alone = Desk(tmp_path / "alone", make(baseline_seeds=2), n_slots=1)
+    alone.finish()
+    asked = [{t.key: t for t in one.all_asked if t.kind == "evaluate"} for one in (desk, alone)]
+    assert asked[0] == asked[1]
+    assert len(beside) < len(asked[0]), "none had to wait for its baseline's last run"
+
+
 @settings(max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from(["grid", "tpe"]), st.integers(1, 3), st.integers(0, 3), STOPS)
 def test_whatever_happens_the_sweep_ends_with_every_promise_kept(seed, method, n_slots, n_crashes, stop):
