@@ -9,6 +9,7 @@ from orchestrator.analysis.pace import Pace
 
 if TYPE_CHECKING:
     from orchestrator.ledger.rows import Entry
+    from trainables.values.spans import Span
 
 BEGAN_AT, WRITING = "began_at", "writing"
 """Facts: when the process began that ran the sweep last, in seconds since the epoch; and what it writes after the last
@@ -37,14 +38,16 @@ class Moment:
     writing: tuple[Writing, float] | None = None
 
     @classmethod
-    def of(cls, entries: "Sequence[Entry]", facts: Mapping[str, Any], now: float) -> "Moment":
-        """From a ledger's rows and facts."""
+    def of(
+        cls, entries: "Sequence[Entry]", facts: Mapping[str, Any], now: float, spans: "Sequence[Span]" = ()
+    ) -> "Moment":
+        """From a ledger's rows and facts, and what the processes did."""
         writing = facts.get(WRITING)
         return cls(
             now=now,
             began_at=facts.get(BEGAN_AT, 0.0),
             spent_seconds=facts.get(SPENT, {}).get("wall_seconds", 0.0),
-            pace=Pace.of(entries, now),
+            pace=Pace.of(entries, now, spans),
             writing=(writing[0], writing[1]) if writing else None,
         )
 

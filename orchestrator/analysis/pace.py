@@ -1,6 +1,6 @@
 """How long a sweep's tasks take and how many run at once, from its trials so far. Pure."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heapreplace
 from operator import attrgetter
@@ -12,9 +12,15 @@ from trainables.values.config import FINAL_STATES, Precision
 if TYPE_CHECKING:
     from orchestrator.ledger.rows import Entry
     from trainables.values.results import TrialResult
+    from trainables.values.spans import Span
 
 RECENT = 16
 """Trials that tell how long the next ones take: enough to even out, few enough to follow a search that moves on."""
+COMPARISON_SHARE = 0.35
+"""Of a whole trial's time, for comparing a 4-bit trial with its baseline, before a pair was compared."""
+EVALUATIONS: Mapping[Precision, float] = {"16bit": 0.4, "nf4": 2.5}
+"""How many times as long as a comparison a test evaluation takes: it reads twice the rows, and a 4-bit trial's reads
+them by its baseline and the replicates, too. Both are from timelines of the demo and of a grid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +30,22 @@ class Pace:
     Attributes:
         searched: of those that the search took up, stopped early or not.
         whole: of those that came to their end, by precision, as another run of the same config would take.
+        compared: of the comparisons of pairs.
         n_workers: tasks at once.
     """
 
     searched: tuple[float, ...] = ()
     whole: dict[Precision, list[float]] = field(default_factory=dict)
+    compared: tuple[float, ...] = ()
     n_workers: int = 1
 
     @classmethod
-    def of(cls, entries: "Sequence[Entry]", now: float) -> "Pace | None":
-        """None before a trial has ended."""
+    def of(cls, entries: "Sequence[Entry]", now: float, spans: "Sequence[Span]" = ()) -> "Pace | None":
+        """None before a trial has ended.
+
+        Args:
+            spans: what the processes did.
+        """
         timed = sorted((entry for entry in entries if _is_timed(entry.result)), key=_end)
         if not timed:
             return None
@@ -48,7 +60,9 @@ class Pace:
                 is_first = is_cold or trial.started_at == first_of_key[trial.config.cost_key]
                 whole.setdefault(trial.config.precision, []).append(_repeated(entry) if is_first else _seconds(entry))
         running = [entry.result for entry in entries if entry.result.state == "running"]
-        pace = cls(searched=tuple(warm or cold), whole=whole, n_workers=_at_once(timed, running))
+        compared = tuple(span.seconds for span in spans if span.phase == "comparison")
+        known = {"searched": tuple(warm or cold), "whole": whole, "compared": compared}
+        pace = cls(**known, n_workers=_at_once(timed, running))
         return pace.with_late([trial for trial in running if trial.started_at >= first_end], now)
 
     def with_late(self, running: "Sequence[TrialResult]", now: float) -> "Pace":
@@ -74,6 +88,14 @@ class Pace:
         found = self.whole.get(precision, []) if precision else []
         found = found or [seconds for same in self.whole.values() for seconds in same[-RECENT:]]
         return fmean(found[-RECENT:]) if found else fmean(self.searched[-RECENT:])
+
+    def of_comparison(self) -> float:
+        """Mean of the comparison of a pair."""
+        return fmean(self.compared[-RECENT:]) if self.compared else COMPARISON_SHARE * self.of_whole()
+
+    def of_evaluation(self, precision: Precision) -> float:
+        """Of a finalist on the test rows, before one has told."""
+        return EVALUATIONS[precision] * self.of_comparison()
 
 
 def makespan(free: Iterable[float], jobs: Iterable[float]) -> float:

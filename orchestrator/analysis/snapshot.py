@@ -176,7 +176,7 @@ class SweepSnapshot:
             now: seconds since the epoch; without it nothing is said of time.
         """
         ended, finished = self.ended is not None, bool(self.facts.get(FINISHED))
-        moment = None if now is None else Moment.of(self.entries, self.facts, now)
+        moment = None if now is None else Moment.of(self.entries, self.facts, now, self.spans)
         known = {"ended": ended, "finished": finished, "moment": moment, "repeats": self.repeats}
         return status_of(self.trials, self.settings, **known)
 

@@ -7,18 +7,17 @@ complete and so bring a baseline, is expected to go on as it went so far.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import log
 from operator import attrgetter
 
 from orchestrator.analysis.finalists import VERDICT_SEEDS, Wanted, to_evaluate, wanted
+from orchestrator.analysis.front import front_of
 from orchestrator.analysis.moment import Moment
 from orchestrator.analysis.pace import Pace, makespan
 from orchestrator.settings import SweepSettings
 from trainables.values.config import FINAL_STATES, TrialConfig
 from trainables.values.results import TrialResult
-
-EVALUATION_SHARE = 0.5
-"""Of a whole trial's time, for a test evaluation before one has ended; a guess."""
 
 
 def seconds_left(
@@ -37,36 +36,57 @@ def seconds_left(
         return None
     known = set(map(attrgetter("config"), trials))
     baselines = _missing_baselines(trials, known)
-    runs = _runs_to_come(trials, settings, n_to_propose, known.union(baselines))
-    growth = _front_growth(trials, n_to_propose)
+    n_baselines = len(baselines) + round(_n_baselines_ahead(trials, settings, n_to_propose))
+    is_over = any(not trial.is_of_search for trial in trials)  # runs under other seeds have begun
+    grown = Grown.by(trials, 0 if is_over else n_to_propose + n_baselines)
+    runs = _runs_to_come(trials, settings, grown, known.union(baselines))
+    n_4bit = _n_4bit_finalists_ahead(trials, settings, n_to_propose, grown)
     queued = [trial.config for trial in trials if trial.state == "queued"]
-    jobs = [pace.of_whole(config.precision) for config in (*queued, *baselines)]
+    jobs = [pace.of_whole(config.precision) for config in queued]
     jobs += [pace.of_proposal()] * n_to_propose
-    jobs += [pace.of_whole("16bit")] * round(_n_baselines_ahead(trials, settings, n_to_propose))
+    jobs += [_of_baseline(trials, pace)] * n_baselines
     later = [pace.of_whole(run.config.precision) for run in runs]
-    later += [pace.of_whole()] * _n_runs_ahead(trials, settings, n_to_propose, growth, len(runs))
+    later += [pace.of_whole()] * round(_n_runs_ahead(trials, settings, grown, len(runs), n_4bit))
     busy = [_left_of(trial, pace, moment.now) for trial in trials if trial.state == "running"]
     idle = [0.0] * pace.n_workers
     free = [*busy, *idle[len(busy) :]]
-    if any(not trial.is_of_search for trial in trials):  # runs under other seeds have begun: nothing waits for any
+    if is_over:  # nothing waits for any
         trained = makespan(free, [*jobs, *later])
     else:
         trained = makespan(free, jobs) + makespan(idle, later)
-    n_done, n_left = _n_evaluations(trials, settings, runs)
-    each = EVALUATION_SHARE * pace.of_whole()
+    done, left = _evaluations(trials, settings, runs, pace)
     if busy or jobs or later:
-        return trained + makespan(idle, [each] * round(n_left * growth))
+        ahead = [pace.of_evaluation("nf4")] * round(n_4bit)
+        return trained + grown.front * makespan(idle, left) + makespan(idle, ahead)
     last = max(trial.ended_at or 0.0 for trial in trials)
-    return _evaluating(n_done, n_left, len(idle), each, max(0.0, moment.now - max(last, moment.began_at)))
+    return _evaluating(done, left, len(idle), max(0.0, moment.now - max(last, moment.began_at)))
 
 
-def _front_growth(trials: Sequence[TrialResult], n_to_propose: int) -> float:
-    """How many times as many finalists there will be as there are: a front of n trials grows as log n.
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """What the search will be: trials that have ended, baselines included, and all that it will come to."""
 
-    Of two independent objectives it has 1 + 1/2 + ... + 1/n members on average (Barndorff-Nielsen and Sobel 1966).
-    """
-    n_searched = max(1, sum(trial.is_of_search for trial in trials))
-    return (1 + log(n_searched + n_to_propose)) / (1 + log(n_searched))
+    n_now: int
+    n_then: int
+
+    @classmethod
+    def by(cls, trials: Sequence[TrialResult], n_more: int) -> "Grown":
+        """By trials that nobody knows yet."""
+        states = [trial.state for trial in trials if trial.is_of_search]
+        return cls(max(1, sum(state in FINAL_STATES for state in states)), len(states) + n_more)
+
+    @property
+    def search(self) -> float:
+        """How many times as long as it is."""
+        return self.n_then / self.n_now
+
+    @property
+    def front(self) -> float:
+        """How many times as many finalists as there are: a front of n trials grows as log n.
+
+        Of two independent objectives it has 1 + 1/2 + ... + 1/n members on average (Barndorff-Nielsen and Sobel 1966).
+        """
+        return (1 + log(self.n_then)) / (1 + log(self.n_now))
 
 
 def _left_of(trial: TrialResult, pace: Pace, now: float) -> float:
@@ -99,6 +119,18 @@ def _n_4bit_ahead(trials: Sequence[TrialResult], settings: SweepSettings, n_to_p
     return share * n_to_propose + sum(trial.state not in FINAL_STATES for trial in nf4)
 
 
+def _n_4bit_finalists_ahead(
+    trials: Sequence[TrialResult], settings: SweepSettings, n_to_propose: int, grown: Grown
+) -> float:
+    """4-bit finalists that are still to be found: as large a share of the front as of the search, and at least one."""
+    n_coming = _n_4bit_ahead(trials, settings, n_to_propose)
+    n_ended = sum(t.is_of_search and t.state in FINAL_STATES and t.config.precision == "nf4" for t in trials)
+    members = front_of(trials, settings, repeats=None).members
+    n_now = sum(trial.config.precision == "nf4" for trial in members)
+    n_then = max(1.0, (n_ended + n_coming) / grown.n_then * len(members) * grown.front)
+    return min(n_coming, max(0.0, n_then - n_now * grown.front))
+
+
 def _n_baselines_ahead(trials: Sequence[TrialResult], settings: SweepSettings, n_to_propose: int) -> float:
     """Baselines that those are expected to bring, by the share of 4-bit trials that brought one, and two made-up trials
     of which one did: others are stopped, or complete a pair."""
@@ -111,12 +143,11 @@ def _n_baselines_ahead(trials: Sequence[TrialResult], settings: SweepSettings, n
 
 
 def _runs_to_come(
-    trials: Sequence[TrialResult], settings: SweepSettings, n_to_propose: int, known: set[TrialConfig]
+    trials: Sequence[TrialResult], settings: SweepSettings, grown: Grown, known: set[TrialConfig]
 ) -> list[Wanted]:
     """Runs under other seeds that the finalists of now lack, and the baselines of 4-bit ones among them."""
-    growth = 1 + n_to_propose / max(1, sum(trial.is_of_search for trial in trials))
     found: dict[TrialConfig, Wanted] = {}
-    for run in wanted(trials, settings, growth):
+    for run in wanted(trials, settings, grown.search):
         found.setdefault(run.config, run)
         if run.config.precision == "nf4":
             pair = Wanted(config=run.config.at_other_precision, origin="baseline replicate", like=run.like)
@@ -125,46 +156,61 @@ def _runs_to_come(
 
 
 def _n_runs_ahead(
-    trials: Sequence[TrialResult], settings: SweepSettings, n_to_propose: int, growth: float, n_now: int
-) -> int:
+    trials: Sequence[TrialResult], settings: SweepSettings, grown: Grown, n_now: int, n_4bit_finalists: float
+) -> float:
     """Runs under other seeds of finalists that are still to be found, as long as the search goes on.
 
     Args:
-        n_now: those of the finalists of now.
+        n_now: runs of the finalists of now.
+        n_4bit_finalists: still to be found, as expected.
     """
-    n_first = 0.0  # of the first finalist at 4 bits
-    if _share_of_4bit(settings) and not any(trial.similarity for trial in trials):
+    n_seeds = settings.finalist_seeds - 1
+    n_ahead = n_now * (grown.front - 1) + n_4bit_finalists * (n_seeds + max(n_seeds, settings.baseline_seeds))
+    if _share_of_4bit(settings) and not any(trial.similarity for trial in trials):  # no verdict has its trial yet
         n_pair = 2 * (VERDICT_SEEDS - 1)
-        n_first = settings.baseline_seeds + (n_pair if settings.n_trials > 3 * n_pair else 0)
-        n_first *= min(1.0, _n_4bit_ahead(trials, settings, n_to_propose))
-    return round(n_now * (growth - 1) + n_first)
+        is_short = 3 * n_pair < grown.n_then
+        n_verdict = settings.verdict_seeds or (VERDICT_SEEDS if is_short else 1)
+        n_ahead += max(0, n_verdict - 1 - n_seeds)
+    return n_ahead
 
 
-def _n_evaluations(trials: Sequence[TrialResult], settings: SweepSettings, runs: Sequence[Wanted]) -> tuple[int, int]:
-    """How many test evaluations are done, and how many are still to come.
+def _of_baseline(trials: Sequence[TrialResult], pace: Pace) -> float:
+    """Seconds of a 16-bit baseline, and of the comparison that it brings as long as no trial's seconds include one."""
+    is_included = any(trial.similarity for trial in trials)
+    return pace.of_whole("16bit") + (0.0 if is_included else pace.of_comparison())
+
+
+def _evaluations(
+    trials: Sequence[TrialResult], settings: SweepSettings, runs: Sequence[Wanted], pace: Pace
+) -> tuple[list[float], list[float]]:
+    """Seconds that test evaluations are expected to take: of those that are done, and of those still to come.
 
     Args:
         runs: under other seeds, still to come.
     """
     chosen = to_evaluate(trials, settings)
-    n_done = sum(trial.test_evaluation is not None for trial in chosen)
-    coming = [*runs, *(trial for trial in trials if trial.state not in FINAL_STATES)]
-    return n_done, len(chosen) - n_done + sum(run.origin == "replicate" for run in coming)
+    coming = [run for run in runs if run.origin == "replicate"]
+    coming += [trial for trial in trials if trial.state not in FINAL_STATES and trial.origin == "replicate"]
+    done, left = [], [pace.of_evaluation(run.config.precision) for run in coming]
+    for trial in chosen:
+        (done if trial.test_evaluation else left).append(pace.of_evaluation(trial.config.precision))
+    return done, left
 
 
-def _evaluating(n_done: int, n_left: int, n_workers: int, expected: float, behind: float) -> float:
+def _evaluating(done: Sequence[float], left: Sequence[float], n_workers: int, behind: float) -> float:
     """Seconds of the evaluations that are left.
 
     Args:
-        expected: seconds of one, which holds as long as those that are done and those at work allow it.
+        done, left: seconds that each is expected to take, which holds as long as those that are done and those at work
+            allow it.
         behind: seconds since they began.
     """
-    if not n_left:
+    if not left:
         return 0.0
-    worked, n_busy = behind * n_workers, min(n_workers, n_left)
-    each = max(expected, worked / (n_done + n_workers))
-    if not n_done:
-        return makespan([each - behind] * n_busy, [each] * (n_left - n_busy))
-    if behind >= expected:  # some may have been done beside the last trials: soon after those that says nothing
-        each = min(each, worked / n_done)
-    return makespan([each / 2] * n_busy, [each] * (n_left - n_busy))  # those at work are half done, on average
+    busy, rest, worked = left[:n_workers], left[n_workers:], behind * n_workers
+    slower = max(1.0, worked / (sum(done) + sum(busy)))
+    if not done:
+        return makespan([slower * seconds - behind for seconds in busy], [slower * seconds for seconds in rest])
+    if behind >= max(busy):  # some may have been done beside the last trials: soon after those that says nothing
+        slower = min(slower, worked / sum(done))
+    return makespan([slower * seconds / 2 for seconds in busy], [slower * seconds for seconds in rest])

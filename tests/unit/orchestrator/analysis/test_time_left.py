@@ -1,21 +1,22 @@
 """How long a sweep still takes: within a quarter and 5 s, from a third of it on, of recorded and simulated ones."""
 
-from math import ceil
+from math import ceil, log
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.analysis.finalists import VERDICT_SEEDS
 from orchestrator.analysis.moment import WRITING_SECONDS, Moment
-from orchestrator.analysis.pace import Pace, makespan
+from orchestrator.analysis.pace import COMPARISON_SHARE, EVALUATIONS, Pace, makespan
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import status_of
-from orchestrator.analysis.time_left import EVALUATION_SHARE
 from orchestrator.ledger.rows import Entry
 from tests.support import timelines
 from tests.support.sweeps import GRID, REPO, TPE, Desk, completes, cost, evaluated_on_test, make, measurement, trial
 from trainables.values.config import TrialConfig
+from trainables.values.spans import Span
 
 SHARE, SECONDS = 0.25, 5.0
 WRITING = sum(WRITING_SECONDS.values())
@@ -33,11 +34,11 @@ def left_at(now, entries, settings):
 
 
 def assert_close(moments, settings, end, begin=0.0):
-    """From a third of the time on."""
+    """From a third of the time on; what is shown includes the writing that follows."""
     wrong = []
     for now, entries in moments:
-        left = left_at(now, entries, settings)
-        if now - begin >= (end - begin) / 3 and (left is None or abs(left - end + now) > SHARE * (end - now) + SECONDS):
+        left, allowed = left_at(now, entries, settings), SHARE * (end - now + WRITING) + SECONDS
+        if now - begin >= (end - begin) / 3 and (left is None or abs(left - end + now) > allowed):
             wrong.append((round(now - begin), left and round(left), round(end - now)))
     assert moments
     assert not wrong, f"(at, said, true), in seconds: {wrong}"
@@ -65,8 +66,10 @@ def test_it_is_known_of_simulated_sweeps_that_go_on_as_they_began(asked, n_slots
     random = Random(0)
 
     def seconds(task):
-        """20 s a trial, 9 s an evaluation (half of which is left, it is said, of those at work), 4 s a comparison."""
-        return {"train": 20.0, "evaluate": 9.0, "compare": 4.0}[task.kind] * random.uniform(0.8, 1.2)
+        """20 s a trial, 7 s a comparison, 3 s an evaluation and 17 s beside a baseline, give or take a fifth."""
+        kind = task.kind + (" beside" if task.kind == "evaluate" and task.baseline_key else "")
+        usual = {"train": 20.0, "compare": 7.0, "evaluate": 3.0, "evaluate beside": 17.0}[kind]
+        return usual * random.uniform(0.8, 1.2)
 
     desk = Desk(tmp_path, make(**asked), n_slots=n_slots)
     moments = timelines.simulated(desk, outcome, seconds, load_seconds=20.0)
@@ -74,6 +77,10 @@ def test_it_is_known_of_simulated_sweeps_that_go_on_as_they_began(asked, n_slots
 
 
 # --- one worker, trials that took 20 s but the first
+
+
+EVALUATION = EVALUATIONS["16bit"] * COMPARISON_SHARE * 20.0
+"""Seconds of one, as expected."""
 
 
 def ended(number, begin, seconds=20.0, **values):
@@ -98,7 +105,8 @@ def test_what_a_worker_took_to_load_the_base_is_not_expected_of_its_next_trials(
     cold = ended(0, 0.0, seconds=80.0)
     late = Entry(result=cold.result, params={}, measured_at=(62.5, 65.0, 70.0, 80.0))
     settings = make(ONE, n_trials=11)
-    assert left_at(80.0, [late, running(1, 80.0)], settings) == pytest.approx(10 * 20.0 + 2 * 10.0, abs=1.0)
+    left = left_at(80.0, [late, running(1, 80.0)], settings)
+    assert left == pytest.approx(10 * 20.0 + (1 + log(11)) * EVALUATION, abs=1.0)
 
 
 def test_stopped_trials_are_expected_to_go_on_being_stopped_and_those_of_finalists_never_are():
@@ -106,8 +114,24 @@ def test_stopped_trials_are_expected_to_go_on_being_stopped_and_those_of_finalis
     short = [ended(n, 60.0 + 5 * n, 5.0, state="pruned", reason="stopped") for n in range(3, 6)]
     half = left_at(100.0, [*whole, *short], make(ONE, n_trials=16))
     more = left_at(100.0, [*whole, *short], make(ONE, n_trials=16, finalist_seeds=3))
-    assert half == pytest.approx(10 * 11.0 + 10.0, abs=1.0)  # and one finalist's evaluation; the first trial is no pace
+    grown = (1 + log(16)) / (1 + log(6))
+    assert half == pytest.approx(10 * 11.0 + grown * EVALUATION, abs=1.0)  # of one finalist; the first trial is no pace
     assert more - half >= 2 * 20.0
+
+
+def test_runs_of_4_bit_finalists_are_expected_before_a_4_bit_trial_has_ended():
+    entries, both = [ended(number, 20.0 * number) for number in range(6)], make(TPE | {"method": "random"}, n_trials=14)
+    alone = make(ONE, n_trials=14)
+    more = left_at(120.0, entries, both) - left_at(120.0, entries, alone)
+    n_replicates = both.baseline_seeds + VERDICT_SEEDS - 1
+    assert more > 20.0 * n_replicates + 0.9 * EVALUATIONS["nf4"] * COMPARISON_SHARE * 20.0
+
+
+def test_once_pairs_were_compared_their_time_says_what_evaluations_will_take():
+    took = {"training": 90.0, "comparison": 8.0, "cost key": 1.0}
+    spans = [Span(process="worker 0", phase=phase, began=5.0, ended=5.0 + took[phase]) for phase in took]
+    pace = Pace.of([ended(0, 0.0)], 20.0, spans)
+    assert pace.of_evaluation("nf4") == pytest.approx(EVALUATIONS["nf4"] * 8.0)
 
 
 def test_a_trial_that_was_reused_says_nothing_about_time():
@@ -140,7 +164,7 @@ def test_evaluations_tell_how_long_the_next_ones_take(n_done):
         costs = cost(peak_memory_mib=100.0 + number)
         whole.append(ended(number, 20.0 * number, config=config, cost=costs, test_evaluation=done))
     settings = make(ONE, n_trials=4, objectives=("peak_memory_mib", "eval_loss_nats"))
-    each = max(EVALUATION_SHARE * 20.0, 30.0 * n_done / (n_done + 1))
+    each = max(EVALUATION, 30.0 * n_done / (n_done + 1))
     half = each / 2 if n_done else 0.0
     assert left_at(80.0 + 30.0 * n_done, whole, settings) == pytest.approx((4 - n_done) * each - half)
 
