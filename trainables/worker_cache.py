@@ -103,8 +103,9 @@ class WorkerCache:
             try:
                 self._load(form)
             except torch.cuda.OutOfMemoryError:
-                if not self.forget():
+                if not self._bases and not len(self._graph_cache):
                     raise
+                self.forget()
                 self._load(form)
         return self._bases[form]
 

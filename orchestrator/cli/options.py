@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from orchestrator.analysis.snapshot import newest
 from orchestrator.cli.lines import with_flags
 from orchestrator.settings import ROOT, SweepSettings
-from trainables.values.errors import SweepError
+from trainables.values.errors import Interrupted, SweepError
 
 FIELDS = SweepSettings.model_fields
 
@@ -89,6 +89,8 @@ def in_flags(command: Callable[..., None]) -> Callable[..., None]:
     def said(*arguments: Any, **values: Any) -> None:
         try:
             command(*arguments, **values)
+        except Interrupted:
+            raise
         except SweepError as error:
             error.args = (with_flags(str(error), flags),)
             raise

@@ -1,5 +1,8 @@
 """What a person sees of a sweep: the plan, progress while it runs, the front at its end."""
 
+import io
+import logging
+import os
 import sys
 import threading
 import time
@@ -31,6 +34,8 @@ from orchestrator.settings.command import command
 from trainables.values.config import BITS, FINAL_STATES
 from trainables.values.errors import SweepError
 from trainables.values.results import TrialResult
+
+logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 1.0
 RUNNING_LINES = 8
@@ -250,10 +255,10 @@ def print_result(
 
 def print_front(snapshot: SweepSnapshot) -> None:
     """The front, what it rests on and last the answer, of which no file needs to be written yet."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120  # a file has no edge to wrap at
-    console.print(front_table(snapshot.front, console.width, snapshot.lost))
+    out, table = Console(), io.StringIO()
+    width = out.width if out.is_terminal else 120  # a file has no edge to wrap at
+    console = Console(file=table, width=width, force_terminal=out.is_terminal, color_system=out.color_system)
+    console.print(front_table(snapshot.front, width, snapshot.lost))
     lines = [
         *noise_lines(snapshot.front),
         *verdict_lines(snapshot),
@@ -269,10 +274,20 @@ def print_front(snapshot: SweepSnapshot) -> None:
     lines.append(f"measured on: {snapshot.caption}")
     if peak := largest_mib(snapshot.trials):
         lines.append(f"host memory: at most {peak:,} MiB resident in a worker process")
-    print(for_stream("\n".join([*lines, "", *answer_lines(snapshot)]), sys.stdout), flush=True)
+    _print(table.getvalue() + for_stream("\n".join([*lines, "", *answer_lines(snapshot)]), sys.stdout))
 
 
 def print_pages(snapshot: SweepSnapshot, run_page: str | None) -> None:
     """Where to look further, once all is written."""
     if lines := page_lines(snapshot, run_page):
-        print(for_stream("\n".join(lines), sys.stdout))
+        _print(for_stream("\n".join(lines), sys.stdout))
+
+
+def _print(text: str) -> None:
+    """On standard output, while somebody reads it and its disk has room: in any case a sweep's files are written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            logger.warning(f"standard output takes nothing more: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more at its end

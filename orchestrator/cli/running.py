@@ -5,7 +5,10 @@ It imports what a sweep needs, so it is imported only once settings are sound.
 
 import logging
 import os
-from contextlib import suppress
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +16,7 @@ import typer
 from rich.console import Console
 
 from orchestrator.api.published import fault_of, run_published
+from orchestrator.cli.output import print_error
 from orchestrator.cli.progress import ProgressDisplay, print_front, print_pages, print_result
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.settings.command import command
@@ -34,14 +38,15 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
     def answered(snapshot: "SweepSnapshot") -> None:
         display.stop()
         if not as_json:
-            with suppress(BrokenPipeError):  # whoever reads no further: its files are written all the same
-                print_front(snapshot)
+            print_front(snapshot)
 
     stand_ins |= {"answered": answered, "again": _die}
+    interrupted = Interrupted(f"if it had begun, go on with: {command()} resume {settings.name}")
     try:
-        snapshot, run_page = run_published(settings, resume=resume, display=display, **stand_ins)
+        with _ended_at_once(interrupted):
+            snapshot, run_page = run_published(settings, resume=resume, display=display, **stand_ins)
     except KeyboardInterrupt:
-        raise Interrupted(f"if it had begun, go on with: {command()} resume {settings.name}") from None
+        raise interrupted from None
     fault = fault_of(snapshot)
     if as_json:
         print_result(snapshot, run_page, as_json=True, fault=fault)
@@ -51,6 +56,27 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
         return
     logger.info(str(fault) if isinstance(fault, Interrupted) else f"error: {fault}")
     raise typer.Exit(fault.exit_code)  # not the fault itself: with --json that would be a second object
+
+
+@contextmanager
+def _ended_at_once(interrupted: Interrupted) -> Iterator[None]:
+    """Inside, Ctrl-C ends this process, until trials begin: no library can take the exception for one of its own."""
+
+    def end(*_: Any) -> None:
+        try:
+            logger.error(str(interrupted))
+            print_error("Interrupted", str(interrupted), INTERRUPTED)
+            sys.stdout.flush()
+        finally:
+            os._exit(INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _die() -> NoReturn:

@@ -37,7 +37,7 @@ def begin() -> None:
     set_variables()
     import ray
 
-    if not ray.is_initialized():
+    if not is_starting() and not ray.is_initialized():
         logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # no word of a signal that others take
         _begun = Beside(start, stays=True)
 
@@ -59,7 +59,8 @@ def waited_for() -> bool:
     try:
         _begun.result()
     finally:
-        _begun = None
+        if not is_starting():  # else who waited was interrupted
+            _begun = None
     return True
 
 

@@ -41,7 +41,7 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
             (see orchestrator.security.ray_guard); or it runs another Python or Ray.
         Unreachable: no cluster answers there, or a private Ray did not start.
     """
-    if private_ray.waited_for():
+    if address is None and private_ray.waited_for():
         return
     private_ray.set_variables()
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():

@@ -33,7 +33,7 @@ FLAT_TRIALS = 8
 def _check_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise ConfigError(
-            f"NAME must be 1 to 64 letters, digits, '.', '_' or '-', starting with one of the first two, got {name!r}"
+            f"name must be 1 to 64 letters, digits, '.', '_' or '-', starting with one of the first two, got {name!r}"
         )
     return name
 

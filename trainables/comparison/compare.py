@@ -126,9 +126,11 @@ class _References:
         reference: outputs of the baseline.
         untuned: scores of the base without an adapter against the reference.
         replicates: scores of the baseline's seed replicates against the reference.
+        untuned_texts: of the base without an adapter; kept, as its worker may give up all else for the other base.
     """
 
     reference: _ModelOutputs
+    untuned_texts: Texts
     untuned: RowScores
     replicates: tuple[RowScores, ...]
 
@@ -147,11 +149,17 @@ def _references(
         if tuple(rows) not in cache.untuned:  # the same for every baseline
             cache.untuned[tuple(rows)] = (reader.texts(), reader.states())
         untuned, _ = _against(reference, reader, base, rows, cache.untuned[tuple(rows)])
+        untuned_texts, _ = cache.untuned[tuple(rows)]
     replicate_scores = []
     for files in replicates:
         with open_reader(EXACT, files) as reader:
             replicate_scores.append(_against(reference, reader, base, rows)[0])
-    return _References(reference=reference, untuned=untuned, replicates=tuple(replicate_scores))
+    return _References(
+        reference=reference,
+        untuned=untuned,
+        replicates=tuple(replicate_scores),
+        untuned_texts=untuned_texts,
+    )
 
 
 def _baseline_losses(
@@ -186,7 +194,7 @@ def _samples(
         open_tokenizer(Path(cache.workload.base_folder)),
         quantized=quantized,
         baseline=references.reference.texts,
-        untuned=cache.untuned[tuple(rows)][0],
+        untuned=references.untuned_texts,
     )
 
 

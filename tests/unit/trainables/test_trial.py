@@ -314,6 +314,23 @@ def test_a_base_is_freed_when_a_trial_ran_out_of_memory_even_while_the_failure_i
     trial.Trial(small_config(precision="16bit"), cache).close()
 
 
+@pytest.mark.parametrize("n_there", [0, 1])
+def test_a_base_for_which_there_is_no_room_is_loaded_once_the_other_is_given_up(workload, n_there):
+    class OneAtATime(WorkerCache):
+        def _place(self, form):
+            if self._bases or not n_there:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            super()._place(form)
+
+    cache = OneAtATime(workload, "cpu")
+    if not n_there:
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            cache.base("16bit")
+        return
+    cache.base("16bit")
+    assert cache.base("nf4").is_loaded_in_4bit
+
+
 def test_running_out_of_gpu_memory_fails_the_trial_as_oom():
     with pytest.raises(TrialFailed, match="out of memory") as caught, oom_as_failure():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -1,6 +1,10 @@
 """The last lines of a sweep: origins that add up, the trial that `best` names, a budget that it fits."""
 
 import io
+import os
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,7 +15,7 @@ from orchestrator.analysis.snapshot import LEARNED, SweepSnapshot
 from orchestrator.cli.closing import MAX_LINES, ORIGINS, answer_lines, counts_line, page_lines, report_text
 from orchestrator.report.content import report_of
 from orchestrator.settings.command import pages
-from tests.support.sweeps import TPE, Desk, make
+from tests.support.sweeps import REPO, TPE, Desk, make
 
 
 @pytest.fixture
@@ -79,3 +83,36 @@ def test_a_sweep_that_is_not_finished_is_called_so_and_how_to_go_on(tmp_path):
     text = report_text(report_of(begun), begun, io.StringIO())
     assert "not finished: 0 of" in text
     assert text.rstrip().endswith("resume t")
+
+
+PRINTS = """
+import sys
+from pathlib import Path
+from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.cli import messages
+from orchestrator.cli.progress import print_front, print_pages
+snapshot = SweepSnapshot.read_in(Path("mlflow_runs/recorded/smollm2-keep"))
+with messages.shown():
+    print_front(snapshot)
+    print_pages(snapshot, "http://127.0.0.1:5000/#/x")
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "said"),
+    [
+        ("{} | true", ""),
+        ("{} | head -1 > /dev/null", ""),
+        ("{} > /dev/full", "standard output takes nothing more: No space left on device"),
+    ],
+)
+def test_the_front_that_nobody_reads_or_that_no_disk_takes_ends_nothing(shell, said):
+    program = f"{shlex.quote(sys.executable)} -c {shlex.quote(PRINTS)}"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", shell.format(program)],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.strip()) == (0, said)

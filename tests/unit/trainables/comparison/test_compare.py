@@ -275,6 +275,7 @@ class OneBase:
             gc.collect()
             self.held += self.swaps[-1:] if old() else []
             self.swaps.append(precision)
+            self.untuned.clear()  # as WorkerCache.forget does
             self._base = base_model.load(self.workload, precision, "cpu")
         return self._base
 
