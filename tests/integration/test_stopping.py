@@ -1,14 +1,19 @@
-"""The stopping rule in a sweep by real Ray Tune, and what stands on the screen when its last task has ended."""
+"""The stopping rule in a sweep by real Ray Tune, what stands on the screen at its end, and a refused one."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
+from tempfile import mkdtemp
 
 import ray
 
 from orchestrator.driver import sweep
 from tests.faults.pretend import Worse, connected
-from tests.support.sweeps import GRID, REPO, environment, make, space
+from tests.support.sweeps import GRID, REPO, command, environment, make, space
 
 
 def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others(tmp_path, monkeypatch):
@@ -48,3 +53,33 @@ def test_the_answer_stands_on_the_screen_before_anything_is_written_and_each_pha
     marks = ("Pareto front: ", "Answer: ", "writing figures", "writing MLflow", "report: ")
     found = [next(i for i, line in enumerate(done.stdout.splitlines()) if line.startswith(mark)) for mark in marks]
     assert found == sorted(found), done.stdout
+
+
+def processes_over(folder: str) -> list[str]:
+    """Command lines that name a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it has ended meanwhile
+            continue
+        if folder in text:
+            found.append(text)
+    return found
+
+
+def test_a_command_refused_while_ray_starts_ends_with_its_exit_code_and_leaves_no_ray(tmp_path):
+    prompt = "a prompt that leaves its response no room " * 120
+    rows = [{"instruction": f"{i} {prompt}", "input": "", "output": "yes"} for i in range(400)]
+    (tmp_path / "long.json").write_text(json.dumps(rows))
+    folder = mkdtemp(prefix="ray", dir="/tmp")  # Ray's sockets want a short path
+    try:
+        refused = command("run", "--data", "long.json", "--base-model", "demo", cwd=tmp_path, RAY_TMPDIR=folder)
+        assert refused.code == 3, refused.err
+        assert "no validation row keeps 16 tokens" in refused.err.splitlines()[-1]
+        end = time.monotonic() + 60
+        while (left := processes_over(folder)) and time.monotonic() < end:
+            time.sleep(0.2)
+        assert not left
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
