@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heapreplace
 from operator import attrgetter
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from trainables.values.config import FINAL_STATES, Precision
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 RECENT = 16
 """Trials that tell how long the next ones take: enough to even out, few enough to follow a search that moves on."""
-COMPARISON_SHARE = 0.35
+STALLED = 2.0
+"""Times the usual: what took longer was held up by other work on its machine, and counts as so much."""
+COMPARISON_SHARE = 0.3
 """Of a whole trial's time, for comparing a 4-bit trial with its baseline, before a pair was compared."""
-EVALUATIONS: Mapping[Precision, float] = {"16bit": 0.4, "nf4": 2.5}
+EVALUATIONS: Mapping[Precision, float] = {"16bit": 0.4, "nf4": 2.8}
 """How many times as long as a comparison a test evaluation takes: it reads twice the rows, and a 4-bit trial's reads
 them by its baseline and the replicates, too. Both are from timelines of the demo and of a grid."""
 
@@ -77,7 +79,8 @@ class Pace:
 
     def of_proposal(self) -> float:
         """Mean of what the search proposes."""
-        return fmean(self.searched[-RECENT:]) if self.searched else self.of_whole()
+        whole = self.of_whole()
+        return fmean(min(seconds, STALLED * whole) for seconds in self.searched[-RECENT:] or [whole])
 
     def expected(self, trial: "TrialResult") -> float:
         """Of a trial at work, from its start."""
@@ -87,11 +90,11 @@ class Pace:
         """Mean of a trial that is not stopped; over both precisions where none is given or none of it has ended."""
         found = self.whole.get(precision, []) if precision else []
         found = found or [seconds for same in self.whole.values() for seconds in same[-RECENT:]]
-        return fmean(found[-RECENT:]) if found else fmean(self.searched[-RECENT:])
+        return _usual(found or self.searched)
 
     def of_comparison(self) -> float:
         """Mean of the comparison of a pair."""
-        return fmean(self.compared[-RECENT:]) if self.compared else COMPARISON_SHARE * self.of_whole()
+        return _usual(self.compared) if self.compared else COMPARISON_SHARE * self.of_whole()
 
     def of_evaluation(self, precision: Precision) -> float:
         """Of a finalist on the test rows, before one has told."""
@@ -113,6 +116,13 @@ def makespan(free: Iterable[float], jobs: Iterable[float]) -> float:
     for seconds in jobs:
         heapreplace(workers, workers[0] + seconds)
     return max(workers)
+
+
+def _usual(seconds: Sequence[float]) -> float:
+    """Mean of the last ones, of which none counts as more than STALLED times their median."""
+    recent = seconds[-RECENT:]
+    longest = STALLED * median(recent)
+    return fmean(min(one, longest) for one in recent)
 
 
 def _is_timed(trial: "TrialResult") -> bool:

@@ -4,7 +4,6 @@ Looks at what was drawn, not only at what was loaded. Screenshots are left in bu
 """
 
 import os
-import shutil
 import signal
 import socket
 import time
@@ -26,11 +25,11 @@ from orchestrator.tracking import trials
 from orchestrator.tracking.client import open_client
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import page_of, store_uri
+from tests.support.chromium import SCREENSHOTS, SECONDS, needs_chromium
 from tests.support.stores import place_store
 from tests.support.sweeps import (
     COMMAND,
     GRID,
-    REPO,
     WORKLOAD,
     Desk,
     completes,
@@ -42,10 +41,6 @@ from tests.support.sweeps import (
 )
 from trainables.values.results import MemoryBreakdown, curve_of
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SCREENSHOTS = REPO / "build" / "screenshots"
-SECONDS = 120
-"""That a page may take on a busy machine."""
 LEARNS = space(
     GRID,
     parameters=GRID["parameters"] | {"learning_rate": {"values": [1e-4, 1e-3]}},
@@ -57,7 +52,7 @@ COUNT_CLICKS = """addEventListener("click", event => {
     if (event.isTrusted) localStorage.clicks = 1 + Number(localStorage.clicks || 0);
 }, true)"""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium; on Debian: apt-get install chromium")
+pytestmark = needs_chromium
 
 
 def trains(task):
@@ -154,16 +149,6 @@ def printed_address(said: Path, server: str) -> str:
     address = said.read_text().split("MLflow: ")[1].split()[0]
     assert address.startswith(server)
     return address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # root has no sandbox
-        yield chromium
-        chromium.close()
 
 
 @contextmanager

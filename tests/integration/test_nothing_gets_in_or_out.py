@@ -168,33 +168,24 @@ def test_what_a_sweep_makes_others_cannot_write(swept):
 # --- markup
 
 
-def test_markup_in_data_rows_does_not_run_in_the_report(tmp_path):
+def test_markup_in_data_rows_does_not_run_in_the_report(tmp_path, request):
     """Opened in Chromium with the page's own policy, and again without it."""
-    from playwright.sync_api import sync_playwright
-
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser")
     page_file = hostile_report(tmp_path)
     text = page_file.read_text(encoding="utf-8")
     assert "Content-Security-Policy" in text
     assert "window.ran" in text  # it is shown
-    if browser_path is None:
-        pytest.skip("no Chromium on this machine")
     unguarded = tmp_path / "unguarded.html"
     unguarded.write_text(text.replace("Content-Security-Policy", "x"), encoding="utf-8")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        try:
-            for file in (page_file, unguarded):
-                page = browser.new_page()
-                page.goto(file.as_uri())
-                assert page.evaluate("window.ran") is None
-                assert page.locator("svg, iframe, [onerror], [onload]").count() == 0
-                assert not any("window.ran" in text for text in page.locator("script").all_text_contents())
-                assert "window.ran = 1" in page.inner_text("body")
-            page.set_content(EVIL)  # the same words, as markup, would have run
-            page.wait_for_function("window.ran !== undefined")
-        finally:
-            browser.close()
+    browser = request.getfixturevalue("browser")  # from here on it takes one
+    for file in (page_file, unguarded):
+        page = browser.new_page()
+        page.goto(file.as_uri())
+        assert page.evaluate("window.ran") is None
+        assert page.locator("svg, iframe, [onerror], [onload]").count() == 0
+        assert not any("window.ran" in text for text in page.locator("script").all_text_contents())
+        assert "window.ran = 1" in page.inner_text("body")
+    page.set_content(EVIL)  # the same words, as markup, would have run
+    page.wait_for_function("window.ran !== undefined")
 
 
 # --- code

@@ -13,16 +13,13 @@ from orchestrator.figures import gallery
 from orchestrator.figures.style import Picture
 from orchestrator.report import outputs
 from orchestrator.report.content import report_of
+from tests.support.chromium import SCREENSHOTS, SECONDS, needs_chromium
 from tests.support.sweeps import REPO
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SCREENSHOTS = REPO / "build" / "screenshots"
 RECORDED = REPO / "mlflow_runs" / "recorded" / "smollm2-rates"
-MILLISECONDS = 120_000
-"""That a page may take on a busy machine."""
 WIDTHS = (390, 1440, 1920)
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium; on Debian: apt-get install chromium")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +34,6 @@ def report(sweep, tmp_path_factory) -> Path:
     return outputs.write_report(sweep, report_of(sweep), gallery.of_sweep(sweep), folder)[1]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # root has no sandbox
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def opened(browser, report):
     """Opens the report as a reader has it; at the end nothing was asked for, and nothing complained."""
@@ -56,7 +43,7 @@ def opened(browser, report):
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=script
         )
-        context.set_default_timeout(MILLISECONDS)
+        context.set_default_timeout(SECONDS * 1000)
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: asked.append(request.url))

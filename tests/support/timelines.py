@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from heapq import heappop, heappush
 
+from orchestrator.analysis.budgets import ENDED
+from orchestrator.analysis.moment import WRITING_SECONDS
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.ledger.rows import Entry
 from orchestrator.ledger.task import Task
@@ -12,28 +14,45 @@ from trainables.values.config import rungs
 
 Seconds = Callable[[Task], float]
 """How long a task takes."""
+EVALUATION = "test evaluation"
+"""Phase of a worker."""
 
 
-def recorded(sweep: SweepSnapshot, n: int) -> tuple[list[tuple[float, tuple[Entry, ...]]], float]:
-    """A sweep's rows at n moments from its first trial's start to its last trial's end, and when its last task ended.
+def recorded(sweep: SweepSnapshot, n: int) -> tuple[list[tuple[float, SweepSnapshot]], float]:
+    """A sweep at n moments from its first trial's start to its last task's end, and when all was written.
 
-    When a test evaluation ended is not written, so none is there yet.
+    When test evaluations and writing ended is known by spans alone: without them no evaluation is there yet, and all is
+    written as long after the last task as is expected.
     """
-    starts = [trial.started_at for trial in sweep.trials if trial.started_at]
-    last = max(trial.ended_at for trial in sweep.trials if trial.ended_at)
-    times = [min(starts) + (last - min(starts)) * i / n for i in range(1, n + 1)]
-    end = sweep.facts["created_at"] + sweep.facts["spent"]["wall_seconds"]
-    return [(now, tuple(_at(sweep, now))) for now in times], end
+    begin = min(trial.started_at for trial in sweep.trials if trial.started_at)
+    evaluated = [span.ended for span in sweep.spans if span.phase == EVALUATION]
+    last = max([trial.ended_at for trial in sweep.trials if trial.ended_at] + evaluated)
+    times = [begin + (last - begin) * i / n for i in range(1, n + 1)]
+    end = sweep.facts["created_at"] + sweep.facts["spent"]["wall_seconds"] + sum(WRITING_SECONDS.values())
+    end = max((span.ended for span in sweep.spans if span.phase in WRITING_SECONDS), default=end)
+    return [(now, _at(sweep, now)) for now in times], end
 
 
-def _at(sweep: SweepSnapshot, now: float) -> Iterator[Entry]:
+def _at(sweep: SweepSnapshot, now: float) -> SweepSnapshot:
+    """Its rows and spans as they were, evaluations by number as the driver hands them out, and no facts but one."""
+    spans = tuple(span for span in sweep.spans if span.ended <= now)
+    n_evaluated = sum(span.phase == EVALUATION for span in spans)
+    evaluated = [trial.key for trial in sweep.trials if trial.test_evaluation][:n_evaluated]
+    entries = tuple(_rows_at(sweep, now, evaluated))
+    ended = {ENDED: sweep.facts[ENDED]} if any(not entry.result.is_of_search for entry in entries) else {}
+    return replace(sweep, entries=entries, spans=spans, facts=ended)
+
+
+def _rows_at(sweep: SweepSnapshot, now: float, evaluated: list[str]) -> Iterator[Entry]:
     ended = {trial.config for trial in sweep.trials if trial.ended_at and trial.ended_at <= now}
     for entry in sweep.entries:
         trial = entry.result
         if trial.started_at is None or trial.started_at > now:
             continue
         is_compared = trial.similarity and {trial.config, trial.config.at_other_precision} <= ended
-        then = replace(trial, test_evaluation=None, similarity=trial.similarity if is_compared else None)
+        then = replace(trial, similarity=trial.similarity if is_compared else None)
+        if trial.key not in evaluated:
+            then = replace(then, test_evaluation=None)
         measured = tuple(at for at in entry.measured_at if at <= now)
         if trial.config not in ended:
             then = replace(then, state="running", ended_at=None, reason=None, history=trial.history[: len(measured)])

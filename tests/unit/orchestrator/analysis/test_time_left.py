@@ -13,6 +13,7 @@ from orchestrator.analysis.pace import COMPARISON_SHARE, EVALUATIONS, Pace, make
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import status_of
 from orchestrator.ledger.rows import Entry
+from tests.bench.time_left import FOLDERS, N_MOMENTS
 from tests.support import timelines
 from tests.support.sweeps import GRID, REPO, TPE, Desk, completes, cost, evaluated_on_test, make, measurement, trial
 from trainables.values.config import TrialConfig
@@ -33,22 +34,23 @@ def left_at(now, entries, settings):
     return None if found.seconds_left is None else found.seconds_left - WRITING
 
 
-def assert_close(moments, settings, end, begin=0.0):
-    """From a third of the time on; what is shown includes the writing that follows."""
+def assert_close(claims, end, begin=0.0):
+    """From a third of the time on."""
     wrong = []
-    for now, entries in moments:
-        left, allowed = left_at(now, entries, settings), SHARE * (end - now + WRITING) + SECONDS
-        if now - begin >= (end - begin) / 3 and (left is None or abs(left - end + now) > allowed):
+    for now, left in claims:
+        is_off = left is None or abs(left - end + now) > SHARE * (end - now) + SECONDS
+        if now - begin >= (end - begin) / 3 and is_off:
             wrong.append((round(now - begin), left and round(left), round(end - now)))
-    assert moments
+    assert claims
     assert not wrong, f"(at, said, true), in seconds: {wrong}"
 
 
-@pytest.mark.parametrize("name", ["smollm2-grid", "smollm2-rates"])
-def test_it_is_known_of_the_recorded_sweeps(name):
-    sweep = SweepSnapshot.read_in(REPO / "mlflow_runs" / "recorded" / name)
-    moments, end = timelines.recorded(sweep, 40)
-    assert_close(moments, sweep.settings, end, begin=min(one.started_at for one in sweep.trials))
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_it_is_known_of_the_recorded_sweeps(folder):
+    sweep = SweepSnapshot.read_in(REPO / folder)
+    moments, end = timelines.recorded(sweep, N_MOMENTS)
+    claims = [(now, then.status(now).seconds_left) for now, then in moments]
+    assert_close(claims, end, begin=min(one.started_at for one in sweep.trials))
 
 
 def outcome(task):
@@ -73,7 +75,11 @@ def test_it_is_known_of_simulated_sweeps_that_go_on_as_they_began(asked, n_slots
 
     desk = Desk(tmp_path, make(**asked), n_slots=n_slots)
     moments = timelines.simulated(desk, outcome, seconds, load_seconds=20.0)
-    assert_close(moments, desk.settings, moments[-1][0])
+    claims = []
+    for now, entries in moments:
+        left = left_at(now, entries, desk.settings)
+        claims.append((now, None if left is None else left + WRITING))
+    assert_close(claims, moments[-1][0] + WRITING)
 
 
 # --- one worker, trials that took 20 s but the first
@@ -143,7 +149,7 @@ def test_a_trial_that_takes_longer_than_all_before_slows_what_is_expected_and_ne
     entries, settings = [ended(0, 0.0), ended(1, 20.0), running(2, 40.0)], make(ONE, n_trials=8)
     said = [left_at(now, entries, settings) for now in (50.0, 60.0, 100.0, 400.0)]
     assert said[1] == pytest.approx(said[0] - 10.0)
-    assert said[1] < said[2] < said[3]
+    assert said[1] < said[2] == pytest.approx(said[3])  # held up as it is, it counts as two
 
 
 def test_a_sweep_takes_no_longer_than_the_hours_it_is_given():
