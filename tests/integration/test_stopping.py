@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -83,3 +84,46 @@ def test_a_command_refused_while_ray_starts_ends_with_its_exit_code_and_leaves_n
         assert not left
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+AGAIN = """
+import ray
+from orchestrator.cluster import private_ray, ray_cluster
+private_ray.begin()
+private_ray.begin()
+ray_cluster.connect(None)
+assert ray.is_initialized()
+private_ray.begin()
+assert not private_ray.waited_for()
+"""
+
+
+def test_ray_that_is_starting_for_a_run_that_was_refused_serves_the_next_one():
+    folder = mkdtemp(prefix="ray", dir="/tmp")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", AGAIN],
+            env=environment(RAY_TMPDIR=folder),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_sweep_whose_output_nobody_reads_is_written_whole_all_the_same(tmp_path):
+    program = f"{shlex.quote(sys.executable)} -m tests.faults.pretend run a plain"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{program} | true"],
+        cwd=tmp_path,
+        env=environment(PRETEND_LOG=str(tmp_path / "log"), PRETEND_SECONDS="0", PRETEND_TRIALS="2"),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a: ended" in done.stderr
+    assert (tmp_path / "mlflow_runs" / "sweeps" / "a" / "report.html").is_file()
+    assert command("verify", "a", cwd=tmp_path).code == 0

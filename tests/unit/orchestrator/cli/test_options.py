@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 from orchestrator.cli import group
-from orchestrator.cli.options import WITHOUT_FLAG, with_settings
+from orchestrator.cli.options import WITHOUT_FLAG, in_flags, with_settings
 from orchestrator.settings import SweepSettings
+from trainables.values.errors import Interrupted
 
 
 class Settings(BaseModel):
@@ -72,3 +73,12 @@ def test_every_setting_has_a_description_and_is_an_option_of_run_but_for_those_n
     options = {parameter.name for parameter in group.load("run").params}
     assert SweepSettings.model_fields.keys() - options == WITHOUT_FLAG
     assert options - SweepSettings.model_fields.keys() == {"sampler", "dry_run", "as_json"}
+
+
+def test_an_interruption_is_said_once_and_as_it_is():
+    def stop(where: str = "here") -> None:
+        raise Interrupted("where: go on with resume")
+
+    with pytest.raises(Interrupted) as stopped:
+        in_flags(stop)()
+    assert str(stopped.value) == "interrupted; where: go on with resume"
