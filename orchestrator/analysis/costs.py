@@ -23,6 +23,7 @@ class Saving:
         rank: of all its pairs; None stands for all ranks.
         saved_mib, saved_share: of the 16-bit peak memory; negative where 4 bits need more.
         time_ratio: seconds a step at 4 bits over those at 16.
+        saved_share_range, time_ratio_range: least and largest over the pairs.
     """
 
     loop: Loop
@@ -30,7 +31,9 @@ class Saving:
     n_pairs: int
     saved_mib: float
     saved_share: float
+    saved_share_range: tuple[float, float]
     time_ratio: float
+    time_ratio_range: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +96,17 @@ def _saving(loop: Loop, rank: int | None, pairs: Sequence[tuple[Cost, Cost]]) ->
     of = attrgetter("peak_memory_mib", "seconds_per_step")
     values = np.array([(of(cost), of(baseline)) for cost, baseline in pairs])  # (n_pairs, 2 precisions, 2 figures)
     (peaks, seconds), (baseline_peaks, baseline_seconds) = values.transpose(1, 2, 0)
-    saved = baseline_peaks - peaks
+    saved, ratios = baseline_peaks - peaks, seconds / baseline_seconds
+    shares = saved / baseline_peaks
     return Saving(
         loop=loop,
         rank=rank,
         n_pairs=len(pairs),
         saved_mib=float(np.median(saved)),
-        saved_share=float(np.median(saved / baseline_peaks)),
-        time_ratio=float(np.median(seconds / baseline_seconds)),
+        saved_share=float(np.median(shares)),
+        saved_share_range=(float(shares.min()), float(shares.max())),
+        time_ratio=float(np.median(ratios)),
+        time_ratio_range=(float(ratios.min()), float(ratios.max())),
     )
 
 

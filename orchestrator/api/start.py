@@ -11,9 +11,9 @@ from orchestrator.api.opened import Sweep
 from orchestrator.api.published import fault_of, run_published
 from orchestrator.driver import base_targets, plan
 from orchestrator.settings import SweepSettings, sweep_folder
-from orchestrator.settings.spelling import respelled
 from search_spaces import Space, as_space, names, parse
 from trainables.values.errors import ConfigError, Interrupted, did_you_mean
+from trainables.values.spelling import respelled
 
 FIELDS = {"trials": "n_trials", "steps": "max_steps", "objective": "objectives"}
 """Settings whose flag has another name than their field -> the field."""

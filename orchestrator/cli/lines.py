@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from textwrap import fill
 from typing import TextIO
 
-from orchestrator.settings.spelling import respelled
+from trainables.values.spelling import respelled
 
 SETTINGS = ("BASE_MODEL", "DATA_SPLIT", "DATA", "COLUMNS", "SPACE", "STORAGE", "TRACKING_URI")
 """Variables of make that messages name anywhere, each a flag of the same name."""

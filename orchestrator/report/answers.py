@@ -50,7 +50,8 @@ class RateSpread:
 def label(config: TrialConfig) -> str:
     """A cell in a table's heading."""
     kept = f" but {' '.join(config.keep_16bit)}" if config.keep_16bit else ""
-    return f"{BITS[config.precision]}{kept}, rank {config.rank}, {targets(config)}, {config.learning_rate:.0e}"
+    adapter = f"rank {config.rank}, alpha {config.alpha:g}, {targets(config)}"
+    return f"{BITS[config.precision]}{kept}, {adapter}, {config.learning_rate:.0e}"
 
 
 def share(lost: LostShare) -> str:

@@ -47,6 +47,16 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
+def spread(values: tuple[float, float], digits: str, factor: float = 1.0) -> str:
+    """Least and largest, to stand behind a median; nothing where they read the same.
+
+    >>> spread((0.1, 0.25), ".0f", 100)
+    ' (10 to 25)'
+    """
+    low, high = (format(factor * value, digits) for value in values)
+    return "" if low == high else f" ({low} to {high})"
+
+
 def mean_of(replicates: Sequence[Similarity], metric: str) -> float | None:
     """A metric over seed replicates; None without any."""
     values = [getattr(similarity, metric).value for similarity in replicates]
@@ -66,7 +76,8 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 ENVIRONMENT.filters |= {
-    function.__name__: function for function in (safe, duration, describe, targets, interval, figure, counted, mean_of)
+    function.__name__: function
+    for function in (safe, duration, describe, targets, interval, figure, counted, spread, mean_of)
 }
 ENVIRONMENT.globals |= {
     "OBJECTIVES": OBJECTIVES,

@@ -17,6 +17,7 @@ from orchestrator.analysis.answers import Answers, answers_of
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.verdict import COSINE
 from orchestrator.report.answers import label, share
+from orchestrator.report.render import spread
 from tests.bench import memory_families, search
 from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE
 
@@ -79,8 +80,9 @@ def memory(found: Answers) -> str:
     for saving in found.savings:
         if saving.rank is None:
             said.append(
-                f"{saving.loop} loop: {saving.saved_mib:.1f} MiB, {100 * saving.saved_share:.1f} % of the peak; steps "
-                f"take {saving.time_ratio:.2f} times as long ({saving.n_pairs} pairs)"
+                f"{saving.loop} loop: {saving.saved_mib:.1f} MiB, {100 * saving.saved_share:.1f} % of the peak"
+                f"{spread(saving.saved_share_range, '.1f', 100)}; steps take {saving.time_ratio:.2f} times as long"
+                f"{spread(saving.time_ratio_range, '.2f')} ({saving.n_pairs} pairs)"
             )
     return "; ".join(said)
 
@@ -167,10 +169,12 @@ def trials_an_hour() -> str:
     """Of protocol 2, and beside the peer."""
     runs = [read(name) for of, name in PROTOCOL_RUNS.items() if of.startswith("protocol 2")]
     ratios = sorted(run["ratio"] for run in runs)
+    steps = sorted(run["peer"]["n_steps"] for run in runs)
     return (
         f"GPT-2 Medium's shape, one {runs[0]['device'].removeprefix('NVIDIA ')}: {an_hour(runs)} trials of "
         f"{runs[0]['n_steps']} steps an hour, half of them NF4, comparison included: {ratios[0]:.0f} to "
-        f"{ratios[-1]:.0f} times Ray Tune with the Trainer"
+        f"{ratios[-1]:.0f} times Ray Tune with the Trainer, reckoned from {steps[0]} to {steps[-1]} of its steps, "
+        "which wait for the host"
     )
 
 

@@ -26,7 +26,7 @@ BAD_SETTINGS = {
     "an unknown flag": (["--trails", "3"], ["--trials"]),
     "no trials": (["--trials", "0"], ["error: --trials: ", "got 0"]),
     "no steps": (["--steps", "0"], ["error: --steps: ", "got 0"]),
-    "a name that leaves its folder": (["--name", "../x"], ["NAME", "'../x'"]),
+    "a name that leaves its folder": (["--name", "../x"], ["error: --name must be", "'../x'"]),
     "a similarity over 1": (["--min-similarity", "1.5"], ["error: --min-similarity: ", "1.5"]),
     "an unknown objective": (["--objective", "eval_loss"], ["objective", "did you mean 'eval_loss_nats'"]),
     "more GPUs than there are": (["--gpus-per-trial", "4"], ["error: --gpus-per-trial", "4", "0 GPUs"]),
