@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure as PngFigure
 
+from orchestrator.analysis.moment import WRITING_SECONDS
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.timeline import IDLE, ProcessTime, by_process
 from orchestrator.figures.style import LeftOut, Picture, canvas, legend
@@ -24,8 +25,9 @@ Bars = list[tuple[int, float, float]]
 
 
 def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
-    """Bars of all phases but idling, which stays white."""
-    processes = by_process(snapshot.spans)
+    """Bars of all phases but idling, which stays white, and but writing, which this picture is itself a part of: the
+    same whenever it is drawn."""
+    processes = by_process([span for span in snapshot.spans if span.phase not in WRITING_SECONDS])
     if not processes:
         return LeftOut(name=NAME, reason="no process has noted yet what it did when")
     notes = (

@@ -28,3 +28,9 @@ def test_each_bar_stands_where_its_process_was_in_its_phase():
 
 def test_a_sweep_without_spans_has_no_such_picture():
     assert isinstance(timeline.draw(snapshot(make(TPE), (), {})), LeftOut)
+
+
+def test_the_picture_is_the_same_before_and_after_it_was_written_itself():
+    written = Span(process="driver", phase="writing figures", began=116.0, ended=120.0)
+    before, after = (replace(snapshot(make(TPE), (), {}), spans=spans) for spans in (SPANS, (*SPANS, written)))
+    assert timeline.draw(before).html() == timeline.draw(after).html()
