@@ -70,13 +70,14 @@ def _ended_at_once(interrupted: Interrupted) -> Iterator[None]:
         finally:
             os._exit(INTERRUPTED)
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end)
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # a shell's background job ignores it
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _die() -> NoReturn:

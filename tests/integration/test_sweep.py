@@ -72,6 +72,17 @@ def wait_for_a_completed_trial(cwd: Path, process: subprocess.Popen) -> None:
     raise AssertionError("no trial completed")
 
 
+def assert_resumed_whole(cwd: Path) -> None:
+    """`resume` completes all four trials, and runs none again that had completed."""
+    before = {t.key: t for t in searched(cwd) if t.state == "completed"}
+    finished = command("resume", "a", cwd=cwd, timeout=PATIENCE_SECONDS)
+    assert finished.code == 0, finished.err
+    after = {t.key: t for t in searched(cwd)}
+    assert len(after) == 4
+    assert {t.state for t in after.values()} == {"completed"}
+    assert all(after[key].ended_at == trial.ended_at for key, trial in before.items())
+
+
 @pytest.fixture(scope="module")
 def ray_logs() -> Iterator[str]:
     """A folder that Ray writes its logs in; its sockets want a short path."""
@@ -327,13 +338,7 @@ def test_a_second_interruption_ends_at_once_and_resume_loses_and_repeats_nothing
     assert said.startswith("stopping")
     assert process.returncode == 130, err
     assert "MLflow lacks" not in err, "it went on after the second"
-    before = {t.key: t for t in searched(tmp_path) if t.state == "completed"}
-    finished = command("resume", "a", cwd=tmp_path, timeout=PATIENCE_SECONDS)
-    assert finished.code == 0, finished.err
-    after = {t.key: t for t in searched(tmp_path)}
-    assert len(after) == 4
-    assert {t.state for t in after.values()} == {"completed"}
-    assert all(after[key].ended_at == trial.ended_at for key, trial in before.items())
+    assert_resumed_whole(tmp_path)
 
 
 @pytest.mark.slow
@@ -342,13 +347,7 @@ def test_a_killed_driver_is_resumed_and_loses_and_repeats_nothing(tmp_path):
     wait_for_a_completed_trial(tmp_path, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    before = {t.key: t for t in searched(tmp_path) if t.state == "completed"}
-    finished = command("resume", "a", cwd=tmp_path, timeout=PATIENCE_SECONDS)
-    assert finished.code == 0, finished.err
-    after = {t.key: t for t in searched(tmp_path)}
-    assert len(after) == 4
-    assert {t.state for t in after.values()} == {"completed"}
-    assert all(after[key].ended_at == trial.ended_at for key, trial in before.items())
+    assert_resumed_whole(tmp_path)
 
 
 @pytest.mark.slow
