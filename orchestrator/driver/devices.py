@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster import nodes
-from orchestrator.driver.duration import SweepDevice
+from orchestrator.driver.ready import SweepDevice
 from trainables.cost.device import device_name, native_dtype
 
 if TYPE_CHECKING:

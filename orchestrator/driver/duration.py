@@ -1,7 +1,7 @@
 """How long a sweep will take, predicted before it starts: from shapes and from what its device was measured at."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from trainables.models.families import shape_named
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.driver.ready import SweepDevice
     from orchestrator.settings import SweepSettings
     from trainables.values.config import ComputeDtype, TrialConfig
 
@@ -19,28 +20,11 @@ N_CONFIGS = 32
 """First configs over which a trial's time is averaged: a space mixes cheap and dear ones."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepDevice:
-    """What a sweep's trials run on; of several kinds, what all of them can do.
-
-    Attributes:
-        names: of the kinds.
-        compute_dtype: the sweep's arithmetic.
-        memory_mib: that a trial may allocate on any of them; None on a CPU.
-        speed: of the slowest; None on a CPU.
-    """
-
-    names: frozenset[str]
-    compute_dtype: "ComputeDtype"
-    memory_mib: float | None = None
-    speed: Speed | None = None
-
-
 def _file(root: Path) -> Path:
     return root / "cache" / "device_speed.json"
 
 
-def keep(device: SweepDevice, root: Path) -> None:
+def keep(device: "SweepDevice", root: Path) -> None:
     """Remember a device's speed, for a dry run, which must not touch it."""
     _file(root).parent.mkdir(parents=True, exist_ok=True)
     known = {"speed": asdict(device.speed), "compute_dtype": device.compute_dtype, "names": sorted(device.names)}

@@ -1,18 +1,18 @@
-"""Settings -> Workload: bring the base model and the rows onto the driver, once, before any trial."""
+"""Settings -> Ready: bring the base model and the rows onto the driver, once, before any trial."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster import private_ray, ray_cluster
 from orchestrator.driver import duration, plan
+from orchestrator.driver.ready import Ready
 from trainables.models import base_model, inputs
 
 if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings
-    from trainables.values.workload import Workload
 
 
-def prepare(settings: "SweepSettings", root: Path) -> "tuple[Workload, dict[str, int], float | None]":
+def prepare(settings: "SweepSettings", root: Path) -> Ready:
     """Join the cluster, if one is given; fetch, check, split and tokenize; ask the nodes.
 
     Without a cluster a private Ray starts once the rows are known to be sound, beside what follows: the rows become
@@ -21,8 +21,7 @@ def prepare(settings: "SweepSettings", root: Path) -> "tuple[Workload, dict[str,
     Args:
         root: caches lie under root/cache.
     Returns:
-        The workload; counts of rows read, dropped by reason, in each split, and too long for the space; and
-        the MiB that a trial may allocate on any device of the sweep, None for a CPU.
+        What the sweep begins with.
     Raises:
         ConfigError, DataError, Unreachable: before any GPU is used.
     """
@@ -50,4 +49,4 @@ def prepare(settings: "SweepSettings", root: Path) -> "tuple[Workload, dict[str,
     device = ask_device(settings)
     if device.speed is not None:
         duration.keep(device, root)
-    return fetched.workload(device.compute_dtype), counts, device.memory_mib
+    return Ready(workload=fetched.workload(device.compute_dtype), counts=counts, device=device)

@@ -59,9 +59,7 @@ WhyStop = Callable[["TrialResult", "Measurement", "Cost"], str | None]
 """Of a trial that came to a rung: why it ends there, None where it goes on."""
 
 
-def cached_trials(
-    settings: "SweepSettings", workload: "Workload", root: Path, devices: Callable[[], Set[str]]
-) -> CachedTrials:
+def cached_trials(settings: "SweepSettings", workload: "Workload", root: Path, devices: Set[str]) -> CachedTrials:
     """Completed trials of all other sweeps under `root` on devices and versions of this one, by key; of equal ones the
     oldest sweep's; none where nothing is to be reused.
 
@@ -70,7 +68,7 @@ def cached_trials(
     objective, of the same versions whatever was asked, and on a CPU, whose other work decides it, never.
 
     Args:
-        devices: kinds that this sweep runs on; asked for only where there is something to reuse.
+        devices: kinds that this sweep runs on.
     """
     is_timed = any(OBJECTIVES[name].is_timed for name in settings.objectives)
     if not settings.reuse or (is_timed and settings.device == "cpu"):
@@ -86,15 +84,10 @@ def cached_trials(
             logger.warning("nothing is reused of sweep %r: %s", path.parent.name, error)
             continue
         _take_in(known, _completed(path.parent, workload), wanted, REMEDY if not is_timed else NO_REMEDY)
-    if not known:
-        return {}
-    names = devices()
-    return {key: trial for key, trial in known.items() if trial.entry.result.cost.device in names}  # type: ignore[union-attr]
+    return {key: trial for key, trial in known.items() if trial.entry.result.cost.device in devices}  # type: ignore[union-attr]
 
 
-def keep_costs(
-    settings: "SweepSettings", workload: "Workload", root: Path, devices: Callable[[], Set[str]], ledger: Ledger
-) -> None:
+def keep_costs(settings: "SweepSettings", workload: "Workload", root: Path, devices: Set[str], ledger: Ledger) -> None:
     """Keep the memory and time that other sweeps measured of cost keys, those of the oldest one.
 
     So a rerun tells its sampler the same times. Only of the same kinds of device under the same versions, and never on
@@ -102,7 +95,7 @@ def keep_costs(
     """
     if not settings.reuse or settings.device == "cpu" or ledger.trials():
         return
-    names, wanted = devices(), here()
+    wanted = here()
     for path in sorted((root / "sweeps").glob("*/ledger.db"), key=lambda path: path.stat().st_ctime):
         if path.parent.name == settings.name:
             continue
@@ -112,7 +105,7 @@ def keep_costs(
             continue  # said by cached_trials
         for entry in _of_same_inputs(path.parent, workload):
             trial = entry.result
-            if trial.cost and trial.cost.device in names and decisive_versions(trial.environment) == wanted:
+            if trial.cost and trial.cost.device in devices and decisive_versions(trial.environment) == wanted:
                 ledger.keep_cost(trial.config.cost_key, trial.cost)
 
 

@@ -6,13 +6,13 @@ import uuid
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.moment import BEGAN_AT, WRITING
 from orchestrator.analysis.snapshot import COVERAGE, GENERIC, LEARNED, SweepSnapshot
 from orchestrator.driver import base_targets, plan, reuse, same_command, time_repeats, warm_start
+from orchestrator.driver.ready import Ready
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Prepare = Callable[[SweepSettings, Path], tuple[Workload, dict[str, int], float | None]]
+Prepare = Callable[[SweepSettings, Path], Ready]
 
 
 def run(
@@ -62,21 +62,21 @@ def run(
     with narrowed(root), owned(folder):
         _refuse_unfit(settings, root, resume=resume)
         with timeline.span("inputs"):
-            workload, counts, memory_mib = (prepare or _prepare)(settings, root)
+            ready = (prepare or _prepare)(settings, root)
         stored.save(settings, folder)
         with closing(Ledger(folder / "ledger.db")) as ledger:
-            _note_start(settings, ledger, workload, counts, memory_mib)
-            elsewhere = _from_other_sweeps(settings, workload, root, ledger)
-            started(ledger, workload)
+            _note_start(settings, ledger, ready)
+            elsewhere = _from_other_sweeps(settings, ready, root, ledger)
+            started(ledger, ready.workload)
             from orchestrator.driver.tuning import run_tasks  # brings Ray Tune
 
             asked = settings if verdict_seeds is None else settings.model_copy(update={"verdict_seeds": verdict_seeds})
             with timeline.span("tasks"):
-                driver = run_tasks(asked, workload, ledger, trainable, _resume(settings), **elsewhere)
+                driver = run_tasks(asked, ready.workload, ledger, trainable, _resume(settings), **elsewhere)
             return _ended(driver, settings, ledger, root, timeline)
 
 
-def _prepare(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, int], float | None]:
+def _prepare(settings: SweepSettings, root: Path) -> Ready:
     from orchestrator.driver.prepare import prepare  # brings what reads base models and rows
 
     return prepare(settings, root)
@@ -91,9 +91,9 @@ def _ended(driver: "Driver", settings: SweepSettings, ledger: Ledger, root: Path
     return replace(SweepSnapshot.of(settings, ledger), interrupted=not driver.finished, stopped=driver.stopped)
 
 
-def _from_other_sweeps(settings: SweepSettings, workload: Workload, root: Path, ledger: Ledger) -> dict[str, Any]:
+def _from_other_sweeps(settings: SweepSettings, ready: Ready, root: Path, ledger: Ledger) -> dict[str, Any]:
     """What the sampler learns from, and what need not be run again, which is said; repeats' times are kept."""
-    devices = partial(_device_names, settings)
+    workload, devices = ready.workload, ready.device.names
     learned = warm_start.entries(settings, workload, root, devices)
     cached = reuse.cached_trials(settings, workload, root, devices)
     ledger.set_fact(LEARNED, len(learned))
@@ -141,16 +141,7 @@ def refuse_edited(settings: SweepSettings, folder: Path, began: str | None) -> N
         )
 
 
-def _device_names(settings: SweepSettings) -> frozenset[str]:
-    """Kinds of device that the sweep's trials run on, as workers say."""
-    from orchestrator.driver.devices import ask_device  # imports Ray
-
-    return ask_device(settings).names
-
-
-def _note_start(
-    settings: SweepSettings, ledger: Ledger, workload: Workload, counts: dict[str, int], memory_mib: float | None
-) -> None:
+def _note_start(settings: SweepSettings, ledger: Ledger, ready: Ready) -> None:
     """Keep what the sweep is about, and beside the ledger its name, by which a new one is told from an emptied one.
 
     What was at work is taken up again.
@@ -163,14 +154,14 @@ def _note_start(
         ledger.set_fact("id", uuid.uuid4().hex)
         ledger.set_fact("created_at", time.time())
     else:
-        _refuse_other(before, workload, ledger)
-    ledger.set_fact("workload", asdict(workload))
-    ledger.set_fact("data_counts", counts)
+        _refuse_other(before, ready.workload, ledger)
+    ledger.set_fact("workload", asdict(ready.workload))
+    ledger.set_fact("data_counts", dict(ready.counts))
     ledger.set_fact(COVERAGE, [asdict(found) for found in base_targets.coverages(settings)])
     ledger.set_fact(GENERIC, base_targets.generic_type(settings))
     write_whole(ledger.path.with_name(ID_FILE), ledger.fact("id"))
     ledger.set_fact(stored.ASKED, settings.model_dump_json())
-    ledger.set_fact("device_memory_mib", memory_mib)
+    ledger.set_fact("device_memory_mib", ready.device.memory_mib)
     ledger.set_fact(BEGAN_AT, time.time())
     ledger.set_fact(WRITING, None)  # a process that was killed while it wrote left it
     _queue_running(ledger)

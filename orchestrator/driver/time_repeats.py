@@ -7,7 +7,7 @@ the next of that key measure anew, so that the key has a time from the search an
 sweeps measured on the same kind of device, over the same base and under the same versions, counts too.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ def _repeat(cost_key: str, cost: "Cost", names: list[str], *, own: bool) -> Repe
 
 
 def keep_earlier(
-    settings: "SweepSettings", workload: "Workload", root: Path, devices: Callable[[], Set[str]], ledger: Ledger
+    settings: "SweepSettings", workload: "Workload", root: Path, devices: Set[str], ledger: Ledger
 ) -> None:
     """Keep what earlier sweeps measured; nothing on a CPU, or where nothing of other sweeps is to be reused.
 
@@ -78,10 +78,10 @@ def keep_earlier(
     """
     if not timed(settings) or not settings.reuse or settings.device == "cpu" or ledger.fact(REPEATS) is not None:
         return
-    kinds, found = devices(), []
+    found: list[Repeat] = []
     for path in sorted((root / "sweeps").glob("*/ledger.db")):
         if path.parent.name != settings.name:
-            found += [one for one in _of_sweep(path, workload, timed(settings), root) if one["device"] in kinds]
+            found += [one for one in _of_sweep(path, workload, timed(settings), root) if one["device"] in devices]
     ledger.set_fact(REPEATS, [one for place, one in enumerate(found) if one not in found[:place]])
 
 

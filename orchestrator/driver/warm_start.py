@@ -1,7 +1,7 @@
 """What an earlier sweep knows of the same space, for the sampler to begin with."""
 
 import logging
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Iterable, Set
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -71,15 +71,13 @@ def _refuse(name: str, keys: list[str]) -> None:
         raise ConfigError(f"warm_start: sweep {name!r} is of another space or protocol; different: {', '.join(keys)}")
 
 
-def entries(
-    settings: "SweepSettings", workload: "Workload", root: Path, devices: Callable[[], Set[str]]
-) -> "list[Entry]":
+def entries(settings: "SweepSettings", workload: "Workload", root: Path, devices: Set[str]) -> "list[Entry]":
     """Finished candidates of the sweep named by `warm_start`; none where none is named.
 
     What another kind of device decided is left out, and that is said.
 
     Args:
-        devices: kinds that this sweep runs on; asked for only where there is something to learn.
+        devices: kinds that this sweep runs on.
     Raises:
         ConfigError: as `check`, and where base, data, arithmetic or protocol differ.
     """
@@ -95,7 +93,7 @@ def entries(
     if not keys and any(theirs.key(entry.result.config) != entry.result.key for entry in found):
         keys = ["protocol version"]
     _refuse(settings.warm_start, keys)
-    return _of_devices(devices(), found, settings) if found else []
+    return _of_devices(devices, found, settings) if found else []
 
 
 def _of_devices(here: Set[str], found: "list[Entry]", settings: "SweepSettings") -> "list[Entry]":

@@ -25,11 +25,12 @@ from ray import tune
 from orchestrator.cli.main import main as command
 from orchestrator.cli.running import run_sweep
 from orchestrator.cluster import ray_cluster
+from orchestrator.driver.ready import Ready, SweepDevice
 from orchestrator.ledger.task import Task, TaskReport
 from orchestrator.settings import ROOT, SweepSettings, stored, sweep_folder
 from tests.support.sweeps import GRID, WORKLOAD, completes, evaluated_on_test, make, similarity, space
+from trainables.cost.device import device_name
 from trainables.values.checkpoint import Checkpoint, EngineState
-from trainables.values.workload import Workload
 
 SPACES: dict[str, dict[str, Any]] = {
     "plain": {"parameters": {"rank": {"values": [1, 2, 4, 8]}, "alpha": {"values": [1, 2, 4, 8, 16]}}},
@@ -49,10 +50,11 @@ def settings_of(name: str, space_name: str, address: str | None = None) -> Sweep
     return make(chosen, name=name, n_trials=n_trials, address=address, insecure=address is not None, tracking_uri=uri)
 
 
-def connected(settings: SweepSettings, root: Path) -> tuple[Workload, dict[str, int], float | None]:
+def connected(settings: SweepSettings, root: Path) -> Ready:
     """Ray, and inputs that are nowhere."""
     ray_cluster.connect(settings.address, insecure=settings.insecure)
-    return WORKLOAD, {"read": 0, "train": 0}, None
+    device = SweepDevice(names=frozenset({device_name("cpu")}), compute_dtype=WORKLOAD.compute_dtype)
+    return Ready(workload=WORKLOAD, counts={"read": 0, "train": 0}, device=device)
 
 
 def note(event: str, **values: Any) -> None:

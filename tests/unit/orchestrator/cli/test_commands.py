@@ -16,6 +16,7 @@ from orchestrator.cli import options
 from orchestrator.cli.commands.stop import stop
 from orchestrator.cli.template import SPACE
 from orchestrator.driver import duration, extend
+from orchestrator.driver.ready import SweepDevice
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned, owner_of
 from orchestrator.settings import stored
@@ -270,7 +271,7 @@ def test_the_dry_run_of_a_gpu_has_a_row_for_each_first_trial_with_its_peak_and_f
 
 def test_where_the_gpu_and_its_price_are_known_the_dry_run_says_minutes_and_money(tmp_path):
     root = tmp_path / "mlflow_runs"
-    duration.keep(duration.SweepDevice(names=frozenset({"g"}), compute_dtype="bfloat16", speed=SPEED), root)
+    duration.keep(SweepDevice(names=frozenset({"g"}), compute_dtype="bfloat16", speed=SPEED), root)
     words = ("run", "--dry-run", "--device", "cuda", "--usd-per-gpu-hour")
     tables = [called(*words, price, cwd=tmp_path, COLUMNS="80").out for price in ("100", "200")]
     rows = []

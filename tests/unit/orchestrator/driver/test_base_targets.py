@@ -10,6 +10,7 @@ import pytest
 import search_spaces
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.driver import base_targets, plan, sweep
+from orchestrator.driver.ready import Ready, SweepDevice
 from orchestrator.ledger import Ledger
 from orchestrator.settings import stored
 from tests.support.families import CASES, UNKNOWN, write
@@ -56,7 +57,8 @@ def test_each_choice_of_targets_has_a_line_of_what_it_covers(llama):
 def test_what_they_cover_survives_the_ledger(llama, tmp_path):
     asked = chosen(llama)
     with closing(Ledger(tmp_path / "ledger.db")) as ledger:
-        sweep._note_start(asked, ledger, WORKLOAD, {}, None)
+        device = SweepDevice(names=frozenset({"CPU"}), compute_dtype=WORKLOAD.compute_dtype)
+        sweep._note_start(asked, ledger, Ready(workload=WORKLOAD, counts={}, device=device))
         snapshot = SweepSnapshot.of(asked, ledger)
     assert [f"targets: {found}" for found in snapshot.coverage] == base_targets.coverage_lines(asked)
     assert snapshot.facts["generic_base"] is None

@@ -25,9 +25,7 @@ def make(*base, **values):
     return sweeps.make(*base, **{"objectives": ("peak_memory_mib", "eval_loss_nats"), **values})
 
 
-def devices() -> set[str]:
-    """What workers of a sweep here would say."""
-    return {HERE}
+DEVICES = {HERE}
 
 
 def on_this_cpu(task, *, device=HERE, loss=2.0, **other_versions):
@@ -50,8 +48,8 @@ def sweep(root, asked, outcome=on_this_cpu, *, finish=True, workload=WORKLOAD) -
         workload,
         desk.ledger,
         n_slots=1,
-        cached=cached_trials(asked, workload, root, devices),
-        learned=warm_start.entries(asked, workload, root, devices),
+        cached=cached_trials(asked, workload, root, DEVICES),
+        learned=warm_start.entries(asked, workload, root, DEVICES),
     )
     if finish:
         desk.finish(outcome)
@@ -118,7 +116,7 @@ ONE = GRID | {"parameters": {"rank": {"values": [1]}, "precision": {"values": ["
 
 def reused(root, **values) -> set[str]:
     """Sweeps whose results a new one would take over."""
-    found = cached_trials(make(ONE, **{"name": "here", **values}), WORKLOAD, root, devices)
+    found = cached_trials(make(ONE, **{"name": "here", **values}), WORKLOAD, root, DEVICES)
     return {known.sweep for known in found.values()}
 
 
@@ -151,7 +149,7 @@ def test_before_the_start_it_is_said_how_many_trials_of_a_grid_are_known_and_fro
     small = GRID | {"parameters": {"rank": {"values": [1]}, "precision": {"values": ["nf4", "16bit"]}}}
     sweep(tmp_path, make(small, name="small"))
     whole = make(GRID, name="whole", n_trials=6)
-    cached = cached_trials(whole, WORKLOAD, tmp_path, devices)
+    cached = cached_trials(whole, WORKLOAD, tmp_path, DEVICES)
     said = "2 of 6 trials are known from sweep small (--no-reuse runs them)"
     assert known_line(whole, WORKLOAD, cached, set()) == said
     assert known_line(whole, WORKLOAD, cached, set(list(cached)[:1])) == said.replace("2 of 6", "1 of 5")
@@ -161,7 +159,7 @@ def test_before_the_start_it_is_said_how_many_trials_of_a_grid_are_known_and_fro
 def test_of_a_sampler_that_needs_results_the_first_configs_are_looked_up_and_no_more_is_promised(tmp_path):
     first = sweep(tmp_path, make(TPE, name="first", n_trials=4))
     again = make(TPE, name="again", n_trials=20)
-    line = known_line(again, WORKLOAD, cached_trials(again, WORKLOAD, tmp_path, devices), set())
+    line = known_line(again, WORKLOAD, cached_trials(again, WORKLOAD, tmp_path, DEVICES), set())
     n_known = sum(t.state == "completed" for t in first.candidates)
     assert line.startswith(f"{n_known} of the first ")
     assert line.endswith("those that the search proposes after them are looked up, too")
@@ -231,7 +229,7 @@ def test_a_trial_whose_adapter_is_not_the_recorded_one_is_run_again(tmp_path):
 def test_another_base_model_is_no_known_trial(tmp_path):
     other = replace(WORKLOAD, base_fingerprint="0" * 64)
     sweep(tmp_path, make(GRID, name="other"), workload=other)
-    assert cached_trials(make(GRID, name="here"), WORKLOAD, tmp_path, devices) == {}
+    assert cached_trials(make(GRID, name="here"), WORKLOAD, tmp_path, DEVICES) == {}
 
 
 def test_what_did_not_complete_is_run_again(tmp_path):
@@ -304,7 +302,7 @@ def test_a_warm_start_from_another_base_data_or_arithmetic_is_refused_by_its_nam
     sweep(tmp_path, make(TPE, name="first", n_trials=2)).ledger.close()
     other = replace(WORKLOAD, **{name: "bfloat16" if name == "compute_dtype" else "9" * 64})
     with pytest.raises(ConfigError, match=f"different: {name}"):
-        warm_start.entries(make(TPE, name="b", warm_start="first"), other, tmp_path, devices)
+        warm_start.entries(make(TPE, name="b", warm_start="first"), other, tmp_path, DEVICES)
 
 
 def test_a_warm_start_under_another_protocol_is_refused(tmp_path):
@@ -315,7 +313,7 @@ def test_a_warm_start_under_another_protocol_is_refused(tmp_path):
     desk.ledger.finish("f" * 64, "refused", reason="too large")
     desk.ledger.close()
     with pytest.raises(ConfigError, match="different: protocol version"):
-        warm_start.entries(make(TPE, name="b", warm_start="first"), WORKLOAD, tmp_path, devices)
+        warm_start.entries(make(TPE, name="b", warm_start="first"), WORKLOAD, tmp_path, DEVICES)
 
 
 def test_a_space_of_another_sampler_or_pruning_is_the_same_space(tmp_path):
@@ -331,14 +329,14 @@ LOSS_ALONE = {"objectives": ("eval_loss_nats",)}
 def test_a_warm_start_takes_no_memory_and_no_time_of_another_kind_of_device(objective, tmp_path, caplog):
     sweep(tmp_path, make(TPE, name="far", n_trials=6), lambda task: at(task, "NVIDIA H200")).ledger.close()
     asked = {"objectives": (objective, "eval_loss_nats"), "warm_start": "far"}
-    assert warm_start.entries(make(TPE, name="here", **asked), WORKLOAD, tmp_path, devices) == []
+    assert warm_start.entries(make(TPE, name="here", **asked), WORKLOAD, tmp_path, DEVICES) == []
     assert f"are those of NVIDIA H200, this sweep runs on {HERE}" in caplog.text
 
 
 def test_a_warm_start_takes_losses_of_every_kind_of_device_where_nothing_else_is_searched(tmp_path, caplog):
     first = sweep(tmp_path, make(TPE, name="far", n_trials=6), lambda task: at(task, "NVIDIA H200"))
     asked = make(TPE, name="here", warm_start="far", **LOSS_ALONE)
-    assert len(warm_start.entries(asked, WORKLOAD, tmp_path, devices)) == len(first.candidates)
+    assert len(warm_start.entries(asked, WORKLOAD, tmp_path, DEVICES)) == len(first.candidates)
     assert not caplog.messages
 
 
@@ -347,7 +345,7 @@ def test_a_warm_start_from_a_mixed_cluster_takes_what_ran_on_this_kind_of_device
         return at(task, "NVIDIA H200" if task.config.rank == 1 else HERE)
 
     first = sweep(tmp_path, make(GRID, name="mixed"), mixed)
-    learned = warm_start.entries(make(GRID, name="here", warm_start="mixed"), WORKLOAD, tmp_path, devices)
+    learned = warm_start.entries(make(GRID, name="here", warm_start="mixed"), WORKLOAD, tmp_path, DEVICES)
     assert {e.result.key for e in learned} == {t.key for t in first.candidates if t.config.rank != 1}
 
 
@@ -361,5 +359,5 @@ def test_what_was_too_large_for_another_kind_of_device_says_nothing_here(state, 
         first.ledger.start(key)
     first.ledger.finish(key, state, reason="too large", environment={"device": "NVIDIA T4"} if state == "oom" else {})
     asked = make(GRID, name="here", warm_start="far", **LOSS_ALONE)
-    learned = [entry.result for entry in warm_start.entries(asked, WORKLOAD, tmp_path, devices)]
+    learned = [entry.result for entry in warm_start.entries(asked, WORKLOAD, tmp_path, DEVICES)]
     assert {trial.state for trial in learned} == {"completed"}

@@ -78,7 +78,7 @@ def test_a_rerun_is_told_the_time_that_the_first_run_measured_on_the_same_kind_o
     first = swept(tmp_path, "a", lambda task: on_gpu(task, seconds=0.1))
     first.ledger.close()
     ledger = Ledger(sweep_folder("b", tmp_path) / "ledger.db")
-    reuse.keep_costs(make(space(), name="b", **asked), WORKLOAD, tmp_path, lambda: {device}, ledger)
+    reuse.keep_costs(make(space(), name="b", **asked), WORKLOAD, tmp_path, {device}, ledger)
     for done in Ledger(first.ledger.path, read_only=True).trials():
         found = ledger.cost(done.config.cost_key)
         assert (found == done.cost) if is_taken else (found is None)

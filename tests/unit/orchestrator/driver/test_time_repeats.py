@@ -15,10 +15,6 @@ PAIR = GRID | {"parameters": {"rank": {"values": [4]}}, "fixed": GRID["fixed"] |
 DEVICE = "NVIDIA H200"
 
 
-def devices() -> set[str]:
-    return {DEVICE}
-
-
 def on_gpu(**values):
     return make(PAIR, **{"device": "cuda", "min_similarity": 0.0, **values})
 
@@ -85,7 +81,7 @@ def test_where_time_is_no_objective_no_step_is_measured_anew(tmp_path):
 
 def earlier(root, **values) -> list:
     desk = Desk(sweep_folder("b", root), on_gpu(name="b", **values), 1)
-    time_repeats.keep_earlier(desk.settings, WORKLOAD, root, devices, desk.ledger)
+    time_repeats.keep_earlier(desk.settings, WORKLOAD, root, {DEVICE}, desk.ledger)
     return desk.ledger.fact(REPEATS)
 
 
@@ -113,7 +109,7 @@ def test_times_of_another_device_base_or_version_do_not_count(tmp_path):
         ("d", replace(WORKLOAD, base_fingerprint="0" * 64), {DEVICE}),
     ):
         desk = Desk(sweep_folder(name, tmp_path), asked, 1)
-        time_repeats.keep_earlier(asked, workload, tmp_path, lambda kinds=kinds: kinds, desk.ledger)
+        time_repeats.keep_earlier(asked, workload, tmp_path, kinds, desk.ledger)
         assert desk.ledger.fact(REPEATS) == []
     finished(tmp_path / "old", work=worker(torch="0.0.1"))
     assert earlier(tmp_path / "old") == []

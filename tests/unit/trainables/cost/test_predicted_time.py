@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import search_spaces
 from orchestrator.driver import duration
-from orchestrator.driver.duration import SweepDevice
+from orchestrator.driver.ready import SweepDevice
 from tests.support.in_process import called
 from tests.support.sweeps import REPO, make, space
 from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
