@@ -153,15 +153,28 @@ def greedy_texts(
 def _generated(
     core: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, n_new: int, ends: Sequence[int]
 ) -> list[list[int]]:
-    """The same by transformers' own greedy search, for a base of no family here, a prompt at a time."""
-    texts = []
-    for prompt in prompts:
-        n_tokens, end = _limit(core, prompt, n_new), list(ends) or None
-        settings = GenerationConfig(max_new_tokens=n_tokens, do_sample=False, eos_token_id=end, pad_token_id=0)
-        ids = torch.tensor([list(prompt)], device=core.device)
-        found = core.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        texts.append(_up_to(frozenset(ends), found[0, len(prompt) :].tolist()))
-    return texts
+    """The same by transformers' own greedy search, for a base of no family here.
+
+    Prompts that may go on for equally long are read together, padded on the left and masked; one at a time by a base
+    whose state is no cache that could be masked.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        groups.setdefault((_limit(core, prompt, n_new), i if core._is_stateful else 0), []).append(i)
+    texts: dict[int, list[int]] = {}
+    for (limit, _), group in groups.items():
+        width = max(len(prompts[i]) for i in group)
+        ids, mask = torch.zeros(2, len(group), width, dtype=torch.int64)
+        for row, i in enumerate(group):
+            ids[row, width - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
+            mask[row, width - len(prompts[i]) :] = 1
+        settings = GenerationConfig(
+            max_new_tokens=limit, do_sample=False, eos_token_id=list(ends) or None, pad_token_id=0
+        )
+        found = core.generate(ids.to(core.device), attention_mask=mask.to(core.device), generation_config=settings)
+        for i, tokens in zip(group, found[:, width:].tolist(), strict=True):
+            texts[i] = _up_to(frozenset(ends), tokens)
+    return [texts[i] for i in range(len(prompts))]
 
 
 def _limit(base: "PreTrainedModel", prompt: Sequence[int], n_new: int) -> int:

@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from tests.support import families
 from trainables import demo
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models import base_model, lora
+from trainables.models.architecture import context_of
 from trainables.models.families.gpt2 import TARGETS
 from trainables.values.config import TrialConfig
 
@@ -86,3 +89,27 @@ def test_a_long_prompt_is_read_whole_and_continued_to_the_bases_last_position_wh
     long, short = greedy_texts(model, [prompt, PROMPTS[2]], n_new=24, ends=[])
     assert long == plain(model, prompt, 5, end=-1)
     assert short == plain(model, PROMPTS[2], 24, end=-1)
+
+
+# --- a base of no family described here
+
+
+@pytest.mark.parametrize("case", families.UNKNOWN, ids=lambda case: case.name)
+def test_prompts_of_an_unknown_base_are_continued_together_as_each_is_alone(case, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(families.write(case, tmp_path)).eval()
+    room = context_of(base.config)
+    prompts = [*PROMPTS, [7] * (room - 3), [9] * (room - 3)]
+    texts = greedy_texts(base, prompts, n_new=9, ends=[END])
+    assert texts == [plain(base, prompt, min(9, room - len(prompt)), END) for prompt in prompts]
+
+
+def test_a_base_with_a_state_that_cannot_be_masked_reads_one_prompt_at_a_time(tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(families.write(families.UNKNOWN[0], tmp_path)).eval()
+    n_read = []
+    base.register_forward_pre_hook(lambda _, given, named: n_read.append(len(named["input_ids"])), with_kwargs=True)
+    greedy_texts(base, PROMPTS, n_new=2, ends=[END])
+    assert set(n_read) == {len(PROMPTS)}
+    base._is_stateful = True
+    n_read.clear()
+    greedy_texts(base, PROMPTS, n_new=2, ends=[END])
+    assert set(n_read) == {1}
