@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from trainables.values.errors import TrialFailed
 from trainables.values.results import MIB, MemoryBreakdown
@@ -77,10 +76,15 @@ class LiveStorages(TorchDispatchMode):
         return result
 
     def see(self, values: Any) -> None:
-        """Count every tensor in nested containers."""
-        for value in tree_iter(values):
-            if isinstance(value, torch.Tensor) and value.device.type == self._device:
-                self._add(value.untyped_storage())
+        """Count every tensor in nested lists, tuples and dictionaries."""
+        if isinstance(values, torch.Tensor):
+            if values.device.type == self._device:
+                self._add(values.untyped_storage())
+        elif isinstance(values, list | tuple):
+            for value in values:
+                self.see(value)
+        elif isinstance(values, Mapping):
+            self.see(list(values.values()))
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
