@@ -16,7 +16,7 @@ from trainables.evaluation.held_out import EvalBatches, eval_batches
 from trainables.models import base_model, lora
 from trainables.models.architecture import context_of
 from trainables.models.core import padding_token
-from trainables.models.families import family_of_model
+from trainables.models.families import family_of, family_of_model
 from trainables.models.lora import AdapterWeights
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
@@ -114,10 +114,11 @@ class WorkerCache:
             self._place(form)
 
     def _place(self, form: BaseForm) -> None:
+        gc.collect()
         if self.device == "cpu":
             self._bases[form] = base_model.load(self.workload, form[0], self.device, keep_16bit=form[1])
+            gc.freeze()  # what looks for a trial's tensors need not pass it
             return
-        gc.collect()
         before = self.allocated_mib()
         self._bases[form] = base_model.load(self.workload, form[0], self.device, keep_16bit=form[1])
         loaded = self.allocated_mib()
@@ -184,9 +185,10 @@ class WorkerCache:
             )
 
     def reader(self, form: BaseForm, weights: "AdapterWeights | None") -> "GraphReader":
-        """Reads the validation rows, see GraphCache.reader; without a GPU it raises CaptureFailed too."""
-        if self.device != "cuda":
-            raise CaptureFailed("there is no GPU")
+        """Reads the validation rows, see GraphCache.reader; without a GPU, and for a base of no family described here,
+        it raises CaptureFailed too."""
+        if self.device != "cuda" or family_of(self.base(*form).config.model_type) is None:
+            raise CaptureFailed("there is no GPU, or nothing is known of how this base decodes")
         return self._graph_cache.reader(self.base(*form), form, weights, self.rows["validation"])
 
     def forget(self) -> bool:

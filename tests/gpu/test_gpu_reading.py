@@ -53,12 +53,13 @@ def assert_same(captured: Reader, eager: Reader) -> torch.Tensor:
 
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
 def test_one_reader_reads_with_each_adapter_in_turn_as_if_it_were_attached(exact_cache, precision):
-    """Ranks, scales and the base alone take turns; none leaves a trace in the next."""
+    """Ranks, modules, scales and the base alone take turns; none leaves a trace in the next."""
     rows, base = exact_cache.rows["validation"], exact_cache.base(precision)
     config = TrialConfig(precision=precision, rank=5, alpha=10, targets=TARGETS)
     adapters = [
         files_of(exact_cache, config),
         files_of(exact_cache, replace(config, rank=16, alpha=8, seed=1, rank_stabilized=True)),
+        files_of(exact_cache, replace(config, rank=32, targets=TARGETS[:1], seed=2)),
     ]
     seen = []
     for files in (*adapters, None, adapters[0]):

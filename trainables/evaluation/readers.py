@@ -19,7 +19,7 @@ from trainables.evaluation.decoding import GreedyDecoder
 from trainables.models.architecture import context_of
 from trainables.models.core import end_tokens, padding_token
 from trainables.models.lean import full_weights, lean_modules, multiplied_by
-from trainables.models.lora import AdapterWeights, fresh_matrices, name_in_file
+from trainables.models.lora import AdapterWeights, blank_matrices, name_in_file
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -152,13 +152,13 @@ class GraphReader:
         """
         Args:
             base: without an adapter.
-            config: its targets are those of every adapter that is loaded, its rank is at least theirs.
+            config: its targets and rank are at least those of every adapter that is loaded.
             pool, stream: see trainables.training.step_graphs.StepGraphs.
         """
         self._buffers = buffers
         self._pool, self._stream = pool, stream
-        fresh = fresh_matrices(base, config)
-        self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in fresh.items()}
+        blank = blank_matrices(base, config).items()
+        self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in blank}
         full = buffers.full_weights(base, config.base_form)
         with attached_matrices(base, config, self._weights, scaling=1.0) as model, multiplied_by(full), torch.no_grad():
             model.eval()
@@ -183,8 +183,8 @@ class GraphReader:
         """Read with this adapter from now on; with None, as the base alone."""
         for name, padded in self._weights.items():
             padded.zero_()
-            if weights is not None:
-                matrix = weights.matrices[name_in_file(name)]
+            matrix = weights.matrices.get(name_in_file(name)) if weights is not None else None
+            if matrix is not None:  # else the adapter leaves this module as it is
                 if ".lora_B." in name:
                     matrix = matrix * weights.scaling
                 padded[: matrix.shape[0], : matrix.shape[1]].copy_(matrix)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trainables.capture.capture import abandon_capture, padded_rank
+from trainables.capture.capture import RANKS, abandon_capture
 from trainables.evaluation.held_out import EvalBatches
 from trainables.evaluation.readers import GraphReader, ReaderBuffers
+from trainables.models.families import family_of_model
 from trainables.training.batches import StepShape
 from trainables.training.step_graphs import GraphKey, StepGraphs, graph_key
 from trainables.values.config import BaseForm, ComputeDtype, TrialConfig
@@ -36,7 +37,7 @@ class GraphCache:
     def __init__(self) -> None:
         self.fault: str | None = None
         self._step_graphs: dict[GraphKey, StepGraphs] = {}
-        self._readers: dict[tuple[BaseForm, tuple[str, ...], int], GraphReader] = {}
+        self._readers: dict[tuple[BaseForm, int], GraphReader] = {}
         self._reader_buffers: ReaderBuffers | None = None
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -89,7 +90,7 @@ class GraphCache:
         weights: "AdapterWeights | None",
         rows: "Sequence[TokenRow]",
     ) -> GraphReader:
-        """Reads rows with an adapter; captured where that is missing.
+        """Reads rows with an adapter; captured where that is missing, for adapters on any modules.
 
         Args:
             base: of this form, without an adapter.
@@ -115,8 +116,8 @@ class GraphCache:
     def _reader_for(
         self, base: "PreTrainedModel", form: BaseForm, weights: "AdapterWeights", rows: "Sequence[TokenRow]"
     ) -> GraphReader:
-        rank = padded_rank(weights.rank)
-        key = (form, weights.targets, rank)
+        rank = max(weights.rank, RANKS[-1])
+        key = (form, rank)
         if key not in self._readers:
             self._reader_buffers = self._reader_buffers or ReaderBuffers(base, rows)
             precision, keep_16bit = form
@@ -125,7 +126,7 @@ class GraphCache:
                 keep_16bit=keep_16bit,
                 rank=rank,
                 alpha=1,
-                targets=weights.targets,
+                targets=family_of_model(base).targets,
                 dropout=0.0,
             )
             self._readers[key] = GraphReader(base, config, self._reader_buffers, pool=self._pool, stream=self._stream)

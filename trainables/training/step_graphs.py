@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-N_WARM_UP_STEPS = 2
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphKey:
@@ -115,7 +113,7 @@ class StepGraphs:
         self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device="cuda")
         self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
         self._fresh_scale = self._scaler.state_dict()
-        self._weights = lora.fresh_matrices(base, self._config)
+        self._weights = lora.blank_matrices(base, self._config)
         self._optimizer = adamw(self._weights.values(), self._learning_rate, fused=True, capturable=True)
 
     def capture(self, shapes: Iterable[StepShape]) -> None:
@@ -144,8 +142,7 @@ class StepGraphs:
         """Let libraries and the optimizer allocate what they keep, on the stream of the captures."""
         model.train()
         with on_stream(self._stream):
-            for _ in range(N_WARM_UP_STEPS):
-                self._step(model, shape, _blank(shape))
+            self._step(model, shape, _blank(shape))
             self._evaluate(model.eval())
         self._forget_gradients()
 

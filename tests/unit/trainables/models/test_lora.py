@@ -156,6 +156,17 @@ def test_a_fresh_adapters_matrices_are_those_of_an_attached_one_and_leave_the_ba
     assert all(torch.equal(loose[name], theirs[name]) for name in theirs)
 
 
+def test_blank_matrices_are_zeros_in_the_place_of_a_fresh_adapters(cache, small_config, precision):
+    base, config = cache.base(precision), small_config(precision=precision, targets=TARGETS)
+    blank, fresh = lora.blank_matrices(base, config), lora.fresh_matrices(base, config)
+    assert list(blank) == list(fresh)
+    for name, matrix in fresh.items():
+        ours = blank[name]
+        assert (ours.shape, ours.dtype, ours.device) == (matrix.shape, matrix.dtype, matrix.device)
+        assert ours.requires_grad
+        assert not ours.any()
+
+
 def test_files_attach_again_and_come_off_again(cache, small_config, precision):
     base = cache.base(precision)
     before = state_of(base)
