@@ -184,12 +184,12 @@ class WorkerCache:
                 compute_dtype=self.workload.compute_dtype,
             )
 
-    def reader(self, form: BaseForm, weights: "AdapterWeights | None") -> "GraphReader":
-        """Reads the validation rows, see GraphCache.reader; without a GPU, and for a base of no family described here,
+    def reader(self, split: str, form: BaseForm, weights: "AdapterWeights | None") -> "GraphReader":
+        """Reads the rows of a split, see GraphCache.reader; without a GPU, and for a base of no family described here,
         it raises CaptureFailed too."""
         if self.device != "cuda" or family_of(self.base(*form).config.model_type) is None:
             raise CaptureFailed("there is no GPU, or nothing is known of how this base decodes")
-        return self._graph_cache.reader(self.base(*form), form, weights, self.rows["validation"])
+        return self._graph_cache.reader(self.base(*form), form, weights, self.rows[split])
 
     def forget(self) -> bool:
         """Drop all cached bases and graphs; True if more than one object went, so a retry may fit."""

@@ -21,7 +21,8 @@ def write(folder: Path, key: str, files: Mapping[str, bytes]) -> str:
     check_key(key)
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=".adapter-", dir=folder))
-    lines = [f"{_sha256(content)}  {name}\n" for name, content in sorted(files.items())]
+    digests = {name: _sha256(content) for name, content in sorted(files.items())}
+    lines = [f"{digest}  {name}\n" for name, digest in digests.items()]
     for name, content in {**files, CHECKSUMS: "".join(lines).encode()}.items():
         with (scratch / name).open("wb") as file:
             file.write(content)
@@ -29,7 +30,7 @@ def write(folder: Path, key: str, files: Mapping[str, bytes]) -> str:
             os.fsync(file.fileno())
     shutil.rmtree(folder / key, ignore_errors=True)
     scratch.rename(folder / key)
-    return _sha256(files[WEIGHTS])
+    return digests[WEIGHTS]
 
 
 def read(folder: Path, key: str) -> dict[str, bytes] | None:

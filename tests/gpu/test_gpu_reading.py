@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.comparison.compare import attached, compare
+from trainables.comparison.compare import attached, compare, evaluate_on_test
 from trainables.evaluation import held_out
 from trainables.evaluation.readers import EagerReader, GraphReader, Reader
 from trainables.models import lora
@@ -63,7 +63,7 @@ def test_one_reader_reads_with_each_adapter_in_turn_as_if_it_were_attached(exact
     ]
     seen = []
     for files in (*adapters, None, adapters[0]):
-        reader = exact_cache.reader((precision, ()), lora.read_files(files) if files else None)
+        reader = exact_cache.reader("validation", (precision, ()), lora.read_files(files) if files else None)
         assert isinstance(reader, GraphReader)
         seen.append(reader)
         if files is None:
@@ -87,5 +87,22 @@ def test_a_comparison_is_the_same_by_graphs_and_eagerly_and_leaves_the_bases_bar
     eager = compare(exact_cache, nf4=nf4, baseline=baseline)
     for name in ("embedding_cosine", "kl_nats", "top1_agreement", "token_match_rate"):
         ours, theirs = getattr(by_graphs.quantized, name), getattr(eager.quantized, name)
+        assert ours.value == pytest.approx(theirs.value, abs=1e-4), name
+    assert not [name for name, _ in exact_cache.base("nf4").named_modules() if "lora" in name]
+
+
+def test_an_evaluation_on_test_rows_is_the_same_by_graphs_and_eagerly(exact_cache):
+    config = TrialConfig(precision="nf4", rank=4, alpha=8)
+    files, baseline = (files_of(exact_cache, half) for half in (config, config.at_other_precision))
+    given = {"files": files, "baseline": baseline, "replicates": [baseline]}
+    by_graphs = evaluate_on_test(exact_cache, config, **given)
+    assert by_graphs == evaluate_on_test(exact_cache, config, **given)
+    exact_cache.forget()
+    exact_cache._graph_cache.fault = "the test wants it done eagerly"
+    eager = evaluate_on_test(exact_cache, config, **given)
+    for name in ("row_nats", "baseline_row_nats", "untuned_row_nats"):
+        np.testing.assert_allclose(getattr(by_graphs, name), getattr(eager, name), rtol=1e-4, err_msg=name)
+    for name in ("embedding_cosine", "kl_nats", "top1_agreement", "token_match_rate"):
+        ours, theirs = (getattr(found.comparison.quantized, name) for found in (by_graphs, eager))
         assert ours.value == pytest.approx(theirs.value, abs=1e-4), name
     assert not [name for name, _ in exact_cache.base("nf4").named_modules() if "lora" in name]

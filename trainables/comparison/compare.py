@@ -53,7 +53,7 @@ def compare(cache: "WorkerCache", *, nf4: Adapter, baseline: Adapter, keep_16bit
         nf4, baseline: adapters, each trained at its own precision.
         keep_16bit: of the 4-bit trial's config.
     """
-    rows, open_reader = cache.rows["validation"], partial(_reader, cache)
+    rows, open_reader = cache.rows["validation"], partial(_reader, cache, "validation")
     references = _references(cache, rows, open_reader, baseline)
     form: BaseForm = ("nf4", keep_16bit)
     with open_reader(form, nf4) as reader:
@@ -76,23 +76,23 @@ def evaluate_on_test(
         baseline: the adapter of its 16-bit baseline; without it there is no comparison.
         replicates: adapters of the baseline's config under other seeds.
     """
-    rows = cache.rows["test"]
+    rows, open_reader = cache.rows["test"], partial(_reader, cache, "test")
     losses = {"row_groups": tuple(row.group for row in rows)}
     if baseline is not None:
-        references = _references(cache, rows, partial(_eager_reader, cache, rows), baseline, replicates)
+        references = _references(cache, rows, open_reader, baseline, replicates)
         losses |= _baseline_losses(cache, rows, references)
         baseline_gaps = _baseline_gaps(cache, baseline)
     base = cache.base(*config.base_form)
     tokens = response_tokens(base, rows)
     losses |= {"untuned_row_nats": _untuned_nats(cache, config.base_form, rows), "row_tokens": tuple(map(len, tokens))}
-    with attached(base, files) as model:
-        reader = EagerReader(model, rows)
+    with open_reader(config.base_form, files) as reader:
         states = reader.states()
-        losses["row_nats"] = _nats_of(model, rows, states)
+        losses["row_nats"] = _nats_of(base, rows, states)
         if baseline is None:
             return TestEvaluation(**losses)
         outputs = reader.texts(), states
         quantized, token_kl = _against(references.reference, reader, base, rows, outputs)
+    with attached(base, files) as model:
         gaps = bias.gaps(model, cache.workload.base_folder, cache.workload.row_kind)
     return TestEvaluation(
         **losses,
@@ -262,12 +262,12 @@ def _row_of_token(tokens: Sequence[Sequence[int]]) -> NDArray[np.int64]:
 
 
 @contextmanager
-def _reader(cache: "WorkerCache", form: BaseForm, files: Adapter | None) -> Iterator[Reader]:
-    """Reads the validation rows by CUDA graphs where they can be captured, else as `_eager_reader`."""
+def _reader(cache: "WorkerCache", split: str, form: BaseForm, files: Adapter | None) -> Iterator[Reader]:
+    """Reads the rows of a split by CUDA graphs where they can be captured, else as `_eager_reader`."""
     try:
-        graph_reader = cache.reader(form, lora.read_files(files) if files is not None else None)
+        graph_reader = cache.reader(split, form, lora.read_files(files) if files is not None else None)
     except CaptureFailed:
-        with _eager_reader(cache, cache.rows["validation"], form, files) as reader:
+        with _eager_reader(cache, cache.rows[split], form, files) as reader:
             yield reader
     else:
         yield graph_reader

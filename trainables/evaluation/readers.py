@@ -4,7 +4,7 @@ A GraphReader captures its graphs once on the bare base, as trainables.training.
 reads with one adapter after another: no Python runs again and no adapter is attached.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,14 +18,14 @@ from trainables.evaluation import held_out
 from trainables.evaluation.decoding import GreedyDecoder
 from trainables.models.architecture import context_of
 from trainables.models.core import end_tokens, padding_token
-from trainables.models.lean import full_weights, lean_modules, multiplied_by
+from trainables.models.lean import lean_modules, multiplied_by
 from trainables.models.lora import AdapterWeights, blank_matrices, name_in_file
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from trainables.values.config import BaseForm, TrialConfig
+    from trainables.values.config import TrialConfig
 
 Texts = list[list[int]]
 """Tokens of each row's greedy continuation."""
@@ -74,7 +74,6 @@ class ReaderBuffers:
     """
 
     def __init__(self, base: "PreTrainedModel", rows: Sequence[TokenRow]) -> None:
-        self._full_weights: dict[BaseForm, dict[torch.nn.Module, torch.Tensor]] = {}
         self.eval_batches = held_out.eval_batches(base, rows)
         self.prompts = held_out.prompts_of(rows[: held_out.N_DECODED_ROWS])
         n_new, ends = held_out.MAX_NEW_TOKENS, end_tokens(base)
@@ -91,15 +90,6 @@ class ReaderBuffers:
             self.continuations.append(
                 ContinuationBatch(rows=group, length=length, pad=padding_token(base), device=base.device)
             )
-
-    def full_weights(self, base: "PreTrainedModel", form: "BaseForm") -> dict[torch.nn.Module, torch.Tensor]:
-        """Dequantized weights of the 4-bit modules, made once.
-
-        Decoding multiplies by them token by token: to dequantize each time would take longer than the products.
-        """
-        if form not in self._full_weights:
-            self._full_weights[form] = full_weights(base)
-        return self._full_weights[form]
 
     def set_texts(self, texts: Sequence[Sequence[int]]) -> None:
         """Set the text that follows each prompt in `continuations`."""
@@ -145,6 +135,7 @@ class GraphReader:
         base: "PreTrainedModel",
         config: "TrialConfig",
         buffers: ReaderBuffers,
+        full: Mapping[torch.nn.Module, torch.Tensor],
         *,
         pool: tuple[int, int],
         stream: torch.cuda.Stream,
@@ -153,13 +144,14 @@ class GraphReader:
         Args:
             base: without an adapter.
             config: its targets and rank are at least those of every adapter that is loaded.
+            full: dequantized weights of the 4-bit modules, see trainables.models.lean.full_weights. Decoding multiplies
+                by them token by token: to dequantize each time would take longer than the products.
             pool, stream: see trainables.training.step_graphs.StepGraphs.
         """
         self._buffers = buffers
         self._pool, self._stream = pool, stream
         blank = blank_matrices(base, config).items()
         self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in blank}
-        full = buffers.full_weights(base, config.base_form)
         with attached_matrices(base, config, self._weights, scaling=1.0) as model, multiplied_by(full), torch.no_grad():
             model.eval()
             self._first = self._captured(lambda: _decode(model, buffers.decoder.first))

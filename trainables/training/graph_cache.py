@@ -12,6 +12,7 @@ from trainables.capture.capture import RANKS, abandon_capture
 from trainables.evaluation.held_out import EvalBatches
 from trainables.evaluation.readers import GraphReader, ReaderBuffers
 from trainables.models.families import family_of_model
+from trainables.models.lean import full_weights
 from trainables.training.batches import StepShape
 from trainables.training.step_graphs import GraphKey, StepGraphs, graph_key
 from trainables.values.config import BaseForm, ComputeDtype, TrialConfig
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from trainables.data.tokens import TokenRow
     from trainables.models.lora import AdapterWeights
 
+Rows = tuple["TokenRow", ...]
+FullWeights = dict[torch.nn.Module, torch.Tensor]
+"""See trainables.models.lean.full_weights."""
 MAX_STEP_GRAPHS = 16
 """StepGraphs that stay on the device."""
 
@@ -37,8 +41,9 @@ class GraphCache:
     def __init__(self) -> None:
         self.fault: str | None = None
         self._step_graphs: dict[GraphKey, StepGraphs] = {}
-        self._readers: dict[tuple[BaseForm, int], GraphReader] = {}
-        self._reader_buffers: ReaderBuffers | None = None
+        self._readers: dict[tuple[BaseForm, Rows, int], GraphReader] = {}
+        self._reader_buffers: dict[Rows, ReaderBuffers] = {}
+        self._full_weights: dict[BaseForm, FullWeights] = {}
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
 
@@ -49,7 +54,8 @@ class GraphCache:
         """Give up all graphs and what they read."""
         self._step_graphs.clear()
         self._readers.clear()
-        self._reader_buffers = None
+        self._reader_buffers.clear()
+        self._full_weights.clear()
 
     def step_graphs(
         self,
@@ -95,31 +101,34 @@ class GraphCache:
         Args:
             base: of this form, without an adapter.
             weights: None for the base alone, which any reader of its form can read with.
-            rows: the same at each call.
+            rows: of a split.
         Raises:
             CaptureFailed: see `step_graphs`; or for the base alone there is no reader yet.
         """
         with self._capturing():
             if weights is None:
-                reader = self._any_reader(form)
+                reader = self._any_reader(form, tuple(rows))
             else:
-                reader = self._reader_for(base, form, weights, rows)
+                reader = self._reader_for(base, form, weights, tuple(rows))
             reader.load(weights)
         return reader
 
-    def _any_reader(self, form: BaseForm) -> GraphReader:
-        for (own_form, *_), reader in self._readers.items():
-            if own_form == form:
+    def _any_reader(self, form: BaseForm, rows: Rows) -> GraphReader:
+        for (own_form, own_rows, _), reader in self._readers.items():
+            if (own_form, own_rows) == (form, rows):
                 return reader
         raise CaptureFailed("nothing is captured yet")
 
     def _reader_for(
-        self, base: "PreTrainedModel", form: BaseForm, weights: "AdapterWeights", rows: "Sequence[TokenRow]"
+        self, base: "PreTrainedModel", form: BaseForm, weights: "AdapterWeights", rows: Rows
     ) -> GraphReader:
         rank = max(weights.rank, RANKS[-1])
-        key = (form, rank)
+        key = (form, rows, rank)
         if key not in self._readers:
-            self._reader_buffers = self._reader_buffers or ReaderBuffers(base, rows)
+            if rows not in self._reader_buffers:
+                self._reader_buffers[rows] = ReaderBuffers(base, rows)
+            if form not in self._full_weights:
+                self._full_weights[form] = full_weights(base)
             precision, keep_16bit = form
             config = TrialConfig(
                 precision=precision,
@@ -129,7 +138,14 @@ class GraphCache:
                 targets=family_of_model(base).targets,
                 dropout=0.0,
             )
-            self._readers[key] = GraphReader(base, config, self._reader_buffers, pool=self._pool, stream=self._stream)
+            self._readers[key] = GraphReader(
+                base,
+                config,
+                self._reader_buffers[rows],
+                self._full_weights[form],
+                pool=self._pool,
+                stream=self._stream,
+            )
         return self._readers[key]
 
     @contextmanager
