@@ -1,5 +1,6 @@
 """`run`: a new sweep."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -16,6 +17,8 @@ from orchestrator.driver import base_targets, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
 from trainables.values.workload import data_caption
 
+logger = logging.getLogger(__name__)
+
 
 @with_settings
 def run(
@@ -31,15 +34,18 @@ def run(
     chosen = {field: given.pop(field, None) for field in ("space", "base_model", "data")}
     chosen |= {"trials": given.pop("n_trials", None), "sampler": sampler}
     settings = plan.choose(name, device, chosen, given)
+    notice = plan.demo_notice(settings, {"device": device, **chosen, **given})
     if dry_run:
         plan.check_rows(settings)
+        if notice:
+            logger.info(notice)
         _print_plan(settings, as_json)
         return
     plan.need_gpu(settings.device, settings.address)
     settings = base_targets.fetched(settings)
     from orchestrator.cli.running import run_sweep  # with what a sweep needs: no bad setting waits for that
 
-    run_sweep(settings, resume=False, as_json=as_json)
+    run_sweep(settings, resume=False, as_json=as_json, notice=notice)
 
 
 def _print_plan(settings: SweepSettings, as_json: bool) -> None:

@@ -255,6 +255,26 @@ def test_fewer_trials_or_edited_settings_leave_a_sweep_as_it_was(tmp_path):
 
 # --- the plan
 
+SAME = "On a GPU the same command tunes GPT-2 Medium on Alpaca"
+
+
+@pytest.mark.parametrize(
+    ("words", "tail"),
+    [
+        ((), f"{SAME}: space pareto, 32 trials of 200 steps.\n"),
+        (("--trials", "4"), f"{SAME}.\n"),
+        (("--steps", "4"), f"{SAME}.\n"),
+        (("--space", "demo"), f"{SAME}.\n"),
+        (("--base-model", "demo"), None),
+        (("--data", "demo"), None),
+        (("--device", "cpu"), None),
+        (("--sampler", "tpee"), None),
+    ],
+)
+def test_the_demo_says_what_the_same_command_does_on_a_gpu_where_that_is_true(words, tail, tmp_path):
+    err = called("run", "--dry-run", *words, cwd=tmp_path).err
+    assert SAME not in err if tail is None else tail in err
+
 
 def test_the_dry_run_of_a_gpu_has_a_row_for_each_first_trial_with_its_peak_and_fits_80_columns(tmp_path):
     finished = called("run", "--dry-run", "--device", "cuda", cwd=tmp_path, COLUMNS="80")
