@@ -53,7 +53,7 @@ class Swept(TypedDict):
 
 
 class Plan(TypedDict):
-    """Of run --dry-run."""
+    """Of run --dry-run; the peaks are those on a GPU, whatever the sweep's device."""
 
     settings: dict[str, Any]
     first_configs: list[Config]

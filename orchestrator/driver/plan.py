@@ -196,9 +196,12 @@ def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
 
 
 def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:
-    """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here."""
-    base, device, dtype = settings.base_model, settings.device, settings.compute_dtype
-    return [named_peak_mib(base, device, dtype, config) for config in configs]
+    """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here.
+
+    Of a sweep on a CPU, too: what the same configs need on a GPU.
+    """
+    source = str(base_model.config_folder(settings.base_model) or settings.base_model)
+    return [named_peak_mib(source, "cuda", settings.compute_dtype, config) for config in configs]
 
 
 def why_empty(snapshot: "SweepSnapshot") -> str | None:

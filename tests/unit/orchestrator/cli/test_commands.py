@@ -285,7 +285,32 @@ def test_the_dry_run_of_a_gpu_has_a_row_for_each_first_trial_with_its_peak_and_f
         assert f"{config['learning_rate']:.1e}" in row
     assert max(map(len, table.splitlines()[1:])) <= 80
     assert "USD" not in table
-    assert " min" not in table, "nothing ran on a GPU here, so no time is known"
+    assert " min\n" not in table, "nothing ran on a GPU here, so no time is known"
+    assert table.count("minutes: known once a sweep has run on a GPU here") == 1
+
+
+@pytest.mark.parametrize("base", ["demo", "openai-community/gpt2-medium"])
+def test_without_a_gpu_the_dry_run_says_what_its_trials_need_on_one_and_how_to_plan_for_that(base, tmp_path):
+    words = ("run", "--dry-run", "--base-model", base)
+    planned = called(*words, "--json", cwd=tmp_path).json
+    on_gpu = called(
+        *words, "--device", "cuda", "--space", "demo", "--engine", "eager", "--loop", "standard", "--json", cwd=tmp_path
+    )
+    assert planned["settings"]["device"] == "cpu"
+    assert planned["predicted_peak_mib"] == on_gpu.json["predicted_peak_mib"]
+    text = called(*words, cwd=tmp_path, COLUMNS="80").out
+    _, _, table = text.partition("what is predicted")
+    assert "MiB on" in table
+    for peak in planned["predicted_peak_mib"]:
+        assert any(line.rstrip().endswith(f" {peak:.0f}") for line in table.splitlines())
+    assert "add --device cuda" in table
+    assert max(map(len, table.splitlines()[1:])) <= 80
+
+
+def test_of_a_base_that_only_the_hub_knows_the_dry_run_says_what_asks_it_for_the_peak(tmp_path):
+    text = called("run", "--dry-run", "--base-model", "some/model", cwd=tmp_path, COLUMNS="80").out
+    assert "MiB: this base's shape is not known here" in text
+    assert "MiB on" not in text
 
 
 def test_where_the_gpu_and_its_price_are_known_the_dry_run_says_minutes_and_money(tmp_path):
