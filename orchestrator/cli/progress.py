@@ -81,12 +81,12 @@ def running_lines(running: Sequence[Running]) -> Iterator[str]:
         yield f"and {n_more} more"
 
 
-def status_view(name: str, status: Status, memory: str = "", *, here: bool = True, share: float | None = None) -> Group:
+def status_view(name: str, status: Status, memory: str = "", *, hint: str = "", share: float | None = None) -> Group:
     """The live view: a bar, the trials at work, trials by state, the best so far, what went wrong last.
 
     Args:
         memory: in use on GPUs, in one line.
-        here: whether the sweep runs in this process; another one's may have been stopped.
+        hint: how to stop or go on, for as long as trials are still to be run.
         share: that the bar shows, if it is not the status's own.
     """
     states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
@@ -104,8 +104,7 @@ def status_view(name: str, status: Status, memory: str = "", *, here: bool = Tru
     if status.last_fault:
         fault = " ".join(status.last_fault.split())
         lines.append(Text(f"last error  {fault}", style="red", overflow="ellipsis", no_wrap=True))
-    if status.n_done < status.n_expected:
-        hint = how_to_stop(name) if here else f"if it was stopped, {command()} resume {name} goes on"
+    if hint and status.n_done < status.n_expected:
         lines.append(Text(hint, style="dim"))
     return Group(*lines)
 
@@ -166,7 +165,8 @@ class ProgressDisplay:
             status = self._snapshot(ledger).status(now=time.time())
             if status.phase != "ended" or self._stop.is_set():  # between the last task and the files it seems so, too
                 share = max(share, status.share_done)  # where more turns out to be left, the bar waits
-            return status_view(self._settings.name, status, text_of(gpu_memory()), share=share)
+            name, memory = self._settings.name, text_of(gpu_memory())
+            return status_view(name, status, memory, hint=how_to_stop(name), share=share)
 
         with Live(view(), console=self._console, refresh_per_second=2) as live:
             while not self._stop.wait(REFRESH_SECONDS):

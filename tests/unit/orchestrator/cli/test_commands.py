@@ -1,6 +1,7 @@
 """Commands about sweeps as things that are there: list, stop, delete, init, a newest one, more trials."""
 
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,60 @@ def test_the_list_says_of_each_sweep_whether_it_runs_has_ended_or_can_be_gone_on
 
 def test_the_list_of_nothing_says_how_to_begin(tmp_path):
     assert "run one: " in called("list", cwd=tmp_path).out
+
+
+# --- recorded sweeps
+
+
+@pytest.fixture
+def with_recorded(tmp_path):
+    """A folder with a sweep of its own, "mine", and an unfinished one, "kept", among the recorded ones."""
+    for name in ("kept", "mine"):
+        desk = desk_of(tmp_path, name)
+        desk.ledger.set_fact("workload", asdict(WORKLOAD))
+        desk.do()
+        desk.crash()
+    recorded = tmp_path / "mlflow_runs/recorded"
+    recorded.mkdir()
+    (tmp_path / "mlflow_runs/sweeps/kept").rename(recorded / "kept")
+    return tmp_path
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_list_has_recorded_sweeps_under_ones_own_and_calls_them_so(with_recorded):
+    found = called("list", "--json", cwd=with_recorded).json["sweeps"]
+    assert [(one["name"], one["state"]) for one in found] == [("mine", "stopped"), ("kept", "recorded")]
+    shutil.rmtree(with_recorded / "mlflow_runs/sweeps")
+    text = called("list", cwd=with_recorded).out
+    assert "run one: " in text
+    assert "kept" in text
+
+
+def test_the_report_of_a_recorded_sweep_lies_beside_and_leaves_its_folder_as_it_was(with_recorded):
+    folder = with_recorded / "mlflow_runs/recorded/kept"
+    before = files_of(folder)
+    made = called("report", "kept", cwd=with_recorded)
+    assert (made.code, files_of(folder)) == (0, before)
+    [path] = [line for line in made.err.splitlines() if line.startswith("the whole report: ")]
+    assert (with_recorded / path.removeprefix("the whole report: ")).read_text().startswith("<!doctype html>")
+
+
+def test_a_recorded_sweep_is_read_alone_and_nobody_is_told_to_go_on_with_it(with_recorded):
+    for words in (("report", "kept"), ("status", "kept")):
+        assert "resume" not in called(*words, cwd=with_recorded).out
+    assert "resume mine" in called("status", "mine", cwd=with_recorded).out
+    assert "resume mine" in called("report", "mine", cwd=with_recorded).out
+    for words in (("resume", "kept"), ("verify", "kept"), ("stop", "kept"), ("delete", "kept", "--yes")):
+        refused = called(*words, cwd=with_recorded)
+        assert refused.code == 2
+        assert "NAME: sweep 'kept' is a recorded one, which can only be read: status, best, report" in refused.err
+
+
+def test_a_wrong_name_where_there_is_no_sweep_says_how_to_begin(tmp_path):
+    assert "no sweep 'a', as there is none here yet; run one: " in called("status", "a", cwd=tmp_path).err
 
 
 # --- stop

@@ -13,7 +13,7 @@ from orchestrator.analysis.budgets import SPENT
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.status import status_of
 from orchestrator.cli.front_table import front_table, noise_lines
-from orchestrator.cli.progress import RUNNING_LINES, ProgressDisplay, counted_line, status_view
+from orchestrator.cli.progress import RUNNING_LINES, ProgressDisplay, counted_line, how_to_stop, status_view
 from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
 from orchestrator.settings import command as hints
@@ -38,9 +38,9 @@ def wait_until(happens, seconds: float = 60.0):
         time.sleep(0.05)
 
 
-def shown(status, memory: str = "") -> str:
+def shown(status, memory: str = "", hint: str = "") -> str:
     console = Console(file=io.StringIO(), width=100)
-    console.print(status_view("a", status, memory))
+    console.print(status_view("a", status, memory, hint=hint))
     return console.file.getvalue()
 
 
@@ -59,16 +59,9 @@ def test_the_last_error_is_one_line_however_long_and_broken_it_is():
 
 def test_the_view_says_how_to_stop_and_go_on_until_all_is_done():
     going = status_of([ended(0, 1.0), running(1, 1000.0)], make())
-    assert f"Ctrl-C stops; {hints.command()} resume a goes on" in shown(going)
+    assert f"Ctrl-C stops; {hints.command()} resume a goes on" in shown(going, hint=how_to_stop("a"))
     done = status_of([ended(0, 1.0)], make(n_trials=1), finished=True)
-    assert "resume" not in shown(done)
-
-
-def test_status_of_a_sweep_that_runs_elsewhere_or_not_at_all_speaks_of_no_ctrl_c():
-    console = Console(file=io.StringIO(), width=200)
-    console.print(status_view("a", status_of([ended(0, 1.0), running(1, 1000.0)], make()), here=False))
-    assert f"if it was stopped, {hints.command()} resume a goes on" in console.file.getvalue()
-    assert "Ctrl-C" not in console.file.getvalue()
+    assert "resume" not in shown(done, hint=how_to_stop("a"))
 
 
 def test_trials_at_work_have_a_line_each_and_of_many_the_first_few_have():
