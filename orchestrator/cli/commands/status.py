@@ -14,7 +14,7 @@ from orchestrator.analysis.timeline import lines
 from orchestrator.cli.lines import for_stream
 from orchestrator.cli.options import AsJson, NameOrNewest
 from orchestrator.cli.output import print_json
-from orchestrator.cli.progress import status_view
+from orchestrator.cli.status_text import status_view
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.settings import ROOT
 from orchestrator.settings.command import command
