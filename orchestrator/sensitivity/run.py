@@ -127,8 +127,11 @@ def run(settings: SensitivitySettings, root: Path) -> SensitivityResult:
         data_split=settings.data_split,
         columns=settings.columns,
     )
+    import transformers
+
     from trainables.comparison.sensitivity import measure_all  # with PyTorch: no bad row waits for that
 
+    transformers.logging.disable_progress_bar()  # of a file on this machine
     return SensitivityResult(settings=settings, base=measure_all(found, settings.device, _shown))
 
 
