@@ -17,6 +17,8 @@ from pkgutil import resolve_name
 
 import pytest
 
+from orchestrator.cli import group
+
 REPO = Path(__file__).resolve().parents[2]
 FOLDERS = ("orchestrator", "search_spaces", "tests", "trainables")
 PROGRAM = tomllib.loads((REPO / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]["qlora-sweep"]
@@ -155,3 +157,9 @@ def test_every_python_example_of_a_page_prints_what_the_page_shows(page, monkeyp
     said: list[str] = []
     doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example, out=said.append)
     assert not said, "".join(said)
+
+
+def test_the_first_page_names_every_command():
+    page = text_of("README.md")
+    missing = [name for name in group.COMMANDS if not re.search(rf"(`|; `|qlora-sweep |make ){name}\b", page)]
+    assert missing == []

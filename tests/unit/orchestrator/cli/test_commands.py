@@ -1,5 +1,6 @@
 """Commands about sweeps as things that are there: list, stop, delete, init, a newest one, more trials."""
 
+import re
 import shlex
 import shutil
 import signal
@@ -15,6 +16,7 @@ from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.overview import overviews
 from orchestrator.cli import options
 from orchestrator.cli.commands.stop import stop
+from orchestrator.cli.lines import folded
 from orchestrator.cli.template import SPACE
 from orchestrator.driver import duration, extend
 from orchestrator.ledger import Ledger
@@ -91,6 +93,25 @@ def test_the_list_says_of_each_sweep_whether_it_runs_has_ended_or_can_be_gone_on
 
 def test_the_list_of_nothing_says_how_to_begin(tmp_path):
     assert "run one: " in called("list", cwd=tmp_path).out
+
+
+# --- answers, best
+
+
+def test_answers_of_no_sweeps_and_its_help_show_how_it_is_called(tmp_path):
+    refused = called("answers", cwd=tmp_path)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith("error: NAMES: say which sweeps")
+    for text in (refused.err, called("answers", "--help", cwd=tmp_path).out):
+        assert "answers smollm2-grid smollm2-rates" in text
+
+
+@pytest.mark.parametrize("words", [("--max-memory", "100GiB"), ("--knee", "--max-memory", "100GiB"), ()])
+def test_the_first_sentence_of_best_is_two_lines_at_most_and_how_sure_it_is_stands_below(words):
+    said = called("best", "smollm2-grid", *words, cwd=REPO).out.splitlines()
+    assert len(folded(said[0], 80).splitlines()) <= 2
+    assert said[0].startswith("trial ")
+    assert re.search("cannot be told apart|it is the only trial", said[1])
 
 
 # --- recorded sweeps
