@@ -114,7 +114,8 @@ def test_every_command_of_a_page_answers_help_and_has_its_flags(words, monkeypat
     command, *rest = words.split()
     monkeypatch.setattr(sys, "argv", ["qlora-sweep", command, "--help"])
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # which the entry point sets
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # which the entry point sets, as the next
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     before = os.umask(0o022)
     try:
         with pytest.raises(SystemExit) as end:

@@ -168,6 +168,16 @@ def test_a_wrong_name_where_there_is_no_sweep_says_how_to_begin(tmp_path):
     assert "no sweep 'a', as there is none here yet; run one: " in called("status", "a", cwd=tmp_path).err
 
 
+@pytest.mark.parametrize(
+    "words", ["status", "resume", "best", "report", "verify", "delete", "export", "card", "answers", "stop", "sync"]
+)
+def test_a_name_that_no_sweep_can_have_is_refused_as_the_argument_that_it_is(words, tmp_path):
+    refused = called(words, "../x", *(["dest"] if words == "export" else []), cwd=tmp_path)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith("error: NAME: must be 1 to 64 letters"), refused.err
+    assert refused.err.endswith("got '../x'\n")
+
+
 # --- stop
 
 
