@@ -30,10 +30,10 @@ def list(as_json: AsJson = False) -> None:
 
 
 def _table(found: "list[Overview]") -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("name", overflow="fold")
     table.add_column("state", no_wrap=True)
-    for heading in ("trials", "front", "loss (nats)"):
+    for heading in ("trials", "front", "loss\n(nats)"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("began", no_wrap=True)
     for one in found:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -89,6 +90,14 @@ def test_the_list_says_of_each_sweep_whether_it_runs_has_ended_or_can_be_gone_on
     assert found["done"].eval_loss_nats >= min(losses)
     assert all(word in text for word in ("done", "finished", "stopped", "running", "broken: ", "settings.json"))
     assert max(map(len, text.splitlines()[:6])) <= 80
+
+
+def test_a_name_that_run_gave_is_listed_on_one_line_of_80_columns(tmp_path):
+    name = f"diagnostic-{time.strftime('%Y%m%d-%H%M%S')}"
+    desk_of(tmp_path, name).finish()
+    lines = called("list", cwd=tmp_path, COLUMNS="80").out.splitlines()
+    assert len(lines) == 4, "two of headings, a rule, the sweep"
+    assert re.fullmatch(rf"{name} +finished .* \d\d:\d\d *", lines[-1])
 
 
 def test_the_list_of_nothing_says_how_to_begin(tmp_path):
