@@ -209,10 +209,10 @@ class Carded(TypedDict):
 
 
 class Begun(TypedDict):
-    """Of init: the files, and the command to go on with."""
+    """Of init: the files, None of what --only left out, and the command to go on with."""
 
-    space: str
-    data: str
+    space: str | None
+    data: str | None
     dry_run: str
 
 

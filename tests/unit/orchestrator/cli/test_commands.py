@@ -273,6 +273,25 @@ def test_what_init_writes_is_a_space_with_every_setting_and_rows_that_run_as_the
     assert (again.code, "space.yaml exists" in again.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("only", "file", "flag"), [("space", "space.yaml", "--space"), ("rows", "rows.jsonl", "--data")]
+)
+def test_init_writes_the_space_or_the_rows_alone_beside_what_is_there(only, file, flag, tmp_path):
+    both = called("init", "both", cwd=tmp_path)
+    made = called("init", "mine", "--only", only, cwd=tmp_path)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [file]
+    assert (tmp_path / "mine" / file).read_bytes() == (tmp_path / "both" / file).read_bytes()
+    assert made.out.splitlines()[-1].endswith(f" run {flag} mine/{file} --dry-run")
+    assert len(made.out.splitlines()) == len(both.out.splitlines()) - 1
+    (tmp_path / "mine" / file).unlink()
+    printed = called("init", "mine", "--only", only, "--json", cwd=tmp_path).json
+    assert sorted((printed["space"], printed["data"]), key=bool) == [None, f"mine/{file}"]
+    assert called("init", "mine", "--only", only, cwd=tmp_path).code == 2
+    other = {"space": "rows", "rows": "space"}[only]
+    assert called("init", "mine", "--only", other, cwd=tmp_path).code == 0
+    assert "--only: no file 'rowz'; did you mean 'rows'?" in called("init", "a", "--only", "rowz", cwd=tmp_path).err
+
+
 # --- the newest
 
 
