@@ -164,3 +164,9 @@ def test_the_first_page_names_every_command():
     page = text_of("README.md")
     missing = [name for name in group.COMMANDS if not re.search(rf"(`|; `|qlora-sweep |make ){name}\b", page)]
     assert missing == []
+
+
+def test_the_first_page_is_read_in_two_minutes():
+    """Words that begin with a letter, tables and links included, examples not."""
+    prose = re.sub(r"^```.*?^```$", "", text_of("README.md"), flags=re.M | re.S)
+    assert len(re.findall(r"[A-Za-z][A-Za-z'-]*", prose)) <= 900
