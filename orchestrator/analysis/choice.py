@@ -45,8 +45,8 @@ class Choice:
         values = ", ".join(f"{name} {value:.6g}" for name, value in self.values.items() if value is not None)
         export = f"its adapter: {command()} export {self.sweep} DEST --trial {self.trial.number}"
         verdict = [f"what 4 bits cost it: {self.verdict}"] if self.verdict else []
-        answer = f"trial {self.trial.number}: {self.why}; {self.sure}"
-        return "\n".join([answer, *verdict, config, values, export])
+        answer = f"trial {self.trial.number}: {self.why}"
+        return "\n".join([answer, self.sure, *verdict, config, values, export])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

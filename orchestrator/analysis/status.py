@@ -17,9 +17,16 @@ from trainables.values.config import FINAL_STATES, Precision
 from trainables.values.results import TrialResult
 
 Phase = (
-    Literal["loading the base", "training", "testing finalists on fresh seeds", "evaluating finalists", "ended"]
+    Literal[
+        "starting workers and first trials",
+        "training",
+        "testing finalists on fresh seeds",
+        "evaluating finalists",
+        "ended",
+    ]
     | Writing
 )
+"""The first lasts until a trial reports a loss: workers import PyTorch, load the base, and measure a cost key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +56,12 @@ class Status:
         n_done: trials in a final state.
         n_expected: trials the sweep will come to, as far as is known: baselines are added as they are needed.
         kinds: what makes up those, by its name: configs, their baselines, runs under other seeds.
-        best: best value of each objective among completed trials.
+        best: best value of each objective among completed trials; None where none has one.
+        best_trial: number of the trial that has it, of equal ones the first.
         n_reused: trials whose results were taken from other sweeps.
         front_size: members of the Pareto front.
         phase: what is done now; "training" is the search.
+        starting_seconds: since when workers and first trials start; None in other phases, and where no time was given.
         running: by number.
         n_evaluated, n_to_evaluate: test evaluations of finalists and their runs under other seeds: those done, and
             how many there will be as far as is known.
@@ -67,9 +76,11 @@ class Status:
     n_expected: int
     kinds: dict[str, int]
     best: dict[str, float | None]
+    best_trial: dict[str, int | None]
     n_reused: int
     front_size: int
     phase: Phase
+    starting_seconds: float | None
     running: tuple[Running, ...]
     n_evaluated: int
     n_to_evaluate: int
@@ -100,17 +111,21 @@ def status_of(
     searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.is_of_search for t in trials)
     n_replicates = 0 if searching or finished else _n_replicates_to_come(trials, settings)
     evaluated = [trial.test_evaluation is not None for trial in to_evaluate(trials, settings)]
+    best = {objective: _best(trials, objective) for objective in settings.objectives}
     is_over = finished and not (moment and moment.writing)
     left = None if is_over else _seconds_left(trials, settings, n_searched, moment)
+    phase = _phase(trials, searching, n_replicates, finished, moment)
     return Status(
         counts=dict(counts),
         n_done=sum(map(counts.__getitem__, FINAL_STATES)),
         n_expected=len(trials) + n_searched + n_replicates,
         kinds=_kinds(trials, n_searched, n_replicates),
-        best={objective: _best(trials, objective) for objective in settings.objectives},
+        best={objective: value for objective, (value, _) in best.items()},
+        best_trial={objective: number for objective, (_, number) in best.items()},
         n_reused=sum(map(is_reused, trials)),
         front_size=len(front_of(trials, settings, repeats=repeats).members),
-        phase=_phase(trials, searching, n_replicates, finished, moment),
+        phase=phase,
+        starting_seconds=_starting_seconds(phase, moment),
         running=tuple(_running(trial) for trial in trials if trial.state == "running"),
         n_evaluated=sum(evaluated),
         n_to_evaluate=len(evaluated),
@@ -167,11 +182,11 @@ def _last_fault(trials: Sequence[TrialResult]) -> str | None:
     return max(faults, key=lambda trial: trial.ended_at or 0).reason if faults else None
 
 
-def _best(trials: Sequence[TrialResult], objective: str) -> float | None:
-    """Of the completed trials; None where none has a value."""
+def _best(trials: Sequence[TrialResult], objective: str) -> tuple[float, int] | tuple[None, None]:
+    """Best value of the completed trials and the number of the first that has it."""
     completed = (trial for trial in trials if trial.state == "completed")
-    known = [value for trial in completed if (value := objective_value(trial, objective)) is not None]
-    return min(known, key=lambda value: value * OBJECTIVES[objective].sign, default=None)
+    known = [(v, trial.number) for trial in completed if (v := objective_value(trial, objective)) is not None]
+    return min(known, key=lambda pair: (pair[0] * OBJECTIVES[objective].sign, pair[1]), default=(None, None))
 
 
 def _phase(
@@ -183,12 +198,27 @@ def _phase(
     if finished:
         return "ended"
     if searching:
-        return (
-            "training" if any(trial.history or trial.state in FINAL_STATES for trial in trials) else "loading the base"
-        )
+        return "training" if _has_reported(trials, moment) else "starting workers and first trials"
     if n_replicates or any(trial.state not in FINAL_STATES for trial in trials):
         return "testing finalists on fresh seeds"
     return "evaluating finalists"
+
+
+def _has_reported(trials: Sequence[TrialResult], moment: Moment | None) -> bool:
+    """Whether a trial has, since the process began that ran the sweep last."""
+    began = moment.began_at if moment else 0.0
+    for trial in trials:
+        if trial.state == "running" and trial.history:
+            return True
+        if trial.state in FINAL_STATES and (trial.ended_at or 0.0) >= began:
+            return True
+    return False
+
+
+def _starting_seconds(phase: Phase, moment: Moment | None) -> float | None:
+    if phase != "starting workers and first trials" or moment is None or not moment.began_at:
+        return None
+    return max(0.0, moment.now - moment.began_at)
 
 
 def _share_done(moment: Moment | None, left: float | None, finished: bool) -> float:

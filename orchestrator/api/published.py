@@ -38,6 +38,7 @@ def run_published(
     display: Display,
     answered: Callable[[SweepSnapshot], object] = lambda snapshot: None,
     again: Callable[[], Any] | None = None,
+    notice: str | None = None,
     **stand_ins: Any,
 ) -> tuple[SweepSnapshot, str | None]:
     """Run and publish a sweep.
@@ -45,6 +46,7 @@ def run_published(
     Args:
         answered: called with the sweep as it ended, before anything is written of it.
         again: what a second Ctrl-C does, see orchestrator.api.interrupts.
+        notice: said once the sweep's inputs are sound.
         stand_ins: go to orchestrator.driver.sweep.run: `verdict_seeds`, and those of tests.
     Returns:
         The sweep as it ended, and its MLflow page; None where MLflow lacks some of it.
@@ -57,7 +59,7 @@ def run_published(
     writer, begin = MlflowWriter(settings.name, ROOT), monotonic()
 
     def started(ledger: Ledger, workload: Workload) -> None:
-        _say_what_is_run(settings, ledger, workload)
+        _say_what_is_run(settings, ledger, workload, notice)
         display.start()
         writer.start()
         ray_cluster.spare_mlflow()
@@ -75,7 +77,9 @@ def run_published(
             writer.stop()
 
 
-def _say_what_is_run(settings: SweepSettings, ledger: Ledger, workload: Workload) -> None:
+def _say_what_is_run(settings: SweepSettings, ledger: Ledger, workload: Workload, notice: str | None) -> None:
+    if notice:
+        logger.info(notice)
     logger.info(f"rows: {_rows_read(ledger.fact('data_counts'))}; {workload.compute_dtype} arithmetic")
     logger.info(f"trials: {to_come(settings)}")
     for line in base_targets.coverage_lines(settings):

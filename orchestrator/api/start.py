@@ -38,13 +38,15 @@ def run(space: str | Path | Mapping[str, Any] | Space | None = None, **settings:
     """
     chosen, given = _sorted(settings)
     chosen["space"] = _space(space)
+    name, device = given.pop("name", None), given.pop("device", None)
     with _errors_of_arguments():
-        asked = plan.choose(given.pop("name", None), given.pop("device", None), chosen, given)
+        asked = plan.choose(name, device, chosen, given)
         plan.need_gpu(asked.device, asked.address)
     asked = base_targets.fetched(asked)
     sweep = Sweep(asked.name, sweep_folder(asked.name))
     with _written_by_this_user_alone():
-        snapshot, _ = run_published(asked, resume=False, display=LiveTable(sweep))
+        notice = plan.demo_notice(asked, {"device": device, **chosen, **given})
+        snapshot, _ = run_published(asked, resume=False, display=LiveTable(sweep), notice=notice)
     fault = fault_of(snapshot)
     if fault is not None and not isinstance(fault, Interrupted):
         raise fault

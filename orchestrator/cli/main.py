@@ -41,7 +41,8 @@ PROGRAM = partial(commands, standalone_mode=False)
 
 def main(work: Callable[[], Any] = PROGRAM) -> None:
     """Entry point: errors become one line and an exit code."""
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of processes that this one starts
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.umask(os.umask(0o022) | 0o022)  # nobody else writes into what this makes
     with messages.shown():
         if sys.platform == "win32":  # said before what is imported fails there

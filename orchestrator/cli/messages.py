@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ from orchestrator.cli.lines import for_stream
 from orchestrator.security.redaction import redacted
 
 PACKAGES = ("orchestrator", "search_spaces", "trainables")
-"""Whose messages are shown from level INFO on; of other libraries those of level WARNING, as Python does by itself."""
+"""Whose messages are shown from level INFO on; of other libraries only errors are, and no warning."""
 
 
 class StandardError(logging.Handler):
@@ -29,7 +30,7 @@ class WithoutSecrets(logging.Filter):
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Show messages on standard error, and nowhere else, for as long as a command works."""
+    """Show messages on standard error, and nowhere else, for as long as a command works; other libraries are silent."""
     handler = StandardError()
     handler.addFilter(WithoutSecrets())
     loggers = [*map(logging.getLogger, PACKAGES)]
@@ -37,9 +38,14 @@ def shown() -> Iterator[None]:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+    unheard, level = logging.lastResort, logging.lastResort.level  # what shows messages that no handler takes
+    unheard.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
+        unheard.setLevel(level)
         for logger in loggers:
             logger.removeHandler(handler)
             logger.setLevel(logging.NOTSET)

@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from orchestrator.analysis.describe import targets, text_of
+from orchestrator.settings.command import command
 
 if TYPE_CHECKING:
     from trainables.values.config import TrialConfig
@@ -20,10 +21,13 @@ def plan_table(
     peaks_mib: Sequence[float | None],
     seconds: Sequence[float | None],
     usd_per_hour: float | None,
+    *,
+    on_gpu: bool,
 ) -> Table:
     """A row a config; it fits 80 columns, where long lists of targets are folded.
 
     Args:
+        peaks_mib: on a GPU, be it the sweep's device (`on_gpu`) or not, which the heading says.
         usd_per_hour: of what one trial has of a GPU; None without a price, and then there is no such column.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
@@ -31,7 +35,7 @@ def plan_table(
     for heading in ("base", "rank", "alpha", "lr", *differing):
         table.add_column(heading.replace("_", "\n"), justify="right", no_wrap=True)
     table.add_column("targets", overflow="fold")
-    needs = _needs(peaks_mib, seconds, usd_per_hour)
+    needs = _needs(peaks_mib, seconds, usd_per_hour, "MiB" if on_gpu else "MiB on\na GPU")
     for heading in needs:
         table.add_column(heading, justify="right", no_wrap=True)
     for place, config in enumerate(configs):
@@ -41,13 +45,25 @@ def plan_table(
     return table
 
 
+def missing_lines(peaks_mib: Sequence[float | None], seconds: Sequence[float | None], *, on_gpu: bool) -> list[str]:
+    """How to get what the table lacks."""
+    lines = []
+    if not any(peaks_mib):
+        lines.append(f"MiB: this base's shape is not known here; of one that the hub has: {command()} fit MODEL")
+    if not any(seconds):
+        lines.append("minutes: known once a sweep has run on a GPU here")
+    if not on_gpu:
+        lines.append("the plan for a GPU: add --device cuda, which needs none for a dry run")
+    return lines
+
+
 def _needs(
-    peaks_mib: Sequence[float | None], seconds: Sequence[float | None], usd_per_hour: float | None
+    peaks_mib: Sequence[float | None], seconds: Sequence[float | None], usd_per_hour: float | None, peak_heading: str
 ) -> dict[str, list[str]]:
-    """Columns of what is predicted by their headings; what is known of no config, as on a CPU, has none."""
+    """Columns of what is predicted by their headings; what is known of no config has none."""
     columns: dict[str, list[str]] = {}
     for heading, values, factor, form in (
-        ("MiB", peaks_mib, 1.0, ".0f"),
+        (peak_heading, peaks_mib, 1.0, ".0f"),
         ("min", seconds, 1 / 60, ".1f"),
         ("USD", seconds, (usd_per_hour or 0.0) / 3600, ".2f"),
     ):

@@ -6,113 +6,35 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.text import Text
 
-from orchestrator.analysis.describe import describe, heading_of, shown
+from orchestrator.analysis.describe import describe
 from orchestrator.analysis.finalists import VERDICT_SEEDS, finalists, verdict_trial
 from orchestrator.analysis.host_memory import largest_mib
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.analysis.status import Running, Status
 from orchestrator.analysis.verdict import failed_evaluations, seeds
 from orchestrator.cli.closing import answer_lines, counts_line, page_lines
 from orchestrator.cli.front_table import front_table, noise_lines
 from orchestrator.cli.lines import for_stream
 from orchestrator.cli.output import print_json
+from orchestrator.cli.status_text import counted_line, how_to_stop, status_view
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.driver.plan import why_empty
 from orchestrator.ledger import Ledger
-from orchestrator.report.markdown import duration
 from orchestrator.settings import SweepSettings
 from orchestrator.settings.command import command
-from trainables.values.config import BITS, FINAL_STATES
+from trainables.values.config import FINAL_STATES
 from trainables.values.errors import SweepError
 from trainables.values.results import TrialResult
 
 logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 1.0
-RUNNING_LINES = 8
-"""At most so many for trials at work."""
-
-
-def counted_line(name: str, status: Status) -> str:
-    """How far a sweep is, and how long it will take from here."""
-    return f"{name}: {phase_of(status)}, {counts_of(status)}{left_of(status)}"
-
-
-def phase_of(status: Status) -> str:
-    """What is done now, and of evaluations how many are done."""
-    counted = f" ({status.n_evaluated} of {status.n_to_evaluate})" if status.phase == "evaluating finalists" else ""
-    return f"{status.phase}{counted}"
-
-
-def counts_of(status: Status) -> str:
-    """Trials that have ended, of those that it will come to, and what these are."""
-    reused = f" ({status.n_reused} reused)" if status.n_reused else ""
-    kinds = " + ".join(f"{n} {kind}" for kind, n in status.kinds.items())
-    made_of = f": {kinds}" if len(status.kinds) > 1 else ""
-    return f"{status.n_done} of {status.n_expected} trials{reused}{made_of}"
-
-
-def left_of(status: Status) -> str:
-    return f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
-
-
-def how_to_stop(name: str) -> str:
-    return f"Ctrl-C stops; {command()} resume {name} goes on, and keeps every trial that has ended"
-
-
-def running_lines(running: Sequence[Running]) -> Iterator[str]:
-    """A line for each trial at work, of the first few."""
-    shown_ones = running if len(running) <= RUNNING_LINES else running[: RUNNING_LINES - 1]
-    for one in shown_ones:
-        line = f"trial {one.number:>3}  {BITS[one.precision]:>7} rank {one.rank:<3} "
-        line += f"step {one.step:>{len(str(one.max_steps))}} of {one.max_steps}"
-        line += "" if one.eval_loss_nats is None else f"  loss {one.eval_loss_nats:.4f}"
-        yield line + ("" if one.seconds_per_step is None else f" {1000 * one.seconds_per_step:>7.1f} ms/step")
-    if n_more := len(running) - len(shown_ones):
-        yield f"and {n_more} more"
-
-
-def status_view(name: str, status: Status, memory: str = "", *, here: bool = True, share: float | None = None) -> Group:
-    """The live view: a bar, the trials at work, trials by state, the best so far, what went wrong last.
-
-    Args:
-        memory: in use on GPUs, in one line.
-        here: whether the sweep runs in this process; another one's may have been stopped.
-        share: that the bar shows, if it is not the status's own.
-    """
-    states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
-    best = "  ".join(f"{heading_of(o)} {shown(o, v)}" for o, v in status.best.items())
-    lines = [
-        Text(f"{name}: {phase_of(status)}{left_of(status)}", style="bold"),
-        Text(_bar(status.share_done if share is None else share), style="green"),
-        *map(Text, running_lines(status.running)),
-        Text(f"trials  {counts_of(status)}"),
-        Text(f"states  {states}"),
-        Text(f"best    {best}   front {status.front_size}"),
-    ]
-    if memory:
-        lines.append(Text(f"memory  {memory}"))
-    if status.last_fault:
-        fault = " ".join(status.last_fault.split())
-        lines.append(Text(f"last error  {fault}", style="red", overflow="ellipsis", no_wrap=True))
-    if status.n_done < status.n_expected:
-        hint = how_to_stop(name) if here else f"if it was stopped, {command()} resume {name} goes on"
-        lines.append(Text(hint, style="dim"))
-    return Group(*lines)
-
-
-def _bar(share: float, width: int = 60) -> str:
-    full = int(share * width)
-    return f"{'━' * full}{'╌' * (width - full)} {int(100 * share):>3} %"
 
 
 def trial_line(trial: TrialResult) -> str:
@@ -166,7 +88,8 @@ class ProgressDisplay:
             status = self._snapshot(ledger).status(now=time.time())
             if status.phase != "ended" or self._stop.is_set():  # between the last task and the files it seems so, too
                 share = max(share, status.share_done)  # where more turns out to be left, the bar waits
-            return status_view(self._settings.name, status, text_of(gpu_memory()), share=share)
+            name, memory = self._settings.name, text_of(gpu_memory())
+            return status_view(name, status, memory, hint=how_to_stop(name), share=share)
 
         with Live(view(), console=self._console, refresh_per_second=2) as live:
             while not self._stop.wait(REFRESH_SECONDS):

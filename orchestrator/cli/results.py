@@ -53,7 +53,7 @@ class Swept(TypedDict):
 
 
 class Plan(TypedDict):
-    """Of run --dry-run."""
+    """Of run --dry-run; the peaks are those on a GPU, whatever the sweep's device."""
 
     settings: dict[str, Any]
     first_configs: list[Config]
@@ -209,10 +209,10 @@ class Carded(TypedDict):
 
 
 class Begun(TypedDict):
-    """Of init: the files, and the command to go on with."""
+    """Of init: the files, None of what --only left out, and the command to go on with."""
 
-    space: str
-    data: str
+    space: str | None
+    data: str | None
     dry_run: str
 
 

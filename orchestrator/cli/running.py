@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
-    """Run and publish a sweep; `stand_ins` go to orchestrator.driver.sweep.run: `verdict_seeds`, and those of tests."""
+    """Run and publish a sweep; `stand_ins` go to `run_published`: `notice`, `verdict_seeds`, those of tests."""
     display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
 
     def answered(snapshot: "SweepSnapshot") -> None:

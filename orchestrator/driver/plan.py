@@ -42,7 +42,7 @@ ON_CPU = {"objectives": tuple(name for name in DEFAULT if not OBJECTIVES[name].i
 DEMO_DEFAULTS = {"space": "demo", "trials": 12, "base_model": "demo", "data": "demo"}
 DEMO_NOTICE = (
     "No GPU here: this is the demo, a tiny GPT-2 on made-up rows. On a GPU the same command tunes "
-    "GPT-2 Medium on Alpaca: space %s, %s trials of 200 steps."
+    "GPT-2 Medium on Alpaca"
 )
 
 
@@ -83,9 +83,20 @@ def choose(name: str | None, device: str | None, chosen: Mapping[str, Any], give
     check_known_lengths(settings)
     warm_start.check(settings, settings_file.ROOT)
     refuse_taken(settings.name, settings_file.ROOT)
-    if device == "cpu" and chosen["base_model"] is None:
-        logger.info(DEMO_NOTICE, GPU_DEFAULTS["space"], GPU_DEFAULTS["trials"])
     return settings
+
+
+def demo_notice(settings: SweepSettings, said: Mapping[str, Any]) -> str | None:
+    """What the same command does on a GPU, where the machine alone decided that the demo runs; else None.
+
+    Args:
+        said: device, `chosen` and `given` of `choose` in one; what is None or missing was not said.
+    """
+    if settings.device != "cpu" or any(said.get(name) is not None for name in ("device", "base_model", "data")):
+        return None
+    if any(said.get(name) is not None for name in ("space", "trials", "max_steps")):
+        return f"{DEMO_NOTICE}."
+    return f"{DEMO_NOTICE}: space {GPU_DEFAULTS['space']}, {GPU_DEFAULTS['trials']} trials of 200 steps."
 
 
 def refuse_taken(name: str, root: Path) -> None:
@@ -185,9 +196,12 @@ def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
 
 
 def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:
-    """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here."""
-    base, device, dtype = settings.base_model, settings.device, settings.compute_dtype
-    return [named_peak_mib(base, device, dtype, config) for config in configs]
+    """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here.
+
+    Of a sweep on a CPU, too: what the same configs need on a GPU.
+    """
+    source = str(base_model.config_folder(settings.base_model) or settings.base_model)
+    return [named_peak_mib(source, "cuda", settings.compute_dtype, config) for config in configs]
 
 
 def why_empty(snapshot: "SweepSnapshot") -> str | None:

@@ -26,7 +26,11 @@ POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'"
 """For the browser: whatever stands in the file, it asks nobody, and runs no script but those named after this."""
 
 
-def document(title: str, body: str, style: str = "", scripts: Sequence[str] = ()) -> str:
+HELD = "held"
+"""Id of the script that waits until another one runs it."""
+
+
+def document(title: str, body: str, style: str = "", scripts: Sequence[str] = (), held: str | None = None) -> str:
     """The file.
 
     Args:
@@ -34,8 +38,10 @@ def document(title: str, body: str, style: str = "", scripts: Sequence[str] = ()
         body: HTML.
         style: beside STYLE.
         scripts: JavaScript, run in this order once the body is there.
+        held: JavaScript that the page opens without: it is text until one of the scripts runs it.
     """
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    named = [*scripts, *([held] if held else [])]
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in named]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     policy = f"{POLICY}; script-src 'unsafe-eval' {allowed}" if scripts else POLICY
     head = (
@@ -44,4 +50,6 @@ def document(title: str, body: str, style: str = "", scripts: Sequence[str] = ()
         f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>"
     )
     run = "".join(f"<script>{script}</script>\n" for script in scripts)
+    if held:
+        run = f'<script type="text/plain" id="{HELD}">{held}</script>\n{run}'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n{run}</body></html>\n'

@@ -1,4 +1,5 @@
-// Draws each figure when it comes near the view, in the reader's colours, and anew when these change.
+// Draws each figure when it comes near the view, in the reader's colours, and anew when these change. The first one that
+// does starts plotly, which the page holds as text: a browser reads and runs it longer than all the rest of the page.
 "use strict";
 {
   const night = matchMedia("(prefers-color-scheme: dark)");
@@ -10,6 +11,12 @@
   ];
 
   const plots = [...document.querySelectorAll(".plot")];
+  const startPlotly = () => {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("held").textContent;
+    document.head.append(script); // runs at once
+  };
   const draw = (plot) => {
     let figure = document.getElementById(plot.id.replace("plot-", "data-")).textContent;
     if (night.matches) for (const [light, dark] of AT_NIGHT) figure = figure.replaceAll(light, dark);
@@ -20,10 +27,25 @@
   const drawOnce = (plot) => {
     if (drawn.has(plot)) return;
     drawn.add(plot);
+    startPlotly();
+    plot.replaceChildren(); // the picture that stood there
     draw(plot);
   };
+  // One at a time, so that the page answers in between; what has been scrolled past by then waits for the next time.
+  const waiting = new Set();
+  const drawNext = () => {
+    const [plot] = waiting;
+    if (!plot) return;
+    waiting.delete(plot);
+    drawOnce(plot);
+    setTimeout(drawNext);
+  };
   const near = new IntersectionObserver(
-    (entries) => entries.filter((one) => one.isIntersecting).forEach((one) => drawOnce(one.target)),
+    (entries) => {
+      const before = waiting.size;
+      for (const { isIntersecting, target } of entries) waiting[isIntersecting ? "add" : "delete"](target);
+      if (!before) setTimeout(drawNext);
+    },
     { rootMargin: "600px" },
   );
   plots.forEach((plot) => near.observe(plot));

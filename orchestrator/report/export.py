@@ -106,8 +106,9 @@ def write(
         files: of the adapter.
         merge: also write the base with the adapter in it, at 16 bits, for programs that know no adapters.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, logging
 
+    logging.disable_progress_bar()  # of files on this machine
     tokenizer = AutoTokenizer.from_pretrained(workload.base_folder, local_files_only=True, trust_remote_code=False)
     dest.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=".export-", dir=dest.parent))

@@ -50,24 +50,24 @@ def of_report(
 
     Args:
         texts: sections of the report in Markdown, by name.
-        found: the figures; each is drawn by a script, or shown as the PNG that lies in the folder.
+        found: the figures; each is shown as the PNG that lies in the folder, until a script draws it.
     """
     pictures = [figure for figure in found if isinstance(figure, Picture)]
-    own, scripts = [], []
+    own, scripts, held = [], [], None
     if pictures:
         own.append(Section("Pictures", _pictures(pictures, snapshot.caption, folder) + figures.reasons_html(found)))
-        scripts += figures.scripts()
+        scripts, held = [figures.draw_script()], figures.plotly_script()
     if snapshot.trials:
         own.append(Section("All trials", trial_table.trial_table(snapshot)))
         scripts.insert(0, trial_table.SCRIPT.read_text(encoding="utf-8"))
     before = [text for name, text in texts.items() if name in FIRST]
     after = [text for name, text in texts.items() if name not in FIRST and name != "pictures"]
-    return page([*before, *own, *after], f"Sweep {snapshot.settings.name}", scripts)
+    return page([*before, *own, *after], f"Sweep {snapshot.settings.name}", scripts, held)
 
 
-def page(parts: Sequence[str | Section], title: str, scripts: Sequence[str] = ()) -> str:
+def page(parts: Sequence[str | Section], title: str, scripts: Sequence[str] = (), held: str | None = None) -> str:
     """Parts as one HTML file. Of those in Markdown raw HTML is shown, not read, and no picture is loaded."""
-    return document(title, _body(parts), STYLE + figures.STYLE + trial_table.STYLE, scripts)
+    return document(title, _body(parts), STYLE + figures.STYLE + trial_table.STYLE, scripts, held)
 
 
 def _pictures(pictures: Sequence[Picture], caption: str, folder: Path) -> str:

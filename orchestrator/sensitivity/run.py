@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from orchestrator.driver.plan import GPU_DEFAULTS, defaults_for, device_here
-from orchestrator.settings import refuse_secrets_in, sweep_folder
+from orchestrator.settings import check_name, refuse_secrets_in
 from orchestrator.settings.command import pages
 from trainables.data.formats import parse_columns
 from trainables.models import base_model, inputs
@@ -53,7 +53,7 @@ class SensitivitySettings:
         Raises:
             ConfigError: the name is no folder's name.
         """
-        return root / "sensitivity" / sweep_folder(self.name).name
+        return root / "sensitivity" / check_name(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +127,11 @@ def run(settings: SensitivitySettings, root: Path) -> SensitivityResult:
         data_split=settings.data_split,
         columns=settings.columns,
     )
+    import transformers
+
     from trainables.comparison.sensitivity import measure_all  # with PyTorch: no bad row waits for that
 
+    transformers.logging.disable_progress_bar()  # of a file on this machine
     return SensitivityResult(settings=settings, base=measure_all(found, settings.device, _shown))
 
 

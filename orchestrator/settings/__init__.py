@@ -30,11 +30,11 @@ FLAT_TRIALS = 8
 """Fewest completed trials over which the front's growth is looked at, see stop_when_flat."""
 
 
-def _check_name(name: str) -> str:
+def check_name(name: str, what: str = "name") -> str:
+    """A name that can be a folder's; `what` it was given as, a field or an argument, begins the error."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
-        raise ConfigError(
-            f"name must be 1 to 64 letters, digits, '.', '_' or '-', starting with one of the first two, got {name!r}"
-        )
+        allowed = "1 to 64 letters, digits, '.', '_' or '-', starting with one of the first two"
+        raise ConfigError(f"{what} must be {allowed}, got {name!r}")
     return name
 
 
@@ -88,7 +88,7 @@ class SweepSettings(Frozen):
             resume do not count.
     """
 
-    name: Annotated[str, AfterValidator(_check_name)] = Field(description="of the sweep; default: space and time")
+    name: Annotated[str, AfterValidator(check_name)] = Field(description="of the sweep; default: space and time")
     space: Space = Field(description="search space: demo, diagnostic, pareto, or a path to a .yaml")
     n_trials: int = Field(
         ge=1, le=100_000, description="configs to try; completed 4-bit ones add their 16-bit baseline"
@@ -181,7 +181,7 @@ class SweepSettings(Frozen):
     reuse_across_versions: bool = Field(
         default=False, description="reuse also what ran under other versions of PyTorch and the like"
     )
-    warm_start: Annotated[str, AfterValidator(_check_name)] | None = Field(
+    warm_start: Annotated[str, AfterValidator(check_name)] | None = Field(
         default=None, description="name of a sweep over the same space that the sampler learns from"
     )
 
@@ -296,5 +296,5 @@ def _check_budgets(settings: SweepSettings) -> None:
 
 
 def sweep_folder(name: str, root: Path = ROOT) -> Path:
-    """Folder of one sweep's ledger, settings, adapters and figures."""
-    return root / "sweeps" / _check_name(name)
+    """Folder of one sweep's ledger, settings, adapters and figures; a name that can be none's is refused as NAME."""
+    return root / "sweeps" / check_name(name, "NAME:")

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.security.folder_access import refuse_shared
 from orchestrator.settings import RECORDED, SweepSettings, sweep_folder
+from orchestrator.settings.command import command
 from search_spaces import first_fault
 from trainables.values.errors import ConfigError, did_you_mean
 from trainables.values.files import write_whole
@@ -97,6 +98,11 @@ def folder_of(name: str, root: Path) -> Path:
     return folder
 
 
+def is_recorded(folder: Path) -> bool:
+    """Whether git keeps a sweep's folder, into which nothing is written."""
+    return folder.parent.name == RECORDED
+
+
 def read(folder: Path) -> SweepSettings:
     """As `load`, of any folder that the caller named; who could write to it is not asked.
 
@@ -117,5 +123,11 @@ def read(folder: Path) -> SweepSettings:
 
 
 def _no_sweep(folder: Path, others: Iterable[str] = ()) -> ConfigError:
+    if (folder.parent.parent / RECORDED / folder.name / "settings.json").is_file():
+        return ConfigError(
+            f"NAME: sweep {folder.name!r} is a recorded one, which can only be read: status, best, report"
+        )
     names = {path.parent.name for path in folder.parent.glob("*/settings.json")}.union(others)
+    if not names:
+        return ConfigError(f"NAME: no sweep {folder.name!r}, as there is none here yet; run one: {command()} run")
     return ConfigError(f"NAME: no sweep {folder.name!r}{did_you_mean(folder.name, names)}")

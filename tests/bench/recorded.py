@@ -54,18 +54,17 @@ def read(name: str) -> dict[str, Any]:
 def readme_rows() -> Iterator[str]:
     """Question, answer, and where the answer is from."""
     found = answers_of([SweepSnapshot.read_in(RECORDED / name) for name in SWEEPS])
-    answers, fit = "[answers](mlflow_runs/recorded/answers.md)", "`make bench ARGS=memory`"
-    log = "[log](tests/bench/LOG.md)"
+    answers, fit = "`answers`", "`make bench ARGS=memory`"
     yield row("question", "answer", "from")
     yield row("---", "---", "---")
     yield row("What do 4 bits save?", memory(found), answers)
     yield row("What do they cost in loss?", lost_range(found), answers)
-    yield row("Does a higher rank, more targets or a better rate buy it back?", bought_back(found), answers)
+    yield row("Do rank, targets or rate buy it back?", bought_back(found), answers)
     yield row("Does the worst block at 16 bits?", kept_block(found), answers)
     yield row("Is the cosine to 16 bits at least 0.95?", cosine(found), answers)
-    yield row("Where are 4 bits felt?", sensitivity_line(), "`qlora-sweep sensitivity`")
+    yield row("Where are 4 bits felt?", sensitivity_line(), "`sensitivity`")
     yield row("How far are predicted peaks off?", predicted_peaks(), fit)
-    yield row("How fast? (random weights)", trials_an_hour(), f"`make bench ARGS=speed`; {log}")
+    yield row("How fast? (random weights)", trials_an_hour(), "`make bench ARGS=speed`")
     yield row("Do equal trials agree? (random weights, protocol 1)", equal_trials(), "`make bench ARGS=measurement`")
 
 
@@ -81,7 +80,7 @@ def memory(found: Answers) -> str:
         if saving.rank is None:
             said.append(
                 f"{saving.loop} loop: {saving.saved_mib:.1f} MiB, {100 * saving.saved_share:.1f} % of the peak"
-                f"{spread(saving.saved_share_range, '.1f', 100)}; steps take {saving.time_ratio:.2f} times as long"
+                f"{spread(saving.saved_share_range, '.1f', 100)}; steps {saving.time_ratio:.2f} times as long"
                 f"{spread(saving.time_ratio_range, '.2f')} ({saving.n_pairs} pairs)"
             )
     return "; ".join(said)
@@ -146,8 +145,8 @@ def sensitivity_line() -> str:
     said = []
     for scope in ("block", "kind", "module"):
         worst = max((one for one in variants if one["scope"] == scope), key=lambda one: one["loss_nats"])
-        said.append(f"{worst['label']} alone {worst['loss_nats']:+.4f}")
-    return f"all at 4 bits adds {whole:.4f} nats, untrained; {', '.join(said)}"
+        said.append(f"{worst['label']} {worst['loss_nats']:+.4f}")
+    return f"all at 4 bits adds {whole:.4f} nats, untrained; alone {', '.join(said)}"
 
 
 def predicted_peaks() -> str:
@@ -172,7 +171,7 @@ def trials_an_hour() -> str:
     steps = sorted(run["peer"]["n_steps"] for run in runs)
     return (
         f"GPT-2 Medium's shape, one {runs[0]['device'].removeprefix('NVIDIA ')}: {an_hour(runs)} trials of "
-        f"{runs[0]['n_steps']} steps an hour, half of them NF4, comparison included: {ratios[0]:.0f} to "
+        f"{runs[0]['n_steps']} steps an hour, half NF4, comparison included: {ratios[0]:.0f} to "
         f"{ratios[-1]:.0f} times Ray Tune with the Trainer, reckoned from {steps[0]} to {steps[-1]} of its steps, "
         "which wait for the host"
     )

@@ -169,12 +169,25 @@ def test_every_figure_is_drawn_in_the_readers_colours_and_the_page_is_no_wider_t
     page.screenshot(path=SCREENSHOTS / f"report-{width}-{scheme}.png", full_page=True)
 
 
-def test_a_figure_is_drawn_when_it_comes_near_and_not_before_and_anew_when_night_falls(opened):
+def test_a_figure_is_a_picture_until_it_comes_near_and_is_then_drawn_and_anew_when_night_falls(opened):
     page = opened()
-    last = page.locator(".plot").last
-    assert last.locator(".main-svg").count() == 0
+    assert page.evaluate("typeof Plotly") == "undefined", "the page is there before plotly is read"
+    picture = page.locator("#plot-rank_memory img")
+    assert picture.is_visible()
+    height = page.locator("#plot-rank_memory").evaluate("e => e.offsetHeight")
     page.evaluate("scrollTo(0, document.querySelector('#rank_memory').offsetTop)")
     svg = page.locator("#plot-rank_memory .main-svg").first
     svg.wait_for()
+    assert picture.count() == 0
+    assert page.locator("#plot-rank_memory").evaluate("e => e.offsetHeight") == height, "nothing below it moves"
+    assert page.locator(".plot").last.locator(".main-svg").count() == 0
     page.emulate_media(color_scheme="dark")
     page.wait_for_function("e => getComputedStyle(e).backgroundColor === 'rgb(22, 22, 22)'", arg=svg.element_handle())
+
+
+def test_on_paper_every_figure_is_drawn(opened, sweep):
+    page = opened()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    n_figures = sum(isinstance(figure, Picture) for figure in gallery.of_sweep(sweep))
+    drawn = page.locator(".plot").filter(has=page.locator(".main-svg"))
+    assert drawn.count() == n_figures

@@ -17,6 +17,8 @@ from pkgutil import resolve_name
 
 import pytest
 
+from orchestrator.cli import group
+
 REPO = Path(__file__).resolve().parents[2]
 FOLDERS = ("orchestrator", "search_spaces", "tests", "trainables")
 PROGRAM = tomllib.loads((REPO / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]["qlora-sweep"]
@@ -112,7 +114,8 @@ def test_every_command_of_a_page_answers_help_and_has_its_flags(words, monkeypat
     command, *rest = words.split()
     monkeypatch.setattr(sys, "argv", ["qlora-sweep", command, "--help"])
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # which the entry point sets
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # which the entry point sets, as the next
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     before = os.umask(0o022)
     try:
         with pytest.raises(SystemExit) as end:
@@ -155,3 +158,15 @@ def test_every_python_example_of_a_page_prints_what_the_page_shows(page, monkeyp
     said: list[str] = []
     doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example, out=said.append)
     assert not said, "".join(said)
+
+
+def test_the_first_page_names_every_command():
+    page = text_of("README.md")
+    missing = [name for name in group.COMMANDS if not re.search(rf"(`|; `|qlora-sweep |make ){name}\b", page)]
+    assert missing == []
+
+
+def test_the_first_page_is_read_in_two_minutes():
+    """Words that begin with a letter, tables and links included, examples not."""
+    prose = re.sub(r"^```.*?^```$", "", text_of("README.md"), flags=re.M | re.S)
+    assert len(re.findall(r"[A-Za-z][A-Za-z'-]*", prose)) <= 900

@@ -12,28 +12,39 @@ from orchestrator.cli.output import print_json
 from orchestrator.cli.template import SPACE as TEMPLATE
 from orchestrator.settings.command import command
 from trainables.demo import ROWS_FILE
-from trainables.values.errors import ConfigError
+from trainables.values.errors import ConfigError, did_you_mean
 from trainables.values.files import write_whole
 
 SPACE, ROWS = "space.yaml", "rows.jsonl"
+PARTS = ("space", "rows")
 
 
 def init(
     folder: Annotated[Path, typer.Argument(help="to write them into")] = Path(),
+    only: Annotated[str | None, typer.Option(help="space or rows: that file alone")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a commented search space and rows to begin with, which run as they are."""
-    files = [folder / SPACE, folder / ROWS]
-    for file in files:
+    if only not in (None, *PARTS):
+        raise ConfigError(f"--only: no file {only!r}{did_you_mean(only, PARTS)}")
+    space = None if only == "rows" else folder / SPACE
+    rows = None if only == "space" else folder / ROWS
+    for file in filter(None, (space, rows)):
         if file.exists():
-            raise ConfigError(f"FOLDER: {file} exists; name another folder, or move it away")
+            raise ConfigError(f"FOLDER: {file} exists; name another folder, move it away, or say --only for the other")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(files[0], TEMPLATE)
-    write_whole(files[1], "".join(json.dumps(row) + "\n" for row in json.loads(ROWS_FILE.read_text(encoding="utf-8"))))
-    words = f"--space {quote(str(files[0]))} --data {quote(str(files[1]))}"
+    words, said = [f"{command()} run"], []
+    if space:
+        write_whole(space, TEMPLATE)
+        words.append(f"--space {quote(str(space))}")
+        said.append(f"{space}: what is searched, with every other setting as a comment")
+    if rows:
+        found = json.loads(ROWS_FILE.read_text(encoding="utf-8"))
+        write_whole(rows, "".join(json.dumps(row) + "\n" for row in found))
+        words.append(f"--data {quote(str(rows))}")
+        said.append(f"{rows}: rows as JSON Lines; put yours in their place, one object a line with the same keys")
+    dry_run = " ".join([*words, "--dry-run"])
     if as_json:
-        print_json({"space": str(files[0]), "data": str(files[1]), "dry_run": f"{command()} run {words} --dry-run"})
+        print_json({"space": space and str(space), "data": rows and str(rows), "dry_run": dry_run})
         return
-    print(f"{files[0]}: what is searched, with every other setting as a comment")
-    print(f"{files[1]}: rows as JSON Lines; put yours in their place, one object a line with the same keys")
-    print(f"look before you run: {command()} run {words} --dry-run")
+    print("\n".join([*said, f"look before you run: {dry_run}"]))

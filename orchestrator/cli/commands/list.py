@@ -15,24 +15,25 @@ from orchestrator.settings.command import command
 
 
 def list(as_json: AsJson = False) -> None:
-    """List the sweeps under mlflow_runs/, the newest first."""
+    """List the sweeps under mlflow_runs/, the newest first, then those that git keeps."""
     found = overviews(ROOT)
     if as_json:
         print_json({"sweeps": [asdict(one) for one in found]})
-    elif not found:
+        return
+    if all(one.state == "recorded" for one in found):
         print(f"no sweep under {ROOT / 'sweeps'} yet; run one: {command()} run")
-    else:
+    if found:
         Console().print(_table(found))
-        for one in found:
-            if one.fault:
-                print(f"{one.name}: {one.fault}")
+    for one in found:
+        if one.fault:
+            print(f"{one.name}: {one.fault}")
 
 
 def _table(found: "list[Overview]") -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("name", overflow="fold")
     table.add_column("state", no_wrap=True)
-    for heading in ("trials", "front", "loss (nats)"):
+    for heading in ("trials", "front", "loss\n(nats)"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("began", no_wrap=True)
     for one in found:

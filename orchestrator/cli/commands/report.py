@@ -13,6 +13,7 @@ from orchestrator.cli.output import print_json
 from orchestrator.report import digests
 from orchestrator.report.content import report_of
 from orchestrator.report.render import compare
+from orchestrator.settings import ROOT, stored
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +35,18 @@ def report(
 
 
 def _report_one(name: str, as_json: bool) -> None:
-    snapshot = SweepSnapshot.read(name)
-    found, folder = report_of(snapshot), snapshot.folder
+    snapshot = SweepSnapshot.find(name)
+    found, recorded = report_of(snapshot), stored.is_recorded(snapshot.folder)
+    folder = ROOT / "cache" / "reports" / name if recorded else snapshot.folder
     from orchestrator.figures import gallery  # which draw: no wrong name waits for that
     from orchestrator.report import outputs
 
+    folder.mkdir(parents=True, exist_ok=True)
     figures = gallery.of_sweep(snapshot)
     pictures = outputs.draw(snapshot, figures, folder) if found.states.get("completed") else []
     files = outputs.write_report(snapshot, found, figures, folder)
-    digests.keep([*pictures, *files], folder)
+    if not recorded:
+        digests.keep([*pictures, *files], folder)
     if as_json:
         print_json(found.to_dict())
     else:

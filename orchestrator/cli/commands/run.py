@@ -1,5 +1,6 @@
 """`run`: a new sweep."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -11,10 +12,12 @@ from orchestrator.analysis.status import to_come
 from orchestrator.cli.lines import folded, for_stream
 from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.cli.output import print_json
-from orchestrator.cli.plan_table import fixed_line, plan_table
+from orchestrator.cli.plan_table import fixed_line, missing_lines, plan_table
 from orchestrator.driver import base_targets, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
 from trainables.values.workload import data_caption
+
+logger = logging.getLogger(__name__)
 
 
 @with_settings
@@ -31,15 +34,18 @@ def run(
     chosen = {field: given.pop(field, None) for field in ("space", "base_model", "data")}
     chosen |= {"trials": given.pop("n_trials", None), "sampler": sampler}
     settings = plan.choose(name, device, chosen, given)
+    notice = plan.demo_notice(settings, {"device": device, **chosen, **given})
     if dry_run:
         plan.check_rows(settings)
+        if notice:
+            logger.info(notice)
         _print_plan(settings, as_json)
         return
     plan.need_gpu(settings.device, settings.address)
     settings = base_targets.fetched(settings)
     from orchestrator.cli.running import run_sweep  # with what a sweep needs: no bad setting waits for that
 
-    run_sweep(settings, resume=False, as_json=as_json)
+    run_sweep(settings, resume=False, as_json=as_json, notice=notice)
 
 
 def _print_plan(settings: SweepSettings, as_json: bool) -> None:
@@ -53,10 +59,11 @@ def _print_plan(settings: SweepSettings, as_json: bool) -> None:
         return
     print(for_stream("\n".join(_plan_lines(settings, coverage)), sys.stdout))
     price = settings.usd_per_gpu_hour and settings.usd_per_gpu_hour * settings.gpus_per_trial
-    console = Console()
+    console, seconds, on_gpu = Console(), duration.trials_seconds(settings, firsts, ROOT), settings.device == "cuda"
     print("the first trials, with what is predicted; a 4-bit one that completes adds its 16-bit baseline")
-    console.print(plan_table(firsts, peaks, duration.trials_seconds(settings, firsts, ROOT), price))
-    print(folded(f"all of them: {fixed_line(firsts)}", console.width))
+    console.print(plan_table(firsts, peaks, seconds, price, on_gpu=on_gpu))
+    for line in (f"all of them: {fixed_line(firsts)}", *missing_lines(peaks, seconds, on_gpu=on_gpu)):
+        print(folded(line, console.width))
 
 
 def _plan_lines(settings: SweepSettings, coverage: list[str]) -> Iterator[str]:

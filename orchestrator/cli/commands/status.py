@@ -14,9 +14,11 @@ from orchestrator.analysis.timeline import lines
 from orchestrator.cli.lines import for_stream
 from orchestrator.cli.options import AsJson, NameOrNewest
 from orchestrator.cli.output import print_json
-from orchestrator.cli.progress import status_view
+from orchestrator.cli.status_text import status_view
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.settings import ROOT
+from orchestrator.settings.command import command
+from orchestrator.settings.stored import is_recorded
 
 
 def status(
@@ -36,4 +38,5 @@ def status(
     else:
         memory = text_of(gpu_memory()) if found.n_done < found.n_expected else ""
         print(for_stream(answer_of(snapshot), sys.stdout))
-        Console().print(status_view(name, found, memory, here=False))
+        hint = "" if is_recorded(snapshot.folder) else f"if it was stopped, {command()} resume {name} goes on"
+        Console().print(status_view(name, found, memory, hint=hint))

@@ -1,6 +1,7 @@
 """What a sweep does now, by name, from its first trial's start until all is written."""
 
 from contextlib import closing
+from dataclasses import replace
 from itertools import groupby
 from types import SimpleNamespace
 
@@ -9,12 +10,15 @@ import pytest
 from orchestrator.analysis.moment import WRITING, WRITING_SECONDS, Moment
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import status_of
+from orchestrator.cli.status_text import counted_line
 from orchestrator.ledger import Ledger
 from orchestrator.settings import sweep_folder
 from orchestrator.tracking.ending import end
 from orchestrator.tracking.publishing import publish
-from tests.support.sweeps import GRID, TPE, Desk, completes, make, trial
+from tests.support.sweeps import GRID, TPE, Desk, completes, make, measurement, trial
 from tests.support.swept import swept
+
+STARTING = "starting workers and first trials"
 
 
 def status_in(ledger, settings, now: float = 1e10):
@@ -29,11 +33,26 @@ def test_tasks_of_a_sweep_pass_through_the_phases_in_their_order(tmp_path):
             while not desk.step(name):
                 phases.append(status_in(desk.ledger, desk.settings).phase)
     phases.append(status_in(desk.ledger, desk.settings).phase)
-    in_order = ["loading the base", "training", "testing finalists on fresh seeds", "evaluating finalists", "ended"]
+    in_order = [STARTING, "training", "testing finalists on fresh seeds", "evaluating finalists", "ended"]
     assert [phase for phase, _ in groupby(phases)] == in_order
     found = status_in(desk.ledger, desk.settings)
     assert found.n_evaluated == found.n_to_evaluate > 0
     assert (found.share_done, found.seconds_left, found.running) == (1.0, None, ())
+
+
+def test_until_a_trial_has_reported_workers_start_and_for_how_long_is_said_after_a_resume_too():
+    settings = make(TPE, n_trials=8)
+    first = trial(0, started_at=90.0, ended_at=95.0)
+    at_work = trial(1, state="running", history=(), cost=None, started_at=101.0)
+    moment = Moment(now=112.4, began_at=100.0)
+    for trials in ([at_work], [first, at_work], [first]):
+        status = status_of(trials, settings, moment=moment)
+        assert (status.phase, status.starting_seconds) == (STARTING, pytest.approx(12.4))
+        assert counted_line("a", status).startswith(f"a: {STARTING}, 12 s, ")
+    for reported in (replace(first, ended_at=105.0), replace(at_work, history=(measurement(50, 2.0),))):
+        status = status_of([reported], settings, moment=moment)
+        assert (status.phase, status.starting_seconds) == ("training", None)
+        assert counted_line("a", status).startswith("a: training, ")
 
 
 def test_between_search_and_runs_under_other_seeds_those_are_what_comes():

@@ -1,9 +1,12 @@
 """Commands about sweeps as things that are there: list, stop, delete, init, a newest one, more trials."""
 
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.overview import overviews
 from orchestrator.cli import options
 from orchestrator.cli.commands.stop import stop
+from orchestrator.cli.lines import folded
 from orchestrator.cli.template import SPACE
 from orchestrator.driver import duration, extend
 from orchestrator.driver.ready import SweepDevice
@@ -89,8 +93,99 @@ def test_the_list_says_of_each_sweep_whether_it_runs_has_ended_or_can_be_gone_on
     assert max(map(len, text.splitlines()[:6])) <= 80
 
 
+def test_a_name_that_run_gave_is_listed_on_one_line_of_80_columns(tmp_path):
+    name = f"diagnostic-{time.strftime('%Y%m%d-%H%M%S')}"
+    desk_of(tmp_path, name).finish()
+    lines = called("list", cwd=tmp_path, COLUMNS="80").out.splitlines()
+    assert len(lines) == 4, "two of headings, a rule, the sweep"
+    assert re.fullmatch(rf"{name} +finished .* \d\d:\d\d *", lines[-1])
+
+
 def test_the_list_of_nothing_says_how_to_begin(tmp_path):
     assert "run one: " in called("list", cwd=tmp_path).out
+
+
+# --- answers, best
+
+
+def test_answers_of_no_sweeps_and_its_help_show_how_it_is_called(tmp_path):
+    refused = called("answers", cwd=tmp_path)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith("error: NAMES: say which sweeps")
+    for text in (refused.err, called("answers", "--help", cwd=tmp_path).out):
+        assert "answers smollm2-grid smollm2-rates" in text
+
+
+@pytest.mark.parametrize("words", [("--max-memory", "100GiB"), ("--knee", "--max-memory", "100GiB"), ()])
+def test_the_first_sentence_of_best_is_two_lines_at_most_and_how_sure_it_is_stands_below(words):
+    said = called("best", "smollm2-grid", *words, cwd=REPO).out.splitlines()
+    assert len(folded(said[0], 80).splitlines()) <= 2
+    assert said[0].startswith("trial ")
+    assert re.search("cannot be told apart|it is the only trial", said[1])
+
+
+# --- recorded sweeps
+
+
+@pytest.fixture
+def with_recorded(tmp_path):
+    """A folder with a sweep of its own, "mine", and an unfinished one, "kept", among the recorded ones."""
+    for name in ("kept", "mine"):
+        desk = desk_of(tmp_path, name)
+        desk.ledger.set_fact("workload", asdict(WORKLOAD))
+        desk.do()
+        desk.crash()
+    recorded = tmp_path / "mlflow_runs/recorded"
+    recorded.mkdir()
+    (tmp_path / "mlflow_runs/sweeps/kept").rename(recorded / "kept")
+    return tmp_path
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_list_has_recorded_sweeps_under_ones_own_and_calls_them_so(with_recorded):
+    found = called("list", "--json", cwd=with_recorded).json["sweeps"]
+    assert [(one["name"], one["state"]) for one in found] == [("mine", "stopped"), ("kept", "recorded")]
+    shutil.rmtree(with_recorded / "mlflow_runs/sweeps")
+    text = called("list", cwd=with_recorded).out
+    assert "run one: " in text
+    assert "kept" in text
+
+
+def test_the_report_of_a_recorded_sweep_lies_beside_and_leaves_its_folder_as_it_was(with_recorded):
+    folder = with_recorded / "mlflow_runs/recorded/kept"
+    before = files_of(folder)
+    made = called("report", "kept", cwd=with_recorded)
+    assert (made.code, files_of(folder)) == (0, before)
+    [path] = [line for line in made.err.splitlines() if line.startswith("the whole report: ")]
+    assert (with_recorded / path.removeprefix("the whole report: ")).read_text().startswith("<!doctype html>")
+
+
+def test_a_recorded_sweep_is_read_alone_and_nobody_is_told_to_go_on_with_it(with_recorded):
+    for words in (("report", "kept"), ("status", "kept")):
+        assert "resume" not in called(*words, cwd=with_recorded).out
+    assert "resume mine" in called("status", "mine", cwd=with_recorded).out
+    assert "resume mine" in called("report", "mine", cwd=with_recorded).out
+    for words in (("resume", "kept"), ("verify", "kept"), ("stop", "kept"), ("delete", "kept", "--yes")):
+        refused = called(*words, cwd=with_recorded)
+        assert refused.code == 2
+        assert "NAME: sweep 'kept' is a recorded one, which can only be read: status, best, report" in refused.err
+
+
+def test_a_wrong_name_where_there_is_no_sweep_says_how_to_begin(tmp_path):
+    assert "no sweep 'a', as there is none here yet; run one: " in called("status", "a", cwd=tmp_path).err
+
+
+@pytest.mark.parametrize(
+    "words", ["status", "resume", "best", "report", "verify", "delete", "export", "card", "answers", "stop", "sync"]
+)
+def test_a_name_that_no_sweep_can_have_is_refused_as_the_argument_that_it_is(words, tmp_path):
+    refused = called(words, "../x", *(["dest"] if words == "export" else []), cwd=tmp_path)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith("error: NAME: must be 1 to 64 letters"), refused.err
+    assert refused.err.endswith("got '../x'\n")
 
 
 # --- stop
@@ -179,6 +274,25 @@ def test_what_init_writes_is_a_space_with_every_setting_and_rows_that_run_as_the
     assert (again.code, "space.yaml exists" in again.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("only", "file", "flag"), [("space", "space.yaml", "--space"), ("rows", "rows.jsonl", "--data")]
+)
+def test_init_writes_the_space_or_the_rows_alone_beside_what_is_there(only, file, flag, tmp_path):
+    both = called("init", "both", cwd=tmp_path)
+    made = called("init", "mine", "--only", only, cwd=tmp_path)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [file]
+    assert (tmp_path / "mine" / file).read_bytes() == (tmp_path / "both" / file).read_bytes()
+    assert made.out.splitlines()[-1].endswith(f" run {flag} mine/{file} --dry-run")
+    assert len(made.out.splitlines()) == len(both.out.splitlines()) - 1
+    (tmp_path / "mine" / file).unlink()
+    printed = called("init", "mine", "--only", only, "--json", cwd=tmp_path).json
+    assert sorted((printed["space"], printed["data"]), key=bool) == [None, f"mine/{file}"]
+    assert called("init", "mine", "--only", only, cwd=tmp_path).code == 2
+    other = {"space": "rows", "rows": "space"}[only]
+    assert called("init", "mine", "--only", other, cwd=tmp_path).code == 0
+    assert "--only: no file 'rowz'; did you mean 'rows'?" in called("init", "a", "--only", "rowz", cwd=tmp_path).err
+
+
 # --- the newest
 
 
@@ -256,6 +370,26 @@ def test_fewer_trials_or_edited_settings_leave_a_sweep_as_it_was(tmp_path):
 
 # --- the plan
 
+SAME = "On a GPU the same command tunes GPT-2 Medium on Alpaca"
+
+
+@pytest.mark.parametrize(
+    ("words", "tail"),
+    [
+        ((), f"{SAME}: space pareto, 32 trials of 200 steps.\n"),
+        (("--trials", "4"), f"{SAME}.\n"),
+        (("--steps", "4"), f"{SAME}.\n"),
+        (("--space", "demo"), f"{SAME}.\n"),
+        (("--base-model", "demo"), None),
+        (("--data", "demo"), None),
+        (("--device", "cpu"), None),
+        (("--sampler", "tpee"), None),
+    ],
+)
+def test_the_demo_says_what_the_same_command_does_on_a_gpu_where_that_is_true(words, tail, tmp_path):
+    err = called("run", "--dry-run", *words, cwd=tmp_path).err
+    assert SAME not in err if tail is None else tail in err
+
 
 def test_the_dry_run_of_a_gpu_has_a_row_for_each_first_trial_with_its_peak_and_fits_80_columns(tmp_path):
     finished = called("run", "--dry-run", "--device", "cuda", cwd=tmp_path, COLUMNS="80")
@@ -266,7 +400,32 @@ def test_the_dry_run_of_a_gpu_has_a_row_for_each_first_trial_with_its_peak_and_f
         assert f"{config['learning_rate']:.1e}" in row
     assert max(map(len, table.splitlines()[1:])) <= 80
     assert "USD" not in table
-    assert " min" not in table, "nothing ran on a GPU here, so no time is known"
+    assert " min\n" not in table, "nothing ran on a GPU here, so no time is known"
+    assert table.count("minutes: known once a sweep has run on a GPU here") == 1
+
+
+@pytest.mark.parametrize("base", ["demo", "openai-community/gpt2-medium"])
+def test_without_a_gpu_the_dry_run_says_what_its_trials_need_on_one_and_how_to_plan_for_that(base, tmp_path):
+    words = ("run", "--dry-run", "--base-model", base)
+    planned = called(*words, "--json", cwd=tmp_path).json
+    on_gpu = called(
+        *words, "--device", "cuda", "--space", "demo", "--engine", "eager", "--loop", "standard", "--json", cwd=tmp_path
+    )
+    assert planned["settings"]["device"] == "cpu"
+    assert planned["predicted_peak_mib"] == on_gpu.json["predicted_peak_mib"]
+    text = called(*words, cwd=tmp_path, COLUMNS="80").out
+    _, _, table = text.partition("what is predicted")
+    assert "MiB on" in table
+    for peak in planned["predicted_peak_mib"]:
+        assert any(line.rstrip().endswith(f" {peak:.0f}") for line in table.splitlines())
+    assert "add --device cuda" in table
+    assert max(map(len, table.splitlines()[1:])) <= 80
+
+
+def test_of_a_base_that_only_the_hub_knows_the_dry_run_says_what_asks_it_for_the_peak(tmp_path):
+    text = called("run", "--dry-run", "--base-model", "some/model", cwd=tmp_path, COLUMNS="80").out
+    assert "MiB: this base's shape is not known here" in text
+    assert "MiB on" not in text
 
 
 def test_where_the_gpu_and_its_price_are_known_the_dry_run_says_minutes_and_money(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from orchestrator.cli import messages
+from tests.support.sweeps import command
 
 
 @pytest.fixture
@@ -41,3 +42,22 @@ def test_another_librarys_information_is_not_shown(capsys):
     with messages.shown():
         logging.getLogger("another").info("unheard")
     assert capsys.readouterr().err == ""
+
+
+LIBRARY = """
+import logging, warnings
+from orchestrator.cli.main import main
+def work():
+    logging.getLogger("another").warning("Failed to load a kernel that nobody needs")
+    warnings.warn("this will change some day", FutureWarning)
+    from transformers.utils import logging as theirs
+    theirs.get_logger("transformers.some.module").warning("We strongly recommend")
+    logging.getLogger("another").error("broken")
+    logging.getLogger("orchestrator.some.module").info("ours")
+main(work)
+"""
+
+
+def test_of_other_libraries_a_command_shows_errors_alone(tmp_path):
+    finished = command(cwd=tmp_path, program=(sys.executable, "-c", LIBRARY))
+    assert finished.err == "broken\nours\n"

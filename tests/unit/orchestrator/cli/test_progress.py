@@ -13,9 +13,11 @@ from orchestrator.analysis.budgets import SPENT
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.status import status_of
 from orchestrator.cli.front_table import front_table, noise_lines
-from orchestrator.cli.progress import RUNNING_LINES, ProgressDisplay, counted_line, status_view
+from orchestrator.cli.progress import ProgressDisplay
+from orchestrator.cli.status_text import RUNNING_LINES, counted_line, how_to_stop, status_view
 from orchestrator.cluster.gpu_memory import GIB, GpuMemory, gpu_memory, text_of
 from orchestrator.ledger import Ledger
+from orchestrator.objectives import DEFAULT
 from orchestrator.settings import command as hints
 from tests.support.sweeps import TPE, Desk, breaks, completes, cost, make, measurement, trial
 from trainables.values.config import TrialConfig
@@ -38,9 +40,9 @@ def wait_until(happens, seconds: float = 60.0):
         time.sleep(0.05)
 
 
-def shown(status, memory: str = "") -> str:
+def shown(status, memory: str = "", hint: str = "") -> str:
     console = Console(file=io.StringIO(), width=100)
-    console.print(status_view("a", status, memory))
+    console.print(status_view("a", status, memory, hint=hint))
     return console.file.getvalue()
 
 
@@ -59,16 +61,33 @@ def test_the_last_error_is_one_line_however_long_and_broken_it_is():
 
 def test_the_view_says_how_to_stop_and_go_on_until_all_is_done():
     going = status_of([ended(0, 1.0), running(1, 1000.0)], make())
-    assert f"Ctrl-C stops; {hints.command()} resume a goes on" in shown(going)
+    assert f"Ctrl-C stops; {hints.command()} resume a goes on" in shown(going, hint=how_to_stop("a"))
     done = status_of([ended(0, 1.0)], make(n_trials=1), finished=True)
-    assert "resume" not in shown(done)
+    assert "resume" not in shown(done, hint=how_to_stop("a"))
 
 
-def test_status_of_a_sweep_that_runs_elsewhere_or_not_at_all_speaks_of_no_ctrl_c():
-    console = Console(file=io.StringIO(), width=200)
-    console.print(status_view("a", status_of([ended(0, 1.0), running(1, 1000.0)], make()), here=False))
-    assert f"if it was stopped, {hints.command()} resume a goes on" in console.file.getvalue()
-    assert "Ctrl-C" not in console.file.getvalue()
+def test_of_each_objective_the_best_value_stands_with_the_trial_that_has_it():
+    def completed(number, peak_mib, seconds, loss):
+        costs = cost(peak_memory_mib=peak_mib, seconds_per_step=seconds)
+        return trial(number, history=(measurement(200, loss),), cost=costs)
+
+    trials = [completed(7, 812.0, 3.0, 1.9), completed(12, 900.0, 2.0, 1.234), completed(9, 812.0, 2.0, 1.3)]
+    status = status_of(trials, make(objectives=DEFAULT))
+    assert status.best_trial == {"peak_memory_mib": 7, "seconds_per_step": 9, "eval_loss_nats": 12}
+    lines = shown(status).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("best"))
+    assert [line.rstrip() for line in lines[first : first + 3]] == [
+        "best    lowest peak MiB 812.0 (trial 7)",
+        "        lowest ms/step 2000.0 (trial 9)",
+        "        lowest loss (nats) 1.2340 (trial 12)",
+    ]
+    none = shown(status_of([running(1, 1.0)], make(objectives=("embedding_cosine",))))
+    assert "best    highest cosine -\n" in re.sub(" +\n", "\n", none)
+
+
+def test_how_many_are_done_is_said_of_trials_once():
+    lines = shown(status_of([ended(0, 1.0), running(1, 1000.0)], make(n_trials=6))).splitlines()
+    assert [line.strip() for line in lines if "trials" in line] == ["done    1 of 6 trials"]
 
 
 def test_trials_at_work_have_a_line_each_and_of_many_the_first_few_have():

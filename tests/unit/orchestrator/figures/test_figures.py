@@ -353,7 +353,7 @@ def test_a_caption_is_read_neither_as_markup_nor_as_mathematics(sweep):
 def test_the_page_has_every_figure_asks_nobody_and_holds_the_script_once(sweep):
     page = figures.page(sweep, figures.of_sweep(sweep))
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)\s*=", page)
-    assert page.count("plotly.js v") == 1
+    assert page.count("plotly.js v") == page.count('<script type="text/plain" id="held">') == 1
     names = [figure.name for figure in figures.of_sweep(sweep)]
     for holder in (r'id="plot-(\w+)"', r'<script type="application/json" id="data-(\w+)"'):
         assert re.findall(holder, page) == names

@@ -196,6 +196,13 @@ def test_merged_weights_are_16_bit_and_keep_the_recorded_loss_without_peft(root,
     assert (tmp_path / "d" / "adapter_model.safetensors").is_file()
 
 
+def test_export_says_what_it_wrote_and_no_library_says_anything(root, tmp_path):
+    words = ("export", "t", str(tmp_path / "d"), "--trial", "0", "--check", "--merge")
+    done = command(*words, cwd=root.parent)
+    assert (done.code, done.err) == (0, "")
+    assert [line.partition(" ")[0] for line in done.out.splitlines()] == ["trial", "it", "read"]
+
+
 def test_export_without_a_trial_writes_the_one_that_best_names_and_says_why(root, sweep, tmp_path):
     lowest = min(sweep[1][:2], key=lambda t: t.history[-1].eval_loss_nats)
     by_key = export.run("t", tmp_path / "a", of(lowest.key[:8]), root)
