@@ -1,6 +1,7 @@
 """From what the user said, and what the machine is, to settings; and what they would run first."""
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from orchestrator import settings as settings_file
 from orchestrator.analysis.infeasible import nothing_counts
 from orchestrator.cluster import ray_cluster
 from orchestrator.driver import base_targets, warm_start
+from orchestrator.ledger.ownership import owner_of
 from orchestrator.objectives import DEFAULT, OBJECTIVES
 from orchestrator.security.addresses import refuse_secrets
 from orchestrator.settings import SweepSettings
@@ -103,9 +105,15 @@ def refuse_taken(name: str, root: Path) -> None:
     """Refuse a new sweep under the name of another.
 
     Raises:
-        ConfigError: there is one, which can be gone on with.
+        ConfigError: there is one, which can be gone on with, or which another process runs.
     """
-    if (settings_file.sweep_folder(name, root) / "ledger.db").exists():
+    folder = settings_file.sweep_folder(name, root)
+    if (process := owner_of(folder)) not in (None, os.getpid()):
+        raise ConfigError(
+            f"NAME: sweep {name!r} is being run by process {process or 'unknown'}; choose another NAME, or see what it "
+            f"does: {command()} status {name}"
+        )
+    if (folder / "ledger.db").exists():
         raise ConfigError(
             f"NAME: sweep {name!r} exists; choose another NAME, or go on with it: {command()} resume {name}"
         )

@@ -71,6 +71,19 @@ def owner(tmp_path):
     process.communicate()
 
 
+# --- run
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_run_under_the_name_of_a_sweep_that_runs_names_its_process(owner, flags, tmp_path):
+    refused = called("run", "--name", "a", *flags, cwd=tmp_path)
+    assert refused.code == 2
+    assert f"sweep 'a' is being run by process {owner.pid}; choose another NAME, or see" in refused.err
+    owner.kill()
+    owner.wait()
+    assert "sweep 'a' exists" in called("run", "--name", "a", *flags, cwd=tmp_path).err
+
+
 # --- list
 
 
