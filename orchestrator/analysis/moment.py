@@ -16,8 +16,8 @@ BEGAN_AT, WRITING = "began_at", "writing"
 task, as [phase, since when], None once all is written."""
 
 Writing = Literal["writing figures", "writing MLflow"]
-WRITING_SECONDS: Mapping[Writing, float] = {"writing figures": 6.0, "writing MLflow": 4.0}
-"""In their order; a guess, which the bar and the time left start from."""
+WRITING_SECONDS: Mapping[Writing, float] = {"writing figures": 6.0, "writing MLflow": 3.0}
+"""In their order; about what sweeps take. The bar and the time left start from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
