@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.driver.plan import first_configs
-from trainables.cost.predicted_time import Speed, trial_seconds
+from trainables.cost.predicted_time import Speed, published, trial_seconds
 from trainables.models.families import shape_named
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from orchestrator.driver.ready import SweepDevice
     from orchestrator.settings import SweepSettings
+    from trainables.cost.gpus import Gpu
     from trainables.values.config import ComputeDtype, TrialConfig
 
 N_CONFIGS = 32
@@ -40,15 +41,22 @@ def known(root: Path) -> "tuple[Speed, ComputeDtype] | None":
         return None
 
 
-def predicted_seconds(settings: "SweepSettings", root: Path, n_slots: int = 1) -> float | None:
+def _of(gpu: "Gpu | None", root: Path) -> "tuple[Speed, ComputeDtype] | None":
+    return (published(gpu), gpu.dtype) if gpu else known(root)
+
+
+def predicted_seconds(
+    settings: "SweepSettings", root: Path, n_slots: int = 1, *, gpu: "Gpu | None" = None
+) -> float | None:
     """Of a search of which nothing is pruned, so that each 4-bit trial brings its baseline; None where it is not known.
 
     Start-up, and what the finalists need, come on top.
 
     Args:
         n_slots: trials at once.
+        gpu: to run on, in place of the device of the last sweep here.
     """
-    shape, device = shape_named(settings.base_model), known(root)
+    shape, device = shape_named(settings.base_model), _of(gpu, root)
     if settings.device == "cpu" or shape is None or device is None:
         return None
     speed, dtype = device
@@ -60,18 +68,20 @@ def predicted_seconds(settings: "SweepSettings", root: Path, n_slots: int = 1) -
     return times * whole / n_slots
 
 
-def trials_seconds(settings: "SweepSettings", configs: "Sequence[TrialConfig]", root: Path) -> "list[float | None]":
+def trials_seconds(
+    settings: "SweepSettings", configs: "Sequence[TrialConfig]", root: Path, gpu: "Gpu | None" = None
+) -> "list[float | None]":
     """Predicted time of each trial that is not pruned; None where it is not known, as on a CPU."""
-    shape, device = shape_named(settings.base_model), known(root)
+    shape, device = shape_named(settings.base_model), _of(gpu, root)
     if settings.device == "cpu" or shape is None or device is None:
         return [None] * len(configs)
     speed, dtype = device
     return [trial_seconds(shape, config, dtype, speed) for config in configs]
 
 
-def text(settings: "SweepSettings", root: Path, n_slots: int = 1) -> str | None:
+def text(settings: "SweepSettings", root: Path, n_slots: int = 1, *, gpu: "Gpu | None" = None) -> str | None:
     """One line about it, None where nothing is known."""
-    seconds = predicted_seconds(settings, root, n_slots)
+    seconds = predicted_seconds(settings, root, n_slots, gpu=gpu)
     if seconds is None:
         return None
     size = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"

@@ -1,7 +1,8 @@
-"""GPUs by name: their memory, and what CUDA's libraries take of it."""
+"""GPUs by name: their memory, what CUDA's libraries take of it, and their published speeds."""
 
 from dataclasses import dataclass
 
+from trainables.values.config import ComputeDtype
 from trainables.values.errors import ConfigError, did_you_mean
 
 SMALL_WORKSPACES_MIB, LARGE_WORKSPACES_MIB = 16.25, 65.0
@@ -18,16 +19,25 @@ class Gpu:
     Attributes:
         memory_gib: as the driver reports it in all, which is less than what the name says.
         capability: CUDA's, e.g. 8.6; 0 where it is not known.
+        tflops: of dense 16-bit matrix products summed in float32, as NVIDIA publishes it; 0 where it is not known.
+        gb_per_s: of its memory, 10^9 bytes read or written a second, likewise.
     """
 
     name: str
     memory_gib: float
     capability: float = 0.0
+    tflops: float = 0.0
+    gb_per_s: float = 0.0
 
     @property
     def usable_mib(self) -> float:
         """That tensors can take."""
         return self.memory_gib * 1024 - CONTEXT_MIB
+
+    @property
+    def dtype(self) -> ComputeDtype:
+        """The protocol's arithmetic on it."""
+        return "bfloat16" if self.capability >= 8 else "float16"
 
     @property
     def workspaces_mib(self) -> float:
@@ -38,30 +48,31 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(name="T4", memory_gib=14.6, capability=7.5),
-        Gpu(name="V100-16GB", memory_gib=15.8, capability=7.0),
-        Gpu(name="V100-32GB", memory_gib=31.7, capability=7.0),
-        Gpu(name="RTX2080Ti", memory_gib=10.8, capability=7.5),
-        Gpu(name="RTX3060", memory_gib=11.8, capability=8.6),
-        Gpu(name="RTX3090", memory_gib=23.7, capability=8.6),
-        Gpu(name="RTX4060Ti-16GB", memory_gib=15.7, capability=8.9),
-        Gpu(name="RTX4080", memory_gib=15.7, capability=8.9),
-        Gpu(name="RTX4090", memory_gib=23.6, capability=8.9),
-        Gpu(name="RTX5090", memory_gib=31.4, capability=12.0),
-        Gpu(name="A10", memory_gib=22.1, capability=8.6),
-        Gpu(name="A10G", memory_gib=22.1, capability=8.6),
-        Gpu(name="A40", memory_gib=44.4, capability=8.6),
-        Gpu(name="A6000", memory_gib=47.4, capability=8.6),
-        Gpu(name="A100-40GB", memory_gib=39.4, capability=8.0),
-        Gpu(name="A100-80GB", memory_gib=79.2, capability=8.0),
-        Gpu(name="L4", memory_gib=22.0, capability=8.9),
-        Gpu(name="L40S", memory_gib=44.4, capability=8.9),
-        Gpu(name="H100", memory_gib=79.2, capability=9.0),
-        Gpu(name="H200", memory_gib=139.8, capability=9.0),
-        Gpu(name="B200", memory_gib=178.4, capability=10.0),
+        Gpu(name="T4", memory_gib=14.6, capability=7.5, tflops=65, gb_per_s=320),
+        Gpu(name="V100-16GB", memory_gib=15.8, capability=7.0, tflops=125, gb_per_s=900),
+        Gpu(name="V100-32GB", memory_gib=31.7, capability=7.0, tflops=125, gb_per_s=900),
+        Gpu(name="RTX2080Ti", memory_gib=10.8, capability=7.5, tflops=53.8, gb_per_s=616),
+        Gpu(name="RTX3060", memory_gib=11.8, capability=8.6, tflops=25.5, gb_per_s=360),
+        Gpu(name="RTX3090", memory_gib=23.7, capability=8.6, tflops=71, gb_per_s=936),
+        Gpu(name="RTX4060Ti-16GB", memory_gib=15.7, capability=8.9, tflops=44.1, gb_per_s=288),
+        Gpu(name="RTX4080", memory_gib=15.7, capability=8.9, tflops=97.5, gb_per_s=717),
+        Gpu(name="RTX4090", memory_gib=23.6, capability=8.9, tflops=165.2, gb_per_s=1008),
+        Gpu(name="RTX5090", memory_gib=31.4, capability=12.0, tflops=209.5, gb_per_s=1792),
+        Gpu(name="A10", memory_gib=22.1, capability=8.6, tflops=125, gb_per_s=600),
+        Gpu(name="A10G", memory_gib=22.1, capability=8.6, tflops=70, gb_per_s=600),
+        Gpu(name="A40", memory_gib=44.4, capability=8.6, tflops=149.7, gb_per_s=696),
+        Gpu(name="A6000", memory_gib=47.4, capability=8.6, tflops=154.8, gb_per_s=768),
+        Gpu(name="A100-40GB", memory_gib=39.4, capability=8.0, tflops=312, gb_per_s=1555),
+        Gpu(name="A100-80GB", memory_gib=79.2, capability=8.0, tflops=312, gb_per_s=2039),
+        Gpu(name="L4", memory_gib=22.0, capability=8.9, tflops=121, gb_per_s=300),
+        Gpu(name="L40S", memory_gib=44.4, capability=8.9, tflops=362, gb_per_s=864),
+        Gpu(name="H100", memory_gib=79.2, capability=9.0, tflops=989, gb_per_s=3350),
+        Gpu(name="H200", memory_gib=139.8, capability=9.0, tflops=989, gb_per_s=4800),
+        Gpu(name="B200", memory_gib=178.4, capability=10.0, tflops=2250, gb_per_s=8000),
     )
 }
-"""By the name that people use; memory is what torch.cuda.mem_get_info reports in all, or within 1 % of it."""
+"""By the name that people use, in the fastest of several forms; memory is what torch.cuda.mem_get_info reports in all,
+or within 1 % of it."""
 
 
 def gpu_named(name: str) -> Gpu:
@@ -74,7 +85,7 @@ def gpu_named(name: str) -> Gpu:
     for gpu in GPUS.values():
         if _plain(gpu.name) == wanted:
             return gpu
-    raise ConfigError(f"gpu: no GPU {name!r}{did_you_mean(name, GPUS)}; or give its memory, --memory 16GiB")
+    raise ConfigError(f"gpu: no GPU {name!r}{did_you_mean(name, GPUS)}")
 
 
 def _plain(name: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
+from trainables.cost.gpus import Gpu
 from trainables.cost.predicted_memory import predicted_breakdown
 from trainables.cost.recipe import recipe_of
 from trainables.cost.resident import quantized
@@ -27,6 +28,8 @@ EAGER_SECONDS = 0.04
 """Least time of an eager step, on any device: the host's own work."""
 REST_SHARE = 0.83
 """Time of a trial beside its training steps, relative to theirs: cost, four evaluations, comparison."""
+PRODUCTS_REACHED, MEMORY_REACHED = 0.66, 0.83
+"""Of the published speeds: what that H200 reaches of its 989 TFLOP/s and 4.8 TB/s."""
 N_PRODUCT = {"cuda": 4096, "cpu": 256}
 """Rows and columns of the matrices whose product is timed."""
 N_COPIED_MIB = {"cuda": 256, "cpu": 16}
@@ -43,6 +46,15 @@ class Speed:
 
     products_flops: float
     memory_bytes: float
+
+
+def published(gpu: Gpu) -> Speed:
+    """The speeds that a GPU would be measured at, from those that are published.
+
+    A GPU that its power or its cooling limits, as a T4, comes to less.
+    """
+    products, memory = PRODUCTS_REACHED * gpu.tflops * 1e12, MEMORY_REACHED * gpu.gb_per_s * 1e9
+    return Speed(products_flops=products, memory_bytes=memory)
 
 
 def measure(device: str, dtype: ComputeDtype) -> Speed:

@@ -15,6 +15,8 @@ from orchestrator.cli.output import print_json
 from orchestrator.cli.plan_table import fixed_line, missing_lines, plan_table
 from orchestrator.driver import base_targets, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
+from trainables.cost.gpus import Gpu, gpu_named
+from trainables.values.errors import ConfigError
 from trainables.values.workload import data_caption
 
 logger = logging.getLogger(__name__)
@@ -27,19 +29,21 @@ def run(
         str | None, typer.Option(help="tpe, nsga2, gp, random, qmc or grid; default: the space's method")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan; touch neither GPU nor network")] = False,
+    gpu: Annotated[str | None, typer.Option(help="with --dry-run: the plan for this GPU, e.g. T4 or H100")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Search one space, record every trial, print the Pareto front."""
     name, device = given.pop("name", None), given.pop("device", None)
     chosen = {field: given.pop(field, None) for field in ("space", "base_model", "data")}
     chosen |= {"trials": given.pop("n_trials", None), "sampler": sampler}
-    settings = plan.choose(name, device, chosen, given)
+    planned_for = _planned_for(gpu, dry_run=dry_run)
+    settings = plan.choose(name, "cuda" if planned_for and device is None else device, chosen, given)
     notice = plan.demo_notice(settings, {"device": device, **chosen, **given})
     if dry_run:
         plan.check_rows(settings)
         if notice:
             logger.info(notice)
-        _print_plan(settings, as_json)
+        _print_plan(settings, planned_for, as_json)
         return
     plan.need_gpu(settings.device, settings.address)
     settings = base_targets.fetched(settings)
@@ -48,25 +52,40 @@ def run(
     run_sweep(settings, resume=False, as_json=as_json, notice=notice)
 
 
-def _print_plan(settings: SweepSettings, as_json: bool) -> None:
+def _planned_for(gpu: str | None, *, dry_run: bool) -> Gpu | None:
+    """The GPU of --gpu.
+
+    Raises:
+        ConfigError: none has this name; or it is said of a run, which takes the GPUs that are there.
+    """
+    if gpu is not None and not dry_run:
+        raise ConfigError(f"--gpu: {gpu!r} is for --dry-run; a run takes the GPUs that are there, see --device-kind")
+    return gpu_named(gpu) if gpu else None
+
+
+def _print_plan(settings: SweepSettings, gpu: Gpu | None, as_json: bool) -> None:
     firsts = plan.first_configs(settings, 5)
     peaks, coverage = plan.predicted_peaks_mib(settings, firsts), base_targets.coverage_lines(settings)
     if as_json:
         configs = [config.to_dict() for config in firsts]
         planned = {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}
         planned["coverage"] = coverage
-        print_json(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT)})
+        print_json(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT, gpu=gpu)})
         return
-    print(for_stream("\n".join(_plan_lines(settings, coverage)), sys.stdout))
+    print(for_stream("\n".join(_plan_lines(settings, coverage, gpu)), sys.stdout))
     price = settings.usd_per_gpu_hour and settings.usd_per_gpu_hour * settings.gpus_per_trial
-    console, seconds, on_gpu = Console(), duration.trials_seconds(settings, firsts, ROOT), settings.device == "cuda"
+    console, seconds, on_gpu = (
+        Console(),
+        duration.trials_seconds(settings, firsts, ROOT, gpu),
+        settings.device == "cuda",
+    )
     print("the first trials, with what is predicted; a 4-bit one that completes adds its 16-bit baseline")
     console.print(plan_table(firsts, peaks, seconds, price, on_gpu=on_gpu))
     for line in (f"all of them: {fixed_line(firsts)}", *missing_lines(peaks, seconds, on_gpu=on_gpu)):
         print(folded(line, console.width))
 
 
-def _plan_lines(settings: SweepSettings, coverage: list[str]) -> Iterator[str]:
+def _plan_lines(settings: SweepSettings, coverage: list[str], gpu: Gpu | None) -> Iterator[str]:
     """What is going to be run, on what, and how long it takes."""
     space = settings.space
     yield f"sweep {settings.name}: space {space.name} ({space.method})"
@@ -82,5 +101,6 @@ def _plan_lines(settings: SweepSettings, coverage: list[str]) -> Iterator[str]:
             said.append(f"{name} {value}")
     if said:
         yield "; ".join(said)
-    if line := duration.text(settings, ROOT):
-        yield f"{line} (one at a time, on the device of the last sweep here)"
+    if line := duration.text(settings, ROOT, gpu=gpu):
+        on = f"on one {gpu.name} by its published speeds" if gpu else "on the device of the last sweep here"
+        yield f"{line} (one at a time, {on})"

@@ -414,7 +414,28 @@ def test_the_dry_run_of_a_gpu_has_a_row_for_each_first_trial_with_its_peak_and_f
     assert max(map(len, table.splitlines()[1:])) <= 80
     assert "USD" not in table
     assert " min\n" not in table, "nothing ran on a GPU here, so no time is known"
-    assert table.count("minutes: known once a sweep has run on a GPU here") == 1
+    assert table.count("minutes: add --gpu T4, or another GPU's name; or run a sweep on a GPU here once") == 1
+
+
+def test_the_dry_run_for_a_named_gpu_has_minutes_and_money_without_one(tmp_path):
+    words = ("run", "--dry-run", "--gpu", "T4", "--usd-per-gpu-hour", "0.6")
+    slow, fast = (called(*words, *more, "--json", cwd=tmp_path).json for more in ((), ("--gpu", "H100")))
+    assert slow["settings"]["device"] == "cuda"
+    assert slow["predicted_seconds"] > 5 * fast["predicted_seconds"] > 0
+    shown = called(*words, cwd=tmp_path, COLUMNS="80").out
+    assert "on one T4 by its published speeds" in shown
+    assert " min   USD\n" in shown
+    assert "minutes: add" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "why"), [(["--gpu", "T4"], "is for --dry-run"), (["--gpu", "T5", "--dry-run"], "T4")]
+)
+def test_a_gpu_that_nobody_knows_or_that_a_run_would_not_take_is_refused(words, why, tmp_path):
+    refused = called("run", *words, cwd=tmp_path)
+    assert refused.code == 2
+    assert refused.err.startswith("error: --gpu: ")
+    assert why in refused.err
 
 
 @pytest.mark.parametrize("base", ["demo", "openai-community/gpt2-medium"])

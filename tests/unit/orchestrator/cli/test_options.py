@@ -72,7 +72,7 @@ def test_every_setting_has_a_description_and_is_an_option_of_run_but_for_those_n
     assert all(field.description for field in SweepSettings.model_fields.values())
     options = {parameter.name for parameter in group.load("run").params}
     assert SweepSettings.model_fields.keys() - options == WITHOUT_FLAG
-    assert options - SweepSettings.model_fields.keys() == {"sampler", "dry_run", "as_json"}
+    assert options - SweepSettings.model_fields.keys() == {"sampler", "dry_run", "gpu", "as_json"}
 
 
 def test_an_interruption_is_said_once_and_as_it_is():

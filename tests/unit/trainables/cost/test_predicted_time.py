@@ -14,8 +14,9 @@ from orchestrator.driver import duration
 from orchestrator.driver.ready import SweepDevice
 from tests.support.in_process import called
 from tests.support.sweeps import REPO, make, space
+from trainables.cost.gpus import GPUS
 from trainables.cost.predicted_memory import MAX_ERROR_MIB, MAX_ERROR_SHARE, predicted_peak_mib
-from trainables.cost.predicted_time import Speed, measure, step_seconds, trial_seconds
+from trainables.cost.predicted_time import Speed, measure, published, step_seconds, trial_seconds
 from trainables.models.families import gpt2
 from trainables.models.families.gpt2 import HUB_SHAPES
 from trainables.values.config import TrialConfig
@@ -50,6 +51,18 @@ def test_a_faster_device_a_smaller_batch_and_fewer_steps_take_less(speed, precis
     assert 2 * trial_seconds(MEDIUM, half, "float16", speed) == pytest.approx(
         trial_seconds(MEDIUM, config, "float16", speed)
     )
+
+
+def test_the_published_speeds_of_an_h200_stand_for_those_that_its_steps_are_predicted_from():
+    speed = published(GPUS["H200"])
+    assert speed.products_flops == pytest.approx(H200.products_flops, rel=0.02)
+    assert speed.memory_bytes == pytest.approx(H200.memory_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_every_named_gpu_is_faster_than_none_and_none_is_faster_than_the_newest(gpu):
+    assert 20 <= gpu.tflops <= GPUS["B200"].tflops
+    assert 250 <= gpu.gb_per_s <= GPUS["B200"].gb_per_s
 
 
 def test_a_device_can_be_measured():
