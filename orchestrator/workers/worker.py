@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 Finding = TypeVar("Finding", "Comparison", "TestEvaluation")
 
 
+WORTH_KEEPING_SECONDS = 2.0
+"""Of training, which a checkpoint (three times an adapter's size) is written for."""
+
+
 class Worker:
     """One process on one device; the base model and the tokens stay between its tasks."""
 
@@ -102,13 +106,16 @@ def _train(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskReport]
     cost = next((cost for cost in task.costs if cost.device == here), None)
     trial = Trial(task.config, cache, cost=cost, checkpoint=before)
     writing: list[Any] = []
+    kept_at = perf_counter()
     try:
         for measurement in trial.measurements():
             last = {"measurement": measurement, "cost": trial.cost}
             if measurement.step < task.config.max_steps:
                 yield TaskReport(state="running", **last)
-                if not writing or ray.wait(writing, timeout=0)[0]:  # a disk that is behind gets no more to do
-                    checkpoint = trial.checkpoint(measurement.step, seconds=perf_counter() - start)
+                is_behind = writing and not ray.wait(writing, timeout=0)[0]  # such a disk gets no more to do
+                if perf_counter() - kept_at >= WORTH_KEEPING_SECONDS and not is_behind:
+                    kept_at = perf_counter()
+                    checkpoint = trial.checkpoint(measurement.step, seconds=kept_at - start)
                     writing = [store.keep.remote(checkpoint)]  # not waited for: it may be lost, training goes on
         files = trial.adapter_files()
     finally:

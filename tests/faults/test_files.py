@@ -256,7 +256,7 @@ def test_an_unreachable_hub_matters_only_where_nothing_is_cached(tmp_path, survi
 REAL = """
 method: grid
 parameters: {rank: {values: [4]}, precision: {values: [16bit]}}
-fixed: {alpha: 8, dropout: 0.1, learning_rate: 1.0e-3, batch_size: 4, max_length_tokens: 64, max_steps: 80}
+fixed: {alpha: 8, dropout: 0.1, learning_rate: 1.0e-3, batch_size: 4, max_length_tokens: 64, max_steps: 600}
 early_terminate: {type: none}
 """
 
