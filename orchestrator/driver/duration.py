@@ -60,12 +60,18 @@ def predicted_seconds(
     if settings.device == "cpu" or shape is None or device is None:
         return None
     speed, dtype = device
+    configs, times = searched(settings)
+    return times * sum(trial_seconds(shape, config, dtype, speed) for config in configs) / n_slots
+
+
+def searched(settings: "SweepSettings") -> "tuple[frozenset[TrialConfig], float]":
+    """Some of the configs of a search of which nothing is pruned, with their baselines, and how many times as many as
+    these it will come to."""
     configs = first_configs(settings, N_CONFIGS)
     baselines = {config.at_other_precision for config in configs if config.precision == "nf4"}
-    whole = sum(trial_seconds(shape, config, dtype, speed) for config in baselines.union(configs))
     n_looked_at = min(N_CONFIGS, settings.n_trials)
     times = settings.n_trials / n_looked_at if len(configs) == n_looked_at else 1.0  # fewer are all of the space
-    return times * whole / n_slots
+    return frozenset(baselines.union(configs)), times
 
 
 def trials_seconds(

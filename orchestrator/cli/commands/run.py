@@ -13,7 +13,7 @@ from orchestrator.cli.lines import folded, for_stream
 from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.cli.output import print_json
 from orchestrator.cli.plan_table import fixed_line, missing_lines, plan_table
-from orchestrator.driver import base_targets, duration, plan
+from orchestrator.driver import base_targets, disk, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
 from trainables.cost.gpus import Gpu, gpu_named
 from trainables.values.errors import ConfigError
@@ -104,3 +104,5 @@ def _plan_lines(settings: SweepSettings, coverage: list[str], gpu: Gpu | None) -
     if line := duration.text(settings, ROOT, gpu=gpu):
         on = f"on one {gpu.name} by its published speeds" if gpu else "on the device of the last sweep here"
         yield f"{line} (one at a time, {on})"
+    if line := disk.text(settings):
+        yield line
