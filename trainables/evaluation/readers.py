@@ -85,7 +85,7 @@ class ReaderBuffers:
         # with the longest text that may follow
         lengths = [min(len(prompt) + n_new, n_positions) for prompt in self.prompts]
         self.continuations: list[ContinuationBatch] = []
-        for group in held_out.grouped_by_length(lengths):
+        for group in held_out.grouped_by_length(lengths, held_out.BATCH_TOKENS[base.device.type]):
             length = max(lengths[i] for i in group)
             self.continuations.append(
                 ContinuationBatch(rows=group, length=length, pad=padding_token(base), device=base.device)

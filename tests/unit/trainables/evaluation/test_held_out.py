@@ -1,10 +1,13 @@
 """Loss, greedy text and pooled states, each against a plain loop over one row at a time."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainables import demo
 from trainables.data.tokens import TokenRow
@@ -166,3 +169,16 @@ def test_a_model_does_not_diverge_from_itself(model, rows):
     kl, same = held_out.divergence(model, states, states)
     assert not kl.any()
     assert same.all()
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 700))
+def test_rows_are_grouped_by_length_in_batches_of_at_most_so_many_tokens(lengths, n_tokens):
+    groups = held_out.grouped_by_length(lengths, n_tokens)
+    order = [i for group in groups for i in group]
+    assert sorted(order) == list(range(len(lengths)))
+    assert [lengths[i] for i in order] == sorted(lengths)
+    for group in groups:
+        assert len(group) <= 1 or len(group) * max(lengths[i] for i in group) <= n_tokens
+    for group, following in pairwise(groups):
+        grown = (len(group) + 1) * lengths[following[0]]
+        assert grown > n_tokens, "another row would have found room"
