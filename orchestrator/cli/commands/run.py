@@ -65,7 +65,7 @@ def _planned_for(gpu: str | None, *, dry_run: bool) -> Gpu | None:
 
 def _print_plan(settings: SweepSettings, gpu: Gpu | None, as_json: bool) -> None:
     firsts = plan.first_configs(settings, 5)
-    peaks, coverage = plan.predicted_peaks_mib(settings, firsts), base_targets.coverage_lines(settings)
+    peaks, coverage = plan.predicted_peaks_mib(settings, firsts, gpu), base_targets.coverage_lines(settings)
     if as_json:
         configs = [config.to_dict() for config in firsts]
         planned = {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}

@@ -428,6 +428,17 @@ def test_the_dry_run_for_a_named_gpu_has_minutes_and_money_without_one(tmp_path)
     assert "minutes: add" not in shown
 
 
+@pytest.mark.parametrize("gpu", ["T4", "H200"])
+def test_the_dry_run_for_a_named_gpu_predicts_the_peak_that_fit_does(gpu, tmp_path):
+    planned = called("run", "--dry-run", "--gpu", gpu, "--json", cwd=tmp_path).json
+    for config, peak in zip(planned["first_configs"], planned["predicted_peak_mib"], strict=True):
+        shape = ("precision", "loop", "batch_size", "max_length_tokens", "rank", "dropout")
+        words = [f"--{name.replace('_', '-')}={config[name]}" for name in shape]
+        words += ["--targets", "+".join(config["targets"]), "--gpu", gpu, "--json"]
+        found = called("fit", "openai-community/gpt2-medium", *words, cwd=tmp_path).json
+        assert peak == pytest.approx(found["peak_mib"], abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("words", "why"), [(["--gpu", "T4"], "is for --dry-run"), (["--gpu", "T5", "--dry-run"], "T4")]
 )
