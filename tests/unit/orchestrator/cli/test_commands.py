@@ -440,7 +440,13 @@ def test_the_dry_run_for_a_named_gpu_predicts_the_peak_that_fit_does(gpu, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "why"), [(["--gpu", "T4"], "is for --dry-run"), (["--gpu", "T5", "--dry-run"], "T4")]
+    ("words", "why"),
+    [
+        (["--gpu", "T4"], "is for --dry-run"),
+        (["--gpu", "T5", "--dry-run"], "T4"),
+        (["--gpu", "", "--dry-run"], "no GPU ''"),
+        (["--gpu", "T4", "--dry-run", "--device", "cpu"], "leave out --device cpu"),
+    ],
 )
 def test_a_gpu_that_nobody_knows_or_that_a_run_would_not_take_is_refused(words, why, tmp_path):
     refused = called("run", *words, cwd=tmp_path)
@@ -468,9 +474,11 @@ def test_without_a_gpu_the_dry_run_says_what_its_trials_need_on_one_and_how_to_p
 
 
 def test_of_a_base_that_only_the_hub_knows_the_dry_run_says_what_asks_it_for_the_peak(tmp_path):
-    text = called("run", "--dry-run", "--base-model", "some/model", cwd=tmp_path, COLUMNS="80").out
-    assert "MiB: this base's shape is not known here" in text
-    assert "MiB on" not in text
+    for more in ((), ("--gpu", "T4")):
+        text = called("run", "--dry-run", "--base-model", "some/model", *more, cwd=tmp_path, COLUMNS="80").out
+        assert "MiB and minutes: this base's shape is not known here" in text
+        assert "MiB on" not in text
+        assert "add --gpu" not in text, "no GPU's name makes up for the shape"
 
 
 def test_where_the_gpu_and_its_price_are_known_the_dry_run_says_minutes_and_money(tmp_path):
