@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 import search_spaces
 from orchestrator.analysis.finalists import to_evaluate
+from orchestrator.analysis.moment import BEGAN_AT
 from orchestrator.analysis.overview import overviews
 from orchestrator.cli import options
 from orchestrator.cli.commands.stop import stop
@@ -82,6 +84,20 @@ def test_a_run_under_the_name_of_a_sweep_that_runs_names_its_process(owner, flag
     owner.kill()
     owner.wait()
     assert "sweep 'a' exists" in called("run", "--name", "a", *flags, cwd=tmp_path).err
+
+
+# --- status
+
+
+def test_workers_start_only_for_as_long_as_a_process_runs_the_sweep(owner, tmp_path):
+    with closing(Ledger(tmp_path / "mlflow_runs/sweeps/a/ledger.db")) as ledger:
+        ledger.set_fact(BEGAN_AT, time.time())  # gone on with, after its first trial
+    found = called("status", "a", "--json", cwd=tmp_path).json
+    assert (found["phase"], found["starting_seconds"] >= 0) == ("starting workers and first trials", True)
+    owner.kill()
+    owner.wait()
+    found = called("status", "a", "--json", cwd=tmp_path).json
+    assert (found["phase"], found["starting_seconds"]) == ("training", None)
 
 
 # --- list
