@@ -15,6 +15,7 @@ from orchestrator.analysis.front import Front, counted, device_of, front_of, los
 from orchestrator.analysis.noise import Noise, noise_of
 from orchestrator.settings import SweepSettings
 from orchestrator.settings.command import command
+from orchestrator.settings.stored import is_recorded
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
 
@@ -30,7 +31,7 @@ MIB |= {"kb": 1e3 / 2**20, "mb": 1e6 / 2**20, "gb": 1e9 / 2**20, "tb": 1e12 / 2*
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """One config, and in words why it is the one, which others are as good as far as can be told, and of a 4-bit trial
-    what 4 bits cost, where that is known."""
+    what 4 bits cost, where that is known; of a recorded sweep, whose adapters are not kept, nothing is exported."""
 
     sweep: str
     trial: TrialResult
@@ -38,15 +39,16 @@ class Choice:
     why: str
     sure: str
     verdict: str | None = None
+    is_recorded: bool = False
 
     @property
     def text(self) -> str:
         config = every_setting(self.trial.config)
         values = ", ".join(f"{name} {value:.6g}" for name, value in self.values.items() if value is not None)
-        export = f"its adapter: {command()} export {self.sweep} DEST --trial {self.trial.number}"
+        export = [f"its adapter: {command()} export {self.sweep} DEST --trial {self.trial.number}"]
         verdict = [f"what 4 bits cost it: {self.verdict}"] if self.verdict else []
         answer = f"trial {self.trial.number}: {self.why}"
-        return "\n".join([answer, self.sure, *verdict, config, values, export])
+        return "\n".join([answer, self.sure, *verdict, config, values, *([] if self.is_recorded else export)])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -89,7 +91,7 @@ def choose(sweep: "SweepSnapshot", *, max_memory_mib: float | None = None, at_kn
     sure = how_sure(chosen, counting(within, settings), loss_noise(trials), sweep.lost)
     verdict = sweep.verdicts.get(chosen.key)
     said = {"why": why, "sure": sure, "verdict": verdict.sentence if verdict else None}
-    return Choice(sweep=settings.name, trial=chosen, values=values, **said)
+    return Choice(sweep=settings.name, trial=chosen, values=values, is_recorded=is_recorded(sweep.folder), **said)
 
 
 def counting(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:

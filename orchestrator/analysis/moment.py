@@ -25,7 +25,7 @@ class Moment:
     """Now, and what led to it.
 
     Attributes:
-        now, began_at: seconds since the epoch; the latter of the process that ran the sweep last.
+        now, began_at: seconds since the epoch; the latter of the process that runs the sweep, 0 where none does.
         spent_seconds: that the sweep has taken, without pauses, until its last task.
         pace: of its tasks; None before a trial has ended.
         writing: what is written, and since when; None before the last task has ended, and afterwards.

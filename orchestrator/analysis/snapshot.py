@@ -9,11 +9,12 @@ from typing import Any
 
 from orchestrator.analysis.budgets import ENDED, FINISHED, Ended
 from orchestrator.analysis.front import REFERENCE, Front, front_of
-from orchestrator.analysis.moment import Moment
+from orchestrator.analysis.moment import BEGAN_AT, Moment
 from orchestrator.analysis.noise import REPEATS, Repeats
 from orchestrator.analysis.status import Status, status_of
 from orchestrator.analysis.verdict import Verdict, verdicts
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.ownership import owner_of
 from orchestrator.ledger.rows import Entry
 from orchestrator.settings import ROOT, SweepSettings, stored, sweep_folder
 from orchestrator.settings.command import command
@@ -176,7 +177,8 @@ class SweepSnapshot:
             now: seconds since the epoch; without it nothing is said of time.
         """
         ended, finished = self.ended is not None, bool(self.facts.get(FINISHED))
-        moment = None if now is None else Moment.of(self.entries, self.facts, now, self.spans)
+        facts = self.facts if owner_of(self.folder) is not None else {**self.facts, BEGAN_AT: 0.0}  # nothing starts
+        moment = None if now is None else Moment.of(self.entries, facts, now, self.spans)
         known = {"ended": ended, "finished": finished, "moment": moment, "repeats": self.repeats}
         return status_of(self.trials, self.settings, **known)
 

@@ -61,7 +61,8 @@ class Status:
         n_reused: trials whose results were taken from other sweeps.
         front_size: members of the Pareto front.
         phase: what is done now; "training" is the search.
-        starting_seconds: since when workers and first trials start; None in other phases, and where no time was given.
+        starting_seconds: since when workers and first trials start; None in other phases, and where no process
+            runs the sweep or no time was given.
         running: by number.
         n_evaluated, n_to_evaluate: test evaluations of finalists and their runs under other seeds: those done, and
             how many there will be as far as is known.
@@ -205,7 +206,7 @@ def _phase(
 
 
 def _has_reported(trials: Sequence[TrialResult], moment: Moment | None) -> bool:
-    """Whether a trial has, since the process began that ran the sweep last."""
+    """Whether a trial has, since the process began that runs the sweep."""
     began = moment.began_at if moment else 0.0
     for trial in trials:
         if trial.state == "running" and trial.history:

@@ -49,8 +49,10 @@ def missing_lines(peaks_mib: Sequence[float | None], seconds: Sequence[float | N
     """How to get what the table lacks."""
     lines = []
     if not any(peaks_mib):
-        lines.append(f"MiB: this base's shape is not known here; of one that the hub has: {command()} fit MODEL")
-    if not any(seconds):
+        lines.append(
+            f"MiB and minutes: this base's shape is not known here; MiB of one that the hub has: {command()} fit MODEL"
+        )
+    elif not any(seconds):
         lines.append("minutes: add --gpu T4, or another GPU's name; or run a sweep on a GPU here once")
     if not on_gpu:
         lines.append("the plan for a GPU: add --device cuda, which needs none for a dry run")

@@ -28,6 +28,7 @@ from trainables.values.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.analysis.snapshot import SweepSnapshot
+    from trainables.cost.gpus import Gpu
 
 logger = logging.getLogger(__name__)
 
@@ -203,13 +204,18 @@ def _gpu_in_reach(address: str | None, *, insecure: bool) -> bool:
     return True
 
 
-def predicted_peaks_mib(settings: SweepSettings, configs: Sequence[TrialConfig]) -> list[float | None]:
+def predicted_peaks_mib(
+    settings: SweepSettings, configs: Sequence[TrialConfig], gpu: "Gpu | None" = None
+) -> list[float | None]:
     """Peak memory of each config on a GPU, from shapes alone; None where the base's shape is not known here.
 
     Of a sweep on a CPU, too: what the same configs need on a GPU.
+
+    Args:
+        gpu: which; by default one like an H100.
     """
     source = str(base_model.config_folder(settings.base_model) or settings.base_model)
-    return [named_peak_mib(source, "cuda", settings.compute_dtype, config) for config in configs]
+    return [named_peak_mib(source, "cuda", settings.compute_dtype, config, gpu) for config in configs]
 
 
 def why_empty(snapshot: "SweepSnapshot") -> str | None:

@@ -50,14 +50,22 @@ class Moment:
         return self.activations + self.gradients + self.temporary
 
 
-def predicted_breakdown(shape: Shape, config: TrialConfig, dtype: ComputeDtype) -> MemoryBreakdown:
-    """Predicted parts of the memory at the peak of a trial's full step; their sum is the predicted peak."""
-    return breakdown_of(shape, recipe_of(config, dtype))
+def predicted_breakdown(
+    shape: Shape, config: TrialConfig, dtype: ComputeDtype, *, workspaces_mib: float = LARGE_WORKSPACES_MIB
+) -> MemoryBreakdown:
+    """Predicted parts of the memory at the peak of a trial's full step; their sum is the predicted peak.
+
+    Args:
+        workspaces_mib: see `breakdown_of`.
+    """
+    return breakdown_of(shape, recipe_of(config, dtype), workspaces_mib=workspaces_mib)
 
 
-def predicted_peak_mib(shape: Shape, config: TrialConfig, dtype: ComputeDtype) -> float:
-    """Predicted `peak_memory_mib` of a trial on a GPU."""
-    return total_mib(predicted_breakdown(shape, config, dtype))
+def predicted_peak_mib(
+    shape: Shape, config: TrialConfig, dtype: ComputeDtype, *, workspaces_mib: float = LARGE_WORKSPACES_MIB
+) -> float:
+    """Predicted `peak_memory_mib` of a trial on a GPU; see `predicted_breakdown`."""
+    return total_mib(predicted_breakdown(shape, config, dtype, workspaces_mib=workspaces_mib))
 
 
 def total_mib(parts: MemoryBreakdown) -> float:

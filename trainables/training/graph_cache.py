@@ -53,6 +53,9 @@ class GraphCache:
     def clear(self) -> None:
         """Give up all graphs and what they read."""
         self._step_graphs.clear()
+        self._clear_readers()
+
+    def _clear_readers(self) -> None:
         self._readers.clear()
         self._reader_buffers.clear()
         self._full_weights.clear()
@@ -153,8 +156,9 @@ class GraphCache:
         """Inside, graphs can be captured with `_pool` and `_stream`.
 
         Raises:
-            CaptureFailed: for lack of memory, after which a later capture may succeed; or the work cannot be captured
-                on this device, after which none is tried again.
+            CaptureFailed: for lack of memory, after which a later capture may succeed: readers are given up, as what is
+                done eagerly now needs the room; or the work cannot be captured on this device, after which none is
+                tried again.
         """
         if self.fault:
             raise CaptureFailed(self.fault)
@@ -166,7 +170,9 @@ class GraphCache:
         except RuntimeError as error:
             traceback.clear_frames(error.__traceback__)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            if not isinstance(error, torch.cuda.OutOfMemoryError):
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                self._clear_readers()
+            else:
                 self.fault = reason
                 self.clear()  # they were captured with the random generator that is replaced now
                 abandon_capture()

@@ -62,7 +62,7 @@ def budget_of(gpu: str | None, memory: str | None) -> tuple[Budget, ComputeDtype
     if gpu is not None:
         named = gpu_named(gpu)
         budget = Budget(memory_mib=named.usable_mib, workspaces_mib=named.workspaces_mib)
-        return budget, "bfloat16" if named.capability >= 8 else "float16"
+        return budget, named.dtype
     if memory is None:
         return Budget(), "bfloat16"
     try:

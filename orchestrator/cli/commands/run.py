@@ -36,7 +36,7 @@ def run(
     name, device = given.pop("name", None), given.pop("device", None)
     chosen = {field: given.pop(field, None) for field in ("space", "base_model", "data")}
     chosen |= {"trials": given.pop("n_trials", None), "sampler": sampler}
-    planned_for = _planned_for(gpu, dry_run=dry_run)
+    planned_for = _planned_for(gpu, device, dry_run=dry_run)
     settings = plan.choose(name, "cuda" if planned_for and device is None else device, chosen, given)
     notice = plan.demo_notice(settings, {"device": device, **chosen, **given})
     if dry_run:
@@ -52,20 +52,22 @@ def run(
     run_sweep(settings, resume=False, as_json=as_json, notice=notice)
 
 
-def _planned_for(gpu: str | None, *, dry_run: bool) -> Gpu | None:
+def _planned_for(gpu: str | None, device: str | None, *, dry_run: bool) -> Gpu | None:
     """The GPU of --gpu.
 
     Raises:
-        ConfigError: none has this name; or it is said of a run, which takes the GPUs that are there.
+        ConfigError: none has this name; it is said of a run, which takes the GPUs that are there; or of a CPU.
     """
     if gpu is not None and not dry_run:
         raise ConfigError(f"--gpu: {gpu!r} is for --dry-run; a run takes the GPUs that are there, see --device-kind")
-    return gpu_named(gpu) if gpu else None
+    if gpu is not None and device == "cpu":
+        raise ConfigError(f"--gpu: {gpu!r} is no CPU; leave out --device cpu")
+    return None if gpu is None else gpu_named(gpu)
 
 
 def _print_plan(settings: SweepSettings, gpu: Gpu | None, as_json: bool) -> None:
     firsts = plan.first_configs(settings, 5)
-    peaks, coverage = plan.predicted_peaks_mib(settings, firsts), base_targets.coverage_lines(settings)
+    peaks, coverage = plan.predicted_peaks_mib(settings, firsts, gpu), base_targets.coverage_lines(settings)
     if as_json:
         configs = [config.to_dict() for config in firsts]
         planned = {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 import search_spaces
 from orchestrator.analysis.finalists import to_evaluate
+from orchestrator.analysis.moment import BEGAN_AT
 from orchestrator.analysis.overview import overviews
 from orchestrator.cli import options
 from orchestrator.cli.commands.stop import stop
@@ -82,6 +84,20 @@ def test_a_run_under_the_name_of_a_sweep_that_runs_names_its_process(owner, flag
     owner.kill()
     owner.wait()
     assert "sweep 'a' exists" in called("run", "--name", "a", *flags, cwd=tmp_path).err
+
+
+# --- status
+
+
+def test_workers_start_only_for_as_long_as_a_process_runs_the_sweep(owner, tmp_path):
+    with closing(Ledger(tmp_path / "mlflow_runs/sweeps/a/ledger.db")) as ledger:
+        ledger.set_fact(BEGAN_AT, time.time())  # gone on with, after its first trial
+    found = called("status", "a", "--json", cwd=tmp_path).json
+    assert (found["phase"], found["starting_seconds"] >= 0) == ("starting workers and first trials", True)
+    owner.kill()
+    owner.wait()
+    found = called("status", "a", "--json", cwd=tmp_path).json
+    assert (found["phase"], found["starting_seconds"]) == ("training", None)
 
 
 # --- list
@@ -179,6 +195,8 @@ def test_the_report_of_a_recorded_sweep_lies_beside_and_leaves_its_folder_as_it_
 def test_a_recorded_sweep_is_read_alone_and_nobody_is_told_to_go_on_with_it(with_recorded):
     for words in (("report", "kept"), ("status", "kept")):
         assert "resume" not in called(*words, cwd=with_recorded).out
+    assert "its adapter: " not in called("best", "kept", cwd=with_recorded).out
+    assert "its adapter: " in called("best", "mine", cwd=with_recorded).out
     assert "resume mine" in called("status", "mine", cwd=with_recorded).out
     assert "resume mine" in called("report", "mine", cwd=with_recorded).out
     for words in (("resume", "kept"), ("verify", "kept"), ("stop", "kept"), ("delete", "kept", "--yes")):
@@ -428,8 +446,25 @@ def test_the_dry_run_for_a_named_gpu_has_minutes_and_money_without_one(tmp_path)
     assert "minutes: add" not in shown
 
 
+@pytest.mark.parametrize("gpu", ["T4", "H200"])
+def test_the_dry_run_for_a_named_gpu_predicts_the_peak_that_fit_does(gpu, tmp_path):
+    planned = called("run", "--dry-run", "--gpu", gpu, "--json", cwd=tmp_path).json
+    for config, peak in zip(planned["first_configs"], planned["predicted_peak_mib"], strict=True):
+        shape = ("precision", "loop", "batch_size", "max_length_tokens", "rank", "dropout")
+        words = [f"--{name.replace('_', '-')}={config[name]}" for name in shape]
+        words += ["--targets", "+".join(config["targets"]), "--gpu", gpu, "--json"]
+        found = called("fit", "openai-community/gpt2-medium", *words, cwd=tmp_path).json
+        assert peak == pytest.approx(found["peak_mib"], abs=0.01)
+
+
 @pytest.mark.parametrize(
-    ("words", "why"), [(["--gpu", "T4"], "is for --dry-run"), (["--gpu", "T5", "--dry-run"], "T4")]
+    ("words", "why"),
+    [
+        (["--gpu", "T4"], "is for --dry-run"),
+        (["--gpu", "T5", "--dry-run"], "T4"),
+        (["--gpu", "", "--dry-run"], "no GPU ''"),
+        (["--gpu", "T4", "--dry-run", "--device", "cpu"], "leave out --device cpu"),
+    ],
 )
 def test_a_gpu_that_nobody_knows_or_that_a_run_would_not_take_is_refused(words, why, tmp_path):
     refused = called("run", *words, cwd=tmp_path)
@@ -457,9 +492,11 @@ def test_without_a_gpu_the_dry_run_says_what_its_trials_need_on_one_and_how_to_p
 
 
 def test_of_a_base_that_only_the_hub_knows_the_dry_run_says_what_asks_it_for_the_peak(tmp_path):
-    text = called("run", "--dry-run", "--base-model", "some/model", cwd=tmp_path, COLUMNS="80").out
-    assert "MiB: this base's shape is not known here" in text
-    assert "MiB on" not in text
+    for more in ((), ("--gpu", "T4")):
+        text = called("run", "--dry-run", "--base-model", "some/model", *more, cwd=tmp_path, COLUMNS="80").out
+        assert "MiB and minutes: this base's shape is not known here" in text
+        assert "MiB on" not in text
+        assert "add --gpu" not in text, "no GPU's name makes up for the shape"
 
 
 def test_where_the_gpu_and_its_price_are_known_the_dry_run_says_minutes_and_money(tmp_path):

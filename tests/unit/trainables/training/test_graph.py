@@ -1,5 +1,6 @@
 """What captured steps rest on, as far as a CPU shows it: keys, packed batches, a padded rank that takes no part."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -14,10 +15,11 @@ from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import adapted_layers
 from trainables.training.batches import StepShape, packed
 from trainables.training.eager import EagerEngine
+from trainables.training.graph_cache import GraphCache
 from trainables.training.step_graphs import graph_key
 from trainables.trial import Trial
 from trainables.values.config import LOSS_CHUNK_TOKENS, TrialConfig
-from trainables.values.errors import ConfigError
+from trainables.values.errors import CaptureFailed, ConfigError
 
 
 @given(st.integers(1, 300))
@@ -155,3 +157,19 @@ def test_padding_that_is_not_zero_would_take_part(cache, small_config, batches):
     stray, weights = trained(cache, config, batches, rank=16, stray=0.1)
     assert (stray - losses).abs().max() > 1e-3
     assert any(weight[:, 5:].any() for name, weight in weights.items() if "lora_B" in name)
+
+
+def test_a_capture_for_which_there_is_no_memory_gives_up_what_readers_hold_and_no_steps():
+    """What is done eagerly instead needs the room: full weights alone are as large as the base at 16 bits."""
+    cache, held = GraphCache(), [torch.zeros(1) for _ in range(3)]
+    cache._stream = object()  # a GPU's
+    cache._step_graphs["steps"] = object()
+    for kept, tensor in zip((cache._readers, cache._reader_buffers, cache._full_weights), held, strict=True):
+        kept["any"] = tensor
+    gone = list(map(weakref.ref, held))
+    del held, kept, tensor
+    with pytest.raises(CaptureFailed, match="out of memory"), cache._capturing():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    assert [one() for one in gone] == [None, None, None]
+    assert list(cache._step_graphs) == ["steps"]
+    assert cache.fault is None
