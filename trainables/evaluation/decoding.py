@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -156,11 +157,12 @@ def _generated(
     """The same by transformers' own greedy search, for a base of no family here.
 
     Prompts that may go on for equally long are read together, padded on the left and masked; one at a time by a base
-    whose state is no cache that could be masked.
+    that is not told its tokens' positions, or whose state is no cache that could be masked.
     """
+    is_alone = core._is_stateful or "position_ids" not in signature(core.forward).parameters
     groups: dict[tuple[int, int], list[int]] = {}
     for i, prompt in enumerate(prompts):
-        groups.setdefault((_limit(core, prompt, n_new), i if core._is_stateful else 0), []).append(i)
+        groups.setdefault((_limit(core, prompt, n_new), i if is_alone else 0), []).append(i)
     texts: dict[int, list[int]] = {}
     for (limit, _), group in groups.items():
         width = max(len(prompts[i]) for i in group)

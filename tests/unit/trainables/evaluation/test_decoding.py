@@ -103,6 +103,27 @@ def test_prompts_of_an_unknown_base_are_continued_together_as_each_is_alone(case
     assert texts == [plain(base, prompt, min(9, room - len(prompt)), END) for prompt in prompts]
 
 
+BART = families.Case(
+    name="BART's decoder, positions of its own",
+    model_type="bart",
+    values={
+        "d_model": 64,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 128,
+        "is_decoder": True,
+    },
+)
+
+
+def test_a_base_that_counts_its_tokens_itself_reads_one_prompt_at_a_time():
+    base = families.tiny(BART)
+    base.generation_config.forced_eos_token_id = None  # its own, at the longest text
+    prompts = [[5], [9, 8, 7, 6], [17] * 11]
+    texts = greedy_texts(base, prompts, n_new=9, ends=[END])
+    assert texts == [plain(base, prompt, 9, END) for prompt in prompts]
+
+
 def test_a_base_with_a_state_that_cannot_be_masked_reads_one_prompt_at_a_time(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(families.write(families.UNKNOWN[0], tmp_path)).eval()
     n_read = []
