@@ -11,7 +11,7 @@ from orchestrator.analysis.verdict import failed_evaluations
 from orchestrator.api.interrupts import ended_in_order
 from orchestrator.cluster import ray_cluster
 from orchestrator.driver import base_targets, duration, sweep
-from orchestrator.driver.plan import why_empty
+from orchestrator.driver.plan import why_empty, without_4_bits
 from orchestrator.ledger import Ledger
 from orchestrator.settings import ROOT, SweepSettings
 from orchestrator.settings.command import command
@@ -82,6 +82,8 @@ def _say_what_is_run(settings: SweepSettings, ledger: Ledger, workload: Workload
         logger.info(notice)
     logger.info(f"rows: {_rows_read(ledger.fact('data_counts'))}; {workload.compute_dtype} arithmetic")
     logger.info(f"trials: {to_come(settings)}")
+    if line := without_4_bits(settings):
+        logger.info(line)
     for line in base_targets.coverage_lines(settings):
         logger.info(line)
     if workload.weights in ("random", "stand-in"):

@@ -228,6 +228,22 @@ def why_empty(snapshot: "SweepSnapshot") -> str | None:
     return nothing_counts(snapshot.trials, snapshot.settings, predict)
 
 
+def without_4_bits(settings: SweepSettings) -> str | None:
+    """One line where a search of both precisions is too short to come to 4 bits; None elsewhere."""
+    from orchestrator.search.design import N_FIRST
+
+    precision = settings.space.parameters.get("precision")
+    is_of_both = precision is not None and {"nf4", "16bit"} <= set(precision.samples)
+    if not is_of_both or settings.n_trials > N_FIRST or settings.warm_start is not None:
+        return None
+    if any(config.precision == "nf4" for config in first_configs(settings, settings.n_trials)):
+        return None
+    return (
+        f"no config is at 4 bits: a search by a model begins with {N_FIRST} at 16, as each at 4 would need a baseline; "
+        f"--trials {2 * N_FIRST} compares both"
+    )
+
+
 def first_configs(settings: SweepSettings, n_configs: int) -> list[TrialConfig]:
     """The configs that the sweep would start with, as far as they do not depend on results."""
     from orchestrator.search.proposer import Proposer

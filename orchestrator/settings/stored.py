@@ -125,7 +125,8 @@ def read(folder: Path) -> SweepSettings:
 def _no_sweep(folder: Path, others: Iterable[str] = ()) -> ConfigError:
     if (folder.parent.parent / RECORDED / folder.name / "settings.json").is_file():
         return ConfigError(
-            f"NAME: sweep {folder.name!r} is a recorded one, which can only be read: status, best, report, answers, card"
+            f"NAME: sweep {folder.name!r} is a recorded one, which can only be read: status, best, report, answers, "
+            "card"
         )
     names = {path.parent.name for path in folder.parent.glob("*/settings.json")}.union(others)
     if not names:

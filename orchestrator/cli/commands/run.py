@@ -81,7 +81,7 @@ def _print_plan(settings: SweepSettings, gpu: Gpu | None, as_json: bool) -> None
         duration.trials_seconds(settings, firsts, ROOT, gpu),
         settings.device == "cuda",
     )
-    print("the first trials, with what is predicted; a 4-bit one that completes adds its 16-bit baseline")
+    print("the first trials, with what is predicted; 4-bit ones bring 16-bit baselines")
     console.print(plan_table(firsts, peaks, seconds, price, on_gpu=on_gpu))
     for line in (f"all of them: {fixed_line(firsts)}", *missing_lines(peaks, seconds, on_gpu=on_gpu)):
         print(folded(line, console.width))
@@ -92,6 +92,8 @@ def _plan_lines(settings: SweepSettings, coverage: list[str], gpu: Gpu | None) -
     space = settings.space
     yield f"sweep {settings.name}: space {space.name} ({space.method})"
     yield f"trials: {to_come(settings)}"
+    if line := plan.without_4_bits(settings):
+        yield line
     data = data_caption(settings.data, settings.data_split, settings.columns)
     yield f"base model {settings.base_model}, data {data}, on {settings.device}"
     limit = "" if settings.min_similarity is None else f"; similarity at least {settings.min_similarity:g}"

@@ -197,6 +197,20 @@ def test_the_plan_names_the_configs_that_the_sweep_then_starts_with(base, tmp_pa
     assert plan.first_configs(asked, 4) == [task.config for task in desk.asked]
 
 
+@pytest.mark.parametrize("method", ["tpe", "random"])
+def test_a_search_too_short_to_come_to_4_bits_says_so(method):
+    for n_trials in (1, 4, 6, 7, 12):
+        asked = make(space(TPE | {"method": method}), n_trials=n_trials)
+        precisions = {config.precision for config in plan.first_configs(asked, n_trials)}
+        assert (plan.without_4_bits(asked) is not None) == (n_trials <= 6 and precisions == {"16bit"})
+    assert plan.without_4_bits(make(space(TPE), n_trials=6)).startswith("no config is at 4 bits")
+
+
+def test_a_search_of_one_precision_misses_nothing():
+    one = {"parameters": {"rank": {"values": [1, 2, 4, 8]}}, "fixed": TPE["fixed"] | {"precision": "16bit"}}
+    assert plan.without_4_bits(make(space(TPE | one), n_trials=2)) is None
+
+
 @pytest.mark.parametrize(("field", "value"), [("finalist_seeds", 0), ("baseline_seeds", 1), ("min_similarity", 1.1)])
 def test_a_seed_replicates_that_says_nothing_is_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=field):
