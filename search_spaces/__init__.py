@@ -249,16 +249,40 @@ def parse(values: Mapping[str, Any], *, source: str) -> Space:
     try:
         return Space.model_validate(values)
     except ValidationError as error:
-        found = [*faults_of(error, Space), *_unknown(values)]
+        found = [*faults_of(error, Space), *_seen_already(values)]
         raise refusal(source, found) from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 
 
-def _unknown(values: Mapping[str, Any]) -> Iterator[str]:
-    """Settings that no trial has, of a space that other faults keep from being looked at whole."""
+def _seen_already(values: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with single settings of a space that other faults keep from being looked at whole."""
     for part in ("parameters", "fixed"):
         named = values.get(part)
-        for name in named if isinstance(named, Mapping) else ():
+        for name, said in named.items() if isinstance(named, Mapping) else ():
             if name not in NAMES:
                 yield f"no trial setting {name!r}{did_you_mean(str(name), NAMES)}"
+            elif part == "fixed":
+                yield from _unfit(name, said)
+            elif isinstance(said, Mapping):
+                yield from _unfit_choices(name, said)
+
+
+def _unfit_choices(name: str, said: Mapping[str, Any]) -> Iterator[str]:
+    ends = [said[end] for end in ("min", "max") if isinstance(said.get(end), int | float)]
+    if len(ends) == 2 and not ends[0] < ends[1]:
+        yield f"parameters.{name}: min must be under max, got {float(ends[0])!r} and {float(ends[1])!r}"
+    choices = said.get("values")
+    for value in choices if isinstance(choices, list | tuple) else ():
+        yield from _unfit(name, value)
+
+
+def _unfit(name: str, value: Any) -> Iterator[str]:
+    """What is wrong with a value, whatever a trial's other settings are; what is of no kind that a setting has, others
+    say."""
+    try:
+        config_of(SOUND | {name: tuple(value) if isinstance(value, list) else value})
+    except ConfigError as error:
+        yield str(error)
+    except (TypeError, ValueError):
+        return

@@ -317,3 +317,20 @@ def test_a_target_of_another_family_is_refused_with_the_space_and_the_nearest_gr
     for space in (small({"targets": {"values": ["attn.c_attn"]}}), small(fixed={"targets": ["attn.c_attn"]})):
         with pytest.raises(ConfigError, match=r"SPACE small: targets: 'attn\.c_attn' is a module of GPT-2.*say 'qkv'"):
             space.for_family(llama.FAMILY)
+
+
+def test_all_that_is_wrong_is_said_at_once_whatever_kind_it_is_of(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("""
+method: tpe
+parameters:
+  precision: {values: [nf4, 16bit]}
+  rank: {values: [4, -8]}
+  learning_rate: {distribution: log_unform, min: 2.0e-3, max: 2.0e-4}
+  presicion: {values: [nf4]}
+fixed: {alpha: 8, max_stpes: 20, dropout: 1.5}
+""")
+    with pytest.raises(ConfigError, match="6 faults") as refused:
+        search_spaces.load(str(path))
+    for said in ("'log_unform'", "got -8", "min must be under max", "'presicion'", "'max_stpes'", "got 1.5"):
+        assert str(refused.value).count(said) == 1, said
