@@ -89,6 +89,7 @@ def arguments(root: Path, host: str, port: int, allowed_hosts: str | None) -> li
         raise ConfigError(f"there is no {store_file(root)} yet; run a sweep first")
     names = f"localhost,localhost:*,127.0.0.1,127.0.0.1:*,[[]::1]:{port}"
     given = ["-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    given += ["--uvicorn-opts", "--log-level critical"]  # else a line a request, and a traceback where Ctrl-C ends it
     if host not in LOOPBACK:
         names = _checked(host, allowed_hosts)
         given += ["--app-name", "basic-auth"]
