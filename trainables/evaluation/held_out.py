@@ -29,8 +29,7 @@ EVAL_LENGTH_TOKENS = HELD_OUT_TOKENS
 N_DECODED_ROWS = 64
 MAX_NEW_TOKENS = 64
 BATCH_TOKENS: Mapping[str, int] = {"cuda": 8192, "cpu": 2048}
-"""Largest batch on each kind of device, padding included; on a CPU what fits its caches takes three fifths of the time.
-"""
+"""Largest batch on each kind of device, padding included; on a CPU one that fits its caches is faster."""
 HEAD_TOKENS = 1024
 """Tokens whose logits exist at once."""
 

@@ -117,7 +117,7 @@ def _layout_on_meta_device(folder: Path) -> Layout:
     blocks = []
     for block in family.blocks_of(model):
         modules = family.modules_in(block).items()
-        blocks.append({name: _sizes(module) for name, module in modules})
+        blocks.append({name: generic.sizes_of(module) for name, module in modules})
     return Layout(family=family, blocks=tuple(blocks))
 
 
@@ -137,11 +137,6 @@ def _without_weights(folder: Path) -> "PreTrainedModel":
         raise ConfigError(
             f"BASE_MODEL: transformers builds no {model_type!r} from {str(folder / 'config.json')!r}: {reason}"
         ) from None
-
-
-def _sizes(module: object) -> Sizes:
-    first, second = module.weight.shape  # type: ignore[attr-defined]
-    return (first, second) if generic.is_conv1d(module) else (second, first)  # type: ignore[arg-type]
 
 
 def known_layout(source: str) -> Layout | None:

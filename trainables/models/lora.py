@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from trainables.data.hub_models import named_revision
 from trainables.models.families import FAMILIES, ordered_targets
-from trainables.models.families.generic import is_conv1d
+from trainables.models.families.generic import sizes_of
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError
 
@@ -126,16 +126,11 @@ def blank_matrices(base: "PreTrainedModel", config: TrialConfig) -> "dict[str, t
     matrices = {}
     for name, module in base.named_modules():
         if any(name.endswith(f".{target}") for target in config.targets):
-            inputs, outputs = _sizes(module)
+            inputs, outputs = sizes_of(module)
             for letter, size in (("A", (config.rank, inputs)), ("B", (outputs, config.rank))):
                 blank = torch.nn.Parameter(torch.zeros(size, device=base.device))
                 matrices[f"base_model.model.{name}.lora_{letter}.default.weight"] = blank
     return matrices
-
-
-def _sizes(module: "torch.nn.Module") -> tuple[int, int]:
-    """Inputs and outputs of a linear module, 4-bit or not."""
-    return tuple(module.weight.shape) if is_conv1d(module) else (module.in_features, module.out_features)
 
 
 def to_files(

@@ -68,6 +68,11 @@ def is_conv1d(module: "nn.Module") -> bool:
     return isinstance(module, Conv1D)
 
 
+def sizes_of(module: "nn.Module") -> tuple[int, int]:
+    """Inputs and outputs of a linear module, 4-bit or not."""
+    return tuple(module.weight.shape) if is_conv1d(module) else (module.in_features, module.out_features)
+
+
 def is_linear(module: "nn.Module") -> bool:
     """Whether a module is one that LoRA and NF4 know: nn.Linear (bitsandbytes' are too) or Conv1D."""
     from torch.nn import Linear
