@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trainables import demo
@@ -172,6 +172,7 @@ def test_a_model_does_not_diverge_from_itself(model, rows):
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 700))
+@example([5, 5], 10)
 def test_rows_are_grouped_by_length_in_batches_of_at_most_so_many_tokens(lengths, n_tokens):
     groups = held_out.grouped_by_length(lengths, n_tokens)
     order = [i for group in groups for i in group]
