@@ -47,7 +47,8 @@ class TaskReport:
             the task's, not the trial's.
         measurement: of a trial at this rung.
         cost: of the trial's cost key on this kind of device.
-        adapter: of a trial that trained to its end: peft's files by name.
+        adapter: of a trial that trained to its end: peft's files by name. Not a part of the text of a report: Tune
+            makes that of each, twice, for messages that it does not write.
         adapter_at: where those lie instead, see orchestrator.workers.storage.
         similarity: key of the 4-bit trial that was compared with its baseline, and what that came to.
         environment: device, versions and dtype, at the end.
@@ -59,7 +60,7 @@ class TaskReport:
     state: State
     measurement: Measurement | None = None
     cost: Cost | None = None
-    adapter: Mapping[str, bytes] | None = None
+    adapter: Mapping[str, bytes] | None = field(default=None, repr=False)
     adapter_at: tuple[str, str] | None = None
     similarity: tuple[str, Comparison] | None = None
     test_evaluation: TestEvaluation | None = None
