@@ -42,12 +42,12 @@ def ended_in_order(again: Callable[[], Any] | None = None) -> Iterator[Callable[
             raise KeyboardInterrupt
 
     def begin() -> None:
-        os.environ.update(NOT_TUNES)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, stop)  # Ray's own, there since it started, prints its C++ stack and aborts
             if before[signal.SIGINT] != signal.SIG_IGN:
                 signal.signal(signal.SIGINT, stop)
 
+    os.environ.update(NOT_TUNES)
     try:
         yield begin
     finally:

@@ -96,6 +96,11 @@ class Driver:
         self.finished = False
         self.stopped: str | None = None
 
+    @property
+    def ledger(self) -> "Ledger":
+        """Of the sweep, still open."""
+        return self._ledger
+
     # --- the three questions
 
     def next_task(self) -> "Task | None":

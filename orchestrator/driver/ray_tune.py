@@ -1,13 +1,13 @@
-"""Ray Tune's three plug-ins: they decide nothing and forward to the driver.
+"""Ray Tune's four plug-ins: they decide nothing and forward to the driver.
 
 Tune asks a scheduler about every result but the last of a trial, then shows the result to callbacks, then tells the
 searcher of a trial's end. So the scheduler reports rungs to the driver, and the callback what a worker ended with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray.tune import Callback
+from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -33,17 +33,34 @@ def _no_state(plug_in: Any) -> dict[str, Any]:
 
 
 class TuneTasks:
-    """The tasks that are Tune trials now, and the workers they run on; what the three plug-ins share.
+    """The tasks that are Tune trials now, and the workers they run on; what the plug-ins share.
 
     Attributes:
+        driver: there once `begin_sweep` was called.
         faults: why Tune gave a trial up, by its id, until the searcher asks.
     """
 
-    def __init__(self, driver: Driver, workers: Workers) -> None:
-        self.driver = driver
+    driver: Driver
+
+    def __init__(self, begin: Callable[[], tuple[Driver, Mapping[str, Any]]], workers: Workers) -> None:
+        """
+        Args:
+            begin: called once, when workers start: the driver, and what every task's Tune config holds beside the task
+                and its worker.
+        """
+        self._begin = begin
         self.workers = workers
         self.faults: dict[str, TaskFault] = {}
+        self.shared: Mapping[str, Any] | None = None
         self._tasks: dict[str, Task] = {}
+
+    @property
+    def has_begun(self) -> bool:
+        return self.shared is not None
+
+    def begin_sweep(self) -> None:
+        """Have the driver; raises what its beginning raises."""
+        self.driver, self.shared = self._begin()
 
     def begin(self, trial_id: str, task: Task) -> None:
         self._tasks[trial_id] = task
@@ -56,34 +73,48 @@ class TuneTasks:
 
 
 class TaskSearcher(Searcher):
-    """Hands out the driver's tasks."""
+    """Hands out the driver's tasks; before there is a driver, a start to each worker, that they import meanwhile."""
 
     __deepcopy__, __getstate__ = _itself, _no_state
 
-    def __init__(self, tasks: TuneTasks, shared: Mapping[str, Any]) -> None:
+    def __init__(self, tasks: TuneTasks, n_starts: int, start: Mapping[str, Any]) -> None:
         """
         Args:
-            shared: what every task's Tune config holds beside the task and its worker.
+            n_starts: workers that start before there is a task.
+            start: what their Tune config holds beside the worker.
         """
         super().__init__()  # with a metric, Tune would end the sweep at the first report without it: a broken trial's
         self._tasks = tasks
-        self._shared = dict(shared)
+        self._n_starts = n_starts
+        self._start = dict(start)
+        self._starting: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        workers = self._tasks.workers
+        if not self._tasks.has_begun:
+            if len(self._starting) < self._n_starts:
+                self._starting.add(trial_id)
+                return {"task": None, "worker": workers.take(trial_id), **self._start}
+            if not workers.are_asked_for():
+                return None
+            self._tasks.begin_sweep()
+        if self._starting and not workers.has_idle:  # a task goes to one of these, not to one more
+            return None
         task = self._tasks.driver.next_task()
         if task is None:
-            self._tasks.workers.make_room()
+            workers.make_room()
             return Searcher.FINISHED if self._tasks.driver.is_over else None
         self._tasks.begin(trial_id, task)
-        return {"task": task, "worker": self._tasks.workers.take(trial_id), **self._shared}
+        return {"task": task, "worker": workers.take(trial_id), **self._tasks.shared}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        task = self._tasks.end(trial_id)
-        if task is None:
+        task, fault = self._tasks.end(trial_id), self._tasks.faults.pop(trial_id, None)
+        if task is None and trial_id not in self._starting:
             return
+        self._starting.discard(trial_id)
         self._tasks.workers.give_back(trial_id, lost=error)
-        fault = self._tasks.faults.pop(trial_id, None)
-        self._tasks.driver.ended(task, (fault or fault_of(None)) if error else None)
+        if task is not None:
+            self._tasks.driver.ended(task, (fault or fault_of(None)) if error else None)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the state."""
@@ -113,6 +144,21 @@ class TaskScheduler(FIFOScheduler):
             return TrialScheduler.CONTINUE
         decision = self._tasks.driver.report(task, result[REPORT])
         return TrialScheduler.STOP if isinstance(decision, Stop) else TrialScheduler.CONTINUE
+
+
+class TaskStopper(Stopper):
+    """Ends Tune when the driver has nothing more to do, though a worker that was to start may still have no place."""
+
+    __deepcopy__, __getstate__ = _itself, _no_state
+
+    def __init__(self, tasks: TuneTasks) -> None:
+        self._tasks = tasks
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._tasks.has_begun and self._tasks.driver.is_over
 
 
 class TaskCallback(Callback):

@@ -1,10 +1,12 @@
-"""What a sweep has when its trials can begin: its inputs on this machine, and what its devices are."""
+"""What a sweep has when its trials can begin: its inputs on this machine, what its devices are, its open ledger."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orchestrator.ledger import Ledger
+    from orchestrator.settings import SweepSettings
     from trainables.cost.predicted_time import Speed
     from trainables.values.config import ComputeDtype
     from trainables.values.workload import Workload
@@ -38,3 +40,17 @@ class Ready:
     workload: "Workload"
     counts: Mapping[str, int]
     device: SweepDevice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A sweep whose ledger is open and says what it is about: what a driver is made of.
+
+    Attributes:
+        known: of Driver: what other sweeps know.
+    """
+
+    settings: "SweepSettings"
+    workload: "Workload"
+    ledger: "Ledger"
+    known: Mapping[str, Any]

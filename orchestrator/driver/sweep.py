@@ -4,7 +4,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.analysis.moment import BEGAN_AT, WRITING
 from orchestrator.analysis.snapshot import COVERAGE, GENERIC, LEARNED, SweepSnapshot
 from orchestrator.driver import base_targets, plan, reuse, same_command, time_repeats, warm_start
-from orchestrator.driver.ready import Ready
+from orchestrator.driver.ready import Begun, Ready
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.ownership import owned
 from orchestrator.ledger.schema import ID_FILE
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Prepare = Callable[[SweepSettings, Path], Ready]
+Prepare = Callable[[SweepSettings, Path], Callable[[], Ready]]
+"""Connects to Ray and checks what can be checked at once; returns what brings the rest, while workers start."""
 
 
 def run(
@@ -51,33 +52,45 @@ def run(
         resume: go on with the sweep of that name; otherwise the name must be new.
         started: called once when everything is ready and trials are about to start.
         verdict_seeds: in place of the setting, which stays as it is: what it adds lies in the ledger.
-        trainable: does the tasks in place of SweepTrainable.
-        prepare: connects to Ray and brings the inputs in place of orchestrator.driver.prepare.
+        trainable, prepare: in place of SweepTrainable and of orchestrator.driver.prepare.
     Raises:
+        KeyboardInterrupt: before anything is kept of the sweep.
         SweepError: with the exit code of its kind.
     """
     folder, timeline = sweep_folder(settings.name, root), Timeline()
     if resume and folder.exists():
         refuse_shared(folder, root)
-    with narrowed(root), owned(folder):
+    with narrowed(root), owned(folder), ExitStack() as opened:
         _refuse_unfit(settings, root, resume=resume)
         with timeline.span("inputs"):
-            ready = (prepare or _prepare)(settings, root)
-        stored.save(settings, folder)
-        with closing(Ledger(folder / "ledger.db")) as ledger:
-            _note_start(settings, ledger, ready)
-            elsewhere = _from_other_sweeps(settings, ready, root, ledger)
+            bring = (prepare or _prepare)(settings, root)
+        from orchestrator.driver.tuning import run_tasks  # brings Ray Tune
+
+        def begin() -> Begun:
+            with timeline.span("inputs"):
+                ready = bring()
+            tasks.enter_context(timeline.span("tasks"))
+            ledger = opened.enter_context(closing(Ledger(folder / "ledger.db")))
+            begun = _begun(settings, ready, root, ledger, verdict_seeds)
             started(ledger, ready.workload)
-            from orchestrator.driver.tuning import run_tasks  # brings Ray Tune
+            return begun
 
-            asked = settings if verdict_seeds is None else settings.model_copy(update={"verdict_seeds": verdict_seeds})
-            with timeline.span("tasks"):
-                driver = run_tasks(asked, ready.workload, ledger, trainable, _resume(settings), **elsewhere)
-            return _ended(driver, settings, ledger, root, timeline)
+        with ExitStack() as tasks:
+            driver = run_tasks(settings, folder, begin, trainable, _resume(settings))
+        return _ended(driver, settings, driver.ledger, root, timeline)
 
 
-def _prepare(settings: SweepSettings, root: Path) -> Ready:
-    from orchestrator.driver.prepare import prepare  # brings what reads base models and rows
+def _begun(settings: SweepSettings, ready: Ready, root: Path, ledger: Ledger, verdict_seeds: int | None) -> Begun:
+    """Have the sweep's folder say what it is about; with what other sweeps know."""
+    stored.save(settings, ledger.path.parent)
+    _note_start(settings, ledger, ready)
+    elsewhere = _from_other_sweeps(settings, ready, root, ledger)
+    asked = settings if verdict_seeds is None else settings.model_copy(update={"verdict_seeds": verdict_seeds})
+    return Begun(settings=asked, workload=ready.workload, ledger=ledger, known=elsewhere)
+
+
+def _prepare(settings: SweepSettings, root: Path) -> Callable[[], Ready]:
+    from orchestrator.driver.prepare import prepare  # brings what reads rows
 
     return prepare(settings, root)
 

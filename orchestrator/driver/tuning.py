@@ -4,7 +4,9 @@ It brings Ray Tune, so it is imported once settings and inputs are sound and the
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from ray import tune
 from orchestrator.cluster import heartbeat, ray_cluster
 from orchestrator.cluster.node_watch import NodeVersionWatch
 from orchestrator.driver.driver import Driver
-from orchestrator.driver.ray_tune import TaskCallback, TaskScheduler, TaskSearcher, TuneTasks
+from orchestrator.driver.ray_tune import TaskCallback, TaskScheduler, TaskSearcher, TaskStopper, TuneTasks
 from orchestrator.driver.time_repeats import is_timed
 from orchestrator.ledger import Ledger
 from orchestrator.security import ray_guard
@@ -22,63 +24,64 @@ from orchestrator.workers.tune_trainable import SweepTrainable
 from trainables.values.errors import DiskFull, SweepError
 
 if TYPE_CHECKING:
+    from orchestrator.driver.ready import Begun
     from orchestrator.settings import SweepSettings
     from trainables.values.workload import Workload
 
 
 def run_tasks(
-    settings: "SweepSettings",
-    workload: "Workload",
-    ledger: Ledger,
-    trainable: type | None,
-    resume_with: str,
-    **known: Any,
+    settings: "SweepSettings", folder: Path, begin: Callable[[], "Begun"], trainable: type | None, resume_with: str
 ) -> Driver:
     """Let Ray Tune run until the driver has nothing more to do, or it is interrupted.
 
     Args:
-        trainable: does the tasks in place of SweepTrainable.
+        folder: of the sweep.
+        begin: called once, when workers start and import what they need.
+        trainable: does the tasks in place of SweepTrainable; such workers do not start before there is a task.
         resume_with: the command that goes on, for who loses the cluster.
-        known: of Driver: what other sweeps know.
     Raises:
-        DiskFull, SweepError: what ended it from outside.
+        KeyboardInterrupt: before `begin` had ended.
+        DiskFull, SweepError: what ended it from outside, and what `begin` raises.
     """
-    folder = ledger.path.parent
     watch = NodeVersionWatch() if settings.address else None
-    shared = _shared(settings, workload, folder, watch)
     looked, avoided = (watch.looked, watch.avoided) if watch else (list, ())
     slots = ray_cluster.Slots(lambda silent: ray_cluster.n_slots(settings, {*silent, *looked()}))
-    workers = warm.Workers(settings.resources, avoided, lost=slots.one_lost)
-    driver = Driver(settings, workload, ledger, n_slots=slots, **known)
+    start = {"device": settings.device, "versions": watch.here if watch else None}
+
+    def driver_of_sweep() -> tuple[Driver, dict[str, Any]]:
+        begun = begin()
+        driver = Driver(begun.settings, begun.workload, begun.ledger, n_slots=slots, **begun.known)
+        return driver, start | _shared(begun.settings, begun.workload, folder)
+
+    tasks = TuneTasks(driver_of_sweep, warm.Workers(settings.resources, avoided, lost=slots.one_lost))
+    searcher = TaskSearcher(tasks, 0 if trainable else min(slots(), settings.n_trials), start)
     scratch = (folder / "ray").resolve()
-    tuner = _tuner(TuneTasks(driver, workers), shared, trainable or SweepTrainable, scratch)
+    tuner = _tuner(tasks, searcher, trainable or SweepTrainable, scratch)
     try:
-        _fit(tuner, ledger.path, f"the Ray cluster was lost; once it is back: {resume_with}")
+        _fit(tuner, folder / "ledger.db", f"the Ray cluster was lost; once it is back: {resume_with}")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state
-    return driver
+    if not tasks.has_begun:
+        raise KeyboardInterrupt
+    return tasks.driver
 
 
-def _shared(
-    settings: "SweepSettings", workload: "Workload", folder: Path, watch: NodeVersionWatch | None
-) -> dict[str, Any]:
-    """What every task's Tune config holds beside the task and its worker."""
+def _shared(settings: "SweepSettings", workload: "Workload", folder: Path) -> dict[str, Any]:
+    """What every task's Tune config holds beside the task, its worker and what that started with."""
     return {
         "workload": asdict(workload),
-        "device": settings.device,
         "is_timed": is_timed(settings),
         "adapter_store": adapter_server.serve(folder / "adapters", folder / checkpoints.FOLDER),
-        "versions": watch.here if watch else None,
         "inputs": node_inputs.serve(workload) if settings.address else None,
         "storage": (settings.storage, settings.name) if settings.storage else None,
     }
 
 
-def _tuner(tasks: TuneTasks, shared: dict[str, Any], trainable: type, scratch: Path) -> tune.Tuner:
+def _tuner(tasks: TuneTasks, searcher: TaskSearcher, trainable: type, scratch: Path) -> tune.Tuner:
     return tune.Tuner(
         tune.with_resources(trainable, warm.resources_of),
         tune_config=tune.TuneConfig(
-            search_alg=TaskSearcher(tasks, shared),
+            search_alg=searcher,
             scheduler=TaskScheduler(tasks),
             num_samples=-1,
             reuse_actors=True,
@@ -88,12 +91,19 @@ def _tuner(tasks: TuneTasks, shared: dict[str, Any], trainable: type, scratch: P
             name="tune",
             storage_path=str(scratch),
             callbacks=[TaskCallback(tasks)],
+            stop=TaskStopper(tasks),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=0),  # the driver decides what is tried again
             verbose=0,
             progress_reporter=tune.CLIReporter(),  # says nothing so; a notebook's would clear what its cell shows
         ),
     )
+
+
+def _close(ledger_path: Path) -> None:
+    """Have what is in the ledger's log written into the file itself, if the sweep has one yet."""
+    if ledger_path.exists():
+        Ledger(ledger_path).close()
 
 
 def _fit(tuner: tune.Tuner, ledger_path: Path, lost: str) -> None:
@@ -104,7 +114,7 @@ def _fit(tuner: tune.Tuner, ledger_path: Path, lost: str) -> None:
     """
     try:
         with (
-            heartbeat.watched(lost, last_act=lambda: Ledger(ledger_path).close()) as heart,
+            heartbeat.watched(lost, last_act=partial(_close, ledger_path)) as heart,
             ray_guard.keep_cloud_secrets(),
         ):
             tuner.fit()

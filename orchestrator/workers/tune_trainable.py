@@ -35,12 +35,17 @@ class SweepTrainable(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
-        self._reports = self._worker.reports(new_config)
-        self._key, self._storage = new_config["task"].key, new_config.get("storage")
+        task, self._storage = new_config["task"], new_config.get("storage")
+        if task is None:  # it was only to start
+            self._reports = iter(())
+        else:
+            self._key, self._reports = task.key, self._worker.reports(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        report = next(self._reports)
+        report = next(self._reports, None)
+        if report is None:
+            return {"done": True}
         if self._storage and report.adapter:  # it goes there instead of through the driver's hands
             where, sweep = self._storage
             storage.write(where, sweep, self._key, report.adapter)

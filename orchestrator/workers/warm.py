@@ -7,6 +7,7 @@ part of what a task asks for: a task goes to the idle worker of its number, or w
 task is given; and Tune is told to keep one worker of each number.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -19,6 +20,8 @@ NODE_ID = "ray.io/node-id"
 
 START_SECONDS = 15.0
 """What has not started for longer has no place to."""
+ASKED_SECONDS = 2.0
+"""Within so long Tune asks Ray for a process that has a place."""
 IDLE_SECONDS = 60.0
 """What is idle for longer is given up, so that a cluster may do without its node."""
 
@@ -86,6 +89,7 @@ class Workers:
         self._waiting_since: dict[str, float] = {}
         self._kept: set[int] = set()
         self._cache: Any = None
+        self._actors: Any = None
 
     def take(self, trial_id: str) -> dict[str, Any]:
         """The worker of a Tune trial, as its config names it: of the idle ones the last that worked, else a new one."""
@@ -97,6 +101,20 @@ class Workers:
         self._at_work[trial_id] = worker
         self._waiting_since[trial_id] = self._clock()
         return worker
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether one waits for a task."""
+        return bool(self._idle)
+
+    def are_asked_for(self) -> bool:
+        """Whether Ray was asked for the processes of all that have a task: it starts them without this process now.
+
+        Also where it could not be asked for a while, as they have no place.
+        """
+        since = max(self._waiting_since.values(), default=-math.inf)
+        n_asked = self._actors.num_live_actors if self._actors else 0  # of Tune's: those that Ray was asked for
+        return n_asked >= len(self._waiting_since) or self._clock() - since > ASKED_SECONDS
 
     def began(self, trial_id: str) -> None:
         """The worker is there, and has taken up its task."""
@@ -123,7 +141,8 @@ class Workers:
 
     def keep(self, tune_controller: Any, trial: Any) -> None:
         """Have Tune keep the worker of a trial's number while it is idle; Tune has no setting for it."""
-        self._cache, wanted = tune_controller._tune_controller._actor_cache, trial.placement_group_factory
+        controller, wanted = tune_controller._tune_controller, trial.placement_group_factory
+        self._cache, self._actors = controller._actor_cache, controller._actor_manager
         if wanted.number not in self._kept:
             self._kept.add(wanted.number)
             self._cache.increase_max(wanted)

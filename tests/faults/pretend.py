@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -50,11 +50,11 @@ def settings_of(name: str, space_name: str, address: str | None = None) -> Sweep
     return make(chosen, name=name, n_trials=n_trials, address=address, insecure=address is not None, tracking_uri=uri)
 
 
-def connected(settings: SweepSettings, root: Path) -> Ready:
+def connected(settings: SweepSettings, root: Path) -> Callable[[], Ready]:
     """Ray, and inputs that are nowhere."""
     ray_cluster.connect(settings.address, insecure=settings.insecure)
     device = SweepDevice(names=frozenset({device_name("cpu")}), compute_dtype=WORKLOAD.compute_dtype)
-    return Ready(workload=WORKLOAD, counts={"read": 0, "train": 0}, device=device)
+    return lambda: Ready(workload=WORKLOAD, counts={"read": 0, "train": 0}, device=device)
 
 
 def note(event: str, **values: Any) -> None:

@@ -71,7 +71,7 @@ def tune():
     """Three workers at work, whose numbers Tune's own cache was told: workers, cache, what they are asked for with."""
     clock, cache = Clock(), _ObjectCache()
     workers = warm.Workers(ONE_GPU, clock=clock)
-    controller = SimpleNamespace(_tune_controller=SimpleNamespace(_actor_cache=cache))
+    controller = SimpleNamespace(_tune_controller=SimpleNamespace(_actor_cache=cache, _actor_manager=None))
     wanted = [warm.resources_of({"worker": workers.take(name)}) for name in "abc"]
     for one in [*wanted, *wanted]:  # told again for each later trial
         workers.keep(controller, SimpleNamespace(placement_group_factory=one))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,6 @@ def tokenize(
     tokenizer_folder: Path,
     cache: Path,
     held_out_tokens: int = HELD_OUT_TOKENS,
-    are_sound: Callable[[], object] = lambda: None,
 ) -> TokenizedData:
     """Split and tokenize rows; a second call with the same rows uses the cache of the first.
 
@@ -64,7 +63,6 @@ def tokenize(
         tokenizer_folder: what `AutoTokenizer.from_pretrained` reads.
         cache: folder under which the Arrow cache of each digest lives.
         held_out_tokens: where validation and test rows are cut; HELD_OUT_TOKENS, or as many as the base has positions.
-        are_sound: called once the rows are dealt and the tokenizer could be opened, before anything is tokenized.
     Raises:
         DataError: too few rows, or the tokenizer's chat template can use none of them.
         ConfigError: see trainables.data.tokenizer.open_tokenizer; or a row has a token without an embedding.
@@ -75,11 +73,8 @@ def tokenize(
     splits = _split(checked.rows, template)
     digest = _digest(splits, tokenizer_folder, held_out_tokens)
     folder = cache / f"tokens-{CACHE_FORMAT}-{digest[:16]}"
-    if folder.exists():
-        are_sound()
-    else:
+    if not folder.exists():
         tokenizer = template.tokenizer if template else open_tokenizer(tokenizer_folder)
-        are_sound()
         write(_tokenized(splits, tokenizer, template), folder, held_out_tokens)
     _check_embedding(folder, tokenizer_folder)
     counts = {"read": checked.n_read} | {f"dropped: {reason}": n for reason, n in checked.dropped.items()}

@@ -1,11 +1,10 @@
 """From names of a base model and of rows to both on this machine, checked and tokenized: the parts of a Workload."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainables.data.formats import parse_columns
-from trainables.data.rows import local_file, read_rows
+from trainables.data.rows import CheckedRows, local_file, read_rows
 from trainables.data.splits import split_rows
 from trainables.data.tokenized import TokenizedData, tokenize
 from trainables.data.tokens import HELD_OUT_TOKENS, cut_counts, load
@@ -86,7 +85,7 @@ def fetch(
     *,
     data_split: str | None = None,
     columns: str | None = None,
-    are_sound: Callable[[], object] = lambda: None,
+    rows: CheckedRows | None = None,
 ) -> Inputs:
     """Fetch, check, split and tokenize, each once; needs neither a device nor Ray.
 
@@ -96,16 +95,16 @@ def fetch(
         base_source, rows_source: as in trainables.models.base_model.find and trainables.data.rows.read_rows.
         cache: folder for random weights and tokens.
         data_split, columns: as in trainables.values.workload.Workload.
-        are_sound: see trainables.data.tokenized.tokenize.
+        rows: of that source, where they were read before.
     Raises:
         ConfigError, DataError, Unreachable: see those two, and trainables.data.tokenized.tokenize.
     """
     # First: bad rows show before a large model is fetched.
-    checked = read_rows(rows_source, split=data_split, columns=parse_columns(columns))
+    checked = rows or read_rows(rows_source, split=data_split, columns=parse_columns(columns))
     base = base_model.find(base_source, cache)
     fingerprint = Beside(base.fingerprint)
     held_out_tokens = min(HELD_OUT_TOKENS, base_model.context_tokens(base.folder))
-    tokens = tokenize(checked, base.folder, cache, held_out_tokens, are_sound)
+    tokens = tokenize(checked, base.folder, cache, held_out_tokens)
     return Inputs(
         base=base,
         fingerprint=fingerprint.result(),

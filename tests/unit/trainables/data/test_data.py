@@ -334,24 +334,6 @@ def test_the_cache_holds_the_splits_as_text_that_decodes_to_the_rows(tokens, spl
     assert tokens.counts == {"read": 2520} | SPLIT_ROWS
 
 
-def test_rows_are_said_to_be_sound_once_before_any_is_tokenized_and_never_where_they_are_refused(tiny_folder, tmp_path):
-    said: list[list[Path]] = []
-
-    def are_sound() -> None:
-        said.append(list(tmp_path.glob("tokens-*")))
-
-    few = CheckedRows(rows=tuple(rows_with(9, n_instructions=9)), dropped={})
-    with pytest.raises(DataError, match="at least 296"):
-        tokenize(few, tiny_folder, tmp_path, are_sound=are_sound)
-    checked = read_rows("demo")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        tokenize(checked, tmp_path / "none", tmp_path, are_sound=are_sound)
-    assert not said
-    first = tokenize(checked, tiny_folder, tmp_path, are_sound=are_sound)
-    assert tokenize(checked, tiny_folder, tmp_path, are_sound=are_sound) == first
-    assert said == [[], [first.folder]]
-
-
 def test_equal_rows_find_the_cache_and_any_other_row_or_tokenizer_does_not(tokens, tiny_folder, tmp_path):
     checked = read_rows("demo")
     written_at = tokens.folder.stat().st_mtime_ns
