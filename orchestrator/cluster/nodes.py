@@ -145,5 +145,10 @@ def gpus(resources: Mapping[str, float], question: Any = _gpu) -> list[Gpu]:
     return ray.get(free)
 
 
+def ask_own_gpu() -> ray.ObjectRef:
+    """A GPU of a Ray of this machine alone, once it answers; nothing is reserved for it, as workers start meanwhile."""
+    return _gpu.remote()
+
+
 def _on(node: Mapping[str, Any]) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)

@@ -1,9 +1,11 @@
 """A Ray of this process alone, on this machine; it starts beside what else this process does."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from orchestrator.security import ray_guard
@@ -14,6 +16,9 @@ from trainables.values.errors import Unreachable
 OBJECT_STORE_BYTES = 256 * 2**20
 MAX_CPU_WORKERS = 4
 """Trials at once on a machine without a GPU; each worker holds its own PyTorch."""
+SPARE_CPUS = 4
+"""Beside one for each trial at once on GPUs. Ray starts as many Python processes as it has CPUs, all at once: on a
+large machine they keep the one that is needed waiting."""
 VARIABLES = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # workers that may start at the same time: for a searcher it would be one
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -31,7 +36,7 @@ _begun: Beside[None] | None = None
 """A start, until somebody waits for it."""
 
 
-def begin() -> None:
+def begin(gpus_per_trial: float = 1.0) -> None:
     """Start beside what this process does next; `waited_for` is called before Ray is used."""
     global _begun
     set_variables()
@@ -39,7 +44,7 @@ def begin() -> None:
 
     if not is_starting() and not ray.is_initialized():
         logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # no word of a signal that others take
-        _begun = Beside(start, stays=True)
+        _begun = Beside(partial(start, gpus_per_trial), stays=True)
 
 
 def is_starting() -> bool:
@@ -73,9 +78,11 @@ def set_variables() -> None:
     logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)  # a notebook needs no widgets: its table is ours
 
 
-def start() -> None:
+def start(gpus_per_trial: float = 1.0) -> None:
     """Start it here and now.
 
+    Args:
+        gpus_per_trial: where trials run on GPUs.
     Raises:
         Unreachable: it did not come up.
     """
@@ -83,7 +90,7 @@ def start() -> None:
 
     ray_guard.guard_private()
     try:
-        ray.init(**_private(os.sched_getaffinity(0), count_gpus()))
+        ray.init(**_private(os.sched_getaffinity(0), count_gpus(), gpus_per_trial))
     except Exception as error:  # Ray raises no narrower kind where its processes do not come up in time
         reason = " ".join(str(error).split())
         raise Unreachable(
@@ -91,11 +98,12 @@ def start() -> None:
         ) from None
 
 
-def _private(cpus: Collection[int], n_gpus: int) -> dict[str, Any]:
+def _private(cpus: Collection[int], n_gpus: int, gpus_per_trial: float = 1.0) -> dict[str, Any]:
     """Arguments of `ray.init` for a Ray of this process alone."""
+    n_cpus = min(max(len(cpus), n_gpus), math.ceil(n_gpus / gpus_per_trial) + SPARE_CPUS)
     return {
         "address": "local",
-        "num_cpus": max(len(cpus), n_gpus) if n_gpus else min(len(cpus), MAX_CPU_WORKERS),
+        "num_cpus": n_cpus if n_gpus else min(len(cpus), MAX_CPU_WORKERS),
         "num_gpus": n_gpus,
         "object_store_memory": OBJECT_STORE_BYTES,
         "_temp_dir": None if os.environ.get("RAY_TMPDIR") else str(ray_guard.private_folder()),

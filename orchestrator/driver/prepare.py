@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def prepare(settings: "SweepSettings", root: Path) -> Callable[[], Ready]:
-    """Join the cluster, if one is given, and read and check the rows; ask the nodes for their devices.
+    """Join the cluster, if one is given, and read and check the rows; ask for the devices.
 
     Without a cluster a private Ray starts once the rows are known to be sound, while this process imports Ray Tune.
 
@@ -38,7 +38,7 @@ def prepare(settings: "SweepSettings", root: Path) -> Callable[[], Ready]:
     rows = read_rows(settings.data, split=settings.data_split, columns=parse_columns(settings.columns))
     split_rows(rows.rows)  # where they are too few, nothing need start
     if settings.address is None:
-        private_ray.begin()
+        private_ray.begin(settings.gpus_per_trial)
     ray_cluster.spare_mlflow()
     from orchestrator.driver import tuning  # noqa: F401  # brings Ray Tune, while Ray starts
     from orchestrator.driver.devices import ask_device, check_nodes
@@ -50,7 +50,7 @@ def prepare(settings: "SweepSettings", root: Path) -> Callable[[], Ready]:
     return partial(_ready, settings, root, rows, ask_device(settings))
 
 
-def _ready(settings: "SweepSettings", root: Path, rows: CheckedRows, device: SweepDevice) -> Ready:
+def _ready(settings: "SweepSettings", root: Path, rows: CheckedRows, answer: Callable[[], SweepDevice]) -> Ready:
     from trainables.models import base_model, inputs  # bring PyTorch and transformers
 
     fetched = inputs.fetch(
@@ -63,6 +63,7 @@ def _ready(settings: "SweepSettings", root: Path, rows: CheckedRows, device: Swe
     )
     plan.check_lengths(settings, base_model.context_tokens(fetched.base.folder))
     counts = {**fetched.tokens.counts, **fetched.cut_counts(min(settings.lengths_tokens))}
+    device = answer()
     if device.speed is not None:
         duration.keep(device, root)
     return Ready(workload=fetched.workload(device.compute_dtype), counts=counts, device=device)
