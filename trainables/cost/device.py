@@ -5,13 +5,18 @@ PyTorch is imported where a GPU is asked: the command line asks for GPUs and ver
 
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from trainables.values.config import ComputeDtype
 
@@ -26,12 +31,48 @@ def _cuda() -> ModuleType:
 
 
 def count_gpus() -> int:
-    """CUDA devices this process may use; imports PyTorch only where a driver is present."""
+    """CUDA devices this process may use; PyTorch, which takes seconds to import, is asked only where it must be."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
     driver = shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
     if hidden or not driver:
         return 0
-    return _cuda().device_count()
+    torch = find_spec("torch")
+    built = Path(torch.origin).with_name("version.py").read_text() if torch and torch.origin else ""
+    counted = count_by_driver() if is_for_cuda(built) else None
+    return _cuda().device_count() if counted is None else counted
+
+
+def count_by_driver(nvml: Any = None) -> int | None:
+    """CUDA devices as NVIDIA's driver and CUDA_VISIBLE_DEVICES have them; None where PyTorch must be asked.
+
+    That is so where devices are named by ids of another form, or the driver says nothing.
+
+    Args:
+        nvml: NVIDIA's management library; default: pynvml.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", visible or "0"):
+        return None
+    nvml = nvml or import_module("pynvml")
+    try:
+        nvml.nvmlInit()
+        n_there = nvml.nvmlDeviceGetCount()
+        nvml.nvmlShutdown()
+    except nvml.NVMLError:
+        return None
+    if visible is None:
+        return n_there
+    named = list(map(int, visible.split(",")))
+    return len(list(takewhile(n_there.__gt__, named))) if len(set(named)) == len(named) else None
+
+
+def is_for_cuda(built: str) -> bool:
+    """Whether a PyTorch was built for CUDA, by the content of its version.py, which is read without the rest.
+
+    >>> is_for_cuda("cuda: Optional[str] = '13.0'"), is_for_cuda("cuda: Optional[str] = None")
+    (True, False)
+    """
+    return re.search(r"^cuda\b[^=]*= *['\"]\d", built, re.MULTILINE) is not None
 
 
 def native_dtype(device: str) -> ComputeDtype:

@@ -1,0 +1,45 @@
+"""How many GPUs this process may use, asked without PyTorch."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from trainables.cost.device import count_by_driver, is_for_cuda
+
+
+class NVMLError(Exception):
+    """As pynvml raises."""
+
+
+def nvml(n: int | None):
+    """NVIDIA's library on a machine of so many GPUs; None: without a driver."""
+
+    def begin() -> None:
+        if n is None:
+            raise NVMLError
+
+    return SimpleNamespace(NVMLError=NVMLError, nvmlInit=begin, nvmlDeviceGetCount=lambda: n, nvmlShutdown=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("visible", "counted"),
+    [(None, 4), ("0", 1), ("2,0", 2), (" 1 , 3 ", 2), ("0,4,1", 1), ("4", 0), ("0,0", None), ("GPU-5a1b", None)],
+)
+def test_as_many_gpus_are_counted_as_cuda_leaves_of_those_named(visible, counted, monkeypatch):
+    """CUDA Programming Guide, CUDA_VISIBLE_DEVICES: of several indices those before the first that there is not."""
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_by_driver(nvml(4)) == counted
+
+
+def test_pytorch_is_asked_where_the_driver_says_nothing(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert count_by_driver(nvml(None)) is None
+
+
+def test_the_build_of_the_installed_pytorch_is_known_without_importing_it():
+    with open(torch.version.__file__) as file:
+        assert is_for_cuda(file.read()) == (torch.version.cuda is not None)
