@@ -123,7 +123,7 @@ class ProgressDisplay:
 def verdict_lines(snapshot: SweepSnapshot) -> list[str]:
     """What 4 bits cost each 4-bit finalist, and below it how far they move its texts, which decides nothing."""
     lines = []
-    for trial in finalists(snapshot.trials, snapshot.settings, snapshot.front):
+    for trial in finalists(snapshot.trials, snapshot.settings, snapshot.front.members):
         verdict = snapshot.verdicts.get(trial.key)
         if verdict is None:
             continue

@@ -148,7 +148,8 @@ class SweepReport:
         n_done, n_expected: trials in a final state, and those that the sweep will come to as far as is known.
         n_running: trials at work, as the ledger has it.
         states: trials by state.
-        best_loss: number of the best trial: the lowest validation loss of those that count for the front.
+        best_loss: number of the answer: the cheapest with the lowest validation loss, within noise, of those that count
+            for the front.
         best_memory: number of the front's member with the lowest peak.
         best_4bit: number of the 4-bit finalist with the lowest such loss, of those evaluated if any were.
         samples: what the best 4-bit finalist, its baseline and the untuned base write after a few test prompts.

@@ -22,7 +22,7 @@ def best(
     program: As = None,
     as_json: AsJson = False,
 ) -> None:
-    """Name one config: the lowest validation loss of the completed search trials that count for the front."""
+    """Name one config: the cheapest with the lowest validation loss, within noise."""
     limit = None if max_memory is None else choice.mib_of(max_memory)
     sweep = SweepSnapshot.find(named(name))
     found = choice.choose(sweep, max_memory_mib=limit, at_knee=knee)

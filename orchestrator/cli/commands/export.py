@@ -29,8 +29,8 @@ def export(
 ) -> None:
     """Write a trial's adapter with tokenizer, card and a script that generates; nothing leaves without --push.
 
-    Without --trial the one that `best` names: the lowest validation loss of the completed search trials that count
-    for the front.
+    Without --trial the one that `best` names: the cheapest with the lowest validation loss, within noise, of those
+    that count for the front.
     """
     name, dest = (named(None), Path(name)) if dest is None else (name, dest)
     limit = None if max_memory is None else choice.mib_of(max_memory)
