@@ -66,8 +66,8 @@ class Status:
         running: by number.
         n_evaluated, n_to_evaluate: test evaluations of finalists and their runs under other seeds: those done, and
             how many there will be as far as is known.
-        seconds_left: until all is written, see orchestrator.analysis.time_left; None before a trial has ended, and
-            where no time was given.
+        seconds_left: until all is written, see orchestrator.analysis.time_left; None before a trial has ended,
+            where no process runs the sweep, and where no time was given.
         share_done: of the time that the sweep takes in all; 0 where none is known.
         last_fault: reason of the last trial that broke.
     """

@@ -100,6 +100,15 @@ def test_workers_start_only_for_as_long_as_a_process_runs_the_sweep(owner, tmp_p
     assert (found["phase"], found["starting_seconds"]) == ("training", None)
 
 
+def test_time_is_left_only_for_as_long_as_a_process_runs_the_sweep(owner, tmp_path):
+    assert re.search("about .* left", called("status", "a", cwd=tmp_path).out)
+    assert called("status", "a", "--json", cwd=tmp_path).json["seconds_left"] > 0
+    owner.kill()
+    owner.wait()
+    assert "left" not in called("status", "a", cwd=tmp_path).out
+    assert called("status", "a", "--json", cwd=tmp_path).json["seconds_left"] is None
+
+
 # --- list
 
 
