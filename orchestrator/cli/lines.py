@@ -53,4 +53,12 @@ def for_stream(text: str, stream: TextIO) -> str:
     if not stream.isatty():
         return text
     width = shutil.get_terminal_size().columns
-    return "\n".join(line if len(line) <= width else folded(line, width) for line in text.split("\n"))
+    lines = []
+    for line in text.split("\n"):
+        if len(line) <= width:
+            lines.append(line)
+        elif line.startswith("$ "):  # a command, which stays one where it is copied
+            lines.append(folded(line, width - 2).replace("\n", " \\\n"))
+        else:
+            lines.append(folded(line, width))
+    return "\n".join(lines)

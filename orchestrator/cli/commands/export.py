@@ -8,7 +8,7 @@ import typer
 
 from orchestrator.analysis import choice
 from orchestrator.cli.options import AsJson, Knee, MaxMemory, named
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_text
 from orchestrator.report import export as exports
 from orchestrator.settings import ROOT
 from orchestrator.settings.command import python
@@ -39,10 +39,10 @@ def export(
     if as_json:
         print_json(exported)
         return
-    print(f"trial {exported['trial']}: {exported['why']}")
+    print_text(f"trial {exported['trial']}: {exported['why']}")
     script = quote(str(dest / exports.SCRIPT))
-    print(f"it is in {dest}; try: {python()} {script} 'Name three colours.'")
+    print_text(f"it is in {dest}; try: {python()} {script} 'Name three colours.'")
     if check:
         print(f"read back: {exported['reloaded_loss_nats']:.4f} nats, recorded {exported['eval_loss_nats']:.4f}")
     if push:
-        print(f"uploaded to {exported['url']}")
+        print_text(f"uploaded to {exported['url']}")

@@ -1,7 +1,6 @@
 """`run`: a new sweep."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -9,9 +8,9 @@ import typer
 from rich.console import Console
 
 from orchestrator.analysis.status import to_come
-from orchestrator.cli.lines import folded, for_stream
+from orchestrator.cli.lines import folded
 from orchestrator.cli.options import AsJson, with_settings
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_text
 from orchestrator.cli.plan_table import fixed_line, missing_lines, plan_table
 from orchestrator.driver import base_targets, disk, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
@@ -74,7 +73,7 @@ def _print_plan(settings: SweepSettings, gpu: Gpu | None, as_json: bool) -> None
         planned["coverage"] = coverage
         print_json(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT, gpu=gpu)})
         return
-    print(for_stream("\n".join(_plan_lines(settings, coverage, gpu)), sys.stdout))
+    print_text("\n".join(_plan_lines(settings, coverage, gpu)))
     price = settings.usd_per_gpu_hour and settings.usd_per_gpu_hour * settings.gpus_per_trial
     console, seconds, on_gpu = (
         Console(),

@@ -1,21 +1,16 @@
 """Lines between a terminal's edges, and settings in the words that were typed."""
 
 import io
+import shlex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli.lines import as_typed, folded, for_stream, with_flags
+from tests.support.in_process import Terminal
 
 URL = "http://127.0.0.1:5000/#/experiments/1/runs/c50e2f61671640c3995647e7a2105a1f?workflowType=machine_learning-x-y"
-
-
-class Terminal(io.StringIO):
-    """A stream that is one."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @given(st.lists(st.text("abc-/_", min_size=1, max_size=30), min_size=1), st.integers(32, 120))
@@ -33,6 +28,14 @@ def test_lines_are_folded_on_a_terminal_alone_and_addresses_stay_whole(monkeypat
     assert URL in [line.strip() for line in shown]
     assert "  indented" in shown
     assert all(len(line) <= 40 for line in shown if URL not in line)
+
+
+def test_a_command_on_several_lines_is_still_one_to_a_shell(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    command = f"$ echo {'word ' * 20}"
+    shown = for_stream(command, Terminal())
+    assert max(map(len, shown.splitlines())) <= 40
+    assert shlex.split(shown.replace("\\\n", "")) == command.split()
 
 
 SAID = {
