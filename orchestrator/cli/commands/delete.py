@@ -26,7 +26,7 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a sweep: its folder, with ledger and adapters, and its runs in MLflow."""
-    settings, folder = load(sweep_folder(name)), sweep_folder(name)
+    settings, folder = load(sweep_folder(name), offers=False), sweep_folder(name)
     if (owner := owner_of(folder)) is not None:
         raise ConfigError(f"NAME: process {owner} runs sweep {name!r}; first: {command()} stop {name}")
     if not yes and not sys.stdin.isatty():

@@ -286,6 +286,16 @@ def test_delete_takes_folder_and_runs_of_the_one_sweep_and_asks_first(tmp_path):
     assert views == [f"{view.TAG}b"], "that of the other sweep"
 
 
+def test_who_deletes_a_sweep_that_is_gone_is_offered_no_other(tmp_path):
+    desk_of(tmp_path, "first")
+    said = called("delete", "firs", "--yes", cwd=tmp_path)
+    assert said.code == 2
+    assert "no sweep 'firs'; those that are here: " in said.err
+    assert said.err.endswith(" list\n")
+    assert "'first'" not in said.err
+    assert "did you mean 'first'" in called("status", "firs", cwd=tmp_path).err
+
+
 def test_a_running_sweep_is_not_deleted(owner, tmp_path):
     refused = called("delete", "a", "--yes", cwd=tmp_path)
     assert refused.code == 2
