@@ -11,7 +11,6 @@ from orchestrator.analysis.front import is_reused
 from orchestrator.analysis.snapshot import LEARNED
 from orchestrator.cli.lines import for_stream
 from orchestrator.settings.command import command, pages
-from orchestrator.settings.stored import is_recorded
 from trainables.values.config import BITS
 
 if TYPE_CHECKING:
@@ -65,9 +64,7 @@ def report_text(report: "SweepReport", sweep: "SweepSnapshot", stream: TextIO) -
     first = [report.answer, f"measured on: {report.caption}"]
     if not report.finished:
         state = "still running" if report.n_running else "not finished"
-        further = (
-            "" if report.n_running or is_recorded(sweep.folder) else f"; go on with: {command()} resume {report.name}"
-        )
+        further = "" if report.n_running or report.is_recorded else f"; go on with: {command()} resume {report.name}"
         first.append(f"{state}: {report.n_done} of {report.n_expected} trials have ended{further}")
     elif not report.states.get("completed") and report.outcomes:
         first.append(f"no trial completed: {report.outcomes[0].reason}")

@@ -20,6 +20,7 @@ from orchestrator.analysis.verdict import compared_on, comparison_of, failed_eva
 from orchestrator.driver.same_command import SAME_COMMAND
 from orchestrator.objectives import DEFAULT
 from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, SweepReport, WithinMemory
+from orchestrator.settings.stored import is_recorded
 from trainables.values.config import PROTOCOL_VERSION, Precision, State
 from trainables.values.results import TrialResult
 
@@ -69,6 +70,7 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         coverage=snapshot.coverage,
         same_command=snapshot.facts.get(SAME_COMMAND),
         generic_base=snapshot.facts.get(GENERIC),
+        is_recorded=is_recorded(snapshot.folder),
     )
 
 

@@ -165,6 +165,7 @@ class SweepReport:
         coverage: what each choice of targets covers; empty in ledgers from before that was kept.
         same_command: how it compares with an earlier sweep of the same command, in words; None where there is none.
         generic_base: type of a base that no family describes, else None.
+        is_recorded: git keeps it without its adapters, and it is only read.
     """
 
     name: str
@@ -197,6 +198,7 @@ class SweepReport:
     coverage: tuple[Coverage, ...] = ()
     same_command: str | None = None
     generic_base: str | None = None
+    is_recorded: bool = False
 
     @property
     def finished(self) -> bool:

@@ -201,6 +201,18 @@ def test_the_report_of_a_recorded_sweep_lies_beside_and_leaves_its_folder_as_it_
     assert (with_recorded / path.removeprefix("the whole report: ")).read_text().startswith("<!doctype html>")
 
 
+def test_the_report_of_a_recorded_sweep_names_no_command_that_refuses_it(with_recorded):
+    refusing = {"resume", "export", "verify", "sync", "delete", "stop"}
+    named = {}
+    for name, folder in {"kept": "cache/reports/kept", "mine": "sweeps/mine"}.items():
+        assert called("report", name, cwd=with_recorded).code == 0
+        texts = [(with_recorded / "mlflow_runs" / folder / f"report.{kind}").read_text() for kind in ("md", "html")]
+        named[name] = [set(re.findall(r"qlora-sweep (\w+)", text)) for text in texts]
+    assert named["kept"] == [{"best"}, {"best"}]
+    assert all({"best", "resume", "export"} <= found for found in named["mine"])
+    assert not refusing.intersection(*named["kept"])
+
+
 def test_a_recorded_sweep_is_read_alone_and_nobody_is_told_to_go_on_with_it(with_recorded):
     for words in (("report", "kept"), ("status", "kept")):
         assert "resume" not in called(*words, cwd=with_recorded).out
