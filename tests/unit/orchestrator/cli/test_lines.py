@@ -64,6 +64,17 @@ def test_a_setting_is_a_flag_to_who_types_flags_and_a_variable_to_who_calls_make
     assert as_typed(message) == message
 
 
+def test_who_calls_make_is_told_the_variable_of_each_flag_that_is_named(monkeypatch):
+    monkeypatch.setenv("MAKELEVEL", "1")
+    for message, variables in {
+        "--trials: must be at least 1, got 0": "TRIALS=",
+        "DATA: x has the columns q, a; say --columns instruction=q,output=a": "COLUMNS=",
+        "--data-split is 'x', but --data 'demo' is a file, --data-split none": "DATA_SPLIT=, DATA=",
+    }.items():
+        assert as_typed(message) == f"{message} (with make: {variables})"
+    assert as_typed("--max-hours: must be greater than 0, got 0") == "--max-hours: must be greater than 0, got 0"
+
+
 def test_a_message_about_a_field_names_what_was_typed_for_it_and_no_other_word(monkeypatch):
     monkeypatch.delenv("MAKELEVEL", raising=False)
     flags = {"n_trials": "--trials", "memory": "--memory", "batch_size": "--batch-size"}
@@ -76,5 +87,3 @@ def test_a_message_about_a_field_names_what_was_typed_for_it_and_no_other_word(m
         "SPACE x: n_trials: no such key": "SPACE x: n_trials: no such key",
     }.items():
         assert with_flags(message, flags) == said
-    monkeypatch.setenv("MAKELEVEL", "1")
-    assert with_flags("n_trials: must be at least 1", flags) == "n_trials: must be at least 1"
