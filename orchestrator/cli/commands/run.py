@@ -11,7 +11,7 @@ from orchestrator.analysis.status import to_come
 from orchestrator.cli.lines import folded
 from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.cli.output import print_json, print_text
-from orchestrator.cli.plan_table import fixed_line, missing_lines, plan_table
+from orchestrator.cli.plan_table import excess_line, fits_of, fixed_line, missing_lines, plan_table
 from orchestrator.driver import base_targets, disk, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
 from trainables.cost.gpus import Gpu, gpu_named
@@ -70,7 +70,7 @@ def _print_plan(settings: SweepSettings, gpu: Gpu | None, as_json: bool) -> None
     if as_json:
         configs = [config.to_dict() for config in firsts]
         planned = {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}
-        planned["coverage"] = coverage
+        planned |= {"fits": fits_of(peaks, gpu), "coverage": coverage}
         print_json(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT, gpu=gpu)})
         return
     print_text("\n".join(_plan_lines(settings, coverage, gpu)))
@@ -82,6 +82,8 @@ def _print_plan(settings: SweepSettings, gpu: Gpu | None, as_json: bool) -> None
     )
     print("the first trials, with what is predicted; 4-bit ones bring 16-bit baselines")
     console.print(plan_table(firsts, peaks, seconds, price, on_gpu=on_gpu))
+    if gpu and (excess := excess_line(peaks, gpu)):
+        print_text(excess)
     for line in (f"all of them: {fixed_line(firsts)}", *missing_lines(peaks, seconds, on_gpu=on_gpu)):
         print(folded(line, console.width))
 

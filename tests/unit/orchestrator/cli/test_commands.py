@@ -34,6 +34,7 @@ from orchestrator.verify.ledger import of_ledger, read
 from tests.support.in_process import called
 from tests.support.stores import place_store
 from tests.support.sweeps import GRID, REPO, TPE, WORKLOAD, Desk, make, start
+from trainables.cost.gpus import gpu_named
 from trainables.cost.predicted_time import Speed
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError, SweepError
@@ -152,6 +153,22 @@ def test_answers_of_no_sweeps_and_its_help_show_how_it_is_called(tmp_path):
     assert refused.err.startswith("error: NAMES: say which sweeps")
     for text in (refused.err, called("answers", "--help", cwd=tmp_path).out):
         assert "answers smollm2-grid smollm2-rates" in text
+
+
+def test_a_dry_run_says_which_of_its_trials_do_not_fit_the_gpu(tmp_path):
+    space = (REPO / "search_spaces/pareto.yaml").read_text()
+    (tmp_path / "large.yaml").write_text(space.replace("batch_size: 4", "batch_size: 80"))
+    words, large = ("run", "--dry-run", "--gpu", "T4"), ("--space", "large.yaml")
+    planned = called(*words, *large, "--json", cwd=tmp_path).json
+    usable = gpu_named("T4").usable_mib
+    n_over = sum(peak > usable for peak in planned["predicted_peak_mib"])
+    assert planned["fits"] == [peak <= usable for peak in planned["predicted_peak_mib"]]
+    assert 0 < n_over < 5
+    said = called(*words, *large, cwd=tmp_path).out
+    most = f"up to {max(planned['predicted_peak_mib']):,.0f} MiB, where it has {usable:,.0f} MiB for tensors"
+    assert f"{n_over} of these 5 do not fit one T4: {most}" in said
+    assert "do not fit" not in called(*words, cwd=tmp_path).out
+    assert called("run", "--dry-run", "--device", "cuda", "--json", cwd=tmp_path).json["fits"] == [None] * 5
 
 
 @pytest.mark.parametrize("words", [("--max-memory", "100GiB"), ("--knee", "--max-memory", "100GiB"), ()])
