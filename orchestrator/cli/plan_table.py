@@ -46,13 +46,21 @@ def plan_table(
     return table
 
 
-def missing_lines(peaks_mib: Sequence[float | None], seconds: Sequence[float | None], *, on_gpu: bool) -> list[str]:
-    """How to get what the table lacks."""
+def missing_lines(
+    peaks_mib: Sequence[float | None], seconds: Sequence[float | None], compute_dtype: str, *, on_gpu: bool
+) -> list[str]:
+    """How to get what the table lacks.
+
+    Args:
+        compute_dtype: that was asked for; "auto" is the GPU's own.
+    """
     lines = []
     if not any(peaks_mib):
         lines.append(
             f"MiB and minutes: this base's shape is not known here; MiB of one that the hub has: {command()} fit MODEL"
         )
+    elif not any(seconds) and compute_dtype != "auto":
+        lines.append(f"minutes: not predicted, as no speed in {compute_dtype} is known here")
     elif not any(seconds):
         lines.append("minutes: add --gpu T4, or another GPU's name; or run a sweep on a GPU here once")
     if not on_gpu:

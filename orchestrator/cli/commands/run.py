@@ -75,16 +75,14 @@ def _print_plan(settings: SweepSettings, gpu: Gpu | None, as_json: bool) -> None
         return
     print_text("\n".join(_plan_lines(settings, coverage, gpu)))
     price = settings.usd_per_gpu_hour and settings.usd_per_gpu_hour * settings.gpus_per_trial
-    console, seconds, on_gpu = (
-        Console(),
-        duration.trials_seconds(settings, firsts, ROOT, gpu),
-        settings.device == "cuda",
-    )
+    console, on_gpu = Console(), settings.device == "cuda"
+    seconds = duration.trials_seconds(settings, firsts, ROOT, gpu)
     print("the first trials, with what is predicted; 4-bit ones bring 16-bit baselines")
     console.print(plan_table(firsts, peaks, seconds, price, on_gpu=on_gpu))
     if gpu and (excess := excess_line(peaks, gpu)):
         print_text(excess)
-    for line in (f"all of them: {fixed_line(firsts)}", *missing_lines(peaks, seconds, on_gpu=on_gpu)):
+    missing = missing_lines(peaks, seconds, settings.compute_dtype, on_gpu=on_gpu)
+    for line in (f"all of them: {fixed_line(firsts)}", *missing):
         print(folded(line, console.width))
 
 

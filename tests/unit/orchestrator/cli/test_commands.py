@@ -549,7 +549,7 @@ def test_of_a_base_that_only_the_hub_knows_the_dry_run_says_what_asks_it_for_the
 
 def test_where_the_gpu_and_its_price_are_known_the_dry_run_says_minutes_and_money(tmp_path):
     root = tmp_path / "mlflow_runs"
-    duration.keep(SweepDevice(names=frozenset({"g"}), compute_dtype="bfloat16", speed=SPEED), root)
+    duration.keep(make(), SweepDevice(names=frozenset({"g"}), compute_dtype="bfloat16", speed=SPEED), root)
     words = ("run", "--dry-run", "--device", "cuda", "--usd-per-gpu-hour")
     tables = [called(*words, price, cwd=tmp_path, COLUMNS="80").out for price in ("100", "200")]
     rows = []
