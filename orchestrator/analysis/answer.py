@@ -17,8 +17,7 @@ def answer_of(sweep: "SweepSnapshot") -> str:
 
     With the verdict on it, where it is a 4-bit one.
     """
-    status = sweep.status()
-    lead = "Answer" if status.n_done >= status.n_expected else "So far"
+    lead = _lead(sweep)
     found, noise = counting(sweep.trials, sweep.settings), loss_noise(sweep.trials)
     taken, least = best(found, noise), lowest(found)
     if taken is None or least is None:
@@ -33,6 +32,21 @@ def answer_of(sweep: "SweepSnapshot") -> str:
     else:
         sure = f"is the cheapest of {n_alike} trials that have the lowest validation loss, {loss}, within {within}"
     return f"{lead}: {_named(taken)} {sure}{_cost(sweep, taken)}."
+
+
+def short_answer_of(sweep: "SweepSnapshot") -> str:
+    """The trial to take, its loss, and the verdict in a word: what fits two lines."""
+    taken = best(counting(sweep.trials, sweep.settings), loss_noise(sweep.trials))
+    if taken is None:
+        return answer_of(sweep)
+    verdict = sweep.verdicts.get(taken.key)
+    cost = f"; 4 bits: {verdict.answer}" if verdict else ""
+    return f"{_lead(sweep)}: {_named(taken)}, {taken.history[-1].eval_loss_nats:.4f} nats{cost}."
+
+
+def _lead(sweep: "SweepSnapshot") -> str:
+    status = sweep.status()
+    return "Answer" if status.n_done >= status.n_expected else "So far"
 
 
 def _named(trial: "TrialResult") -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import get_args
 
-from orchestrator.analysis.answer import answer_of
+from orchestrator.analysis.answer import answer_of, short_answer_of
 from orchestrator.analysis.budgets import SPENT, Spent
 from orchestrator.analysis.choice import best, counting, how_sure, knee, loss_noise, stairs
 from orchestrator.analysis.costs import Predict, cost_table, savings
@@ -62,6 +62,7 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         within_memory=tuple(_within_memory(step, snapshot, noise) for step in stairs(counted, noise.margin)),
         sure=how_sure(answer, counted, noise, snapshot.lost) if answer else None,
         answer=answer_of(snapshot),
+        short_answer=short_answer_of(snapshot),
         knee=_number(knee(front)),
         nearly={trial.number: front.shares[trial.key] for trial in front.nearly},
         search_ended=ended.text if ended else None,

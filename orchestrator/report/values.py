@@ -157,6 +157,7 @@ class SweepReport:
         within_memory: the best trial for each budget of peak memory.
         knee: number of the front's member that gives up least in every objective, see orchestrator.analysis.choice.
         answer: what the sweep answers, in one sentence with its uncertainty.
+        short_answer: the trial of it alone, with its loss.
         sure: which trials have a validation loss that cannot be told from the best one's, in words.
         nearly: number of each trial off the front that noise alone may keep from it -> its share of resamples.
         search_ended: why the search is over, in words; None while it is not.
@@ -190,6 +191,7 @@ class SweepReport:
     within_memory: tuple[WithinMemory, ...] = ()
     knee: int | None = None
     answer: str = ""
+    short_answer: str = ""
     sure: str | None = None
     nearly: Mapping[int, float] = field(default_factory=dict)
     search_ended: str | None = None
