@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import get_args
+from typing import Any, get_args
 
 from orchestrator.analysis.answer import answer_of, short_answer_of
 from orchestrator.analysis.budgets import SPENT, Spent
@@ -35,14 +35,11 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
     """
     settings, trials, front, status = snapshot.settings, snapshot.trials, snapshot.front, snapshot.status()
     predict = predict or snapshot.predicted_peak_mib
-    counted, noise, ended = counting(trials, settings), loss_noise(trials), snapshot.ended
+    counted, noise = counting(trials, settings), loss_noise(trials)
     answer = best(counted, noise)
     chosen = finalists(trials, settings, [*front.members, *([answer] if answer else [])])
     best_4bit = _best_4bit(chosen)
     return SweepReport(
-        name=settings.name,
-        settings=settings,
-        workload=snapshot.workload,
         n_done=status.n_done,
         n_expected=status.n_expected,
         n_running=status.counts.get("running", 0),
@@ -65,14 +62,25 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
         short_answer=short_answer_of(snapshot),
         knee=_number(knee(front)),
         nearly={trial.number: front.shares[trial.key] for trial in front.nearly},
-        search_ended=ended.text if ended else None,
         nothing_counts=nothing_counts(trials, settings, predict),
-        spent=Spent(**snapshot.facts[SPENT]) if snapshot.facts.get(SPENT) else None,
-        coverage=snapshot.coverage,
-        same_command=snapshot.facts.get(SAME_COMMAND),
-        generic_base=snapshot.facts.get(GENERIC),
-        is_recorded=is_recorded(snapshot.folder),
+        **_of_whole(snapshot),
     )
+
+
+def _of_whole(snapshot: SweepSnapshot) -> dict[str, Any]:
+    """What the ledger says of the sweep as a whole, whatever its trials came to; fields of SweepReport by name."""
+    facts, ended = snapshot.facts, snapshot.ended
+    return {
+        "name": snapshot.settings.name,
+        "settings": snapshot.settings,
+        "workload": snapshot.workload,
+        "search_ended": ended.text if ended else None,
+        "spent": Spent(**facts[SPENT]) if facts.get(SPENT) else None,
+        "coverage": snapshot.coverage,
+        "same_command": facts.get(SAME_COMMAND),
+        "generic_base": facts.get(GENERIC),
+        "is_recorded": is_recorded(snapshot.folder),
+    }
 
 
 def _number(trial: TrialResult | None) -> int | None:
