@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from orchestrator.analysis.choice import alike, best, counting, loss_noise
+from orchestrator.analysis.choice import alike, best, counting, loss_noise, lowest
 from orchestrator.analysis.describe import describe
 from orchestrator.analysis.verdict import seeds
 
@@ -17,24 +17,36 @@ def answer_of(sweep: "SweepSnapshot") -> str:
 
     With the verdict on it, where it is a 4-bit one.
     """
-    status = sweep.status()
-    lead = "Answer" if status.n_done >= status.n_expected else "So far"
+    lead = _lead(sweep)
     found, noise = counting(sweep.trials, sweep.settings), loss_noise(sweep.trials)
-    lowest = best(found)
-    if lowest is None:
+    taken, least = best(found, noise), lowest(found)
+    if taken is None or least is None:
         return f"{lead}: none, as no trial counts for the front."
-    loss = f"{lowest.history[-1].eval_loss_nats:.4f} nats"
+    loss = f"{least.history[-1].eval_loss_nats:.4f} nats"
     if noise.sd is None:
         sure = f"has the lowest validation loss, {loss}, of one seed: what another seed changes is still to be measured"
-        return f"{lead}: {_named(lowest)} {sure}{_cost(sweep, lowest)}."
-    others = alike(lowest, found, noise)
-    taken = others[0]
+        return f"{lead}: {_named(taken)} {sure}{_cost(sweep, taken)}."
     within = f"{noise.margin:.4f} nats ({noise.degrees})"
-    if len(others) == 1:
+    if (n_alike := len(alike(least, found, noise))) == 1:
         sure = f"has the lowest validation loss, {loss}, by more than {within} of noise"
     else:
-        sure = f"is the cheapest of {len(others)} trials that have the lowest validation loss, {loss}, within {within}"
+        sure = f"is the cheapest of {n_alike} trials that have the lowest validation loss, {loss}, within {within}"
     return f"{lead}: {_named(taken)} {sure}{_cost(sweep, taken)}."
+
+
+def short_answer_of(sweep: "SweepSnapshot") -> str:
+    """The trial to take, its loss, and the verdict in a word: what fits two lines."""
+    taken = best(counting(sweep.trials, sweep.settings), loss_noise(sweep.trials))
+    if taken is None:
+        return answer_of(sweep)
+    verdict = sweep.verdicts.get(taken.key)
+    cost = f"; 4 bits: {verdict.answer}" if verdict else ""
+    return f"{_lead(sweep)}: {_named(taken)}, {taken.history[-1].eval_loss_nats:.4f} nats{cost}."
+
+
+def _lead(sweep: "SweepSnapshot") -> str:
+    status = sweep.status()
+    return "Answer" if status.n_done >= status.n_expected else "So far"
 
 
 def _named(trial: "TrialResult") -> str:

@@ -22,7 +22,7 @@ from trainables.values.results import TrialResult
 if TYPE_CHECKING:
     from orchestrator.analysis.snapshot import SweepSnapshot
 
-BEST = "the lowest validation loss of the completed search trials that count for the front"
+BEST = "the cheapest with the lowest validation loss, within noise, of the trials that count"
 KNEE = "the knee of the front, nearest to the best of every objective at once"
 MIB = {"b": 2.0**-20, "kib": 2.0**-10, "mib": 1.0, "gib": 2.0**10, "tib": 2.0**20}
 MIB |= {"kb": 1e3 / 2**20, "mb": 1e6 / 2**20, "gb": 1e9 / 2**20, "tb": 1e12 / 2**20}
@@ -70,13 +70,10 @@ def choose(sweep: "SweepSnapshot", *, max_memory_mib: float | None = None, at_kn
     if not found:
         name = settings.name
         raise ConfigError(f"NAME: no trial of sweep {name!r} counts for its front; see {command()} report {name}")
-    limit = math.inf if max_memory_mib is None else max_memory_mib
+    limit, noise = math.inf if max_memory_mib is None else max_memory_mib, loss_noise(trials)
     within = [trial for trial in trials if trial.history and trial.cost.peak_memory_mib <= limit]
-    chosen = (
-        knee(front_of(within, settings, sweep.reference, sweep.repeats))
-        if at_knee
-        else best(counting(within, settings))
-    )
+    fitting = counting(within, settings)
+    chosen = knee(front_of(within, settings, sweep.reference, sweep.repeats)) if at_knee else best(fitting, noise)
     if chosen is None:
         least = min(found, key=lambda t: (t.cost.peak_memory_mib, t.number))
         raise ConfigError(
@@ -88,7 +85,7 @@ def choose(sweep: "SweepSnapshot", *, max_memory_mib: float | None = None, at_kn
         why += f", of those that need at most {max_memory_mib:.1f} MiB"
     names = dict.fromkeys((*objectives.DEFAULT, *settings.objectives, "embedding_cosine"))
     values = {name: objective_value(chosen, name) for name in names}
-    sure = how_sure(chosen, counting(within, settings), loss_noise(trials), sweep.lost)
+    sure = how_sure(chosen, fitting, noise, sweep.lost)
     verdict = sweep.verdicts.get(chosen.key)
     said = {"why": why, "sure": sure, "verdict": verdict.sentence if verdict else None}
     return Choice(sweep=settings.name, trial=chosen, values=values, is_recorded=is_recorded(sweep.folder), **said)
@@ -99,8 +96,14 @@ def counting(trials: Sequence[TrialResult], settings: SweepSettings) -> list[Tri
     return [trial for trial, _ in counted(trials, settings) if trial.history]
 
 
-def best(found: Sequence[TrialResult]) -> TrialResult | None:
-    """The lowest validation loss, that on the validation rows; None of none.
+def best(found: Sequence[TrialResult], noise: Noise) -> TrialResult | None:
+    """The cheapest of those whose validation loss is the lowest as far as can be told: the answer; None of none."""
+    least = lowest(found)
+    return alike(least, found, noise)[0] if least else None
+
+
+def lowest(found: Sequence[TrialResult]) -> TrialResult | None:
+    """The lowest validation loss, that on the validation rows, be it by chance; None of none.
 
     Equal losses: the smaller peak, then the shorter step, then the earlier trial.
     """
@@ -162,6 +165,8 @@ def how_sure(
 ) -> str:
     """One sentence on which trials have a validation loss that cannot be told from that of the chosen one.
 
+    Of one that cannot be told from the lowest itself, which cannot be told from that.
+
     Args:
         found: those that it was chosen from.
         noise: of the loss; what is within its margin is not told apart.
@@ -169,7 +174,9 @@ def how_sure(
     """
     if noise.sd is None:
         return "how sure this is shows once a config has run under two seeds"
-    within_noise = alike(chosen, found, noise)
+    within_noise = alike(lowest(found), found, noise)
+    if chosen not in within_noise:
+        within_noise = alike(chosen, found, noise)
     within = f"within {noise.margin:.4f} nats, as much as equal runs may differ by ({noise.degrees})"
     if len(within_noise) <= 1:
         return f"it is the only trial with so low a validation loss, {within}"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from orchestrator.analysis.choice import best, counting
-from orchestrator.analysis.front import Front, front_of, is_candidate
+from orchestrator.analysis.choice import counting, lowest
+from orchestrator.analysis.front import front_of, is_candidate
 from orchestrator.analysis.sufficient_rank import MIN_SEEDS
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.settings import SweepSettings
@@ -40,20 +40,22 @@ def under_seeds(config: TrialConfig, n_seeds: int) -> list[TrialConfig]:
     return [replace(config, seed=(config.seed + i) % N_SEEDS) for i in range(1, n_seeds + 1)]
 
 
-def finalists(trials: Sequence[TrialResult], settings: SweepSettings, front: Front | None = None) -> list[TrialResult]:
+def finalists(
+    trials: Sequence[TrialResult], settings: SweepSettings, others: Iterable[TrialResult] = ()
+) -> list[TrialResult]:
     """Trials that get evaluated, by number.
 
-    The members of the front by plain dominance, and the best trial: seed replicates tell the noise, which may change
-    the front that takes it into account, but not whom they are run for. With several seeds also the best of each
-    precision and rank, for the smallest sufficient rank; and the best 4-bit trial where none is on the front, so that
-    4 bits never go without seed replicates.
+    The members of the front by plain dominance, and the trial of the lowest validation loss: seed replicates tell the
+    noise, which may change the front that takes it into account, but not whom they are run for. With several seeds also
+    the best of each precision and rank, for the smallest sufficient rank; and the best 4-bit trial where none is on the
+    front, so that 4 bits never go without seed replicates.
 
     Args:
-        front: whose members are to be among them, too.
+        others: are to be among them, too.
     """
     members = front_of(trials, settings, repeats=None).members
-    lowest = best(counting(trials, settings))
-    chosen = [*members, *([lowest] if lowest else []), *_best_4bit(trials, members), *(front.members if front else ())]
+    least = lowest(counting(trials, settings))
+    chosen = [*members, *([least] if least else []), *_best_4bit(trials, members), *others]
     if settings.finalist_seeds > 1:
         chosen += _best_of_each_rank(trials)
     return _each_once(chosen)

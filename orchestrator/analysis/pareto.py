@@ -48,6 +48,11 @@ def pareto_mask(losses: ArrayLike, noise: ArrayLike | None = None) -> NDArray[np
         raise ValueError(f"noise must be {array.shape[1]} numbers of at least 0, got {margins.tolist()}")
     if not margins.any():
         return np.asarray(moocore.is_nondominated(array, keep_weakly=True), dtype=bool)
+    return _kernel(array, margins)
+
+
+def _kernel(array: NDArray[np.float64], margins: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The members under noise: round by round the rows that none dominates, see `pareto_mask`."""
     members, left = np.zeros(len(array), dtype=bool), np.arange(len(array))
     while len(left):
         rows = array[left]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -170,17 +170,20 @@ class SweepSnapshot:
         devices = ", ".join(sorted({trial.cost.device for trial in self.trials if trial.cost}))
         return f"{self.workload.base_caption}; {devices or 'no device yet'}, {self.workload.compute_dtype}"
 
-    def status(self, now: float | None = None) -> Status:
-        """How far the sweep is; see `status_of`.
+    def status(self, now: float | None = None, *, is_run: bool | None = None) -> Status:
+        """How far the sweep is; see `status_of`. Of one that no process runs no time is left: it does not pass.
 
         Args:
             now: seconds since the epoch; without it nothing is said of time.
+            is_run: whether a process runs it; by default its folder is asked.
         """
+        is_run = owner_of(self.folder) is not None if is_run is None else is_run
         ended, finished = self.ended is not None, bool(self.facts.get(FINISHED))
-        facts = self.facts if owner_of(self.folder) is not None else {**self.facts, BEGAN_AT: 0.0}  # nothing starts
+        facts = self.facts if is_run else {**self.facts, BEGAN_AT: 0.0}  # nothing starts
         moment = None if now is None else Moment.of(self.entries, facts, now, self.spans)
         known = {"ended": ended, "finished": finished, "moment": moment, "repeats": self.repeats}
-        return status_of(self.trials, self.settings, **known)
+        found = status_of(self.trials, self.settings, **known)
+        return found if is_run else replace(found, seconds_left=None)
 
     def predicted_peak_mib(self, config: TrialConfig) -> float | None:
         """Peak memory of a config on the sweep's base, from shapes alone; None on a CPU or of an unknown shape."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.analysis.finalists import to_evaluate, wanted
 from orchestrator.analysis.front import front_of, is_reused, objective_value
@@ -66,8 +66,8 @@ class Status:
         running: by number.
         n_evaluated, n_to_evaluate: test evaluations of finalists and their runs under other seeds: those done, and
             how many there will be as far as is known.
-        seconds_left: until all is written, see orchestrator.analysis.time_left; None before a trial has ended, and
-            where no time was given.
+        seconds_left: until all is written, see orchestrator.analysis.time_left; None before a trial has ended,
+            where no process runs the sweep, and where no time was given.
         share_done: of the time that the sweep takes in all; 0 where none is known.
         last_fault: reason of the last trial that broke.
     """
@@ -111,29 +111,35 @@ def status_of(
     n_searched = 0 if ended or finished else _n_to_come(trials, settings)
     searching = n_searched > 0 or any(t.state not in FINAL_STATES and t.is_of_search for t in trials)
     n_replicates = 0 if searching or finished else _n_replicates_to_come(trials, settings)
-    evaluated = [trial.test_evaluation is not None for trial in to_evaluate(trials, settings)]
-    best = {objective: _best(trials, objective) for objective in settings.objectives}
-    is_over = finished and not (moment and moment.writing)
-    left = None if is_over else _seconds_left(trials, settings, n_searched, moment)
     phase = _phase(trials, searching, n_replicates, finished, moment)
+    left, share_done = _time(trials, settings, n_searched, moment, finished=finished)
     return Status(
         counts=dict(counts),
         n_done=sum(map(counts.__getitem__, FINAL_STATES)),
         n_expected=len(trials) + n_searched + n_replicates,
         kinds=_kinds(trials, n_searched, n_replicates),
-        best={objective: value for objective, (value, _) in best.items()},
-        best_trial={objective: number for objective, (_, number) in best.items()},
-        n_reused=sum(map(is_reused, trials)),
-        front_size=len(front_of(trials, settings, repeats=repeats).members),
         phase=phase,
         starting_seconds=_starting_seconds(phase, moment),
         running=tuple(_running(trial) for trial in trials if trial.state == "running"),
-        n_evaluated=sum(evaluated),
-        n_to_evaluate=len(evaluated),
         seconds_left=left,
-        share_done=1.0 if is_over else _share_done(moment, left, finished),
-        last_fault=_last_fault(trials),
+        share_done=share_done,
+        **_found(trials, settings, repeats),
     )
+
+
+def _found(trials: Sequence[TrialResult], settings: SweepSettings, repeats: Repeats) -> dict[str, Any]:
+    """What the trials came to so far; fields of Status by name."""
+    best = {objective: _best(trials, objective) for objective in settings.objectives}
+    evaluated = [trial.test_evaluation is not None for trial in to_evaluate(trials, settings)]
+    return {
+        "best": {objective: value for objective, (value, _) in best.items()},
+        "best_trial": {objective: number for objective, (_, number) in best.items()},
+        "n_reused": sum(map(is_reused, trials)),
+        "front_size": len(front_of(trials, settings, repeats=repeats).members),
+        "n_evaluated": sum(evaluated),
+        "n_to_evaluate": len(evaluated),
+        "last_fault": _last_fault(trials),
+    }
 
 
 def to_come(settings: SweepSettings) -> str:
@@ -222,9 +228,14 @@ def _starting_seconds(phase: Phase, moment: Moment | None) -> float | None:
     return max(0.0, moment.now - moment.began_at)
 
 
-def _share_done(moment: Moment | None, left: float | None, finished: bool) -> float:
-    """Of one that was interrupted, and so is written early, none is known."""
-    return moment.share_done(left) if moment and (finished or not moment.writing) else 0.0
+def _time(
+    trials: Sequence[TrialResult], settings: SweepSettings, n_searched: int, moment: Moment | None, *, finished: bool
+) -> tuple[float | None, float]:
+    """Seconds left, and the share done: of a sweep that was interrupted, and so is written early, none is known."""
+    if finished and not (moment and moment.writing):
+        return None, 1.0
+    left = _seconds_left(trials, settings, n_searched, moment)
+    return left, moment.share_done(left) if moment and (finished or not moment.writing) else 0.0
 
 
 def _running(trial: TrialResult) -> Running:

@@ -70,7 +70,7 @@ class Sweep:
 
         Args:
             max_memory: only of trials that need at most so much peak memory: "2GiB".
-            knee: the front's knee in place of the lowest validation loss.
+            knee: the front's knee instead.
         Raises:
             ConfigError: no trial counts, or none fits; the message names the nearest.
         """

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from time import monotonic
 from typing import Any, Protocol
 
@@ -53,9 +54,7 @@ def run_published(
     Raises:
         KeyboardInterrupt, SweepError: see orchestrator.driver.sweep.run; the first also while its files are written.
     """
-    if settings.tracking_uri is not None:
-        check_server(settings.tracking_uri)
-    logger.info(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
+    _say_what_was_asked(settings)
     writer, begin = MlflowWriter(settings.name, ROOT), monotonic()
 
     def started(ledger: Ledger, workload: Workload) -> None:
@@ -65,16 +64,21 @@ def run_published(
         ray_cluster.spare_mlflow()
         stop_in_order()
 
-    with ended_in_order(again) as stop_in_order:
-        try:
-            snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
-            answered(snapshot)
-            from orchestrator.tracking.ending import end  # brings all figures; no bad input waits for them
+    with ended_in_order(again) as stop_in_order, ExitStack() as stops:
+        stops.callback(writer.stop)
+        stops.callback(display.stop)  # before the writer
+        snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
+        answered(snapshot)
+        from orchestrator.tracking.ending import end  # brings all figures; no bad input waits for them
 
-            return snapshot, end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted)
-        finally:
-            display.stop()
-            writer.stop()
+        return snapshot, end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted)
+
+
+def _say_what_was_asked(settings: SweepSettings) -> None:
+    """One line, where its MLflow server is none that cannot be spoken to."""
+    if settings.tracking_uri is not None:
+        check_server(settings.tracking_uri)
+    logger.info(f"sweep {settings.name}: space {settings.space.name}, base {settings.base_model}, data {settings.data}")
 
 
 def _say_what_is_run(settings: SweepSettings, ledger: Ledger, workload: Workload, notice: str | None) -> None:

@@ -6,12 +6,11 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, TextIO
 
 from orchestrator.analysis.answer import answer_of
-from orchestrator.analysis.choice import best, counting
+from orchestrator.analysis.choice import best, counting, loss_noise
 from orchestrator.analysis.front import is_reused
 from orchestrator.analysis.snapshot import LEARNED
 from orchestrator.cli.lines import for_stream
 from orchestrator.settings.command import command, pages
-from orchestrator.settings.stored import is_recorded
 from trainables.values.config import BITS
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def counts_line(sweep: "SweepSnapshot") -> str:
 
 def answer_lines(sweep: "SweepSnapshot") -> list[str]:
     """The answer; and of a sweep that has one the command for a budget of memory."""
-    chosen = best(counting(sweep.trials, sweep.settings))
+    chosen = _chosen(sweep)
     return [answer_of(sweep), *([_budget_line(sweep.settings.name, chosen)] if chosen else [])]
 
 
@@ -65,13 +64,11 @@ def report_text(report: "SweepReport", sweep: "SweepSnapshot", stream: TextIO) -
     first = [report.answer, f"measured on: {report.caption}"]
     if not report.finished:
         state = "still running" if report.n_running else "not finished"
-        further = (
-            "" if report.n_running or is_recorded(sweep.folder) else f"; go on with: {command()} resume {report.name}"
-        )
+        further = "" if report.n_running or report.is_recorded else f"; go on with: {command()} resume {report.name}"
         first.append(f"{state}: {report.n_done} of {report.n_expected} trials have ended{further}")
     elif not report.states.get("completed") and report.outcomes:
         first.append(f"no trial completed: {report.outcomes[0].reason}")
-    chosen = best(counting(sweep.trials, sweep.settings))
+    chosen = _chosen(sweep)
     last = [_budget_line(report.name, chosen)] if chosen else []
     steps = [_step_line(step) for step in report.within_memory]
     text = ""
@@ -89,6 +86,10 @@ def _step_line(step: "WithinMemory") -> str:
         f"from {step.peak_memory_mib:.1f} MiB: trial {step.number} ({bits}{lost}, rank {step.config.rank}), "
         f"{step.eval_loss_nats:.4f} nats, {1e3 * step.seconds_per_step:.1f} ms/step"
     )
+
+
+def _chosen(sweep: "SweepSnapshot") -> "TrialResult | None":
+    return best(counting(sweep.trials, sweep.settings), loss_noise(sweep.trials))
 
 
 def _budget_line(name: str, chosen: "TrialResult") -> str:

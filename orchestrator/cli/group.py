@@ -15,7 +15,7 @@ COMMANDS = {
     "stop": "Stop a sweep that runs in another process, as Ctrl-C does there; `resume` goes on with it.",
     "status": "Show how far a sweep is.",
     "list": "List the sweeps under mlflow_runs/, the newest first, then those that git keeps.",
-    "best": "Name one config: the lowest validation loss of the completed search trials that count for the front.",
+    "best": "Name one config: the cheapest with the lowest validation loss, within noise.",
     "fit": (
         "Predict whether a model can be tuned on a GPU: peak memory and its parts, the largest batch, what 4 bits save."
     ),

@@ -13,13 +13,17 @@ SETTINGS = ("BASE_MODEL", "DATA_SPLIT", "DATA", "COLUMNS", "SPACE", "STORAGE", "
 """Variables of make that messages name anywhere, each a flag of the same name."""
 FIRST_WORDS = (*SETTINGS, "ADDRESS", "DEVICE_KIND", "HOST", "PORT", "ALLOWED_HOSTS", "PUSH")
 """Those that they begin with; elsewhere these are words like any other, as in HOST:PORT."""
+TYPED = (*SETTINGS, "ADDRESS", "DEVICE_KIND", "HOST", "PORT", "ALLOWED_HOSTS", "NAME", "TRIALS", "STEPS")
+TYPED += ("FINALIST_SEEDS", "DEVICE", "GPUS_PER_TRIAL", "KEEP_16BIT")
+"""Those that `make sweep` and `make ui` take."""
 BEGINS = re.compile(rf"({'|'.join(FIRST_WORDS)})\b")
+FLAG = re.compile(r"(?<![\w-])--[a-z\d-]+")
 NAMED = re.compile(rf"(?<![\w/.'\"=-])({'|'.join(SETTINGS)})(=|\b(?![\w/.'\"-]))")
 
 
 def with_flags(message: str, flags: Mapping[str, str]) -> str:
-    """A message about a field, with what is typed for it, unless make was asked."""
-    return respelled(message, flags) if _flags_typed() else message
+    """A message about a field, with the flag that is typed for it."""
+    return respelled(message, flags)
 
 
 def _flags_typed() -> bool:
@@ -28,13 +32,16 @@ def _flags_typed() -> bool:
 
 
 def as_typed(message: str) -> str:
-    """A message with settings as flags, unless make was asked: BASE_MODEL=PATH is a variable there.
+    """A message with settings as flags; where make was asked with its variables, BASE_MODEL=PATH, and those of flags.
 
     "DATA: no file 'DATA'; give DATA=PATH for BASE_MODEL" becomes
-    "--data: no file 'DATA'; give --data PATH for --base-model".
+    "--data: no file 'DATA'; give --data PATH for --base-model",
+    and of make "--trials: got 0" becomes "--trials: got 0 (with make: TRIALS=)".
     """
     if not _flags_typed():
-        return message
+        flags = {_flag(variable): f"{variable}=" for variable in TYPED}
+        named = [flags[flag] for flag in dict.fromkeys(FLAG.findall(message)) if flag in flags]
+        return f"{message} (with make: {', '.join(named)})" if named else message
     message = BEGINS.sub(lambda found: _flag(found[1]), message, count=1) if BEGINS.match(message) else message
     return NAMED.sub(lambda found: _flag(found[1]) + found[2].replace("=", " "), message)
 
@@ -53,4 +60,12 @@ def for_stream(text: str, stream: TextIO) -> str:
     if not stream.isatty():
         return text
     width = shutil.get_terminal_size().columns
-    return "\n".join(line if len(line) <= width else folded(line, width) for line in text.split("\n"))
+    lines = []
+    for line in text.split("\n"):
+        if len(line) <= width:
+            lines.append(line)
+        elif line.startswith("$ "):  # a command, which stays one where it is copied
+            lines.append(folded(line, width - 2).replace("\n", " \\\n"))
+        else:
+            lines.append(folded(line, width))
+    return "\n".join(lines)

@@ -28,7 +28,7 @@ NameOrNewest = Annotated[
     str | None, typer.Argument(help="name of the sweep; default: the newest", autocompletion=sweep_names)
 ]
 MaxMemory = Annotated[str | None, typer.Option(help="only trials that need at most so much peak memory, e.g. 2GiB")]
-Knee = Annotated[bool, typer.Option("--knee", help="the front's knee instead of the lowest validation loss")]
+Knee = Annotated[bool, typer.Option("--knee", help="the front's knee instead")]
 BaseModelOption = Annotated[str | None, typer.Option(help=FIELDS["base_model"].description)]
 DataOption = Annotated[str | None, typer.Option(help=FIELDS["data"].description)]
 DataSplitOption = Annotated[str | None, typer.Option(help=FIELDS["data_split"].description)]

@@ -1,12 +1,19 @@
-"""What `--json` prints: one JSON object on standard output, a result or an error; see orchestrator.cli.results."""
+"""What commands print on standard output: lines, or with `--json` one JSON object, see orchestrator.cli.results."""
 
 import json
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.cli.lines import for_stream
+
 SCHEMA_VERSION = 1
 """Of all these objects. It rises when a key goes, or means another thing; keys may come without that."""
+
+
+def print_text(text: str) -> None:
+    """Print lines of a result."""
+    print(for_stream(text, sys.stdout))
 
 
 def print_json(result: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from orchestrator.analysis.describe import targets, text_of
 from orchestrator.settings.command import command
 
 if TYPE_CHECKING:
+    from trainables.cost.gpus import Gpu
     from trainables.values.config import TrialConfig
 
 SHOWN = ("precision", "rank", "alpha", "learning_rate", "targets")
@@ -45,18 +46,40 @@ def plan_table(
     return table
 
 
-def missing_lines(peaks_mib: Sequence[float | None], seconds: Sequence[float | None], *, on_gpu: bool) -> list[str]:
-    """How to get what the table lacks."""
+def missing_lines(
+    peaks_mib: Sequence[float | None], seconds: Sequence[float | None], compute_dtype: str, *, on_gpu: bool
+) -> list[str]:
+    """How to get what the table lacks.
+
+    Args:
+        compute_dtype: that was asked for; "auto" is the GPU's own.
+    """
     lines = []
     if not any(peaks_mib):
         lines.append(
             f"MiB and minutes: this base's shape is not known here; MiB of one that the hub has: {command()} fit MODEL"
         )
+    elif not any(seconds) and compute_dtype != "auto":
+        lines.append(f"minutes: not predicted, as no speed in {compute_dtype} is known here")
     elif not any(seconds):
         lines.append("minutes: add --gpu T4, or another GPU's name; or run a sweep on a GPU here once")
     if not on_gpu:
         lines.append("the plan for a GPU: add --device cuda, which needs none for a dry run")
     return lines
+
+
+def excess_line(peaks_mib: Sequence[float | None], gpu: "Gpu") -> str | None:
+    """How many of the configs do not fit a GPU, by prediction; None where none is known not to."""
+    over = [peak for peak, fits in zip(peaks_mib, fits_of(peaks_mib, gpu), strict=True) if fits is False]
+    if not over:
+        return None
+    need = f"{max(over):,.0f} MiB, where it has {gpu.usable_mib:,.0f} MiB for tensors"
+    return f"{len(over)} of these {len(peaks_mib)} do not fit one {gpu.name}: up to {need}"
+
+
+def fits_of(peaks_mib: Sequence[float | None], gpu: "Gpu | None") -> list[bool | None]:
+    """Whether each predicted peak is within what tensors can take; None where either is not known."""
+    return [None if peak is None or gpu is None else peak <= gpu.usable_mib for peak in peaks_mib]
 
 
 def _needs(

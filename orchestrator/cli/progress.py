@@ -85,7 +85,7 @@ class ProgressDisplay:
 
         def view() -> Group:
             nonlocal share
-            status = self._snapshot(ledger).status(now=time.time())
+            status = self._snapshot(ledger).status(now=time.time(), is_run=True)
             if status.phase != "ended" or self._stop.is_set():  # between the last task and the files it seems so, too
                 share = max(share, status.share_done)  # where more turns out to be left, the bar waits
             name, memory = self._settings.name, text_of(gpu_memory())
@@ -105,7 +105,7 @@ class ProgressDisplay:
             if snapshot is not before:
                 new = [t for t in snapshot.trials if t.state in FINAL_STATES and t.key not in said]
                 said.update(trial.key for trial in new)
-                status = snapshot.status(now=time.time())
+                status = snapshot.status(now=time.time(), is_run=True)
                 for trial in new:
                     self._print(trial_line(trial))
                 if new or (status.phase != phase and (stopped or status.phase != "ended")):  # files come after the end
@@ -123,7 +123,7 @@ class ProgressDisplay:
 def verdict_lines(snapshot: SweepSnapshot) -> list[str]:
     """What 4 bits cost each 4-bit finalist, and below it how far they move its texts, which decides nothing."""
     lines = []
-    for trial in finalists(snapshot.trials, snapshot.settings, snapshot.front):
+    for trial in finalists(snapshot.trials, snapshot.settings, snapshot.front.members):
         verdict = snapshot.verdicts.get(trial.key)
         if verdict is None:
             continue

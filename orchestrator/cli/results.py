@@ -53,11 +53,12 @@ class Swept(TypedDict):
 
 
 class Plan(TypedDict):
-    """Of run --dry-run; the peaks are those on a GPU, whatever the sweep's device."""
+    """Of run --dry-run; the peaks are those on a GPU, whatever the sweep's device, and of --gpu whether they fit it."""
 
     settings: dict[str, Any]
     first_configs: list[Config]
     predicted_peak_mib: list[float | None]
+    fits: list[bool | None]
     coverage: list[str]
     predicted_seconds: float | None
 

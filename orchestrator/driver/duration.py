@@ -25,8 +25,13 @@ def _file(root: Path) -> Path:
     return root / "cache" / "device_speed.json"
 
 
-def keep(device: "SweepDevice", root: Path) -> None:
-    """Remember a device's speed, for a dry run, which must not touch it."""
+def keep(settings: "SweepSettings", device: "SweepDevice", root: Path) -> None:
+    """Remember a device's speed, for a dry run, which must not touch it.
+
+    It was measured in the GPU's own arithmetic: of a sweep that asks for another nothing is remembered, nor on a CPU.
+    """
+    if device.speed is None or settings.compute_dtype != "auto":
+        return
     _file(root).parent.mkdir(parents=True, exist_ok=True)
     known = {"speed": asdict(device.speed), "compute_dtype": device.compute_dtype, "names": sorted(device.names)}
     _file(root).write_text(json.dumps(known) + "\n", encoding="utf-8")
@@ -41,8 +46,13 @@ def known(root: Path) -> "tuple[Speed, ComputeDtype] | None":
         return None
 
 
-def _of(gpu: "Gpu | None", root: Path) -> "tuple[Speed, ComputeDtype] | None":
-    return (published(gpu), gpu.dtype) if gpu else known(root)
+def _of(settings: "SweepSettings", gpu: "Gpu | None", root: Path) -> "tuple[Speed, ComputeDtype] | None":
+    """Speed and arithmetic of a sweep; None where no speed is known in the arithmetic that it asks for."""
+    device, asked = (published(gpu), gpu.dtype) if gpu else known(root), settings.compute_dtype
+    if device is None or asked in ("auto", device[1]):
+        return device
+    speed, native = device
+    return (speed, asked) if (asked, native) == ("float16", "bfloat16") else None  # hardware with the latter has both
 
 
 def predicted_seconds(
@@ -56,7 +66,7 @@ def predicted_seconds(
         n_slots: trials at once.
         gpu: to run on, in place of the device of the last sweep here.
     """
-    shape, device = shape_named(settings.base_model), _of(gpu, root)
+    shape, device = shape_named(settings.base_model), _of(settings, gpu, root)
     if settings.device == "cpu" or shape is None or device is None:
         return None
     speed, dtype = device
@@ -78,7 +88,7 @@ def trials_seconds(
     settings: "SweepSettings", configs: "Sequence[TrialConfig]", root: Path, gpu: "Gpu | None" = None
 ) -> "list[float | None]":
     """Predicted time of each trial that is not pruned; None where it is not known, as on a CPU."""
-    shape, device = shape_named(settings.base_model), _of(gpu, root)
+    shape, device = shape_named(settings.base_model), _of(settings, gpu, root)
     if settings.device == "cpu" or shape is None or device is None:
         return [None] * len(configs)
     speed, dtype = device

@@ -64,6 +64,5 @@ def _ready(settings: "SweepSettings", root: Path, rows: CheckedRows, answer: Cal
     plan.check_lengths(settings, base_model.context_tokens(fetched.base.folder))
     counts = {**fetched.tokens.counts, **fetched.cut_counts(min(settings.lengths_tokens))}
     device = answer()
-    if device.speed is not None:
-        duration.keep(device, root)
+    duration.keep(settings, device, root)
     return Ready(workload=fetched.workload(device.compute_dtype), counts=counts, device=device)

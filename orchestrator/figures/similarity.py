@@ -61,7 +61,7 @@ Marks = dict[Series, list[Mark]]
 def compared(snapshot: SweepSnapshot) -> list[tuple[TrialResult, Comparison]]:
     """4-bit finalists with their comparison, by number."""
     pairs = []
-    for trial in finalists(snapshot.trials, snapshot.settings, snapshot.front):
+    for trial in finalists(snapshot.trials, snapshot.settings, snapshot.front.members):
         comparison = comparison_of(trial)
         if trial.config.precision == "nf4" and comparison:
             pairs.append((trial, comparison))

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import get_args
+from typing import Any, get_args
 
-from orchestrator.analysis.answer import answer_of
+from orchestrator.analysis.answer import answer_of, short_answer_of
 from orchestrator.analysis.budgets import SPENT, Spent
 from orchestrator.analysis.choice import best, counting, how_sure, knee, loss_noise, stairs
 from orchestrator.analysis.costs import Predict, cost_table, savings
@@ -20,6 +20,7 @@ from orchestrator.analysis.verdict import compared_on, comparison_of, failed_eva
 from orchestrator.driver.same_command import SAME_COMMAND
 from orchestrator.objectives import DEFAULT
 from orchestrator.report.values import Breakdown, Finalist, Measured, Outcome, SweepReport, WithinMemory
+from orchestrator.settings.stored import is_recorded
 from trainables.values.config import PROTOCOL_VERSION, Precision, State
 from trainables.values.results import TrialResult
 
@@ -34,40 +35,52 @@ def report_of(snapshot: SweepSnapshot, predict: Predict | None = None) -> SweepR
     """
     settings, trials, front, status = snapshot.settings, snapshot.trials, snapshot.front, snapshot.status()
     predict = predict or snapshot.predicted_peak_mib
-    chosen, counted = finalists(trials, settings, front), counting(trials, settings)
-    lowest, best_4bit, ended, noise = best(counted), _best_4bit(chosen), snapshot.ended, loss_noise(trials)
+    counted, noise = counting(trials, settings), loss_noise(trials)
+    answer = best(counted, noise)
+    chosen = finalists(trials, settings, [*front.members, *([answer] if answer else [])])
+    best_4bit = _best_4bit(chosen)
     return SweepReport(
-        name=settings.name,
-        settings=settings,
-        workload=snapshot.workload,
         n_done=status.n_done,
         n_expected=status.n_expected,
         n_running=status.counts.get("running", 0),
         states=status.counts,
         savings=savings(trials),
-        best_loss=_number(lowest),
+        best_loss=_number(answer),
         best_memory=_number(_least(front)),
         best_4bit=_number(best_4bit),
         sufficient_ranks={p: smallest_sufficient_rank(p, chosen, trials, settings) for p in get_args(Precision)},
         finalists=tuple(_finalist(trial, snapshot) for trial in chosen),
-        costs=cost_table(trials, lowest.config if lowest else None, predict),
+        costs=cost_table(trials, answer.config if answer else None, predict),
         breakdown=_breakdown(best_4bit),
         outcomes=_outcomes(trials),
         faults=failed_evaluations(trials, settings),
         measured=_measured(snapshot),
         samples=best_4bit.test_evaluation.samples if best_4bit and best_4bit.test_evaluation else (),
         within_memory=tuple(_within_memory(step, snapshot, noise) for step in stairs(counted, noise.margin)),
-        sure=how_sure(lowest, counted, noise, snapshot.lost) if lowest else None,
+        sure=how_sure(answer, counted, noise, snapshot.lost) if answer else None,
         answer=answer_of(snapshot),
+        short_answer=short_answer_of(snapshot),
         knee=_number(knee(front)),
         nearly={trial.number: front.shares[trial.key] for trial in front.nearly},
-        search_ended=ended.text if ended else None,
         nothing_counts=nothing_counts(trials, settings, predict),
-        spent=Spent(**snapshot.facts[SPENT]) if snapshot.facts.get(SPENT) else None,
-        coverage=snapshot.coverage,
-        same_command=snapshot.facts.get(SAME_COMMAND),
-        generic_base=snapshot.facts.get(GENERIC),
+        **_of_whole(snapshot),
     )
+
+
+def _of_whole(snapshot: SweepSnapshot) -> dict[str, Any]:
+    """What the ledger says of the sweep as a whole, whatever its trials came to; fields of SweepReport by name."""
+    facts, ended = snapshot.facts, snapshot.ended
+    return {
+        "name": snapshot.settings.name,
+        "settings": snapshot.settings,
+        "workload": snapshot.workload,
+        "search_ended": ended.text if ended else None,
+        "spent": Spent(**facts[SPENT]) if facts.get(SPENT) else None,
+        "coverage": snapshot.coverage,
+        "same_command": facts.get(SAME_COMMAND),
+        "generic_base": facts.get(GENERIC),
+        "is_recorded": is_recorded(snapshot.folder),
+    }
 
 
 def _number(trial: TrialResult | None) -> int | None:

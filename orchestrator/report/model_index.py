@@ -63,7 +63,7 @@ def of_sweep(report: SweepReport, data: Mapping[str, str]) -> list[EvalResult]:
     costs = len(found)
     if best := report.finalist(report.best_loss):
         loss = best.figures["eval_loss_nats"].value
-        heading = "Loss of the trial with the lowest validation loss (nats)"
+        heading = "Loss of the cheapest trial with the lowest validation loss, within noise (nats)"
         found.append(_result("eval_loss_nats", heading, loss) | {"dataset_split": best.rows} | data)
     found += _of_lost(report.finalist(report.best_4bit), data) + _of_likeness(compared_best(report), data)
     said = [report.cost_caveat] * costs + [report.caveat] * (len(found) - costs)

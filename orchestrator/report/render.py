@@ -137,15 +137,19 @@ def bullets(report: SweepReport) -> str:
 def description(report: SweepReport, max_chars: int, links: str = "", picture: str = "") -> str:
     """The answer, what to take for which memory, as many of the first sections as fit, and where the rest is.
 
+    MLflow shows 100 pixels of it, of which the lower 60 fade out and cannot be clicked: one line of links, and right
+    below it two of the answer, which the whole one follows.
+
     Args:
-        links: one line before all else: of a folded description its last visible lines cannot be clicked.
+        links: one line before all else.
         picture: of the front, in Markdown.
     """
     rest = "The whole report: artifacts `report.html` and `report.md`."
     others = sections(report, {})
     del others["answer"]
-    text, answer = "", f"**{safe(report.answer)}** Measured on: {safe(report.caption)}"
-    first = [links, answer, others.pop("budgets", ""), picture, bullets(report)]
+    text, answer = "", f"{safe(report.answer)} Measured on: {safe(report.caption)}"
+    top = "  \n".join(filter(None, [links, f"**{safe(report.short_answer)}**"]))  # two spaces break the line
+    first = [top, answer, others.pop("budgets", ""), picture, bullets(report)]
     for section in filter(None, [*first, *others.values()]):
         if len(text) + len(section) + len(rest) + 4 > max_chars:
             break

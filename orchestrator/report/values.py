@@ -148,7 +148,8 @@ class SweepReport:
         n_done, n_expected: trials in a final state, and those that the sweep will come to as far as is known.
         n_running: trials at work, as the ledger has it.
         states: trials by state.
-        best_loss: number of the best trial: the lowest validation loss of those that count for the front.
+        best_loss: number of the answer: the cheapest with the lowest validation loss, within noise, of those that count
+            for the front.
         best_memory: number of the front's member with the lowest peak.
         best_4bit: number of the 4-bit finalist with the lowest such loss, of those evaluated if any were.
         samples: what the best 4-bit finalist, its baseline and the untuned base write after a few test prompts.
@@ -156,6 +157,7 @@ class SweepReport:
         within_memory: the best trial for each budget of peak memory.
         knee: number of the front's member that gives up least in every objective, see orchestrator.analysis.choice.
         answer: what the sweep answers, in one sentence with its uncertainty.
+        short_answer: the trial of it alone, with its loss.
         sure: which trials have a validation loss that cannot be told from the best one's, in words.
         nearly: number of each trial off the front that noise alone may keep from it -> its share of resamples.
         search_ended: why the search is over, in words; None while it is not.
@@ -164,6 +166,7 @@ class SweepReport:
         coverage: what each choice of targets covers; empty in ledgers from before that was kept.
         same_command: how it compares with an earlier sweep of the same command, in words; None where there is none.
         generic_base: type of a base that no family describes, else None.
+        is_recorded: git keeps it without its adapters, and it is only read.
     """
 
     name: str
@@ -188,6 +191,7 @@ class SweepReport:
     within_memory: tuple[WithinMemory, ...] = ()
     knee: int | None = None
     answer: str = ""
+    short_answer: str = ""
     sure: str | None = None
     nearly: Mapping[int, float] = field(default_factory=dict)
     search_ended: str | None = None
@@ -196,6 +200,7 @@ class SweepReport:
     coverage: tuple[Coverage, ...] = ()
     same_command: str | None = None
     generic_base: str | None = None
+    is_recorded: bool = False
 
     @property
     def finished(self) -> bool:

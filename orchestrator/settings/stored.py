@@ -70,16 +70,17 @@ def of_json(text: str | bytes) -> SweepSettings:
     return SweepSettings.model_validate_json(json.dumps(renamed))
 
 
-def load(folder: Path, others: Iterable[str] = ()) -> SweepSettings:
+def load(folder: Path, others: Iterable[str] = (), *, offers: bool = True) -> SweepSettings:
     """Read settings.json: what every command begins with that reads a sweep.
 
     Args:
         others: names of sweeps elsewhere, for who misspelt one.
+        offers: the nearest name; not to what deletes.
     Raises:
         ConfigError: there is no such sweep, others may have written into its folder, or the file is damaged.
     """
     if not (folder / "settings.json").is_file():
-        raise _no_sweep(folder, others)
+        raise _no_sweep(folder, others, offers=offers)
     refuse_shared(folder, folder.parents[1])
     return read(folder)
 
@@ -122,7 +123,7 @@ def read(folder: Path) -> SweepSettings:
         raise ConfigError(f"{path}: {first_fault(error, SweepSettings)}") from None
 
 
-def _no_sweep(folder: Path, others: Iterable[str] = ()) -> ConfigError:
+def _no_sweep(folder: Path, others: Iterable[str] = (), *, offers: bool = True) -> ConfigError:
     if (folder.parent.parent / RECORDED / folder.name / "settings.json").is_file():
         return ConfigError(
             f"NAME: sweep {folder.name!r} is a recorded one, which can only be read: status, best, report, answers, "
@@ -131,4 +132,5 @@ def _no_sweep(folder: Path, others: Iterable[str] = ()) -> ConfigError:
     names = {path.parent.name for path in folder.parent.glob("*/settings.json")}.union(others)
     if not names:
         return ConfigError(f"NAME: no sweep {folder.name!r}, as there is none here yet; run one: {command()} run")
-    return ConfigError(f"NAME: no sweep {folder.name!r}{did_you_mean(folder.name, names)}")
+    others_here = did_you_mean(folder.name, names) if offers else f"; those that are here: {command()} list"
+    return ConfigError(f"NAME: no sweep {folder.name!r}{others_here}")

@@ -27,7 +27,7 @@ def replay(folder: Path) -> bool:
     begin, n_off, n = min(trial.started_at for trial in sweep.trials if trial.started_at), 0, 0
     print(f"{folder.name}: {end - begin:.0f} s from the first trial to the end")
     for now, then in moments:
-        left, true = then.status(now).seconds_left, end - now
+        left, true = then.status(now, is_run=True).seconds_left, end - now
         is_off = left is None or abs(left - true) > SHARE * true + SECONDS
         if now - begin >= (end - begin) / 3:
             n, n_off = n + 1, n_off + is_off

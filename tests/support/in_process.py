@@ -11,21 +11,34 @@ from unittest.mock import patch
 from orchestrator.cli.main import main
 from tests.support.sweeps import REPO, Finished
 
+
+class Terminal(io.StringIO):
+    """A stream that is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 PROGRAM = str(REPO / "orchestrator" / "cli" / "__main__.py")
 
 
-def called(*arguments: str, cwd: Path, **variables: str) -> Finished:
+def called(*arguments: str, cwd: Path, typed: str | None = None, **variables: str) -> Finished:
     """Run the command to its end; for one that starts no Ray and whose libraries read no variable at import.
 
     An error that would be a traceback is raised as it is.
+
+    Args:
+        typed: on the terminal that the command then stands in.
     """
-    out, err, begin = io.StringIO(), io.StringIO(), perf_counter()
+    stream = io.StringIO if typed is None else Terminal
+    out, err, begin = stream(), stream(), perf_counter()
     umask = os.umask(0)
     os.umask(umask)
     try:
         with (
             patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", **variables}),
             patch.object(sys, "argv", [PROGRAM, *arguments]),
+            patch.object(sys, "stdin", sys.stdin if typed is None else Terminal(typed)),
             chdir(cwd),
             redirect_stdout(out),
             redirect_stderr(err),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.group import load
+from orchestrator.cli.lines import TYPED
 from tests.bench import __main__ as benches
 from tests.support.sweeps import REPO
 
@@ -63,6 +64,10 @@ def test_every_variable_of_a_sweep_is_a_flag_of_run(capsys):
         load("run").main(["--help"], prog_name="run")
     flags = re.findall(r"--[a-z0-9-]+", capsys.readouterr().out)
     assert [name for name in TAKES["sweep"] if f"--{name.lower().replace('_', '-')}" not in flags] == []
+
+
+def test_the_program_knows_the_variables_of_a_sweep_and_of_mlflow_s_pages():
+    assert set(TYPED) == {*TAKES["sweep"], *TAKES["ui"]}
 
 
 # --- benches

@@ -166,6 +166,17 @@ def test_the_first_page_names_every_command():
     assert missing == []
 
 
+def test_the_first_page_names_the_variables_that_one_sets_first():
+    named = set(re.findall(r"\b([A-Z_]+)=", text_of("README.md")))
+    assert {"NAME", "TRIALS", "SPACE", "BASE_MODEL", "DATA", "COLUMNS", "ADDRESS"} - named == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_sends_a_reader_to_mlflow_s_welcome_in_place_of_the_runs(page):
+    named = re.findall(r"(--tracking-uri )?http://127\.0\.0\.1:5000/?([^\s`,)]*)", text_of(page))
+    assert [where for is_server, where in named if not is_server and not where.startswith("#/experiments/")] == []
+
+
 def test_the_first_page_is_read_in_two_minutes():
     """Words that begin with a letter, tables and links included, examples not."""
     prose = re.sub(r"^```.*?^```$", "", text_of("README.md"), flags=re.M | re.S)

@@ -1,15 +1,13 @@
 """`best`: the one config to use, ready to be used."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from orchestrator.analysis import choice
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.cli.lines import for_stream
 from orchestrator.cli.options import AsJson, Knee, MaxMemory, NameOrNewest, named
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_text
 from orchestrator.report.recipe import peft_code, recipe
 
 As = Annotated[str | None, typer.Option("--as", help="its settings as YAML of axolotl, trl or llama-factory, alone")]
@@ -22,7 +20,7 @@ def best(
     program: As = None,
     as_json: AsJson = False,
 ) -> None:
-    """Name one config: the lowest validation loss of the completed search trials that count for the front."""
+    """Name one config: the cheapest with the lowest validation loss, within noise."""
     limit = None if max_memory is None else choice.mib_of(max_memory)
     sweep = SweepSnapshot.find(named(name))
     found = choice.choose(sweep, max_memory_mib=limit, at_knee=knee)
@@ -31,6 +29,7 @@ def best(
     if as_json:
         print_json(found.to_dict() | {"code": code})
     elif program is None:
-        print(f"{for_stream(found.text, sys.stdout)}\n\n{code}", end="")
+        print_text(f"{found.text}\n")
+        print(code, end="")
     else:
         print(code, end="")

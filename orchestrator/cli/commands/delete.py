@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.lines import for_stream
 from orchestrator.cli.options import AsJson, Name
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_text
 from orchestrator.ledger.ownership import owned, owner_of
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.settings.command import command
@@ -25,12 +26,13 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a sweep: its folder, with ledger and adapters, and its runs in MLflow."""
-    settings, folder = load(sweep_folder(name)), sweep_folder(name)
+    settings, folder = load(sweep_folder(name), offers=False), sweep_folder(name)
     if (owner := owner_of(folder)) is not None:
         raise ConfigError(f"NAME: process {owner} runs sweep {name!r}; first: {command()} stop {name}")
     if not yes and not sys.stdin.isatty():
         raise ConfigError(f"--yes: nobody can be asked here whether {folder} may go; say --yes")
-    if not yes and not typer.confirm(f"Delete {folder} with all its trials and adapters?", err=True):
+    question = for_stream(f"Delete {folder} with all its trials and adapters? [y/N]", sys.stderr)
+    if not yes and not typer.confirm(question, show_default=False, err=True):
         logger.info("nothing was deleted")
         raise typer.Exit(1)
     with owned(folder):
@@ -39,7 +41,7 @@ def delete(
     if as_json:
         print_json({"name": name, "deleted": str(folder), "mlflow_runs": n_runs})
     else:
-        print(f"deleted {folder} and {n_runs} runs in MLflow")
+        print_text(f"deleted {folder} and {n_runs} runs in MLflow")
 
 
 def _runs_deleted(settings: SweepSettings) -> int:

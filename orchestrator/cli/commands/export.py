@@ -8,7 +8,7 @@ import typer
 
 from orchestrator.analysis import choice
 from orchestrator.cli.options import AsJson, Knee, MaxMemory, named
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_text
 from orchestrator.report import export as exports
 from orchestrator.settings import ROOT
 from orchestrator.settings.command import python
@@ -29,8 +29,8 @@ def export(
 ) -> None:
     """Write a trial's adapter with tokenizer, card and a script that generates; nothing leaves without --push.
 
-    Without --trial the one that `best` names: the lowest validation loss of the completed search trials that count
-    for the front.
+    Without --trial the one that `best` names: the cheapest with the lowest validation loss, within noise, of those
+    that count for the front.
     """
     name, dest = (named(None), Path(name)) if dest is None else (name, dest)
     limit = None if max_memory is None else choice.mib_of(max_memory)
@@ -39,10 +39,10 @@ def export(
     if as_json:
         print_json(exported)
         return
-    print(f"trial {exported['trial']}: {exported['why']}")
+    print_text(f"trial {exported['trial']}: {exported['why']}")
     script = quote(str(dest / exports.SCRIPT))
-    print(f"it is in {dest}; try: {python()} {script} 'Name three colours.'")
+    print_text(f"it is in {dest}; try: {python()} {script} 'Name three colours.'")
     if check:
         print(f"read back: {exported['reloaded_loss_nats']:.4f} nats, recorded {exported['eval_loss_nats']:.4f}")
     if push:
-        print(f"uploaded to {exported['url']}")
+        print_text(f"uploaded to {exported['url']}")

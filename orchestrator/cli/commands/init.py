@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import AsJson
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_text
 from orchestrator.cli.template import SPACE as TEMPLATE
 from orchestrator.settings.command import command
 from trainables.demo import ROWS_FILE
@@ -47,4 +47,4 @@ def init(
     if as_json:
         print_json({"space": space and str(space), "data": rows and str(rows), "dry_run": dry_run})
         return
-    print("\n".join([*said, f"look before you run: {dry_run}"]))
+    print_text("\n".join([*said, f"look before you run: {dry_run}"]))

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from orchestrator.analysis.overview import Overview, overviews
 from orchestrator.cli.options import AsJson
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_text
 from orchestrator.settings import ROOT
 from orchestrator.settings.command import command
 
@@ -21,12 +21,12 @@ def list(as_json: AsJson = False) -> None:
         print_json({"sweeps": [asdict(one) for one in found]})
         return
     if all(one.state == "recorded" for one in found):
-        print(f"no sweep under {ROOT / 'sweeps'} yet; run one: {command()} run")
+        print_text(f"no sweep under {ROOT / 'sweeps'} yet; run one: {command()} run")
     if found:
         Console().print(_table(found))
     for one in found:
         if one.fault:
-            print(f"{one.name}: {one.fault}")
+            print_text(f"{one.name}: {one.fault}")
 
 
 def _table(found: "list[Overview]") -> Table:

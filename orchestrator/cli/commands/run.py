@@ -1,7 +1,6 @@
 """`run`: a new sweep."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -9,10 +8,10 @@ import typer
 from rich.console import Console
 
 from orchestrator.analysis.status import to_come
-from orchestrator.cli.lines import folded, for_stream
+from orchestrator.cli.lines import folded
 from orchestrator.cli.options import AsJson, with_settings
-from orchestrator.cli.output import print_json
-from orchestrator.cli.plan_table import fixed_line, missing_lines, plan_table
+from orchestrator.cli.output import print_json, print_text
+from orchestrator.cli.plan_table import excess_line, fits_of, fixed_line, missing_lines, plan_table
 from orchestrator.driver import base_targets, disk, duration, plan
 from orchestrator.settings import ROOT, SweepSettings
 from trainables.cost.gpus import Gpu, gpu_named
@@ -71,19 +70,19 @@ def _print_plan(settings: SweepSettings, gpu: Gpu | None, as_json: bool) -> None
     if as_json:
         configs = [config.to_dict() for config in firsts]
         planned = {"settings": settings.model_dump(mode="json"), "first_configs": configs, "predicted_peak_mib": peaks}
-        planned["coverage"] = coverage
+        planned |= {"fits": fits_of(peaks, gpu), "coverage": coverage}
         print_json(planned | {"predicted_seconds": duration.predicted_seconds(settings, ROOT, gpu=gpu)})
         return
-    print(for_stream("\n".join(_plan_lines(settings, coverage, gpu)), sys.stdout))
+    print_text("\n".join(_plan_lines(settings, coverage, gpu)))
     price = settings.usd_per_gpu_hour and settings.usd_per_gpu_hour * settings.gpus_per_trial
-    console, seconds, on_gpu = (
-        Console(),
-        duration.trials_seconds(settings, firsts, ROOT, gpu),
-        settings.device == "cuda",
-    )
+    console, on_gpu = Console(), settings.device == "cuda"
+    seconds = duration.trials_seconds(settings, firsts, ROOT, gpu)
     print("the first trials, with what is predicted; 4-bit ones bring 16-bit baselines")
     console.print(plan_table(firsts, peaks, seconds, price, on_gpu=on_gpu))
-    for line in (f"all of them: {fixed_line(firsts)}", *missing_lines(peaks, seconds, on_gpu=on_gpu)):
+    if gpu and (excess := excess_line(peaks, gpu)):
+        print_text(excess)
+    missing = missing_lines(peaks, seconds, settings.compute_dtype, on_gpu=on_gpu)
+    for line in (f"all of them: {fixed_line(firsts)}", *missing):
         print(folded(line, console.width))
 
 

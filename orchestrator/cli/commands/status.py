@@ -1,6 +1,5 @@
 """`status`: how far a sweep is."""
 
-import sys
 from dataclasses import asdict
 from time import time
 from typing import Annotated
@@ -11,9 +10,8 @@ from rich.console import Console
 from orchestrator.analysis.answer import answer_of
 from orchestrator.analysis.snapshot import SweepSnapshot, newest
 from orchestrator.analysis.timeline import lines
-from orchestrator.cli.lines import for_stream
 from orchestrator.cli.options import AsJson, NameOrNewest
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_text
 from orchestrator.cli.status_text import status_view
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.settings import ROOT
@@ -34,9 +32,9 @@ def status(
         spans = list(map(asdict, snapshot.spans)) if timeline else None
         print_json({"name": name, **asdict(found), "timeline": spans})
     elif timeline:
-        print("\n".join(lines(snapshot.spans, Console().width)))
+        print_text("\n".join(lines(snapshot.spans, Console().width)))
     else:
         memory = text_of(gpu_memory()) if found.n_done < found.n_expected else ""
-        print(for_stream(answer_of(snapshot), sys.stdout))
+        print_text(answer_of(snapshot))
         hint = "" if is_recorded(snapshot.folder) else f"if it was stopped, {command()} resume {name} goes on"
         Console().print(status_view(name, found, memory, hint=hint))

@@ -6,7 +6,7 @@ import signal
 from time import monotonic, sleep
 
 from orchestrator.cli.options import AsJson, NameOrNewest, named
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_text
 from orchestrator.ledger.ownership import owner_of
 from orchestrator.settings import ROOT, sweep_folder
 from orchestrator.settings.command import command
@@ -45,4 +45,4 @@ def stop(name: NameOrNewest = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"name": name, "stopped": True, "process": owner})
     else:
-        print(f"stopped; go on with: {resume}")
+        print_text(f"stopped; go on with: {resume}")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, NameOrNewest, named
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_text
 from orchestrator.settings import ROOT, sweep_folder
 from orchestrator.settings.stored import load
 
@@ -27,8 +27,8 @@ def verify(
         print_json(found.to_dict())
     else:
         for difference in found.differences:
-            print(difference)
+            print_text(str(difference))
         if not found.differences:
-            print(found.summary)
+            print_text(found.summary)
     if found.differences:
         raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from orchestrator.analysis.answer import answer_of
+from orchestrator.analysis.answer import answer_of, short_answer_of
 from tests.support.sweeps import cost, evaluated_pair, make, measurement, snapshot, trial
 from trainables.values.config import TrialConfig
 
@@ -40,6 +40,21 @@ def test_a_trial_alone_below_the_noise_is_said_to_be_so_and_without_seeds_what_i
     assert "has the lowest validation loss, 2.0000 nats, by more than 0.0" in said(best, worse, *replicates(best, 2.01))
     assert "of one seed: what another seed changes is still to be measured" in said(best, worse)
     assert said() == "So far: none, as no trial counts for the front." or said().startswith("Answer: none")
+
+
+def test_the_short_answer_is_of_the_same_trial_and_fits_two_lines_of_a_narrow_page():
+    best, cheaper = ran(0, 2.0, 1200.0), ran(1, 2.005, 1100.0)
+    nf4 = ran(0, 2.0, precision="nf4", test_evaluation=evaluated_pair(0.09))
+    for trials, end in [
+        ([best, cheaper, *replicates(best, 2.01, 1.99)], "targets attn.c_attn; 1100.0 MiB), 2.0050 nats."),
+        ([nf4], "targets attn.c_attn; 100.0 MiB), 2.0000 nats; 4 bits: lost."),
+    ]:
+        sweep = snapshot(SETTINGS, trials, {})
+        short, whole = short_answer_of(sweep), answer_of(sweep)
+        assert short.endswith(end)
+        assert len(short) <= 140
+        assert whole.startswith(short.partition(", 2.0")[0])
+    assert short_answer_of(snapshot(SETTINGS, [], {})) == said()
 
 
 def test_of_a_4_bit_trial_it_tells_what_4_bits_cost():

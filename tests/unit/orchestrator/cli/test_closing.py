@@ -15,6 +15,7 @@ from orchestrator.analysis.snapshot import LEARNED, SweepSnapshot
 from orchestrator.cli.closing import MAX_LINES, ORIGINS, answer_lines, counts_line, page_lines, report_text
 from orchestrator.report.content import report_of
 from orchestrator.settings.command import pages
+from tests.support.in_process import Terminal
 from tests.support.sweeps import REPO, TPE, Desk, make
 
 
@@ -56,11 +57,6 @@ def test_last_stand_the_answer_a_budget_that_its_trial_fits_the_report_and_mlflo
 def test_of_a_sweep_without_an_answer_that_is_said_and_nothing_is_offered(sweep):
     empty = SweepSnapshot(settings=sweep.settings)
     assert [*answer_lines(empty), *page_lines(empty, None)] == [answer_of(empty)]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize("n_steps", [0, 1, 3, 40])

@@ -34,6 +34,7 @@ from orchestrator.verify.ledger import of_ledger, read
 from tests.support.in_process import called
 from tests.support.stores import place_store
 from tests.support.sweeps import GRID, REPO, TPE, WORKLOAD, Desk, make, start
+from trainables.cost.gpus import gpu_named
 from trainables.cost.predicted_time import Speed
 from trainables.values.config import TrialConfig
 from trainables.values.errors import ConfigError, SweepError
@@ -100,6 +101,15 @@ def test_workers_start_only_for_as_long_as_a_process_runs_the_sweep(owner, tmp_p
     assert (found["phase"], found["starting_seconds"]) == ("training", None)
 
 
+def test_time_is_left_only_for_as_long_as_a_process_runs_the_sweep(owner, tmp_path):
+    assert re.search("about .* left", called("status", "a", cwd=tmp_path).out)
+    assert called("status", "a", "--json", cwd=tmp_path).json["seconds_left"] > 0
+    owner.kill()
+    owner.wait()
+    assert "left" not in called("status", "a", cwd=tmp_path).out
+    assert called("status", "a", "--json", cwd=tmp_path).json["seconds_left"] is None
+
+
 # --- list
 
 
@@ -143,6 +153,22 @@ def test_answers_of_no_sweeps_and_its_help_show_how_it_is_called(tmp_path):
     assert refused.err.startswith("error: NAMES: say which sweeps")
     for text in (refused.err, called("answers", "--help", cwd=tmp_path).out):
         assert "answers smollm2-grid smollm2-rates" in text
+
+
+def test_a_dry_run_says_which_of_its_trials_do_not_fit_the_gpu(tmp_path):
+    space = (REPO / "search_spaces/pareto.yaml").read_text()
+    (tmp_path / "large.yaml").write_text(space.replace("batch_size: 4", "batch_size: 80"))
+    words, large = ("run", "--dry-run", "--gpu", "T4"), ("--space", "large.yaml")
+    planned = called(*words, *large, "--json", cwd=tmp_path).json
+    usable = gpu_named("T4").usable_mib
+    n_over = sum(peak > usable for peak in planned["predicted_peak_mib"])
+    assert planned["fits"] == [peak <= usable for peak in planned["predicted_peak_mib"]]
+    assert 0 < n_over < 5
+    said = called(*words, *large, cwd=tmp_path).out
+    most = f"up to {max(planned['predicted_peak_mib']):,.0f} MiB, where it has {usable:,.0f} MiB for tensors"
+    assert f"{n_over} of these 5 do not fit one T4: {most}" in said
+    assert "do not fit" not in called(*words, cwd=tmp_path).out
+    assert called("run", "--dry-run", "--device", "cuda", "--json", cwd=tmp_path).json["fits"] == [None] * 5
 
 
 @pytest.mark.parametrize("words", [("--max-memory", "100GiB"), ("--knee", "--max-memory", "100GiB"), ()])
@@ -190,6 +216,18 @@ def test_the_report_of_a_recorded_sweep_lies_beside_and_leaves_its_folder_as_it_
     assert (made.code, files_of(folder)) == (0, before)
     [path] = [line for line in made.err.splitlines() if line.startswith("the whole report: ")]
     assert (with_recorded / path.removeprefix("the whole report: ")).read_text().startswith("<!doctype html>")
+
+
+def test_the_report_of_a_recorded_sweep_names_no_command_that_refuses_it(with_recorded):
+    refusing = {"resume", "export", "verify", "sync", "delete", "stop"}
+    named = {}
+    for name, folder in {"kept": "cache/reports/kept", "mine": "sweeps/mine"}.items():
+        assert called("report", name, cwd=with_recorded).code == 0
+        texts = [(with_recorded / "mlflow_runs" / folder / f"report.{kind}").read_text() for kind in ("md", "html")]
+        named[name] = [set(re.findall(r"qlora-sweep (\w+)", text)) for text in texts]
+    assert named["kept"] == [{"best"}, {"best"}]
+    assert all({"best", "resume", "export"} <= found for found in named["mine"])
+    assert not refusing.intersection(*named["kept"])
 
 
 def test_a_recorded_sweep_is_read_alone_and_nobody_is_told_to_go_on_with_it(with_recorded):
@@ -275,6 +313,16 @@ def test_delete_takes_folder_and_runs_of_the_one_sweep_and_asks_first(tmp_path):
     assert f"and {n_trials + 1} runs in MLflow" in done.out
     views = [tag for tag in client.get_experiment(experiment_id).tags if tag.startswith(view.TAG)]
     assert views == [f"{view.TAG}b"], "that of the other sweep"
+
+
+def test_who_deletes_a_sweep_that_is_gone_is_offered_no_other(tmp_path):
+    desk_of(tmp_path, "first")
+    said = called("delete", "firs", "--yes", cwd=tmp_path)
+    assert said.code == 2
+    assert "no sweep 'firs'; those that are here: " in said.err
+    assert said.err.endswith(" list\n")
+    assert "'first'" not in said.err
+    assert "did you mean 'first'" in called("status", "firs", cwd=tmp_path).err
 
 
 def test_a_running_sweep_is_not_deleted(owner, tmp_path):
@@ -501,7 +549,7 @@ def test_of_a_base_that_only_the_hub_knows_the_dry_run_says_what_asks_it_for_the
 
 def test_where_the_gpu_and_its_price_are_known_the_dry_run_says_minutes_and_money(tmp_path):
     root = tmp_path / "mlflow_runs"
-    duration.keep(SweepDevice(names=frozenset({"g"}), compute_dtype="bfloat16", speed=SPEED), root)
+    duration.keep(make(), SweepDevice(names=frozenset({"g"}), compute_dtype="bfloat16", speed=SPEED), root)
     words = ("run", "--dry-run", "--device", "cuda", "--usd-per-gpu-hour")
     tables = [called(*words, price, cwd=tmp_path, COLUMNS="80").out for price in ("100", "200")]
     rows = []

@@ -1,21 +1,16 @@
 """Lines between a terminal's edges, and settings in the words that were typed."""
 
 import io
+import shlex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli.lines import as_typed, folded, for_stream, with_flags
+from tests.support.in_process import Terminal
 
 URL = "http://127.0.0.1:5000/#/experiments/1/runs/c50e2f61671640c3995647e7a2105a1f?workflowType=machine_learning-x-y"
-
-
-class Terminal(io.StringIO):
-    """A stream that is one."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @given(st.lists(st.text("abc-/_", min_size=1, max_size=30), min_size=1), st.integers(32, 120))
@@ -33,6 +28,14 @@ def test_lines_are_folded_on_a_terminal_alone_and_addresses_stay_whole(monkeypat
     assert URL in [line.strip() for line in shown]
     assert "  indented" in shown
     assert all(len(line) <= 40 for line in shown if URL not in line)
+
+
+def test_a_command_on_several_lines_is_still_one_to_a_shell(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    command = f"$ echo {'word ' * 20}"
+    shown = for_stream(command, Terminal())
+    assert max(map(len, shown.splitlines())) <= 40
+    assert shlex.split(shown.replace("\\\n", "")) == command.split()
 
 
 SAID = {
@@ -61,6 +64,17 @@ def test_a_setting_is_a_flag_to_who_types_flags_and_a_variable_to_who_calls_make
     assert as_typed(message) == message
 
 
+def test_who_calls_make_is_told_the_variable_of_each_flag_that_is_named(monkeypatch):
+    monkeypatch.setenv("MAKELEVEL", "1")
+    for message, variables in {
+        "--trials: must be at least 1, got 0": "TRIALS=",
+        "DATA: x has the columns q, a; say --columns instruction=q,output=a": "COLUMNS=",
+        "--data-split is 'x', but --data 'demo' is a file, --data-split none": "DATA_SPLIT=, DATA=",
+    }.items():
+        assert as_typed(message) == f"{message} (with make: {variables})"
+    assert as_typed("--max-hours: must be greater than 0, got 0") == "--max-hours: must be greater than 0, got 0"
+
+
 def test_a_message_about_a_field_names_what_was_typed_for_it_and_no_other_word(monkeypatch):
     monkeypatch.delenv("MAKELEVEL", raising=False)
     flags = {"n_trials": "--trials", "memory": "--memory", "batch_size": "--batch-size"}
@@ -73,5 +87,3 @@ def test_a_message_about_a_field_names_what_was_typed_for_it_and_no_other_word(m
         "SPACE x: n_trials: no such key": "SPACE x: n_trials: no such key",
     }.items():
         assert with_flags(message, flags) == said
-    monkeypatch.setenv("MAKELEVEL", "1")
-    assert with_flags("n_trials: must be at least 1", flags) == "n_trials: must be at least 1"

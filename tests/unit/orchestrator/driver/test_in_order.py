@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.analysis.budgets import ENDED
-from orchestrator.analysis.choice import best, counting
+from orchestrator.analysis.choice import counting, lowest
 from orchestrator.analysis.front import REFERENCE, front_of
 from orchestrator.driver.driver import Driver
 from orchestrator.driver.in_order import LAG, STOPPED_AT
@@ -85,7 +85,7 @@ def answer(folder: Path, asked) -> dict:
     ledger.close()
     trials = [entry.result for entry in entries]
     losses = [(m.step, m.eval_loss_nats) for t in trials for m in t.history]
-    chosen = best(counting(trials, asked))
+    chosen = lowest(counting(trials, asked))
     return {
         "trials": [(t.number, t.key, t.origin, t.state, t.reason, len(t.history)) for t in trials],
         "losses": losses,

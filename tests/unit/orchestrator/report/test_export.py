@@ -2,13 +2,16 @@
 
 import ast
 import json
+import logging
 import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -96,6 +99,15 @@ def copied(root, tmp_path):
 # --- what is exported is what was trained
 
 
+def run(script: Path) -> None:
+    """Run an exported script in this process, which it leaves as it was."""
+    with warnings.catch_warnings():
+        try:
+            runpy.run_path(str(script))
+        finally:
+            logging.disable(logging.NOTSET)
+
+
 @pytest.mark.parametrize("number", [0, 1], ids=["nf4", "16bit"])
 def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_its_own(
     root, sweep, tmp_path, number, monkeypatch, capsys
@@ -118,15 +130,24 @@ def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_
     expected = model.generate(**ids, max_new_tokens=64, do_sample=False, pad_token_id=tokenizer.eos_token_id)
     monkeypatch.setattr("sys.argv", ["generate.py", question])
     capsys.readouterr()
-    runpy.run_path(str(dest / "generate.py"))
+    run(dest / "generate.py")
     answer = tokenizer.decode(expected[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
     assert answer
     assert capsys.readouterr().out.strip() == answer.strip()
-    assert len((dest / "generate.py").read_text().splitlines()) <= 22
+    assert len((dest / "generate.py").read_text().splitlines()) <= 26
 
     card = ModelCard.load(dest / "README.md")
     assert f"trial {number} (key `{trial.key[:16]}`)" in card.text
     assert f"loss {recorded:.4f} nats on the validation rows" in card.text
+
+
+def test_the_script_prints_the_answer_and_no_library_a_warning(root, tmp_path):
+    export.run("t", tmp_path / "d", of(0), root)  # at 4 bits, with bitsandbytes
+    words = [sys.executable, str(tmp_path / "d" / "generate.py"), "Name three colours."]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert (ended.returncode, len(ended.stdout.splitlines())) == (0, 1), ended.stderr
+    said = ended.stderr.replace("\r", "\n").splitlines()
+    assert [line for line in said if line and not line.startswith("Loading weights")] == []
 
 
 NEEDED = {
@@ -179,7 +200,7 @@ def test_the_script_asks_in_the_form_of_the_rows_that_were_trained_on(kind, root
     expected = model.generate(**ids, max_new_tokens=64, do_sample=False, pad_token_id=tokenizer.eos_token_id)
     monkeypatch.setattr("sys.argv", ["generate.py", "Name three colours."])
     capsys.readouterr()
-    runpy.run_path(str(tmp_path / "d" / "generate.py"))
+    run(tmp_path / "d" / "generate.py")
     answer = tokenizer.decode(expected[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
     assert capsys.readouterr().out.strip() == answer.strip()
 

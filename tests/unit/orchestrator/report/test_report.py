@@ -354,8 +354,8 @@ def test_the_description_is_whole_sections_that_fit_with_links_and_the_answer_fi
     sections = render.sections(report, {}).values()
     (budgets,) = [s for s in sections if s.startswith("## Which rank for which memory")]
     rest = [s for s in sections if answered not in s and s != budgets]
-    answer = f"**{safe(report.answer)}** Measured on: {safe(report.caption)}"
-    whole = ["[all](#)", answer, budgets, "![front](x.png)", answered, *rest]
+    answer = f"{safe(report.answer)} Measured on: {safe(report.caption)}"
+    whole = [f"[all](#)  \n**{safe(report.short_answer)}**", answer, budgets, "![front](x.png)", answered, *rest]
     for limit in (2500, 5000):
         note = render.description(report, limit, "[all](#)", "![front](x.png)")
         assert len(note) <= limit

@@ -132,11 +132,13 @@ def test_the_description_begins_with_links_then_the_answer_the_budgets_and_the_p
     parent = client.get_run(tracker.run_id)
     note = parent.data.tags["mlflow.note.content"]
     run_id, experiment_id = parent.info.run_id, parent.info.experiment_id
-    links, answer, budgets, *rest = note.split("\n\n")
+    first, answer, budgets, *rest = note.split("\n\n")
+    links, short = first.split("\n")
     assert (
         f"(#/experiments/{experiment_id}/runs/{run_id}/artifacts/figures.html?workflowType=machine_learning)" in links
     )
-    assert answer.startswith("**Answer: ")
+    assert short.startswith("**Answer: ")
+    assert answer.startswith("Answer: ")
     assert budgets == "## Which rank for which memory"
     (picture,) = [part for part in rest if part.startswith("![")]
     assert picture.endswith(f"(get-artifact?path=figures%2Ffront.png&run_uuid={run_id})")

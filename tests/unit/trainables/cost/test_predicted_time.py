@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import search_spaces
 from orchestrator.driver import duration
+from orchestrator.driver.plan import first_configs
 from orchestrator.driver.ready import SweepDevice
 from tests.support.in_process import called
 from tests.support.sweeps import REPO, make, space
@@ -94,18 +95,24 @@ def test_a_sweeps_time_is_known_once_a_device_was_asked_and_falls_with_slots(tmp
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "device_speed.json").write_text("{")
     assert duration.text(asked, tmp_path) is None, "a damaged file is none"
-    duration.keep(SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), tmp_path)
+    duration.keep(
+        make(), SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), tmp_path
+    )
     whole = duration.predicted_seconds(asked, tmp_path)
     assert duration.predicted_seconds(asked, tmp_path, 4) == pytest.approx(whole / 4)
     slow = Speed(products_flops=25e12, memory_bytes=2.5e11)
-    duration.keep(SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=slow), tmp_path)
+    duration.keep(
+        make(), SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=slow), tmp_path
+    )
     assert duration.predicted_seconds(asked, tmp_path) > 10 * whole
     assert re.search(r"predicted time: about \d+ min of search if nothing is pruned", duration.text(asked, tmp_path))
     assert duration.predicted_seconds(make(), tmp_path) is None, "nothing is said of a CPU"
 
 
 def test_each_4_bit_trial_is_counted_with_its_baseline_which_in_a_grid_may_be_another_of_its_points(tmp_path):
-    duration.keep(SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), tmp_path)
+    duration.keep(
+        make(), SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), tmp_path
+    )
     fixed = {"alpha": 16, "batch_size": 4, "max_length_tokens": 256, "max_steps": 200}
     seconds = {}
     for precisions in (("nf4",), ("16bit",), ("nf4", "16bit")):
@@ -119,9 +126,48 @@ def test_each_4_bit_trial_is_counted_with_its_baseline_which_in_a_grid_may_be_an
     assert seconds["nf4", "16bit"] == pytest.approx(seconds["nf4",])
 
 
+@pytest.mark.parametrize(
+    ("gpu", "asked", "known_in"),
+    [
+        ("H100", "auto", "bfloat16"),
+        ("H100", "float16", "float16"),
+        ("H100", "float32", None),
+        ("T4", "auto", "float16"),
+        ("T4", "float16", "float16"),
+        ("T4", "bfloat16", None),
+        ("T4", "float32", None),
+    ],
+)
+def test_time_is_predicted_in_the_arithmetic_asked_for_where_its_speed_is_known(gpu, asked, known_in, tmp_path):
+    settings = on_gpu(n_trials=1, compute_dtype=asked)
+    (config,) = first_configs(settings, 1)
+    found = duration.trials_seconds(settings, [config], tmp_path, GPUS[gpu])
+    expected = known_in and trial_seconds(MEDIUM, config, known_in, published(GPUS[gpu]))
+    assert found == [pytest.approx(expected) if expected else None]
+    assert (duration.text(settings, tmp_path, gpu=GPUS[gpu]) is None) == (known_in is None)
+
+
+def test_a_speed_that_was_measured_in_an_arithmetic_is_that_of_no_other(tmp_path):
+    device = SweepDevice(names=frozenset({"x"}), compute_dtype="float32", memory_mib=1.0, speed=H200)
+    in_float32 = on_gpu(compute_dtype="float32")
+    duration.keep(in_float32, device, tmp_path)
+    assert duration.known(tmp_path) is None, "it is that of the GPU's own"
+    duration.keep(on_gpu(), replace(device, compute_dtype="float16"), tmp_path)
+    assert duration.text(on_gpu(compute_dtype="float16"), tmp_path) is not None
+    assert duration.text(in_float32, tmp_path) is None
+
+
+def test_a_dry_run_in_an_arithmetic_without_a_known_speed_says_why_no_minutes_stand_there(tmp_path):
+    said = called("run", "--dry-run", "--gpu", "T4", "--compute-dtype", "float32", cwd=tmp_path).out
+    assert "minutes: not predicted, as no speed in float32 is known here" in said
+    assert "add --gpu T4" not in said
+
+
 def test_a_dry_run_says_the_time_on_the_device_of_the_last_sweep(tmp_path):
     root = tmp_path / "mlflow_runs"
-    duration.keep(SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), root)
+    duration.keep(
+        make(), SweepDevice(names=frozenset({"x"}), compute_dtype="float16", memory_mib=1.0, speed=H200), root
+    )
     before = (root / "cache" / "device_speed.json").read_text()
     finished = called("run", "--dry-run", "--device", "cuda", "--json", cwd=tmp_path)
     assert finished.code == 0, finished.err

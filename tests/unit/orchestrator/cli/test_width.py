@@ -1,0 +1,56 @@
+"""What commands print on a terminal of 80 columns stays within them; an address alone is not broken."""
+
+import re
+
+import pytest
+
+from tests.bench.recorded import SWEEPS
+from tests.support.in_process import called
+from tests.support.sweeps import REPO
+from tests.support.swept import swept
+
+LONG = "a-sweep-whose-name-is-as-long-as-one-may-be-with-sixty-four-char"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A sweep of the longest name, without adapters and with files that nobody has written."""
+    folder = tmp_path_factory.mktemp("width")
+    swept(folder / "mlflow_runs", name=LONG)
+    return folder
+
+
+def wide(text: str) -> list[str]:
+    """Lines over 80 columns that could be broken."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", text)  # without colours
+    return [line for line in plain.splitlines() if len(line) > 80 and " " in line.strip()]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *[(command, LONG) for command in ("status", "best", "report", "verify", "delete", "stop", "card")],
+        ("report", LONG, LONG),
+        ("answers", LONG),
+        ("export", LONG, "dest"),
+        ("list",),
+        ("init", "a/folder/of/ones/own/for/rows/and/space"),
+        ("run", "--dry-run"),
+        ("run", "--dry-run", "--gpu", "T4"),
+        ("fit", "gpt2", "--gpu", "T4"),
+    ],
+    ids=" ".join,
+)
+def test_what_a_command_says_of_a_sweep_of_ones_own_is_within_the_terminal(words, place):
+    said = called(*words, cwd=place, typed="n\n", COLUMNS="80")
+    assert said.out + said.err
+    assert wide(said.out) == wide(said.err) == []
+
+
+@pytest.mark.parametrize(
+    "words", [("status", "smollm2-pareto", "--timeline"), ("answers", *SWEEPS), ("report", *SWEEPS[:2])], ids=" ".join
+)
+def test_what_a_command_says_of_recorded_sweeps_is_within_the_terminal(words):
+    said = called(*words, cwd=REPO, typed="", COLUMNS="80")
+    assert said.code == 0, said.err
+    assert wide(said.out) == wide(said.err) == []
