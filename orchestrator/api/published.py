@@ -51,7 +51,7 @@ def run_published(
     Returns:
         The sweep as it ended, and its MLflow page; None where MLflow lacks some of it.
     Raises:
-        KeyboardInterrupt, SweepError: see orchestrator.driver.sweep.run; the first also while its files are written.
+        KeyboardInterrupt, SweepError: see orchestrator.driver.sweep.run; the first also where it is interrupted twice.
     """
     if settings.tracking_uri is not None:
         check_server(settings.tracking_uri)
@@ -63,15 +63,16 @@ def run_published(
         display.start()
         writer.start()
         ray_cluster.spare_mlflow()
-        stop_in_order()
+        interrupts.begin()
 
-    with ended_in_order(again) as stop_in_order:
+    with ended_in_order(again) as interrupts:
         try:
             snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
             answered(snapshot)
+            interrupts.tasks_ended()
             from orchestrator.tracking.ending import end  # brings all figures; no bad input waits for them
 
-            return snapshot, end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted)
+            return snapshot, end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted, interrupts.asked)
         finally:
             display.stop()
             writer.stop()
