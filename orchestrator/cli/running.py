@@ -18,6 +18,7 @@ from rich.console import Console
 from orchestrator.api.published import fault_of, run_published
 from orchestrator.cli.output import print_error
 from orchestrator.cli.progress import ProgressDisplay, print_front, print_pages, print_result
+from orchestrator.cluster import ray_cluster
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.settings.command import command
 from orchestrator.tracking.store import has_whole_run, store_file
@@ -39,6 +40,7 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
         display.stop()
         if not as_json:
             print_front(snapshot)
+        ray_cluster.leave()
 
     stand_ins |= {"answered": answered, "again": _die}
     interrupted = Interrupted(f"if it had begun, go on with: {command()} resume {settings.name}")
