@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from orchestrator.api.opened import Sweep
 
 REFRESH_SECONDS = 1.0
+LAST_VIEW_SECONDS = 10.0
+"""For what is shown last; a notebook that takes nothing more holds nothing else."""
 
 
 class LiveTable:
@@ -29,7 +31,7 @@ class LiveTable:
     def stop(self) -> None:
         self._over.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(LAST_VIEW_SECONDS)
 
     def _refresh(self) -> None:
         over = False

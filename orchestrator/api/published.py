@@ -52,7 +52,7 @@ def run_published(
     Returns:
         The sweep as it ended, and its MLflow page; None where MLflow lacks some of it.
     Raises:
-        KeyboardInterrupt, SweepError: see orchestrator.driver.sweep.run; the first also while its files are written.
+        KeyboardInterrupt, SweepError: see orchestrator.driver.sweep.run; the first also where it is interrupted twice.
     """
     _say_what_was_asked(settings)
     writer, begin = MlflowWriter(settings.name, ROOT), monotonic()
@@ -62,16 +62,17 @@ def run_published(
         display.start()
         writer.start()
         ray_cluster.spare_mlflow()
-        stop_in_order()
+        interrupts.begin()
 
-    with ended_in_order(again) as stop_in_order, ExitStack() as stops:
+    with ended_in_order(again) as interrupts, ExitStack() as stops:
         stops.callback(writer.stop)
         stops.callback(display.stop)  # before the writer
         snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
         answered(snapshot)
+        interrupts.tasks_ended()
         from orchestrator.tracking.ending import end  # brings all figures; no bad input waits for them
 
-        return snapshot, end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted)
+        return snapshot, end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted, interrupts.asked)
 
 
 def _say_what_was_asked(settings: SweepSettings) -> None:

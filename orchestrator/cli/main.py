@@ -74,10 +74,11 @@ def _end(work: Callable[[], Any]) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End; at once where Ray may be half started, as it can crash when it cleans that up: its processes die with this
-    one."""
-    private_ray = sys.modules.get("orchestrator.cluster.private_ray")
-    if code == INTERRUPTED or (private_ray is not None and private_ray.is_starting()):
+    """End; at once where there is still a Ray, even half started: cleaning up it can crash, or wait a minute for a part
+    that is dead. Its processes die with this one."""
+    private_ray, ray = sys.modules.get("orchestrator.cluster.private_ray"), sys.modules.get("ray")
+    has_ray = private_ray is not None and (private_ray.is_starting() or (ray is not None and ray.is_initialized()))
+    if code == INTERRUPTED or has_ray:
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

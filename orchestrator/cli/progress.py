@@ -35,6 +35,8 @@ from trainables.values.results import TrialResult
 logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 1.0
+LAST_VIEW_SECONDS = 10.0
+"""For what is shown last; a terminal that takes nothing more holds nothing else."""
 
 
 def trial_line(trial: TrialResult) -> str:
@@ -64,7 +66,7 @@ class ProgressDisplay:
     def stop(self) -> None:
         if self._thread.is_alive():
             self._stop.set()
-            self._thread.join()
+            self._thread.join(LAST_VIEW_SECONDS)
 
     def _show(self) -> None:
         ledger = Ledger(self._path)

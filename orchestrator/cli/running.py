@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -18,6 +19,8 @@ from rich.console import Console
 from orchestrator.api.published import fault_of, run_published
 from orchestrator.cli.output import print_error
 from orchestrator.cli.progress import ProgressDisplay, print_front, print_pages, print_result
+from orchestrator.cluster import ray_cluster
+from orchestrator.ledger.schema import bring_into_one_file
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.settings.command import command
 from orchestrator.tracking.store import has_whole_run, store_file
@@ -26,21 +29,28 @@ from orchestrator.verify.files import is_over
 from trainables.values.errors import INTERRUPTED, Interrupted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from orchestrator.analysis.snapshot import SweepSnapshot
 
 logger = logging.getLogger(__name__)
 
+LAST_SECONDS = 1.0
+"""For what was written last to be brought into the ledger's one file, at a second Ctrl-C."""
+
 
 def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_ins: Any) -> None:
     """Run and publish a sweep; `stand_ins` go to `run_published`: `notice`, `verdict_seeds`, those of tests."""
-    display = ProgressDisplay(settings, sweep_folder(settings.name) / "ledger.db", Console(stderr=True))
+    ledger = sweep_folder(settings.name) / "ledger.db"
+    display = ProgressDisplay(settings, ledger, Console(stderr=True))
 
     def answered(snapshot: "SweepSnapshot") -> None:
         display.stop()
         if not as_json:
             print_front(snapshot)
+        ray_cluster.leave()
 
-    stand_ins |= {"answered": answered, "again": _die}
+    stand_ins |= {"answered": answered, "again": partial(_die, ledger)}
     interrupted = Interrupted(f"if it had begun, go on with: {command()} resume {settings.name}")
     try:
         with _ended_at_once(interrupted):
@@ -80,8 +90,10 @@ def _ended_at_once(interrupted: Interrupted) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _die() -> NoReturn:
-    """End this process at once, and Ray's with it; the ledger is whole at any moment."""
+def _die(ledger: "Path") -> NoReturn:
+    """End this process at once, and Ray's with it; the ledger is whole at any moment, and then in its one file."""
+    if ledger.is_file():
+        bring_into_one_file(ledger, LAST_SECONDS)
     os._exit(INTERRUPTED)
 
 

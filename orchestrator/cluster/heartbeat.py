@@ -15,12 +15,16 @@ logger = logging.getLogger(__name__)
 EVERY_SECONDS = 2.0
 PATIENCE_SECONDS = 20.0
 """Without an answer for so long, the cluster is given up; Ray itself ends the process after a minute."""
+BUSY_TIMES = 3
+"""So many times that long where it takes the question and does not answer: it may be busy, or it may hang."""
 GRACE_SECONDS = 20.0
 """The main thread's time to come to its end in good order; it may wait for an answer that never comes."""
 
 
 class Heartbeat:
     """Asks again and again whether something lives, on a thread of its own; interrupts the main one when it does not.
+
+    A second thread puts the question, which may never come back.
 
     Attributes:
         lost: whether it was given up.
@@ -31,15 +35,18 @@ class Heartbeat:
         self._last_words = last_words
         self._last_act = last_act
         self._left = threading.Event()
+        self._answer: bool | None = None  # None where there is none since the last look
         self.lost = False
 
     def watch(self, *, every: float, patience: float, grace: float) -> None:
         """Until `leave`, or until the main thread was interrupted; ends the process where that is of no use."""
+        threading.Thread(target=self._ask, args=(every,), daemon=True, name="heartbeat's question").start()
         silent = 0.0
         while silent < patience:
             if self._left.wait(every):
                 return
-            silent = 0.0 if self._is_alive() else silent + every
+            answer, self._answer = self._answer, None
+            silent = 0.0 if answer else silent + every / (BUSY_TIMES if answer is None else 1)
         self.lost = True
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # also where it sleeps
         if not self._left.wait(grace):
@@ -48,6 +55,10 @@ class Heartbeat:
                 self._last_act()
             finally:
                 os._exit(1)
+
+    def _ask(self, every: float) -> None:
+        while not self._left.wait(every):
+            self._answer = self._is_alive()
 
     def leave(self) -> None:
         """Stop asking."""

@@ -64,6 +64,15 @@ def connect(address: str | None, *, insecure: bool = False) -> None:
         raise Unreachable(f"ADDRESS: no Ray cluster answers at {address!r} ({reason[:200]})") from None
 
 
+def leave() -> None:
+    """Leave a cluster, or end the private Ray: nothing of it can hold, or end, this process from now on.
+
+    A process that still belongs to a Ray that dies waits a minute for it, and is ended then.
+    """
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
 def spare_mlflow() -> None:
     """Load Ray's own module for MLflow without MLflow: Tune imports it only to count what callbacks its users have, and
     each start would wait for MLflow, which our driver leaves to a process of its own. Afterwards Ray's module says in

@@ -206,6 +206,12 @@ def close(db: sqlite3.Connection) -> None:
     db.close()
 
 
+def bring_into_one_file(path: Path, within_seconds: float) -> None:
+    """From a process that ends without closing what it has open there; no longer than that, and no more than it can."""
+    with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(path, timeout=within_seconds)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
     """Damage and a full disk, as SQLite finds them, by the names that say what to do.

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -26,11 +27,18 @@ def write_files(snapshot: SweepSnapshot, ledger: Ledger) -> list[Path]:
     return files
 
 
-def end(settings: SweepSettings, root: Path, writer: MlflowWriter, seconds: float, interrupted: bool) -> str | None:
+def end(
+    settings: SweepSettings,
+    root: Path,
+    writer: MlflowWriter,
+    seconds: float,
+    interrupted: bool,
+    hurried: Callable[[], bool] = lambda: False,
+) -> str | None:
     """Write a sweep's files, then what MLflow lacks, for as long as that answers.
 
     Args:
-        seconds: that the sweep took.
+        seconds, interrupted, hurried: see MlflowWriter.finish.
     Returns:
         See orchestrator.tracking.publishing.publish.
     """
@@ -42,7 +50,7 @@ def end(settings: SweepSettings, root: Path, writer: MlflowWriter, seconds: floa
             files = write_files(snapshot, ledger)
         _note(ledger, "writing MLflow")
     with timeline.span("writing MLflow"):
-        flushed = writer.finish(files, seconds, interrupted=interrupted)
+        flushed = writer.finish(files, seconds, interrupted=interrupted, hurried=hurried)
     with closing(Ledger(path)) as ledger:
         ledger.set_fact(WRITING, None)
         ledger.keep_spans(timeline.take("driver"))

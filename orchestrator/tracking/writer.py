@@ -13,7 +13,8 @@ off is looked for, and made again, by the next one.
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from select import select
@@ -21,6 +22,8 @@ from time import monotonic
 
 STUCK_SECONDS = 60.0
 """After so long without a sign of life the process is taken for dead: many times what it needs to start."""
+KILLED_SECONDS = 5.0
+"""For a process that was killed to be gone; a disk that hangs can hold it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,31 +62,44 @@ class MlflowWriter:
         """At once, wherever it is."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.communicate(timeout=KILLED_SECONDS)
             self._process = None
 
-    def finish(self, files: Sequence[Path], seconds: float, *, interrupted: bool) -> WriteResult:
+    def finish(
+        self,
+        files: Sequence[Path],
+        seconds: float,
+        *,
+        interrupted: bool,
+        hurried: Callable[[], bool] = lambda: False,
+    ) -> WriteResult:
         """Write what is left, and the files; returns soon where MLflow does not answer.
 
         Args:
             files: of the sweep's folder, see orchestrator.report.outputs.
             seconds: that the sweep took; a twentieth of it, at least two minutes, is all that a slow store is given.
+            interrupted: whether the sweep is still to go on.
+            hurried: asked again and again: whether somebody waits for the end, so that a slow store is given seconds.
         """
         if self._process is None:
             return WriteResult(reason="it was not started")
         order = {"files": [*map(str, files)], "seconds": seconds, "interrupted": interrupted}
         try:
             print(json.dumps(order), file=self._process.stdin, flush=True)
-            return self._answer()
+            return self._answer(hurried)
         except (OSError, ValueError) as error:  # it is dead, or was killed while it spoke
             return WriteResult(reason=f"its writer ended: {type(error).__name__}")
         finally:
             self.stop()
 
-    def _answer(self) -> WriteResult:
+    def _answer(self, hurried: Callable[[], bool]) -> WriteResult:
         out = self._process.stdout  # type: ignore[union-attr]
-        last = monotonic()
+        last, told = monotonic(), False
         while monotonic() - last < STUCK_SECONDS:
+            if hurried() and not told:
+                print(file=self._process.stdin, flush=True)  # type: ignore[union-attr]
+                told = True
             if not select([out], [], [], 1.0)[0]:  # type: ignore[list-item]
                 continue
             line = out.readline()  # type: ignore[union-attr]

@@ -1,8 +1,9 @@
 """The process that writes MLflow while a sweep runs: `python -m orchestrator.tracking.writer_process NAME ROOT`
 
 It brings MLflow up to date every few seconds, until a line on its standard input (see writer.py) has it
-write what is left and answer with one JSON object; the end of its standard input ends it at once. While it writes
-what is left a second thread watches: where a call keeps the process idle for a while, that ends it, with an answer.
+write what is left and answer with one JSON object; a second line asks for haste, the end of its standard input ends
+it at once. While it writes what is left a second thread watches: where a call keeps the process idle for a while, that
+ends it, with an answer.
 """
 
 import json
@@ -34,6 +35,8 @@ WORK_SECONDS = 0.1
 """Of the writing thread's processor time; less in so long is idle. The clock says little on a busy machine."""
 MIN_FINISH_SECONDS, FINISH_SHARE = 120.0, 0.05
 """The most that the end may take of a store that answers each call: so much, or that share of the sweep's time."""
+HURRIED_SECONDS = 10.0
+"""The most that it may take from when haste is asked for."""
 
 
 class Writer:
@@ -98,15 +101,22 @@ def answer(flushed: WriteResult) -> None:
     os._exit(0)
 
 
-def listen(orders: "queue.Queue[dict[str, Any]]", writer: Writer) -> None:
+def heed(hurried: threading.Event) -> None:
+    """Take further lines for a wish for haste; end the process with the driver."""
+    while sys.stdin.readline():
+        hurried.set()
+    os._exit(0)
+
+
+def listen(orders: "queue.Queue[dict[str, Any]]", writer: Writer, *, hurried_seconds: float = HURRIED_SECONDS) -> None:
     """Hand on the order to finish, then watch that it comes to an end; ends the process with the driver."""
     line = sys.stdin.readline()
     if not line:
         os._exit(0)
-    order = json.loads(line)
+    order, hurried = json.loads(line), threading.Event()
     patience = SHORT_PATIENCE_SECONDS if writer.fault else PATIENCE_SECONDS
     orders.put(order)
-    threading.Thread(target=lambda: (sys.stdin.readline(), os._exit(0)), daemon=True).start()
+    threading.Thread(target=heed, args=(hurried,), daemon=True).start()
     begin, limit = monotonic(), max(MIN_FINISH_SECONDS, FINISH_SHARE * order["seconds"])
     quiet_since, worked = begin, worked_seconds()
     while True:
@@ -117,6 +127,9 @@ def listen(orders: "queue.Queue[dict[str, Any]]", writer: Writer) -> None:
         if monotonic() - quiet_since > patience:
             fault = writer.fault or f"it has not answered for {patience:.0f} s"
             answer(WriteResult(reason=fault, n_whole=writer.n_whole))
+        if hurried.is_set():
+            limit = min(limit, monotonic() - begin + hurried_seconds)
+            hurried.clear()
         if monotonic() - begin > limit:
             answer(WriteResult(reason=f"writing took longer than {limit:.0f} s", n_whole=writer.n_whole))
 

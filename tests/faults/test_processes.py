@@ -178,6 +178,27 @@ def test_ctrl_c_ends_the_sweep_and_resume_goes_on(n_signals, place, survived):
 
 
 @pytest.mark.slow
+def test_ctrl_c_ends_a_sweep_also_where_ray_s_head_hangs(place, survived):
+    """Ray's calls wait for such a head without end, and so does what Ray Tune does last."""
+    place.variables = {"PRETEND_TRIALS": "2"}
+    driver = place.begin()
+    place.until(place.at_second_rung, driver)
+    (head,) = (p for p in psutil.Process(driver.pid).children(recursive=True) if p.name() == "gcs_server")
+    head.suspend()
+    place.n_running = sum(t.state == "running" for t in place.trials())
+    os.killpg(driver.pid, signal.SIGINT)
+    began = time.monotonic()
+    ended = place.end(driver)
+    assert ended.code == 130, ended.err
+    assert time.monotonic() - began < 60
+    assert "trials were not given up in 30 s: killed" in ended.err
+    place.gate.touch()
+    assert place.end(place.begin()).code == 0, place.said
+    place.check()
+    survived("Ctrl-C once, over a head that hangs", lost=0, repeated=place.repeated)
+
+
+@pytest.mark.slow
 def test_of_two_drivers_of_one_name_the_second_is_refused(place, survived):
     place.variables = {"PRETEND_TRIALS": "2"}
     driver = place.begin()

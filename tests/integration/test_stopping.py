@@ -4,12 +4,14 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from tempfile import mkdtemp
 
+import psutil
 import ray
 
 from orchestrator.driver import sweep
@@ -127,3 +129,42 @@ def test_a_sweep_whose_output_nobody_reads_is_written_whole_all_the_same(tmp_pat
     assert "a: ended" in done.stderr
     assert (tmp_path / "mlflow_runs" / "sweeps" / "a" / "report.html").is_file()
     assert command("verify", "a", cwd=tmp_path).code == 0
+
+
+def parts_of_ray(pid: int) -> list[str]:
+    """Ray's own processes among those that a process has started."""
+    names = [child.name() for child in psutil.Process(pid).children(recursive=True)]
+    return [name for name in names if name in ("raylet", "gcs_server") or name.startswith("ray::")]
+
+
+def test_files_are_written_without_ray_so_that_what_ends_it_ends_no_sweep(tmp_path):
+    """SIGTERM for a whole process group, as service managers send it, ends all of Ray's processes."""
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.pretend", "run", "a", "plain"],
+        cwd=tmp_path,
+        env=environment(PRETEND_LOG=str(tmp_path / "log"), PRETEND_SECONDS="0", PRETEND_TRIALS="2"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said = []
+        for line in driver.stderr:
+            said.append(line)
+            if line.startswith("a: starting workers"):
+                assert parts_of_ray(driver.pid)
+            if line.startswith("writing figures"):
+                break
+        assert parts_of_ray(driver.pid) == []
+        os.killpg(driver.pid, signal.SIGTERM)
+        begin = time.monotonic()
+        said += driver.stderr
+        assert driver.wait(timeout=240) == 0, "".join(said)
+        seconds = time.monotonic() - begin
+    finally:
+        driver.kill()
+        driver.wait()
+    assert "".join(said).count("stopping: ") == 1
+    assert (tmp_path / "mlflow_runs" / "sweeps" / "a" / "report.html").is_file()
+    assert seconds < 55, "Ray's minute"

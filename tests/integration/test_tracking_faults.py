@@ -297,3 +297,33 @@ def test_the_tracking_address_is_kept_for_its_owner_alone_and_takes_no_password(
     assert (folder / "tracking-address").stat().st_mode & 0o777 == 0o600
     assert "mlflow.example" not in (folder / "settings.json").read_text()
     assert "mlflow.example" not in repr(settings)
+
+
+# --- haste
+
+
+BUSY = """
+import queue, threading
+from orchestrator.tracking.writer_process import listen
+
+class Busy:
+    fault, n_whole = None, 3
+
+orders = queue.Queue()
+threading.Thread(target=listen, args=(orders, Busy()), kwargs={"hurried_seconds": 0.5}, daemon=True).start()
+orders.get()
+while True:  # its store answers each call
+    pass
+"""
+
+
+@pytest.mark.parametrize("after_seconds", [0, 2])
+def test_a_store_that_answers_on_and_on_is_given_seconds_once_somebody_waits_for_the_end(tmp_path, after_seconds):
+    writer = MlflowWriter("t", tmp_path)
+    writer._command = [sys.executable, "-c", BUSY]
+    writer.start()
+    begin = time.monotonic()
+    flushed = writer.finish([], 1.0, interrupted=True, hurried=lambda: time.monotonic() - begin > after_seconds)
+    assert (flushed.page, flushed.n_whole) == (None, 3)
+    assert "writing took longer than" in str(flushed.reason)
+    assert after_seconds < time.monotonic() - begin < SLACK_SECONDS

@@ -2,11 +2,15 @@
 
 import ast
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
+CTRL_C = "test_what_a_test_starts_hears_ctrl_c"
 
 
 def imported(source: str) -> set[str]:
@@ -46,3 +50,17 @@ def test_every_test_that_the_page_on_security_names_is_there():
     defined = {name for path in TESTS.rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
     assert set(re.findall(r"`(test_\w+)`", page)) <= defined
     assert all((TESTS.parent / path).is_file() for path in re.findall(r"`(tests/[\w/]+\.py)`", page))
+
+
+def test_what_a_test_starts_hears_ctrl_c():
+    said = subprocess.run([sys.executable, "-c", "import signal; print(signal.getsignal(2))"], capture_output=True)
+    assert b"default_int_handler" in said.stdout
+
+
+def test_it_does_so_also_where_the_tests_are_a_shell_s_background_job():
+    """Such a job, and all that it starts, ignores SIGINT unless somebody undoes that: tests/conftest.py."""
+    inner = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{CTRL_C}"]
+    done = subprocess.run(
+        ["sh", "-c", f"trap '' INT; exec {shlex.join(inner)}"], cwd=TESTS.parent, capture_output=True, text=True
+    )
+    assert "1 passed" in done.stdout, done.stdout

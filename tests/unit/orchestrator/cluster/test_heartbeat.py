@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import count
 
@@ -55,6 +56,16 @@ def test_a_silent_cluster_interrupts_a_main_thread_that_sleeps():
     assert heart.lost
 
 
+@pytest.mark.usefixtures("pythons_own_interrupt")
+def test_a_cluster_that_takes_the_question_and_never_answers_interrupts_it_too():
+    never = threading.Event()
+    watched = heartbeat.watched("", is_alive=never.wait, every=0.05, patience=0.2, grace=60)
+    with pytest.raises(KeyboardInterrupt), watched as heart:
+        time.sleep(60)
+    never.set()
+    assert heart.lost
+
+
 def test_a_cluster_that_answers_now_and_then_is_not_given_up():
     asked = count(1)
     n_asked = []
@@ -63,7 +74,7 @@ def test_a_cluster_that_answers_now_and_then_is_not_given_up():
         n_asked.append(next(asked))
         return n_asked[-1] % 3 == 0
 
-    with heartbeat.watched("", is_alive=is_alive, every=0.01, patience=0.025, grace=60) as heart:
+    with heartbeat.watched("", is_alive=is_alive, every=0.01, patience=0.1, grace=60) as heart:
         while len(n_asked) < 30:
             time.sleep(0.01)
     assert not heart.lost
