@@ -73,7 +73,7 @@ def test_what_is_written_at_the_end_is_named_until_all_is_written(tmp_path):
     settings, _ = swept(tmp_path)
     path, seen = sweep_folder(settings.name, tmp_path) / "ledger.db", []
 
-    def finish(files, seconds, *, interrupted):
+    def finish(files, seconds, *, interrupted, hurried):
         with closing(Ledger(path, read_only=True)) as ledger:
             seen.append(status_in(ledger, settings).phase)
         return SimpleNamespace(page="http://127.0.0.1:5000/#/x")
