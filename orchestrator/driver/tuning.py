@@ -48,8 +48,10 @@ def run_tasks(
     slots = ray_cluster.Slots(lambda silent: ray_cluster.n_slots(settings, {*silent, *looked()}))
     start = {"device": settings.device, "versions": watch.here if watch else None}
 
+    begin_with_secrets = ray_guard.with_cloud_secrets(begin)
+
     def driver_of_sweep() -> tuple[Driver, dict[str, Any]]:
-        begun = begin()
+        begun = begin_with_secrets()
         driver = Driver(begun.settings, begun.workload, begun.ledger, n_slots=slots, **begun.known)
         return driver, start | _shared(begun.settings, begun.workload, folder)
 

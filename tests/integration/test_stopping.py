@@ -26,11 +26,18 @@ def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others
         "fixed": {"alpha": 8, "max_steps": 8, "precision": "nf4"},
     }
     asked = make(space(GRID | ranks, early_terminate={"type": "hypervolume"}), asynchronous=True)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    tokens = []
+
+    def started(*_) -> None:
+        tokens.append(os.environ.get("AWS_SESSION_TOKEN"))
+
     try:
-        result = sweep.run(asked, tmp_path, resume=False, started=lambda *_: None, trainable=Worse, prepare=connected)
+        result = sweep.run(asked, tmp_path, resume=False, started=started, trainable=Worse, prepare=connected)
         niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())
     finally:
         ray.shutdown()
+    assert tokens == ["token"], "MLflow's writer, started then, cannot write to a cloud"
     assert niceness == os.nice(0), "trials are behind what else runs on this machine"
     ended = {trial.config.rank: trial for trial in result.trials if trial.origin == "search"}
     assert ended[1].state == "completed", ended[1].reason
