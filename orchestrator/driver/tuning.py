@@ -64,6 +64,7 @@ def run_tasks(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state
     if not tasks.has_begun:
+        tasks.workers.end()
         raise KeyboardInterrupt
     return tasks.driver
 
