@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings
     from trainables.values.workload import Workload
 
+LOST_SOON = "the Ray cluster was lost before the sweep had begun; once it is back, run the same again"
+
 
 def run_tasks(
     settings: "SweepSettings", folder: Path, begin: Callable[[], "Begun"], trainable: type | None, resume_with: str
@@ -131,4 +133,4 @@ def _fit(tuner: tune.Tuner, ledger_path: Path, lost: str) -> None:
             raise DiskFull(f"no space left for {ledger_path.parent}; free some and resume") from None
         raise SweepError(f"Ray Tune stopped: {' '.join(str(cause).split())}") from error
     if heart.lost:
-        raise SweepError(lost)
+        raise SweepError(lost if ledger_path.exists() else LOST_SOON)
