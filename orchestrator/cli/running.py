@@ -19,7 +19,7 @@ from rich.console import Console
 from orchestrator.api.published import fault_of, run_published
 from orchestrator.cli.output import print_error
 from orchestrator.cli.progress import ProgressDisplay, print_front, print_pages, print_result
-from orchestrator.cluster import ray_cluster
+from orchestrator.cluster import heartbeat, ray_cluster
 from orchestrator.ledger.schema import bring_into_one_file
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.settings.command import command
@@ -70,9 +70,14 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
 
 @contextmanager
 def _ended_at_once(interrupted: Interrupted) -> Iterator[None]:
-    """Inside, Ctrl-C ends this process, until trials begin: no library can take the exception for one of its own."""
+    """Inside, Ctrl-C ends this process, until trials begin: no library can take the exception for one of its own.
+
+    Not so the interrupt of a Ray that was lost, which is said where it is watched.
+    """
 
     def end(*_: Any) -> None:
+        if heartbeat.has_interrupted():
+            raise KeyboardInterrupt
         try:
             logger.error(str(interrupted))
             print_error("Interrupted", str(interrupted), INTERRUPTED)

@@ -19,6 +19,8 @@ BUSY_TIMES = 3
 """So many times that long where it takes the question and does not answer: it may be busy, or it may hang."""
 GRACE_SECONDS = 20.0
 """The main thread's time to come to its end in good order; it may wait for an answer that never comes."""
+_watches: "list[Heartbeat]" = []
+"""Of this process, now."""
 
 
 class Heartbeat:
@@ -85,10 +87,17 @@ def watched(
     heartbeat = Heartbeat(is_alive or ray_is_alive(), last_words, last_act)
     pace = {"every": every, "patience": patience, "grace": grace}
     threading.Thread(target=heartbeat.watch, kwargs=pace, daemon=True, name="heartbeat").start()
+    _watches.append(heartbeat)
     try:
         yield heartbeat
     finally:
+        _watches.remove(heartbeat)
         heartbeat.leave()
+
+
+def has_interrupted() -> bool:
+    """Whether an interrupt of the main thread comes of a cluster that was given up: nobody asked for it."""
+    return any(heartbeat.lost for heartbeat in _watches)
 
 
 def ray_is_alive() -> Callable[[], bool]:

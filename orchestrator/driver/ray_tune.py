@@ -92,7 +92,8 @@ class TaskSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         workers = self._tasks.workers
         if not self._tasks.has_begun:
-            if len(self._starting) < self._n_starts:
+            if self._n_starts > 0:
+                self._n_starts -= 1
                 self._starting.add(trial_id)
                 return {"task": None, "worker": workers.take(trial_id), **self._start}
             if not workers.are_asked_for():

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings
     from trainables.values.workload import Workload
 
+LOST_SOON = "the Ray cluster was lost before the sweep had begun; once it is back, run the same again"
+
 
 def run_tasks(
     settings: "SweepSettings", folder: Path, begin: Callable[[], "Begun"], trainable: type | None, resume_with: str
@@ -48,8 +50,10 @@ def run_tasks(
     slots = ray_cluster.Slots(lambda silent: ray_cluster.n_slots(settings, {*silent, *looked()}))
     start = {"device": settings.device, "versions": watch.here if watch else None}
 
+    begin_with_secrets = ray_guard.with_cloud_secrets(begin)
+
     def driver_of_sweep() -> tuple[Driver, dict[str, Any]]:
-        begun = begin()
+        begun = begin_with_secrets()
         driver = Driver(begun.settings, begun.workload, begun.ledger, n_slots=slots, **begun.known)
         return driver, start | _shared(begun.settings, begun.workload, folder)
 
@@ -62,6 +66,7 @@ def run_tasks(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # never read again: the ledger is the state
     if not tasks.has_begun:
+        tasks.workers.end()
         raise KeyboardInterrupt
     return tasks.driver
 
@@ -128,4 +133,4 @@ def _fit(tuner: tune.Tuner, ledger_path: Path, lost: str) -> None:
             raise DiskFull(f"no space left for {ledger_path.parent}; free some and resume") from None
         raise SweepError(f"Ray Tune stopped: {' '.join(str(cause).split())}") from error
     if heart.lost:
-        raise SweepError(lost)
+        raise SweepError(lost if ledger_path.exists() else LOST_SOON)

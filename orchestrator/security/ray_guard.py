@@ -8,11 +8,11 @@ import secrets
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Literal
+from typing import Literal, TypeVar
 
 from trainables.values.errors import ConfigError, Unreachable
 
@@ -24,6 +24,7 @@ CLOUD_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOK
 PROBE_SECONDS = 8.0
 """For a Python process to start and ask once; the answer itself takes milliseconds."""
 Guard = Literal["open", "token"]
+Result = TypeVar("Result")
 
 
 def guard_private() -> None:
@@ -98,13 +99,31 @@ def keep_cloud_secrets() -> Iterator[None]:
     """Have no cloud credentials in the environment for a while.
 
     Ray Tune copies them into the description of every trial's process, and Ray writes that into its logs. Nodes that
-    write to a cloud's storage have their own; MLflow's writer has been started with them before.
+    write to a cloud's storage have their own; what else needs them says so by `with_cloud_secrets`.
     """
     kept = {name: os.environ.pop(name) for name in CLOUD_SECRETS if name in os.environ}
     try:
         yield
     finally:
         os.environ |= kept
+
+
+def with_cloud_secrets(work: Callable[[], Result]) -> Callable[[], Result]:
+    """Have work, in which no trial's process is made, done with the credentials of now inside `keep_cloud_secrets`.
+
+    MLflow's writer starts there, and may have to write to a cloud.
+    """
+    kept = {name: os.environ[name] for name in CLOUD_SECRETS if name in os.environ}
+
+    def done() -> Result:
+        os.environ |= kept
+        try:
+            return work()
+        finally:
+            for name in kept:
+                os.environ.pop(name, None)
+
+    return done
 
 
 def token_file() -> Path:

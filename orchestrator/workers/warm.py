@@ -139,6 +139,11 @@ class Workers:
             if worker["number"] in self._kept:
                 self._cache.decrease_max(resources_of({"worker": worker}))
 
+    def end(self) -> None:
+        """Kill all: an interrupt leaves them to Tune's objects, which who looks at its traceback keeps."""
+        if self._actors:
+            self._actors.cleanup()
+
     def keep(self, tune_controller: Any, trial: Any) -> None:
         """Have Tune keep the worker of a trial's number while it is idle; Tune has no setting for it."""
         controller, wanted = tune_controller._tune_controller, trial.placement_group_factory

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import psutil
+import pytest
 import ray
 
 from orchestrator.driver import sweep
@@ -26,11 +27,18 @@ def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others
         "fixed": {"alpha": 8, "max_steps": 8, "precision": "nf4"},
     }
     asked = make(space(GRID | ranks, early_terminate={"type": "hypervolume"}), asynchronous=True)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    tokens = []
+
+    def started(*_) -> None:
+        tokens.append(os.environ.get("AWS_SESSION_TOKEN"))
+
     try:
-        result = sweep.run(asked, tmp_path, resume=False, started=lambda *_: None, trainable=Worse, prepare=connected)
+        result = sweep.run(asked, tmp_path, resume=False, started=started, trainable=Worse, prepare=connected)
         niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())
     finally:
         ray.shutdown()
+    assert tokens == ["token"], "MLflow's writer, started then, cannot write to a cloud"
     assert niceness == os.nice(0), "trials are behind what else runs on this machine"
     ended = {trial.config.rank: trial for trial in result.trials if trial.origin == "search"}
     assert ended[1].state == "completed", ended[1].reason
@@ -39,6 +47,30 @@ def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others
     assert any(n == 4 and "its end" in reason for n, reason in stopped)
     assert stopped[-1][0] == 1
     assert "at step 1 its most hopeful end" in stopped[-1][1]
+
+
+def test_an_interrupt_while_inputs_are_read_leaves_no_worker_though_its_traceback_is_kept(tmp_path, monkeypatch):
+    """As a notebook keeps it; the next sweep of the process would wait for their places without end."""
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+
+    def interrupted(settings, root):
+        connected(settings, root)
+
+        def bring():
+            raise KeyboardInterrupt
+
+        return bring
+
+    try:
+        with pytest.raises(KeyboardInterrupt) as kept:
+            sweep.run(make(n_trials=2), tmp_path, resume=False, started=print, prepare=interrupted)
+        end = time.monotonic() + 30
+        while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"] and time.monotonic() < end:
+            time.sleep(0.2)
+        assert ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
+    finally:
+        ray.shutdown()
+    assert kept.tb is not None
 
 
 def test_the_answer_stands_on_the_screen_before_anything_is_written_and_each_phase_is_named(tmp_path):

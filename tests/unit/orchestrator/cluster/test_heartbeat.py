@@ -106,3 +106,27 @@ def test_a_process_that_is_ended_leaves_its_whole_ledger_in_the_one_file(tmp_pat
 
 def test_a_last_act_that_fails_does_not_keep_the_process(tmp_path):
     ended(tmp_path / "ledger.db", "fails")
+
+
+LOST_SOON = """
+import signal, time
+from orchestrator.cli.running import _ended_at_once
+from orchestrator.cluster import heartbeat
+from trainables.values.errors import Interrupted
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with _ended_at_once(Interrupted("by a person")):
+    try:
+        with heartbeat.watched("", is_alive=lambda: False, every=0.05, patience=0.1, grace=60) as heart:
+            time.sleep(50)
+    except KeyboardInterrupt:
+        print(heart.lost)
+    assert not heartbeat.has_interrupted()
+    signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_a_cluster_lost_before_trials_begin_does_not_end_the_command_as_ctrl_c_does():
+    done = subprocess.run([sys.executable, "-c", LOST_SOON], cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr
+    assert (done.returncode, "by a person" in done.stderr) == (130, True)

@@ -137,6 +137,20 @@ def test_workers_start_before_the_sweep_begins_and_it_begins_once_ray_was_asked_
     assert begun == [True]
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_what_has_started_or_was_lost_soon_is_not_started_again_and_again_before_the_sweep_begins(desk, is_lost):
+    tune, tasks, searcher, begun = starting(desk, 2)
+    for name in "ab":
+        tune.hands(tasks, searcher, name)  # the second finds no place
+    if not is_lost:
+        TaskCallback(tasks).on_trial_start(0, [], Trial("stub", stub=True, trial_id="a"))
+    tune.num_live_actors = 0 if is_lost else 1
+    searcher.on_trial_complete("a", {"done": True}, error=is_lost)
+    config = tune.hands(tasks, searcher, "c")
+    assert config is None if is_lost else config["task"].kind == "train"
+    assert begun == [True] * (not is_lost)
+
+
 def test_a_worker_that_could_not_start_keeps_no_task_waiting(desk):
     tune, tasks, searcher, _ = starting(desk, 1)
     lost = tune.hands(tasks, searcher, "a")["worker"]
