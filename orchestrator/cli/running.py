@@ -20,6 +20,7 @@ from orchestrator.api.published import fault_of, run_published
 from orchestrator.cli.output import print_error
 from orchestrator.cli.progress import ProgressDisplay, print_front, print_pages, print_result
 from orchestrator.cluster import heartbeat, ray_cluster
+from orchestrator.ledger.ownership import leave_nothing, owner_of
 from orchestrator.ledger.schema import bring_into_one_file
 from orchestrator.settings import ROOT, SweepSettings, sweep_folder
 from orchestrator.settings.command import command
@@ -53,7 +54,7 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
     stand_ins |= {"answered": answered, "again": partial(_die, ledger)}
     interrupted = Interrupted(f"if it had begun, go on with: {command()} resume {settings.name}")
     try:
-        with _ended_at_once(interrupted):
+        with _ended_at_once(interrupted, ledger.parent):
             snapshot, run_page = run_published(settings, resume=resume, display=display, **stand_ins)
     except KeyboardInterrupt:
         raise interrupted from None
@@ -69,7 +70,7 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
 
 
 @contextmanager
-def _ended_at_once(interrupted: Interrupted) -> Iterator[None]:
+def _ended_at_once(interrupted: Interrupted, folder: "Path") -> Iterator[None]:
     """Inside, Ctrl-C ends this process, until trials begin: no library can take the exception for one of its own.
 
     Not so the interrupt of a Ray that was lost, which is said where it is watched.
@@ -82,6 +83,8 @@ def _ended_at_once(interrupted: Interrupted) -> Iterator[None]:
             logger.error(str(interrupted))
             print_error("Interrupted", str(interrupted), INTERRUPTED)
             sys.stdout.flush()
+            if owner_of(folder) == os.getpid():
+                leave_nothing(folder)
         finally:
             os._exit(INTERRUPTED)
 

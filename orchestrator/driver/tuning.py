@@ -18,6 +18,7 @@ from orchestrator.driver.driver import Driver
 from orchestrator.driver.ray_tune import TaskCallback, TaskScheduler, TaskSearcher, TaskStopper, TuneTasks
 from orchestrator.driver.time_repeats import is_timed
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.ownership import SCRATCH
 from orchestrator.security import ray_guard
 from orchestrator.workers import adapter_server, checkpoints, node_inputs, warm
 from orchestrator.workers.tune_trainable import SweepTrainable
@@ -59,7 +60,7 @@ def run_tasks(
 
     tasks = TuneTasks(driver_of_sweep, warm.Workers(settings.resources, avoided, lost=slots.one_lost))
     searcher = TaskSearcher(tasks, 0 if trainable else min(slots(), settings.n_trials), start)
-    scratch = (folder / "ray").resolve()
+    scratch = (folder / SCRATCH).resolve()
     tuner = _tuner(tasks, searcher, trainable or SweepTrainable, scratch)
     try:
         _fit(tuner, folder / "ledger.db", f"the Ray cluster was lost; once it is back: {resume_with}")

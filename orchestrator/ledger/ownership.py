@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ from trainables.values.errors import ConfigError
 
 OWNER = "owner"
 """In a sweep's folder: the number of the process that runs it, which locks it."""
+SCRATCH = "ray"
+"""There too while it runs: what Ray Tune writes for itself, which nobody reads."""
 
 
 @contextmanager
@@ -28,10 +31,16 @@ def owned(folder: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
-            with suppress(OSError):
-                if os.listdir(folder) == [OWNER]:
-                    (folder / OWNER).unlink()
-                    folder.rmdir()
+            leave_nothing(folder)
+
+
+def leave_nothing(folder: Path) -> None:
+    """Take away what nobody reads of a folder, and itself where nothing began in it; for the process that holds it."""
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+    with suppress(OSError):
+        if os.listdir(folder) == [OWNER]:
+            (folder / OWNER).unlink()
+            folder.rmdir()
 
 
 def owner_of(folder: Path) -> int | None:

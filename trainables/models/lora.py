@@ -127,9 +127,19 @@ def fresh_matrices(base: "PreTrainedModel", config: TrialConfig) -> "dict[str, t
         down, up = Linear(inputs, config.rank, bias=False), Linear(config.rank, outputs, bias=False)
         init.kaiming_uniform_(down.weight, a=sqrt(5))  # again, as peft does
         init.zeros_(up.weight)
+        rounded = _arithmetic(base.get_submodule(module))
         for letter, linear in (("A", down), ("B", up)):
-            matrices[_name(module, letter)] = torch.nn.Parameter(linear.weight.detach().to(base.device))
+            weight = linear.weight.detach().to(rounded).to(base.device, torch.float32)
+            matrices[_name(module, letter)] = torch.nn.Parameter(weight)
     return matrices
+
+
+def _arithmetic(module: "torch.nn.Module") -> "torch.dtype":
+    """What a module computes in; peft rounds a fresh adapter to it before it makes that float32."""
+    import torch
+
+    dtype = getattr(module, "compute_dtype", module.weight.dtype)  # bitsandbytes' 4-bit layers hold integers
+    return dtype if dtype is not None and dtype.is_floating_point else torch.float32
 
 
 def blank_matrices(base: "PreTrainedModel", config: TrialConfig) -> "dict[str, torch.nn.Parameter]":

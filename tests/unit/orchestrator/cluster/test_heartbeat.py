@@ -110,12 +110,13 @@ def test_a_last_act_that_fails_does_not_keep_the_process(tmp_path):
 
 LOST_SOON = """
 import signal, time
+from pathlib import Path
 from orchestrator.cli.running import _ended_at_once
 from orchestrator.cluster import heartbeat
 from trainables.values.errors import Interrupted
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with _ended_at_once(Interrupted("by a person")):
+with _ended_at_once(Interrupted("by a person"), Path("nowhere")):
     try:
         with heartbeat.watched("", is_alive=lambda: False, every=0.05, patience=0.1, grace=60) as heart:
             time.sleep(50)

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -154,6 +155,22 @@ def test_a_fresh_adapters_matrices_are_those_of_an_attached_one_and_leave_the_ba
     theirs = trainable(attached(config))
     assert list(loose) == list(theirs)
     assert all(torch.equal(loose[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fresh_matrices_are_rounded_as_an_attached_adapters_where_the_base_computes_in_16_bits(
+    cache, small_config, precision, dtype
+):
+    base = deepcopy(cache.base(precision))
+    for module in base.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = dtype
+    base = base.to(dtype) if precision == "16bit" else base
+    config = small_config(precision=precision, targets=TARGETS, seed=3)
+    loose = lora.fresh_matrices(base, config)
+    theirs = trainable(lora.attach(base, config, base_name="tiny"))
+    assert all(torch.equal(loose[name], theirs[name]) for name in theirs)
+    assert {matrix.dtype for matrix in loose.values()} == {torch.float32}
 
 
 def test_blank_matrices_are_zeros_in_the_place_of_a_fresh_adapters(cache, small_config, precision):
