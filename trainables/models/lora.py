@@ -41,7 +41,10 @@ def attach(base: "PreTrainedModel", config: TrialConfig, *, base_name: str) -> "
     import torch
     from peft import get_peft_model
 
-    _check_targets(base, config, base_name)
+    names = [name for name, _ in base.named_modules()]
+    for target in config.targets:
+        if not any(name.endswith(f".{target}") for name in names):
+            raise ConfigError(f"targets: {target!r} matches no module of {base_name}")
     torch.manual_seed(config.seed)
     with _untouched_on_failure(base), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*second time.*")
@@ -49,13 +52,6 @@ def attach(base: "PreTrainedModel", config: TrialConfig, *, base_name: str) -> "
         model = get_peft_model(base, _lora_config(config))
     model.peft_config["default"].base_model_name_or_path = base_name
     return model
-
-
-def _check_targets(base: "PreTrainedModel", config: TrialConfig, base_name: str) -> None:
-    names = [name for name, _ in base.named_modules()]
-    for target in config.targets:
-        if not any(name.endswith(f".{target}") for name in names):
-            raise ConfigError(f"targets: {target!r} matches no module of {base_name}")
 
 
 def _lora_config(config: TrialConfig) -> "LoraConfig":
@@ -112,60 +108,29 @@ def matrices_of(model: "PeftModel") -> "dict[str, torch.Tensor]":
 
 
 def fresh_matrices(base: "PreTrainedModel", config: TrialConfig) -> "dict[str, torch.Tensor]":
-    """The matrices of a fresh adapter as `attach` gives them, on the base's device; no adapter is made for them.
-
-    Raises:
-        ConfigError: see `attach`.
-    """
-    import torch
-    from torch.nn import Linear, init
-
-    _check_targets(base, config, "none")
-    torch.manual_seed(config.seed)
-    matrices = {}
-    for module, (inputs, outputs) in _adapted(base, config):
-        down, up = Linear(inputs, config.rank, bias=False), Linear(config.rank, outputs, bias=False)
-        init.kaiming_uniform_(down.weight, a=sqrt(5))  # again, as peft does
-        init.zeros_(up.weight)
-        rounded = _arithmetic(base.get_submodule(module))
-        for letter, linear in (("A", down), ("B", up)):
-            weight = linear.weight.detach().to(rounded).to(base.device, torch.float32)
-            matrices[_name(module, letter)] = torch.nn.Parameter(weight)
-    return matrices
-
-
-def _arithmetic(module: "torch.nn.Module") -> "torch.dtype":
-    """What a module computes in; peft rounds a fresh adapter to it before it makes that float32."""
-    import torch
-
-    dtype = getattr(module, "compute_dtype", module.weight.dtype)  # bitsandbytes' 4-bit layers hold integers
-    return dtype if dtype is not None and dtype.is_floating_point else torch.float32
+    """The matrices of a fresh adapter, on the base's device, attached to nothing."""
+    model = attach(base, config, base_name="none")
+    try:
+        return matrices_of(model)
+    finally:
+        detach(model)
 
 
 def blank_matrices(base: "PreTrainedModel", config: TrialConfig) -> "dict[str, torch.nn.Parameter]":
-    """Matrices of the names, sizes and order of `fresh_matrices` that are all zero.
+    """Matrices of the names, sizes and order of `fresh_matrices` that are all zero: no adapter is made for them.
 
     They are float32, on the base's device.
     """
     import torch
 
     matrices = {}
-    for module, (inputs, outputs) in _adapted(base, config):
-        for letter, size in (("A", (config.rank, inputs)), ("B", (outputs, config.rank))):
-            matrices[_name(module, letter)] = torch.nn.Parameter(torch.zeros(size, device=base.device))
-    return matrices
-
-
-def _adapted(base: "PreTrainedModel", config: TrialConfig) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Name, inputs and outputs of every module that an adapter of a config is on, in peft's order."""
     for name, module in base.named_modules():
         if any(name.endswith(f".{target}") for target in config.targets):
-            yield name, sizes_of(module)
-
-
-def _name(module: str, letter: str) -> str:
-    """Of a matrix, as `matrices_of` has it."""
-    return f"base_model.model.{module}.lora_{letter}.default.weight"
+            inputs, outputs = sizes_of(module)
+            for letter, size in (("A", (config.rank, inputs)), ("B", (outputs, config.rank))):
+                blank = torch.nn.Parameter(torch.zeros(size, device=base.device))
+                matrices[f"base_model.model.{name}.lora_{letter}.default.weight"] = blank
+    return matrices
 
 
 def to_files(
