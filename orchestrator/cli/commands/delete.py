@@ -32,7 +32,7 @@ def delete(
     if not yes and not sys.stdin.isatty():
         raise ConfigError(f"--yes: nobody can be asked here whether {folder} may go; say --yes")
     question = for_stream(f"Delete {folder} with all its trials and adapters? [y/N]", sys.stderr)
-    if not yes and not typer.confirm(question, show_default=False, err=True):
+    if not yes and not _agreed(question):
         logger.info("nothing was deleted")
         raise typer.Exit(1)
     with owned(folder):
@@ -42,6 +42,14 @@ def delete(
         print_json({"name": name, "deleted": str(folder), "mlflow_runs": n_runs})
     else:
         print_text(f"deleted {folder} and {n_runs} runs in MLflow")
+
+
+def _agreed(question: str) -> bool:
+    """The answer; who leaves the question by Ctrl-C or the end of input has not agreed."""
+    try:
+        return typer.confirm(question, show_default=False, err=True)
+    except typer.Abort:
+        return False
 
 
 def _runs_deleted(settings: SweepSettings) -> int:

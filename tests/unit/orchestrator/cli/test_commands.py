@@ -1,11 +1,15 @@
 """Commands about sweeps as things that are there: list, stop, delete, init, a newest one, more trials."""
 
+import fcntl
+import os
+import pty
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from contextlib import closing
 from dataclasses import asdict
@@ -33,7 +37,7 @@ from orchestrator.tracking.store import store_uri
 from orchestrator.verify.ledger import of_ledger, read
 from tests.support.in_process import called
 from tests.support.stores import place_store
-from tests.support.sweeps import GRID, REPO, TPE, WORKLOAD, Desk, make, start
+from tests.support.sweeps import GRID, REPO, TPE, WORKLOAD, Desk, environment, make, start
 from trainables.cost.gpus import gpu_named
 from trainables.cost.predicted_time import Speed
 from trainables.values.config import TrialConfig
@@ -323,6 +327,38 @@ def test_who_deletes_a_sweep_that_is_gone_is_offered_no_other(tmp_path):
     assert said.err.endswith(" list\n")
     assert "'first'" not in said.err
     assert "did you mean 'first'" in called("status", "firs", cwd=tmp_path).err
+
+
+@pytest.mark.parametrize("typed", [b"\x03", b"\x04", b"n\n", b"\n"], ids=["ctrl-c", "ctrl-d", "n", "enter"])
+def test_who_does_not_say_yes_deletes_nothing_and_is_told_so_in_a_line(typed, tmp_path):
+    desk_of(tmp_path, "a")
+    ours, theirs = pty.openpty()
+
+    def take_the_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    try:
+        asked = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.cli", "delete", "a"],
+            cwd=tmp_path,
+            env=environment(),
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=take_the_terminal,
+        )
+        assert asked.stderr.read(1), "it has asked"
+        os.write(ours, typed)
+        _, said = asked.communicate(timeout=60)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert asked.returncode == 1
+    assert said.splitlines()[-1] == "nothing was deleted"
+    assert "Traceback" not in said
+    assert (tmp_path / "mlflow_runs/sweeps/a/ledger.db").is_file()
 
 
 def test_a_running_sweep_is_not_deleted(owner, tmp_path):
