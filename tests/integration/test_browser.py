@@ -25,7 +25,7 @@ from orchestrator.tracking import trials
 from orchestrator.tracking.client import open_client
 from orchestrator.tracking.publishing import publish
 from orchestrator.tracking.store import page_of, store_uri
-from tests.support.chromium import SCREENSHOTS, SECONDS, needs_chromium
+from tests.support.chromium import SCREENSHOTS, SECONDS, drawn, needs_chromium
 from tests.support.stores import place_store
 from tests.support.sweeps import (
     COMMAND,
@@ -239,8 +239,7 @@ def frame_with(page, selector: str):
 
 def n_drawn(frame, figure: str, what: str) -> int:
     """How many shapes of a kind a figure of the page has drawn, each of some size."""
-    frame.locator(f"#plot-{figure}").scroll_into_view_if_needed()  # only then it is drawn
-    frame.locator(f"#plot-{figure} .main-svg").first.wait_for()
+    drawn(frame, figure)
     return frame.evaluate(
         "([figure, what]) => [...document.querySelectorAll(`#plot-${figure} ${what}`)]"
         ".filter(e => e.getBoundingClientRect().width > 0).length",
@@ -303,7 +302,7 @@ def test_one_click_from_the_printed_address_shows_the_best_rank_for_each_budget_
     assert float(cells[0][0]) == pytest.approx(least, abs=0.05)
     assert cells[-1][2] == "4"  # the highest rank has the lowest loss
     picture = page.locator("img[src*='get-artifact']")
-    picture.scroll_into_view_if_needed()
+    picture.evaluate("e => e.scrollIntoView()")
     page.wait_for_function("e => e.complete && e.naturalWidth > 0", arg=picture.element_handle())
     for colour in PRECISION_COLOURS.values():
         assert n_pixels(picture, colour)[0] > 20
@@ -383,7 +382,7 @@ def test_the_page_of_figures_draws_without_any_server(shown, page):
 def test_the_report_draws_every_figure_without_any_server(shown, page):
     page.goto((shown.folder / "report.html").as_uri())
     assert_all_drawn(page, shown.result)
-    page.get_by_role("heading", name="Which rank for which memory").scroll_into_view_if_needed()
+    page.get_by_role("heading", name="Which rank for which memory").evaluate("e => e.scrollIntoView()")
     shoot(page, "6-report")
 
 

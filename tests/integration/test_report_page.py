@@ -13,7 +13,7 @@ from orchestrator.figures import gallery
 from orchestrator.figures.style import Picture
 from orchestrator.report import outputs
 from orchestrator.report.content import report_of
-from tests.support.chromium import SCREENSHOTS, SECONDS, needs_chromium
+from tests.support.chromium import SCREENSHOTS, SECONDS, drawn, needs_chromium
 from tests.support.sweeps import REPO
 
 RECORDED = REPO / "mlflow_runs" / "recorded" / "smollm2-rates"
@@ -157,13 +157,12 @@ def test_every_figure_is_drawn_in_the_readers_colours_and_the_page_is_no_wider_t
     names = [figure.name for figure in gallery.of_sweep(sweep) if isinstance(figure, Picture)]
     assert len(names) >= 8
     for name in names:
-        page.locator(f"#plot-{name}").scroll_into_view_if_needed()
-        page.locator(f"#plot-{name} .main-svg").first.wait_for()
+        drawn(page, name)
         assert page.locator(f"#plot-{name} .no-webgl").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    drawn = page.locator("#plot-loss_memory .main-svg").first.evaluate("e => getComputedStyle(e).backgroundColor")
-    assert ground == drawn == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 22, 22)"}[scheme]
+    of_figure = drawn(page, "loss_memory").evaluate("e => getComputedStyle(e).backgroundColor")
+    assert ground == of_figure == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 22, 22)"}[scheme]
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=SCREENSHOTS / f"report-{width}-{scheme}.png", full_page=True)
@@ -189,5 +188,4 @@ def test_on_paper_every_figure_is_drawn(opened, sweep):
     page = opened()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     n_figures = sum(isinstance(figure, Picture) for figure in gallery.of_sweep(sweep))
-    drawn = page.locator(".plot").filter(has=page.locator(".main-svg"))
-    assert drawn.count() == n_figures
+    assert page.locator(".plot").filter(has=page.locator(".main-svg")).count() == n_figures
