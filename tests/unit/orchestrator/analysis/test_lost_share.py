@@ -77,6 +77,7 @@ def reach_by_definition(case: Drawn, share: float, first: int = 0) -> tuple[floa
 @given(DRAWS, st.integers(1, 5))
 def test_the_ends_are_the_shares_at_which_the_bounds_of_the_contrast_are_0(seed, n_pairs):
     case = drawn(seed, n_pairs)
+    assume(case.found.withheld is None)  # one draw in many shows no gain
     fresh = 1 if n_pairs > 1 else 0
 
     def lower(share):
