@@ -38,8 +38,8 @@ GPU_DEFAULTS = {
     "base_model": "openai-community/gpt2-medium",
     "data": "tatsu-lab/alpaca",
 }
-AUTO = {"cuda": {"engine": "graph", "loop": "lean"}, "cpu": {"engine": "eager", "loop": "standard"}}
-"""What is fastest on a device; on a CPU nothing is gained over a stock script's loop."""
+AUTO = {"cuda": {"engine": "graph", "loop": "lean"}, "cpu": {"engine": "eager", "loop": "lean"}}
+"""What is fastest on a device."""
 ON_CPU = {"objectives": tuple(name for name in DEFAULT if not OBJECTIVES[name].is_timed)}
 """Time is none there: other work on the machine changes it by more than trials differ in it."""
 DEMO_DEFAULTS = {"space": "demo", "trials": 12, "base_model": "demo", "data": "demo"}

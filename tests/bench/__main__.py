@@ -30,6 +30,7 @@ FILES = {
     "cluster": "cluster.py",
     "mlflow-faults": "mlflow_faults.py",
     "stand-in": "stand_in.py",
+    "short-rows": "short_rows.py",
 }
 ALL = ("measurement", "memory", "outside", "rank-rule", "verdict", "coverage", "speed", "overhead", "load")
 

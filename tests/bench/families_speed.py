@@ -332,7 +332,7 @@ def show_trainer(base: nn.Module, config: TrialConfig, *, trl: bool = False, n_s
     """
     AcceleratorState._reset_state(reset_partial_state=True)  # an engine has set its precision
     model = lora.attach(base, config, base_name="random")
-    batch, _ = full_batch(config, base.config.vocab_size)
+    batch = full_batch(config, base.config.vocab_size).input_ids
     rows = [{"input_ids": row, "labels": row} for row in batch.tolist()] * n_steps
     times = StepTimes()
     with TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ Every length here is a constant of the measurement protocol, not of the trial.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from trainables.models.chunked_loss import supervised
 from trainables.models.core import core_of, end_tokens, padding_token
 from trainables.models.head import logits_of
 from trainables.models.lean import lean_modules
+from trainables.models.padding_free import FlatRows, hidden_states, serves
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,12 +61,6 @@ def _padded_groups(
     for group in grouped_by_length(lengths, BATCH_TOKENS[base.device.type]):
         batch = [rows[i] for i in group]
         yield group, *pad(batch, max_length_tokens=length, pad_id=padding_token(base))
-
-
-def _hidden(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor) -> torch.Tensor:
-    """States after the final norm: (rows, length) -> (rows, length, width)."""
-    with lean_modules(model):
-        return core_of(model).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()
@@ -133,17 +128,48 @@ def divergence(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvalBatches:
-    """Held-out rows as padded batches on the device.
+class EvalBatch:
+    """Rows of about equal length, on the device.
 
     Attributes:
-        batches: input_ids (rows, length), and positions and targets (n,) as from
-            trainables.models.chunked_loss.supervised.
+        input_ids: (rows, length), or (tokens,) as `flat` says.
+        positions, targets: (n,), as from trainables.models.chunked_loss.supervised.
+        flat: of rows that lie one after the other, where the base reads them so.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    flat: FlatRows | None
+
+    @classmethod
+    def of(cls, base: "PreTrainedModel", input_ids: torch.Tensor, labels: torch.Tensor, lengths: Sequence[int]) -> Self:
+        """Of padded rows on the host."""
+        positions, targets = supervised(labels)
+        flat = FlatRows.of(lengths, input_ids.shape[1]) if serves(base) else None
+        if flat is not None:
+            input_ids, positions = flat.taken(input_ids), flat.found(positions)
+        device = base.device
+        return cls(
+            input_ids=input_ids.to(device), positions=positions.to(device), targets=targets.to(device), flat=flat
+        )
+
+    def states(self, model: "PreTrainedModel | PeftModel") -> torch.Tensor:
+        """The state after the final norm that predicts each target: (n, width)."""
+        with lean_modules(model):
+            return hidden_states(core_of(model), self.input_ids, self.flat).index_select(0, self.positions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalBatches:
+    """Held-out rows in batches on the device.
+
+    Attributes:
         order: (n_tokens,), index of each target among the targets of all batches; puts them row by row, in the order
             in which the rows were given.
     """
 
-    batches: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]
+    batches: tuple[EvalBatch, ...]
     order: torch.Tensor
 
     @property
@@ -154,12 +180,13 @@ class EvalBatches:
 
 def eval_batches(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> EvalBatches:
     """Put rows on the base's device, those of about equal length in one batch."""
-    batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    batches: list[EvalBatch] = []
     indices: dict[int, torch.Tensor] = {}  # row -> its targets among those of all batches
     n_before = 0
-    for group, input_ids, labels in _padded_groups(base, rows, eval_length(base)):
-        positions, targets = supervised(labels)
-        batches.append((input_ids.to(base.device), positions.to(base.device), targets.to(base.device)))
+    length = eval_length(base)
+    for group, input_ids, labels in _padded_groups(base, rows, length):
+        lengths = [min(len(rows[i].input_ids), length) for i in group]
+        batches.append(EvalBatch.of(base, input_ids, labels, lengths))
         for i, n_tokens in zip(group, (labels[:, 1:] != IGNORE).sum(dim=1).tolist(), strict=True):
             indices[i] = torch.arange(n_before, n_before + n_tokens)
             n_before += n_tokens
@@ -170,8 +197,7 @@ def eval_batches(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> EvalBatch
 @torch.no_grad()
 def states_of(model: "PreTrainedModel | PeftModel", rows: EvalBatches) -> torch.Tensor:
     """The state after the final norm that predicts each target, (n_tokens, width), row by row."""
-    states = [_hidden(model, ids).flatten(0, 1).index_select(0, positions) for ids, positions, _ in rows.batches]
-    return torch.cat(states).index_select(0, rows.order)
+    return torch.cat([batch.states(model) for batch in rows.batches]).index_select(0, rows.order)
 
 
 @torch.no_grad()
@@ -182,9 +208,8 @@ def mean_nats(model: "PreTrainedModel | PeftModel", rows: EvalBatches) -> torch.
     """
     core = core_of(model)
     total = torch.zeros((), dtype=torch.float64, device=core.device)
-    for input_ids, positions, targets in rows.batches:
-        states = _hidden(model, input_ids).flatten(0, 1).index_select(0, positions)
-        total += sum(nats.double().sum() for nats in _nats(core, states, targets))
+    for batch in rows.batches:
+        total += sum(nats.double().sum() for nats in _nats(core, batch.states(model), batch.targets))
     return total / rows.n_tokens
 
 
@@ -229,5 +254,6 @@ def pooled_states(
 @torch.no_grad()
 def mean_states(model: "PreTrainedModel | PeftModel", input_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Mean over the positions whose weight is 1: input_ids and weights (rows, length) -> (rows, width), float32."""
-    hidden = _hidden(model, input_ids).float()
+    with lean_modules(model):
+        hidden = core_of(model).base_model(input_ids=input_ids, use_cache=False).last_hidden_state.float()
     return (hidden * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)

@@ -13,6 +13,7 @@ fast as torch.native_dropout on a CPU. Two keys in 2**32 may be equal, and two t
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,20 +32,34 @@ MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
 """Of lowbias32, as signed 32-bit numbers."""
 
 
+def _int32(number: int) -> torch.Tensor:
+    """A number as a tensor: PyTorch makes one of every number, and converts it, each time that it meets one."""
+    return torch.tensor(number, dtype=torch.int32)
+
+
+_FIRST, _SECOND = map(_int32, MULTIPLIERS)
+_15, _LOW_17 = _int32(15), _int32(2**17 - 1)
+_16, _LOW_16 = _int32(16), _int32(2**16 - 1)
+
+
 def _scrambled_(x: torch.Tensor) -> torch.Tensor:
     """lowbias32 but for its last shift, in place; its high bits are mixed well already."""
-    shifted = torch.bitwise_right_shift(x, 16).bitwise_and_(
-        0xFFFF
-    )  # int32 shifts its sign in: an unsigned one does not
-    x.bitwise_xor_(shifted).mul_(MULTIPLIERS[0])
-    torch.bitwise_right_shift(x, 15, out=shifted).bitwise_and_(0x1FFFF)
-    return x.bitwise_xor_(shifted).mul_(MULTIPLIERS[1])
+    shifted = torch.bitwise_right_shift(x, _16).bitwise_and_(_LOW_16)  # int32 shifts its sign in
+    x.bitwise_xor_(shifted).mul_(_FIRST)
+    torch.bitwise_right_shift(x, _15, out=shifted).bitwise_and_(_LOW_17)
+    return x.bitwise_xor_(shifted).mul_(_SECOND)
 
 
 def mixed(x: torch.Tensor) -> torch.Tensor:
     """lowbias32 of each element; int32, taken as 32 unsigned bits."""
     x = _scrambled_(x.clone())
-    return x.bitwise_xor_(torch.bitwise_right_shift(x, 16).bitwise_and_(0xFFFF))
+    return x.bitwise_xor_(torch.bitwise_right_shift(x, _16).bitwise_and_(_LOW_16))
+
+
+@cache
+def _of_channels(n_channels: int, device: torch.device) -> torch.Tensor:
+    """What each channel adds to a token's hash, (n_channels,): the same in every mask."""
+    return mixed(FIRST_KEY ^ torch.arange(n_channels, dtype=torch.int32, device=device))
 
 
 def token_keys(seed: torch.Tensor, step: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -100,23 +115,27 @@ class Mask:
     def keep(self, n_channels: int) -> torch.Tensor:
         """(tokens, n_channels), True where an element is kept."""
         of_tokens = mixed(self.keys ^ self.module)
-        of_channels = mixed(FIRST_KEY ^ torch.arange(n_channels, dtype=torch.int32, device=self.keys.device))
-        return _scrambled_(of_tokens[:, None] + of_channels) >= self.threshold
+        hashes = _scrambled_(of_tokens[:, None] + _of_channels(n_channels, self.keys.device))
+        return hashes >= self.threshold
 
 
-def dropped(x: torch.Tensor, mask: Mask | None) -> torch.Tensor:
-    """dropout(x) of x (tokens, channels), rounded once to x's dtype; x itself without a mask.
+def dropped(mask: Mask | None, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """dropout(x) of each x (tokens, channels), rounded once to x's dtype; x itself without a mask.
+
+    All are of one shape: their mask is the same, and drawn once where it is drawn at all.
 
     Raises:
-        RuntimeError: x has not the step's tokens.
+        RuntimeError: an x has not the step's tokens.
     """
     if mask is None:
-        return x
-    if len(mask.keys) != len(x):
-        raise RuntimeError(f"dropout has {len(mask.keys)} tokens in this step, a module's input {len(x)}")
-    if mask_kernels and can_run_on(x):
-        return mask_kernels.dropped(x, mask)
-    return (x * mask.keep(x.shape[1])).mul_(mask.scale)
+        return tensors
+    n_tokens, n_channels = tensors[0].shape
+    if len(mask.keys) != n_tokens:
+        raise RuntimeError(f"dropout has {len(mask.keys)} tokens in this step, a module's input {n_tokens}")
+    if mask_kernels and can_run_on(tensors[0]):
+        return tuple(mask_kernels.dropped(x, mask) for x in tensors)
+    keep = mask.keep(n_channels)
+    return tuple((x * keep).mul_(mask.scale) for x in tensors)
 
 
 class DropoutMasks:
@@ -149,8 +168,17 @@ class DropoutMasks:
         device = self.seed.device
         if rows is None:
             rows = torch.arange(n_rows, dtype=torch.int32, device=device)
-        positions = torch.arange(length, dtype=torch.int32, device=device)
-        self._keys = token_keys(self.seed, self.n_steps, rows[:, None], positions)
+        with self.step_at(rows[:, None], torch.arange(length, dtype=torch.int32, device=device)):
+            yield
+
+    @contextmanager
+    def step_at(self, rows: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
+        """`step` over tokens that stand anywhere.
+
+        Args:
+            rows, positions: of the tokens, see `token_keys`.
+        """
+        self._keys = token_keys(self.seed, self.n_steps, rows, positions)
         try:
             yield
         finally:
@@ -196,8 +224,10 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, mask: Mask) -> torch.Tensor:
         ctx.mask = mask
-        return dropped(x.flatten(0, -2), mask).view_as(x)
+        (kept,) = dropped(mask, x.flatten(0, -2))
+        return kept.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return dropped(upstream.flatten(0, -2), ctx.mask).view_as(upstream), None
+        (kept,) = dropped(ctx.mask, upstream.flatten(0, -2))
+        return kept.view_as(upstream), None

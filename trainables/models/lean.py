@@ -20,6 +20,7 @@ from trainables.models.families import family_of
 from trainables.models.fused_blocks import fused_blocks
 from trainables.models.head import has_plain_head, logits_of
 from trainables.models.lora_linear import LoraLinear, Matrices, full_weight, is_conv1d, read_through, rounded_matrices
+from trainables.models.padding_free import FlatRows, hidden_states
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,18 +28,22 @@ if TYPE_CHECKING:
 
 
 def lean_loss(
-    model: "PeftModel", input_ids: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
+    model: "PeftModel",
+    input_ids: torch.Tensor,
+    positions: torch.Tensor,
+    targets: torch.Tensor,
+    flat: FlatRows | None = None,
 ) -> torch.Tensor:
     """Mean cross-entropy in nats over the targets that are not IGNORE; nothing waits for the device.
 
     Args:
-        input_ids: (batch, length).
+        input_ids: (batch, length), or (tokens,) as `flat` says.
         positions, targets: as from `supervised`; like input_ids on the model's device.
+        flat: of rows that lie one after the other, see trainables.models.padding_free.
     """
     core = core_of(model)
     with lean_modules(model):
-        hidden = core.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    states = hidden.flatten(0, 1).index_select(0, positions)  # (n, width)
+        states = hidden_states(core, input_ids, flat).index_select(0, positions)  # (n, width)
     if not has_plain_head(core):
         return F.cross_entropy(logits_of(core, states).float(), targets)
     return ChunkedLoss.apply(states, core.get_output_embeddings().weight, targets)

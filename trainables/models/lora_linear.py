@@ -108,7 +108,8 @@ def low_product(x: torch.Tensor, a: torch.Tensor, mask: Mask | None) -> torch.Te
     """dropout(x) a^T of x (tokens, inputs) and a (rank, inputs): (tokens, rank)."""
     if mask and adapter_kernels and can_run_on(x) and len(a) <= adapter_kernels.MAX_RANK:
         return adapter_kernels.low_product(x, a, mask)
-    return dropped(x, mask).mm(a.T)
+    (kept,) = dropped(mask, x)
+    return kept.mm(a.T)
 
 
 def input_gradients_(
@@ -133,10 +134,12 @@ def input_gradients_(
     """
     if adapter_kernels and can_run_on(x) and len(a) <= adapter_kernels.MAX_RANK:
         return adapter_kernels.input_gradients_(d_x, d_low, a, x, mask, scaling)
-    d_a = _product(d_low.T, dropped(x, mask), dtype).mul_(scaling)
-    if d_x is not None:
-        d_x.add_(dropped(d_low.mm(a), mask))
-    return d_a
+    if d_x is None:
+        (kept,) = dropped(mask, x)
+    else:
+        kept, through = dropped(mask, x, d_low.mm(a))
+        d_x.add_(through)
+    return _product(d_low.T, kept, dtype).mul_(scaling)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -13,8 +14,18 @@ MULTIPLE_TOKENS = 64
 """Lengths are rounded up to a multiple of this so that few shapes (graphs) occur; standard + eager trials do not round.
 """
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""input_ids and labels on the host, both (rows, length), int64; labels are IGNORE where no loss is taken."""
+
+class Batch(NamedTuple):
+    """Padded rows on the host.
+
+    Attributes:
+        input_ids, labels: (rows, length), int64; labels are IGNORE where no loss is taken.
+        lengths: tokens of each row; empty where none is padded.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    lengths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +56,12 @@ def full_batch(config: TrialConfig, n_words: int) -> Batch:
     """The largest batch that a trial may meet, random tokens that are all supervised: cost is measured on it."""
     shape = (config.batch_size, config.max_length_tokens)
     ids = torch.randint(n_words, shape, generator=torch.Generator().manual_seed(0))
-    return ids, ids
+    return Batch(ids, ids)
 
 
 def packed(batch: Batch, loop: Loop) -> GraphInput:
     """A batch for a captured step; places for supervised tokens are rounded up to whole chunks of the loss."""
-    input_ids, labels = batch
+    input_ids, labels, *_ = batch
     n_rows, length = input_ids.shape
     if loop == "standard":
         return StepShape(n_rows=n_rows, length=length), torch.cat([input_ids.flatten(), labels.flatten()])
@@ -112,14 +123,9 @@ class Batches:
             while len(order) < plan.batch_size:
                 order += torch.randperm(len(rows), generator=generator).tolist()
             batch, order = order[: plan.batch_size], order[plan.batch_size :]
-            self.batches.append(
-                pad(
-                    [rows[i] for i in batch],
-                    max_length_tokens=plan.max_length_tokens,
-                    pad_id=pad_id,
-                    multiple=plan.multiple,
-                )
-            )
+            chosen = [rows[i] for i in batch]
+            padded = pad(chosen, max_length_tokens=plan.max_length_tokens, pad_id=pad_id, multiple=plan.multiple)
+            self.batches.append(Batch(*padded, tuple(len(row.input_ids) for row in chosen)))
         self._packed: dict[Loop, list[GraphInput]] = {}
 
     def packed(self, loop: Loop) -> list[GraphInput]:

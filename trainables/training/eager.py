@@ -1,7 +1,7 @@
 """The eager engine: the training step as PyTorch executes Python, one operation at a time."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from trainables.models.chunked_loss import supervised
 from trainables.models.core import core_of, set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss, lean_modules
+from trainables.models.padding_free import FlatRows, padding_free, serves
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import Batch
 from trainables.training.engine import (
@@ -78,19 +79,20 @@ class EagerEngine:
         scaler = self._accelerator.scaler
         return float(scaler.get_scale()) if scaler is not None else 1.0
 
-    def step(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def step(self, input_ids: torch.Tensor, labels: torch.Tensor, lengths: Sequence[int] = ()) -> torch.Tensor:
         """Do one optimizer step.
 
         Args:
             input_ids, labels: (batch, length), still on the host; labels are IGNORE where no loss is taken.
+            lengths: tokens of each row; empty where none is padded.
         Returns:
             The batch's mean loss in nats, a detached float32 scalar on the device (no synchronisation).
         """
         self._model.train()
         set_rate(self._bare_optimizer, rate_at(self._config, self._n_steps))
-        lean = lean_modules(self._model) if self._lean else nullcontext()  # also where the backward pass recomputes
-        with self._masks.step(*input_ids.shape), lean:
-            loss = self._loss(input_ids, labels)
+        flat = self._flat(input_ids, lengths)
+        with self._inside(flat, input_ids):  # also where the backward pass recomputes
+            loss = self._loss(input_ids, labels, flat)
             self._accelerator.backward(loss)
         norm = self._accelerator.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
         self.n_bad_gradients += ~torch.isfinite(norm)
@@ -128,7 +130,30 @@ class EagerEngine:
         self.n_bad_gradients.fill_(state.n_bad_gradients)
         set_scaling(self._accelerator.scaler, state)
 
-    def _loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        wanted = supervised(labels) if self._lean else (labels,)  # on the host: nothing waits for the device
-        values = [t.to(self._device, non_blocking=True) for t in (input_ids, *wanted)]
-        return (lean_loss if self._lean else standard_loss)(self._model, *values)
+    def _flat(self, input_ids: torch.Tensor, lengths: Sequence[int]) -> FlatRows | None:
+        """The rows laid one after the other, where the loop can do that and it spares tokens."""
+        is_padded = 0 < sum(lengths) < input_ids.numel()
+        can_lay = self._lean and serves(core_of(self._model))
+        return FlatRows.of(lengths, input_ids.shape[1]) if is_padded and can_lay else None
+
+    @contextmanager
+    def _inside(self, flat: FlatRows | None, input_ids: torch.Tensor) -> Iterator[None]:
+        """Inside, forward and backward pass of the step are the loop's, with the step's masks."""
+        with ExitStack() as stack:
+            if self._lean:
+                stack.enter_context(lean_modules(self._model))
+            if flat is None:
+                stack.enter_context(self._masks.step(*input_ids.shape))
+            else:
+                stack.enter_context(padding_free(core_of(self._model)))
+                stack.enter_context(self._masks.step_at(flat.rows, flat.positions))
+            yield
+
+    def _loss(self, input_ids: torch.Tensor, labels: torch.Tensor, flat: FlatRows | None) -> torch.Tensor:
+        if not self._lean:
+            return standard_loss(self._model, input_ids.to(self._device), labels.to(self._device))
+        positions, targets = supervised(labels)  # on the host: nothing waits for the device
+        if flat is not None:
+            input_ids, positions = flat.taken(input_ids), flat.found(positions)
+        ids, at, wanted = (t.to(self._device, non_blocking=True) for t in (input_ids, positions, targets))
+        return lean_loss(self._model, ids, at, wanted, flat)

@@ -22,7 +22,8 @@ from trainables.values.results import Cost
 if TYPE_CHECKING:
     from peft import PeftModel
 
-N_TIMED_STEPS = 10
+N_TIMED_STEPS = {"cuda": 10, "cpu": 5}
+"""By kind of device; on a CPU time is shown and, unless one asks for it, decides nothing."""
 
 
 def step_cost(
@@ -76,13 +77,14 @@ def _replay_of(
 def _timed(step: Callable[[], object], device: str) -> list[float]:
     """Seconds of each of N_TIMED_STEPS steps after one, by device events on a GPU."""
     step()
+    n_steps = N_TIMED_STEPS[device]
     if device == "cpu":
         marks = [perf_counter()]
-        for _ in range(N_TIMED_STEPS):
+        for _ in range(n_steps):
             step()
             marks.append(perf_counter())
         return np.diff(marks).tolist()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(N_TIMED_STEPS + 1)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(n_steps + 1)]
     events[0].record()
     for event in events[1:]:
         step()

@@ -100,7 +100,7 @@ def test_the_train_loss_of_a_rung_is_the_mean_over_its_steps(started, small_conf
     """At a vanishing learning rate each step's loss is that of the base on its batch."""
     run = started(small_config(learning_rate=1e-12, dropout=0.0, max_steps=8))
     base_losses = []
-    for input_ids, labels in run._batches.batches[:8]:
+    for input_ids, labels, _ in run._batches.batches[:8]:
         with torch.no_grad():
             logits = run._training.model.eval()(input_ids=input_ids).logits[:, :-1].flatten(0, 1)
         base_losses.append(float(torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())))
@@ -161,7 +161,7 @@ def test_another_seed_gives_other_losses(cache, small_config):
 
 
 def batches_of(run: Trial, n: int) -> list[tuple[list, list]]:
-    return [(input_ids.tolist(), labels.tolist()) for input_ids, labels in run._batches.batches[:n]]
+    return [(batch.input_ids.tolist(), batch.labels.tolist()) for batch in run._batches.batches[:n]]
 
 
 def test_a_trial_and_its_baseline_see_the_same_batches(started, small_config):
@@ -222,7 +222,7 @@ def test_a_pass_visits_every_training_row_once(started, small_config, batch_size
     run = started(small_config(batch_size=batch_size, max_length_tokens=256, max_steps=2 * 1000 // batch_size + 1))
     seen = [
         tuple(token for token in row if token != IGNORE)
-        for _, labels in run._batches.batches
+        for _, labels, _ in run._batches.batches
         for row in labels.tolist()
     ]
     rows = [row.input_ids[row.n_prompt_tokens :] for row in load(run._cache.workload.data_folder)["train"]]

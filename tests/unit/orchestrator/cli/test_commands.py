@@ -561,9 +561,7 @@ def test_a_gpu_that_nobody_knows_or_that_a_run_would_not_take_is_refused(words, 
 def test_without_a_gpu_the_dry_run_says_what_its_trials_need_on_one_and_how_to_plan_for_that(base, tmp_path):
     words = ("run", "--dry-run", "--base-model", base)
     planned = called(*words, "--json", cwd=tmp_path).json
-    on_gpu = called(
-        *words, "--device", "cuda", "--space", "demo", "--engine", "eager", "--loop", "standard", "--json", cwd=tmp_path
-    )
+    on_gpu = called(*words, "--device", "cuda", "--space", "demo", "--engine", "eager", "--json", cwd=tmp_path)
     assert planned["settings"]["device"] == "cpu"
     assert planned["predicted_peak_mib"] == on_gpu.json["predicted_peak_mib"]
     text = called(*words, cwd=tmp_path, COLUMNS="80").out

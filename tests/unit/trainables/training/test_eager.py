@@ -9,6 +9,7 @@ from trainables.cost.memory import peak_of
 from trainables.data.tokens import IGNORE, pad
 from trainables.models import base_model, lora
 from trainables.models.chunked_loss import ChunkedLoss
+from trainables.models.core import set_checkpointing
 from trainables.models.families.gpt2 import TARGETS
 from trainables.training.eager import EagerEngine
 
@@ -27,15 +28,24 @@ def batches(splits):
     return padded
 
 
-@pytest.mark.parametrize("loop", ["standard", "lean"])
+@pytest.fixture(scope="module")
+def lengths(splits):
+    """Tokens of each row of each batch."""
+    n_tokens = [min(len(row.input_ids), 96) for row in splits["train"][: N_STEPS * BATCH]]
+    return [n_tokens[start : start + BATCH] for start in range(0, len(n_tokens), BATCH)]
+
+
+@pytest.mark.parametrize("loop", ["standard", "lean", "lean, rows one after the other"])
 @pytest.mark.parametrize("precision", ["16bit", "nf4"])
 def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
-    precision, loop, workload, batches, small_config, tmp_path
+    precision, loop, workload, batches, lengths, small_config, tmp_path
 ):
+    loop, _, is_flat = loop.partition(", ")
+    given = [(*batch, n_tokens if is_flat else ()) for batch, n_tokens in zip(batches, lengths, strict=True)]
     config = small_config(precision=precision, loop=loop, alpha=32, targets=TARGETS, dropout=0.0, learning_rate=2e-3)
     model = lora.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
     engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
-    ours = torch.stack([engine.step(*batch) for batch in batches])
+    ours = torch.stack([engine.step(*batch) for batch in given])
     stock = lora.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
     theirs, norms = trainer_losses(stock, batches, learning_rate=config.learning_rate, folder=tmp_path, use_cpu=True)
     assert len(theirs) == len(norms) == N_STEPS
@@ -169,3 +179,43 @@ def test_checkpointing_needs_less_memory_and_changes_no_gradient(cache, small_co
         lora.detach(model)
     np.testing.assert_array_equal(gradients[True], gradients[False])
     assert peaks[True] < peaks[False], peaks
+
+
+@pytest.mark.parametrize(("loop", "is_spared"), [("lean", True), ("standard", False)])
+def test_the_lean_loop_works_on_the_rows_own_tokens_where_it_knows_their_lengths(
+    loop, is_spared, cache, batches, lengths, small_config
+):
+    config = small_config(loop=loop, targets=TARGETS)
+    model = lora.attach(cache.base("16bit"), config, base_name="tiny")
+    engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
+    seen = []
+    hook = model.get_base_model().transformer.h[0].register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    try:
+        engine.step(*batches[0], lengths[0])
+        engine.step(*batches[0])
+    finally:
+        hook.remove()
+        lora.detach(model)
+    n_padded = batches[0][0].numel()
+    assert sum(lengths[0]) < n_padded
+    assert [states.shape[:-1].numel() for states in seen] == [sum(lengths[0]) if is_spared else n_padded, n_padded]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["blocks kept", "blocks run again"])
+def test_steps_with_dropout_come_to_the_same_adapter_whether_rows_are_padded_or_laid_one_after_the_other(
+    checkpointing, cache, batches, lengths, small_config
+):
+    config = small_config(loop="lean", targets=TARGETS, dropout=0.3, gradient_checkpointing=checkpointing)
+    found = []
+    for known in ([()] * N_STEPS, lengths):
+        model = lora.attach(cache.base("16bit"), config, base_name="tiny")
+        try:
+            engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
+            losses = [float(engine.step(*batches[i], known[i])) for i in range(5)]
+            found.append((losses, torch.cat([p.detach().flatten() for p in engine.parameters])))
+        finally:
+            set_checkpointing(model.get_base_model(), False)
+            lora.detach(model)
+    (losses, weights), (flat_losses, flat_weights) = found
+    assert flat_losses == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(flat_weights, weights, rtol=1e-3, atol=1e-5)

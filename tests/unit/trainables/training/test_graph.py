@@ -13,7 +13,7 @@ from trainables.data.tokens import IGNORE, TokenRow, pad
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import adapted_layers
-from trainables.training.batches import StepShape, packed
+from trainables.training.batches import Batch, StepShape, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.graph_cache import GraphCache
 from trainables.training.step_graphs import graph_key
@@ -66,7 +66,7 @@ ROWS = st.lists(
 def test_a_packed_batch_can_be_read_back_and_its_vector_is_as_long_as_its_shape_says(rows):
     input_ids, labels = pad(rows, max_length_tokens=64, pad_id=0, multiple=32)
     for loop in ("standard", "lean"):
-        shape, vector = packed((input_ids, labels), loop)
+        shape, vector = packed(Batch(input_ids, labels), loop)
         assert (shape.n_rows, shape.length) == tuple(input_ids.shape)
         assert len(vector) == shape.n_tokens + (2 * shape.n_targets if loop == "lean" else shape.n_tokens)
         ids, rest = vector[: shape.n_tokens].view(shape.n_rows, shape.length), vector[shape.n_tokens :]
@@ -88,8 +88,8 @@ def test_batches_of_one_length_need_few_shapes(n_supervised, n_targets):
     ids = torch.zeros(1, 300, dtype=torch.int64)
     labels = torch.full_like(ids, IGNORE)
     labels[0, 1 : 1 + n_supervised] = 7
-    assert packed((ids, labels), "lean")[0] == StepShape(n_rows=1, length=300, n_targets=n_targets)
-    assert packed((ids, labels), "standard")[0] == StepShape(n_rows=1, length=300)
+    assert packed(Batch(ids, labels), "lean")[0] == StepShape(n_rows=1, length=300, n_targets=n_targets)
+    assert packed(Batch(ids, labels), "standard")[0] == StepShape(n_rows=1, length=300)
 
 
 def test_on_a_cpu_a_graph_is_refused_with_the_engine_that_works(cache, small_config):

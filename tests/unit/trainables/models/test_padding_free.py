@@ -1,0 +1,124 @@
+"""Rows laid one after the other against the same rows padded, in every family."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.families import CASES, UNKNOWN, every_case, tiny
+from trainables.data.tokens import IGNORE, TokenRow, pad
+from trainables.models import lora
+from trainables.models.chunked_loss import supervised
+from trainables.models.core import set_checkpointing
+from trainables.models.dropout_mask import DropoutMasks
+from trainables.models.lean import lean_loss, lean_modules
+from trainables.models.padding_free import ATTENTION, FlatRows, hidden_states, padding_free, serves
+from trainables.models.peft_forward import follow_protocol
+from trainables.values.config import TrialConfig
+
+LENGTHS = (9, 23, 14)
+"""Longer and shorter than the window of those variants that have one."""
+WORDS = torch.randint(1, 97, (len(LENGTHS), max(LENGTHS)), generator=torch.Generator().manual_seed(0))
+LABELS = WORDS.clone()
+for row, n_tokens in enumerate(LENGTHS):
+    LABELS[row, :4], LABELS[row, n_tokens:] = IGNORE, IGNORE
+FLAT = FlatRows.of(LENGTHS, max(LENGTHS))
+
+
+def loss_and_gradients(model, flat: FlatRows | None) -> list[torch.Tensor]:
+    """Of one step with dropout."""
+    masks = DropoutMasks(5, "cpu")
+    follow_protocol(model, masks)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    positions, targets = supervised(LABELS)
+    if flat is None:
+        with masks.step(*WORDS.shape), lean_modules(model):
+            loss = lean_loss(model, WORDS, positions, targets)
+            return [loss, *torch.autograd.grad(loss, weights)]
+    with masks.step_at(flat.rows, flat.positions), lean_modules(model), padding_free(model.get_base_model()):
+        loss = lean_loss(model, flat.taken(WORDS), flat.found(positions), targets, flat)
+        return [loss, *torch.autograd.grad(loss, weights)]
+
+
+def adapted(case):
+    """In training, with dropout on every target; B is drawn, so that both matrices have gradients."""
+    config = TrialConfig(precision="16bit", rank=4, alpha=8, targets=case.family.targets, dropout=0.2, loop="lean")
+    model = lora.attach(tiny(case), config, base_name="tiny")
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.1, generator=generator)
+    return model.train()
+
+
+@every_case
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["blocks kept", "blocks run again"])
+def test_loss_and_gradients_of_a_step_are_those_of_the_padded_batch(case, checkpointing):
+    model = adapted(case)
+    expected = loss_and_gradients(model, None)
+    core = model.get_base_model()
+    if checkpointing:
+        set_checkpointing(core, True)
+    found = loss_and_gradients(model, FLAT)
+    assert core.config._attn_implementation == "sdpa"
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.detach().abs().max()))
+
+
+@every_case
+@torch.no_grad()
+def test_the_states_of_a_row_depend_on_no_other_row(case):
+    core = tiny(case)
+    first = FLAT.rows == 0
+    expected = hidden_states(core, FLAT.taken(WORDS), FLAT)
+    others = FLAT.taken(WORDS).where(first, 3)
+    found = hidden_states(core, others, FLAT)
+    assert torch.equal(found[first], expected[first])
+    assert (found[~first] - expected[~first]).abs().max() > 0.1
+
+
+@every_case
+@torch.no_grad()
+def test_every_block_works_on_the_rows_own_tokens_alone(case):
+    core = tiny(case)
+    seen = set()
+    for block in case.family.blocks_of(core):
+        block.register_forward_hook(lambda _, inputs, output: seen.add(inputs[0].shape[:2]))
+    assert len(hidden_states(core, FLAT.taken(WORDS), FLAT)) == sum(LENGTHS)
+    assert seen == {(1, sum(LENGTHS))}
+
+
+def test_attention_is_the_bases_own_again_where_reading_failed():
+    core = tiny(CASES[0])
+    with pytest.raises(IndexError):
+        hidden_states(core, torch.full((sum(LENGTHS),), 10**6), FLAT)
+    assert core.config._attn_implementation == "sdpa"
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), more=st.integers(0, 3))
+def test_flat_rows_are_the_rows_one_after_the_other(lengths, more):
+    rows = [
+        TokenRow(input_ids=tuple(10 * n + i for i in range(n_tokens)), n_prompt_tokens=0)
+        for n, n_tokens in enumerate(lengths)
+    ]
+    padded, labels = pad(rows, max_length_tokens=9 + more, pad_id=99, multiple=max(lengths) + more)
+    flat = FlatRows.of(lengths, padded.shape[1])
+    assert flat.taken(padded).tolist() == [token for row in rows for token in row.input_ids]
+    assert flat.rows.tolist() == [n for n, n_tokens in enumerate(lengths) for _ in range(n_tokens)]
+    assert flat.positions.tolist() == [i for n_tokens in lengths for i in range(n_tokens)]
+    positions, targets = supervised(labels)
+    following = flat.taken(padded)[flat.found(positions) + 1]
+    assert torch.equal(following, targets)
+
+
+def test_a_base_that_no_family_describes_reads_padded_rows():
+    assert all(serves(tiny(case)) for case in CASES)
+    assert not any(serves(tiny(case)) for case in UNKNOWN)
+
+
+def test_a_base_whose_attention_is_not_pytorchs_reads_padded_rows():
+    core = tiny(CASES[0])
+    core.set_attn_implementation("eager")
+    assert not serves(core)
+    core.config._attn_implementation = ATTENTION
+    assert serves(core)
