@@ -119,23 +119,26 @@ class Mask:
         return hashes >= self.threshold
 
 
-def dropped(mask: Mask | None, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """dropout(x) of each x (tokens, channels), rounded once to x's dtype; x itself without a mask.
+def dropped(x: torch.Tensor, mask: Mask | None, keep: torch.Tensor | None = None) -> torch.Tensor:
+    """dropout(x) of x (tokens, channels), rounded once to x's dtype; x itself without a mask.
 
-    All are of one shape: their mask is the same, and drawn once where it is drawn at all.
-
+    Args:
+        keep: from `drawn_for` of a tensor of x's shape, where the mask is used more than once.
     Raises:
-        RuntimeError: an x has not the step's tokens.
+        RuntimeError: x has not the step's tokens.
     """
     if mask is None:
-        return tensors
-    n_tokens, n_channels = tensors[0].shape
-    if len(mask.keys) != n_tokens:
-        raise RuntimeError(f"dropout has {len(mask.keys)} tokens in this step, a module's input {n_tokens}")
-    if mask_kernels and can_run_on(tensors[0]):
-        return tuple(mask_kernels.dropped(x, mask) for x in tensors)
-    keep = mask.keep(n_channels)
-    return tuple((x * keep).mul_(mask.scale) for x in tensors)
+        return x
+    if len(mask.keys) != len(x):
+        raise RuntimeError(f"dropout has {len(mask.keys)} tokens in this step, a module's input {len(x)}")
+    if mask_kernels and can_run_on(x):
+        return mask_kernels.dropped(x, mask)
+    return (x * (mask.keep(x.shape[1]) if keep is None else keep)).mul_(mask.scale)
+
+
+def drawn_for(x: torch.Tensor, mask: Mask | None) -> torch.Tensor | None:
+    """Which elements of x are kept, x's shape; None where kernels draw that on the way, or without a mask."""
+    return None if mask is None or (mask_kernels and can_run_on(x)) else mask.keep(x.shape[1])
 
 
 class DropoutMasks:
@@ -224,10 +227,8 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, mask: Mask) -> torch.Tensor:
         ctx.mask = mask
-        (kept,) = dropped(mask, x.flatten(0, -2))
-        return kept.view_as(x)
+        return dropped(x.flatten(0, -2), mask).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (kept,) = dropped(ctx.mask, upstream.flatten(0, -2))
-        return kept.view_as(upstream), None
+        return dropped(upstream.flatten(0, -2), ctx.mask).view_as(upstream), None

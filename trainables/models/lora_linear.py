@@ -7,7 +7,7 @@ import bitsandbytes
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from trainables.models.dropout_mask import Mask, dropped
+from trainables.models.dropout_mask import Mask, drawn_for, dropped
 from trainables.models.kernels import can_run_on
 
 try:
@@ -108,8 +108,7 @@ def low_product(x: torch.Tensor, a: torch.Tensor, mask: Mask | None) -> torch.Te
     """dropout(x) a^T of x (tokens, inputs) and a (rank, inputs): (tokens, rank)."""
     if mask and adapter_kernels and can_run_on(x) and len(a) <= adapter_kernels.MAX_RANK:
         return adapter_kernels.low_product(x, a, mask)
-    (kept,) = dropped(mask, x)
-    return kept.mm(a.T)
+    return dropped(x, mask).mm(a.T)
 
 
 def input_gradients_(
@@ -134,12 +133,11 @@ def input_gradients_(
     """
     if adapter_kernels and can_run_on(x) and len(a) <= adapter_kernels.MAX_RANK:
         return adapter_kernels.input_gradients_(d_x, d_low, a, x, mask, scaling)
-    if d_x is None:
-        (kept,) = dropped(mask, x)
-    else:
-        kept, through = dropped(mask, x, d_low.mm(a))
-        d_x.add_(through)
-    return _product(d_low.T, kept, dtype).mul_(scaling)
+    keep = drawn_for(x, mask)
+    d_a = _product(d_low.T, dropped(x, mask, keep), dtype).mul_(scaling)
+    if d_x is not None:
+        d_x.add_(dropped(d_low.mm(a), mask, keep))
+    return d_a
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
