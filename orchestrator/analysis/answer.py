@@ -45,8 +45,10 @@ def short_answer_of(sweep: "SweepSnapshot") -> str:
 
 
 def _lead(sweep: "SweepSnapshot") -> str:
+    """Final once finalists were evaluated: a 4-bit one has its verdict from that."""
     status = sweep.status()
-    return "Answer" if status.n_done >= status.n_expected else "So far"
+    is_done = status.n_done >= status.n_expected and status.n_evaluated >= status.n_to_evaluate
+    return "Answer" if is_done or status.phase == "ended" else "So far"
 
 
 def _named(trial: "TrialResult") -> str:

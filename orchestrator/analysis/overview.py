@@ -58,7 +58,7 @@ def overview_of(folder: Path, began_at: float) -> Overview:
         return Overview(name=folder.name, state="unreadable", began_at=began_at, fault=str(error))
     return Overview(
         name=folder.name,
-        state=_state(folder, snapshot),
+        state=state_of(folder, snapshot),
         n_done=status.n_done,
         n_expected=status.n_expected,
         front_size=len(front.members),
@@ -67,7 +67,8 @@ def overview_of(folder: Path, began_at: float) -> Overview:
     )
 
 
-def _state(folder: Path, snapshot: SweepSnapshot) -> State:
+def state_of(folder: Path, snapshot: SweepSnapshot) -> State:
+    """Of a sweep that can be read."""
     if is_recorded(folder):
         return "recorded"
     if owner_of(folder) is not None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from orchestrator.analysis.finalists import to_evaluate, wanted
 from orchestrator.analysis.front import front_of, is_reused, objective_value
@@ -16,17 +16,14 @@ from orchestrator.settings import SweepSettings
 from trainables.values.config import FINAL_STATES, Precision
 from trainables.values.results import TrialResult
 
-Phase = (
-    Literal[
-        "starting workers and first trials",
-        "training",
-        "testing finalists on fresh seeds",
-        "evaluating finalists",
-        "ended",
-    ]
-    | Writing
-)
+Working = Literal[
+    "starting workers and first trials", "training", "testing finalists on fresh seeds", "evaluating finalists"
+]
+Phase = Working | Literal["ended"] | Writing
 """The first lasts until a trial reports a loss: workers import PyTorch, load the base, and measure a cost key."""
+
+STOPPABLE: tuple[Working, ...] = get_args(Working)
+"""Phases after which `resume` goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

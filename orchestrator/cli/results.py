@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from orchestrator.analysis.overview import Overview
+from orchestrator.analysis.overview import Overview, State
 from orchestrator.analysis.status import Status
 from orchestrator.cli.output import SCHEMA_VERSION
 from orchestrator.report.values import SweepReport
@@ -226,7 +226,9 @@ RESULTS: dict[str, Any] = {
     "run": Swept,
     "resume": Swept,
     "run --dry-run": Plan,
-    "status": _keys_of("Progress", {"name": str, **Status.__annotations__, "timeline": list[Span] | None}),
+    "status": _keys_of(
+        "Progress", {"name": str, "state": State, **Status.__annotations__, "timeline": list[Span] | None}
+    ),
     "best": Best,
     "fit": FitsOne | Fits,
     "report": _keys_of("Reported", dict.fromkeys(SweepReport.__dataclass_fields__, Any)),

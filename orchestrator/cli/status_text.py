@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.text import Text
 
 from orchestrator.analysis.describe import heading_of, shown
-from orchestrator.analysis.status import Running, Status
+from orchestrator.analysis.status import STOPPABLE, Running, Status
 from orchestrator.objectives import OBJECTIVES
 from orchestrator.report.markdown import duration
 from orchestrator.settings.command import command
@@ -57,17 +57,27 @@ def running_lines(running: Sequence[Running]) -> Iterator[str]:
         yield f"and {n_more} more"
 
 
-def status_view(name: str, status: Status, memory: str = "", *, hint: str = "", share: float | None = None) -> Group:
+def status_view(
+    name: str,
+    status: Status,
+    memory: str = "",
+    *,
+    hint: str = "",
+    share: float | None = None,
+    is_stopped: bool = False,
+) -> Group:
     """The live view: a bar, the trials at work, trials by state, the best so far, what went wrong last.
 
     Args:
         memory: in use on GPUs, in one line.
-        hint: how to stop or go on, for as long as trials are still to be run.
+        hint: how to stop or go on, for as long as anything is still to be run.
         share: that the bar shows, if it is not the status's own.
+        is_stopped: no process runs it, and `resume` goes on.
     """
+    stopped = "stopped while " if is_stopped else ""
     states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
     lines = [
-        Text(f"{name}: {phase_of(status)}{left_of(status)}", style="bold"),
+        Text(f"{name}: {stopped}{phase_of(status)}{left_of(status)}", style="bold"),
         Text(_bar(status.share_done if share is None else share), style="green"),
         *map(Text, running_lines(status.running)),
         Text(f"done    {counts_of(status)}"),
@@ -80,7 +90,7 @@ def status_view(name: str, status: Status, memory: str = "", *, hint: str = "", 
     if status.last_fault:
         fault = " ".join(status.last_fault.split())
         lines.append(Text(f"last error  {fault}", style="red", overflow="ellipsis", no_wrap=True))
-    if hint and status.n_done < status.n_expected:
+    if hint and status.phase in STOPPABLE:
         lines.append(Text(hint, style="dim"))
     return Group(*lines)
 

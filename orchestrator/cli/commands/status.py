@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from orchestrator.analysis.answer import answer_of
+from orchestrator.analysis.overview import state_of
 from orchestrator.analysis.snapshot import SweepSnapshot, newest
 from orchestrator.analysis.timeline import lines
 from orchestrator.cli.options import AsJson, NameOrNewest
@@ -16,7 +17,6 @@ from orchestrator.cli.status_text import status_view
 from orchestrator.cluster.gpu_memory import gpu_memory, text_of
 from orchestrator.settings import ROOT
 from orchestrator.settings.command import command
-from orchestrator.settings.stored import is_recorded
 
 
 def status(
@@ -27,14 +27,14 @@ def status(
     """Show how far a sweep is."""
     name = name or newest(ROOT)
     snapshot = SweepSnapshot.find(name)
-    found = snapshot.status(now=time())
+    found, state = snapshot.status(now=time()), state_of(snapshot.folder, snapshot)
     if as_json:
         spans = list(map(asdict, snapshot.spans)) if timeline else None
-        print_json({"name": name, **asdict(found), "timeline": spans})
+        print_json({"name": name, "state": state, **asdict(found), "timeline": spans})
     elif timeline:
         print_text("\n".join(lines(snapshot.spans, Console().width)))
     else:
         memory = text_of(gpu_memory()) if found.n_done < found.n_expected else ""
         print_text(answer_of(snapshot))
-        hint = "" if is_recorded(snapshot.folder) else f"if it was stopped, {command()} resume {name} goes on"
-        Console().print(status_view(name, found, memory, hint=hint))
+        hint = f"{command()} resume {name} goes on" if state == "stopped" else ""
+        Console().print(status_view(name, found, memory, hint=hint, is_stopped=state == "stopped"))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from orchestrator.analysis.answer import answer_of, short_answer_of
+from orchestrator.analysis.budgets import FINISHED
 from tests.support.sweeps import cost, evaluated_pair, make, measurement, snapshot, trial
 from trainables.values.config import TrialConfig
 
@@ -40,6 +41,23 @@ def test_a_trial_alone_below_the_noise_is_said_to_be_so_and_without_seeds_what_i
     assert "has the lowest validation loss, 2.0000 nats, by more than 0.0" in said(best, worse, *replicates(best, 2.01))
     assert "of one seed: what another seed changes is still to be measured" in said(best, worse)
     assert said() == "So far: none, as no trial counts for the front." or said().startswith("Answer: none")
+
+
+def test_it_is_final_once_the_finalists_were_evaluated_or_the_sweep_has_ended_without():
+    settings = make(n_trials=1)
+    open_, evaluated = ran(0, 2.0), ran(0, 2.0, test_evaluation=evaluated_pair(0.0))
+    found = {
+        (trial.test_evaluation is None, is_over): answer_of(snapshot(settings, [trial], {FINISHED: is_over}))
+        for trial in (open_, evaluated)
+        for is_over in (False, True)
+    }
+    leads = {case: text.partition(":")[0] for case, text in found.items()}
+    assert leads == {
+        (True, False): "So far",
+        (True, True): "Answer",
+        (False, False): "Answer",
+        (False, True): "Answer",
+    }
 
 
 def test_the_short_answer_is_of_the_same_trial_and_fits_two_lines_of_a_narrow_page():

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import search_spaces
+from orchestrator.analysis.budgets import FINISHED
 from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.analysis.moment import BEGAN_AT
 from orchestrator.analysis.overview import overviews
@@ -112,6 +113,24 @@ def test_time_is_left_only_for_as_long_as_a_process_runs_the_sweep(owner, tmp_pa
     owner.wait()
     assert "left" not in called("status", "a", cwd=tmp_path).out
     assert called("status", "a", "--json", cwd=tmp_path).json["seconds_left"] is None
+
+
+def test_a_sweep_that_no_process_runs_any_more_is_said_to_be_stopped_with_what_goes_on(owner, tmp_path):
+    running = called("status", "a", cwd=tmp_path, COLUMNS="80").out
+    assert "stopped" not in running
+    assert called("status", "a", "--json", cwd=tmp_path).json["state"] == "running"
+    owner.kill()
+    owner.wait()
+    text = called("status", "a", cwd=tmp_path, COLUMNS="80").out
+    assert "a: stopped while training" in text
+    assert "resume a goes on" in " ".join(text.split())
+    assert called("status", "a", "--json", cwd=tmp_path).json["state"] == "stopped"
+    with closing(Ledger(tmp_path / "mlflow_runs/sweeps/a/ledger.db")) as ledger:
+        ledger.set_fact(FINISHED, True)
+    text = called("status", "a", cwd=tmp_path).out
+    assert "a: ended" in text
+    assert "resume" not in text
+    assert called("status", "a", "--json", cwd=tmp_path).json["state"] == "finished"
 
 
 # --- list
