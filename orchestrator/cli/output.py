@@ -16,6 +16,17 @@ def print_text(text: str) -> None:
     print(for_stream(text, sys.stdout))
 
 
+def print_markdown(text: str) -> None:
+    """Print a result in Markdown: laid out on a terminal, as it is into a file or pipe."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markdown import Markdown  # slow, which no other command waits for
+
+        Console().print(Markdown(text))
+    else:
+        print(text)
+
+
 def print_json(result: Mapping[str, Any]) -> None:
     """Print a result."""
     print(json.dumps({"schema_version": SCHEMA_VERSION, **result}), flush=True)

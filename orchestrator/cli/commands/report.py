@@ -9,7 +9,7 @@ import typer
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.cli.closing import report_text
 from orchestrator.cli.options import AsJson, NameOrNewest, named
-from orchestrator.cli.output import print_json, print_text
+from orchestrator.cli.output import print_json, print_markdown
 from orchestrator.report import digests
 from orchestrator.report.content import report_of
 from orchestrator.report.render import compare
@@ -31,7 +31,7 @@ def report(
     if as_json:
         print_json({"sweeps": [first.to_dict(), second.to_dict()]})
     else:
-        print_text(compare(first, second))
+        print_markdown(compare(first, second))
 
 
 def _report_one(name: str, as_json: bool) -> None:

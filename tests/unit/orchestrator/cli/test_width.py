@@ -54,3 +54,14 @@ def test_what_a_command_says_of_recorded_sweeps_is_within_the_terminal(words):
     said = called(*words, cwd=REPO, typed="", COLUMNS="80")
     assert said.code == 0, said.err
     assert wide(said.out) == wide(said.err) == []
+
+
+@pytest.mark.parametrize("words", [("answers", SWEEPS[0]), ("report", *SWEEPS[:2])], ids=" ".join)
+def test_markdown_is_laid_out_on_a_terminal_and_as_it_is_in_a_pipe(words):
+    on_terminal = called(*words, cwd=REPO, typed="", COLUMNS="80").out
+    in_pipe = called(*words, cwd=REPO, COLUMNS="80").out
+    assert "| --- |" in in_pipe
+    assert "| --- |" not in on_terminal
+    assert "─" * 20 in on_terminal
+    words_of = [set(re.findall(r"[a-z]{6,}", text)) for text in (in_pipe, on_terminal)]
+    assert len(words_of[0] & words_of[1]) > 0.8 * len(words_of[0]), "nothing is lost but what a line breaks"
