@@ -69,6 +69,10 @@ class Contents:
     ended_ms: int | None = None
 
 
+GROWS = "n_trials"
+"""The one setting of a sweep that may change, see orchestrator.driver.extend: a tag, as MLflow changes no param."""
+
+
 def has_picture(files: Mapping[str, str] | None) -> bool:
     """Whether the files that were written of a sweep hold a picture of its front."""
     return gallery.FRONT_FILE in (files or {})
@@ -110,8 +114,8 @@ def of_sweep(
         final: nothing will come any more.
     """
     settings = snapshot.settings
-    asked = settings.model_dump(mode="json", exclude={"space", "name", "address"})
-    tags = {SWEEP: sweep_id, "space": settings.space.name}
+    asked = settings.model_dump(mode="json", exclude={"space", "name", "address", GROWS})
+    tags = {SWEEP: sweep_id, "space": settings.space.name, GROWS: str(settings.n_trials)}
     for name in ("base_model", "weights", "data", "compute_dtype"):
         tags[name] = str(getattr(snapshot.workload, name))
     for name in ("data_split", "columns", "rows_found"):

@@ -55,7 +55,8 @@ def end(
         ledger.set_fact(WRITING, None)
         ledger.keep_spans(timeline.take("driver"))
     if flushed.page is None:
-        pending = f"{len(snapshot.trials) - flushed.n_whole} of {len(snapshot.trials)} trials and the sweep's own run"
+        n_pending = len(snapshot.trials) - flushed.n_whole
+        pending = f"{n_pending} of {len(snapshot.trials)} trials and the sweep's own run" if n_pending else "the run"
         logger.warning(
             "MLflow lacks %s (%s); complete it with: %s sync %s", pending, flushed.reason, command(), settings.name
         )

@@ -15,6 +15,7 @@ import pytest
 from orchestrator import settings
 from orchestrator.analysis.budgets import ENDED, FINISHED
 from orchestrator.analysis.snapshot import SweepSnapshot
+from orchestrator.driver.extend import with_trials
 from orchestrator.ledger import FAULTS, Ledger, adapter_store
 from orchestrator.ledger.ownership import owned
 from orchestrator.report import digests
@@ -47,15 +48,7 @@ def root(tmp_path_factory) -> Path:
     """A finished sweep "t" over the grid of 6 points, with its files and its MLflow runs."""
     folder = tmp_path_factory.mktemp("state") / "mlflow_runs"
     asked = make(GRID, n_trials=6, asynchronous=True)
-    sweep = settings.sweep_folder("t", folder)
-    stored.save(asked, sweep)
-    desk = Desk(sweep, asked)
-    desk.ledger.set_fact("id", "abc")
-    desk.ledger.set_fact("created_at", 1.0)
-    desk.ledger.set_fact(stored.ASKED, asked.model_dump_json())
-    desk.ledger.set_fact("workload", asdict(WORKLOAD))
-    desk.ledger.set_fact("data_counts", {"read": 3, "train": 1, "validation": 1, "test": 1})
-    desk.finish(outcome)
+    desk = finished_desk(folder, asked)
     desk.ledger.close()
     place_store(folder)
     publish(asked, folder, interrupted=False)
@@ -799,3 +792,46 @@ def test_a_sweep_that_was_given_more_trials_misses_none(tmp_path):
     extended = Desk(tmp_path, make(TPE, name="t", n_trials=7))
     assert lines_of_ledger(extended) == []
     assert len(extended.ledger.trials()) == 7
+
+
+def test_a_finished_sweep_with_more_trials_is_whole_in_mlflow_again(tmp_path):
+    folder = tmp_path / "mlflow_runs"
+    asked = make(TPE, name="t", n_trials=3, asynchronous=True)
+    desk = finished_desk(folder, asked)
+    desk.ledger.close()
+    place_store(folder)
+    publish(asked, folder, interrupted=False)
+    more = with_trials(asked, 5, folder)
+    desk = Desk(desk.folder, more)
+    desk.finish(outcome)
+    desk.ledger.close()
+    assert publish(more, folder, interrupted=False)
+    assert len(desk_trials(folder)) == 5
+    assert found(folder) == []
+    assert parent(folder).data.tags["n_trials"] == "5"
+
+
+def test_a_run_whose_number_of_trials_is_a_param_still_is_the_ledgers(root):
+    """As those before it was a tag have it."""
+    run = parent(root)
+    client_of(root).log_param(run.info.run_id, "n_trials", "6")
+    assert found(root) == []
+
+
+def finished_desk(folder: Path, asked: Any) -> Desk:
+    """A finished sweep "t" under a root."""
+    sweep = settings.sweep_folder("t", folder)
+    stored.save(asked, sweep)
+    desk = Desk(sweep, asked)
+    desk.ledger.set_fact("id", "abc")
+    desk.ledger.set_fact("created_at", 1.0)
+    desk.ledger.set_fact(stored.ASKED, asked.model_dump_json())
+    desk.ledger.set_fact("workload", asdict(WORKLOAD))
+    desk.ledger.set_fact("data_counts", {"read": 3, "train": 1, "validation": 1, "test": 1})
+    desk.finish(outcome)
+    return desk
+
+
+def desk_trials(folder: Path) -> list[Any]:
+    with closing(Ledger(folder / "sweeps" / "t" / "ledger.db", read_only=True)) as ledger:
+        return ledger.trials()
