@@ -30,7 +30,9 @@ def answer_of(sweep: "SweepSnapshot") -> str:
     if (n_alike := len(alike(least, found, noise))) == 1:
         sure = f"has the lowest validation loss, {loss}, by more than {within} of noise"
     else:
-        sure = f"is the cheapest of {n_alike} trials that have the lowest validation loss, {loss}, within {within}"
+        own = taken.history[-1].eval_loss_nats
+        sure = f"has a validation loss of {own:.4f} nats: the cheapest of {n_alike} trials within {within} of noise of "
+        sure += f"the lowest, {least.history[-1].eval_loss_nats:.4f}"
     return f"{lead}: {_named(taken)} {sure}{_cost(sweep, taken)}."
 
 

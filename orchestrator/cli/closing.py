@@ -73,7 +73,9 @@ def report_text(report: "SweepReport", sweep: "SweepSnapshot", stream: TextIO) -
     steps = [_step_line(step) for step in report.within_memory]
     text = ""
     for n_steps in range(len(steps) + 1):  # as many as there is room for
-        longer = for_stream("\n".join([*first, *steps[:n_steps], *last]), stream)
+        left = len(steps) - n_steps
+        more = [f"{left} more for more memory: report.md"] if left else []
+        longer = for_stream("\n".join([*first, *steps[:n_steps], *more, *last]), stream)
         if text and longer.count("\n") >= MAX_LINES:
             break
         text = longer

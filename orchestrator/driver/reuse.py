@@ -125,8 +125,10 @@ def known_line(settings: "SweepSettings", workload: "Workload", cached: CachedTr
     configs |= {config.at_other_precision for config in configs if config.precision == "nf4"}
     keys = set(map(workload.key, configs)) - have
     found = keys & cached.keys()
+    if not found:
+        return None
     names = sorted({cached[key].sweep for key in found})
-    sweeps = f" from sweep{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else " from another sweep"
+    sweeps = f" from sweep{'s' if len(names) > 1 else ''} {', '.join(names)}"
     if n_first == n_trials:
         return f"{len(found)} of {len(keys)} trials are known{sweeps} (--no-reuse runs them)"
     more = "those that the search proposes after them are looked up, too"

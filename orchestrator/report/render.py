@@ -26,8 +26,8 @@ METRICS = {
 }
 """Of similarities, each with its heading."""
 RECOVERED = "recovered_cosine"
-SAME = ("base_fingerprint", "data_digest", "compute_dtype")
-"""Of the workload, without which losses and likenesses are of different things."""
+SAME = {"base_fingerprint": "base model", "data_digest": "rows", "compute_dtype": "arithmetic"}
+"""Of the workload, with the word for it, without which losses and likenesses are of different things."""
 Pictures = Mapping[str, str]
 """Path of each picture, relative to the report -> what it shows."""
 
@@ -166,7 +166,13 @@ def compare(one: SweepReport, other: SweepReport) -> str:
 def _differences(one: SweepReport, other: SweepReport) -> list[str]:
     if one.workload is None or other.workload is None:
         return []
-    pairs = {name: (getattr(one.workload, name), getattr(other.workload, name)) for name in SAME}
+    pairs = {word: (getattr(one.workload, name), getattr(other.workload, name)) for name, word in SAME.items()}
+    pairs["training loop"] = (_loops(one), _loops(other))
     pairs["protocol"] = (one.measured.protocol_version, other.measured.protocol_version)
     pairs["device"] = (one.measured.environment.get("device"), other.measured.environment.get("device"))
-    return [name for name, (left, right) in pairs.items() if left != right]
+    return [word for word, (left, right) in pairs.items() if left != right]
+
+
+def _loops(report: SweepReport) -> set[str]:
+    """Of its finalists: memory and time are of a loop."""
+    return {finalist.config.loop for finalist in report.finalists}

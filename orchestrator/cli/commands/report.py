@@ -2,12 +2,15 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.cli.closing import report_text
+from orchestrator.cli.front_table import front_table
 from orchestrator.cli.options import AsJson, NameOrNewest, named
 from orchestrator.cli.output import print_json, print_markdown
 from orchestrator.report import digests
@@ -26,12 +29,26 @@ def report(
     """Say in eight lines what a sweep came to, from its ledger alone; writes report.md and report.html."""
     if other is None:
         _report_one(named(name), as_json)
-        return
-    first, second = report_of(SweepSnapshot.find(str(name))), report_of(SweepSnapshot.find(other))
+    else:
+        _report_two([SweepSnapshot.find(str(name)), SweepSnapshot.find(other)], as_json)
+
+
+def _report_two(sweeps: Sequence[SweepSnapshot], as_json: bool) -> None:
+    """In a pipe the whole in Markdown; on a terminal with fronts that fit it."""
+    first, second = map(report_of, sweeps)
     if as_json:
         print_json({"sweeps": [first.to_dict(), second.to_dict()]})
-    else:
-        print_markdown(compare(first, second))
+        return
+    text = compare(first, second)
+    if not sys.stdout.isatty():
+        print_markdown(text)
+        return
+    head, _, _ = text.partition("\n## Front of ")
+    print_markdown(head)
+    console = Console()
+    for sweep in sweeps:
+        console.print(f"\nFront of {sweep.settings.name}", style="bold", highlight=False)
+        console.print(front_table(sweep.front, console.width, sweep.lost))
 
 
 def _report_one(name: str, as_json: bool) -> None:

@@ -30,9 +30,8 @@ def test_it_names_the_cheapest_trial_within_the_noise_of_the_lowest_loss():
     best, cheaper, worse = ran(0, 2.0, 120.0), ran(1, 2.005, 110.0), ran(2, 2.5, 90.0)
     found = said(best, cheaper, worse, *replicates(best, 2.01, 1.99))
     assert ": trial 1 (16 bits, rank 2," in found
-    assert (
-        "110.0 MiB) is the cheapest of 2 trials that have the lowest validation loss, 2.0000 nats, within 0.0" in found
-    )
+    assert "110.0 MiB) has a validation loss of 2.0050 nats: the cheapest of 2 trials within 0.0" in found
+    assert found.endswith(" of noise of the lowest, 2.0000.")
     assert "(2 degrees of freedom)" in found
 
 

@@ -70,7 +70,9 @@ def test_a_report_has_eight_lines_at_most_and_keeps_the_answer_and_the_budget(co
         assert " ".join(report.answer.split()) in " ".join(text.split())
         assert f"best t --max-memory {choice.choose(sweep).trial.cost.peak_memory_mib:.0f}MiB" in " ".join(text.split())
         assert len(text.splitlines()) <= MAX_LINES
-        assert 0 < text.count("MiB: trial") <= n_steps or not n_steps
+        n_shown = text.count("MiB: trial")
+        assert 0 < n_shown <= n_steps or not n_steps
+        assert (f"{n_steps - n_shown} more for more memory: report.md" in text) == (n_shown < n_steps)
 
 
 def test_a_sweep_that_is_not_finished_is_called_so_and_how_to_go_on(tmp_path):

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from tests.bench.recorded import SWEEPS
+from orchestrator.analysis.snapshot import SweepSnapshot
+from tests.bench.recorded import RECORDED, SWEEPS
 from tests.support.in_process import called
 from tests.support.sweeps import REPO
 from tests.support.swept import swept
@@ -65,3 +66,14 @@ def test_markdown_is_laid_out_on_a_terminal_and_as_it_is_in_a_pipe(words):
     assert "─" * 20 in on_terminal
     words_of = [set(re.findall(r"[a-z]{6,}", text)) for text in (in_pipe, on_terminal)]
     assert len(words_of[0] & words_of[1]) > 0.8 * len(words_of[0]), "nothing is lost but what a line breaks"
+
+
+def test_the_fronts_of_two_sweeps_stand_whole_on_a_terminal():
+    names = SWEEPS[:2]
+    text = called("report", *names, cwd=REPO, typed="", COLUMNS="80").out
+    for name in names:
+        _, _, front = text.partition(f"Front of {name}")
+        for member in SweepSnapshot.read_in(RECORDED / name).front.members:
+            found = next(line for line in front.splitlines() if re.match(rf"\s*{member.number}\s", line))
+            assert f"{member.history[-1].eval_loss_nats:.4f}" in found
+            assert f"{member.cost.peak_memory_mib:.1f}" in found

@@ -154,6 +154,7 @@ def test_before_the_start_it_is_said_how_many_trials_of_a_grid_are_known_and_fro
     assert known_line(whole, WORKLOAD, cached, set()) == said
     assert known_line(whole, WORKLOAD, cached, set(list(cached)[:1])) == said.replace("2 of 6", "1 of 5")
     assert known_line(whole, WORKLOAD, {}, set()) is None
+    assert known_line(whole, WORKLOAD, cached, set(cached)) is None
 
 
 def test_of_a_sampler_that_needs_results_the_first_configs_are_looked_up_and_no_more_is_promised(tmp_path):

@@ -486,9 +486,14 @@ def test_two_sweeps_side_by_side_say_where_they_cannot_be_compared():
     elsewhere = asdict(replace(WORKLOAD, data_digest="e" * 64))
     other = report_of(snapshot(LOSS, [measured(0, BASELINE, 100.0)], {"workload": elsewhere}), lambda config: None)
     text = render.compare(one, other)
-    assert "differ in data_digest:" in text
+    assert "differ in rows:" in text
     assert re.search(r"\| Memory, standard loop \| 4 bits save 10.0 MiB.* \| - \|", text)
     assert "These sweeps differ" not in render.compare(one, one)
+    of_loop = [
+        report_of(snapshot(LOSS, [measured(0, replace(BASELINE, loop=loop), 100.0)], FACTS), lambda config: None)
+        for loop in ("standard", "lean")
+    ]
+    assert "differ in training loop:" in render.compare(*of_loop)
 
 
 def empty(desk):
