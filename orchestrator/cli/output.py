@@ -9,6 +9,8 @@ from orchestrator.cli.lines import for_stream
 
 SCHEMA_VERSION = 1
 """Of all these objects. It rises when a key goes, or means another thing; keys may come without that."""
+CUT = "…"
+"""What a table shows in place of the rest of a cell that does not fit."""
 
 
 def print_text(text: str) -> None:
@@ -17,14 +19,18 @@ def print_text(text: str) -> None:
 
 
 def print_markdown(text: str) -> None:
-    """Print a result in Markdown: laid out on a terminal, as it is into a file or pipe."""
+    """Print Markdown: on a terminal laid out where its tables fit that, else as it is."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.markdown import Markdown  # slow, which no other command waits for
 
-        Console().print(Markdown(text))
-    else:
-        print(text)
+        console = Console()
+        with console.capture() as laid_out:
+            console.print(Markdown(text))
+        if CUT not in laid_out.get() or CUT in text:
+            print(laid_out.get(), end="")
+            return
+    print_text(text)
 
 
 def print_json(result: Mapping[str, Any]) -> None:

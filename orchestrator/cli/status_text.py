@@ -90,7 +90,7 @@ def status_view(
     if status.last_fault:
         fault = " ".join(status.last_fault.split())
         lines.append(Text(f"last error  {fault}", style="red", overflow="ellipsis", no_wrap=True))
-    if hint and status.phase in STOPPABLE:
+    if hint and (is_stopped or status.phase in STOPPABLE):
         lines.append(Text(hint, style="dim"))
     return Group(*lines)
 

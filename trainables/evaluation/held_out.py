@@ -146,9 +146,9 @@ class EvalBatch:
     def of(cls, base: "PreTrainedModel", input_ids: torch.Tensor, labels: torch.Tensor, lengths: Sequence[int]) -> Self:
         """Of padded rows on the host."""
         positions, targets = supervised(labels)
-        flat = FlatRows.of(lengths, input_ids.shape[1]) if serves(base) else None
+        flat = FlatRows.of(lengths) if serves(base) else None
         if flat is not None:
-            input_ids, positions = flat.taken(input_ids), flat.found(positions)
+            input_ids, positions = flat.taken(input_ids), flat.found(positions, input_ids.shape[1])
         device = base.device
         return cls(
             input_ids=input_ids.to(device), positions=positions.to(device), targets=targets.to(device), flat=flat
@@ -185,7 +185,7 @@ def eval_batches(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> EvalBatch
     n_before = 0
     length = eval_length(base)
     for group, input_ids, labels in _padded_groups(base, rows, length):
-        lengths = [min(len(rows[i].input_ids), length) for i in group]
+        lengths = [len(rows[i].first(length).input_ids) for i in group]
         batches.append(EvalBatch.of(base, input_ids, labels, lengths))
         for i, n_tokens in zip(group, (labels[:, 1:] != IGNORE).sum(dim=1).tolist(), strict=True):
             indices[i] = torch.arange(n_before, n_before + n_tokens)

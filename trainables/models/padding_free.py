@@ -28,9 +28,9 @@ class FlatRows:
     """Where the tokens of rows that lie one after the other stand.
 
     Attributes:
-        n_rows, length: of the padded batch.
+        n_rows, length: of the batch that attention sees, padded to the longest row.
         rows, positions: (n_tokens,) int32, each token's row and its position there.
-        places: (n_tokens,) int64, each token's place in the flattened padded batch.
+        places: (n_tokens,) int64, each token's place in that batch, flattened.
     """
 
     n_rows: int
@@ -40,14 +40,9 @@ class FlatRows:
     places: torch.Tensor
 
     @classmethod
-    def of(cls, lengths: Sequence[int], length: int) -> "FlatRows":
-        """On the host.
-
-        Args:
-            lengths: tokens of each row.
-            length: of the padded batch; none is longer.
-        """
-        n_tokens = torch.tensor(lengths)
+    def of(cls, lengths: Sequence[int]) -> "FlatRows":
+        """On the host, of rows of so many tokens each."""
+        n_tokens, length = torch.tensor(lengths), max(lengths)
         rows = torch.repeat_interleave(n_tokens)
         positions = torch.arange(len(rows)) - (n_tokens.cumsum(0) - n_tokens)[rows]
         return cls(
@@ -59,14 +54,14 @@ class FlatRows:
         )
 
     def taken(self, padded: torch.Tensor) -> torch.Tensor:
-        """The rows' own elements of a padded batch: (n_rows, length) -> (n_tokens,)."""
-        return padded.flatten()[self.places]
+        """The rows' own elements of a padded batch: (n_rows, any width) -> (n_tokens,)."""
+        return padded[:, : self.length].flatten()[self.places]
 
-    def found(self, places: torch.Tensor) -> torch.Tensor:
-        """Which tokens stand at places of the flattened padded batch, none of them padding."""
+    def found(self, places: torch.Tensor, width: int) -> torch.Tensor:
+        """Which tokens stand at places of a flattened padded batch of that width, none of them padding."""
         tokens = torch.zeros(self.n_rows * self.length, dtype=torch.int64)
         tokens[self.places] = torch.arange(len(self.places))
-        return tokens[places]
+        return tokens[places // width * self.length + places % width]
 
 
 def serves(core: "PreTrainedModel") -> bool:

@@ -32,6 +32,12 @@ from trainables.values.config import ComputeDtype, TrialConfig
 if TYPE_CHECKING:
     from peft import PeftModel
 
+MOST_OF_PADDED = 0.95
+"""Of the tokens of a padded batch: with so many of them a step of rows one after the other takes as long."""
+MOST_OF_FULL = 0.7
+"""Of the tokens of a full batch, whose peak of memory is a trial's: with so many such a step needs no more than that,
+though attention has a padded copy of queries, keys and values."""
+
 
 class EagerEngine:
     """Trains the adapter that is attached to a model; the Engine that runs anywhere.
@@ -131,10 +137,10 @@ class EagerEngine:
         set_scaling(self._accelerator.scaler, state)
 
     def _flat(self, input_ids: torch.Tensor, lengths: Sequence[int]) -> FlatRows | None:
-        """The rows laid one after the other, where the loop can do that and it spares tokens."""
-        is_padded = 0 < sum(lengths) < input_ids.numel()
-        can_lay = self._lean and serves(core_of(self._model))
-        return FlatRows.of(lengths, input_ids.shape[1]) if is_padded and can_lay else None
+        """The rows laid one after the other, where the loop can do that, it spares time, and has room."""
+        n_full = self._config.batch_size * self._config.max_length_tokens
+        pays = 0 < sum(lengths) <= min(MOST_OF_PADDED * input_ids.numel(), MOST_OF_FULL * n_full)
+        return FlatRows.of(lengths) if pays and self._lean and serves(core_of(self._model)) else None
 
     @contextmanager
     def _inside(self, flat: FlatRows | None, input_ids: torch.Tensor) -> Iterator[None]:
@@ -154,6 +160,6 @@ class EagerEngine:
             return standard_loss(self._model, input_ids.to(self._device), labels.to(self._device))
         positions, targets = supervised(labels)  # on the host: nothing waits for the device
         if flat is not None:
-            input_ids, positions = flat.taken(input_ids), flat.found(positions)
+            input_ids, positions = flat.taken(input_ids), flat.found(positions, input_ids.shape[1])
         ids, at, wanted = (t.to(self._device, non_blocking=True) for t in (input_ids, positions, targets))
         return lean_loss(self._model, ids, at, wanted, flat)

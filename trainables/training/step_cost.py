@@ -75,7 +75,7 @@ def _replay_of(
 
 
 def _timed(step: Callable[[], object], device: str) -> list[float]:
-    """Seconds of each of N_TIMED_STEPS steps after one, by device events on a GPU."""
+    """Seconds of each of as many steps as N_TIMED_STEPS says, after one; by device events on a GPU."""
     step()
     n_steps = N_TIMED_STEPS[device]
     if device == "cpu":

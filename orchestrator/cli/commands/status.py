@@ -36,5 +36,9 @@ def status(
     else:
         memory = text_of(gpu_memory()) if found.n_done < found.n_expected else ""
         print_text(answer_of(snapshot))
-        hint = f"{command()} resume {name} goes on" if state == "stopped" else ""
-        Console().print(status_view(name, found, memory, hint=hint, is_stopped=state == "stopped"))
+        hint, is_cut = "", state == "finished" and found.phase != "ended"  # its process was killed while it wrote
+        if state == "stopped":
+            hint = f"{command()} resume {name} goes on"
+        elif is_cut:
+            hint = f"{command()} sync {name} writes what is missing"
+        Console().print(status_view(name, found, memory, hint=hint, is_stopped=bool(hint)))

@@ -20,7 +20,7 @@ import pytest
 import search_spaces
 from orchestrator.analysis.budgets import FINISHED
 from orchestrator.analysis.finalists import to_evaluate
-from orchestrator.analysis.moment import BEGAN_AT
+from orchestrator.analysis.moment import BEGAN_AT, WRITING
 from orchestrator.analysis.overview import overviews
 from orchestrator.cli import options
 from orchestrator.cli.commands.stop import stop
@@ -126,7 +126,15 @@ def test_a_sweep_that_no_process_runs_any_more_is_said_to_be_stopped_with_what_g
     assert "resume a goes on" in " ".join(text.split())
     assert called("status", "a", "--json", cwd=tmp_path).json["state"] == "stopped"
     with closing(Ledger(tmp_path / "mlflow_runs/sweeps/a/ledger.db")) as ledger:
+        ledger.set_fact(WRITING, ["writing figures", time.time() - 100])  # killed meanwhile
+        text = " ".join(called("status", "a", cwd=tmp_path).out.split())
+        assert "a: stopped while writing figures" in text
+        assert "resume a goes on" in text
         ledger.set_fact(FINISHED, True)
+        text = " ".join(called("status", "a", cwd=tmp_path).out.split())
+        assert "a: stopped while writing figures" in text
+        assert "sync a writes what is missing" in text
+        ledger.set_fact(WRITING, None)
     text = called("status", "a", cwd=tmp_path).out
     assert "a: ended" in text
     assert "resume" not in text

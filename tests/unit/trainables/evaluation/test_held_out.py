@@ -183,3 +183,13 @@ def test_rows_are_grouped_by_length_in_batches_of_at_most_so_many_tokens(lengths
     for group, following in pairwise(groups):
         grown = (len(group) + 1) * lengths[following[0]]
         assert grown > n_tokens, "another row would have found room"
+
+
+def test_a_row_that_no_cache_has_cut_is_read_as_far_as_the_base_reads_it(model):
+    """Cut within a later prompt it ends before that."""
+    limit = held_out.eval_length(model)
+    ids = tuple(1 + i % 90 for i in range(limit + 40))
+    row = TokenRow(input_ids=ids, n_prompt_tokens=4, later_prompts=((limit - 6, limit + 10),))
+    short = TokenRow(input_ids=ids[: limit - 6], n_prompt_tokens=4)
+    assert held_out.eval_loss(model, [row]) == held_out.eval_loss(model, [short])
+    assert len(held_out.response_states(model, [row])) == len(held_out.response_tokens(model, [row])[0])

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.families import CASES, UNKNOWN, every_case, tiny
+from trainables.cost.memory import peak_of
 from trainables.data.tokens import IGNORE, TokenRow, pad
 from trainables.models import lora
 from trainables.models.chunked_loss import supervised
@@ -14,6 +15,7 @@ from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss, lean_modules
 from trainables.models.padding_free import ATTENTION, FlatRows, hidden_states, padding_free, serves
 from trainables.models.peft_forward import follow_protocol
+from trainables.training.eager import MOST_OF_FULL, EagerEngine
 from trainables.values.config import TrialConfig
 
 LENGTHS = (9, 23, 14)
@@ -22,7 +24,7 @@ WORDS = torch.randint(1, 97, (len(LENGTHS), max(LENGTHS)), generator=torch.Gener
 LABELS = WORDS.clone()
 for row, n_tokens in enumerate(LENGTHS):
     LABELS[row, :4], LABELS[row, n_tokens:] = IGNORE, IGNORE
-FLAT = FlatRows.of(LENGTHS, max(LENGTHS))
+FLAT = FlatRows.of(LENGTHS)
 
 
 def loss_and_gradients(model, flat: FlatRows | None) -> list[torch.Tensor]:
@@ -36,7 +38,7 @@ def loss_and_gradients(model, flat: FlatRows | None) -> list[torch.Tensor]:
             loss = lean_loss(model, WORDS, positions, targets)
             return [loss, *torch.autograd.grad(loss, weights)]
     with masks.step_at(flat.rows, flat.positions), lean_modules(model), padding_free(model.get_base_model()):
-        loss = lean_loss(model, flat.taken(WORDS), flat.found(positions), targets, flat)
+        loss = lean_loss(model, flat.taken(WORDS), flat.found(positions, WORDS.shape[1]), targets, flat)
         return [loss, *torch.autograd.grad(loss, weights)]
 
 
@@ -102,12 +104,13 @@ def test_flat_rows_are_the_rows_one_after_the_other(lengths, more):
         for n, n_tokens in enumerate(lengths)
     ]
     padded, labels = pad(rows, max_length_tokens=9 + more, pad_id=99, multiple=max(lengths) + more)
-    flat = FlatRows.of(lengths, padded.shape[1])
+    flat = FlatRows.of(lengths)
+    assert (flat.n_rows, flat.length) == (len(lengths), max(lengths))
     assert flat.taken(padded).tolist() == [token for row in rows for token in row.input_ids]
     assert flat.rows.tolist() == [n for n, n_tokens in enumerate(lengths) for _ in range(n_tokens)]
     assert flat.positions.tolist() == [i for n_tokens in lengths for i in range(n_tokens)]
     positions, targets = supervised(labels)
-    following = flat.taken(padded)[flat.found(positions) + 1]
+    following = flat.taken(padded)[flat.found(positions, padded.shape[1]) + 1]
     assert torch.equal(following, targets)
 
 
@@ -122,3 +125,37 @@ def test_a_base_whose_attention_is_not_pytorchs_reads_padded_rows():
     assert not serves(core)
     core.config._attn_implementation = ATTENTION
     assert serves(core)
+
+
+FULL = 128
+"""Tokens of each of four full rows: at this many, what follows tokens outweighs what does not."""
+
+
+@every_case
+def test_a_step_of_rows_one_after_the_other_needs_no_more_memory_than_one_of_a_full_batch(case):
+    """Which is a trial's peak, whatever its rows are."""
+    config = TrialConfig(
+        precision="16bit",
+        rank=4,
+        alpha=8,
+        targets=case.family.targets,
+        dropout=0.2,
+        loop="lean",
+        batch_size=4,
+        max_length_tokens=FULL,
+    )
+    model = lora.attach(tiny(case), config, base_name="tiny")
+    engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
+    ids = torch.randint(1, 97, (4, FULL), generator=torch.Generator().manual_seed(0))
+    n_most = int(MOST_OF_FULL * ids.numel())
+    lengths = [FULL, FULL, 64, n_most - 2 * FULL - 64]
+    labels = ids.clone()
+    for row, n_tokens in enumerate(lengths):
+        labels[row, n_tokens:] = IGNORE
+    assert engine._flat(ids, lengths) is not None
+    assert engine._flat(ids, [*lengths[:3], lengths[3] + 1]) is None
+    peaks = {}
+    for known in ((), lengths):
+        engine.step(ids, labels, known)
+        peaks[bool(known)] = peak_of(lambda known=known: engine.step(ids, labels, known), "cpu").allocated_mib
+    assert peaks[True] <= peaks[False]

@@ -42,7 +42,15 @@ def test_both_loops_take_the_steps_of_the_hugging_face_trainer(
 ):
     loop, _, is_flat = loop.partition(", ")
     given = [(*batch, n_tokens if is_flat else ()) for batch, n_tokens in zip(batches, lengths, strict=True)]
-    config = small_config(precision=precision, loop=loop, alpha=32, targets=TARGETS, dropout=0.0, learning_rate=2e-3)
+    config = small_config(
+        precision=precision,
+        loop=loop,
+        alpha=32,
+        targets=TARGETS,
+        dropout=0.0,
+        learning_rate=2e-3,
+        max_length_tokens=128,
+    )
     model = lora.attach(base_model.load(workload, precision, "cpu"), config, base_name="tiny")
     engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
     ours = torch.stack([engine.step(*batch) for batch in given])
@@ -185,7 +193,7 @@ def test_checkpointing_needs_less_memory_and_changes_no_gradient(cache, small_co
 def test_the_lean_loop_works_on_the_rows_own_tokens_where_it_knows_their_lengths(
     loop, is_spared, cache, batches, lengths, small_config
 ):
-    config = small_config(loop=loop, targets=TARGETS)
+    config = small_config(loop=loop, targets=TARGETS, max_length_tokens=128)
     model = lora.attach(cache.base("16bit"), config, base_name="tiny")
     engine = EagerEngine(model, config, compute_dtype="float32", device="cpu")
     seen = []
@@ -205,7 +213,9 @@ def test_the_lean_loop_works_on_the_rows_own_tokens_where_it_knows_their_lengths
 def test_steps_with_dropout_come_to_the_same_adapter_whether_rows_are_padded_or_laid_one_after_the_other(
     checkpointing, cache, batches, lengths, small_config
 ):
-    config = small_config(loop="lean", targets=TARGETS, dropout=0.3, gradient_checkpointing=checkpointing)
+    config = small_config(
+        loop="lean", targets=TARGETS, dropout=0.3, gradient_checkpointing=checkpointing, max_length_tokens=128
+    )
     found = []
     for known in ([()] * N_STEPS, lengths):
         model = lora.attach(cache.base("16bit"), config, base_name="tiny")
