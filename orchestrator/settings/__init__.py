@@ -113,10 +113,7 @@ class SweepSettings(Frozen):
     engine: EngineName = Field(
         default="eager", description="graph (captured steps, needs a GPU) or eager; default: what is faster"
     )
-    loop: Loop = Field(
-        default="standard",
-        description="lean, or standard as a stock script has it; default: lean where the base's family is known",
-    )
+    loop: Loop = Field(default="standard", description="lean, or standard, a stock script's; default: lean")
     address: str | None = Field(default=None, description="of a running Ray cluster: auto, HOST:PORT")
     storage: str | None = Field(
         default=None, min_length=1, description="s3://, gs:// or a shared folder that workers write adapters to"
