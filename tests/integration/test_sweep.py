@@ -202,7 +202,7 @@ def test_the_parent_run_holds_what_the_sweep_came_to(mlflow):
     assert {"figures.html", "report.html", "report.md"} <= names
     assert parent.info.status == "FINISHED"
     assert "Pareto front" in parent.data.tags["mlflow.note.content"]
-    assert parent.data.params["n_trials"] == "3"
+    assert parent.data.tags["n_trials"] == "3"
 
 
 def test_the_figures_are_self_contained_and_hold_every_completed_trial(swept):
