@@ -38,7 +38,7 @@ known := ARGS PYTHON $(sort $(foreach goal,$(or $(MAKECMDGOALS),sweep),$($(goal)
 unknown := $(firstword $(filter-out $(known) VENV SHELL MAKEFLAGS,$(given)))
 match := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], n=1))
 nearest = $(addprefix ; did you mean ,$(shell $(PYTHON) -c '$(match)' '$(unknown)' $(known)))
-$(if $(unknown),$(error there is no variable $(unknown) here$(nearest); all flags: ARGS='--loop standard' (have: $(known))))
+$(if $(unknown),$(error there is no variable $(unknown) here$(nearest); a flag of its program: ARGS='--flag value' (have: $(known))))
 
 .PHONY: sweep ui report card card-evidence test test-integration test-all faults bench lint audit demo clean help
 sweep: $(VENV)/installed      ; @$(BIN)/qlora-sweep run $(flags)

@@ -58,7 +58,7 @@ def overview_of(folder: Path, began_at: float) -> Overview:
         return Overview(name=folder.name, state="unreadable", began_at=began_at, fault=str(error))
     return Overview(
         name=folder.name,
-        state=state_of(folder, snapshot),
+        state=state_of(snapshot),
         n_done=status.n_done,
         n_expected=status.n_expected,
         front_size=len(front.members),
@@ -67,10 +67,10 @@ def overview_of(folder: Path, began_at: float) -> Overview:
     )
 
 
-def state_of(folder: Path, snapshot: SweepSnapshot) -> State:
+def state_of(snapshot: SweepSnapshot) -> State:
     """Of a sweep that can be read."""
-    if is_recorded(folder):
+    if is_recorded(snapshot.folder):
         return "recorded"
-    if owner_of(folder) is not None:
+    if owner_of(snapshot.folder) is not None:
         return "running"
     return "finished" if snapshot.facts.get(FINISHED) else "stopped"

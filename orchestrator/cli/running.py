@@ -100,8 +100,8 @@ def _ended_at_once(interrupted: Interrupted, folder: "Path") -> Iterator[None]:
 
 def _die(ledger: "Path") -> NoReturn:
     """End this process at once, and Ray's with it; the ledger is whole at any moment, and then in its one file."""
-    with suppress(OSError):  # not by the logger: a second signal may come while that writes
-        os.write(sys.stderr.fileno(), f"interrupted; go on with: {command()} resume {ledger.parent.name}\n".encode())
+    with suppress(OSError):  # not by the logger, which may have been writing when the signal came
+        os.write(2, f"interrupted; go on with: {command()} resume {ledger.parent.name}\n".encode())
     if ledger.is_file():
         bring_into_one_file(ledger, LAST_SECONDS)
     os._exit(INTERRUPTED)

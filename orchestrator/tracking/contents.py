@@ -45,6 +45,8 @@ GROWTH = ("hypervolume", "train_device_seconds")
 """Metrics of the sweep's run after each trial that ended: the step is the number of trials that had ended."""
 MODEL_TYPE = "lora-adapter"
 REPORT = "report.html"
+GROWS = "n_trials"
+"""The one setting of a sweep that may change, see orchestrator.driver.extend: a tag, as MLflow changes no param."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +69,6 @@ class Contents:
     texts: Mapping[str, str] = field(default_factory=dict)
     status: str = "RUNNING"
     ended_ms: int | None = None
-
-
-GROWS = "n_trials"
-"""The one setting of a sweep that may change, see orchestrator.driver.extend: a tag, as MLflow changes no param."""
 
 
 def has_picture(files: Mapping[str, str] | None) -> bool:

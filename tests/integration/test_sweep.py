@@ -338,6 +338,7 @@ def test_a_second_interruption_ends_at_once_and_resume_loses_and_repeats_nothing
     assert said.startswith("stopping")
     assert process.returncode == 130, err
     assert "MLflow lacks" not in err, "it went on after the second"
+    assert re.search(r"^interrupted; .*go on with: .* resume \w+$", err, re.M)
     assert_resumed_whole(tmp_path)
 
 

@@ -36,7 +36,7 @@ def test_a_variable_that_a_target_does_not_take_is_refused_by_name(target):
     assert (refused.returncode, refused.stdout) == (2, "")
     (line,) = refused.stderr.splitlines()
     assert "there is no variable TRAILS here" in line
-    assert "ARGS='--loop standard'" in line
+    assert "ARGS='--flag value'" in line
     assert ("did you mean TRIALS" in line) == ("TRIALS" in TAKES.get(target or "sweep", []))
 
 

@@ -165,6 +165,7 @@ class EvalBatches:
     """Held-out rows in batches on the device.
 
     Attributes:
+        batches: all rows, the shortest first.
         order: (n_tokens,), index of each target among the targets of all batches; puts them row by row, in the order
             in which the rows were given.
     """

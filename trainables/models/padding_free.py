@@ -67,7 +67,7 @@ class FlatRows:
 def serves(core: "PreTrainedModel") -> bool:
     """Whether a base can read rows so: a family described here, on a CPU, with PyTorch's own attention."""
     is_known = family_of(core.config.model_type) is not None
-    return is_known and core.device.type == "cpu" and core.config._attn_implementation in ("sdpa", ATTENTION)
+    return is_known and core.device.type == "cpu" and core.config._attn_implementation == "sdpa"
 
 
 @contextmanager

@@ -32,8 +32,6 @@ from trainables.values.config import ComputeDtype, TrialConfig
 if TYPE_CHECKING:
     from peft import PeftModel
 
-MOST_OF_PADDED = 0.95
-"""Of the tokens of a padded batch: with so many of them a step of rows one after the other takes as long."""
 MOST_OF_FULL = 0.7
 """Of the tokens of a full batch, whose peak of memory is a trial's: with so many such a step needs no more than that,
 though attention has a padded copy of queries, keys and values."""
@@ -137,10 +135,10 @@ class EagerEngine:
         set_scaling(self._accelerator.scaler, state)
 
     def _flat(self, input_ids: torch.Tensor, lengths: Sequence[int]) -> FlatRows | None:
-        """The rows laid one after the other, where the loop can do that, it spares time, and has room."""
+        """The rows laid one after the other, where the loop can do that, it is fewer tokens, and there is room."""
         n_full = self._config.batch_size * self._config.max_length_tokens
-        pays = 0 < sum(lengths) <= min(MOST_OF_PADDED * input_ids.numel(), MOST_OF_FULL * n_full)
-        return FlatRows.of(lengths) if pays and self._lean and serves(core_of(self._model)) else None
+        fits = 0 < sum(lengths) < input_ids.numel() and sum(lengths) <= MOST_OF_FULL * n_full
+        return FlatRows.of(lengths) if fits and self._lean and serves(core_of(self._model)) else None
 
     @contextmanager
     def _inside(self, flat: FlatRows | None, input_ids: torch.Tensor) -> Iterator[None]:

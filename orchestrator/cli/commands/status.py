@@ -27,7 +27,7 @@ def status(
     """Show how far a sweep is."""
     name = name or newest(ROOT)
     snapshot = SweepSnapshot.find(name)
-    found, state = snapshot.status(now=time()), state_of(snapshot.folder, snapshot)
+    found, state = snapshot.status(now=time()), state_of(snapshot)
     if as_json:
         spans = list(map(asdict, snapshot.spans)) if timeline else None
         print_json({"name": name, "state": state, **asdict(found), "timeline": spans})

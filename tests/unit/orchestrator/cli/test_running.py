@@ -56,3 +56,20 @@ def test_ctrl_c_touches_no_folder_that_another_process_holds(tmp_path):
         done = subprocess.run([sys.executable, "-c", OF_ANOTHER, str(tmp_path)], cwd=REPO, timeout=120)
         assert done.returncode == 130
         assert sorted(path.name for path in tmp_path.iterdir()) == ["owner", "ray"]
+
+
+DIES = """
+import sys
+from pathlib import Path
+from orchestrator.cli.running import _die
+
+_die(Path(sys.argv[1]) / "ledger.db")
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_what_goes_on(tmp_path):
+    program = [sys.executable, "-c", DIES, str(tmp_path / "mine")]
+    done = subprocess.run(program, cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130
+    assert done.stderr.startswith("interrupted; go on with: ")
+    assert done.stderr.endswith(" resume mine\n")

@@ -811,11 +811,16 @@ def test_a_finished_sweep_with_more_trials_is_whole_in_mlflow_again(tmp_path):
     assert parent(folder).data.tags["n_trials"] == "5"
 
 
-def test_a_run_whose_number_of_trials_is_a_param_still_is_the_ledgers(root):
+def test_a_run_whose_number_of_trials_is_a_param_and_no_tag_is_the_ledgers(root):
     """As those before it was a tag have it."""
-    run = parent(root)
-    client_of(root).log_param(run.info.run_id, "n_trials", "6")
+    client, run_id = client_of(root), parent(root).info.run_id
+    client.delete_tag(run_id, "n_trials")
+    assert found(root) == ["MLflow: the run of this sweep: tag n_trials is None, the ledger has '6'"]
+    client.log_param(run_id, "n_trials", "6")
     assert found(root) == []
+    client.set_tag(run_id, "n_trials", "7")
+    assert len(found(root)) == 1, "the tag goes before it"
+    client.set_tag(run_id, "n_trials", "6")
 
 
 def finished_desk(folder: Path, asked: Any) -> Desk:
