@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from bitsandbytes.nn import Linear4bit
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config
 from transformers import Qwen3ForCausalLM as Qwen3
 
@@ -13,9 +15,9 @@ from trainables.models.chunked_loss import ChunkedLoss, supervised
 from trainables.models.dropout_mask import DropoutMasks, Mask, dropped, token_keys
 from trainables.models.kernels import can_run_on
 from trainables.models.lean import adapted_layers, lean_loss, lean_modules
-from trainables.models.lora_linear import input_gradients_, low_product
+from trainables.models.lora_linear import FrozenLinear, input_gradients_, low_product
 from trainables.models.peft_forward import follow_protocol
-from trainables.training.batches import packed
+from trainables.training.batches import Batch, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.engine import standard_loss
 from trainables.training.graph import GraphEngine
@@ -265,7 +267,7 @@ def test_captured_steps_with_dropout_have_the_losses_of_eager_ones(base, dtype):
         pool=torch.cuda.graph_pool_handle(),
         stream=torch.cuda.Stream(),
     )
-    steps = [packed(batch, "lean") for batch in batches]
+    steps = [packed(Batch(*batch), "lean") for batch in batches]
     graphs.capture([shape for shape, _ in steps])
     for _ in range(2):  # a second trial by the same graphs repeats the first
         captured = GraphEngine(lora.fresh_matrices(base, config).values(), config, graphs)
@@ -282,3 +284,47 @@ def test_lean_modules_exchange_every_norm_and_gate_and_put_them_back(base):
     assert inside == len(norms_and_gates) > 6
     assert not adapted_layers(base)
     assert not any("forward" in vars(module) for module in base.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(64, 1), (300, 64), (1024, 4096), (33, 192)], ids=str)
+def test_a_4_bit_weight_is_dequantized_bit_by_bit_as_bitsandbytes_does_it(dtype, shape):
+    weight = torch.randn(shape, generator=torch.Generator("cuda").manual_seed(0), device="cuda").to(dtype)
+    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    assert lora_linear.nf4_kernels.serves(packed, state)
+    found = lora_linear.nf4_kernels.dequantized(packed, state)
+    assert found.shape == shape
+    assert torch.equal(found, dequantize_4bit(packed, state))
+
+
+@pytest.mark.parametrize(
+    ("shape", "how"),
+    [
+        ((3, 30), {}),
+        ((64, 64), {"quant_type": "fp4"}),
+        ((64, 64), {"compress_statistics": False}),
+        ((64, 64), {"blocksize": 128}),
+    ],
+    ids=["half a block", "fp4", "plain scales", "larger blocks"],
+)
+def test_a_weight_that_is_quantized_otherwise_is_left_to_bitsandbytes(shape, how):
+    weight = torch.ones(shape, device="cuda")
+    packed, state = quantize_4bit(weight, **{"quant_type": "nf4", "compress_statistics": True} | how)
+    assert not lora_linear.nf4_kernels.serves(packed, state)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_frozen_4_bit_module_of_the_lean_loop_computes_what_bitsandbytes_does(has_bias):
+    module = Linear4bit(128, 192, bias=has_bias, compute_dtype=torch.bfloat16, quant_type="nf4").cuda()
+    module.requires_grad_(False)
+    assert lora_linear.has_kernel(module)
+    x = torch.randn(2, 300, 128, device="cuda", dtype=torch.bfloat16)
+    upstream = torch.randn(2, 300, 192, device="cuda", dtype=torch.bfloat16)
+    results = []
+    for forward in (module.forward, lambda x: FrozenLinear.apply(x, module)):
+        given = x.clone().requires_grad_()
+        y = forward(given)
+        y.backward(upstream)
+        results.append((y.detach(), given.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max()))

@@ -5,7 +5,7 @@ in the compute dtype, not in float32, and no dropout mask.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,21 @@ from torch.nn import functional as F
 
 from trainables.models.chunked_loss import ChunkedLoss
 from trainables.models.core import core_of
-from trainables.models.dropout_mask import MaskedDropout
+from trainables.models.dropout_mask import DropoutMasks, MaskedDropout
 from trainables.models.families import family_of
 from trainables.models.fused_blocks import fused_blocks
 from trainables.models.head import has_plain_head, logits_of
-from trainables.models.lora_linear import LoraLinear, Matrices, full_weight, is_conv1d, read_through, rounded_matrices
-from trainables.models.padding_free import FlatRows, hidden_states
+from trainables.models.lora_linear import (
+    FrozenLinear,
+    LoraLinear,
+    Matrices,
+    full_weight,
+    has_kernel,
+    is_conv1d,
+    read_through,
+    rounded_matrices,
+)
+from trainables.models.padding_free import FlatRows, hidden_states, padding_free
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,8 +59,22 @@ def lean_loss(
 
 
 @contextmanager
+def lean_step(model: "PeftModel", masks: DropoutMasks, batch: tuple[int, int], flat: FlatRows | None) -> Iterator[None]:
+    """Inside, forward and backward pass of a step are the lean loop's, with the step's dropout.
+
+    Args:
+        batch: rows and length of a padded batch; of no use where there is `flat`.
+    """
+    reading = nullcontext() if flat is None else padding_free(core_of(model))
+    drawing = masks.step(*batch) if flat is None else masks.step_at(flat.rows, flat.positions)
+    with lean_modules(model), reading, drawing:  # also where the backward pass runs a block again
+        yield
+
+
+@contextmanager
 def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """Inside, a model runs the lean forward: blocks fused, GELU as one kernel, plain LoRA modules as LoraLinear.
+    """Inside, a model runs the lean forward: blocks fused, GELU as one kernel, plain LoRA modules as LoraLinear, and
+    4-bit modules as FrozenLinear where their weight is dequantized by one kernel.
 
     Anything else (another activation, DoRA, a bias on the adapter, ...) keeps transformers' and peft's own forward.
     Contexts may be nested: the outermost one decides, as where a block of gradient checkpointing runs its forward pass
@@ -59,7 +82,10 @@ def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     """
     stock = _activations(core_of(model))
     adapted = [layer for layer in adapted_layers(model) if _takes_lean_forward(layer)]
+    quantized = [m for m in core_of(model).modules() if "forward" not in vars(m) and has_kernel(m)]
     try:
+        for module in quantized:
+            module.forward = partial(_frozen_forward, module)
         for owner, name in stock:
             setattr(owner, name, torch.nn.GELU(approximate="tanh"))
         for layer, matrices in zip(adapted, _matrices(adapted, model), strict=True):
@@ -69,8 +95,12 @@ def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     finally:
         for (owner, name), activation in stock.items():
             setattr(owner, name, activation)
-        for layer in adapted:
-            layer.__dict__.pop("forward", None)
+        for module in (*adapted, *quantized):
+            module.__dict__.pop("forward", None)
+
+
+def _frozen_forward(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return FrozenLinear.apply(x, module)
 
 
 def _takes_lean_forward(layer: LoraLayer) -> bool:

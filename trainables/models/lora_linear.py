@@ -5,15 +5,16 @@ from typing import Any
 
 import bitsandbytes
 import torch
+from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from trainables.models.dropout_mask import Mask, drawn_for, dropped
 from trainables.models.kernels import can_run_on
 
 try:
-    from trainables.models import adapter_kernels
+    from trainables.models import adapter_kernels, nf4_kernels
 except ImportError:  # Triton comes with PyTorch for CUDA only
-    adapter_kernels = None
+    adapter_kernels = nf4_kernels = None
 
 
 Matrices = tuple[torch.Tensor, torch.Tensor]
@@ -165,4 +166,28 @@ def full_weight(module: torch.nn.Module) -> torch.Tensor | None:
     state = getattr(getattr(module, "weight", None), "quant_state", None)
     if state is None:
         return None
+    if has_kernel(module):
+        return nf4_kernels.dequantized(module.weight.data, state)
     return bitsandbytes.functional.dequantize_4bit(module.weight.data, state)
+
+
+def has_kernel(module: torch.nn.Module) -> bool:
+    """Whether a module's 4-bit weight is dequantized by a kernel of this project; False for any other module."""
+    weight = getattr(module, "weight", None)
+    state = getattr(weight, "quant_state", None)
+    return state is not None and can_run_on(weight) and nf4_kernels.serves(weight.data, state)
+
+
+class FrozenLinear(torch.autograd.Function):
+    """y = W x + bias of a frozen 4-bit module: its weight is dequantized in either pass and not kept between them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, module: torch.nn.Module) -> torch.Tensor:
+        """x: (..., inputs). Returns (..., outputs) in x's dtype."""
+        ctx.module = module
+        bias = None if module.bias is None else module.bias.to(x.dtype)
+        return F.linear(x, full_weight(module).to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _through_base(ctx.module, upstream.flatten(0, -2)).view(*upstream.shape[:-1], -1), None
