@@ -1,7 +1,7 @@
 """Per-process cache shared by trials: tokenised rows, the frozen base in each form, captured CUDA graphs."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar, get_args
 
@@ -18,6 +18,7 @@ from trainables.models.architecture import context_of
 from trainables.models.core import padding_token
 from trainables.models.families import family_of, family_of_model
 from trainables.models.lora import AdapterWeights
+from trainables.models.padding_free import is_chosen
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
 from trainables.training.graph_cache import GraphCache
@@ -26,6 +27,7 @@ from trainables.values.errors import CaptureFailed
 from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from trainables.evaluation.readers import GraphReader
@@ -135,9 +137,9 @@ class WorkerCache:
 
     def batches(self, config: TrialConfig) -> Batches:
         """The training batches of a trial."""
-        pad_id = padding_token(self.base(*config.base_form))
-        plan = BatchPlan.of(config)
-        return _cached(self._batches, plan, lambda: Batches(plan, self.rows["train"], pad_id=pad_id))
+        base, plan = self.base(*config.base_form), BatchPlan.of(config)
+        pad_id, lie_flat = padding_token(base), is_chosen(base)
+        return _cached(self._batches, plan, lambda: Batches(plan, self.rows["train"], pad_id=pad_id, lie_flat=lie_flat))
 
     def fresh_matrices(self, config: TrialConfig) -> dict[str, torch.Tensor]:
         """A fresh adapter's matrices on the device, the caller's own; they depend on seed, rank and targets only.
@@ -147,11 +149,14 @@ class WorkerCache:
         """
 
         def on_host() -> dict[str, torch.Tensor]:
-            fresh = lora.fresh_matrices(self.base(*config.base_form), config)
-            return {name: matrix.detach().cpu() for name, matrix in fresh.items()}
+            return _on_host(lora.fresh_matrices(self.base(*config.base_form), config))
 
-        matrices = _cached(self._fresh_matrices, (config.seed, config.rank, config.targets), on_host)
+        matrices = _cached(self._fresh_matrices, _adapter_key(config), on_host)
         return {name: matrix.to(self.device, copy=True) for name, matrix in matrices.items()}
+
+    def keep_fresh(self, config: TrialConfig, model: "PeftModel") -> None:
+        """Let `fresh_matrices` have those of a fresh adapter that is attached already, before it is trained."""
+        _cached(self._fresh_matrices, _adapter_key(config), lambda: _on_host(lora.matrices_of(model)))
 
     def allocated_mib(self) -> float:
         """MiB in live tensors on the device now."""
@@ -223,6 +228,15 @@ class WorkerCache:
                 lora.detach(model)
             del model, engine
         gc.collect()  # peft's modules refer to each other; what they hold would hide a leak
+
+
+def _adapter_key(config: TrialConfig) -> tuple[int, int, tuple[str, ...]]:
+    """All that a fresh adapter depends on."""
+    return config.seed, config.rank, config.targets
+
+
+def _on_host(matrices: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: matrix.detach().to("cpu", copy=True) for name, matrix in matrices.items()}
 
 
 def _cached(values: dict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:

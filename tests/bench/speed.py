@@ -28,6 +28,7 @@ import torch
 import yaml
 from transformers.utils import logging
 
+from tests.bench.short_rows import write_rows
 from trainables import demo
 from trainables.comparison.compare import compare
 from trainables.cost.device import count_gpus, device_name, native_dtype
@@ -48,6 +49,7 @@ PEAK_LENGTH_TOKENS = 512
 PRODUCT_WIDTH = {"cuda": 8192, "cpu": 512}
 N_PRODUCTS = 20
 FEW_STEPS = 8
+SHORT_ROWS = "short-rows"
 PROFILED_PAIRS = len(RANKS)
 """Each rank once, so that the first window holds all that is recorded or measured only once."""
 
@@ -424,7 +426,8 @@ def in_turns(
         say("the peer runs without Ray Tune: the Trainer's script alone, one process a trial")
     peer_config = replace(configs[0], rank=8, max_steps=given.peer_steps or given.steps)
     times, wall, last, found = [], 0.0, {}, []
-    for n, turn in enumerate(np.array_split(np.arange(len(configs)), max(1, min(n_peer, len(configs))))):
+    n_turns = max(1, min(given.turns or n_peer, len(configs)))
+    for n, turn in enumerate(np.array_split(np.arange(len(configs)), n_turns)):
         start = perf_counter()
         own = run_pairs(cache, [configs[i] for i in turn], costs)
         seconds = perf_counter() - start
@@ -442,6 +445,9 @@ def measured(given: argparse.Namespace, base: str, rows: str) -> dict[str, Any]:
     begun = perf_counter()
     device = given.device
     with TemporaryDirectory(prefix="qlora-sweep-") as cache:
+        if rows == SHORT_ROWS:
+            rows = str(Path(cache) / "short.json")
+            write_rows(Path(base.removeprefix("random:")), Path(rows))
         workload = inputs.fetch(base, rows, Path(cache)).workload(native_dtype(device))
         cache = WorkerCache(workload, device)
         like = TrialConfig(
@@ -478,6 +484,8 @@ def measured(given: argparse.Namespace, base: str, rows: str) -> dict[str, Any]:
         keep("peer", peer)
         known = peer is not None and peer["seconds_per_trial"] is not None
         keep("ratio", peer["seconds_per_trial"] / ours["seconds_per_trial"] if known else None)
+        if given.trials_only:
+            return result | {"seconds": perf_counter() - begun}
         cache.forget()
         keep("peak", peaks(cache, like))
         rate = product_rate(device, getattr(torch, workload.compute_dtype), given.repetitions)  # after the peaks
@@ -509,6 +517,12 @@ def say(line: str) -> None:
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """The table, a line at a time."""
     yield f"{result['base']}; {result['device']}, {result['compute_dtype']}"
+    if "steps" in result:
+        yield from step_lines(result)
+    yield from trial_lines(result)
+
+
+def step_lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"\nms a full step of {result['batch_size']} x {result['max_length_tokens']}"
     yield f"{'engine':8}{'loop':10}{'precision':10}{'median':>9}{'range':>9}{'of product rate':>17}"
     for cell in result["steps"]:
@@ -525,6 +539,9 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         f"\nPeak at {result['batch_size']} x {peak['max_length_tokens']}, NF4: standard {peak['standard_mib']:.0f} MiB"
         f", lean {peak['lean_mib']:.0f} MiB, ratio {peak['lean_over_standard']:.2f}"
     )
+
+
+def trial_lines(result: Mapping[str, Any]) -> Iterator[str]:
     ours, peer = result["ours"], result["peer"]
     yield (
         f"\nOurs, {ours['n_trials']} trials of {result['n_steps']} steps, half of them NF4, evaluation and comparison "
@@ -547,7 +564,7 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"Ratio: {result['ratio']:.1f}"
     elif peer:
         yield f"Peer: failed: {peer['runs'][0]['error']}"
-    if busy := result["busy"]:
+    if busy := result.get("busy"):
         yield (
             f"\nA kernel ran for {100 * busy['busy_share']:.1f} % of {busy['n_trials']} trials "
             f"({busy['kernel_seconds']:.1f} of {busy['wall_seconds']:.1f} s); {busy['n_profiled_trials']} were "
@@ -564,12 +581,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if gpu else "cpu")
     parser.add_argument("--base-model", help="hub id, folder, random:FOLDER or demo")
-    parser.add_argument("--data", help="hub id, file or demo")
+    parser.add_argument("--data", help=f"hub id, file, demo, or {SHORT_ROWS}: made here, as long as Stanford Alpaca's")
     parser.add_argument("--trials", type=int, default=16, help="of ours; half of them baselines")
     parser.add_argument("--steps", type=int, default=200, help="of each trial")
     parser.add_argument("--peer", choices=("auto", "tune", "plain", "none"), default="auto", help="auto: Tune if there")
     parser.add_argument("--peer-trials", type=int, default=2, help="16 bits and NF4 in turn")
     parser.add_argument("--peer-steps", type=int, help="fewer than --steps: its time is extrapolated")
+    parser.add_argument("--turns", type=int, default=0, help="of ours; 0: as many as the peer's trials")
+    parser.add_argument("--trials-only", action="store_true", help="no steps, peaks, shares of busy time")
     parser.add_argument("--repetitions", type=int, default=5, help="of each step's timing")
     parser.add_argument("--profiled-trials", type=int, default=16, help="for the busy share; 0: not measured")
     parser.add_argument(

@@ -6,6 +6,7 @@ import torch
 from tests.support.engine_contract import check_engine
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
+from trainables.training.batches import Batches, BatchPlan
 from trainables.training.eager import EagerEngine
 from trainables.training.engine import Engine
 from trainables.training.graph import GraphEngine
@@ -15,6 +16,10 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
 ]
+
+
+FLAT = {"batch_size": 12, "max_length_tokens": 96}
+"""Batches of so many rows lie one after the other: fewer are as many tokens in captured steps."""
 
 
 @pytest.mark.parametrize("loop", ["standard", "lean"])
@@ -61,10 +66,15 @@ def test_the_graph_engine_keeps_the_contract(wide, small_config, precision, loop
         {"schedule": "cosine", "warmup_share": 0.25},
         {"schedule": "linear", "gradient_checkpointing": True},
         {"gradient_checkpointing": True, "loop": "standard"},
+        FLAT,
+        {"gradient_checkpointing": True, **FLAT},
     ],
 )
 def test_a_graph_takes_the_eager_steps_of_any_recipe_under_dropout(wide, small_config, precision, recipe):
-    """With a step's own rate and masks at each replay, also where the backward pass runs the blocks again."""
+    """With a step's own rate and masks at each replay, also where the backward pass runs the blocks again.
+
+    The eager steps are of padded rows, also where the captured ones lay them one after the other.
+    """
     cache = WorkerCache(wide, "cuda")
     config = small_config(
         **{"loop": "lean", "targets": TARGETS, "dropout": 0.05, "max_steps": 8, "precision": precision} | recipe
@@ -76,7 +86,9 @@ def test_a_graph_takes_the_eager_steps_of_any_recipe_under_dropout(wide, small_c
         weights = [p.detach().clone() for p in eager.parameters]
     finally:
         lora.detach(model)
-    steps = cache.batches(config).packed(config.loop)
+    is_flat = recipe.items() >= FLAT.items()
+    steps = Batches(BatchPlan.of(config), cache.rows["train"], pad_id=0, lie_flat=is_flat).packed(config.loop)
+    assert any(shape.n_flat for shape, _ in steps) == is_flat
     graphs = cache.graphs(config, [shape for shape, _ in steps])
     graph = GraphEngine(cache.fresh_matrices(config).values(), config, graphs)
     torch.testing.assert_close(graph.run(steps), expected, rtol=1e-5, atol=0)

@@ -9,7 +9,7 @@ import torch
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
-from trainables.training.batches import packed
+from trainables.training.batches import Batch, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.graph import GraphEngine
 from trainables.trial import Trial
@@ -43,7 +43,7 @@ def batches_of(config: TrialConfig, n_batches: int = N_STEPS, seed: int = 0):
         ids = torch.randint(1, 1024, (config.batch_size, 64 if i % 3 else 128), generator=generator)
         labels = ids.clone()
         labels[:, : ids.shape[1] // 4] = -100
-        batches.append((ids, labels))
+        batches.append(Batch(ids, labels))
     return batches
 
 

@@ -19,7 +19,7 @@ from trainables.models.chunked_loss import supervised
 from trainables.models.core import core_of, end_tokens, padding_token
 from trainables.models.head import logits_of
 from trainables.models.lean import lean_modules
-from trainables.models.padding_free import FlatRows, hidden_states, serves
+from trainables.models.padding_free import FlatRows, hidden_states, is_chosen
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -146,10 +146,10 @@ class EvalBatch:
     def of(cls, base: "PreTrainedModel", input_ids: torch.Tensor, labels: torch.Tensor, lengths: Sequence[int]) -> Self:
         """Of padded rows on the host."""
         positions, targets = supervised(labels)
-        flat = FlatRows.of(lengths) if serves(base) else None
+        flat, device = FlatRows.on_host(lengths) if is_chosen(base) else None, base.device
         if flat is not None:
             input_ids, positions = flat.taken(input_ids), flat.found(positions, input_ids.shape[1])
-        device = base.device
+            flat = flat.to(device)
         return cls(
             input_ids=input_ids.to(device), positions=positions.to(device), targets=targets.to(device), flat=flat
         )

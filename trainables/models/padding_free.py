@@ -1,16 +1,19 @@
 """Rows laid one after the other in place of a padded batch: all but attention then works on real tokens alone.
 
-Attention goes row by row: its queries, keys and values are put where a padded batch would have them, and its output is
-taken from there. Everything else in a decoder treats tokens one by one. Losses and gradients are those of the padded
-batch up to rounding.
+Attention goes row by row: in FlashAttention's kernel for rows of any length where there is one; else its queries, keys
+and values are put where a padded batch would have them, and its output is taken from there. Everything else in a
+decoder treats tokens one by one. Losses and gradients are those of the padded batch up to rounding.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -19,6 +22,10 @@ from trainables.models.families import family_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CAUSAL = (-1, 0)
+"""Tokens that attention sees before and after a token's own: all, and none."""
+GROUPED = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+"""Keys may have fewer heads than queries; a PyTorch that has not the flag does not ask."""
 ATTENTION = "padding_free"
 """Its name among transformers' attention functions. No mask function has that name, so models make no mask for it."""
 
@@ -28,30 +35,51 @@ class FlatRows:
     """Where the tokens of rows that lie one after the other stand.
 
     Attributes:
-        n_rows, length: of the batch that attention sees, padded to the longest row.
+        length: of the padded batch that attention may be given: at least that of the longest row.
+        starts: (n_rows + 1,) int32, the first token of each row, and the number of all.
         rows, positions: (n_tokens,) int32, each token's row and its position there.
-        places: (n_tokens,) int64, each token's place in that batch, flattened.
+        places: (n_tokens,) int64, each token's place in that padded batch, flattened.
     """
 
-    n_rows: int
     length: int
+    starts: torch.Tensor
     rows: torch.Tensor
     positions: torch.Tensor
     places: torch.Tensor
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> "FlatRows":
-        """On the host, of rows of so many tokens each."""
-        n_tokens, length = torch.tensor(lengths), max(lengths)
-        rows = torch.repeat_interleave(n_tokens)
-        positions = torch.arange(len(rows)) - (n_tokens.cumsum(0) - n_tokens)[rows]
+    def of(cls, lengths: torch.Tensor, *, n_tokens: int, length: int) -> "FlatRows":
+        """On the device of `lengths`, which nothing waits for.
+
+        Args:
+            lengths: (n_rows,) int64, tokens of each row.
+            n_tokens: of all rows.
+            length: see FlatRows.
+        """
+        ends = lengths.cumsum(0)
+        rows = torch.repeat_interleave(lengths, output_size=n_tokens)
+        positions = torch.arange(n_tokens, device=lengths.device) - (ends - lengths)[rows]
         return cls(
-            n_rows=len(lengths),
             length=length,
+            starts=F.pad(ends, (1, 0)).int(),
             rows=rows.int(),
             positions=positions.int(),
             places=rows * length + positions,
         )
+
+    @classmethod
+    def on_host(cls, lengths: Sequence[int]) -> "FlatRows":
+        """Of rows of so many tokens each, the longest of which says the padded batch's length."""
+        return cls.of(torch.tensor(lengths), n_tokens=sum(lengths), length=max(lengths))
+
+    def to(self, device: torch.device | str) -> "FlatRows":
+        """Itself where it is there already."""
+        there = {name: getattr(self, name).to(device) for name in ("starts", "rows", "positions", "places")}
+        return replace(self, **there)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.starts) - 1
 
     def taken(self, padded: torch.Tensor) -> torch.Tensor:
         """The rows' own elements of a padded batch: (n_rows, any width) -> (n_tokens,)."""
@@ -65,9 +93,17 @@ class FlatRows:
 
 
 def serves(core: "PreTrainedModel") -> bool:
-    """Whether a base can read rows so: a family described here, on a CPU, with PyTorch's own attention."""
-    is_known = family_of(core.config.model_type) is not None
-    return is_known and core.device.type == "cpu" and core.config._attn_implementation == "sdpa"
+    """Whether a base can read rows so: a family described here, with PyTorch's own attention."""
+    return family_of(core.config.model_type) is not None and core.config._attn_implementation == "sdpa"
+
+
+def is_chosen(core: "PreTrainedModel") -> bool:
+    """Whether trials of a base read rows so, where that is fewer tokens: on a CPU.
+
+    On a GPU benches and tests do: in a whole trial one captured step had a gradient that was not finite, and why is not
+    known.
+    """
+    return core.device.type == "cpu" and serves(core)
 
 
 @contextmanager
@@ -111,14 +147,29 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls it: query, key and value are (1, heads, tokens, head_dim)."""
-    query, key, value = (_padded(x[0].transpose(0, 1), flat) for x in (query, key, value))
+    has_window = sliding_window is not None and sliding_window < flat.length
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, head_dim)
+    if not has_window and _has_kernel(query):
+        limits, lengths = (flat.starts, flat.starts), (flat.length, flat.length)
+        how = GROUPED | {"scale": kwargs.get("scaling"), "window_size": CAUSAL}
+        return varlen_attn(query, key, value, *limits, *lengths, **how)[None], None
+    query, key, value = (_padded(x, flat) for x in (query, key, value))
     mask = None
-    if sliding_window is not None and sliding_window < flat.length:
+    if has_window:
         places = torch.arange(flat.length, device=query.device)
         distance = places[:, None] - places
         mask = ((distance >= 0) & (distance < sliding_window))[None, None]
     read, _ = sdpa_attention_forward(module, query, key, value, mask, **kwargs)  # (rows, length, heads, head_dim)
     return read.flatten(0, 1).index_select(0, flat.places)[None], None
+
+
+def _has_kernel(query: torch.Tensor) -> bool:
+    """Whether FlashAttention 2 runs here: NVIDIA's Ampere and later, 16 bits, heads of at most 256 in steps of 8."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    head_dim = query.shape[-1]
+    fits = head_dim % 8 == 0 and head_dim <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return fits and torch.backends.cuda.is_flash_attention_available()
 
 
 def _padded(x: torch.Tensor, flat: FlatRows) -> torch.Tensor:

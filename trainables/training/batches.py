@@ -1,18 +1,24 @@
 """What the steps of a trial read: padded batches in an order drawn from its seed, and their form for captured steps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from trainables.data.tokens import TokenRow, fitted, pad
 from trainables.models.chunked_loss import supervised
+from trainables.models.padding_free import FlatRows
 from trainables.values.config import LOSS_CHUNK_TOKENS, Loop, TrialConfig
 
 MULTIPLE_TOKENS = 64
 """Lengths are rounded up to a multiple of this so that few shapes (graphs) occur; standard + eager trials do not round.
 """
+FLAT_MULTIPLE = 128
+"""Likewise the tokens of all rows that lie one after the other in a captured step."""
+MOST_OF_FULL = 0.7
+"""Of the tokens of a full batch, whose peak of memory is a trial's: rows lie one after the other up to so many, with
+which a step needs no more than that, though attention may have a padded copy of queries, keys and values."""
 
 
 class Batch(NamedTuple):
@@ -20,7 +26,7 @@ class Batch(NamedTuple):
 
     Attributes:
         input_ids, labels: (rows, length), int64; labels are IGNORE where no loss is taken.
-        lengths: tokens of each row; empty where none is padded.
+        lengths: tokens of each row, where the lean loop is to lay them one after the other; else empty.
     """
 
     input_ids: torch.Tensor
@@ -35,21 +41,30 @@ class StepShape:
     Attributes:
         n_rows, length: of the padded batch.
         n_targets: places for supervised tokens in the lean loop, which need not all be used; 0 in the standard loop.
+        n_flat: tokens of rows that lie one after the other, each at most `length` long; 0 where rows are padded.
     """
 
     n_rows: int
     length: int
     n_targets: int = 0
+    n_flat: int = 0
 
     @property
     def n_tokens(self) -> int:
         """Of the batch, padding included."""
-        return self.n_rows * self.length
+        return self.n_flat or self.n_rows * self.length
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the parts of a GraphInput's vector, of which the lean loop has four and the standard loop three."""
+        n_lengths = self.n_rows if self.n_flat else 0
+        return (self.n_tokens, n_lengths, *((self.n_targets, self.n_targets) if self.n_targets else (self.n_tokens,)))
 
 
 GraphInput = tuple[StepShape, torch.Tensor]
-"""A batch as the one vector that a captured step reads, (n,) int64 on the host: its tokens, then the labels (standard
-loop) or the positions and the targets of supervised tokens (lean loop)."""
+"""A batch as the one vector that a captured step reads, (n,) int64 on the host: its tokens, the lengths of rows that
+lie one after the other, then the labels (standard loop) or the positions and the targets of supervised tokens (lean
+loop)."""
 
 
 def full_batch(config: TrialConfig, n_words: int) -> Batch:
@@ -59,15 +74,49 @@ def full_batch(config: TrialConfig, n_words: int) -> Batch:
     return Batch(ids, ids)
 
 
-def packed(batch: Batch, loop: Loop) -> GraphInput:
-    """A batch for a captured step; places for supervised tokens are rounded up to whole chunks of the loss."""
-    input_ids, labels, *_ = batch
+def packed(batch: Batch, loop: Loop, *, longest: int = 0) -> GraphInput:
+    """A batch for a captured step; places for supervised tokens are rounded up to whole chunks of the loss.
+
+    Args:
+        longest: tokens of the longest row of all batches whose rows are to lie one after the other.
+    """
+    input_ids, labels, lengths = batch
     n_rows, length = input_ids.shape
     if loop == "standard":
         return StepShape(n_rows=n_rows, length=length), torch.cat([input_ids.flatten(), labels.flatten()])
     positions, targets = supervised(labels, multiple=LOSS_CHUNK_TOKENS)
     shape = StepShape(n_rows=n_rows, length=length, n_targets=len(positions))
-    return shape, torch.cat([input_ids.flatten(), positions, targets])
+    n_flat = -(-sum(lengths) // FLAT_MULTIPLE) * FLAT_MULTIPLE
+    if not 0 < n_flat < shape.n_tokens:
+        return shape, torch.cat([input_ids.flatten(), positions, targets])
+    filled = _lengthened(lengths, length, n_flat)
+    flat = FlatRows.of(filled, n_tokens=n_flat, length=length)
+    positions = flat.found(positions, length)
+    shape = replace(shape, length=longest, n_flat=n_flat)
+    return shape, torch.cat([flat.taken(input_ids), filled, positions, targets])
+
+
+def unpacked(shape: StepShape, inputs: torch.Tensor) -> tuple[torch.Tensor, FlatRows | None, tuple[torch.Tensor, ...]]:
+    """The parts of a packed batch, on its device; nothing waits for that.
+
+    Returns:
+        Tokens, (rows, length) or flat; where they stand if they are flat; labels of the tokens' shape (standard loop),
+        or positions and targets (lean loop).
+    """
+    ids, lengths, *wanted = inputs.split(shape.sizes)
+    if shape.n_flat:
+        return ids, FlatRows.of(lengths, n_tokens=shape.n_flat, length=shape.length), tuple(wanted)
+    batch = (shape.n_rows, shape.length)
+    return ids.view(batch), None, tuple(wanted) if shape.n_targets else (wanted[0].view(batch),)
+
+
+def _lengthened(lengths: Sequence[int], most: int, n_tokens: int) -> torch.Tensor:
+    """Rows with some of their padding, at most `most` tokens each and `n_tokens` in all: causal attention sees none."""
+    filled, missing = list(lengths), n_tokens - sum(lengths)
+    for row, own in enumerate(lengths):
+        filled[row] = min(own + missing, most)
+        missing -= filled[row] - own
+    return torch.tensor(filled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,14 +157,17 @@ class Batches:
         batches: one an optimizer step, for an EagerEngine.
     """
 
-    def __init__(self, plan: BatchPlan, rows: Sequence[TokenRow], *, pad_id: int) -> None:
+    def __init__(self, plan: BatchPlan, rows: Sequence[TokenRow], *, pad_id: int, lie_flat: bool) -> None:
         """Each pass visits all rows in an order drawn from the seed.
 
         Args:
             rows: of the training split; those that the plan's length leaves too little of are passed over.
             pad_id: token that fills up shorter rows.
+            lie_flat: rows are to lie one after the other where that is fewer tokens and has room, see
+                trainables.models.padding_free.is_chosen.
         """
         rows = fitted(rows, plan.max_length_tokens)
+        n_most = MOST_OF_FULL * plan.batch_size * plan.max_length_tokens if lie_flat else 0
         generator = torch.Generator().manual_seed(plan.seed)
         order: list[int] = []
         self.batches: list[Batch] = []
@@ -124,12 +176,15 @@ class Batches:
                 order += torch.randperm(len(rows), generator=generator).tolist()
             batch, order = order[: plan.batch_size], order[plan.batch_size :]
             chosen = [rows[i] for i in batch]
-            padded = pad(chosen, max_length_tokens=plan.max_length_tokens, pad_id=pad_id, multiple=plan.multiple)
-            self.batches.append(Batch(*padded, tuple(len(row.input_ids) for row in chosen)))
+            ids, labels = pad(chosen, max_length_tokens=plan.max_length_tokens, pad_id=pad_id, multiple=plan.multiple)
+            lengths = tuple(len(row.input_ids) for row in chosen)
+            is_flat = sum(lengths) < ids.numel() and sum(lengths) <= n_most
+            self.batches.append(Batch(ids, labels, lengths if is_flat else ()))
+        self._longest = plan.max_length_tokens
         self._packed: dict[Loop, list[GraphInput]] = {}
 
     def packed(self, loop: Loop) -> list[GraphInput]:
         """The same batches for a GraphEngine, see `packed`; made once for each loop."""
         if loop not in self._packed:
-            self._packed[loop] = [packed(batch, loop) for batch in self.batches]
+            self._packed[loop] = [packed(batch, loop, longest=self._longest) for batch in self.batches]
         return self._packed[loop]

@@ -1,7 +1,6 @@
 """The eager engine: the training step as PyTorch executes Python, one operation at a time."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +11,8 @@ from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models.chunked_loss import supervised
 from trainables.models.core import core_of, set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
-from trainables.models.lean import lean_loss, lean_modules
-from trainables.models.padding_free import FlatRows, padding_free, serves
+from trainables.models.lean import lean_loss, lean_step
+from trainables.models.padding_free import FlatRows
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import Batch
 from trainables.training.engine import (
@@ -31,10 +30,6 @@ from trainables.values.config import ComputeDtype, TrialConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-MOST_OF_FULL = 0.7
-"""Of the tokens of a full batch, whose peak of memory is a trial's: with so many such a step needs no more than that,
-though attention has a padded copy of queries, keys and values."""
 
 
 class EagerEngine:
@@ -88,16 +83,13 @@ class EagerEngine:
 
         Args:
             input_ids, labels: (batch, length), still on the host; labels are IGNORE where no loss is taken.
-            lengths: tokens of each row; empty where none is padded.
+            lengths: tokens of each row, which the lean loop then lays one after the other.
         Returns:
             The batch's mean loss in nats, a detached float32 scalar on the device (no synchronisation).
         """
         self._model.train()
         set_rate(self._bare_optimizer, rate_at(self._config, self._n_steps))
-        flat = self._flat(input_ids, lengths)
-        with self._inside(flat, input_ids):  # also where the backward pass recomputes
-            loss = self._loss(input_ids, labels, flat)
-            self._accelerator.backward(loss)
+        loss = self._lean_step(input_ids, labels, lengths) if self._lean else self._standard_step(input_ids, labels)
         norm = self._accelerator.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
         self.n_bad_gradients += ~torch.isfinite(norm)
         self.optimizer.step()
@@ -134,30 +126,23 @@ class EagerEngine:
         self.n_bad_gradients.fill_(state.n_bad_gradients)
         set_scaling(self._accelerator.scaler, state)
 
-    def _flat(self, input_ids: torch.Tensor, lengths: Sequence[int]) -> FlatRows | None:
-        """The rows laid one after the other, where the loop can do that, it is fewer tokens, and there is room."""
-        n_full = self._config.batch_size * self._config.max_length_tokens
-        fits = 0 < sum(lengths) < input_ids.numel() and sum(lengths) <= MOST_OF_FULL * n_full
-        return FlatRows.of(lengths) if fits and self._lean and serves(core_of(self._model)) else None
+    def _standard_step(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Forward and backward pass; returns the loss."""
+        with self._masks.step(*input_ids.shape):
+            loss = standard_loss(self._model, input_ids.to(self._device), labels.to(self._device))
+            self._accelerator.backward(loss)
+        return loss
 
-    @contextmanager
-    def _inside(self, flat: FlatRows | None, input_ids: torch.Tensor) -> Iterator[None]:
-        """Inside, forward and backward pass of the step are the loop's, with the step's masks."""
-        with ExitStack() as stack:
-            if self._lean:
-                stack.enter_context(lean_modules(self._model))
-            if flat is None:
-                stack.enter_context(self._masks.step(*input_ids.shape))
-            else:
-                stack.enter_context(padding_free(core_of(self._model)))
-                stack.enter_context(self._masks.step_at(flat.rows, flat.positions))
-            yield
-
-    def _loss(self, input_ids: torch.Tensor, labels: torch.Tensor, flat: FlatRows | None) -> torch.Tensor:
-        if not self._lean:
-            return standard_loss(self._model, input_ids.to(self._device), labels.to(self._device))
+    def _lean_step(self, input_ids: torch.Tensor, labels: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Likewise."""
+        batch, flat = tuple(input_ids.shape), None
         positions, targets = supervised(labels)  # on the host: nothing waits for the device
-        if flat is not None:
-            input_ids, positions = flat.taken(input_ids), flat.found(positions, input_ids.shape[1])
+        if lengths:
+            flat = FlatRows.on_host(lengths)
+            input_ids, positions = flat.taken(input_ids), flat.found(positions, batch[1])
+            flat = flat.to(self._device)
         ids, at, wanted = (t.to(self._device, non_blocking=True) for t in (input_ids, positions, targets))
-        return lean_loss(self._model, ids, at, wanted, flat)
+        with lean_step(self._model, self._masks, batch, flat):
+            loss = lean_loss(self._model, ids, at, wanted, flat)
+            self._accelerator.backward(loss)
+        return loss

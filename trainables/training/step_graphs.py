@@ -6,7 +6,6 @@ it are both zero, so both gradients are zero and AdamW leaves them zero: padding
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,9 +17,9 @@ from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models import lora
 from trainables.models.core import set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
-from trainables.models.lean import lean_loss, lean_modules
+from trainables.models.lean import lean_loss, lean_step
 from trainables.models.peft_forward import follow_protocol
-from trainables.training.batches import StepShape
+from trainables.training.batches import StepShape, unpacked
 from trainables.training.engine import (
     MAX_GRAD_NORM,
     flattened,
@@ -156,14 +155,11 @@ class StepGraphs:
         Args:
             inputs: (n,), a GraphInput's vector of this shape, on the device.
         """
-        input_ids, rest = inputs[: shape.n_tokens].view(shape.n_rows, shape.length), inputs[shape.n_tokens :]
+        ids, flat, wanted = unpacked(shape, inputs)
+        batch, is_lean = (shape.n_rows, shape.length), self.key.loop == "lean"
         self._forget_gradients()
-        lean = lean_modules(model) if self.key.loop == "lean" else nullcontext()
-        with self._masks.step(shape.n_rows, shape.length), lean:
-            if self.key.loop == "lean":
-                loss = lean_loss(model, input_ids, *rest.view(2, shape.n_targets))
-            else:
-                loss = standard_loss(model, input_ids, rest.view(shape.n_rows, shape.length))
+        with lean_step(model, self._masks, batch, flat) if is_lean else self._masks.step(*batch):
+            loss = lean_loss(model, ids, *wanted, flat=flat) if is_lean else standard_loss(model, ids, *wanted)
             self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
@@ -272,6 +268,9 @@ def _unpadded(padded: Iterable[torch.Tensor], weights: Sequence[torch.Tensor]) -
 
 
 def _blank(shape: StepShape) -> torch.Tensor:
-    """Inputs of a shape to capture with: every token is 0, every target too."""
-    n_labels = 2 * shape.n_targets or shape.n_tokens
-    return torch.zeros(shape.n_tokens + n_labels, dtype=torch.int64, device="cuda")
+    """Inputs of a shape to capture with: every token is 0, every target too; rows are about as long as each other."""
+    inputs = torch.zeros(sum(shape.sizes), dtype=torch.int64)
+    lengths = inputs.split(shape.sizes)[1]
+    for row in range(len(lengths)):
+        lengths[row] = (shape.n_flat + row) // shape.n_rows
+    return inputs.cuda()

@@ -13,9 +13,10 @@ from trainables.models.chunked_loss import supervised
 from trainables.models.core import set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss, lean_modules
-from trainables.models.padding_free import FlatRows, hidden_states, padding_free, serves
+from trainables.models.padding_free import FlatRows, hidden_states, is_chosen, padding_free, serves
 from trainables.models.peft_forward import follow_protocol
-from trainables.training.eager import MOST_OF_FULL, EagerEngine
+from trainables.training.batches import MOST_OF_FULL
+from trainables.training.eager import EagerEngine
 from trainables.values.config import TrialConfig
 
 LENGTHS = (9, 23, 14)
@@ -24,7 +25,7 @@ WORDS = torch.randint(1, 97, (len(LENGTHS), max(LENGTHS)), generator=torch.Gener
 LABELS = WORDS.clone()
 for row, n_tokens in enumerate(LENGTHS):
     LABELS[row, :4], LABELS[row, n_tokens:] = IGNORE, IGNORE
-FLAT = FlatRows.of(LENGTHS)
+FLAT = FlatRows.on_host(LENGTHS)
 
 
 def loss_and_gradients(model, flat: FlatRows | None) -> list[torch.Tensor]:
@@ -104,19 +105,20 @@ def test_flat_rows_are_the_rows_one_after_the_other(lengths, more):
         for n, n_tokens in enumerate(lengths)
     ]
     padded, labels = pad(rows, max_length_tokens=9 + more, pad_id=99, multiple=max(lengths) + more)
-    flat = FlatRows.of(lengths)
+    flat = FlatRows.on_host(lengths)
     assert (flat.n_rows, flat.length) == (len(lengths), max(lengths))
     assert flat.taken(padded).tolist() == [token for row in rows for token in row.input_ids]
     assert flat.rows.tolist() == [n for n, n_tokens in enumerate(lengths) for _ in range(n_tokens)]
     assert flat.positions.tolist() == [i for n_tokens in lengths for i in range(n_tokens)]
+    assert flat.starts.tolist() == [sum(lengths[:n]) for n in range(len(lengths) + 1)]
     positions, targets = supervised(labels)
     following = flat.taken(padded)[flat.found(positions, padded.shape[1]) + 1]
     assert torch.equal(following, targets)
 
 
 def test_a_base_that_no_family_describes_reads_padded_rows():
-    assert all(serves(tiny(case)) for case in CASES)
-    assert not any(serves(tiny(case)) for case in UNKNOWN)
+    assert all(serves(tiny(case)) and is_chosen(tiny(case)) for case in CASES)
+    assert not any(serves(tiny(case)) or is_chosen(tiny(case)) for case in UNKNOWN)
 
 
 def test_a_base_whose_attention_is_not_pytorchs_reads_padded_rows():
@@ -150,8 +152,6 @@ def test_a_step_of_rows_one_after_the_other_needs_no_more_memory_than_one_of_a_f
     labels = ids.clone()
     for row, n_tokens in enumerate(lengths):
         labels[row, n_tokens:] = IGNORE
-    assert engine._flat(ids, lengths) is not None
-    assert engine._flat(ids, [*lengths[:3], lengths[3] + 1]) is None
     peaks = {}
     for known in ((), lengths):
         engine.step(ids, labels, known)

@@ -26,7 +26,7 @@ def test_the_eager_engine_keeps_the_contract(cache, small_config, splits, precis
         attached.append(lora.attach(base, config, base_name="tiny"))
         return EagerEngine(attached[0], config, compute_dtype="float32", device="cpu")
 
-    batches = Batches(BatchPlan.of(config), splits["train"], pad_id=0).batches
+    batches = Batches(BatchPlan.of(config), splits["train"], pad_id=0, lie_flat=False).batches
     try:
         check_engine(start, batches, eval_batches(base, splits["validation"][:8]))
     finally:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from trainables.capture.capture import RANKS
@@ -13,7 +13,7 @@ from trainables.data.tokens import IGNORE, TokenRow, pad
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import adapted_layers
-from trainables.training.batches import Batch, StepShape, packed
+from trainables.training.batches import FLAT_MULTIPLE, Batch, StepShape, packed, unpacked
 from trainables.training.eager import EagerEngine
 from trainables.training.graph_cache import GraphCache
 from trainables.training.step_graphs import graph_key
@@ -81,6 +81,33 @@ def test_a_packed_batch_can_be_read_back_and_its_vector_is_as_long_as_its_shape_
         wanted[positions[targets != IGNORE]] = targets[targets != IGNORE]
         assert torch.equal(wanted.view_as(labels)[:, :-1], labels[:, 1:])
         assert (wanted.view_as(labels)[:, -1] == IGNORE).all()
+
+
+@given(ROWS)
+def test_a_packed_batch_of_flat_rows_has_the_same_tokens_where_its_lengths_say(rows):
+    input_ids, labels = pad(rows, max_length_tokens=64, pad_id=0, multiple=32)
+    assume((labels[:, 1:] != IGNORE).any())
+    lengths = tuple(min(len(row.input_ids), 64) for row in rows)
+    shape, vector = packed(Batch(input_ids, labels, lengths), "lean", longest=70)
+    assert len(vector) == sum(shape.sizes)
+    ids, flat, (positions, targets) = unpacked(shape, vector)
+    if flat is None:
+        assert -(-sum(lengths) // FLAT_MULTIPLE) * FLAT_MULTIPLE >= input_ids.numel()
+        assert packed(Batch(input_ids, labels), "lean")[0] == shape
+        return
+    assert (shape.n_rows, shape.length, shape.n_tokens) == (len(rows), 70, len(ids))
+    assert sum(lengths) <= len(ids) < min(sum(lengths) + FLAT_MULTIPLE, input_ids.numel())
+    assert len(ids) % FLAT_MULTIPLE == 0
+    assert flat.starts[-1] == len(ids)
+    read = torch.full((len(rows), 70), -1)
+    read.view(-1)[flat.places] = ids
+    for row, n_tokens in enumerate(lengths):
+        assert torch.equal(read[row, :n_tokens], input_ids[row, :n_tokens])
+    wanted = torch.full((len(rows) * 70,), IGNORE)
+    kept = targets != IGNORE
+    wanted[flat.places[positions[kept]]] = targets[kept]
+    width = input_ids.shape[1]
+    assert torch.equal(wanted.view(len(rows), 70)[:, : width - 1], labels[:, 1:])
 
 
 @pytest.mark.parametrize(("n_supervised", "n_targets"), [(1, 256), (256, 256), (257, 512)])
