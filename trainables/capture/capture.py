@@ -68,7 +68,7 @@ def attached_matrices(
         matrices: A and B by their names in the model, as from trainables.models.lora.fresh_matrices.
         scaling: factor on B A; a tensor can be set anew between replays.
     """
-    model = lora.attach(base, config, base_name="graphs")
+    model = lora.attach(base, config, base_name="graphs", without_weights=True)
     try:
         for name, matrix in matrices.items():
             module, _, leaf = name.rpartition(".")

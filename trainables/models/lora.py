@@ -28,13 +28,16 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What `PeftModel.from_pretrained` needs."""
 
 
-def attach(base: "PreTrainedModel", config: TrialConfig, *, base_name: str) -> "PeftModel":
+def attach(
+    base: "PreTrainedModel", config: TrialConfig, *, base_name: str, without_weights: bool = False
+) -> "PeftModel":
     """Add a fresh adapter in float32; its weights depend on `config.seed` only.
 
     Equal seeds give equal A matrices at both precisions; B is zero (Hu et al. 2021, arXiv:2106.09685, section 4.1).
 
     Args:
         base_name: the model that the adapter belongs to, as its files will name it.
+        without_weights: they are to be set, and are on no device until then.
     Raises:
         ConfigError: a target matches no module of this base.
     """
@@ -49,7 +52,7 @@ def attach(base: "PreTrainedModel", config: TrialConfig, *, base_name: str) -> "
     with _untouched_on_failure(base), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*second time.*")
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # of a Conv1D that stays at 16 bits
-        model = get_peft_model(base, _lora_config(config))
+        model = get_peft_model(base, _lora_config(config), low_cpu_mem_usage=without_weights)
     model.peft_config["default"].base_model_name_or_path = base_name
     return model
 

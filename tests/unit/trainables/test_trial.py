@@ -191,6 +191,21 @@ def test_a_fresh_adapter_is_the_same_whatever_became_of_the_last_one(cache, smal
         )
 
 
+def test_an_adapter_that_is_attached_gives_the_fresh_one_before_it_is_trained(workload, small_config, precision):
+    cache, config = WorkerCache(workload, "cpu"), small_config(precision=precision, seed=13)
+    expected = cache.fresh_matrices(config)
+    cache = WorkerCache(workload, "cpu")
+    model = lora.attach(cache.base(precision), config, base_name="tiny")
+    cache.keep_fresh(config, model)
+    for weight in lora.matrices_of(model).values():
+        weight.data.fill_(7.0)
+    lora.detach(model)
+    found = cache.fresh_matrices(config.at_other_precision)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert 7.0 not in torch.cat([matrix.flatten() for matrix in found.values()])
+
+
 def test_a_bench_keeps_only_so_many_draws(cache, small_config):
     first = cache.batches(small_config(seed=100))
     assert cache.batches(small_config(seed=100, rank=3).at_other_precision) is first

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.bases import IDS, assert_untouched, logits, state_of
+from trainables.capture.capture import attached_matrices
 from trainables.models import base_model, lora
 from trainables.models.families import gpt2, ordered_targets, resolve_targets
 from trainables.models.families.gpt2 import TARGETS
@@ -184,6 +185,22 @@ def test_blank_matrices_are_zeros_in_the_place_of_a_fresh_adapters(cache, small_
         assert not ours.any()
 
 
+def test_an_adapter_to_capture_work_on_has_the_very_matrices_that_it_is_given(cache, small_config, precision):
+    base, config = cache.base(precision), small_config(precision=precision, targets=TARGETS, dropout=0.0)
+    before = state_of(base)
+    model = lora.attach(base, config, base_name="tiny")
+    for weight in lora.matrices_of(model).values():
+        torch.nn.init.normal_(weight, std=0.1)
+    matrices = {name: torch.nn.Parameter(weight.detach()) for name, weight in lora.matrices_of(model).items()}
+    tuned = logits(model)
+    lora.detach(model)
+    with attached_matrices(base, config, matrices, config.scaling) as lent:
+        assert all(found is matrices[name] for name, found in lora.matrices_of(lent).items())
+        assert not any(parameter.is_meta for parameter in lent.parameters())
+        assert torch.equal(logits(lent.eval()), tuned)
+    assert_untouched(base, before)
+
+
 def test_files_attach_again_and_come_off_again(cache, small_config, precision):
     base = cache.base(precision)
     before = state_of(base)
@@ -244,10 +261,15 @@ def test_the_adapter_is_float32_on_a_bfloat16_base(workload, attached, small_con
     config = small_config(precision=precision)
     model = attached(config, base)
     assert {value.dtype for value in trainable(model).values()} == {torch.float32}
+    for weight in lora.matrices_of(model).values():
+        torch.nn.init.normal_(weight)  # numbers that bfloat16 has not
     again = lora.from_files(
         base_model.load(replace(workload, compute_dtype="bfloat16"), precision, "cpu"), files_of(model, config)
     )
-    assert {p.dtype for name, p in again.named_parameters() if "lora" in name} == {torch.float32}
+    found = dict(again.named_parameters())
+    for name, weight in trainable(model).items():
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], weight)
 
 
 def test_a_target_that_the_base_does_not_have_is_refused_and_leaves_it_alone(small_config):
