@@ -10,6 +10,7 @@ from orchestrator.analysis.choice import best, counting, loss_noise
 from orchestrator.analysis.front import is_reused
 from orchestrator.analysis.snapshot import LEARNED
 from orchestrator.cli.lines import for_stream
+from orchestrator.report.markdown import counted
 from orchestrator.settings.command import command, pages
 from trainables.values.config import BITS
 
@@ -25,6 +26,11 @@ ORIGINS: "dict[Origin, str]" = {
     "replicate": "seed replicates",
     "baseline replicate": "seed replicates of baselines",
 }
+ONE: "dict[Origin, str]" = {
+    "baseline": "16-bit baseline",
+    "replicate": "seed replicate",
+    "baseline replicate": "seed replicate of a baseline",
+}
 
 MAX_LINES = 8
 """Of what `report` says of a sweep, beside the path of the file that says all."""
@@ -33,13 +39,16 @@ MAX_LINES = 8
 def counts_line(sweep: "SweepSnapshot") -> str:
     """How many trials there are, by origin, and how they ended."""
     by_origin: Counter[str] = Counter(map(attrgetter("origin"), sweep.trials))
-    origins = [f"{by_origin[origin]} {words}" for origin, words in ORIGINS.items() if by_origin[origin]]
+    origins = []
+    for origin, words in ORIGINS.items():
+        if n := by_origin[origin]:
+            origins.append(f"{n} {ONE.get(origin, words) if n == 1 else words}")
     if n_reused := sum(map(is_reused, sweep.trials)):
         origins.append(f"{n_reused} reused")
     states = [f"{n} {state}" for state, n in Counter(map(attrgetter("state"), sweep.trials)).most_common()]
     n_learned, other = sweep.facts.get(LEARNED, 0), sweep.settings.warm_start
     warm = f"; warm start from {n_learned} trials of sweep {other}" if n_learned else ""
-    return f"{len(sweep.trials)} trials ({', '.join(origins)}): {', '.join(states)}{warm}"
+    return f"{counted(len(sweep.trials), 'trial')} ({', '.join(origins)}): {', '.join(states)}{warm}"
 
 
 def answer_lines(sweep: "SweepSnapshot") -> list[str]:

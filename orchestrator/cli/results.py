@@ -74,6 +74,7 @@ class Best(TypedDict):
     why: str
     sure: str
     verdict: str | None
+    state: State
     code: str
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 from orchestrator.analysis.describe import heading_of, shown
 from orchestrator.analysis.status import STOPPABLE, Running, Status
 from orchestrator.objectives import OBJECTIVES
-from orchestrator.report.markdown import duration
+from orchestrator.report.markdown import counted, duration
 from orchestrator.settings.command import command
 from trainables.values.config import BITS
 
@@ -32,7 +32,7 @@ def phase_of(status: Status) -> str:
 def counts_of(status: Status) -> str:
     """Trials that have ended, of those that it will come to, and what these are."""
     reused = f" ({status.n_reused} reused)" if status.n_reused else ""
-    kinds = " + ".join(f"{n} {kind}" for kind, n in status.kinds.items())
+    kinds = " + ".join(counted(n, kind.removesuffix("s")) for kind, n in status.kinds.items())
     made_of = f": {kinds}" if len(status.kinds) > 1 else ""
     return f"{status.n_done} of {status.n_expected} trials{reused}{made_of}"
 

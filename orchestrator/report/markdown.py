@@ -1,4 +1,4 @@
-"""Text from outside and times, as Markdown shows them."""
+"""Text from outside, numbers of things and times, as Markdown and a terminal show them."""
 
 import re
 
@@ -11,6 +11,11 @@ def safe(text: object) -> str:
     """Any text as plain words on one line, at most MAX_CHARS of them."""
     line = " ".join(str(text).split())
     return SPECIAL.sub(r"\\\g<0>", line if len(line) <= MAX_CHARS else line[: MAX_CHARS - 3] + "...")
+
+
+def counted(n: int, noun: str) -> str:
+    """So many of something: "1 trial", "2 trials"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

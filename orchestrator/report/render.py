@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orchestrator.analysis.describe import describe, interval, targets
 from orchestrator.objectives import OBJECTIVES
-from orchestrator.report.markdown import duration, safe
+from orchestrator.report.markdown import counted, duration, safe
 from orchestrator.report.values import Finalist, SweepReport
 from trainables.values.config import BITS, Loop
 from trainables.values.findings import MIN_GROUPS, Similarity
@@ -41,10 +41,6 @@ def figure(finalist: Finalist, objective: str) -> str:
     if found.low is not None:
         value += f" ({shown(found.low)} to {shown(found.high)})"
     return value + (", one seed" if found.n_seeds == 1 else f", {found.n_seeds} seeds" if found.n_seeds else "")
-
-
-def counted(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def spread(values: tuple[float, float], digits: str, factor: float = 1.0) -> str:

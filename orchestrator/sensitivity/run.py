@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from orchestrator.driver.plan import GPU_DEFAULTS, defaults_for, device_here
 from orchestrator.settings import check_name, refuse_secrets_in
-from orchestrator.settings.command import pages
+from orchestrator.settings.command import from_here, pages
 from trainables.data.formats import parse_columns
 from trainables.models import base_model, inputs
 from trainables.values.errors import ConfigError, did_you_mean
@@ -176,11 +177,12 @@ def publish(result: SensitivityResult, root: Path, files: list[Path]) -> str | N
 
 def table(base: "BaseSensitivity") -> Table:
     """Everything, each kind, and the blocks breakdown most: what each costs alone, and what all but it costs."""
-    shown = Table(title="What 4 bits cost, part by part, without training", caption=base.caption)
+    title = "What 4 bits cost, part by part, without training\n(more loss and KL in nats)"
+    shown = Table(title=title, caption=base.caption, box=SIMPLE, padding=(0, 1, 0, 0))
     shown.add_column("part")
     for side in ("alone", "all but it"):
-        for unit in ("loss, +nats", "KL, nats", "cosine"):
-            shown.add_column(f"{side}\n{unit}", justify="right")
+        for figure in ("loss", "KL", "cosine"):
+            shown.add_column(f"{side}\n{figure}", justify="right")
     shown.add_row("all", *_cells(base.of("all")), end_section=True)
     for kind in base.kinds:
         shown.add_row(kind, *_cells(base.of("kind", kind=kind)), *_cells(base.of("all_but_kind", kind=kind)))
@@ -203,6 +205,7 @@ def print_result(result: SensitivityResult, root: Path, run_page: str | None) ->
         console.width = 120  # a file has no edge to wrap at
     console.print(table(base))
     print(f"{len(base.variants)} variants in {base.variants_seconds:.1f} s, {base.n_response_tokens} tokens each")
-    print(f"loss of the unquantized base: {base.unquantized_loss_nats:.4f} nats; heat map and more: {folder}")
+    print(f"loss of the unquantized base: {base.unquantized_loss_nats:.4f} nats")
+    print(f"heat map and more: {from_here(folder)}")
     if run_page:
         print(f"look further: {pages()}, then {run_page}")

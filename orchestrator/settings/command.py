@@ -18,7 +18,7 @@ def command() -> str:
     """
     begun = Path(sys.argv[0])
     if begun.name == SCRIPT and begun.is_file():
-        return shlex.quote(SCRIPT if _is_found(SCRIPT, begun) else _from_here(begun))
+        return shlex.quote(SCRIPT if _is_found(SCRIPT, begun) else from_here(begun))
     return f"{python()} -m orchestrator.cli"
 
 
@@ -30,7 +30,7 @@ def pages() -> str:
 def python() -> str:
     """How the shell starts the Python of this process, which has what its programs need."""
     program = Path(sys.executable)
-    return shlex.quote("python" if _is_found("python", program) else _from_here(program))
+    return shlex.quote("python" if _is_found("python", program) else from_here(program))
 
 
 def _is_found(name: str, file: Path) -> bool:
@@ -39,7 +39,7 @@ def _is_found(name: str, file: Path) -> bool:
     return found is not None and os.path.abspath(found) == os.path.abspath(file)
 
 
-def _from_here(file: Path) -> str:
+def from_here(file: Path) -> str:
     """The way to a file, short where it lies under the working directory."""
     path = Path(os.path.abspath(file))
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -36,6 +36,14 @@ def test_the_origins_of_all_trials_are_counted_and_add_up(sweep):
     assert {trial.origin for trial in sweep.trials} <= ORIGINS.keys()
 
 
+def test_one_of_a_kind_is_no_plural(sweep):
+    first = next(entry for entry in sweep.entries if entry.result.origin == "search")
+    baseline = replace(first, result=replace(first.result, origin="baseline"))
+    line = counts_line(replace(sweep, entries=(first, baseline)))
+    assert line.startswith("2 trials (1 of the search, 1 16-bit baseline): ")
+    assert counts_line(replace(sweep, entries=(baseline,))).startswith("1 trial (1 16-bit baseline): ")
+
+
 def test_what_was_learned_of_another_sweep_is_counted_apart(sweep):
     settings = sweep.settings.model_copy(update={"warm_start": "before"})
     known = replace(sweep, settings=settings, facts={**sweep.facts, LEARNED: 12})

@@ -155,7 +155,7 @@ def test_the_count_of_trials_says_what_makes_it_up_as_it_grows():
     others = [ended(2, 1.0, origin="baseline"), ended(3, 1.0, origin="replicate")]
     others.append(ended(4, 1.0, origin="baseline replicate"))
     found = status_of([*searched, *others], settings)
-    assert counted_line("a", found) == "a: training, 5 of 6 trials: 3 configs + 1 baselines + 2 seed replicates"
+    assert counted_line("a", found) == "a: training, 5 of 6 trials: 3 configs + 1 baseline + 2 seed replicates"
     assert sum(found.kinds.values()) == found.n_expected
 
 

@@ -169,7 +169,7 @@ def test_the_script_says_in_one_line_how_it_is_used_and_what_it_lacks(precision,
         (line,) = ended.stderr.splitlines()
         return line
 
-    for arguments in ((), ("Name", "three", "colours.")):
+    for arguments in ((), ("Name", "three", "colours."), ("--help",), ("-h",)):
         assert 'python generate.py "Name three colours."' in said(*arguments)
     needed = NEEDED[precision, merged]
     assert said("Name three colours.").endswith(f"-m pip install {' '.join(needed)}")

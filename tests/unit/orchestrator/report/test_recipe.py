@@ -6,6 +6,7 @@ import datasets
 import pytest
 import yaml
 
+from orchestrator.analysis.budgets import FINISHED
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.report import recipe
 from orchestrator.settings import stored
@@ -179,6 +180,10 @@ def test_best_prints_the_code_and_with_as_the_yaml_alone(tmp_path):
     desk.finish()
     plain = called("best", cwd=tmp_path)
     assert "lora = LoraConfig(" in plain.out
+    assert plain.out.startswith("trial ")
+    desk.ledger.set_fact(FINISHED, False)
+    assert called("best", cwd=tmp_path).out.startswith("So far, as the sweep is stopped:\ntrial ")
+    assert called("best", "--json", cwd=tmp_path).json["state"] == "stopped"
     for program in ("axolotl", "trl", "llama-factory"):
         told = called("best", "t", "--as", program, cwd=tmp_path)
         assert yaml.safe_load(told.out)

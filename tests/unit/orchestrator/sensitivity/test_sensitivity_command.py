@@ -2,15 +2,17 @@
 
 import json
 import re
+from io import StringIO
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.image import imread
 from mlflow import MlflowClient
+from rich.console import Console
 
 from orchestrator.sensitivity import heat_map as sensitivity_figures
-from orchestrator.sensitivity.run import choose
+from orchestrator.sensitivity.run import choose, table
 from orchestrator.tracking.client import log_run
 from orchestrator.tracking.store import EXPERIMENT, store_uri
 from tests.support.in_process import called
@@ -54,6 +56,14 @@ def test_each_cell_of_both_heat_maps_is_its_own_variant():
 @pytest.mark.parametrize("kl", [0.0, 1e-3])
 def test_a_heat_map_of_equal_values_can_be_drawn(kl, tmp_path):
     assert all(path.stat().st_size for path in sensitivity_figures.write(base_of(lambda v: kl), tmp_path))
+
+
+def test_the_table_fits_a_terminal_of_80_columns():
+    console = Console(width=200, file=StringIO())
+    console.print(table(base_of(lambda v: 0.123456)))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, map(str.rstrip, lines))) <= 80
+    assert sum("0.123456" in line for line in lines) == 1 + len(TARGETS) + 3
 
 
 # --- the command
