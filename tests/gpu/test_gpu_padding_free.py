@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from trainables.models import padding_free
 from trainables.models.padding_free import FlatRows
+from trainables.worker_cache import WorkerCache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,3 +85,16 @@ def test_captured_rows_may_be_of_other_lengths_at_each_replay(dtype):
         expected = read(tensors, FlatRows.on_host(n_tokens).to("cuda"))
         for ours, theirs in zip(captured, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [64, 192, 256])
+def test_gradients_are_finite_where_every_score_is_far_below_zero(wide, length):
+    """cuDNN's are not, with a mask and at 64 and 192 tokens on Hopper: https://github.com/pytorch/pytorch/issues/196678"""
+    WorkerCache(wide, "cuda").base("16bit")  # a base on a GPU is the end of cuDNN's attention in this process
+    query, key, value = (0.1 * torch.randn(4, 2, length, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    query[..., 0], key[..., 0] = 1.0, -120 * 8
+    tensors = [x.requires_grad_() for x in (query, key, value)]
+    mask = torch.ones(length, length, dtype=torch.bool, device="cuda").tril()[None, None]
+    out = F.scaled_dot_product_attention(*tensors, attn_mask=mask)
+    out.backward(torch.randn_like(out))
+    assert all(x.grad.isfinite().all() for x in tensors)

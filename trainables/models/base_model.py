@@ -194,6 +194,9 @@ def load(workload: Workload, precision: Precision, device: str, keep_16bit: tupl
     import torch
     from transformers import AutoModelForCausalLM
 
+    if device == "cuda":
+        # cuDNN's attention with a mask may give gradients that are not finite, https://github.com/pytorch/pytorch/issues/196678
+        torch.backends.cuda.enable_cudnn_sdp(False)
     config = _without_dropout(workload.base_folder)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(

@@ -29,7 +29,7 @@ from trainables.models.lora_linear import (
     read_through,
     rounded_matrices,
 )
-from trainables.models.padding_free import FlatRows, hidden_states, padding_free
+from trainables.models.padding_free import FlatRows, hidden_states, needs_no_mask, padding_free
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,7 +65,8 @@ def lean_step(model: "PeftModel", masks: DropoutMasks, batch: tuple[int, int], f
     Args:
         batch: rows and length of a padded batch; of no use where there is `flat`.
     """
-    reading = nullcontext() if flat is None else padding_free(core_of(model))
+    core = core_of(model)
+    reading = padding_free(core) if flat is not None or needs_no_mask(core) else nullcontext()
     drawing = masks.step(*batch) if flat is None else masks.step_at(flat.rows, flat.positions)
     with lean_modules(model), reading, drawing:  # also where the backward pass runs a block again
         yield

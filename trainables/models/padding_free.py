@@ -1,4 +1,8 @@
-"""Rows laid one after the other in place of a padded batch: all but attention then works on real tokens alone.
+"""Attention that needs no mask: of rows padded on the right, and of rows laid one after the other without padding.
+
+Captured steps would be given a mask by transformers, which an eager step is not: attention is slower with one.
+
+Where rows lie one after the other all but attention works on real tokens alone.
 
 Attention goes row by row: in FlashAttention's kernel for rows of any length where there is one; else its queries, keys
 and values are put where a padded batch would have them, and its output is taken from there. Everything else in a
@@ -6,7 +10,7 @@ decoder treats tokens one by one. Losses and gradients are those of the padded b
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -15,7 +19,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 from trainables.models.families import family_of
 
@@ -97,20 +101,27 @@ def serves(core: "PreTrainedModel") -> bool:
     return family_of(core.config.model_type) is not None and core.config._attn_implementation == "sdpa"
 
 
+def needs_no_mask(core: "PreTrainedModel") -> bool:
+    """Whether attention can do without a mask in padded rows too: the base `serves`, and no block has a window."""
+    family = family_of(core.config.model_type)
+    has_window = family is not None and family.windows != "none" and getattr(core.config, "sliding_window", None)
+    return serves(core) and not has_window
+
+
 def is_chosen(core: "PreTrainedModel") -> bool:
     """Whether trials of a base read rows so, where that is fewer tokens: on a CPU.
 
-    On a GPU benches and tests do: in a whole trial one captured step had a gradient that was not finite, and why is not
-    known.
+    On a GPU benches and tests do; whole trials are still to be run so there.
     """
     return core.device.type == "cpu" and serves(core)
 
 
 @contextmanager
 def padding_free(core: "PreTrainedModel") -> Iterator[None]:
-    """Inside, forward and backward pass of a model are of flat rows, which its forward is given as `flat`.
+    """Inside, forward and backward pass are of padded rows, or of flat ones, which the forward is given as `flat`.
 
-    The backward pass too: a block of gradient checkpointing runs its forward pass again there.
+    The backward pass too: a block of gradient checkpointing runs its forward pass again there. Rows are padded on the
+    right, so that causal attention sees no padding.
     """
     stock = core.config._attn_implementation
     core.config._attn_implementation = ATTENTION
@@ -128,7 +139,8 @@ def hidden_states(core: "PreTrainedModel", input_ids: torch.Tensor, flat: FlatRo
         flat: of rows that lie one after the other.
     """
     if flat is None:
-        return core.base_model(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        with padding_free(core) if needs_no_mask(core) else nullcontext():
+            return core.base_model(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
     with padding_free(core):
         positions = flat.positions.long()[None]
         read = core.base_model(input_ids=input_ids[None], position_ids=positions, use_cache=False, flat=flat)
@@ -142,25 +154,33 @@ def _attend(
     value: torch.Tensor,
     attention_mask: None,
     *,
-    flat: FlatRows,
+    flat: FlatRows | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls it: query, key and value are (1, heads, tokens, head_dim)."""
-    has_window = sliding_window is not None and sliding_window < flat.length
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, head_dim)
-    if not has_window and _has_kernel(query):
-        limits, lengths = (flat.starts, flat.starts), (flat.length, flat.length)
-        how = GROUPED | {"scale": kwargs.get("scaling"), "window_size": CAUSAL}
-        return varlen_attn(query, key, value, *limits, *lengths, **how)[None], None
-    query, key, value = (_padded(x, flat) for x in (query, key, value))
-    mask = None
-    if has_window:
-        places = torch.arange(flat.length, device=query.device)
-        distance = places[:, None] - places
-        mask = ((distance >= 0) & (distance < sliding_window))[None, None]
+    """As transformers calls it: query, key and value are (rows, heads, length, head_dim), or, of flat rows, (1, heads,
+    tokens, head_dim)."""
+    mask, has_kernel = None, _has_kernel(query)
+    if flat is not None:
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, head_dim)
+        if sliding_window is not None and sliding_window < flat.length:
+            mask = _in_window(flat.length, sliding_window, query.device)
+        elif has_kernel:
+            limits, lengths = (flat.starts, flat.starts), (flat.length, flat.length)
+            how = GROUPED | {"scale": kwargs.get("scaling"), "window_size": CAUSAL}
+            return varlen_attn(query, key, value, *limits, *lengths, **how)[None], None
+        query, key, value = (_padded(x, flat) for x in (query, key, value))
+    if query.is_cuda and mask is None and not has_kernel:  # other kernels know no groups of heads
+        key, value = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value))
     read, _ = sdpa_attention_forward(module, query, key, value, mask, **kwargs)  # (rows, length, heads, head_dim)
-    return read.flatten(0, 1).index_select(0, flat.places)[None], None
+    return read if flat is None else read.flatten(0, 1).index_select(0, flat.places)[None], None
+
+
+def _in_window(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """Which tokens attention sees, (1, 1, length, length): the last `window` up to a token's own."""
+    places = torch.arange(length, device=device)
+    distance = places[:, None] - places
+    return ((distance >= 0) & (distance < window))[None, None]
 
 
 def _has_kernel(query: torch.Tensor) -> bool:

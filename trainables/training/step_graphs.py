@@ -5,7 +5,8 @@ alpha, learning rate, seed) lies in tensors on the device. A padded row of A and
 it are both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from trainables.models import lora
 from trainables.models.core import set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss, lean_step
+from trainables.models.padding_free import needs_no_mask, padding_free
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import StepShape, unpacked
 from trainables.training.engine import (
@@ -158,7 +160,7 @@ class StepGraphs:
         ids, flat, wanted = unpacked(shape, inputs)
         batch, is_lean = (shape.n_rows, shape.length), self.key.loop == "lean"
         self._forget_gradients()
-        with lean_step(model, self._masks, batch, flat) if is_lean else self._masks.step(*batch):
+        with lean_step(model, self._masks, batch, flat) if is_lean else self._standard_step(batch):
             loss = lean_loss(model, ids, *wanted, flat=flat) if is_lean else standard_loss(model, ids, *wanted)
             self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
@@ -167,6 +169,12 @@ class StepGraphs:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self.loss_nats.copy_(loss.detach())
+
+    @contextmanager
+    def _standard_step(self, batch: tuple[int, int]) -> Iterator[None]:
+        """Inside, attention is given no mask, as in an eager step."""
+        with padding_free(self._base) if needs_no_mask(self._base) else nullcontext(), self._masks.step(*batch):
+            yield
 
     def _evaluate(self, model: "PeftModel") -> None:
         """The work of the evaluation's graph."""

@@ -1,9 +1,13 @@
 """Rows laid one after the other against the same rows padded, in every family."""
 
+from contextlib import nullcontext
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from tests.support.families import CASES, UNKNOWN, every_case, tiny
 from trainables.cost.memory import peak_of
@@ -12,12 +16,13 @@ from trainables.models import lora
 from trainables.models.chunked_loss import supervised
 from trainables.models.core import set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
-from trainables.models.lean import lean_loss, lean_modules
-from trainables.models.padding_free import FlatRows, hidden_states, is_chosen, padding_free, serves
+from trainables.models.lean import lean_loss, lean_modules, lean_step
+from trainables.models.padding_free import FlatRows, hidden_states, is_chosen, needs_no_mask, padding_free, serves
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import MOST_OF_FULL
 from trainables.training.eager import EagerEngine
-from trainables.values.config import TrialConfig
+from trainables.training.engine import standard_loss
+from trainables.values.config import Loop, TrialConfig
 
 LENGTHS = (9, 23, 14)
 """Longer and shorter than the window of those variants that have one."""
@@ -89,6 +94,39 @@ def test_every_block_works_on_the_rows_own_tokens_alone(case):
         block.register_forward_hook(lambda _, inputs, output: seen.add(inputs[0].shape[:2]))
     assert len(hidden_states(core, FLAT.taken(WORDS), FLAT)) == sum(LENGTHS)
     assert seen == {(1, sum(LENGTHS))}
+
+
+@every_case
+@torch.no_grad()
+def test_the_states_of_padded_rows_are_those_of_transformers_own_attention(case):
+    core = tiny(case)
+    expected = core.base_model(input_ids=WORDS, use_cache=False).last_hidden_state.flatten(0, 1)
+    torch.testing.assert_close(hidden_states(core, WORDS), expected, rtol=1e-6, atol=1e-6)
+
+
+@every_case
+@pytest.mark.parametrize("loop", get_args(Loop))
+def test_captured_steps_give_attention_no_mask_but_of_a_window(case, loop, monkeypatch):
+    """transformers makes one for whatever is captured: it cannot look at positions then."""
+    model, masks, stock = adapted(case), [], F.scaled_dot_product_attention
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+    def noted(*tensors, attn_mask=None, **how):
+        masks.append(attn_mask)
+        return stock(*tensors, attn_mask=attn_mask, **how)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    core, drawn = model.get_base_model(), DropoutMasks(5, "cpu")
+    follow_protocol(model, drawn)
+    if loop == "lean":
+        with lean_step(model, drawn, tuple(WORDS.shape), None):
+            lean_loss(model, WORDS, *supervised(LABELS))
+    else:
+        with padding_free(core) if needs_no_mask(core) else nullcontext(), drawn.step(*WORDS.shape):
+            standard_loss(model, WORDS, LABELS)
+    window = case.family.windows != "none" and getattr(core.config, "sliding_window", None)
+    assert len(masks) == len(case.family.blocks_of(core))
+    assert all(mask is None for mask in masks) == (not window)
 
 
 def test_attention_is_the_bases_own_again_where_reading_failed():
