@@ -195,8 +195,7 @@ def load(workload: Workload, precision: Precision, device: str, keep_16bit: tupl
     from transformers import AutoModelForCausalLM
 
     if device == "cuda":
-        # cuDNN's attention with a mask may give gradients that are not finite, https://github.com/pytorch/pytorch/issues/196678
-        torch.backends.cuda.enable_cudnn_sdp(False)
+        _turn_cudnns_attention_off()
     config = _without_dropout(workload.base_folder)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -221,6 +220,13 @@ def load(workload: Workload, precision: Precision, device: str, keep_16bit: tupl
     if precision == "nf4":
         _forbid_repacking(model)
     return model.eval()
+
+
+def _turn_cudnns_attention_off() -> None:
+    """In this process: with a mask its gradients may not be finite, https://github.com/pytorch/pytorch/issues/196678."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _without_dropout(folder: str) -> "PretrainedConfig":
