@@ -426,7 +426,7 @@ def in_turns(
         say("the peer runs without Ray Tune: the Trainer's script alone, one process a trial")
     peer_config = replace(configs[0], rank=8, max_steps=given.peer_steps or given.steps)
     times, wall, last, found = [], 0.0, {}, []
-    n_turns = max(1, min(given.turns or n_peer, len(configs)))
+    n_turns = max(1, min(max(given.turns, n_peer), len(configs)))
     for n, turn in enumerate(np.array_split(np.arange(len(configs)), n_turns)):
         start = perf_counter()
         own = run_pairs(cache, [configs[i] for i in turn], costs)
@@ -446,6 +446,10 @@ def measured(given: argparse.Namespace, base: str, rows: str) -> dict[str, Any]:
     device = given.device
     with TemporaryDirectory(prefix="qlora-sweep-") as cache:
         if rows == SHORT_ROWS:
+            if not Path(base.removeprefix("random:")).is_dir():
+                raise ConfigError(
+                    f"{SHORT_ROWS} are written with the tokenizer of a base that is a folder, not {base!r}"
+                )
             rows = str(Path(cache) / "short.json")
             write_rows(Path(base.removeprefix("random:")), Path(rows))
         workload = inputs.fetch(base, rows, Path(cache)).workload(native_dtype(device))
@@ -484,21 +488,20 @@ def measured(given: argparse.Namespace, base: str, rows: str) -> dict[str, Any]:
         keep("peer", peer)
         known = peer is not None and peer["seconds_per_trial"] is not None
         keep("ratio", peer["seconds_per_trial"] / ours["seconds_per_trial"] if known else None)
-        if given.trials_only:
-            return result | {"seconds": perf_counter() - begun}
-        cache.forget()
-        keep("peak", peaks(cache, like))
-        rate = product_rate(device, getattr(torch, workload.compute_dtype), given.repetitions)  # after the peaks
-        keep("matrix_products_tflops", rate / 1e12)
-        keep("steps", step_times(cache, like, rate, given.repetitions))
-        keep("nf4_over_16bit", nf4_ratios(result["steps"]))
-        if given.steps > FEW_STEPS:
-            both = (configs[0], configs[0].at_other_precision)
-            keep("evaluation", evaluation_figures(ours, held_out_seconds(cache, both, costs, given.repetitions)))
-        profiled = drawn_configs(like, given.profiled_trials // 2)
-        wall = ours["n_trials"] * ours["seconds_per_trial"]
-        of_wall = {"n_trials": ours["n_trials"], "wall_seconds": wall}
-        keep("busy", busy_share(cache, profiled, **of_wall) if profiled else None)
+        if not given.trials_only:
+            cache.forget()
+            keep("peak", peaks(cache, like))
+            rate = product_rate(device, getattr(torch, workload.compute_dtype), given.repetitions)  # after the peaks
+            keep("matrix_products_tflops", rate / 1e12)
+            keep("steps", step_times(cache, like, rate, given.repetitions))
+            keep("nf4_over_16bit", nf4_ratios(result["steps"]))
+            if given.steps > FEW_STEPS:
+                both = (configs[0], configs[0].at_other_precision)
+                keep("evaluation", evaluation_figures(ours, held_out_seconds(cache, both, costs, given.repetitions)))
+            profiled = drawn_configs(like, given.profiled_trials // 2)
+            wall = ours["n_trials"] * ours["seconds_per_trial"]
+            of_wall = {"n_trials": ours["n_trials"], "wall_seconds": wall}
+            keep("busy", busy_share(cache, profiled, **of_wall) if profiled else None)
         if given.sweep:
             cache.forget()
             keep("sweep", swept(workload.base_folder, peer_rows, given.sweep, given.steps, device))
@@ -587,7 +590,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer", choices=("auto", "tune", "plain", "none"), default="auto", help="auto: Tune if there")
     parser.add_argument("--peer-trials", type=int, default=2, help="16 bits and NF4 in turn")
     parser.add_argument("--peer-steps", type=int, help="fewer than --steps: its time is extrapolated")
-    parser.add_argument("--turns", type=int, default=0, help="of ours; 0: as many as the peer's trials")
+    parser.add_argument("--turns", type=int, default=0, help="of ours, at least as many as the peer's trials")
     parser.add_argument("--trials-only", action="store_true", help="no steps, peaks, shares of busy time")
     parser.add_argument("--repetitions", type=int, default=5, help="of each step's timing")
     parser.add_argument("--profiled-trials", type=int, default=16, help="for the busy share; 0: not measured")

@@ -328,3 +328,13 @@ def test_a_frozen_4_bit_module_of_the_lean_loop_computes_what_bitsandbytes_does(
         results.append((y.detach(), given.grad))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max()))
+
+
+def test_a_4_bit_module_that_reads_few_tokens_is_left_to_bitsandbytes():
+    modules = [Linear4bit(128, 64, compute_dtype=torch.bfloat16, quant_type="nf4"), torch.nn.Linear(64, 128)]
+    model = torch.nn.Sequential(*modules).cuda().requires_grad_(False).bfloat16()
+    assert [lora_linear.has_kernel(module) for module in model] == [True, False]
+    for n_tokens, is_ours in ((lora_linear.LEAST_TOKENS, True), (lora_linear.LEAST_TOKENS - 1, False)):
+        x = torch.randn(n_tokens, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        y = lora_linear.frozen_linear(model[0], x)
+        assert (type(y.grad_fn).__name__ == "FrozenLinearBackward") == is_ours

@@ -20,9 +20,9 @@ from trainables.models.families import family_of
 from trainables.models.fused_blocks import fused_blocks
 from trainables.models.head import has_plain_head, logits_of
 from trainables.models.lora_linear import (
-    FrozenLinear,
     LoraLinear,
     Matrices,
+    frozen_linear,
     full_weight,
     has_kernel,
     is_conv1d,
@@ -75,7 +75,7 @@ def lean_step(model: "PeftModel", masks: DropoutMasks, batch: tuple[int, int], f
 @contextmanager
 def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     """Inside, a model runs the lean forward: blocks fused, GELU as one kernel, plain LoRA modules as LoraLinear, and
-    4-bit modules as FrozenLinear where their weight is dequantized by one kernel.
+    4-bit modules as frozen_linear where their weight is dequantized by one kernel.
 
     Anything else (another activation, DoRA, a bias on the adapter, ...) keeps transformers' and peft's own forward.
     Contexts may be nested: the outermost one decides, as where a block of gradient checkpointing runs its forward pass
@@ -86,7 +86,7 @@ def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     quantized = [m for m in core_of(model).modules() if "forward" not in vars(m) and has_kernel(m)]
     try:
         for module in quantized:
-            module.forward = partial(_frozen_forward, module)
+            module.forward = partial(frozen_linear, module)
         for owner, name in stock:
             setattr(owner, name, torch.nn.GELU(approximate="tanh"))
         for layer, matrices in zip(adapted, _matrices(adapted, model), strict=True):
@@ -98,10 +98,6 @@ def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
             setattr(owner, name, activation)
         for module in (*adapted, *quantized):
             module.__dict__.pop("forward", None)
-
-
-def _frozen_forward(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return FrozenLinear.apply(x, module)
 
 
 def _takes_lean_forward(layer: LoraLayer) -> bool:

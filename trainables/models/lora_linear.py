@@ -172,10 +172,25 @@ def full_weight(module: torch.nn.Module) -> torch.Tensor | None:
 
 
 def has_kernel(module: torch.nn.Module) -> bool:
-    """Whether a module's 4-bit weight is dequantized by a kernel of this project; False for any other module."""
-    weight = getattr(module, "weight", None)
-    state = getattr(weight, "quant_state", None)
-    return state is not None and can_run_on(weight) and nf4_kernels.serves(weight.data, state)
+    """Whether a module's 4-bit weight is dequantized by a kernel of this project; False for any other module.
+
+    peft's layers are other modules, though they show their base layer's weight as their own.
+    """
+    if not isinstance(module, bitsandbytes.nn.Linear4bit) or not can_run_on(module.weight):
+        return False
+    state = module.weight.quant_state
+    return state is not None and nf4_kernels.serves(module.weight.data, state)
+
+
+LEAST_TOKENS = 512
+"""With fewer, bitsandbytes may multiply by a 4-bit weight without writing the full one."""
+
+
+def frozen_linear(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The forward of a 4-bit module that `has_kernel`: FrozenLinear of LEAST_TOKENS or more, else bitsandbytes' own."""
+    if x.shape[:-1].numel() < LEAST_TOKENS:
+        return type(module).forward(module, x)
+    return FrozenLinear.apply(x, module)
 
 
 class FrozenLinear(torch.autograd.Function):

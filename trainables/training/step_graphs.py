@@ -160,7 +160,7 @@ class StepGraphs:
         ids, flat, wanted = unpacked(shape, inputs)
         batch, is_lean = (shape.n_rows, shape.length), self.key.loop == "lean"
         self._forget_gradients()
-        with lean_step(model, self._masks, batch, flat) if is_lean else self._standard_step(batch):
+        with lean_step(model, self._masks, batch, flat) if is_lean else standard_step(self._base, self._masks, batch):
             loss = lean_loss(model, ids, *wanted, flat=flat) if is_lean else standard_loss(model, ids, *wanted)
             self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
@@ -169,12 +169,6 @@ class StepGraphs:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self.loss_nats.copy_(loss.detach())
-
-    @contextmanager
-    def _standard_step(self, batch: tuple[int, int]) -> Iterator[None]:
-        """Inside, attention is given no mask, as in an eager step."""
-        with padding_free(self._base) if needs_no_mask(self._base) else nullcontext(), self._masks.step(*batch):
-            yield
 
     def _evaluate(self, model: "PeftModel") -> None:
         """The work of the evaluation's graph."""
@@ -268,6 +262,18 @@ class StepGraphs:
     def loss_scale(self) -> float:
         """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
         return float(self._scaler.get_scale())
+
+
+@contextmanager
+def standard_step(base: "PreTrainedModel", masks: DropoutMasks, batch: tuple[int, int]) -> Iterator[None]:
+    """Inside, a captured step of the standard loop draws its dropout and gives attention no mask where it needs none:
+    as in an eager step, of which transformers sees that it needs none.
+
+    Args:
+        batch: rows and length.
+    """
+    with padding_free(base) if needs_no_mask(base) else nullcontext(), masks.step(*batch):
+        yield
 
 
 def _unpadded(padded: Iterable[torch.Tensor], weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:

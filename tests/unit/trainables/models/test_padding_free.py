@@ -1,6 +1,5 @@
 """Rows laid one after the other against the same rows padded, in every family."""
 
-from contextlib import nullcontext
 from typing import get_args
 
 import pytest
@@ -17,11 +16,12 @@ from trainables.models.chunked_loss import supervised
 from trainables.models.core import set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss, lean_modules, lean_step
-from trainables.models.padding_free import FlatRows, hidden_states, is_chosen, needs_no_mask, padding_free, serves
+from trainables.models.padding_free import FlatRows, hidden_states, is_chosen, padding_free, serves
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import MOST_OF_FULL
 from trainables.training.eager import EagerEngine
 from trainables.training.engine import standard_loss
+from trainables.training.step_graphs import standard_step
 from trainables.values.config import Loop, TrialConfig
 
 LENGTHS = (9, 23, 14)
@@ -122,7 +122,7 @@ def test_captured_steps_give_attention_no_mask_but_of_a_window(case, loop, monke
         with lean_step(model, drawn, tuple(WORDS.shape), None):
             lean_loss(model, WORDS, *supervised(LABELS))
     else:
-        with padding_free(core) if needs_no_mask(core) else nullcontext(), drawn.step(*WORDS.shape):
+        with standard_step(core, drawn, tuple(WORDS.shape)):
             standard_loss(model, WORDS, LABELS)
     window = case.family.windows != "none" and getattr(core.config, "sliding_window", None)
     assert len(masks) == len(case.family.blocks_of(core))
