@@ -20,17 +20,13 @@ if TYPE_CHECKING:
     from trainables.values.config import Origin
     from trainables.values.results import TrialResult
 
-ORIGINS: "dict[Origin, str]" = {
-    "search": "of the search",
-    "baseline": "16-bit baselines",
-    "replicate": "seed replicates",
-    "baseline replicate": "seed replicates of baselines",
+ORIGINS: "dict[Origin, tuple[str, str]]" = {
+    "search": ("of the search", "of the search"),
+    "baseline": ("16-bit baseline", "16-bit baselines"),
+    "replicate": ("seed replicate", "seed replicates"),
+    "baseline replicate": ("seed replicate of a baseline", "seed replicates of baselines"),
 }
-ONE: "dict[Origin, str]" = {
-    "baseline": "16-bit baseline",
-    "replicate": "seed replicate",
-    "baseline replicate": "seed replicate of a baseline",
-}
+"""Words for one trial, and for several."""
 
 MAX_LINES = 8
 """Of what `report` says of a sweep, beside the path of the file that says all."""
@@ -39,10 +35,7 @@ MAX_LINES = 8
 def counts_line(sweep: "SweepSnapshot") -> str:
     """How many trials there are, by origin, and how they ended."""
     by_origin: Counter[str] = Counter(map(attrgetter("origin"), sweep.trials))
-    origins = []
-    for origin, words in ORIGINS.items():
-        if n := by_origin[origin]:
-            origins.append(f"{n} {ONE.get(origin, words) if n == 1 else words}")
+    origins = [f"{n} {words[n > 1]}" for origin, words in ORIGINS.items() if (n := by_origin[origin])]
     if n_reused := sum(map(is_reused, sweep.trials)):
         origins.append(f"{n_reused} reused")
     states = [f"{n} {state}" for state, n in Counter(map(attrgetter("state"), sweep.trials)).most_common()]

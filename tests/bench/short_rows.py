@@ -40,7 +40,8 @@ MEAN_TOKENS, SPREAD, MOST_TOKENS = 100, 0.6, 256
 N_WORDS, HEAD_DIM = 50257, 64
 N_ROUNDS = 5
 WORD_START, FRAME_TOKENS = "Ġ", 11
-"""How GPT-2's tokenizer writes a word after a space, and the tokens of Alpaca's frame."""
+"""How GPT-2's tokenizer writes a word after a space; and the tokens of Alpaca's frame, with about two more for the
+first words of prompt and response, which no space precedes."""
 
 
 def row_lengths(n_rows: int, seed: int = 0) -> list[int]:
@@ -61,7 +62,7 @@ def drawn_rows(lengths: list[int], seed: int = 0) -> list[TokenRow]:
 
 
 def write_rows(tokenizer: Path, to: Path, n_rows: int = 2000) -> None:
-    """Write rows in Alpaca's form, of those lengths: seeded words that are one token each, a third of a row prompt."""
+    """Write rows in Alpaca's form, of about those lengths: seeded words of one token each, a third of a row prompt."""
     words = sorted(w[1:] for w in open_tokenizer(tokenizer).get_vocab() if w[0] == WORD_START and w[1:].isalpha())
     drawn = np.random.default_rng(0)
     rows = []

@@ -1,12 +1,11 @@
 """Attention that needs no mask: of rows padded on the right, and of rows laid one after the other without padding.
 
-Captured steps would be given a mask by transformers, which an eager step is not: attention is slower with one.
+transformers gives captured steps a mask, though eager ones none: it cannot look at positions while steps are captured.
 
-Where rows lie one after the other all but attention works on real tokens alone.
-
-Attention goes row by row: in FlashAttention's kernel for rows of any length where there is one; else its queries, keys
-and values are put where a padded batch would have them, and its output is taken from there. Everything else in a
-decoder treats tokens one by one. Losses and gradients are those of the padded batch up to rounding.
+Where rows lie one after the other all but attention works on real tokens alone. Attention goes row by row: in
+FlashAttention's kernel for rows of any length where there is one; else its queries, keys and values are put where a
+padded batch would have them, and its output is taken from there. Everything else in a decoder treats tokens one by one.
+Losses and gradients are those of the padded batch up to rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -77,7 +76,7 @@ class FlatRows:
         return cls.of(torch.tensor(lengths), n_tokens=sum(lengths), length=max(lengths))
 
     def to(self, device: torch.device | str) -> "FlatRows":
-        """Itself where it is there already."""
+        """The same on a device; what is there already is not copied."""
         there = {name: getattr(self, name).to(device) for name in ("starts", "rows", "positions", "places")}
         return replace(self, **there)
 

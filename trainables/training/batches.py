@@ -78,7 +78,8 @@ def packed(batch: Batch, loop: Loop, *, longest: int = 0) -> GraphInput:
     """A batch for a captured step; places for supervised tokens are rounded up to whole chunks of the loss.
 
     Args:
-        longest: tokens of the longest row of all batches whose rows are to lie one after the other.
+        longest: tokens of the longest row that any batch may have: graphs of rows that lie one after the other, which
+            differ in nothing else, are shared over all of them. At least this batch's own.
     """
     input_ids, labels, lengths = batch
     n_rows, length = input_ids.shape
@@ -92,7 +93,7 @@ def packed(batch: Batch, loop: Loop, *, longest: int = 0) -> GraphInput:
     filled = _lengthened(lengths, length, n_flat)
     flat = FlatRows.of(filled, n_tokens=n_flat, length=length)
     positions = flat.found(positions, length)
-    shape = replace(shape, length=longest, n_flat=n_flat)
+    shape = replace(shape, length=max(longest, length), n_flat=n_flat)
     return shape, torch.cat([flat.taken(input_ids), filled, positions, targets])
 
 

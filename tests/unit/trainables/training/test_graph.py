@@ -99,6 +99,7 @@ def test_a_packed_batch_of_flat_rows_has_the_same_tokens_where_its_lengths_say(r
     assert sum(lengths) <= len(ids) < min(sum(lengths) + FLAT_MULTIPLE, input_ids.numel())
     assert len(ids) % FLAT_MULTIPLE == 0
     assert flat.starts[-1] == len(ids)
+    assert flat.starts.diff().max() <= input_ids.shape[1]  # attention reads no further
     read = torch.full((len(rows), 70), -1)
     read.view(-1)[flat.places] = ids
     for row, n_tokens in enumerate(lengths):
