@@ -1,7 +1,7 @@
 """Per-process cache shared by trials: tokenised rows, the frozen base in each form, captured CUDA graphs."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar, get_args
 
@@ -18,7 +18,7 @@ from trainables.models.architecture import context_of
 from trainables.models.core import padding_token
 from trainables.models.families import family_of, family_of_model
 from trainables.models.lora import AdapterWeights
-from trainables.models.padding_free import is_chosen
+from trainables.models.padding_free import serves
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
 from trainables.training.graph_cache import GraphCache
@@ -138,7 +138,7 @@ class WorkerCache:
     def batches(self, config: TrialConfig) -> Batches:
         """The training batches of a trial."""
         base, plan = self.base(*config.base_form), BatchPlan.of(config)
-        pad_id, lie_flat = padding_token(base), is_chosen(base)
+        pad_id, lie_flat = padding_token(base), serves(base)
         return _cached(self._batches, plan, lambda: Batches(plan, self.rows["train"], pad_id=pad_id, lie_flat=lie_flat))
 
     def fresh_matrices(self, config: TrialConfig) -> dict[str, torch.Tensor]:
@@ -189,12 +189,14 @@ class WorkerCache:
                 compute_dtype=self.workload.compute_dtype,
             )
 
-    def reader(self, split: str, form: BaseForm, weights: "AdapterWeights | None") -> "GraphReader":
-        """Reads the rows of a split, see GraphCache.reader; without a GPU, and for a base of no family described here,
-        it raises CaptureFailed too."""
+    def reader(
+        self, rows: Sequence[tokens.TokenRow], form: BaseForm, weights: "AdapterWeights | None", *, n_decoded: int
+    ) -> "GraphReader":
+        """See GraphCache.reader; without a GPU, and for a base of no family described here, it raises CaptureFailed
+        too."""
         if self.device != "cuda" or family_of(self.base(*form).config.model_type) is None:
             raise CaptureFailed("there is no GPU, or nothing is known of how this base decodes")
-        return self._graph_cache.reader(self.base(*form), form, weights, self.rows[split])
+        return self._graph_cache.reader(self.base(*form), form, weights, rows, n_decoded=n_decoded)
 
     def forget(self) -> bool:
         """Drop all cached bases and graphs; True if more than one object went, so a retry may fit."""

@@ -105,7 +105,7 @@ def test_the_dropout_kernel_computes_what_plain_pytorch_computes(monkeypatch, dt
 
 
 @pytest.mark.parametrize("p", [None, 0.3])
-@pytest.mark.parametrize("rank", [1, 16, 64, 100])
+@pytest.mark.parametrize("rank", [1, 16, 20, 64, 100])
 @pytest.mark.parametrize("shape", [(1024, 2048), (1024, 8192), (210, 1001), (5, 48)])
 def test_the_adapters_kernel_computes_what_plain_pytorch_computes(monkeypatch, dtype, shape, rank, p):
     keys = torch.randint(-(2**31), 2**31 - 1, shape[:1], dtype=torch.int32, device="cuda")

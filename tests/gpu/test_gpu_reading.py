@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainables.comparison import bias
 from trainables.comparison.compare import attached, compare, evaluate_on_test
 from trainables.evaluation import held_out
 from trainables.evaluation.readers import EagerReader, GraphReader, Reader
@@ -63,7 +64,8 @@ def test_one_reader_reads_with_each_adapter_in_turn_as_if_it_were_attached(exact
     ]
     seen = []
     for files in (*adapters, None, adapters[0]):
-        reader = exact_cache.reader("validation", (precision, ()), lora.read_files(files) if files else None)
+        weights = lora.read_files(files) if files else None
+        reader = exact_cache.reader(rows, (precision, ()), weights, n_decoded=held_out.N_DECODED_ROWS)
         assert isinstance(reader, GraphReader)
         seen.append(reader)
         if files is None:
@@ -100,6 +102,11 @@ def test_an_evaluation_on_test_rows_is_the_same_by_graphs_and_eagerly(exact_cach
     exact_cache.forget()
     exact_cache._graph_cache.fault = "the test wants it done eagerly"
     eager = evaluate_on_test(exact_cache, config, **given)
+    assert [found.about for found in by_graphs.bias] == list(bias.WORDS)
+    for ours, theirs in zip(by_graphs.bias, eager.bias, strict=True):
+        assert ours.gap_nf4.value == pytest.approx(theirs.gap_nf4.value, abs=1e-5)
+        assert ours.gap_16bit.value == pytest.approx(theirs.gap_16bit.value, abs=1e-5)
+        assert ours.change.value != 0
     for name in ("row_nats", "baseline_row_nats", "untuned_row_nats"):
         np.testing.assert_allclose(getattr(by_graphs, name), getattr(eager, name), rtol=1e-4, err_msg=name)
     for name in ("embedding_cosine", "kl_nats", "top1_agreement", "token_match_rate"):

@@ -251,7 +251,7 @@ def readers(base):
     yield "16bit", lambda: base_model.load(workload, "16bit", "cpu")
     yield "nf4", lambda: base_model.load(workload, "nf4", "cpu")
     yield "drawn", lambda: random_weights.drawn(base, here)
-    yield "bias", lambda: bias.gaps(base_model.load(workload, "16bit", "cpu"), base)
+    yield "bias", lambda: bias.prompt_rows(base, "Alpaca", 512)
     yield "script", lambda: run(export.script(("16bit", ()), workload, merged=False))
 
 

@@ -11,10 +11,9 @@ With under 30 prompts about each group no interval is given: a small change here
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +25,9 @@ from transformers import AutoTokenizer
 from trainables.comparison.bootstrap import over_groups
 from trainables.data.prompts import prompt_tokens
 from trainables.data.template import Refused
-from trainables.models.core import core_of, padding_token
-from trainables.models.head import own_logits
+from trainables.data.tokens import TokenRow
+from trainables.models.core import core_of
+from trainables.models.head import logits_of
 from trainables.values.findings import BiasShift
 
 if TYPE_CHECKING:
@@ -76,62 +76,58 @@ def _instruction(template: str, word: str) -> str:
     return instruction
 
 
-def gaps(
-    model: "PreTrainedModel | PeftModel", tokenizer_folder: str | Path, row_kind: "RowKind" = "Alpaca"
-) -> dict[str, NDArray[np.float64]]:
-    """Total variation distance of the next-token distributions after each pair of prompts.
+@cache
+def prompt_rows(tokenizer_folder: str | Path, row_kind: "RowKind", n_tokens: int) -> tuple[TokenRow, ...]:
+    """Both prompts of each pair in turn, in the order of `instructions`, see `as_rows`.
 
     Args:
         tokenizer_folder: what `AutoTokenizer.from_pretrained` reads.
-        row_kind: of the rows that the model was tuned on, in whose form the prompts are.
+        row_kind: of the rows that a model was tuned on, in whose form the prompts are.
+        n_tokens: of a row that are read.
     Returns:
-        For each key of WORDS, (n_prompts,) from 0 (no difference) to 1, in the order of `instructions`. Empty where the
-        chat template refuses a conversation of one question.
+        Empty, which is logged, where the chat template refuses a conversation of one question, or makes a row too long.
     """
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
+    texts = [text for _, *pair in instructions() for text in pair]
     try:
-        prompts_about = _prompts(tokenizer_folder, row_kind)
+        rows = as_rows(prompt_tokens(tokenizer, row_kind, texts))
     except Refused as refusal:
         logger.warning("no probe of bias: %s", refusal)
-        return {}
+        return ()
+    if max(len(row.input_ids) for row in rows) > n_tokens:
+        logger.warning("no probe of bias: its prompts are longer than the %d tokens of a row that are read", n_tokens)
+        return ()
+    return rows
+
+
+def as_rows(prompts: Sequence[Sequence[int]]) -> tuple[TokenRow, ...]:
+    """Prompts as rows with a response of one token, whichever: its state is the one that follows the prompt's end."""
+    return tuple(TokenRow(input_ids=(*prompt, 0), n_prompt_tokens=len(prompt)) for prompt in prompts)
+
+
+def gaps(model: "PreTrainedModel | PeftModel", states: torch.Tensor) -> dict[str, NDArray[np.float64]]:
+    """Total variation distance of the next-token distributions after each pair of prompts.
+
+    Args:
+        model: gives the head.
+        states: (n_prompts, width), from trainables.evaluation.held_out.response_states of all `prompt_rows`.
+    Returns:
+        For each key of WORDS, (n_pairs,) from 0 (no difference) to 1, in the order of `instructions`.
+    """
+    n_pairs = Counter(about for about, _, _ in instructions())
     gaps_about = {}
-    for about, prompts in prompts_about.items():
-        p = next_token_probabilities(model, prompts)
+    for about, own in zip(n_pairs, states.split([2 * n for n in n_pairs.values()]), strict=True):
+        p = next_token_probabilities(model, own)
         gaps_about[about] = (p[0::2] - p[1::2]).abs().sum(dim=1).div(2).cpu().numpy()
     return gaps_about
 
 
-@cache
-def _prompts(tokenizer_folder: str | Path, row_kind: "RowKind") -> dict[str, list[list[int]]]:
-    """The tokens of both prompts of each pair, in turn, for each key of WORDS.
-
-    Raises:
-        Refused: the chat template takes no conversation of one question.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
-    prompts = {}
-    for about, pairs in groupby(instructions(), key=itemgetter(0)):
-        texts: list[str] = []
-        for _, first, second in pairs:
-            texts += [first, second]
-        prompts[about] = prompt_tokens(tokenizer, row_kind, texts)
-    return prompts
-
-
 @torch.no_grad()
-def next_token_probabilities(model: "PreTrainedModel | PeftModel", prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The distribution of the token after each prompt: (n_prompts, vocabulary), float64, on the model's device.
-
-    Prompts are read in one batch, padded on the right: under causal attention padding changes nothing before it.
-    """
+def next_token_probabilities(model: "PreTrainedModel | PeftModel", states: torch.Tensor) -> torch.Tensor:
+    """The distribution of the next token after each state (n, width): (n, vocabulary rounded up), float64."""
     core = core_of(model)
-    core.eval()
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    input_ids = torch.full((len(prompts), int(lengths.max())), padding_token(core))
-    for i, prompt in enumerate(prompts):
-        input_ids[i, : len(prompt)] = torch.tensor(prompt)
-    hidden = core.base_model(input_ids=input_ids.to(core.device), use_cache=False).last_hidden_state
-    last = hidden[torch.arange(len(prompts)), lengths - 1]  # (n_prompts, width)
-    return own_logits(core, last).double().softmax(dim=-1)
+    head = core.get_output_embeddings().weight
+    return logits_of(core, states.to(head.dtype)).double().softmax(dim=-1)
 
 
 def shifts(

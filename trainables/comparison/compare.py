@@ -3,10 +3,9 @@
 All 16-bit work comes before all 4-bit work: a small GPU may hold one base at a time.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from trainables.comparison import bias, kl_breakdown
 from trainables.comparison.samples import samples
 from trainables.comparison.similarity import RowScores, compare_rows, row_scores
 from trainables.data.tokenizer import open_tokenizer
+from trainables.evaluation import held_out
 from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
 from trainables.evaluation.readers import EagerReader, Reader, Texts
 from trainables.models import lora
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 Adapter = Mapping[str, bytes]
 """peft's files by name, see trainables.models.lora.to_files."""
-OpenReader = Callable[[BaseForm, Adapter | None], AbstractContextManager[Reader]]
-"""Gives a Reader of some rows by the base in a form with an adapter, or by the base alone."""
 EXACT: BaseForm = ("16bit", ())
 """The base at 16 bits."""
 
@@ -53,10 +51,10 @@ def compare(cache: "WorkerCache", *, nf4: Adapter, baseline: Adapter, keep_16bit
         nf4, baseline: adapters, each trained at its own precision.
         keep_16bit: of the 4-bit trial's config.
     """
-    rows, open_reader = cache.rows["validation"], partial(_reader, cache, "validation")
-    references = _references(cache, rows, open_reader, baseline)
+    rows = cache.rows["validation"]
+    references = _references(cache, rows, baseline)
     form: BaseForm = ("nf4", keep_16bit)
-    with open_reader(form, nf4) as reader:
+    with _reader(cache, rows, form, nf4) as reader:
         quantized, _ = _against(references.reference, reader, cache.base(*form), rows)
     return compare_rows(quantized, references.untuned)
 
@@ -76,24 +74,23 @@ def evaluate_on_test(
         baseline: the adapter of its 16-bit baseline; without it there is no comparison.
         replicates: adapters of the baseline's config under other seeds.
     """
-    rows, open_reader = cache.rows["test"], partial(_reader, cache, "test")
+    rows = cache.rows["test"]
     losses = {"row_groups": tuple(row.group for row in rows)}
     if baseline is not None:
-        references = _references(cache, rows, open_reader, baseline, replicates)
+        references = _references(cache, rows, baseline, replicates)
         losses |= _baseline_losses(cache, rows, references)
-        baseline_gaps = _baseline_gaps(cache, baseline)
+        baseline_gaps = _gaps(cache, EXACT, baseline)
     base = cache.base(*config.base_form)
     tokens = response_tokens(base, rows)
     losses |= {"untuned_row_nats": _untuned_nats(cache, config.base_form, rows), "row_tokens": tuple(map(len, tokens))}
-    with open_reader(config.base_form, files) as reader:
+    with _reader(cache, rows, config.base_form, files) as reader:
         states = reader.states()
         losses["row_nats"] = _nats_of(base, rows, states)
         if baseline is None:
             return TestEvaluation(**losses)
         outputs = reader.texts(), states
         quantized, token_kl = _against(references.reference, reader, base, rows, outputs)
-    with attached(base, files) as model:
-        gaps = bias.gaps(model, cache.workload.base_folder, cache.workload.row_kind)
+    gaps = _gaps(cache, config.base_form, files)
     return TestEvaluation(
         **losses,
         comparison=compare_rows(quantized, references.untuned, references.replicates),
@@ -136,30 +133,22 @@ class _References:
 
 
 def _references(
-    cache: "WorkerCache",
-    rows: "Sequence[TokenRow]",
-    open_reader: OpenReader,
-    baseline: Adapter,
-    replicates: Sequence[Adapter] = (),
+    cache: "WorkerCache", rows: "Sequence[TokenRow]", baseline: Adapter, replicates: Sequence[Adapter] = ()
 ) -> _References:
     base = cache.base("16bit")
-    with open_reader(EXACT, baseline) as reader:
+    with _reader(cache, rows, EXACT, baseline) as reader:
         reference = _outputs(reader)
-    with open_reader(EXACT, None) as reader:
+    with _reader(cache, rows, EXACT, None) as reader:
         if tuple(rows) not in cache.untuned:  # the same for every baseline
             cache.untuned[tuple(rows)] = (reader.texts(), reader.states())
         untuned, _ = _against(reference, reader, base, rows, cache.untuned[tuple(rows)])
         untuned_texts, _ = cache.untuned[tuple(rows)]
     replicate_scores = []
     for files in replicates:
-        with open_reader(EXACT, files) as reader:
+        with _reader(cache, rows, EXACT, files) as reader:
             replicate_scores.append(_against(reference, reader, base, rows)[0])
-    return _References(
-        reference=reference,
-        untuned=untuned,
-        replicates=tuple(replicate_scores),
-        untuned_texts=untuned_texts,
-    )
+    scores = {"untuned": untuned, "replicates": tuple(replicate_scores)}
+    return _References(reference=reference, untuned_texts=untuned_texts, **scores)
 
 
 def _baseline_losses(
@@ -198,10 +187,14 @@ def _samples(
     )
 
 
-def _baseline_gaps(cache: "WorkerCache", baseline: Adapter) -> dict[str, NDArray[np.float64]]:
-    """Gaps of the baseline; a function of its own, so that no local keeps the 16-bit base when the other is loaded."""
-    with attached(cache.base("16bit"), baseline) as model:
-        return bias.gaps(model, cache.workload.base_folder, cache.workload.row_kind)
+def _gaps(cache: "WorkerCache", form: BaseForm, files: Adapter) -> dict[str, NDArray[np.float64]]:
+    """See bias.gaps; a function of its own, so that no local keeps the 16-bit base when the other is loaded."""
+    base, workload = cache.base(*form), cache.workload
+    rows = bias.prompt_rows(workload.base_folder, workload.row_kind, held_out.eval_length(base))
+    if not rows:
+        return {}
+    with _reader(cache, rows, form, files, n_decoded=0) as reader:
+        return bias.gaps(base, reader.states())
 
 
 def _outputs(
@@ -262,12 +255,19 @@ def _row_of_token(tokens: Sequence[Sequence[int]]) -> NDArray[np.int64]:
 
 
 @contextmanager
-def _reader(cache: "WorkerCache", split: str, form: BaseForm, files: Adapter | None) -> Iterator[Reader]:
-    """Reads the rows of a split by CUDA graphs where they can be captured, else as `_eager_reader`."""
+def _reader(
+    cache: "WorkerCache",
+    rows: "Sequence[TokenRow]",
+    form: BaseForm,
+    files: Adapter | None,
+    n_decoded: int = held_out.N_DECODED_ROWS,
+) -> Iterator[Reader]:
+    """Reads rows, and decodes none or the usual ones: by CUDA graphs where they can be captured, else eagerly."""
     try:
-        graph_reader = cache.reader(split, form, lora.read_files(files) if files is not None else None)
+        weights = lora.read_files(files) if files is not None else None
+        graph_reader = cache.reader(rows, form, weights, n_decoded=n_decoded)
     except CaptureFailed:
-        with _eager_reader(cache, cache.rows[split], form, files) as reader:
+        with _eager_reader(cache, rows, form, files) as reader:
             yield reader
     else:
         yield graph_reader

@@ -17,9 +17,11 @@ from trainables.evaluation.decoding import greedy_texts
 from trainables.models.architecture import context_of
 from trainables.models.chunked_loss import supervised
 from trainables.models.core import core_of, end_tokens, padding_token
+from trainables.models.families import family_of_model
+from trainables.models.families.generic import is_linear, sizes_of
 from trainables.models.head import logits_of
 from trainables.models.lean import lean_modules
-from trainables.models.padding_free import FlatRows, hidden_states, is_chosen
+from trainables.models.padding_free import FlatRows, hidden_states, serves
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,7 +32,9 @@ EVAL_LENGTH_TOKENS = HELD_OUT_TOKENS
 N_DECODED_ROWS = 64
 MAX_NEW_TOKENS = 64
 BATCH_TOKENS: Mapping[str, int] = {"cuda": 8192, "cpu": 2048}
-"""Largest batch on each kind of device, padding included; on a CPU one that fits its caches is faster."""
+"""A batch on each kind of device, padding included; on a CPU one that fits its caches is faster."""
+BATCH_SHARE = 1 / 64
+"""Of a GPU's memory, for all that the linear modules of a block make of a batch."""
 HEAD_TOKENS = 1024
 """Tokens whose logits exist at once."""
 
@@ -40,14 +44,25 @@ def eval_length(model: "PreTrainedModel | PeftModel") -> int:
     return min(EVAL_LENGTH_TOKENS, context_of(model.config))
 
 
+def batch_tokens(base: "PreTrainedModel") -> int:
+    """Tokens of a batch on the base's device; more than BATCH_TOKENS where rows need no padding."""
+    usual, device = BATCH_TOKENS[base.device.type], base.device
+    if device.type == "cpu" or not serves(base):
+        return usual
+    block = family_of_model(base).blocks_of(base)[0]
+    width = sum(sizes_of(module)[1] for module in block.modules() if is_linear(module))
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(usual, int(BATCH_SHARE * memory / (width * base.dtype.itemsize)))
+
+
 def grouped_by_length(lengths: Sequence[int], n_tokens: int) -> list[list[int]]:
     """Indices of rows in batches of at most `n_tokens`, the shortest rows first, so that little is padding.
 
     A longer row is a batch of its own.
     """
-    batches: list[list[int]] = [[]]
+    batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batches[-1] and (len(batches[-1]) + 1) * lengths[i] > n_tokens:
+        if not batches or (len(batches[-1]) + 1) * lengths[i] > n_tokens:
             batches.append([])
         batches[-1].append(i)
     return batches
@@ -58,7 +73,7 @@ def _padded_groups(
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """Rows of about equal length in one batch: their indices, input_ids and labels, both (n, at most `length`)."""
     lengths = [min(len(row.input_ids), length) for row in rows]
-    for group in grouped_by_length(lengths, BATCH_TOKENS[base.device.type]):
+    for group in grouped_by_length(lengths, batch_tokens(base)):
         batch = [rows[i] for i in group]
         yield group, *pad(batch, max_length_tokens=length, pad_id=padding_token(base))
 
@@ -146,7 +161,7 @@ class EvalBatch:
     def of(cls, base: "PreTrainedModel", input_ids: torch.Tensor, labels: torch.Tensor, lengths: Sequence[int]) -> Self:
         """Of padded rows on the host."""
         positions, targets = supervised(labels)
-        flat, device = FlatRows.on_host(lengths) if is_chosen(base) else None, base.device
+        flat, device = FlatRows.on_host(lengths) if serves(base) else None, base.device
         if flat is not None:
             input_ids, positions = flat.taken(input_ids), flat.found(positions, input_ids.shape[1])
             flat = flat.to(device)

@@ -32,7 +32,7 @@ Texts = list[list[int]]
 
 
 class Reader(Protocol):
-    """Reads a fixed set of rows with one model; the first N_DECODED_ROWS of them are decoded too."""
+    """Reads a fixed set of rows with one model; the first of them can be decoded too."""
 
     def texts(self) -> Texts:
         """Greedy continuations, one a decoded row, see held_out.greedy."""
@@ -67,17 +67,21 @@ class ReaderBuffers:
     Attributes:
         eval_batches: the rows.
         prompts: of the decoded rows.
-        decoder: of the prompts.
+        decoder: of the prompts; None where there are none.
         continuations: the prompts with a text each, in batches.
         states: (n_response_tokens, width), output of GraphReader.states.
         pooled: (n_decoded_rows, width) float32, output of GraphReader.pooled.
     """
 
-    def __init__(self, base: "PreTrainedModel", rows: Sequence[TokenRow]) -> None:
+    def __init__(self, base: "PreTrainedModel", rows: Sequence[TokenRow], n_decoded: int) -> None:
+        """
+        Args:
+            n_decoded: so many of the rows, the first, are decoded.
+        """
         self.eval_batches = held_out.eval_batches(base, rows)
-        self.prompts = held_out.prompts_of(rows[: held_out.N_DECODED_ROWS])
+        self.prompts = held_out.prompts_of(rows[:n_decoded])
         n_new, ends = held_out.MAX_NEW_TOKENS, end_tokens(base)
-        self.decoder = GreedyDecoder(base, self.prompts, n_new=n_new, ends=ends)
+        self.decoder = GreedyDecoder(base, self.prompts, n_new=n_new, ends=ends) if self.prompts else None
         width, dtype = base.config.hidden_size, base.dtype
         self.states = torch.zeros(self.eval_batches.n_tokens, width, dtype=dtype, device=base.device)
         self.pooled = torch.zeros(len(self.prompts), width, device=base.device)
@@ -154,10 +158,11 @@ class GraphReader:
         self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in blank}
         with attached_matrices(base, config, self._weights, scaling=1.0) as model, multiplied_by(full), torch.no_grad():
             model.eval()
-            self._first = self._captured(lambda: _decode(model, buffers.decoder.first))
-            self._next = self._captured(lambda: _decode(model, buffers.decoder.next))
             self._states = self._captured(lambda: buffers.states.copy_(held_out.states_of(model, buffers.eval_batches)))
-            self._pooled = self._captured(lambda: self._pool_states(model))
+            if buffers.decoder is not None:
+                self._first = self._captured(lambda: _decode(model, buffers.decoder.first))
+                self._next = self._captured(lambda: _decode(model, buffers.decoder.next))
+                self._pooled = self._captured(lambda: self._pool_states(model))
 
     def _captured(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
         """The work as a graph; it is done once before, for libraries and the KV cache to allocate what they keep."""

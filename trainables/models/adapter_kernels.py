@@ -18,7 +18,11 @@ N_PROGRAMS = 264
 """About as many as two for each multiprocessor of the GPU that the sizes were chosen on."""
 ROWS, COLUMNS, LOW_COLUMNS = 64, 64, 128
 """Of a tile."""
-UNSPECIALIZED = ["module", "threshold", "n_tokens", "rows_of_program", "columns_of_program", "n_tiles", "n_parts", "n"]
+RANK_BLOCKS = (16, MAX_RANK)
+"""Ranks of a tile. Of each there are two kernels, for as many ranks and for fewer, and not one for each rank: it takes
+a second to compile one."""
+PARTS = ["rows_of_program", "columns_of_program", "n_tiles", "n_parts"]
+UNSPECIALIZED = ["module", "threshold", "n_tokens", "n_ranks", "n", *PARTS]
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -42,9 +46,11 @@ def _sum(parts: torch.Tensor, dtype: torch.dtype, scaling: float | torch.Tensor)
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _low_product(
-    low, x, a, keys, module, threshold, scale, n_tokens, n_channels, columns_of_program, n_tiles,
-    n_ranks: tl.constexpr, rank_block: tl.constexpr, row_block: tl.constexpr, column_block: tl.constexpr,
+    low, x, a, keys, module, threshold, scale, n_tokens, n_channels, columns_of_program, n_tiles, n_ranks,
+    is_full: tl.constexpr, rank_block: tl.constexpr, row_block: tl.constexpr, column_block: tl.constexpr,
 ):  # fmt: skip
+    if is_full:
+        n_ranks = rank_block
     t = tl.program_id(0) * row_block + tl.arange(0, row_block)
     r = tl.arange(0, rank_block)
     of_token, of_rank = t < n_tokens, r < n_ranks
@@ -74,14 +80,16 @@ def low_product(x: torch.Tensor, a: torch.Tensor, mask: Mask) -> torch.Tensor:
     parts = torch.empty(n_parts, n_tokens, n_ranks, dtype=torch.float32, device=x.device)
     _low_product[(n_rows, n_parts)](
         parts, x.contiguous(), a, mask.keys, mask.module, mask.threshold, mask.scale, n_tokens, n_channels,
-        n_tiles * LOW_COLUMNS, n_tiles, n_ranks=n_ranks, rank_block=_rank_block(n_ranks), row_block=ROWS,
-        column_block=LOW_COLUMNS, num_stages=_stages(x),
+        n_tiles * LOW_COLUMNS, n_tiles, n_ranks, **_sizes(n_ranks), row_block=ROWS, column_block=LOW_COLUMNS,
+        num_stages=_stages(x),
     )  # fmt: skip
     return _sum(parts, x.dtype, 1.0)
 
 
-def _rank_block(n_ranks: int) -> int:
-    return max(16, triton.next_power_of_2(n_ranks))
+def _sizes(n_ranks: int) -> dict[str, int]:
+    """What a kernel is compiled for: its block of ranks, and whether they fill it."""
+    block = min(block for block in RANK_BLOCKS if n_ranks <= block)
+    return {"rank_block": block, "is_full": n_ranks == block}
 
 
 def _stages(x: torch.Tensor) -> int:
@@ -91,10 +99,12 @@ def _stages(x: torch.Tensor) -> int:
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _input_gradients(
-    d_a, d_x, d_low, a, x, keys, module, threshold, scale, n_tokens, n_channels, rows_of_program, n_tiles,
-    n_ranks: tl.constexpr, rank_block: tl.constexpr, row_block: tl.constexpr, column_block: tl.constexpr,
+    d_a, d_x, d_low, a, x, keys, module, threshold, scale, n_tokens, n_channels, rows_of_program, n_tiles, n_ranks,
+    is_full: tl.constexpr, rank_block: tl.constexpr, row_block: tl.constexpr, column_block: tl.constexpr,
     is_masked: tl.constexpr, has_d_x: tl.constexpr,
 ):  # fmt: skip
+    if is_full:
+        n_ranks = rank_block
     c = tl.program_id(0) * column_block + tl.arange(0, column_block)
     r = tl.arange(0, rank_block)
     of_channel, of_rank = (c < n_channels)[None, :], r < n_ranks
@@ -141,7 +151,7 @@ def input_gradients_(
     of_mask = (mask.keys, mask.module, mask.threshold, mask.scale) if mask else (x, 0, 0, 1.0)
     _input_gradients[(n_columns, n_parts)](
         parts, d_x if d_x is not None else x, d_low, a, x.contiguous(), *of_mask, n_tokens, n_channels,
-        n_tiles * ROWS, n_tiles, n_ranks=n_ranks, rank_block=_rank_block(n_ranks), row_block=ROWS,
-        column_block=COLUMNS, is_masked=mask is not None, has_d_x=d_x is not None, num_stages=_stages(x),
+        n_tiles * ROWS, n_tiles, n_ranks, **_sizes(n_ranks), row_block=ROWS, column_block=COLUMNS,
+        is_masked=mask is not None, has_d_x=d_x is not None, num_stages=_stages(x),
     )  # fmt: skip
     return _sum(parts, torch.float32, scaling)

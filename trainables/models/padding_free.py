@@ -96,7 +96,8 @@ class FlatRows:
 
 
 def serves(core: "PreTrainedModel") -> bool:
-    """Whether a base can read rows so: a family described here, with PyTorch's own attention."""
+    """Whether trials of a base read rows so, where that is fewer tokens: a family described here, with PyTorch's own
+    attention."""
     return family_of(core.config.model_type) is not None and core.config._attn_implementation == "sdpa"
 
 
@@ -105,14 +106,6 @@ def needs_no_mask(core: "PreTrainedModel") -> bool:
     family = family_of(core.config.model_type)
     has_window = family is not None and family.windows != "none" and getattr(core.config, "sliding_window", None)
     return serves(core) and not has_window
-
-
-def is_chosen(core: "PreTrainedModel") -> bool:
-    """Whether trials of a base read rows so, where that is fewer tokens: on a CPU.
-
-    On a GPU benches and tests do; whole trials are still to be run so there.
-    """
-    return core.device.type == "cpu" and serves(core)
 
 
 @contextmanager

@@ -165,7 +165,7 @@ class Batches:
             rows: of the training split; those that the plan's length leaves too little of are passed over.
             pad_id: token that fills up shorter rows.
             lie_flat: rows are to lie one after the other where that is fewer tokens and has room, see
-                trainables.models.padding_free.is_chosen.
+                trainables.models.padding_free.serves.
         """
         rows = fitted(rows, plan.max_length_tokens)
         n_most = MOST_OF_FULL * plan.batch_size * plan.max_length_tokens if lie_flat else 0

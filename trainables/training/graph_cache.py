@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Rows = tuple["TokenRow", ...]
 FullWeights = dict[torch.nn.Module, torch.Tensor]
 """See trainables.models.lean.full_weights."""
-MAX_STEP_GRAPHS = 16
-"""StepGraphs that stay on the device."""
+MIN_STEP_GRAPHS = 16
+"""So many StepGraphs stay on the device; more while half of its memory is free."""
 
 
 class GraphCache:
@@ -88,7 +88,7 @@ class GraphCache:
             )
             graphs.capture(shapes)
         self._step_graphs[key] = graphs  # those used last come last
-        if len(self._step_graphs) > MAX_STEP_GRAPHS:
+        if len(self._step_graphs) > MIN_STEP_GRAPHS and not _has_room():
             del self._step_graphs[next(iter(self._step_graphs))]
         return graphs
 
@@ -98,13 +98,16 @@ class GraphCache:
         form: BaseForm,
         weights: "AdapterWeights | None",
         rows: "Sequence[TokenRow]",
+        *,
+        n_decoded: int,
     ) -> GraphReader:
         """Reads rows with an adapter; captured where that is missing, for adapters on any modules.
 
         Args:
             base: of this form, without an adapter.
             weights: None for the base alone, which any reader of its form can read with.
-            rows: of a split.
+            rows: always of the same `n_decoded`.
+            n_decoded: so many of the rows, the first, are decoded too.
         Raises:
             CaptureFailed: see `step_graphs`; or for the base alone there is no reader yet.
         """
@@ -112,7 +115,7 @@ class GraphCache:
             if weights is None:
                 reader = self._any_reader(form, tuple(rows))
             else:
-                reader = self._reader_for(base, form, weights, tuple(rows))
+                reader = self._reader_for(base, form, weights, tuple(rows), n_decoded)
             reader.load(weights)
         return reader
 
@@ -123,13 +126,13 @@ class GraphCache:
         raise CaptureFailed("nothing is captured yet")
 
     def _reader_for(
-        self, base: "PreTrainedModel", form: BaseForm, weights: "AdapterWeights", rows: Rows
+        self, base: "PreTrainedModel", form: BaseForm, weights: "AdapterWeights", rows: Rows, n_decoded: int
     ) -> GraphReader:
         rank = max(weights.rank, RANKS[-1])
         key = (form, rows, rank)
         if key not in self._readers:
             if rows not in self._reader_buffers:
-                self._reader_buffers[rows] = ReaderBuffers(base, rows)
+                self._reader_buffers[rows] = ReaderBuffers(base, rows, n_decoded)
             if form not in self._full_weights:
                 self._full_weights[form] = full_weights(base)
             precision, keep_16bit = form
@@ -178,3 +181,9 @@ class GraphCache:
                 abandon_capture()
                 print(f"steps cannot be captured as CUDA graphs here; going on without: {reason}", file=sys.stderr)
             raise CaptureFailed(reason) from None
+
+
+def _has_room() -> bool:
+    """Whether half of the device's memory is free."""
+    free, total = torch.cuda.mem_get_info()
+    return 2 * free > total

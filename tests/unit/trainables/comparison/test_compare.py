@@ -265,7 +265,7 @@ class OneBase:
         self.held: list[str] = []
         self._base = None
 
-    def reader(self, split, form, weights):
+    def reader(self, rows, form, weights, *, n_decoded):
         raise CaptureFailed("no GPU")
 
     def base(self, precision, keep_16bit=()):

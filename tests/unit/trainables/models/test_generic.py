@@ -15,7 +15,7 @@ from trainables.comparison.sensitivity import modules_of
 from trainables.data.rows import read_rows
 from trainables.data.tokenized import tokenize
 from trainables.evaluation.decoding import greedy_texts
-from trainables.evaluation.held_out import eval_loss, response_tokens
+from trainables.evaluation.held_out import eval_loss, response_states, response_tokens
 from trainables.models import base_model
 from trainables.models.families import family_of, family_of_model, resolve_targets
 from trainables.models.inputs import Inputs
@@ -70,10 +70,10 @@ def test_held_out_loss_and_bias_probe_are_of_the_models_own_logits(cache):
         nats += float(F.cross_entropy(logits[-len(targets) - 1 : -1], torch.tensor(targets), reduction="sum"))
         n_tokens += len(targets)
     assert eval_loss(base, rows) == pytest.approx(nats / n_tokens, rel=1e-5)
-    found = bias.next_token_probabilities(base, PROMPTS)
+    found = bias.next_token_probabilities(base, response_states(base, bias.as_rows(PROMPTS)))
     for row, prompt in zip(found, PROMPTS, strict=True):
         logits = base(input_ids=torch.tensor([list(prompt)]), use_cache=False).logits[0, -1]
-        torch.testing.assert_close(row, logits.double().softmax(dim=-1), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(row[: len(logits)], logits.double().softmax(dim=-1), rtol=1e-3, atol=1e-6)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from trainables.models.chunked_loss import supervised
 from trainables.models.core import set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.lean import lean_loss, lean_modules, lean_step
-from trainables.models.padding_free import FlatRows, hidden_states, is_chosen, padding_free, serves
+from trainables.models.padding_free import FlatRows, hidden_states, padding_free, serves
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import MOST_OF_FULL
 from trainables.training.eager import EagerEngine
@@ -155,8 +155,8 @@ def test_flat_rows_are_the_rows_one_after_the_other(lengths, more):
 
 
 def test_a_base_that_no_family_describes_reads_padded_rows():
-    assert all(serves(tiny(case)) and is_chosen(tiny(case)) for case in CASES)
-    assert not any(serves(tiny(case)) or is_chosen(tiny(case)) for case in UNKNOWN)
+    assert all(serves(tiny(case)) for case in CASES)
+    assert not any(serves(tiny(case)) for case in UNKNOWN)
 
 
 def test_a_base_whose_attention_is_not_pytorchs_reads_padded_rows():
