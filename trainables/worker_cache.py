@@ -2,13 +2,13 @@
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
 
 from trainables.cost import memory
-from trainables.cost.device import device_id
+from trainables.cost.device import device_id, native_dtype
 from trainables.cost.device_lock import DeviceLock
 from trainables.cost.timeline import Timeline, WorkerPhase
 from trainables.data import tokens
@@ -18,6 +18,7 @@ from trainables.models.architecture import context_of
 from trainables.models.core import padding_token
 from trainables.models.families import family_of, family_of_model
 from trainables.models.lora import AdapterWeights
+from trainables.models.lora_linear import compile_ahead
 from trainables.models.padding_free import serves
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trainables.evaluation.readers import GraphReader
-    from trainables.models.lora import AdapterWeights
     from trainables.training.step_graphs import StepGraphs
 
 Key = TypeVar("Key")
@@ -42,6 +42,13 @@ MAX_ON_HOST = 8
 _LIBRARIES_MIB: dict[str, float] = {}
 """Device -> MiB of the workspaces that its libraries keep from first use on. They allocate once a process, not once a
 cache: so this is the process's, too."""
+
+
+def prepare(device: str) -> None:
+    """Begin what needs no workload yet: kernels for a GPU are compiled beside what this process does."""
+    if device == "cuda":
+        with suppress(RuntimeError):  # of a device that is lost, which the first task shows
+            compile_ahead(getattr(torch, native_dtype(device)))
 
 
 class WorkerCache:

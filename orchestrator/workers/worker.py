@@ -26,7 +26,7 @@ from trainables.trial import Trial
 from trainables.values.config import canonical_json
 from trainables.values.errors import DeviceLost, TrialFailed
 from trainables.values.workload import Workload
-from trainables.worker_cache import WorkerCache
+from trainables.worker_cache import WorkerCache, prepare
 
 if TYPE_CHECKING:
     from orchestrator.ledger.task import Task
@@ -54,6 +54,7 @@ class Worker:
         transformers.logging.disable_progress_bar()
         if device == "cpu":
             torch.set_num_threads(1)  # one core a trial
+        prepare(device)
         self._device = device
         self._timeline = timeline
         self._cache: WorkerCache | None = None

@@ -9,13 +9,14 @@ from transformers import Qwen3ForCausalLM as Qwen3
 
 from trainables.data.tokens import TokenRow
 from trainables.evaluation.held_out import eval_batches
-from trainables.models import block_ops, chunked_loss, dropout_mask, lora, lora_linear
+from trainables.models import block_ops, chunked_loss, dropout_mask, lora, lora_linear, next_token
 from trainables.models.block_ops import Gated, RMSNorm, Rotary
-from trainables.models.chunked_loss import ChunkedLoss, supervised
+from trainables.models.chunked_loss import ChunkedLoss, aligned_logits, supervised
 from trainables.models.dropout_mask import DropoutMasks, Mask, dropped, token_keys
 from trainables.models.kernels import can_run_on
 from trainables.models.lean import adapted_layers, lean_loss, lean_modules
-from trainables.models.lora_linear import FrozenLinear, input_gradients_, low_product
+from trainables.models.lora_linear import FrozenLinear, compile_ahead, input_gradients_, low_product
+from trainables.models.next_token import divergence, token_nats
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import Batch, packed
 from trainables.training.eager import EagerEngine
@@ -146,6 +147,29 @@ def test_the_losss_kernel_is_near_plain_pytorch(monkeypatch, dtype, n_words):
     found, expected = work(), without_kernels(monkeypatch, chunked_loss, "loss_kernels", work)
     assert abs(float(found[0] / expected[0]) - 1) < 1e-5
     assert apart(found[1], expected[1]) < DTYPES[dtype]
+
+
+@pytest.mark.parametrize("n_words", [50257, 128256, 1000, 7])
+def test_a_tokens_loss_and_the_divergence_of_two_models_are_near_plain_pytorch(monkeypatch, dtype, n_words):
+    head = drawn(n_words, 64, dtype=dtype)
+    ours, reference = (aligned_logits(drawn(90, 64, dtype=dtype, seed=n), head) for n in (1, 2))
+    reference[:30] = ours[:30]
+    reference[:10, 2:5] = ours[:10, 2:5] = 99.0  # of equal logits the first is the most likely
+    reference[5:10, 1] = 99.0
+    targets = torch.randint(n_words, (90,), generator=torch.Generator().manual_seed(0)).cuda()
+
+    def work():
+        return token_nats(ours, targets), *divergence(ours, reference, n_words)
+
+    found, expected = work(), without_kernels(monkeypatch, next_token, "loss_kernels", work)
+    exact = -ours.double().log_softmax(dim=-1).gather(1, targets[:, None]).flatten()
+    torch.testing.assert_close(found[0].double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+    assert float(found[1].min()) >= 0
+    assert float(found[1][10:30].max()) < 1e-5, "of the same logits"
+    assert torch.equal(found[2], expected[2])
+    assert found[2][:5].all()
+    assert not found[2][5:10].any()
 
 
 def values_and_gradients(operation, inputs, seed: int = 0) -> list[torch.Tensor]:
@@ -338,3 +362,26 @@ def test_a_4_bit_module_that_reads_few_tokens_is_left_to_bitsandbytes():
         x = torch.randn(n_tokens, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         y = lora_linear.frozen_linear(model[0], x)
         assert (type(y.grad_fn).__name__ == "FrozenLinearBackward") == is_ours
+
+
+@pytest.mark.parametrize("rank", [1, 16, 20, 64])
+@pytest.mark.parametrize("p", [None, 0.3])
+def test_what_is_compiled_ahead_is_what_adapters_need(rank, p):
+    """Of each kernel one is compiled for all that a trial may ask for: none is left to the first use."""
+    x = drawn(100, 64, dtype=torch.bfloat16)
+    a, d_low = drawn(rank, 64, dtype=torch.bfloat16), drawn(100, rank, dtype=torch.bfloat16)
+    keys = torch.zeros(100, dtype=torch.int32, device="cuda")
+    mask = Mask(keys, 300, p) if p else None
+    for thread in compile_ahead(torch.bfloat16):
+        thread.join()
+
+    def n_compiled() -> int:
+        kernels = (lora_linear.adapter_kernels._low_product, lora_linear.adapter_kernels._input_gradients)
+        return sum(len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels)
+
+    before = n_compiled()
+    if mask:
+        low_product(x, a, mask)
+    for d_x in (None, x.clone()):
+        input_gradients_(d_x, d_low, a, x, mask, 0.7, torch.float32)
+    assert n_compiled() == before > 0

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from trainables.data.tokens import HELD_OUT_TOKENS, IGNORE, TokenRow, pad
 from trainables.evaluation.decoding import greedy_texts
+from trainables.models import next_token
 from trainables.models.architecture import context_of
 from trainables.models.chunked_loss import supervised
 from trainables.models.core import core_of, end_tokens, padding_token
@@ -107,12 +107,7 @@ def token_losses(
 def _nats(core: "PreTrainedModel", states: torch.Tensor, targets: torch.Tensor) -> Iterator[torch.Tensor]:
     """Cross-entropy of each target, HEAD_TOKENS of them at a time."""
     for chunk, chunk_targets in zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True):
-        yield -_log_probabilities(core, chunk).gather(1, chunk_targets[:, None]).flatten()
-
-
-def _log_probabilities(core: "PreTrainedModel", states: torch.Tensor) -> torch.Tensor:
-    """Of the next token after each state: (n, vocabulary rounded up), float32; -inf beyond the vocabulary."""
-    return logits_of(core, states).log_softmax(dim=-1, dtype=torch.float32)
+        yield next_token.token_nats(logits_of(core, chunk), chunk_targets)
 
 
 @torch.no_grad()
@@ -132,13 +127,11 @@ def divergence(
     core = core_of(model)
     head = core.get_output_embeddings().weight
     kl, same_top1 = [], []
-    for a, b in zip(ours.split(HEAD_TOKENS), reference.split(HEAD_TOKENS), strict=True):
-        log_a = _log_probabilities(core, a.to(head.dtype))
-        log_b = _log_probabilities(core, b.to(head.dtype))
-        same_top1.append(log_a.argmax(dim=-1) == log_b.argmax(dim=-1))
-        log_a[:, len(head) :] = 0.0  # beyond the vocabulary: equal, so that they add nothing
-        log_b[:, len(head) :] = 0.0
-        kl.append(F.kl_div(log_a, log_b, reduction="none", log_target=True).sum(dim=-1).clamp(min=0))
+    for chunks in zip(ours.split(HEAD_TOKENS), reference.split(HEAD_TOKENS), strict=True):
+        a, b = (logits_of(core, states.to(head.dtype)) for states in chunks)
+        chunk_kl, chunk_same = next_token.divergence(a, b, len(head))
+        kl.append(chunk_kl)
+        same_top1.append(chunk_same)
     return torch.cat(kl).double().cpu().numpy(), torch.cat(same_top1).cpu().numpy()
 
 

@@ -5,6 +5,9 @@ up in a fixed order: equal inputs give equal bits. What changes from batch to ba
 trainables.models.mask_kernels.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -155,3 +158,24 @@ def input_gradients_(
         is_masked=mask is not None, has_d_x=d_x is not None, num_stages=_stages(x),
     )  # fmt: skip
     return _sum(parts, torch.float32, scaling)
+
+
+def compilations(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
+    """What compiles these kernels for adapters of any rank, with dropout and without, on inputs of a dtype.
+
+    Those for dropout come first. Kernels for inputs of an odd number of channels are left to their first use.
+    """
+    stages = _stages(torch.empty((), dtype=dtype))
+    sizes = [{"rank_block": block, "is_full": is_full} for block in RANK_BLOCKS for is_full in (False, True)]
+    mask, n = (torch.int32, 1, 1, 1.0), 1024  # any tensor of that dtype, any numbers: they are not specialized
+    for is_masked in (True, False):
+        for size in sizes:
+            of_kernel = {"grid": (1,), "row_block": ROWS, "num_stages": stages} | size
+            if is_masked:
+                low = (torch.float32, dtype, dtype, *mask, n, n, n, n, n)
+                yield partial(_low_product.warmup, *low, column_block=LOW_COLUMNS, **of_kernel)
+            of_mask = mask if is_masked else (dtype, 0, 0, 1.0)
+            gradients = (torch.float32, dtype, dtype, dtype, dtype, *of_mask, n, n, n, n, n)
+            for has_d_x in (True, False):
+                own = {"is_masked": is_masked, "has_d_x": has_d_x, "column_block": COLUMNS}
+                yield partial(_input_gradients.warmup, *gradients, **own, **of_kernel)

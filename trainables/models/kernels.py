@@ -15,13 +15,13 @@ logger = logging.getLogger(__name__)
 
 def can_run_on(x: torch.Tensor) -> bool:
     """Whether kernels can compute with x."""
-    return x.is_cuda and _can_launch()
+    return x.is_cuda and can_launch()
 
 
 @cache
-def _can_launch() -> bool:
+def can_launch() -> bool:
     """Launch the smallest kernel: Triton asks the machine for a C compiler then, which not all have."""
-    if mask_kernels is None:
+    if mask_kernels is None or not torch.cuda.is_available():
         return False
     zero = torch.zeros((), dtype=torch.int32, device="cuda")
     try:

@@ -81,9 +81,9 @@ def lean_modules(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     Contexts may be nested: the outermost one decides, as where a block of gradient checkpointing runs its forward pass
     again during the backward pass.
     """
-    stock = _activations(core_of(model))
-    adapted = [layer for layer in adapted_layers(model) if _takes_lean_forward(layer)]
-    quantized = [m for m in core_of(model).modules() if "forward" not in vars(m) and has_kernel(m)]
+    stock, modules = _activations(core_of(model)), list(model.modules())
+    adapted = [m for m in modules if isinstance(m, LoraLayer) and _takes_lean_forward(m)]
+    quantized = [m for m in modules if has_kernel(m) and "forward" not in vars(m)]
     try:
         for module in quantized:
             module.forward = partial(frozen_linear, module)

@@ -1,6 +1,9 @@
 """A frozen linear module with a LoRA adapter as one autograd function, and its forward pass for inference."""
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
+from threading import Thread, main_thread
 from typing import Any
 
 import bitsandbytes
@@ -9,7 +12,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from trainables.models.dropout_mask import Mask, drawn_for, dropped
-from trainables.models.kernels import can_run_on
+from trainables.models.kernels import can_launch, can_run_on
 
 try:
     from trainables.models import adapter_kernels, nf4_kernels
@@ -57,6 +60,33 @@ def read_through(x: torch.Tensor, matrices: Matrices, base: torch.nn.Module) -> 
     low = x.flatten(0, -2).mm(scaled_a.T)  # (tokens, rank)
     y.flatten(0, -2).addmm_(low, b.T)
     return y
+
+
+def compile_ahead(dtype: torch.dtype) -> list[Thread]:
+    """Compile the adapter's kernels beside what else this process does: where Triton has kept none from before, trials
+    of new kinds wait for the compiler, together for some ten seconds.
+
+    What fails here fails where it is used, or is not used. Threads end early where the process ends.
+
+    Returns:
+        The threads that compile; none without a GPU.
+    """
+    if adapter_kernels is None or not can_launch():
+        return []
+    jobs, device = iter(list(adapter_kernels.compilations(dtype))), torch.cuda.current_device()
+
+    def work() -> None:
+        torch.cuda.set_device(device)
+        for compilation in jobs:
+            if not main_thread().is_alive():
+                return
+            with suppress(Exception):
+                compilation()
+
+    threads = [Thread(target=work, name="compiler") for _ in range(max(1, min(4, (os.cpu_count() or 1) // 4)))]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
 class LoraLinear(torch.autograd.Function):

@@ -87,7 +87,8 @@ class EagerEngine:
         Returns:
             The batch's mean loss in nats, a detached float32 scalar on the device (no synchronisation).
         """
-        self._model.train()
+        if not core_of(self._model).training:
+            self._model.train()
         set_rate(self._bare_optimizer, rate_at(self._config, self._n_steps))
         loss = self._lean_step(input_ids, labels, lengths) if self._lean else self._standard_step(input_ids, labels)
         norm = self._accelerator.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
