@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from math import exp, log
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 N_FIRST = 6
@@ -23,13 +25,24 @@ def first_points(distributions: Mapping[str, BaseDistribution], seed: int, n: in
     Raises:
         TypeError: a distribution of no kind that a space has.
     """
-    from scipy.stats import qmc  # slow to import, and status and report have no use for it
-
-    cube = qmc.LatinHypercube(len(distributions), rng=seed).random(n)
+    cube = latin_hypercube(len(distributions), seed, n)
     values = [_value_at(dist) for dist in distributions.values()]
     return [
         {name: at(float(share)) for name, at, share in zip(distributions, values, row, strict=True)} for row in cube
     ]
+
+
+def latin_hypercube(n_dimensions: int, seed: int, n: int) -> NDArray[np.float64]:
+    """n points of the unit cube, (n, n_dimensions): in each dimension one in each n-th.
+
+    Those of scipy.stats.qmc.LatinHypercube, which takes a second to import while workers wait for a first task.
+    """
+    (rng,) = np.random.default_rng(seed).spawn(1)  # as scipy does
+    within = rng.uniform(size=(n, n_dimensions))
+    places = np.tile(np.arange(1, n + 1), (n_dimensions, 1))
+    for row in places:
+        rng.shuffle(row)
+    return (places.T - within) / n
 
 
 def _value_at(dist: BaseDistribution) -> Callable[[float], Any]:

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from scipy.stats import qmc
 
 from orchestrator.analysis.ranking import non_domination_ranks
 from orchestrator.ledger.rows import Entry
-from orchestrator.search.design import N_FIRST, first_points
+from orchestrator.search.design import N_FIRST, first_points, latin_hypercube
 from orchestrator.search.history import modelled
 from orchestrator.search.proposer import MAX_REPEATS, Proposer, ordered
 from search_spaces import Parameter
@@ -203,6 +204,12 @@ def test_where_the_sampler_asks_for_known_points_only_the_nearest_unknown_one_is
     taken = proposer.propose(key_of, lambda key: len(seen) <= MAX_REPEATS or key not in left)
     last = seen[MAX_REPEATS - 1]
     assert taken == {"rank": 1 if last["rank"] <= 2 else 8, "precision": last["precision"]}
+
+
+@given(st.integers(1, 9), st.integers(0, 2**32 - 1), st.integers(1, 12))
+def test_the_latin_hypercube_is_scipys(n_dimensions, seed, n):
+    expected = qmc.LatinHypercube(n_dimensions, rng=seed).random(n)
+    assert np.array_equal(latin_hypercube(n_dimensions, seed, n), expected)
 
 
 @pytest.mark.parametrize("method", ["tpe", "gp", "nsga2", "random", "qmc"])
