@@ -25,6 +25,8 @@ from trainables.training.batches import StepShape, unpacked
 from trainables.training.engine import (
     MAX_GRAD_NORM,
     flattened,
+    joined,
+    parts_of,
     scaling_of,
     set_scaling,
     standard_loss,
@@ -114,8 +116,8 @@ class StepGraphs:
         self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device="cuda")
         self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
         self._fresh_scale = self._scaler.state_dict()
-        self._weights = lora.blank_matrices(base, self._config)
-        self._optimizer = adamw(self._weights.values(), self._learning_rate, fused=True, capturable=True)
+        self._whole, self._weights = joined(lora.blank_matrices(base, self._config))
+        self._optimizer = adamw([self._whole], self._learning_rate, fused=True, capturable=True)
 
     def capture(self, shapes: Iterable[StepShape]) -> None:
         """Capture the steps that are missing, and the evaluation; the base is bare before and afterwards."""
@@ -148,7 +150,7 @@ class StepGraphs:
         self._forget_gradients()
 
     def _forget_gradients(self) -> None:
-        for weight in self._weights.values():
+        for weight in (*self._weights.values(), self._whole):
             weight.grad = None
 
     def _step(self, model: "PeftModel", shape: StepShape, inputs: torch.Tensor) -> None:
@@ -163,8 +165,11 @@ class StepGraphs:
         with lean_step(model, self._masks, batch, flat) if is_lean else standard_step(self._base, self._masks, batch):
             loss = lean_loss(model, ids, *wanted, flat=flat) if is_lean else standard_loss(model, ids, *wanted)
             self._scaler.scale(loss).backward()
+        gradient = torch.cat([weight.grad.flatten() for weight in self._weights.values()])
+        self._forget_gradients()
+        self._whole.grad = gradient
         self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRAD_NORM)
+        norm = torch.nn.utils.clip_grad_norm_([self._whole], MAX_GRAD_NORM)
         self.n_bad_gradients += ~torch.isfinite(norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -181,11 +186,11 @@ class StepGraphs:
         Args:
             weights: A and B of the trial's own rank, in the order in which peft attaches them; so in what follows.
         """
-        for padded, weight in zip(self._weights.values(), weights, strict=True):
-            padded.zero_()[: weight.shape[0], : weight.shape[1]].copy_(weight)
-        for state in self._optimizer.state.values():
-            for value in state.values():
-                value.zero_()
+        self._whole.zero_()
+        for unpadded, weight in zip(_unpadded(self._weights.values(), weights), weights, strict=True):
+            unpadded.copy_(weight)
+        for value in self._slot.values():
+            value.zero_()
         self._masks.restart(config.seed)
         self._scaling.fill_(config.scaling)
         self.n_bad_gradients.zero_()
@@ -207,7 +212,7 @@ class StepGraphs:
         vectors = {name: flattened(views) for name, views in self._views(weights).items()}
         return EngineState(
             **vectors,
-            n_updates=int(self._slots()[0]["step"]),
+            n_updates=int(self._slot["step"]),
             n_bad_gradients=int(self.n_bad_gradients),
             n_steps=int(self._masks.n_steps),
             **scaling_of(self._scaler),
@@ -223,24 +228,25 @@ class StepGraphs:
         """
         for name, views in self._views(weights).items():
             unflatten(getattr(state, name), views)
-        for slot in self._slots():
-            slot["step"].fill_(state.n_updates)
+        self._slot["step"].fill_(state.n_updates)
         self._masks.n_steps.fill_(state.n_steps)
         self.n_bad_gradients.fill_(state.n_bad_gradients)
         set_scaling(self._scaler, state)
 
-    def _slots(self) -> list[dict[str, torch.Tensor]]:
-        """AdamW's own tensors of each matrix: `exp_avg`, `exp_avg_sq`, `step`."""
-        return [self._optimizer.state[padded] for padded in self._weights.values()]
+    @property
+    def _slot(self) -> dict[str, torch.Tensor]:
+        """AdamW's own tensors: `exp_avg`, `exp_avg_sq`, `step`; there are none before the first step."""
+        return self._optimizer.state[self._whole]
 
     def _views(self, weights: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
         """The unpadded tensors behind each vector of EngineState."""
-        slots = self._slots()
-        return {
-            "weights": _unpadded(self._weights.values(), weights),
-            "first_moments": _unpadded([slot["exp_avg"] for slot in slots], weights),
-            "second_moments": _unpadded([slot["exp_avg_sq"] for slot in slots], weights),
+        vectors = {
+            "weights": self._whole.detach(),
+            "first_moments": self._slot["exp_avg"],
+            "second_moments": self._slot["exp_avg_sq"],
         }
+        padded = list(self._weights.values())
+        return {name: _unpadded(parts_of(vector, padded), weights) for name, vector in vectors.items()}
 
     def replay(self, shape: StepShape, inputs: torch.Tensor, rate: torch.Tensor) -> None:
         """Do one step.

@@ -10,7 +10,8 @@ from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
 from trainables.training.batches import Batches, BatchPlan
 from trainables.training.eager import EagerEngine
-from trainables.training.engine import flattened, unflatten
+from trainables.training.engine import flattened, joined, parts_of, unflatten
+from trainables.training.optimizers import adamw
 
 
 @pytest.mark.parametrize("loop", ["standard", "lean"])
@@ -31,6 +32,27 @@ def test_the_eager_engine_keeps_the_contract(cache, small_config, splits, precis
         check_engine(start, batches, eval_batches(base, splits["validation"][:8]))
     finally:
         lora.detach(attached.pop())
+
+
+def test_an_update_of_joined_matrices_is_that_of_each_bit_by_bit():
+    drawn = {"a": torch.randn(4, 6), "b": torch.randn(5, 4)}
+    alone = [torch.nn.Parameter(matrix.clone()) for matrix in drawn.values()]
+    whole, parts = joined(drawn)
+    assert list(parts) == list(drawn)
+    optimizers = adamw(alone, 1e-2), adamw([whole], 1e-2)
+    for n in range(3):
+        gradients = [torch.randn(m.shape, generator=torch.Generator().manual_seed(n)) for m in alone]
+        for matrix, gradient in zip(alone, gradients, strict=True):
+            matrix.grad = gradient
+        whole.grad = torch.cat([gradient.flatten() for gradient in gradients])
+        for optimizer in optimizers:
+            optimizer.step()
+    for matrix, part, first in zip(alone, parts.values(), drawn.values(), strict=True):
+        assert torch.equal(matrix, part)
+        assert not torch.equal(part, first)
+    moments = parts_of(optimizers[1].state[whole]["exp_avg"], alone)
+    for matrix, moment in zip(alone, moments, strict=True):
+        assert torch.equal(moment, optimizers[0].state[matrix]["exp_avg"])
 
 
 def test_a_vector_of_all_elements_can_be_read_back():
