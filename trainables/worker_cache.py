@@ -15,6 +15,7 @@ from trainables.data import tokens
 from trainables.evaluation.held_out import EvalBatches, eval_batches
 from trainables.models import base_model, lora
 from trainables.models.architecture import context_of
+from trainables.models.compiler import Compiler
 from trainables.models.core import padding_token
 from trainables.models.families import family_of, family_of_model
 from trainables.models.lora import AdapterWeights
@@ -44,11 +45,12 @@ _LIBRARIES_MIB: dict[str, float] = {}
 cache: so this is the process's, too."""
 
 
-def prepare(device: str) -> None:
+def prepare(device: str) -> Compiler | None:
     """Begin what needs no workload yet: kernels for a GPU are compiled beside what this process does."""
     if device == "cuda":
         with suppress(RuntimeError):  # of a device that is lost, which the first task shows
-            compile_ahead(getattr(torch, native_dtype(device)))
+            return compile_ahead(getattr(torch, native_dtype(device)))
+    return None
 
 
 class WorkerCache:
@@ -67,11 +69,18 @@ class WorkerCache:
     """
 
     def __init__(
-        self, workload: Workload, device: str, timeline: Timeline | None = None, *, is_timed: bool = True
+        self,
+        workload: Workload,
+        device: str,
+        timeline: Timeline | None = None,
+        *,
+        is_timed: bool = True,
+        compiler: Compiler | None = None,
     ) -> None:
         """
         Args:
             device: "cuda" or "cpu".
+            compiler: rests while a step is measured.
             timeline: of the process, where it has one; else a new one.
             is_timed: a step's time decides something. Else no process waits until another has measured one.
         """
@@ -80,6 +89,7 @@ class WorkerCache:
         self.timeline = timeline or Timeline()
         self.rows = tokens.load(workload.data_folder)
         self.device_lock = DeviceLock(device_id(device)) if is_timed else None
+        self._compiler = compiler
         self.untuned: dict[tuple[tokens.TokenRow, ...], tuple[list[list[int]], torch.Tensor]] = {}
         self.untuned_nats: dict[tuple[BaseForm, tuple[tokens.TokenRow, ...]], tuple[float, ...]] = {}
         self._bases: dict[BaseForm, PreTrainedModel] = {}
@@ -102,7 +112,8 @@ class WorkerCache:
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Inside, this process measures a step: alone on the device, where time decides something."""
-        with self.device_lock.alone() if self.device_lock else nullcontext(), self.timeline.span("cost key"):
+        alone = self.device_lock.alone() if self.device_lock else nullcontext()
+        with alone, self._compiler.resting() if self._compiler else nullcontext(), self.timeline.span("cost key"):
             yield
 
     def base(self, precision: Precision, keep_16bit: tuple[str, ...] = ()) -> "PreTrainedModel":

@@ -54,7 +54,7 @@ class Worker:
         transformers.logging.disable_progress_bar()
         if device == "cpu":
             torch.set_num_threads(1)  # one core a trial
-        prepare(device)
+        self._compiler = prepare(device)
         self._device = device
         self._timeline = timeline
         self._cache: WorkerCache | None = None
@@ -77,7 +77,8 @@ class Worker:
             if self._cache is None:
                 workload = node_inputs.here(Workload(**config["workload"]), config.get("inputs"))
                 is_timed = config.get("is_timed", True)
-                self._cache = WorkerCache(workload, self._device, self._timeline, is_timed=is_timed)
+                known = {"is_timed": is_timed, "compiler": self._compiler}
+                self._cache = WorkerCache(workload, self._device, self._timeline, **known)
             work = {"train": _train, "compare": _compare, "evaluate": _evaluate}[task.kind]
             yield from work(self._cache, task, store)
         except TrialFailed as error:

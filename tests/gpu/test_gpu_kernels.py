@@ -372,8 +372,7 @@ def test_what_is_compiled_ahead_is_what_adapters_need(rank, p):
     a, d_low = drawn(rank, 64, dtype=torch.bfloat16), drawn(100, rank, dtype=torch.bfloat16)
     keys = torch.zeros(100, dtype=torch.int32, device="cuda")
     mask = Mask(keys, 300, p) if p else None
-    for thread in compile_ahead(torch.bfloat16):
-        thread.join()
+    compile_ahead(torch.bfloat16).wait()
 
     def n_compiled() -> int:
         kernels = (lora_linear.adapter_kernels._low_product, lora_linear.adapter_kernels._input_gradients)

@@ -22,9 +22,9 @@ PRODUCTS_SHARE = 0.7
 """Share of the speed of one large matrix product that a step's products reach."""
 PASSES = {"lean": 36.0, "standard": 27.0}
 """How often a step moves its activations through memory; the lean loop keeps fewer and computes more of them again."""
-UNPACKINGS = 4.0
-"""Time to dequantize all weights in a 4-bit step, in times that it takes to read and write them once: it is done in
-either pass, by 191 kernels of 3.8 us on an H200."""
+UNPACKINGS = {"lean": 4.0, "standard": 9.0}
+"""Time to dequantize all weights in both passes of a 4-bit step, in times that it takes to read and write them once; by
+one kernel of the lean loop (of those 191 of 3.8 us in a step there), by bitsandbytes' three."""
 EAGER_SECONDS = 0.04
 """Least time of an eager step, on any device: the host's own work."""
 REST_SHARE = 0.83
@@ -98,7 +98,7 @@ def step_seconds(shape: Shape, config: TrialConfig, dtype: ComputeDtype, speed: 
     seconds = flops / (PRODUCTS_SHARE * speed.products_flops) + PASSES[config.loop] * kept_bytes / speed.memory_bytes
     if config.precision == "nf4":  # 4 bits read, the compute dtype written
         unpacked = sum(n * of.inputs * of.outputs for of, n in quantized(shape, recipe_of(config, dtype)).items())
-        seconds += UNPACKINGS * unpacked * (0.5 + (4 if dtype == "float32" else 2)) / speed.memory_bytes
+        seconds += UNPACKINGS[config.loop] * unpacked * (0.5 + (4 if dtype == "float32" else 2)) / speed.memory_bytes
     return max(seconds, EAGER_SECONDS) if config.engine == "eager" else seconds
 
 

@@ -50,7 +50,8 @@ def batch_tokens(base: "PreTrainedModel") -> int:
     if device.type == "cpu" or not serves(base):
         return usual
     block = family_of_model(base).blocks_of(base)[0]
-    width = sum(sizes_of(module)[1] for module in block.modules() if is_linear(module))
+    own = [module for name, module in block.named_modules() if ".lora_" not in name and is_linear(module)]
+    width = sum(sizes_of(module)[1] for module in own)
     memory = torch.cuda.get_device_properties(device).total_memory
     return max(usual, int(BATCH_SHARE * memory / (width * base.dtype.itemsize)))
 
@@ -69,11 +70,11 @@ def grouped_by_length(lengths: Sequence[int], n_tokens: int) -> list[list[int]]:
 
 
 def _padded_groups(
-    base: "PreTrainedModel", rows: Sequence[TokenRow], length: int
+    base: "PreTrainedModel", rows: Sequence[TokenRow], length: int, n_tokens: int
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """Rows of about equal length in one batch: their indices, input_ids and labels, both (n, at most `length`)."""
     lengths = [min(len(row.input_ids), length) for row in rows]
-    for group in grouped_by_length(lengths, batch_tokens(base)):
+    for group in grouped_by_length(lengths, n_tokens):
         batch = [rows[i] for i in group]
         yield group, *pad(batch, max_length_tokens=length, pad_id=padding_token(base))
 
@@ -193,7 +194,7 @@ def eval_batches(base: "PreTrainedModel", rows: Sequence[TokenRow]) -> EvalBatch
     indices: dict[int, torch.Tensor] = {}  # row -> its targets among those of all batches
     n_before = 0
     length = eval_length(base)
-    for group, input_ids, labels in _padded_groups(base, rows, length):
+    for group, input_ids, labels in _padded_groups(base, rows, length, batch_tokens(base)):
         lengths = [len(rows[i].first(length).input_ids) for i in group]
         batches.append(EvalBatch.of(base, input_ids, labels, lengths))
         for i, n_tokens in zip(group, (labels[:, 1:] != IGNORE).sum(dim=1).tolist(), strict=True):
@@ -253,7 +254,8 @@ def pooled_states(
     for prompt, text in zip(prompts_of(rows), texts, strict=True):
         continued.append(TokenRow(input_ids=tuple(prompt) + tuple(text), n_prompt_tokens=len(prompt)))
     pooled: dict[int, torch.Tensor] = {}
-    for group, input_ids, labels in _padded_groups(core, continued, context_of(core.config)):
+    most = BATCH_TOKENS[core.device.type]
+    for group, input_ids, labels in _padded_groups(core, continued, context_of(core.config), most):
         weights = (labels != IGNORE).float()
         means = mean_states(model, input_ids.to(model.device), weights.to(model.device))
         pooled |= dict(zip(group, means, strict=True))

@@ -163,7 +163,7 @@ def input_gradients_(
 def compilations(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
     """What compiles these kernels for adapters of any rank, with dropout and without, on inputs of a dtype.
 
-    Those for dropout come first. Kernels for inputs of an odd number of channels are left to their first use.
+    Those for dropout come first. What a number of channels that is no multiple of 16 needs is left to its first use.
     """
     stages = _stages(torch.empty((), dtype=dtype))
     sizes = [{"rank_block": block, "is_full": is_full} for block in RANK_BLOCKS for is_full in (False, True)]

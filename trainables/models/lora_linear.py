@@ -1,9 +1,7 @@
 """A frozen linear module with a LoRA adapter as one autograd function, and its forward pass for inference."""
 
-import os
-from collections.abc import Sequence
-from contextlib import suppress
-from threading import Thread, main_thread
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import bitsandbytes
@@ -11,6 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from trainables.models.compiler import Compiler
 from trainables.models.dropout_mask import Mask, drawn_for, dropped
 from trainables.models.kernels import can_launch, can_run_on
 
@@ -62,31 +61,22 @@ def read_through(x: torch.Tensor, matrices: Matrices, base: torch.nn.Module) -> 
     return y
 
 
-def compile_ahead(dtype: torch.dtype) -> list[Thread]:
+def compile_ahead(dtype: torch.dtype) -> Compiler | None:
     """Compile the adapter's kernels beside what else this process does: where Triton has kept none from before, trials
-    of new kinds wait for the compiler, together for some ten seconds.
+    of new kinds wait for it, together for some ten seconds. None where there are no kernels to compile.
 
-    What fails here fails where it is used, or is not used. Threads end early where the process ends.
-
-    Returns:
-        The threads that compile; none without a GPU.
+    Args:
+        dtype: of the inputs.
     """
     if adapter_kernels is None or not can_launch():
-        return []
-    jobs, device = iter(list(adapter_kernels.compilations(dtype))), torch.cuda.current_device()
+        return None
+    device = torch.cuda.current_device()
 
-    def work() -> None:
+    def on_device(compilation: Callable[[], object]) -> None:
         torch.cuda.set_device(device)
-        for compilation in jobs:
-            if not main_thread().is_alive():
-                return
-            with suppress(Exception):
-                compilation()
+        compilation()
 
-    threads = [Thread(target=work, name="compiler") for _ in range(max(1, min(4, (os.cpu_count() or 1) // 4)))]
-    for thread in threads:
-        thread.start()
-    return threads
+    return Compiler(partial(on_device, compilation) for compilation in adapter_kernels.compilations(dtype))
 
 
 class LoraLinear(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from trainables.data.tokens import TokenRow
     from trainables.models.lora import AdapterWeights
 
-Rows = tuple["TokenRow", ...]
+ReadRows = tuple[tuple["TokenRow", ...], int]
+"""Rows, and how many of them, the first, are decoded."""
 FullWeights = dict[torch.nn.Module, torch.Tensor]
 """See trainables.models.lean.full_weights."""
 MIN_STEP_GRAPHS = 16
@@ -38,11 +39,16 @@ class GraphCache:
         fault: why nothing can be captured on this device, once that is known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_room: Callable[[], bool] | None = None) -> None:
+        """
+        Args:
+            has_room: whether more than MIN_STEP_GRAPHS may stay; by default, where half of the memory is free.
+        """
         self.fault: str | None = None
+        self._has_room = has_room or _has_room
         self._step_graphs: dict[GraphKey, StepGraphs] = {}
-        self._readers: dict[tuple[BaseForm, Rows, int], GraphReader] = {}
-        self._reader_buffers: dict[Rows, ReaderBuffers] = {}
+        self._readers: dict[tuple[BaseForm, ReadRows, int], GraphReader] = {}
+        self._reader_buffers: dict[ReadRows, ReaderBuffers] = {}
         self._full_weights: dict[BaseForm, FullWeights] = {}
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -53,9 +59,6 @@ class GraphCache:
     def clear(self) -> None:
         """Give up all graphs and what they read."""
         self._step_graphs.clear()
-        self._clear_readers()
-
-    def _clear_readers(self) -> None:
         self._readers.clear()
         self._reader_buffers.clear()
         self._full_weights.clear()
@@ -88,8 +91,9 @@ class GraphCache:
             )
             graphs.capture(shapes)
         self._step_graphs[key] = graphs  # those used last come last
-        if len(self._step_graphs) > MIN_STEP_GRAPHS and not _has_room():
+        while len(self._step_graphs) > MIN_STEP_GRAPHS and not self._has_room():
             del self._step_graphs[next(iter(self._step_graphs))]
+            torch.cuda.empty_cache()
         return graphs
 
     def reader(
@@ -106,33 +110,33 @@ class GraphCache:
         Args:
             base: of this form, without an adapter.
             weights: None for the base alone, which any reader of its form can read with.
-            rows: always of the same `n_decoded`.
+            rows: of a split, or others.
             n_decoded: so many of the rows, the first, are decoded too.
         Raises:
             CaptureFailed: see `step_graphs`; or for the base alone there is no reader yet.
         """
         with self._capturing():
             if weights is None:
-                reader = self._any_reader(form, tuple(rows))
+                reader = self._any_reader(form, (tuple(rows), n_decoded))
             else:
-                reader = self._reader_for(base, form, weights, tuple(rows), n_decoded)
+                reader = self._reader_for(base, form, weights, (tuple(rows), n_decoded))
             reader.load(weights)
         return reader
 
-    def _any_reader(self, form: BaseForm, rows: Rows) -> GraphReader:
+    def _any_reader(self, form: BaseForm, rows: ReadRows) -> GraphReader:
         for (own_form, own_rows, _), reader in self._readers.items():
             if (own_form, own_rows) == (form, rows):
                 return reader
         raise CaptureFailed("nothing is captured yet")
 
     def _reader_for(
-        self, base: "PreTrainedModel", form: BaseForm, weights: "AdapterWeights", rows: Rows, n_decoded: int
+        self, base: "PreTrainedModel", form: BaseForm, weights: "AdapterWeights", rows: ReadRows
     ) -> GraphReader:
         rank = max(weights.rank, RANKS[-1])
         key = (form, rows, rank)
         if key not in self._readers:
             if rows not in self._reader_buffers:
-                self._reader_buffers[rows] = ReaderBuffers(base, rows, n_decoded)
+                self._reader_buffers[rows] = ReaderBuffers(base, *rows)
             if form not in self._full_weights:
                 self._full_weights[form] = full_weights(base)
             precision, keep_16bit = form
@@ -159,8 +163,8 @@ class GraphCache:
         """Inside, graphs can be captured with `_pool` and `_stream`.
 
         Raises:
-            CaptureFailed: for lack of memory, after which a later capture may succeed: readers are given up, as what is
-                done eagerly now needs the room; or the work cannot be captured on this device, after which none is
+            CaptureFailed: for lack of memory, after which a later capture may succeed: all graphs are given up, as what
+                is done eagerly now needs the room; or the work cannot be captured on this device, after which none is
                 tried again.
         """
         if self.fault:
@@ -174,7 +178,7 @@ class GraphCache:
             traceback.clear_frames(error.__traceback__)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if isinstance(error, torch.cuda.OutOfMemoryError):
-                self._clear_readers()
+                self.clear()
             else:
                 self.fault = reason
                 self.clear()  # they were captured with the random generator that is replaced now

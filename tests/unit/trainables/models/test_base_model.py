@@ -198,6 +198,9 @@ def test_drawn_weights_come_with_the_folders_config_tokenizer_and_chat_template(
     base = base_model.load(replace(workload, base_folder=str(drawn.folder)), "16bit", "cpu")
     std = float(base.transformer.wte.weight.std())
     assert 0.19 < std < 0.21, std
+    norms = [module for module in base.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == 5
+    assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms), "not drawn, left as memory was"
 
 
 def test_drawn_weights_come_with_all_that_a_tokenizer_is_made_of_and_with_no_list_of_shards(weightless, tmp_path):

@@ -1,0 +1,49 @@
+"""What compiles ahead does each job once, goes on after one that fails, and rests when it is asked to."""
+
+import subprocess
+import sys
+from threading import Event
+from time import sleep
+
+from trainables.models.compiler import Compiler
+
+
+def test_each_job_is_done_once_also_after_one_that_fails():
+    done = []
+
+    def job(n: int):
+        done.append(n)
+        if n % 2:
+            raise RuntimeError("a compiler's fault")
+
+    Compiler(lambda n=n: job(n) for n in range(6)).wait()
+    assert sorted(done) == list(range(6))
+
+
+def test_while_it_rests_no_job_is_at_work_and_afterwards_all_are_done():
+    done, at_work, go = [], Event(), Event()
+
+    def first():
+        at_work.set()
+        go.wait()
+        done.append("first")
+
+    compiler = Compiler([first, *(lambda n=n: done.append(n) for n in range(20))])
+    at_work.wait()
+    go.set()
+    with compiler.resting():
+        before = list(done)
+        assert "first" in before, "it was at work: resting begins when it has ended"
+        sleep(0.1)
+        assert done == before
+    compiler.wait()
+    assert len(done) == 21
+
+
+def test_a_process_that_ends_waits_for_no_more_than_the_jobs_at_work():
+    script = (
+        "import time; from trainables.models.compiler import Compiler; "
+        "Compiler([lambda: time.sleep(0.2)] * 300); print('the end')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
