@@ -165,7 +165,8 @@ def how_sure(
 ) -> str:
     """One sentence on which trials have a validation loss that cannot be told from that of the chosen one.
 
-    Of one that cannot be told from the lowest itself, which cannot be told from that.
+    Of one that cannot be told from the lowest itself, which cannot be told from that; of another, such as a knee, also
+    by how much the lowest is lower.
 
     Args:
         found: those that it was chosen from.
@@ -174,12 +175,15 @@ def how_sure(
     """
     if noise.sd is None:
         return "how sure this is shows once a config has run under two seeds"
-    within_noise = alike(lowest(found), found, noise)
+    least, beside = lowest(found), ""
+    within_noise, only = alike(least, found, noise), "so low a"
     if chosen not in within_noise:
-        within_noise = alike(chosen, found, noise)
+        lower = _loss(chosen) - _loss(least)
+        within_noise = [t for t in alike(chosen, found, noise) if _loss(t) >= _loss(chosen) - noise.margin]
+        only, beside = "about this", f"; the lowest, trial {least.number}'s, is {lower:.4f} nats lower"
     within = f"within {noise.margin:.4f} nats, as much as equal runs may differ by ({noise.degrees})"
     if len(within_noise) <= 1:
-        return f"it is the only trial with so low a validation loss, {within}"
+        return f"it is the only trial with {only} validation loss, {within}{beside}"
     cheapest = within_noise[0]
     mark = " lost," if cheapest.key in lost else ""
     named = f"trial {cheapest.number}, {describe(cheapest.config)},{mark}"
@@ -187,6 +191,7 @@ def how_sure(
         f"{ranks(trial.config for trial in within_noise)} ({len(within_noise)} trials) cannot be told apart by "
         f"validation loss, {within}; "
         f"{'this' if cheapest == chosen else named} is the cheapest of them ({cheapest.cost.peak_memory_mib:.1f} MiB)"
+        f"{beside}"
     )
 
 

@@ -119,6 +119,12 @@ def test_how_sure_the_best_is_names_what_cannot_be_told_apart_and_the_cheapest_o
     assert how_sure(found[0], found[:1], noise).startswith(
         "it is the only trial with so low a validation loss, within 0.0082 nats"
     )
+    knee_alone = how_sure(found[0], found, noise)
+    assert knee_alone.startswith("it is the only trial with about this validation loss, within 0.0082 nats")
+    assert knee_alone.endswith("; the lowest, trial 16's, is 0.1000 nats lower")
+    beside = how_sure(found[0], [ranked(1, 2.105), *found], noise)
+    assert beside.startswith("4 bits at rank 1 to 2 (2 trials) cannot be told apart"), "none of the lower ones"
+    assert beside.endswith("is the cheapest of them (101.0 MiB); the lowest, trial 16's, is 0.1000 nats lower")
 
 
 def test_an_empty_front_has_no_knee():

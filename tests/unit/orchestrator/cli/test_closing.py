@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.analysis import choice
 from orchestrator.analysis.answer import answer_of
+from orchestrator.analysis.costs import savings
 from orchestrator.analysis.snapshot import LEARNED, SweepSnapshot
 from orchestrator.cli.closing import MAX_LINES, ORIGINS, answer_lines, counts_line, page_lines, report_text
 from orchestrator.report.content import report_of
@@ -51,9 +52,13 @@ def test_what_was_learned_of_another_sweep_is_counted_apart(sweep):
     assert "warm start" not in counts_line(sweep)
 
 
-def test_last_stand_the_answer_a_budget_that_its_trial_fits_the_report_and_mlflows_page(sweep, tmp_path):
+def test_last_stand_the_answer_what_4_bits_save_a_budget_that_its_trial_fits_the_report_and_the_page(sweep, tmp_path):
     (tmp_path / "report.html").touch()
-    answer, budget = answer_lines(sweep)
+    answer, *saved, budget = answer_lines(sweep)
+    over_all = [found for found in savings(sweep.trials) if found.rank is None]
+    assert len(saved) == len(over_all)
+    for line, found in zip(saved, over_all, strict=True):
+        assert line.startswith(f"4 bits save {found.saved_mib:.1f} MiB of the peak, {100 * found.saved_share:.1f} % (")
     report, mlflow, page = page_lines(sweep, "http://127.0.0.1:5000/#/x")
     assert answer == answer_of(sweep)
     size = budget.rpartition(" ")[2]
