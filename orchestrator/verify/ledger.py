@@ -21,6 +21,8 @@ from trainables.values.config import FINAL_STATES, TrialConfig
 from trainables.values.errors import ConfigError
 from trainables.values.results import TrialResult
 
+MAX_TO_COME = 3
+"""What is still to come is named up to so many things, and counted beyond."""
 LEFT_BY_TRIALS = ("adapters", "front.json", "trials.parquet")
 Part = Literal["settings.json", "ledger", "study", "adapters", "front.json", "trials.parquet", "files", "MLflow"]
 
@@ -94,8 +96,11 @@ def _of_ledger(kept: SweepSnapshot) -> Iterator[str]:
     for number in _gone(kept):
         yield f"trial {number} is gone"
     for trial in kept.trials:
-        yield from _of_trial(trial, kept, resume)
-    yield from _of_counts(kept, resume)
+        yield from _of_trial(trial, kept)
+    yield from _of_counts(kept)
+    if to_come := list(_to_come(kept)):
+        more = f" and {len(to_come) - MAX_TO_COME} more" if len(to_come) > MAX_TO_COME else ""
+        yield f"still to come: {', '.join(to_come[:MAX_TO_COME])}{more}; {resume}"
 
 
 def _gone(kept: SweepSnapshot) -> list[int]:
@@ -113,42 +118,47 @@ def _gone(kept: SweepSnapshot) -> list[int]:
     return sorted({*range(max(searched, default=0)), *after} - numbers)
 
 
-def _of_trial(trial: TrialResult, kept: SweepSnapshot, resume: str) -> Iterator[str]:
+def _of_trial(trial: TrialResult, kept: SweepSnapshot) -> Iterator[str]:
     if kept.workload and kept.workload.protocol_of(trial.config, trial.key) is None:
         yield f"trial {trial.number}: its key {trial.key[:12]} is not that of its config"
-    if trial.state not in FINAL_STATES:
-        yield f"trial {trial.number} is {trial.state}; {resume}"
     if trial.state == "completed" and not trial.is_whole:
         yield f"trial {trial.number} is completed without a measurement at step {trial.config.max_steps}"
     if trial.state in FINAL_STATES - {"completed"} and not trial.reason:
         yield f"trial {trial.number} is {trial.state} without a reason"
 
 
-def _of_counts(kept: SweepSnapshot, resume: str) -> Iterator[str]:
-    """More or fewer trials than the settings, the space, the baselines and the finalists come to."""
+def _of_counts(kept: SweepSnapshot) -> Iterator[str]:
+    """More trials than the settings come to, and trials that belong to no other."""
+    n_searched = sum(trial.origin == "search" for trial in kept.trials)
+    if n_searched > kept.settings.n_trials:
+        yield f"{kept.settings.n_trials} configs were asked for, {n_searched} were taken up"
+    yield from _of_origins(kept.trials)
+
+
+def _to_come(kept: SweepSnapshot) -> Iterator[str]:
+    """What the settings, the space, the baselines and the finalists come to and the ledger has not."""
     settings, trials = kept.settings, kept.trials
+    for trial in trials:
+        if trial.state not in FINAL_STATES:
+            yield f"trial {trial.number} is {trial.state}"
     ended = kept.ended
     whole = ("trials", "space") if settings.space.method == "grid" else ("trials",)
     early = ended is not None and ended.why not in whole
-    n_searched = sum(trial.origin == "search" for trial in trials)
-    if n_searched > settings.n_trials:
-        yield f"{settings.n_trials} configs were asked for, {n_searched} were taken up"
     over_budget = early and ended.why.startswith("max_")
     status = status_of(trials, settings, ended=early, finished=over_budget)
     if status.n_expected > len(trials):
-        yield f"it comes to {status.n_expected} trials, {len(trials)} are there; {resume}"
+        yield f"it comes to {status.n_expected} trials, {len(trials)} are there"
     by_config = {trial.config: trial for trial in trials}
     faults = kept.facts.get(FAULTS) or {}
     for trial in trials:
-        if f"compare {trial.key}" in faults or is_settled(trial, None):
+        if f"compare {trial.key}" in faults or trial.state not in FINAL_STATES:
             continue
         if not is_settled(trial, by_config.get(trial.config.at_other_precision)):
-            yield f"trial {trial.number} was not compared with its 16-bit baseline; {resume}"
+            yield f"trial {trial.number} was not compared with its 16-bit baseline"
     if not kept.facts.get(FINISHED) and not over_budget:
         for trial in to_evaluate(trials, settings):
             if trial.test_evaluation is None and f"evaluate {trial.key}" not in faults:
-                yield f"finalist {trial.number} was not evaluated on the test rows; {resume}"
-    yield from _of_origins(trials)
+                yield f"finalist {trial.number} was not evaluated on the test rows"
 
 
 def _of_origins(trials: Sequence[TrialResult]) -> Iterator[str]:

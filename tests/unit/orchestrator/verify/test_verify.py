@@ -30,7 +30,7 @@ from orchestrator.tracking.view import tag_of
 from orchestrator.verify import checks as verify
 from orchestrator.verify import points
 from orchestrator.verify.files import is_over
-from orchestrator.verify.ledger import of_ledger, read
+from orchestrator.verify.ledger import MAX_TO_COME, of_ledger, read
 from tests.support.in_process import called
 from tests.support.stores import place_store
 from tests.support.sweeps import GRID, TPE, WORKLOAD, Desk, completes, make
@@ -569,7 +569,7 @@ def test_an_adapter_without_a_whole_copy_stays_a_difference_after_a_repair(root)
 LEDGER_DAMAGE = {
     "a trial that is running": (
         "UPDATE trials SET state = 'running', ended_at = NULL WHERE number = 0",
-        f"ledger: trial 0 is running; go on with: {hints.command()} resume t",
+        "ledger: still to come: trial 0 is running",
     ),
     "a trial that is gone": (
         "DELETE FROM measurements WHERE key = (SELECT key FROM trials WHERE number = 1);"
@@ -579,7 +579,7 @@ LEDGER_DAMAGE = {
     "fewer trials than asked for": (
         "DELETE FROM measurements WHERE key = (SELECT key FROM trials ORDER BY number DESC LIMIT 1);"
         "DELETE FROM trials WHERE number = (SELECT max(number) FROM trials)",
-        "ledger: it comes to",
+        "still to come: it comes to",
     ),
     "a trial more than asked for": (
         "UPDATE trials SET origin = 'search'",
@@ -627,6 +627,22 @@ def test_each_fault_of_the_ledger_is_named_and_survives_a_look(root, tmp_path, d
     kept = verify.read(stored.load(folder), folder)
     lines = [str(found) for check in (verify.of_ledger, verify.of_study) for found in check(kept)]
     assert any(words in line for line in lines), lines
+
+
+def test_what_is_still_to_come_is_one_line_and_nothing_is_said_to_lack_of_trials_that_have_not_run(root, tmp_path):
+    folder = tmp_path / "mlflow_runs" / "sweeps" / "t"
+    shutil.copytree(root / "sweeps" / "t", folder)
+    with closing(Ledger(folder / "ledger.db")) as ledger:
+        ledger._db.executescript(
+            "UPDATE trials SET state = 'queued', ended_at = NULL, similarity = NULL, test_evaluation = NULL;"
+            "DELETE FROM sweep WHERE name = 'finished'"
+        )
+        n_trials = len(ledger.trials())
+    lines = [str(found) for found in verify.of_ledger(verify.read(stored.load(folder), folder))]
+    (line,) = [line for line in lines if "still to come" in line]
+    assert line.startswith("ledger: still to come: trial 0 is queued, trial 1 is queued, ")
+    assert line.endswith(f" and {n_trials - MAX_TO_COME} more; go on with: {hints.command()} resume t")
+    assert "was not" not in "".join(lines)
 
 
 EDITS = {
