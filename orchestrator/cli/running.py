@@ -52,12 +52,11 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
         ray_cluster.leave()
 
     stand_ins |= {"answered": answered, "again": partial(_die, ledger)}
-    interrupted = Interrupted(f"if it had begun, go on with: {command()} resume {settings.name}")
     try:
-        with _ended_at_once(interrupted, ledger.parent):
+        with _ended_at_once(ledger):
             snapshot, run_page = run_published(settings, resume=resume, display=display, **stand_ins)
     except KeyboardInterrupt:
-        raise interrupted from None
+        raise _interrupted(ledger) from None
     fault = fault_of(snapshot)
     if as_json:
         print_result(snapshot, run_page, as_json=True, fault=fault)
@@ -69,8 +68,13 @@ def run_sweep(settings: SweepSettings, *, resume: bool, as_json: bool, **stand_i
     raise typer.Exit(fault.exit_code)  # not the fault itself: with --json that would be a second object
 
 
+def _interrupted(ledger: "Path") -> Interrupted:
+    name = ledger.parent.name
+    return Interrupted(f"go on with: {command()} resume {name}" if ledger.is_file() else f"{name} had not begun")
+
+
 @contextmanager
-def _ended_at_once(interrupted: Interrupted, folder: "Path") -> Iterator[None]:
+def _ended_at_once(ledger: "Path") -> Iterator[None]:
     """Inside, Ctrl-C ends this process, until trials begin: no library can take the exception for one of its own.
 
     Not so the interrupt of a Ray that was lost, which is said where it is watched.
@@ -80,11 +84,12 @@ def _ended_at_once(interrupted: Interrupted, folder: "Path") -> Iterator[None]:
         if heartbeat.has_interrupted():
             raise KeyboardInterrupt
         try:
+            interrupted = _interrupted(ledger)
             logger.error(str(interrupted))
             print_error("Interrupted", str(interrupted), INTERRUPTED)
             sys.stdout.flush()
-            if owner_of(folder) == os.getpid():
-                leave_nothing(folder)
+            if owner_of(ledger.parent) == os.getpid():
+                leave_nothing(ledger.parent)
         finally:
             os._exit(INTERRUPTED)
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from orchestrator.ledger.ownership import owned
+from orchestrator.settings.command import command
 from tests.support.sweeps import REPO
 
 ENDED = """
@@ -13,11 +14,10 @@ import signal, sys
 from pathlib import Path
 from orchestrator.cli.running import _ended_at_once
 from orchestrator.ledger.ownership import owned
-from trainables.values.errors import Interrupted
 
 folder = Path(sys.argv[1])
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with _ended_at_once(Interrupted("by a person"), folder), owned(folder):
+with _ended_at_once(folder / "ledger.db"), owned(folder):
     (folder / "ray" / "tune").mkdir(parents=True)
     (folder / "ray" / "tune" / "tuner.pkl").touch()
     signal.raise_signal(signal.SIGINT)
@@ -34,6 +34,8 @@ def test_ctrl_c_before_trials_begin_leaves_nothing_that_nobody_reads(tmp_path, h
         [sys.executable, "-c", ENDED, str(folder)], cwd=REPO, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 130, done.stderr
+    said = f"go on with: {command()} resume sweep" if has_begun else "sweep had not begun"
+    assert done.stderr.startswith(f"interrupted; {said}\n")
     left = sorted(path.name for path in folder.iterdir()) if folder.exists() else None
     assert left == (["ledger.db", "owner"] if has_begun else None)
 
@@ -42,10 +44,9 @@ OF_ANOTHER = """
 import signal, sys
 from pathlib import Path
 from orchestrator.cli.running import _ended_at_once
-from trainables.values.errors import Interrupted
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with _ended_at_once(Interrupted("by a person"), Path(sys.argv[1])):
+with _ended_at_once(Path(sys.argv[1]) / "ledger.db"):
     signal.raise_signal(signal.SIGINT)
 """
 
