@@ -5,7 +5,7 @@ import sys
 from threading import Event
 from time import sleep
 
-from trainables.models.compiler import Compiler
+from trainables.models.compiler import MAX_THREADS, Compiler
 
 
 def test_each_job_is_done_once_also_after_one_that_fails():
@@ -38,6 +38,16 @@ def test_while_it_rests_no_job_is_at_work_and_afterwards_all_are_done():
         assert done == before
     compiler.wait()
     assert len(done) == 21
+
+
+def test_it_rests_after_the_jobs_at_work_and_not_after_those_that_wait():
+    done = []
+    compiler = Compiler([lambda: (sleep(0.02), done.append(None))] * 100)
+    sleep(0.1)
+    before = len(done)
+    with compiler.resting():
+        assert len(done) - before <= 2 * MAX_THREADS
+    compiler.wait()
 
 
 def test_a_process_that_ends_waits_for_no_more_than_the_jobs_at_work():
