@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from threading import Event, Lock, Thread, main_thread
+from contextlib import contextmanager, suppress
+from threading import Condition, Thread, main_thread
 
 N_CORES_EACH = 4
 """Cores of the machine for each thread."""
@@ -18,36 +18,42 @@ class Compiler:
 
     def __init__(self, jobs: Iterable[Callable[[], object]]) -> None:
         self._jobs = iter(list(jobs))
-        self._goes_on = Event()
-        self._goes_on.set()
+        self._changed = Condition()
+        self._n_at_work, self._rests = 0, False
         n_threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // N_CORES_EACH))
-        self._busy = [Lock() for _ in range(n_threads)]
-        self._threads = [Thread(target=self._work, args=(busy,), name="compiler") for busy in self._busy]
+        self._threads = [Thread(target=self._work, name="compiler") for _ in range(n_threads)]
         for thread in self._threads:
             thread.start()
 
-    def _work(self, busy: Lock) -> None:
-        while main_thread().is_alive():
-            if not self._goes_on.wait(timeout=1.0):
-                continue  # the process may have ended
-            with busy:
-                job = next(self._jobs, None)
-                if job is None:
-                    return
-                with suppress(Exception):
-                    job()
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            with suppress(Exception):
+                job()
+            with self._changed:
+                self._n_at_work -= 1
+                self._changed.notify_all()
+
+    def _next(self) -> Callable[[], object] | None:
+        """A job, once none rest; None where none is left, or the process ends."""
+        with self._changed:
+            while self._rests and main_thread().is_alive():
+                self._changed.wait(timeout=1.0)
+            job = next(self._jobs, None) if main_thread().is_alive() else None
+            self._n_at_work += job is not None
+            return job
 
     @contextmanager
     def resting(self) -> Iterator[None]:
         """Inside, no job is done; it begins when those at work, a second each, have ended."""
-        self._goes_on.clear()
         try:
-            with ExitStack() as at_rest:
-                for busy in self._busy:
-                    at_rest.enter_context(busy)
-                yield
+            with self._changed:
+                self._rests = True
+                self._changed.wait_for(lambda: not self._n_at_work)
+            yield
         finally:
-            self._goes_on.set()
+            with self._changed:
+                self._rests = False
+                self._changed.notify_all()
 
     def wait(self) -> None:
         """Until all is done."""
