@@ -59,6 +59,9 @@ class GraphCache:
     def clear(self) -> None:
         """Give up all graphs and what they read."""
         self._step_graphs.clear()
+        self._clear_readers()
+
+    def _clear_readers(self) -> None:
         self._readers.clear()
         self._reader_buffers.clear()
         self._full_weights.clear()
@@ -163,8 +166,8 @@ class GraphCache:
         """Inside, graphs can be captured with `_pool` and `_stream`.
 
         Raises:
-            CaptureFailed: for lack of memory, after which a later capture may succeed: all graphs are given up, as what
-                is done eagerly now needs the room; or the work cannot be captured on this device, after which none is
+            CaptureFailed: for lack of memory, after which a later capture may succeed: readers are given up, as what is
+                done eagerly now needs the room; or the work cannot be captured on this device, after which none is
                 tried again.
         """
         if self.fault:
@@ -178,7 +181,7 @@ class GraphCache:
             traceback.clear_frames(error.__traceback__)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if isinstance(error, torch.cuda.OutOfMemoryError):
-                self.clear()
+                self._clear_readers()
             else:
                 self.fault = reason
                 self.clear()  # they were captured with the random generator that is replaced now
