@@ -87,8 +87,8 @@ class StepGraphs:
         *,
         eval_batches: EvalBatches,
         compute_dtype: ComputeDtype,
-        pool: tuple[int, int],
-        stream: torch.cuda.Stream,
+        pool: tuple[int, int] | None,
+        stream: torch.cuda.Stream | None,
     ) -> None:
         """
         Args:
@@ -108,25 +108,23 @@ class StepGraphs:
         self._stream = stream
         self._evaluation: torch.cuda.CUDAGraph | None = None
         self._steps: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._masks = DropoutMasks(config.seed, "cuda")
-        self._scaling = torch.zeros((), device="cuda")
-        self._learning_rate = torch.zeros((), device="cuda")
-        self.loss_nats = torch.zeros((), device="cuda")
-        self.eval_loss_nats = torch.zeros((), dtype=torch.float64, device="cuda")
-        self.n_bad_gradients = torch.zeros((), dtype=torch.int64, device="cuda")
-        self._scaler = torch.amp.GradScaler("cuda", enabled=compute_dtype == "float16")
+        device = base.device  # a CPU can do the steps, but not capture them
+        self._masks = DropoutMasks(config.seed, device)
+        zero = partial(torch.zeros, (), device=device)
+        self._scaling, self._learning_rate = zero(), zero()
+        self.loss_nats, self.eval_loss_nats = zero(), zero(dtype=torch.float64)
+        self.n_bad_gradients = zero(dtype=torch.int64)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=compute_dtype == "float16")
         self._fresh_scale = self._scaler.state_dict()
         self._whole, self._weights = joined(lora.blank_matrices(base, self._config))
-        self._optimizer = adamw([self._whole], self._learning_rate, fused=True, capturable=True)
+        self._optimizer = adamw([self._whole], self._learning_rate, fused=True, capturable=device.type == "cuda")
 
     def capture(self, shapes: Iterable[StepShape]) -> None:
         """Capture the steps that are missing, and the evaluation; the base is bare before and afterwards."""
         missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
         if not missing:
             return
-        with attached_matrices(self._base, self._config, self._weights, self._scaling) as model:
-            follow_protocol(model, self._masks)
-            set_checkpointing(self._base, self.key.gradient_checkpointing)
+        with self._attached() as model:
             if self._evaluation is None:
                 self._warm_up(model, missing[0])
                 model.eval()
@@ -135,6 +133,14 @@ class StepGraphs:
             for shape in missing:
                 inputs = _blank(shape)
                 self._steps[shape] = (self._captured(partial(self._step, model, shape, inputs)), inputs)
+
+    @contextmanager
+    def _attached(self) -> "Iterator[PeftModel]":
+        """The base with the adapter that steps are captured on."""
+        with attached_matrices(self._base, self._config, self._weights, self._scaling) as model:
+            follow_protocol(model, self._masks)
+            set_checkpointing(self._base, self.key.gradient_checkpointing)
+            yield model
 
     def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = captured(work, pool=self._pool, stream=self._stream)
@@ -240,12 +246,8 @@ class StepGraphs:
 
     def _views(self, weights: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
         """The unpadded tensors behind each vector of EngineState."""
-        vectors = {
-            "weights": self._whole.detach(),
-            "first_moments": self._slot["exp_avg"],
-            "second_moments": self._slot["exp_avg_sq"],
-        }
-        padded = list(self._weights.values())
+        moments = {"first_moments": self._slot["exp_avg"], "second_moments": self._slot["exp_avg_sq"]}
+        vectors, padded = {"weights": self._whole.detach()} | moments, list(self._weights.values())
         return {name: _unpadded(parts_of(vector, padded), weights) for name, vector in vectors.items()}
 
     def replay(self, shape: StepShape, inputs: torch.Tensor, rate: torch.Tensor) -> None:
