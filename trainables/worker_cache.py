@@ -111,9 +111,11 @@ class WorkerCache:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Inside, this process measures a step: alone on the device, where time decides something."""
+        """Inside, this process measures a step: alone on the device, and compiling nothing, where time decides
+        something."""
         alone = self.device_lock.alone() if self.device_lock else nullcontext()
-        with alone, self._compiler.resting() if self._compiler else nullcontext(), self.timeline.span("cost key"):
+        still = self._compiler.resting() if self.device_lock and self._compiler else nullcontext()
+        with still, alone, self.timeline.span("cost key"):
             yield
 
     def base(self, precision: Precision, keep_16bit: tuple[str, ...] = ()) -> "PreTrainedModel":

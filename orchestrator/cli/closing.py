@@ -60,9 +60,8 @@ def _saved_lines(sweep: "SweepSnapshot") -> list[str]:
         pairs = counted(one.n_pairs, "pair") + (f", {one.loop} loop" if len(over_all) > 1 else "")
         of_steps = f"in steps {one.time_ratio:.2f} times as long"
         note = "what is called 16 bits computes in float32 here" if is_wide else of_steps
-        lines.append(
-            f"4 bits save {one.saved_mib:.1f} MiB of the peak, {100 * one.saved_share:.1f} % ({pairs}); {note}"
-        )
+        figures = f"{abs(one.saved_mib):.1f} MiB of the peak, {abs(100 * one.saved_share):.1f} % ({pairs})"
+        lines.append(f"4 bits {'save' if one.saved_mib > 0 else 'cost'} {figures}; {note}")
     return lines
 
 

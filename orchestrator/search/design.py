@@ -35,7 +35,7 @@ def first_points(distributions: Mapping[str, BaseDistribution], seed: int, n: in
 def latin_hypercube(n_dimensions: int, seed: int, n: int) -> NDArray[np.float64]:
     """n points of the unit cube, (n, n_dimensions): in each dimension one in each n-th.
 
-    Those of scipy.stats.qmc.LatinHypercube, which takes a second to import while workers wait for a first task.
+    Those of scipy.stats.qmc.LatinHypercube, which is slow to import while workers wait for a first task.
     """
     (rng,) = np.random.default_rng(seed).spawn(1)  # as scipy does
     within = rng.uniform(size=(n, n_dimensions))

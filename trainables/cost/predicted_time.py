@@ -23,8 +23,8 @@ PRODUCTS_SHARE = 0.7
 PASSES = {"lean": 36.0, "standard": 27.0}
 """How often a step moves its activations through memory; the lean loop keeps fewer and computes more of them again."""
 UNPACKINGS = {"lean": 4.0, "standard": 9.0}
-"""Time to dequantize all weights in both passes of a 4-bit step, in times that it takes to read and write them once; by
-one kernel of the lean loop (of those 191 of 3.8 us in a step there), by bitsandbytes' three."""
+"""Time to dequantize all weights in both passes of a 4-bit step, in times that it takes to read and write them once: by
+one kernel in the lean loop, by bitsandbytes' three in the other."""
 EAGER_SECONDS = 0.04
 """Least time of an eager step, on any device: the host's own work."""
 REST_SHARE = 0.83

@@ -18,7 +18,7 @@ from trainables.models.architecture import context_of
 from trainables.models.chunked_loss import supervised
 from trainables.models.core import core_of, end_tokens, padding_token
 from trainables.models.families import family_of_model
-from trainables.models.families.generic import is_linear, sizes_of
+from trainables.models.families.generic import sizes_of
 from trainables.models.head import logits_of
 from trainables.models.lean import lean_modules
 from trainables.models.padding_free import FlatRows, hidden_states, serves
@@ -49,9 +49,8 @@ def batch_tokens(base: "PreTrainedModel") -> int:
     usual, device = BATCH_TOKENS[base.device.type], base.device
     if device.type == "cpu" or not serves(base):
         return usual
-    block = family_of_model(base).blocks_of(base)[0]
-    own = [module for name, module in block.named_modules() if ".lora_" not in name and is_linear(module)]
-    width = sum(sizes_of(module)[1] for module in own)
+    family = family_of_model(base)
+    width = sum(sizes_of(module)[1] for module in family.modules_in(family.blocks_of(base)[0]).values())
     memory = torch.cuda.get_device_properties(device).total_memory
     return max(usual, int(BATCH_SHARE * memory / (width * base.dtype.itemsize)))
 

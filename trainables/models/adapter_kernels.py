@@ -22,8 +22,7 @@ N_PROGRAMS = 264
 ROWS, COLUMNS, LOW_COLUMNS = 64, 64, 128
 """Of a tile."""
 RANK_BLOCKS = (16, MAX_RANK)
-"""Ranks of a tile. Of each there are two kernels, for as many ranks and for fewer, and not one for each rank: it takes
-a second to compile one."""
+"""Ranks of a tile. Of each there are two kernels, for as many ranks and for fewer, not one to compile for each rank."""
 PARTS = ["rows_of_program", "columns_of_program", "n_tiles", "n_parts"]
 UNSPECIALIZED = ["module", "threshold", "n_tokens", "n_ranks", "n", *PARTS]
 

@@ -8,6 +8,8 @@ from threading import Condition, Thread, main_thread
 N_CORES_EACH = 4
 """Cores of the machine for each thread."""
 MAX_THREADS = 4
+MAX_WAIT_SECONDS = 30.0
+"""For jobs at work: one that never ends must not keep a device for good."""
 
 
 class Compiler:
@@ -27,11 +29,13 @@ class Compiler:
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
-            with suppress(Exception):
-                job()
-            with self._changed:
-                self._n_at_work -= 1
-                self._changed.notify_all()
+            try:
+                with suppress(Exception):
+                    job()
+            finally:
+                with self._changed:
+                    self._n_at_work -= 1
+                    self._changed.notify_all()
 
     def _next(self) -> Callable[[], object] | None:
         """A job, once none rest; None where none is left, or the process ends."""
@@ -44,11 +48,11 @@ class Compiler:
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        """Inside, no job is done; it begins when those at work, a second each, have ended."""
+        """Inside, no job is begun; those at work have ended, but for one that takes longer than MAX_WAIT_SECONDS."""
         try:
             with self._changed:
                 self._rests = True
-                self._changed.wait_for(lambda: not self._n_at_work)
+                self._changed.wait_for(lambda: not self._n_at_work, timeout=MAX_WAIT_SECONDS)
             yield
         finally:
             with self._changed:

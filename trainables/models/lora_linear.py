@@ -63,7 +63,7 @@ def read_through(x: torch.Tensor, matrices: Matrices, base: torch.nn.Module) -> 
 
 def compile_ahead(dtype: torch.dtype) -> Compiler | None:
     """Compile the adapter's kernels beside what else this process does: where Triton has kept none from before, trials
-    of new kinds wait for it, together for some ten seconds. None where there are no kernels to compile.
+    of new kinds would wait for it. None where there are no kernels to compile.
 
     Args:
         dtype: of the inputs.

@@ -71,10 +71,9 @@ def flattened(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:
 
     It is NumPy's own memory: no device memory is taken, and no tensor is kept alive by it.
     """
-    sizes = [tensor.numel() for tensor in tensors]
-    host = np.empty(sum(sizes), dtype=np.float32)
-    for part, tensor in zip(torch.from_numpy(host).split(sizes), tensors, strict=True):
-        part.view(tensor.shape).copy_(tensor.detach())
+    host = np.empty(sum(tensor.numel() for tensor in tensors), dtype=np.float32)
+    for part, tensor in zip(parts_of(torch.from_numpy(host), tensors), tensors, strict=True):
+        part.copy_(tensor.detach())
     return host
 
 
@@ -85,11 +84,11 @@ def unflatten(vector: NDArray[np.float32], tensors: Sequence[torch.Tensor]) -> N
     Raises:
         ValueError: the vector's length is not the tensors' number of elements.
     """
-    sizes = [tensor.numel() for tensor in tensors]
-    if vector.shape != (sum(sizes),):
-        raise ValueError(f"the checkpoint has {vector.size} values, the adapter {sum(sizes)}")
-    for part, tensor in zip(torch.tensor(vector).split(sizes), tensors, strict=True):
-        tensor.copy_(part.view(tensor.shape))
+    n_values = sum(tensor.numel() for tensor in tensors)
+    if vector.shape != (n_values,):
+        raise ValueError(f"the checkpoint has {vector.size} values, the adapter {n_values}")
+    for part, tensor in zip(parts_of(torch.tensor(vector), tensors), tensors, strict=True):
+        tensor.copy_(part)
 
 
 def scaling_of(scaler: torch.amp.GradScaler | None) -> dict[str, float | int]:
@@ -120,4 +119,4 @@ def joined(matrices: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Parameter, di
 def parts_of(vector: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """A vector's parts, in the shapes of these tensors, as views."""
     sizes = [tensor.numel() for tensor in like]
-    return [part.view_as(tensor) for part, tensor in zip(vector.split(sizes), like, strict=True)]
+    return [part.view(tensor.shape) for part, tensor in zip(vector.split(sizes), like, strict=True)]

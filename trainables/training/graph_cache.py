@@ -94,9 +94,8 @@ class GraphCache:
             )
             graphs.capture(shapes)
         self._step_graphs[key] = graphs  # those used last come last
-        while len(self._step_graphs) > MIN_STEP_GRAPHS and not self._has_room():
+        if len(self._step_graphs) > MIN_STEP_GRAPHS and not self._has_room():
             del self._step_graphs[next(iter(self._step_graphs))]
-            torch.cuda.empty_cache()
         return graphs
 
     def reader(

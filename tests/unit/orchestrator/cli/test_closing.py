@@ -5,19 +5,18 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from orchestrator.analysis import choice
 from orchestrator.analysis.answer import answer_of
-from orchestrator.analysis.costs import savings
 from orchestrator.analysis.snapshot import LEARNED, SweepSnapshot
 from orchestrator.cli.closing import MAX_LINES, ORIGINS, answer_lines, counts_line, page_lines, report_text
 from orchestrator.report.content import report_of
 from orchestrator.settings.command import pages
 from tests.support.in_process import Terminal
-from tests.support.sweeps import REPO, TPE, Desk, make
+from tests.support.sweeps import REPO, TPE, WORKLOAD, Desk, completes, cost, make
 
 
 @pytest.fixture
@@ -52,19 +51,42 @@ def test_what_was_learned_of_another_sweep_is_counted_apart(sweep):
     assert "warm start" not in counts_line(sweep)
 
 
-def test_last_stand_the_answer_what_4_bits_save_a_budget_that_its_trial_fits_the_report_and_the_page(sweep, tmp_path):
+def test_last_stand_the_answer_a_budget_that_its_trial_fits_the_report_and_mlflows_page(sweep, tmp_path):
     (tmp_path / "report.html").touch()
-    answer, *saved, budget = answer_lines(sweep)
-    over_all = [found for found in savings(sweep.trials) if found.rank is None]
-    assert len(saved) == len(over_all)
-    for line, found in zip(saved, over_all, strict=True):
-        assert line.startswith(f"4 bits save {found.saved_mib:.1f} MiB of the peak, {100 * found.saved_share:.1f} % (")
+    answer, budget = answer_lines(sweep)
     report, mlflow, page = page_lines(sweep, "http://127.0.0.1:5000/#/x")
     assert answer == answer_of(sweep)
     size = budget.rpartition(" ")[2]
     assert choice.choose(sweep, max_memory_mib=choice.mib_of(size)).trial == choice.choose(sweep).trial
     assert report == f"report: {tmp_path / 'report.html'}"
     assert (mlflow, page) == (f"MLflow: {pages()}, then", "http://127.0.0.1:5000/#/x")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mib_at_4", "said"),
+    [
+        (
+            "float32",
+            60.0,
+            "save 20.0 MiB of the peak, 25.0 % (3 pairs); what is called 16 bits computes in float32 here",
+        ),
+        ("bfloat16", 60.0, "save 20.0 MiB of the peak, 25.0 % (3 pairs); in steps 1.50 times as long"),
+        ("bfloat16", 84.0, "cost 4.0 MiB of the peak, 5.0 % (3 pairs); in steps 1.50 times as long"),
+    ],
+)
+def test_after_the_answer_stands_what_4_bits_save_where_pairs_were_measured(tmp_path, dtype, mib_at_4, said):
+    desk = Desk(tmp_path, make(name="t"))
+
+    def outcome(task):
+        mib, seconds = (mib_at_4, 0.3) if task.config.precision == "nf4" else (80.0, 0.2)
+        return completes(task, costs=cost(peak_memory_mib=mib, seconds_per_step=seconds))
+
+    desk.finish(outcome)
+    found = SweepSnapshot.of(desk.settings, desk.ledger)
+    workload = asdict(replace(WORKLOAD, compute_dtype=dtype))
+    answer, saved, _ = answer_lines(replace(found, facts=found.facts | {"workload": workload}))
+    assert answer == answer_of(found)
+    assert saved == f"4 bits {said}"
 
 
 def test_of_a_sweep_without_an_answer_that_is_said_and_nothing_is_offered(sweep):

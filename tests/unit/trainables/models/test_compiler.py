@@ -20,6 +20,13 @@ def test_each_job_is_done_once_also_after_one_that_fails():
     assert sorted(done) == list(range(6))
 
 
+def test_a_job_that_ends_its_thread_does_not_keep_others_waiting():
+    compiler = Compiler([sys.exit, *[lambda: None] * 5])
+    compiler.wait()
+    with compiler.resting():
+        assert compiler._n_at_work == 0
+
+
 def test_while_it_rests_no_job_is_at_work_and_afterwards_all_are_done():
     done, at_work, go = [], Event(), Event()
 
@@ -28,7 +35,11 @@ def test_while_it_rests_no_job_is_at_work_and_afterwards_all_are_done():
         go.wait()
         done.append("first")
 
-    compiler = Compiler([first, *(lambda n=n: done.append(n) for n in range(20))])
+    def later():
+        sleep(0.02)
+        done.append("later")
+
+    compiler = Compiler([first, *[later] * 60])
     at_work.wait()
     go.set()
     with compiler.resting():
@@ -37,7 +48,7 @@ def test_while_it_rests_no_job_is_at_work_and_afterwards_all_are_done():
         sleep(0.1)
         assert done == before
     compiler.wait()
-    assert len(done) == 21
+    assert len(done) == 61
 
 
 def test_it_rests_after_the_jobs_at_work_and_not_after_those_that_wait():

@@ -27,7 +27,7 @@ def rows(splits):
 def batches_of(rows, *, flat: bool) -> list[Batch]:
     batches = []
     for i in range(0, len(rows), 4):
-        chosen = [rows[i // 4], *rows[i + 1 : i + 4]]
+        chosen = rows[i : i + 4]
         lengths = tuple(min(len(row.input_ids), LONGEST) for row in chosen) if flat else ()
         batches.append(Batch(*pad(chosen, max_length_tokens=LONGEST, pad_id=0, multiple=LONGEST), lengths))
     return batches
@@ -87,7 +87,7 @@ def test_losses_weights_and_moments_are_those_of_the_eager_engine_also_from_a_st
         lora.detach(model)
     torch.testing.assert_close(torch.tensor(losses), expected, rtol=1e-5, atol=0)
     for mine, weight, first in zip(found, weights, fresh, strict=True):
-        torch.testing.assert_close(mine, weight, rtol=1e-3, atol=5e-5)
+        torch.testing.assert_close(mine, weight, rtol=1e-3, atol=2e-4)  # of updates of 5e-3
         assert not torch.equal(mine, first)
     for name in ("first_moments", "second_moments"):
         np.testing.assert_allclose(getattr(ended, name), getattr(theirs, name), rtol=1e-3, atol=1e-6)
