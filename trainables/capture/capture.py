@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trainables.models import lora
+from trainables.models.branches import branching
 from trainables.models.lean import adapted_layers
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def attached_matrices(
 ) -> "Iterator[PeftModel]":
     """The base with an adapter made of these very tensors, to capture work on; bare again afterwards.
 
+    Inside, the adapter's products run beside the base's.
+
     Args:
         config: the adapter's targets, rank and dropout.
         matrices: A and B by their names in the model, as from trainables.models.lora.fresh_matrices.
@@ -75,7 +78,8 @@ def attached_matrices(
             setattr(model.get_submodule(module), leaf, matrix)
         for layer in adapted_layers(model):
             layer.scaling = dict.fromkeys(layer.scaling, scaling)
-        yield model
+        with branching(base.device):
+            yield model
     finally:
         lora.detach(model)
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from trainables.models.branches import beside
 from trainables.models.compiler import Compiler
 from trainables.models.dropout_mask import Mask, drawn_for, dropped
 from trainables.models.kernels import can_launch, can_run_on
@@ -55,9 +56,9 @@ def read_through(x: torch.Tensor, matrices: Matrices, base: torch.nn.Module) -> 
         (..., outputs), in x's dtype.
     """
     scaled_a, b = matrices
+    low = beside(lambda: x.flatten(0, -2).mm(scaled_a.T))  # (tokens, rank)
     y = base(x)
-    low = x.flatten(0, -2).mm(scaled_a.T)  # (tokens, rank)
-    y.flatten(0, -2).addmm_(low, b.T)
+    y.flatten(0, -2).addmm_(low(), b.T)
     return y
 
 
@@ -105,8 +106,9 @@ class LoraLinear(torch.autograd.Function):
         """
         flat = x.flatten(0, -2)
         scaled_a, rounded_b = matrices
-        low = low_product(flat, scaled_a, mask)
+        of_adapter = beside(lambda: low_product(flat, scaled_a, mask))
         y = base(x)
+        low = of_adapter()
         y.flatten(0, -2).addmm_(low, rounded_b.T)
         ctx.save_for_backward(flat, low, scaled_a, rounded_b)
         ctx.base, ctx.scaling, ctx.mask, ctx.master_dtype = base, scaling, mask, a.dtype
@@ -116,13 +118,13 @@ class LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, low, scaled_a, b = ctx.saved_tensors
         dy = upstream.flatten(0, -2)
-        d_low = dy.mm(b)  # (tokens, rank)
-        d_b = _product(dy.T, low, ctx.master_dtype)
+        d_low = beside(lambda: dy.mm(b))  # (tokens, rank)
+        d_b = beside(lambda: _product(dy.T, low, ctx.master_dtype))
         d_x = _through_base(ctx.base, dy) if ctx.needs_input_grad[0] else None
-        d_a = input_gradients_(d_x, d_low, scaled_a, x, ctx.mask, ctx.scaling, ctx.master_dtype)
+        d_a = input_gradients_(d_x, d_low(), scaled_a, x, ctx.mask, ctx.scaling, ctx.master_dtype)
         if d_x is not None:
             d_x = d_x.view(*upstream.shape[:-1], -1)
-        return d_x, d_a, d_b, None, None, None, None
+        return d_x, d_a, d_b(), None, None, None, None
 
 
 def low_product(x: torch.Tensor, a: torch.Tensor, mask: Mask | None) -> torch.Tensor:

@@ -1,0 +1,77 @@
+"""Work beside other work on a real GPU: on a stream of its own, in order with what it needs and what needs it."""
+
+import pytest
+import torch
+
+from trainables.capture.capture import captured
+from trainables.models.branches import beside, branching
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
+]
+GPU = torch.device("cuda")
+
+
+def slow() -> torch.Tensor:
+    """A scalar 1 that takes the GPU some milliseconds."""
+    a = torch.full((4096, 4096), 1 / 64, device=GPU)
+    for _ in range(8):
+        a = a @ a
+        a = a / a.max()
+    return a.max()
+
+
+def test_work_beside_runs_on_another_stream_and_only_where_branches_are_open():
+    streams = []
+
+    def note() -> None:
+        streams.append(torch.cuda.current_stream())
+
+    beside(note)()
+    with branching(GPU):
+        beside(note)()
+        beside(note)()
+    beside(note)()
+    main = torch.cuda.current_stream()
+    assert [stream == main for stream in streams] == [True, False, False, True]
+    assert streams[1] == streams[2]
+
+
+def test_work_beside_sees_what_was_queued_before_it_and_what_follows_its_result_sees_it():
+    x, y = torch.zeros((), device=GPU), torch.zeros((), device=GPU)
+    slow()
+    torch.cuda.synchronize()
+    with branching(GPU):
+        x += slow()  # takes longer than what is beside it
+
+        def work() -> torch.Tensor:
+            y.add_(x * slow())
+            return y
+
+        result = beside(work)
+        found = result() + 1
+    assert float(found) == 2.0
+
+
+def test_a_graph_captured_with_branches_replays_what_was_captured():
+    x = torch.ones(64, 64, device=GPU)
+
+    def work() -> None:
+        first = beside(lambda: x @ x)
+        second = x + 1
+        x.copy_((first() + second) / 100)
+
+    expected = x.clone()
+    for _ in range(3):
+        expected = (expected @ expected + expected + 1) / 100
+    stream = torch.cuda.Stream()
+    with branching(GPU):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            x @ x
+        torch.cuda.synchronize()
+        graph = captured(work, stream=stream)
+    for _ in range(3):
+        graph.replay()
+    torch.testing.assert_close(x, expected)

@@ -1,0 +1,54 @@
+"""Work beside other work in a captured graph: what does not need each other's results runs at the same time.
+
+An adapter's products are too small to fill a GPU. In a graph they run beside the base's, with the same values; a step
+that runs Python takes longer to launch kernels than they take, and stays one line.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+Value = TypeVar("Value")
+
+_stream: torch.cuda.Stream | None = None
+"""For the work beside; the same in all captures, as libraries keep a workspace for each stream that they have seen."""
+_is_open = False
+"""Of the process, not of a thread: PyTorch runs the backward pass in a thread of its own."""
+
+
+@contextmanager
+def branching(device: torch.device) -> Iterator[None]:
+    """Inside, `beside` begins a branch where the device is a GPU."""
+    global _stream, _is_open
+    if device.type == "cuda":
+        _stream, _is_open = _stream or torch.cuda.Stream(), True
+    try:
+        yield
+    finally:
+        _is_open = False
+
+
+def beside(work: Callable[[], Value]) -> Callable[[], Value]:
+    """Begin work that follows what is queued already, but not what will be queued next.
+
+    Whatever the work reads must be kept until its result was asked for: by then nothing can take its memory.
+
+    Returns:
+        gives the work's result; what is queued afterwards follows the work. To be called once, on the same stream.
+    """
+    if not _is_open:
+        value = work()
+        return lambda: value
+    stream = torch.cuda.current_stream()
+    _stream.wait_stream(stream)
+    with torch.cuda.stream(_stream):
+        value = work()
+        done = _stream.record_event()
+
+    def result() -> Value:
+        stream.wait_event(done)
+        return value
+
+    return result
