@@ -136,7 +136,7 @@ PARTS = ("base_weights", "quantization_constants", "adapter", "gradients", "opti
 
 
 def peak_of(work: Callable[[], object], device: str, owners: Owners = dict) -> Peak:
-    """Peak memory while `work` runs twice, everything it needs being resident already.
+    """Peak memory while `work` runs, on a GPU twice, everything it needs being resident already.
 
     Args:
         work: one training step after the first, so that optimizer state exists.
@@ -149,10 +149,10 @@ def peak_of(work: Callable[[], object], device: str, owners: Owners = dict) -> P
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         work()
-        work()
+    seen, parts = _seen_peak(work, device, owners)
+    if device == "cuda":
         torch.cuda.synchronize()
         allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    seen, parts = _seen_peak(work, device, owners)
     allocated = seen if allocated is None else allocated
     reserved = allocated if reserved is None else reserved
     named = {f"{name}_mib": n_bytes / MIB for name, n_bytes in parts.items()}

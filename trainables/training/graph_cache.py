@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ from trainables.evaluation.readers import GraphReader, ReaderBuffers
 from trainables.models.families import family_of_model
 from trainables.models.lean import full_weights
 from trainables.training.batches import StepShape
-from trainables.training.step_graphs import GraphKey, StepGraphs, graph_key
+from trainables.training.graph_key import GraphKey, graph_key
+from trainables.training.step_graphs import StepGraphs
 from trainables.values.config import BaseForm, ComputeDtype, TrialConfig
 from trainables.values.errors import CaptureFailed
 
@@ -52,6 +53,7 @@ class GraphCache:
         self._full_weights: dict[BaseForm, FullWeights] = {}
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
+        self._warm: set[Hashable] = set()  # kernels of the steps that were done on the stream, see GraphKey
 
     def __len__(self) -> int:
         return len(self._step_graphs) + len(self._readers)
@@ -92,7 +94,8 @@ class GraphCache:
                 pool=self._pool,
                 stream=self._stream,
             )
-            graphs.capture(shapes)
+            graphs.capture(shapes, is_warm=key.kernels in self._warm)
+        self._warm.add(key.kernels)
         self._step_graphs[key] = graphs  # those used last come last
         if len(self._step_graphs) > MIN_STEP_GRAPHS and not self._has_room():
             del self._step_graphs[next(iter(self._step_graphs))]

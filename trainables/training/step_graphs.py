@@ -7,13 +7,13 @@ it are both zero, so both gradients are zero and AdamW leaves them zero: padding
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from trainables.capture.capture import attached_matrices, captured, on_stream, padded_rank
+from trainables.capture.capture import attached_matrices, captured, on_stream
 from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models import lora
 from trainables.models.core import set_checkpointing
@@ -32,41 +32,14 @@ from trainables.training.engine import (
     standard_loss,
     unflatten,
 )
+from trainables.training.graph_key import graph_key
 from trainables.training.optimizers import adamw
 from trainables.values.checkpoint import EngineState
-from trainables.values.config import BaseForm, ComputeDtype, TrialConfig
+from trainables.values.config import ComputeDtype, TrialConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphKey:
-    """What StepGraphs are captured for; everything else that a trial chooses may change between replays.
-
-    Attributes:
-        rank: padded, see trainables.capture.capture.padded_rank.
-    """
-
-    base_form: BaseForm
-    targets: tuple[str, ...]
-    dropout: float
-    loop: str
-    rank: int
-    gradient_checkpointing: bool
-
-
-def graph_key(config: TrialConfig) -> GraphKey:
-    """Of the StepGraphs that can train a config."""
-    return GraphKey(
-        base_form=config.base_form,
-        targets=config.targets,
-        dropout=config.dropout,
-        loop=config.loop,
-        rank=padded_rank(config.rank),
-        gradient_checkpointing=config.gradient_checkpointing,
-    )
 
 
 class StepGraphs:
@@ -118,15 +91,28 @@ class StepGraphs:
         self._fresh_scale = self._scaler.state_dict()
         self._whole, self._weights = joined(lora.blank_matrices(base, self._config))
         self._optimizer = adamw([self._whole], self._learning_rate, fused=True, capturable=device.type == "cuda")
+        self._begin_states()
 
-    def capture(self, shapes: Iterable[StepShape]) -> None:
-        """Capture the steps that are missing, and the evaluation; the base is bare before and afterwards."""
+    def _begin_states(self) -> None:
+        """Have optimizer and scaler allocate what they keep: in a captured step each replay would make it anew."""
+        self._scaler.scale(self._scaling)
+        self._whole.grad = torch.zeros_like(self._whole)
+        self._optimizer.step()
+        self._whole.grad = None
+
+    def capture(self, shapes: Iterable[StepShape], *, is_warm: bool = False) -> None:
+        """Capture the steps that are missing, and the evaluation; the base is bare before and afterwards.
+
+        Args:
+            is_warm: steps of the same kernels, see GraphKey, were done on the graphs' stream before.
+        """
         missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
         if not missing:
             return
         with self._attached() as model:
             if self._evaluation is None:
-                self._warm_up(model, missing[0])
+                if not is_warm:
+                    self._warm_up(model, missing[0])
                 model.eval()
                 self._evaluation = self._captured(lambda: self._evaluate(model))
             model.train()
@@ -148,7 +134,7 @@ class StepGraphs:
         return graph
 
     def _warm_up(self, model: "PeftModel", shape: StepShape) -> None:
-        """Let libraries and the optimizer allocate what they keep, on the stream of the captures."""
+        """Let libraries allocate what they keep, on the stream of the captures, and kernels be loaded."""
         model.train()
         with on_stream(self._stream):
             self._step(model, shape, _blank(shape))

@@ -16,7 +16,7 @@ from trainables.models.lean import adapted_layers
 from trainables.training.batches import FLAT_MULTIPLE, Batch, StepShape, packed, unpacked
 from trainables.training.eager import EagerEngine
 from trainables.training.graph_cache import GraphCache
-from trainables.training.step_graphs import graph_key
+from trainables.training.graph_key import graph_key
 from trainables.trial import Trial
 from trainables.values.config import LOSS_CHUNK_TOKENS, TrialConfig
 from trainables.values.errors import CaptureFailed, ConfigError
@@ -49,6 +49,27 @@ def test_a_graphs_rank_is_the_smallest_offered_that_is_enough_or_else_the_trials
 def test_configs_share_graphs_where_they_differ_only_in_what_is_set_between_replays(small_config, change, same):
     config = small_config(rank=4)
     assert (graph_key(config) == graph_key(replace(config, **change))) == same
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"targets": TARGETS}, True),
+        ({"dropout": 0.5}, True),
+        ({"rank": 16}, True),
+        ({"rank": 17}, False),
+        ({"dropout": 0.0}, False),
+        ({"precision": "nf4"}, False),
+        ({"loop": "lean"}, False),
+        ({"gradient_checkpointing": True}, False),
+    ],
+    ids=str,
+)
+def test_kernels_are_the_same_where_configs_differ_in_which_modules_have_an_adapter_and_in_rates(
+    small_config, change, same
+):
+    config = small_config(rank=4, dropout=0.1)
+    assert (graph_key(config).kernels == graph_key(replace(config, **change)).kernels) == same
 
 
 ROWS = st.lists(
