@@ -34,6 +34,7 @@ PRODUCTS_REACHED, MEMORY_REACHED = 0.66, 0.83
 N_PRODUCT = {"cuda": 4096, "cpu": 256}
 """Rows and columns of the matrices whose product is timed."""
 N_COPIED_MIB = {"cuda": 256, "cpu": 16}
+N_RUNS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +74,9 @@ def measure(device: str, dtype: ComputeDtype) -> Speed:
 
 
 def _seconds(work: Callable[[], object], wait: Callable[[], object]) -> float:
-    """The best of a few runs after a first one; `wait` returns when the device is done."""
+    """The best of some runs after a first one, as others may use the device; `wait` returns when it is done."""
     best = float("inf")
-    for i in range(6):
+    for i in range(N_RUNS):
         begin = perf_counter()
         work()
         wait()
