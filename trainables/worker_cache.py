@@ -3,15 +3,19 @@
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
 
+from trainables.comparison.kl_breakdown import token_counts
 from trainables.cost import memory
 from trainables.cost.device import device_id, native_dtype
 from trainables.cost.device_lock import DeviceLock
 from trainables.cost.timeline import Timeline, WorkerPhase
 from trainables.data import tokens
+from trainables.data.tokenizer import open_tokenizer
 from trainables.evaluation.held_out import EvalBatches, eval_batches
 from trainables.models import base_model, lora
 from trainables.models.architecture import context_of
@@ -30,7 +34,7 @@ from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from trainables.evaluation.readers import GraphReader
     from trainables.training.step_graphs import StepGraphs
@@ -154,6 +158,16 @@ class WorkerCache:
         if self._validation is None:
             self._validation = eval_batches(self.base(*form), self.rows["validation"])
         return self._validation
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The base's."""
+        return open_tokenizer(Path(self.workload.base_folder))
+
+    @cached_property
+    def token_counts(self) -> Mapping[int, int]:
+        """Occurrences of each token in the responses of the training rows."""
+        return token_counts(self.rows["train"])
 
     def batches(self, config: TrialConfig) -> Batches:
         """The training batches of a trial."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from trainables.comparison import bias, kl_breakdown
 from trainables.comparison.samples import samples
 from trainables.comparison.similarity import RowScores, compare_rows, row_scores
-from trainables.data.tokenizer import open_tokenizer
 from trainables.evaluation import held_out
 from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
 from trainables.evaluation.readers import EagerReader, Reader, Texts
@@ -170,7 +168,7 @@ def _breakdown(
         tokens,
         kinds=[row.kind for row in rows],
         groups=[row.group for row in rows],
-        counts=kl_breakdown.token_counts(cache.rows["train"]),
+        counts=cache.token_counts,
     )
 
 
@@ -180,7 +178,7 @@ def _samples(
     """What the three models write, from the texts that were read already."""
     return samples(
         rows,
-        open_tokenizer(Path(cache.workload.base_folder)),
+        cache.tokenizer,
         quantized=quantized,
         baseline=references.reference.texts,
         untuned=references.untuned_texts,

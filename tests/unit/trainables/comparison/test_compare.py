@@ -261,6 +261,7 @@ class OneBase:
         self.workload = few.workload
         self.rows = few.rows | {name: few.rows[name][:n_rows] for name in ("validation", "test")}
         self.untuned, self.untuned_nats = {}, {}
+        self.tokenizer, self.token_counts = few.tokenizer, few.token_counts
         self.swaps: list[str] = []
         self.held: list[str] = []
         self._base = None
