@@ -6,10 +6,11 @@ from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import GenerationConfig, StaticCache
+from transformers import GenerationConfig
 
 from trainables.capture.capture import captured
 from trainables.models.architecture import context_of
+from trainables.models.cached_attention import Place, RowCache, has_kernel, one_token_states
 from trainables.models.core import core_of
 from trainables.models.families import family_of, family_of_model
 from trainables.models.head import logits_of
@@ -57,7 +58,7 @@ class GreedyDecoder:
         self._n_padding = torch.tensor([[self._width - len(prompt)] for prompt in prompts]).to(base.device)
         n_columns = -(-(self._width + n_new) // MASK_MULTIPLE) * MASK_MULTIPLE
         self._columns = torch.arange(n_columns, device=base.device)
-        self._cache = StaticCache(config=_without_windows(base.config), max_cache_len=n_columns)
+        self._cache = RowCache(_without_windows(base.config), n_columns)
         self._at = self._columns[self._width : self._width + 1].clone()  # (1,), column of the token to read next
         self._tokens = self._input_ids.new_zeros(len(prompts), n_new)
 
@@ -66,28 +67,36 @@ class GreedyDecoder:
         """Read the prompts; sets the first token of each continuation."""
         self._cache.reset()
         self._at.fill_(self._width)
-        self._tokens[:, :1] = self._following(base, self._input_ids, self._columns[: self._width])
+        self._tokens[:, :1] = _following(base, self._states(base, self._input_ids, self._columns[: self._width]))
 
     @torch.no_grad()
     def next(self, base: "PreTrainedModel") -> None:
         """Read the last token of each continuation; sets the one after it."""
         place = self._at - self._width  # (1,)
         token = self._tokens.index_select(1, place)
-        self._tokens.index_copy_(1, place + 1, self._following(base, token, self._at))
+        if has_kernel(base, token):
+            of_tokens = Place(cache=self._cache, starts=self._n_padding[:, 0], at=self._at)
+            states = one_token_states(base, token, self._positions(self._at), of_tokens)
+        else:
+            states = self._states(base, token, self._at)
+        self._tokens.index_copy_(1, place + 1, _following(base, states))
         self._at.add_(1)
 
-    def _following(self, base: "PreTrainedModel", ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """Read ids (prompts, n) at the columns `at` (n,); returns what follows them, (prompts, 1)."""
+    def _positions(self, at: torch.Tensor) -> torch.Tensor:
+        """Positions of the columns `at` (n,) in each prompt, (prompts, n)."""
+        return (at - self._n_padding).clamp(0, self._n_positions - 1)
+
+    def _states(self, base: "PreTrainedModel", ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """Read ids (prompts, n) at the columns `at` (n,); returns their states, (prompts, n, width)."""
         seen = (self._columns >= self._n_padding)[:, None] & (self._columns <= at[:, None])  # (prompts, n, columns)
         seen = seen | (self._columns == at[:, None])  # padding sees itself: a row of nothing would be NaN
-        states = base.base_model(
+        return base.base_model(
             input_ids=ids,
             attention_mask=self._masks(base, seen, at),
-            position_ids=(at - self._n_padding).clamp(0, self._n_positions - 1),
+            position_ids=self._positions(at),
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
-        return logits_of(base, states[:, -1]).argmax(dim=-1, keepdim=True)
 
     def _masks(
         self, base: "PreTrainedModel", seen: torch.Tensor, at: torch.Tensor
@@ -177,6 +186,11 @@ def _generated(
         for i, tokens in zip(group, found[:, width:].tolist(), strict=True):
             texts[i] = _up_to(frozenset(ends), tokens)
     return [texts[i] for i in range(len(prompts))]
+
+
+def _following(base: "PreTrainedModel", states: torch.Tensor) -> torch.Tensor:
+    """The most likely token after the last of the states (prompts, n, width): (prompts, 1)."""
+    return logits_of(base, states[:, -1]).argmax(dim=-1, keepdim=True)
 
 
 def _limit(base: "PreTrainedModel", prompt: Sequence[int], n_new: int) -> int:

@@ -1,8 +1,11 @@
 """The transformers model under an adapter: the tokens that end and fill up its rows, and its checkpointing."""
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -23,6 +26,17 @@ def set_checkpointing(model: "PreTrainedModel", wanted: bool) -> None:
         getattr(model, f"{name}_checkpointing_enable")(kwargs)
     elif getattr(model, f"is_{name}_checkpointing"):
         getattr(model, f"{name}_checkpointing_disable")()
+
+
+@contextmanager
+def attention_by(core: "PreTrainedModel", name: str) -> "Iterator[None]":
+    """Inside, a model attends by the function that was registered with transformers under a name."""
+    stock = core.config._attn_implementation
+    core.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        core.config._attn_implementation = stock
 
 
 def end_tokens(model: "PreTrainedModel | PeftModel") -> tuple[int, ...]:

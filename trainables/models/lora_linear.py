@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import bitsandbytes
@@ -15,9 +16,9 @@ from trainables.models.dropout_mask import Mask, drawn_for, dropped
 from trainables.models.kernels import can_launch, can_run_on
 
 try:
-    from trainables.models import adapter_kernels, nf4_kernels
+    from trainables.models import adapter_kernels, decode_kernels, nf4_kernels
 except ImportError:  # Triton comes with PyTorch for CUDA only
-    adapter_kernels = nf4_kernels = None
+    adapter_kernels = decode_kernels = nf4_kernels = None
 
 
 Matrices = tuple[torch.Tensor, torch.Tensor]
@@ -63,8 +64,8 @@ def read_through(x: torch.Tensor, matrices: Matrices, base: torch.nn.Module) -> 
 
 
 def compile_ahead(dtype: torch.dtype) -> Compiler | None:
-    """Compile the adapter's kernels beside what else this process does: where Triton has kept none from before, trials
-    of new kinds would wait for it. None where there are no kernels to compile.
+    """Compile kernels beside what else this process does: where Triton has kept none from before, trials of new kinds
+    would wait for the adapter's, and the first comparison for decoding's. None where there are no kernels to compile.
 
     Args:
         dtype: of the inputs.
@@ -77,7 +78,8 @@ def compile_ahead(dtype: torch.dtype) -> Compiler | None:
         torch.cuda.set_device(device)
         compilation()
 
-    return Compiler(partial(on_device, compilation) for compilation in adapter_kernels.compilations(dtype))
+    kernels = chain(adapter_kernels.compilations(dtype), decode_kernels.compilations(dtype))
+    return Compiler(partial(on_device, compilation) for compilation in kernels)
 
 
 class LoraLinear(torch.autograd.Function):

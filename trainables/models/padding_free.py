@@ -20,6 +20,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from trainables.models.core import attention_by
 from trainables.models.families import family_of
 
 if TYPE_CHECKING:
@@ -115,12 +116,8 @@ def padding_free(core: "PreTrainedModel") -> Iterator[None]:
     The backward pass too: a block of gradient checkpointing runs its forward pass again there. Rows are padded on the
     right, so that causal attention sees no padding.
     """
-    stock = core.config._attn_implementation
-    core.config._attn_implementation = ATTENTION
-    try:
+    with attention_by(core, ATTENTION):
         yield
-    finally:
-        core.config._attn_implementation = stock
 
 
 def hidden_states(core: "PreTrainedModel", input_ids: torch.Tensor, flat: FlatRows | None = None) -> torch.Tensor:

@@ -98,6 +98,13 @@ class EagerEngine:
         self._n_steps += 1
         return loss.detach()
 
+    def begin_moments(self) -> None:
+        """Have the optimizer make its state, by an update from gradients of zero, which moves nothing."""
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self._bare_optimizer.step()
+        self._bare_optimizer.zero_grad()
+
     def run(self, batches: Sequence[Batch]) -> torch.Tensor:
         """One step a batch, see Engine."""
         return torch.stack([self.step(*batch) for batch in batches])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -47,10 +48,10 @@ def step_cost(
         others_mib: allocated on the device beside what this trial needs; left out of every figure.
     """
     engine = EagerEngine(model, config, compute_dtype=compute_dtype, device=device)
-    engine.step(*batch)  # the optimizer's state exists from here on
-    step = _replay_of(graphs, model, config, batch, device) if graphs else lambda: engine.step(*batch)
-    seconds = _timed(step, device)
-    peak = memory.peak_of(lambda: engine.step(*batch), device, lambda: owners_of(model, engine))
+    engine.begin_moments()  # as after any step; the first one is not timed
+    step = partial(engine.step, *batch)  # no lambda: a failure's traceback would keep it, and so engine and base alive
+    seconds = _timed(_replay_of(graphs, model, config, batch, device) if graphs else step, device)
+    peak = memory.peak_of(step, device, lambda: owners_of(model, engine))
     p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
     return Cost(
         peak_memory_mib=peak.allocated_mib - others_mib,

@@ -123,6 +123,28 @@ def test_a_step_moves_the_adapter_and_nothing_else(tuned, batches):
     assert all(p.grad is None for p in model.parameters())
 
 
+def moments(engine) -> list[torch.Tensor]:
+    """Of all matrices, in order; each step's number is no moment."""
+    slots = [engine.optimizer.state[p] for p in engine.parameters]
+    return [slot[name] for slot in slots for name in sorted(slot) if name != "step"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_moments_begin_without_a_step_as_large_as_a_step_makes_them_and_move_nothing(
+    tuned, batches, small_config, optimizer
+):
+    model, _ = tuned
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = small_config(optimizer=optimizer, rank=32)
+    engines = [EagerEngine(model, config, compute_dtype="float32", device="cpu") for _ in range(2)]
+    engines[0].begin_moments()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())
+    engines[1].step(*batches[0])
+    shapes = [[(m.shape, m.dtype) for m in moments(engine)] for engine in engines]
+    assert shapes[0] == shapes[1] != []
+
+
 def test_the_first_step_of_adam_moves_each_weight_by_at_most_the_learning_rate(tuned, batches):
     model, config = tuned
     before = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_B" in name}
