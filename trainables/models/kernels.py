@@ -2,6 +2,7 @@
 
 import logging
 from functools import cache
+from threading import Lock
 
 import torch
 
@@ -11,6 +12,7 @@ except ImportError:  # Triton comes with PyTorch for CUDA only
     mask_kernels = None
 
 logger = logging.getLogger(__name__)
+_first_launch = Lock()
 
 
 def can_run_on(x: torch.Tensor) -> bool:
@@ -18,9 +20,17 @@ def can_run_on(x: torch.Tensor) -> bool:
     return x.is_cuda and can_launch()
 
 
-@cache
 def can_launch() -> bool:
-    """Launch the smallest kernel: Triton asks the machine for a C compiler then, which not all have."""
+    """Launch the smallest kernel: Triton asks the machine for a C compiler then, which not all have.
+
+    Seconds at its first call in a process; another thread that asks meanwhile waits for that one.
+    """
+    with _first_launch:
+        return _can_launch()
+
+
+@cache
+def _can_launch() -> bool:
     if mask_kernels is None or not torch.cuda.is_available():
         return False
     zero = torch.zeros((), dtype=torch.int32, device="cuda")

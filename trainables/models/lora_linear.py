@@ -65,18 +65,19 @@ def read_through(x: torch.Tensor, matrices: Matrices, base: torch.nn.Module) -> 
 
 def compile_ahead(dtype: torch.dtype) -> Compiler | None:
     """Compile kernels beside what else this process does: where Triton has kept none from before, trials of new kinds
-    would wait for the adapter's, and the first comparison for decoding's. None where there are no kernels to compile.
+    would wait for the adapter's, and the first comparison for decoding's. None where there is no Triton.
 
     Args:
         dtype: of the inputs.
     """
-    if adapter_kernels is None or not can_launch():
+    if adapter_kernels is None:
         return None
     device = torch.cuda.current_device()
 
     def on_device(compilation: Callable[[], object]) -> None:
         torch.cuda.set_device(device)
-        compilation()
+        if can_launch():
+            compilation()
 
     kernels = chain(adapter_kernels.compilations(dtype), decode_kernels.compilations(dtype))
     return Compiler(partial(on_device, compilation) for compilation in kernels)
