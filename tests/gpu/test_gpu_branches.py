@@ -5,6 +5,8 @@ import torch
 
 from trainables.capture.capture import captured
 from trainables.models.branches import beside, branching
+from trainables.training.graph_cache import GraphCache
+from trainables.values.errors import CaptureFailed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -75,3 +77,18 @@ def test_a_graph_captured_with_branches_replays_what_was_captured():
     for _ in range(3):
         graph.replay()
     torch.testing.assert_close(x, expected)
+
+
+def test_work_that_runs_out_of_memory_with_a_branch_open_leaves_the_next_capture_possible():
+    x, cache = torch.ones(64, 64, device=GPU), GraphCache()
+
+    def work() -> None:
+        beside(lambda: x + 1)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with branching(GPU), pytest.raises(CaptureFailed, match="out of memory"), cache._capturing():
+        captured(work, stream=cache._stream)
+    assert cache.fault is None
+    with branching(GPU), cache._capturing():
+        captured(lambda: x.add_(beside(lambda: x * 2)()), stream=cache._stream).replay()
+    assert torch.equal(x, torch.full_like(x, 3.0))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trainables.models import lora
-from trainables.models.branches import branching
+from trainables.models.branches import branching, joined
 from trainables.models.lean import adapted_layers
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def captured(
         stream: to capture on; a stream of PyTorch's by default.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
+    with torch.cuda.graph(graph, pool=pool, stream=stream), joined():
         work()
     return graph
 

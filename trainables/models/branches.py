@@ -15,7 +15,8 @@ Value = TypeVar("Value")
 _stream: torch.cuda.Stream | None = None
 """For the work beside; the same in all captures, as libraries keep a workspace for each stream that they have seen."""
 _is_open = False
-"""Of the process, not of a thread: PyTorch runs the backward pass in a thread of its own."""
+_has_begun = False
+"""Both of the process, not of a thread: PyTorch runs the backward pass in a thread of its own."""
 
 
 @contextmanager
@@ -30,6 +31,19 @@ def branching(device: torch.device) -> Iterator[None]:
         _is_open = False
 
 
+@contextmanager
+def joined() -> Iterator[None]:
+    """What is queued afterwards follows all branches that begin inside: a capture cannot end with one that is open, as
+    where its work ran out of memory before it asked for a result."""
+    global _has_begun
+    _has_begun = False
+    try:
+        yield
+    finally:
+        if _has_begun:
+            torch.cuda.current_stream().wait_stream(_stream)
+
+
 def beside(work: Callable[[], Value]) -> Callable[[], Value]:
     """Begin work that follows what is queued already, but not what will be queued next.
 
@@ -41,7 +55,8 @@ def beside(work: Callable[[], Value]) -> Callable[[], Value]:
     if not _is_open:
         value = work()
         return lambda: value
-    stream = torch.cuda.current_stream()
+    global _has_begun
+    stream, _has_begun = torch.cuda.current_stream(), True
     _stream.wait_stream(stream)
     with torch.cuda.stream(_stream):
         value = work()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainables.models.branches import beside, branching
+from trainables.models.branches import beside, branching, joined
 
 
 def test_on_a_cpu_work_beside_is_done_where_it_stands_and_once():
@@ -21,5 +21,5 @@ def test_on_a_cpu_work_beside_is_done_where_it_stands_and_once():
 
 
 def test_what_fails_beside_fails_where_it_stands():
-    with branching(torch.device("cpu")), pytest.raises(ZeroDivisionError):
+    with branching(torch.device("cpu")), pytest.raises(ZeroDivisionError), joined():
         beside(lambda: 1 / 0)
