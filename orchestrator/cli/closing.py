@@ -89,10 +89,11 @@ def report_text(report: "SweepReport", sweep: "SweepSnapshot", stream: TextIO) -
     last = [_budget_line(report.name, chosen)] if chosen else []
     steps = [_step_line(step) for step in report.within_memory]
     text = ""
-    for n_steps in range(len(steps) + 1):  # as many as there is room for
+    for n_steps in range(len(steps) + 1):  # as many as there is room for, that of most memory always among them
         left = len(steps) - n_steps
-        more = [f"{left} more for more memory: report.md"] if left else []
-        longer = for_stream("\n".join([*first, *steps[:n_steps], *more, *last]), stream)
+        more = [f"{left} more: report.md"] if left else []
+        some = [*steps[: max(0, n_steps - 1)], *more, *(steps[-1:] if n_steps else [])]
+        longer = for_stream("\n".join([*first, *some, *last]), stream)
         if text and longer.count("\n") >= MAX_LINES:
             break
         text = longer

@@ -32,6 +32,11 @@ def answer(fits: Sequence[Fit], paying: Sequence[dict[str, Any]], context_tokens
     return fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
+def size(mib: float) -> str:
+    """Memory in words."""
+    return f"{mib:.1f} MiB" if mib < GIB else f"{mib / GIB:.1f} GiB"
+
+
 def row_length(row: dict[str, Any], context_tokens: int) -> str:
     """Rows at which 4 bits need less, in words."""
     longest = row["longest_row_tokens"]
@@ -60,7 +65,7 @@ def _needs(fits: Sequence[Fit]) -> Iterator[str]:
     """For each precision the least memory."""
     for words, of_precision in _by_precision(fits):
         least = min(of_precision, key=lambda fit: fit.peak_mib)
-        yield f"{words} {least.peak_mib / GIB:.1f} GiB ({_how(least)})"
+        yield f"{words} {size(least.peak_mib)} ({_how(least)})"
 
 
 def _largest(fits: Sequence[Fit]) -> Iterator[str]:
@@ -71,8 +76,8 @@ def _largest(fits: Sequence[Fit]) -> Iterator[str]:
             rows = f"{most.largest_batch:,} rows of {most.recipe.max_length_tokens:,} tokens"
             yield f"{words} up to {rows} ({_how(most)})"
         else:
-            least = min(fit.peak_mib for fit in of_precision) / GIB
-            yield f"{words} not one row ({least:.1f} GiB for {most.recipe.batch_size})"
+            least = min(fit.peak_mib for fit in of_precision)
+            yield f"{words} not one row ({size(least)} for {most.recipe.batch_size})"
 
 
 def _how(fit: Fit) -> str:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from orchestrator.cli.fit_answer import GIB, row_length
+from orchestrator.cli.fit_answer import GIB, row_length, size
 from trainables.cost.fit import Fit
 
 COLUMNS = (("peak", 6), ("weights", 7), ("adapter", 7), ("kept", 6), ("rest", 5))
-"""Of GiB, with their widths."""
+"""Of memory, with their widths."""
 NOTES = """
 standard: a stock script with transformers and peft; *: prepared by peft, which
 makes embeddings, head and norms float32. TRL's trainer puts embeddings and head
@@ -18,15 +18,16 @@ LARGEST = "batch: the largest that fits."
 
 
 def table(fits: Sequence[Fit]) -> Iterator[str]:
-    """Lines: a heading for each row length, and what each recipe needs there, in GiB."""
-    shown = 0
+    """Lines: a heading for each row length, and what each recipe needs there, in GiB, or all in MiB where none needs
+    one."""
+    shown, in_gib = 0, any(fit.peak_mib >= GIB for fit in fits)
     for fit in fits:
         recipe = fit.recipe
         if recipe.max_length_tokens != shown:
-            yield f"\n{recipe.batch_size} x {recipe.max_length_tokens:,} tokens, GiB"
+            yield f"\n{recipe.batch_size} x {recipe.max_length_tokens:,} tokens, {'GiB' if in_gib else 'MiB'}"
             yield _heading(on_device=fit.fits is not None)
         shown = recipe.max_length_tokens
-        yield _row(fit)
+        yield _row(fit, in_gib=in_gib)
 
 
 def _heading(*, on_device: bool) -> str:
@@ -36,7 +37,7 @@ def _heading(*, on_device: bool) -> str:
     return f"{line}  fits  {'batch':>7}" if on_device else line
 
 
-def _row(fit: Fit) -> str:
+def _row(fit: Fit, *, in_gib: bool) -> str:
     recipe, parts = fit.recipe, fit.parts
     weights = parts.base_weights_mib + parts.quantization_constants_mib
     adapter = parts.adapter_mib + parts.gradients_mib + parts.optimizer_mib
@@ -44,8 +45,8 @@ def _row(fit: Fit) -> str:
     base = recipe.precision + ("*" if recipe.prepare_kbit else "")
     line = f"{loop:<8}  {base:<5}  {'again' if recipe.gradient_checkpointing else 'kept':<6}"
     mib = (fit.peak_mib, weights, adapter, parts.activations_mib, parts.rest_mib)
-    for size, (_, width) in zip(mib, COLUMNS, strict=True):
-        line += f"  {size / GIB:>{width}.2f}"
+    for part, (_, width) in zip(mib, COLUMNS, strict=True):
+        line += f"  {part / GIB:>{width}.2f}" if in_gib else f"  {part:>{width}.1f}"
     if fit.fits is None:
         return line
     return f"{line}  {'yes' if fit.fits else 'no':>4}  {fit.largest_batch or 'none':>7}"
@@ -70,7 +71,7 @@ def baseline_lines(fits: Sequence[Fit]) -> Iterator[str]:
     for fit in fits:
         sixteen = by_recipe.get(_but_precision(fit))
         if fit.recipe.script == "lean" and fit.fits and fit.recipe.is_quantized and sixteen and not sixteen.fits:
-            recipe, needed = fit.recipe, f"{sixteen.peak_mib / GIB:.1f} GiB"
+            recipe, needed = fit.recipe, size(sixteen.peak_mib)
             where = f"lean, blocks {_blocks(recipe.gradient_checkpointing)}, {recipe.max_length_tokens:,} tokens"
             yield f"{where}: 4 bits fit; their"
             yield f"  16-bit baseline needs {needed}, so they cannot be compared here"

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -99,7 +100,8 @@ def test_of_a_sweep_without_an_answer_that_is_said_and_nothing_is_offered(sweep)
 def test_a_report_has_eight_lines_at_most_and_keeps_the_answer_and_the_budget(columns, n_steps, sweep, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     report = report_of(sweep)
-    report = replace(report, within_memory=report.within_memory[:1] * n_steps)
+    steps = [replace(report.within_memory[0], number=100 + n) for n in range(n_steps)]
+    report = replace(report, within_memory=steps)
     for stream in (io.StringIO(), Terminal()):
         text = report_text(report, sweep, stream)
         assert " ".join(report.answer.split()) in " ".join(text.split())
@@ -107,7 +109,9 @@ def test_a_report_has_eight_lines_at_most_and_keeps_the_answer_and_the_budget(co
         assert len(text.splitlines()) <= MAX_LINES
         n_shown = text.count("MiB: trial")
         assert 0 < n_shown <= n_steps or not n_steps
-        assert (f"{n_steps - n_shown} more for more memory: report.md" in text) == (n_shown < n_steps)
+        assert (f"{n_steps - n_shown} more: report.md" in text) == (n_shown < n_steps)
+        shown = [int(number) for number in re.findall(r"MiB: trial (\d+)", text)]
+        assert shown == [step.number for step in (*steps[: n_shown - 1], *steps[-1:])], "the last is the answer's"
 
 
 def test_a_sweep_that_is_not_finished_is_called_so_and_how_to_go_on(tmp_path):
