@@ -64,7 +64,7 @@ def status_view(
     *,
     hint: str = "",
     share: float | None = None,
-    is_stopped: bool = False,
+    halted: str = "",
 ) -> Group:
     """The live view: a bar, the trials at work, trials by state, the best so far, what went wrong last.
 
@@ -72,12 +72,12 @@ def status_view(
         memory: in use on GPUs, in one line.
         hint: how to stop or go on, for as long as anything is still to be run.
         share: that the bar shows, if it is not the status's own.
-        is_stopped: no process runs it, and `resume` goes on.
+        halted: how it came to rest before its end, where no process runs it: "stopped", "recorded".
     """
-    stopped = "stopped while " if is_stopped else ""
+    before = f"{halted} while " if halted else ""
     states = "  ".join(f"{state} {n}" for state, n in sorted(status.counts.items()))
     lines = [
-        Text(f"{name}: {stopped}{phase_of(status)}{left_of(status)}", style="bold"),
+        Text(f"{name}: {before}{phase_of(status)}{left_of(status)}", style="bold"),
         Text(_bar(status.share_done if share is None else share), style="green"),
         *map(Text, running_lines(status.running)),
         Text(f"done    {counts_of(status)}"),
@@ -90,7 +90,7 @@ def status_view(
     if status.last_fault:
         fault = " ".join(status.last_fault.split())
         lines.append(Text(f"last error  {fault}", style="red", overflow="ellipsis", no_wrap=True))
-    if hint and (is_stopped or status.phase in STOPPABLE):
+    if hint and (halted or status.phase in STOPPABLE):
         lines.append(Text(hint, style="dim"))
     return Group(*lines)
 

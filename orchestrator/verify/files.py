@@ -42,7 +42,7 @@ def of_front_file(kept: SweepSnapshot) -> Iterator[Difference]:
         found = json.loads((kept.folder / "front.json").read_text(encoding="utf-8"))
         theirs = [member["key"] for member in found["members"]]
     except FILE_ERRORS as error:
-        yield Difference(part="front.json", text=f"cannot be read ({_short(error)})")
+        yield Difference(part="front.json", text=_fault(error))
         return
     yield from _of_keys("front.json", "on the front", theirs, kept.front.keys, kept)
     for name in sorted({*expected, *found}):
@@ -60,7 +60,7 @@ def of_table(kept: SweepSnapshot) -> Iterator[Difference]:
             if row["on_pareto_front"]:
                 on_front.append(row["key"])
     except FILE_ERRORS as error:
-        yield Difference(part="trials.parquet", text=f"cannot be read ({_short(error)})")
+        yield Difference(part="trials.parquet", text=_fault(error))
         return
     yield from _of_keys("trials.parquet", "in a row", theirs, {trial.key for trial in kept.trials}, kept)
     yield from _of_keys("trials.parquet", "on the front", on_front, kept.front.keys, kept)
@@ -112,5 +112,7 @@ def _same(a: Any, b: Any) -> bool:
     return a == b or (a != a and b != b)  # NaN is NaN
 
 
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def _fault(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "is not there"
+    return f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"

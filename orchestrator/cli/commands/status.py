@@ -41,4 +41,5 @@ def status(
             hint = f"{command()} resume {name} goes on"
         elif is_cut:
             hint = f"{command()} sync {name} writes what is missing"
-        Console().print(status_view(name, found, memory, hint=hint, is_stopped=bool(hint)))
+        halted = "stopped" if hint else "recorded" if state == "recorded" and found.phase != "ended" else ""
+        Console().print(status_view(name, found, memory, hint=hint, halted=halted))

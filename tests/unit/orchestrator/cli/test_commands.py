@@ -264,6 +264,8 @@ def test_the_report_of_a_recorded_sweep_names_no_command_that_refuses_it(with_re
 def test_a_recorded_sweep_is_read_alone_and_nobody_is_told_to_go_on_with_it(with_recorded):
     for words in (("report", "kept"), ("status", "kept")):
         assert "resume" not in called(*words, cwd=with_recorded).out
+    assert "kept: recorded while " in called("status", "kept", cwd=with_recorded).out
+    assert "mine: stopped while " in called("status", "mine", cwd=with_recorded).out
     assert "its adapter: " not in called("best", "kept", cwd=with_recorded).out
     assert "its adapter: " in called("best", "mine", cwd=with_recorded).out
     assert "resume mine" in called("status", "mine", cwd=with_recorded).out

@@ -349,6 +349,18 @@ def table_truncated(root: Path) -> Iterator[list[str]]:
 
 
 @contextmanager
+def files_gone(root: Path) -> Iterator[list[str]]:
+    names = ("front.json", "trials.parquet")
+    paths = [root / "sweeps" / "t" / name for name in names]
+    before = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.unlink()
+    yield [f"{name}: is not there" for name in names]
+    for path, content in zip(paths, before, strict=True):
+        path.write_bytes(content)
+
+
+@contextmanager
 def table_of_other_values(root: Path) -> Iterator[list[str]]:
     path = root / "sweeps" / "t" / "trials.parquet"
     rows = pq.read_table(path)
@@ -411,6 +423,7 @@ DAMAGE = (
         another_is_called_best,
         adapter_flipped,
         table_truncated,
+        files_gone,
         front_edited,
         settings_edited,
         report_and_figures_emptied,
