@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -57,7 +57,7 @@ def _end(work: Callable[[], Any]) -> None:
         if "Help" in type(error).__name__:  # no argument at all, which is answered with the help
             error.show()
             sys.exit(ConfigError.exit_code)
-        _refuse("UsageError", _said(error), ConfigError.exit_code)
+        _refuse("UsageError", as_typed(_said(error, sys.argv)), ConfigError.exit_code)
     except Interrupted as error:
         logger.error(str(error))
         print_error("Interrupted", str(error), INTERRUPTED)
@@ -91,11 +91,24 @@ def _refuse(kind: str, message: str, exit_code: int) -> NoReturn:
     _leave(exit_code)
 
 
-def _said(error: Any) -> str:
-    """What click says of a command line, with the flag or argument in front, as all our errors have it."""
+def _said(error: Any, words: Sequence[str]) -> str:
+    """What click says of a command line, with the flag or argument in front, as all our errors have it.
+
+    Args:
+        words: of the command line.
+    """
     text = " ".join(error.format_message().split())
     found = re.fullmatch(r"Invalid value for '([^' ]+)[^']*'(?: / '[^']+')*: (.*?)\.?", text)
-    return f"{found[1]}: {found[2]}" if found else text
+    if not found:
+        return text
+    number = re.fullmatch(r"Input should be a valid (integer|number), unable to parse .*", found[2])
+    return f"{found[1]}: {_no_number(number[1], found[1], words) if number else found[2]}"
+
+
+def _no_number(kind: str, flag: str, words: Sequence[str]) -> str:
+    """What is wrong with a flag's value, with the value, which click does not say."""
+    given = re.search(rf"(?:^|\0){re.escape(flag)}[=\0]([^\0]*)", "\0".join(words))
+    return f"must be a {'whole ' * (kind == 'integer')}number" + (f", got {given[1]!r}" if given else "")
 
 
 def _end_of_disk(error: OSError) -> NoReturn:

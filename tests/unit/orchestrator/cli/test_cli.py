@@ -251,6 +251,21 @@ IMPORTED = (
 """The command, which then says what of these it has imported."""
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--trials", "abc"), "--trials: must be a whole number, got 'abc'"),
+        (("--trials=1.5",), "--trials: must be a whole number, got '1.5'"),
+        (("--max-hours", "soon"), "--max-hours: must be a number, got 'soon'"),
+        (("--max-hours", "-"), "--max-hours: must be a number, got '-'"),
+    ],
+    ids=str,
+)
+def test_what_is_no_number_is_said_with_what_was_given(words, said, tmp_path):
+    refused = called("run", *words, cwd=tmp_path)
+    assert (refused.code, refused.err.splitlines()) == (2, [f"error: {said}"])
+
+
 @pytest.mark.parametrize("verb", [("run",), ("run", "--dry-run"), ("sensitivity",)], ids="-".join)
 def test_a_base_of_another_architecture_is_refused_by_its_model_type_before_ray_or_torch_is_imported(verb, tmp_path):
     (tmp_path / "base").mkdir()
