@@ -45,10 +45,10 @@ def test_work_beside_sees_what_was_queued_before_it_and_what_follows_its_result_
     slow()
     torch.cuda.synchronize()
     with branching(GPU):
-        x += slow()  # takes longer than what is beside it
+        x += slow()
 
         def work() -> torch.Tensor:
-            y.add_(x * slow())
+            y.add_(x.clone() * slow())  # x is read at once: 0 if this did not follow
             return y
 
         result = beside(work)

@@ -58,6 +58,7 @@ def test_one_token_reads_the_columns_of_its_row_and_is_written_behind_them(dtype
 
 @pytest.mark.parametrize("head_dim", decode_kernels.USUAL_HEAD_DIMS)
 def test_what_is_compiled_ahead_is_what_decoding_needs(head_dim):
+    decode_kernels._attend.device_caches.clear()  # of tests before this one
     compile_ahead(torch.bfloat16).wait()
 
     def n_compiled() -> int:

@@ -136,10 +136,10 @@ PARTS = ("base_weights", "quantization_constants", "adapter", "gradients", "opti
 
 
 def peak_of(work: Callable[[], object], device: str, owners: Owners = dict) -> Peak:
-    """Peak memory while `work` runs, on a GPU twice, everything it needs being resident already.
+    """Peak memory while `work` runs twice, everything it needs being resident already.
 
     Args:
-        work: one training step after the first, so that optimizer state exists.
+        work: one training step; the optimizer's state exists.
         device: "cuda" or "cpu".
         owners: called after the work has run; need not name gradients, which are those of "adapter".
     """

@@ -76,7 +76,7 @@ def measure(device: str, dtype: ComputeDtype) -> Speed:
 def _seconds(work: Callable[[], object], wait: Callable[[], object]) -> float:
     """The best of some runs after a first one, as others may use the device; `wait` returns when it is done."""
     best = float("inf")
-    for i in range(N_RUNS):
+    for i in range(1 + N_RUNS):
         begin = perf_counter()
         work()
         wait()

@@ -1,7 +1,7 @@
 """Work beside other work in a captured graph: what does not need each other's results runs at the same time.
 
-An adapter's products are too small to fill a GPU. In a graph they run beside the base's, with the same values; a step
-that runs Python takes longer to launch kernels than they take, and stays one line.
+An adapter's products are too small to fill a GPU. In a graph they run beside the base's, with the same values. Where
+Python launches each kernel that gains nothing, as launching takes longer than the kernels: there all stays one line.
 """
 
 from collections.abc import Callable, Iterator

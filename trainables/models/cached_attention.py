@@ -1,7 +1,8 @@
-"""Attention of one new token a row over a static cache, by a kernel where there is one.
+"""Attention of one new token a row over a static cache, without a mask.
 
-Rows are padded on the left. transformers' own way gives each of them all columns of the cache and a mask; the kernel
-reads a row's own columns and writes the new key and value on the way.
+Rows are padded on the left. transformers' own way gives each of them all columns of the cache and a mask; a kernel
+reads a row's own columns and writes the new key and value on the way. The same formula in plain PyTorch gains nothing:
+it is what shows, without a GPU, that models can be read so.
 """
 
 from collections.abc import Iterator
@@ -76,7 +77,8 @@ def has_kernel(core: "PreTrainedModel", ids: torch.Tensor) -> bool:
 def one_token_states(
     core: "PreTrainedModel", ids: torch.Tensor, position_ids: torch.Tensor, place: Place
 ) -> torch.Tensor:
-    """States after the final norm, (rows, 1, width), of a model that `has_kernel`; the cache holds the token then.
+    """States after the final norm, (rows, 1, width), of a model that padding_free `serves`; the cache holds the token
+    then.
 
     Args:
         ids, position_ids: (rows, 1).
@@ -105,7 +107,34 @@ def _attend(
     layer = place.cache.layers[module.layer_idx]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     of_place = {"starts": place.starts, "at": place.at, "window": sliding_window, "scale": scale}
-    return decode_kernels.attend(query, key, value, layer.keys, layer.values, **of_place), None
+    attend = decode_kernels.attend if decode_kernels and can_run_on(query) else attend_plainly
+    return attend(query, key, value, layer.keys, layer.values, **of_place), None
+
+
+def attend_plainly(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    starts: torch.Tensor,
+    at: torch.Tensor,
+    window: int | None,
+    scale: float,
+) -> torch.Tensor:
+    """See trainables.models.decode_kernels.attend."""
+    keys.index_copy_(2, at, key)
+    values.index_copy_(2, at, value)
+    columns = torch.arange(keys.shape[2], device=keys.device)
+    seen = (columns >= starts[:, None]) & (columns <= at)
+    if window is not None:
+        seen &= columns > at - window
+    group = query.shape[1] // keys.shape[1]
+    of_heads = [cached.float().repeat_interleave(group, dim=1) for cached in (keys, values)]
+    scores = scale * query.float() @ of_heads[0].transpose(-1, -2)
+    shares = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1)
+    return (shares @ of_heads[1]).transpose(1, 2).to(query.dtype)
 
 
 AttentionInterface.register(ATTENTION, _attend)

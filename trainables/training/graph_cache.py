@@ -12,6 +12,7 @@ from trainables.capture.capture import RANKS, abandon_capture
 from trainables.evaluation.held_out import EvalBatches
 from trainables.evaluation.readers import GraphReader, ReaderBuffers
 from trainables.models.families import family_of_model
+from trainables.models.families.generic import sizes_of
 from trainables.models.lean import full_weights
 from trainables.training.batches import StepShape
 from trainables.training.graph_key import GraphKey, graph_key
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from trainables.data.tokens import TokenRow
     from trainables.models.lora import AdapterWeights
 
+SPECIALIZED = 16
+"""Triton compiles a kernel anew for a size that is no multiple of it."""
 ReadRows = tuple[tuple["TokenRow", ...], int]
 """Rows, and how many of them, the first, are decoded."""
 FullWeights = dict[torch.nn.Module, torch.Tensor]
@@ -94,7 +97,7 @@ class GraphCache:
                 pool=self._pool,
                 stream=self._stream,
             )
-            graphs.capture(shapes, is_warm=key.kernels in self._warm)
+            graphs.capture(shapes, is_warm=key.kernels in self._warm and _compiles_alike(base))
         self._warm.add(key.kernels)
         self._step_graphs[key] = graphs  # those used last come last
         if len(self._step_graphs) > MIN_STEP_GRAPHS and not self._has_room():
@@ -190,6 +193,14 @@ class GraphCache:
                 abandon_capture()
                 print(f"steps cannot be captured as CUDA graphs here; going on without: {reason}", file=sys.stderr)
             raise CaptureFailed(reason) from None
+
+
+def _compiles_alike(base: "PreTrainedModel") -> bool:
+    """Whether GraphKey.kernels tells of a base which kernels there are."""
+    family = family_of_model(base)
+    blocks = family.blocks_of(base)
+    widths = [sizes_of(module)[0] for module in family.modules_in(blocks[0]).values()]
+    return len(blocks) > 1 and not any(width % SPECIALIZED for width in widths)
 
 
 def _has_room() -> bool:

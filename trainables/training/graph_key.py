@@ -24,9 +24,10 @@ class GraphKey:
 
     @property
     def kernels(self) -> Hashable:
-        """Steps of equal `kernels` are made of the same, but for those that a library picks by the sizes of a product.
+        """Steps of equal `kernels` are made of the same, but for those that a library picks by the sizes of a product:
+        over a base of several blocks whose modules' inputs are all multiples of Triton's 16 wide.
 
-        Which modules have an adapter, and with which dropout if any, decides none.
+        Which modules have an adapter, and with which dropout if any, decides none there.
         """
         return self.base_form, self.loop, self.rank, self.gradient_checkpointing, self.dropout > 0
 

@@ -227,7 +227,7 @@ class StepGraphs:
 
     @property
     def _slot(self) -> dict[str, torch.Tensor]:
-        """AdamW's own tensors: `exp_avg`, `exp_avg_sq`, `step`; there are none before the first step."""
+        """AdamW's own tensors: `exp_avg`, `exp_avg_sq`, `step`."""
         return self._optimizer.state[self._whole]
 
     def _views(self, weights: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:

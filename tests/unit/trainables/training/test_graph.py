@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from trainables.capture.capture import RANKS
 from trainables.data.tokens import IGNORE, TokenRow, pad
@@ -15,7 +16,7 @@ from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import adapted_layers
 from trainables.training.batches import FLAT_MULTIPLE, Batch, StepShape, packed, unpacked
 from trainables.training.eager import EagerEngine
-from trainables.training.graph_cache import GraphCache
+from trainables.training.graph_cache import GraphCache, _compiles_alike
 from trainables.training.graph_key import graph_key
 from trainables.trial import Trial
 from trainables.values.config import LOSS_CHUNK_TOKENS, TrialConfig
@@ -70,6 +71,16 @@ def test_kernels_are_the_same_where_configs_differ_in_which_modules_have_an_adap
 ):
     config = small_config(rank=4, dropout=0.1)
     assert (graph_key(config).kernels == graph_key(replace(config, **change)).kernels) == same
+
+
+@pytest.mark.parametrize(
+    ("change", "alike"),
+    [({}, True), ({"n_layer": 1}, False), ({"n_inner": 100}, False), ({"n_embd": 40}, False)],
+    ids=str,
+)
+def test_kernels_are_told_of_a_base_of_several_blocks_whose_inputs_are_as_triton_likes_them(change, alike):
+    shape = {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 64, "n_positions": 32}
+    assert _compiles_alike(GPT2LMHeadModel(GPT2Config(**shape | change))) == alike
 
 
 ROWS = st.lists(

@@ -98,3 +98,15 @@ def test_losses_weights_and_moments_are_those_of_the_eager_engine_also_from_a_st
     ours.graphs.load(config, fresh)
     ours.graphs.restore(state, fresh)
     assert ours.run(steps[3:]) == losses[3:], "from a state on, to the bit"
+
+
+def test_what_optimizer_and_scaler_keep_is_there_before_a_step_and_moves_nothing(cache, small_config):
+    """A captured step would make it anew in each replay: the loss scale of float16, too."""
+    base, config = cache.base("16bit"), small_config()
+    graphs = StepGraphs(base, config, eval_batches=None, compute_dtype="float16", pool=None, stream=None)
+    moments = [graphs._slot[name] for name in ("exp_avg", "exp_avg_sq")]
+    assert all(moment.shape == graphs._whole.shape and not moment.any() for moment in moments)
+    assert graphs._scaler._scale is not None
+    assert graphs.loss_scale == 2.0**16
+    assert not graphs._whole.any()
+    assert graphs._whole.grad is None
