@@ -110,6 +110,9 @@ def status_of(
     n_replicates = 0 if searching or finished else _n_replicates_to_come(trials, settings)
     phase = _phase(trials, searching, n_replicates, finished, moment)
     left, share_done = _time(trials, settings, n_searched, moment, finished=finished)
+    found = _found(trials, settings, repeats)
+    if moment and left is None and phase == "evaluating finalists":  # all trials were reused: none has told a pace
+        share_done = found["n_evaluated"] / max(1, found["n_to_evaluate"])
     return Status(
         counts=dict(counts),
         n_done=sum(map(counts.__getitem__, FINAL_STATES)),
@@ -120,7 +123,7 @@ def status_of(
         running=tuple(_running(trial) for trial in trials if trial.state == "running"),
         seconds_left=left,
         share_done=share_done,
-        **_found(trials, settings, repeats),
+        **found,
     )
 
 

@@ -15,8 +15,9 @@ from orchestrator.ledger import Ledger
 from orchestrator.settings import sweep_folder
 from orchestrator.tracking.ending import end
 from orchestrator.tracking.publishing import publish
-from tests.support.sweeps import GRID, TPE, Desk, completes, make, measurement, trial
+from tests.support.sweeps import GRID, TPE, Desk, completes, cost, evaluated_on_test, make, measurement, trial
 from tests.support.swept import swept
+from trainables.values.config import TrialConfig
 
 STARTING = "starting workers and first trials"
 
@@ -60,6 +61,18 @@ def test_between_search_and_runs_under_other_seeds_those_are_what_comes():
     settings = make(TPE, n_trials=1, finalist_seeds=2)
     assert status_of(searched, settings).phase == "testing finalists on fresh seeds"
     assert status_of(searched, make(TPE, n_trials=1)).phase == "evaluating finalists"
+
+
+def test_of_a_sweep_whose_trials_were_all_reused_evaluations_tell_how_much_is_done():
+    settings, moment = make(GRID, finalist_seeds=1), Moment(now=100.0, began_at=90.0)
+    on_front = [{"history": (measurement(200, 2.0 - n),), "cost": cost(peak_memory_mib=100.0 + n)} for n in range(2)]
+    ranks = [TrialConfig(precision="16bit", rank=rank, alpha=8) for rank in (4, 8)]
+    trials = [trial(n, config=config, **of) for n, (config, of) in enumerate(zip(ranks, on_front, strict=True))]
+    for n_evaluated in range(3):
+        evaluated = [replace(one, test_evaluation=evaluated_on_test()) for one in trials[:n_evaluated]]
+        found = status_of([*evaluated, *trials[n_evaluated:]], settings, ended=True, moment=moment)
+        assert (found.phase, found.n_to_evaluate) == ("evaluating finalists", 2)
+        assert (found.share_done, found.seconds_left) == (n_evaluated / 2, None)
 
 
 def test_a_sweep_that_was_interrupted_is_not_nearly_done_as_it_is_written():
