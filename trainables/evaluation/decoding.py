@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from trainables.capture.capture import captured
 from trainables.models.architecture import context_of
-from trainables.models.cached_attention import Place, RowCache, has_kernel, one_token_states
+from trainables.models.cached_attention import Place, RowCache, one_token_states
 from trainables.models.core import core_of
 from trainables.models.families import family_of, family_of_model
 from trainables.models.head import logits_of
@@ -74,11 +74,8 @@ class GreedyDecoder:
         """Read the last token of each continuation; sets the one after it."""
         place = self._at - self._width  # (1,)
         token = self._tokens.index_select(1, place)
-        if has_kernel(base, token):
-            of_tokens = Place(cache=self._cache, starts=self._n_padding[:, 0], at=self._at)
-            states = one_token_states(base, token, self._positions(self._at), of_tokens)
-        else:
-            states = self._states(base, token, self._at)
+        of_tokens = Place(cache=self._cache, starts=self._n_padding[:, 0], at=self._at)
+        states = one_token_states(base, token, self._positions(self._at), of_tokens)
         self._tokens.index_copy_(1, place + 1, _following(base, states))
         self._at.add_(1)
 

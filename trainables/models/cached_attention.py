@@ -1,8 +1,7 @@
-"""Attention of one new token a row over a static cache, without a mask.
+"""Attention of one new token a row over a static cache, whose rows are padded on the left.
 
-Rows are padded on the left. transformers' own way gives each of them all columns of the cache and a mask; a kernel
-reads a row's own columns and writes the new key and value on the way. The same formula in plain PyTorch gains nothing:
-it is what shows, without a GPU, that models can be read so.
+On a GPU a kernel reads a row's own columns alone and writes the new key and value on the way. Where it cannot run, and
+in transformers' own way, attention goes over all columns under a mask.
 """
 
 from collections.abc import Iterator
@@ -11,11 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional as F
 from transformers import AttentionInterface, StaticCache
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from trainables.models.core import attention_by
 from trainables.models.kernels import can_run_on
-from trainables.models.padding_free import serves
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -69,15 +69,10 @@ class Place:
     at: torch.Tensor
 
 
-def has_kernel(core: "PreTrainedModel", ids: torch.Tensor) -> bool:
-    """Whether the kernel serves a model on the device of its input."""
-    return decode_kernels is not None and can_run_on(ids) and serves(core)
-
-
 def one_token_states(
     core: "PreTrainedModel", ids: torch.Tensor, position_ids: torch.Tensor, place: Place
 ) -> torch.Tensor:
-    """States after the final norm, (rows, 1, width), of a model that padding_free `serves`; the cache holds the token
+    """States after the final norm, (rows, 1, width), of a model of a family described here; the cache holds the token
     then.
 
     Args:
@@ -107,11 +102,11 @@ def _attend(
     layer = place.cache.layers[module.layer_idx]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     of_place = {"starts": place.starts, "at": place.at, "window": sliding_window, "scale": scale}
-    attend = decode_kernels.attend if decode_kernels and can_run_on(query) else attend_plainly
+    attend = decode_kernels.attend if decode_kernels and can_run_on(query) else _attend_under_mask
     return attend(query, key, value, layer.keys, layer.values, **of_place), None
 
 
-def attend_plainly(
+def _attend_under_mask(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -123,18 +118,15 @@ def attend_plainly(
     window: int | None,
     scale: float,
 ) -> torch.Tensor:
-    """See trainables.models.decode_kernels.attend."""
+    """As trainables.models.decode_kernels.attend, by PyTorch's own attention over all columns."""
     keys.index_copy_(2, at, key)
     values.index_copy_(2, at, value)
     columns = torch.arange(keys.shape[2], device=keys.device)
     seen = (columns >= starts[:, None]) & (columns <= at)
     if window is not None:
         seen &= columns > at - window
-    group = query.shape[1] // keys.shape[1]
-    of_heads = [cached.float().repeat_interleave(group, dim=1) for cached in (keys, values)]
-    scores = scale * query.float() @ of_heads[0].transpose(-1, -2)
-    shares = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1)
-    return (shares @ of_heads[1]).transpose(1, 2).to(query.dtype)
+    keys, values = (repeat_kv(cached, query.shape[1] // cached.shape[1]) for cached in (keys, values))
+    return F.scaled_dot_product_attention(query, keys, values, seen[:, None, None], scale=scale).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION, _attend)

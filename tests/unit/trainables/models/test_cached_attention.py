@@ -1,4 +1,4 @@
-"""A token a row without a mask, over every family: the states and the cache of transformers' own way with one."""
+"""A token a row, over every family: the states and the cache that it has in transformers' own way."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ N_NEW = 12
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_token_a_row_has_the_states_that_it_has_under_a_mask_and_is_kept_like_it(tmp_path, case):
+def test_a_token_a_row_has_the_states_that_it_has_under_a_models_own_mask_and_is_kept_like_it(tmp_path, case):
     folder = base_model.find(str(write(case, tmp_path / "base")), tmp_path).folder
     core = AutoModelForCausalLM.from_pretrained(folder).eval()
     masked, plain = (GreedyDecoder(core, PROMPTS, n_new=N_NEW, ends=[]) for _ in range(2))
