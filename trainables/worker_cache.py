@@ -1,7 +1,7 @@
 """Per-process cache shared by trials: tokenised rows, the frozen base in each form, captured CUDA graphs."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
 
+from trainables.comparison import bias
 from trainables.comparison.kl_breakdown import token_counts
 from trainables.cost import memory
 from trainables.cost.device import device_id, native_dtype
@@ -16,9 +17,11 @@ from trainables.cost.device_lock import DeviceLock
 from trainables.cost.timeline import Timeline, WorkerPhase
 from trainables.data import tokens
 from trainables.data.tokenizer import open_tokenizer
-from trainables.evaluation.held_out import EvalBatches, eval_batches
+from trainables.evaluation.held_out import EVAL_LENGTH_TOKENS, EvalBatches, eval_batches
+from trainables.evaluation.readers import RowSets
+from trainables.evaluation.readings import Readings
 from trainables.models import base_model, lora
-from trainables.models.architecture import context_of
+from trainables.models.architecture import context_of, context_tokens
 from trainables.models.compiler import Compiler
 from trainables.models.core import padding_token
 from trainables.models.families import family_of, family_of_model
@@ -67,8 +70,7 @@ class WorkerCache:
         rows: of each split, by its name.
         device_lock: of the device, shared with other processes; None where no time decides anything.
         timeline: what this process does when.
-        untuned: greedy texts and response states of the 16-bit base without an adapter, by the rows that it read;
-            filled by trainables.comparison.compare.
+        readings: what 16-bit models made of rows; filled by trainables.comparison.compare.
         untuned_nats: summed loss of each row by a form of the base without an adapter; filled there, too.
     """
 
@@ -94,7 +96,7 @@ class WorkerCache:
         self.rows = tokens.load(workload.data_folder)
         self.device_lock = DeviceLock(device_id(device)) if is_timed else None
         self._compiler = compiler
-        self.untuned: dict[tuple[tokens.TokenRow, ...], tuple[list[list[int]], torch.Tensor]] = {}
+        self.readings = Readings()
         self.untuned_nats: dict[tuple[BaseForm, tuple[tokens.TokenRow, ...]], tuple[float, ...]] = {}
         self._bases: dict[BaseForm, PreTrainedModel] = {}
         self._base_mib: dict[BaseForm, float] = {}
@@ -169,6 +171,12 @@ class WorkerCache:
         """Occurrences of each token in the responses of the training rows."""
         return token_counts(self.rows["train"])
 
+    @cached_property
+    def bias_rows(self) -> tuple[tokens.TokenRow, ...]:
+        """Of the probe of bias, see its `prompt_rows`."""
+        folder = self.workload.base_folder
+        return bias.prompt_rows(folder, self.workload.row_kind, min(EVAL_LENGTH_TOKENS, context_tokens(Path(folder))))
+
     def batches(self, config: TrialConfig) -> Batches:
         """The training batches of a trial."""
         base, plan = self.base(*config.base_form), BatchPlan.of(config)
@@ -223,14 +231,14 @@ class WorkerCache:
                 compute_dtype=self.workload.compute_dtype,
             )
 
-    def reader(
-        self, rows: Sequence[tokens.TokenRow], form: BaseForm, weights: "AdapterWeights | None", *, n_decoded: int
-    ) -> "GraphReader":
-        """See GraphCache.reader; without a GPU, and for a base of no family described here, it raises CaptureFailed
-        too."""
+    def reader(self, form: BaseForm, weights: "AdapterWeights | None") -> "GraphReader":
+        """Reads validation, test and bias rows, see GraphCache.reader; without a GPU, and for a base of no family
+        described here, it raises CaptureFailed too."""
         if self.device != "cuda" or family_of(self.base(*form).config.model_type) is None:
             raise CaptureFailed("there is no GPU, or nothing is known of how this base decodes")
-        return self._graph_cache.reader(self.base(*form), form, weights, rows, n_decoded=n_decoded)
+        decoded = tuple(tuple(self.rows[split]) for split in ("validation", "test"))
+        sets = RowSets(decoded=decoded, others=(self.bias_rows,) if self.bias_rows else ())
+        return self._graph_cache.reader(self.base(*form), form, weights, sets)
 
     def forget(self) -> bool:
         """Drop all cached bases and graphs; True if more than one object went, so a retry may fit."""
@@ -238,7 +246,7 @@ class WorkerCache:
         self._bases.clear()
         self._base_mib.clear()
         self._graph_cache.clear()
-        self.untuned.clear()
+        self.readings.clear()
         self._validation = None
         gc.unfreeze()
         gc.collect()  # a 4-bit weight refers to its module and back: only this frees it
@@ -247,11 +255,14 @@ class WorkerCache:
         return several
 
     def _warm_up(self, form: BaseForm) -> None:
-        """Do a step of each loop: libraries allocate workspaces at first use, which no trial is to be blamed for."""
+        """Do a step of each loop: libraries allocate workspaces at first use, which no trial is to be blamed for.
+
+        Of an adapter on the least modules: all of the base works, and peft takes seconds to attach many.
+        """
         base, (precision, keep_16bit) = self._bases[form], form
         length = min(MULTIPLE_TOKENS, context_of(base.config))
         ids = torch.zeros(4, length, dtype=torch.int64)
-        targets = family_of_model(base).targets
+        targets = family_of_model(base).targets[:1]
         for loop in get_args(Loop):
             config = TrialConfig(
                 precision=precision, keep_16bit=keep_16bit, rank=8, alpha=1, targets=targets, loop=loop

@@ -3,7 +3,7 @@
 All 16-bit work comes before all 4-bit work: a small GPU may hold one base at a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from trainables.comparison import bias, kl_breakdown
 from trainables.comparison.samples import samples
 from trainables.comparison.similarity import RowScores, compare_rows, row_scores
-from trainables.evaluation import held_out
 from trainables.evaluation.held_out import divergence, response_states, response_tokens, token_losses
-from trainables.evaluation.readers import EagerReader, Reader, Texts
+from trainables.evaluation.readers import EagerReader, Reader, Rows, Texts
+from trainables.evaluation.readings import Adapter, Reading
 from trainables.models import lora
 from trainables.values.config import BaseForm, TrialConfig
 from trainables.values.errors import CaptureFailed
@@ -28,14 +28,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from trainables.data.tokens import TokenRow
     from trainables.worker_cache import WorkerCache
 
     Model = PreTrainedModel | PeftModel
-    TextsAndStates = tuple[Texts, torch.Tensor]  # see _ModelOutputs
 
-Adapter = Mapping[str, bytes]
-"""peft's files by name, see trainables.models.lora.to_files."""
 EXACT: BaseForm = ("16bit", ())
 """The base at 16 bits."""
 
@@ -52,8 +48,8 @@ def compare(cache: "WorkerCache", *, nf4: Adapter, baseline: Adapter, keep_16bit
     rows = cache.rows["validation"]
     references = _references(cache, rows, baseline)
     form: BaseForm = ("nf4", keep_16bit)
-    with _reader(cache, rows, form, nf4) as reader:
-        quantized, _ = _against(references.reference, reader, cache.base(*form), rows)
+    with _reader(cache, form, nf4) as reader:
+        quantized, _ = _against(references.baseline, cache.base(*form), rows, reader, Reading.by(reader, rows))
     return compare_rows(quantized, references.untuned)
 
 
@@ -72,45 +68,43 @@ def evaluate_on_test(
         baseline: the adapter of its 16-bit baseline; without it there is no comparison.
         replicates: adapters of the baseline's config under other seeds.
     """
-    rows = cache.rows["test"]
+    rows, form = cache.rows["test"], config.base_form
     losses = {"row_groups": tuple(row.group for row in rows)}
     if baseline is not None:
-        references = _references(cache, rows, baseline, replicates)
+        references = _references(cache, rows, baseline, replicates, cache.bias_rows)
         losses |= _baseline_losses(cache, rows, references)
-        baseline_gaps = _gaps(cache, EXACT, baseline)
-    base = cache.base(*config.base_form)
+    base = cache.base(*form)
     tokens = response_tokens(base, rows)
-    losses |= {"untuned_row_nats": _untuned_nats(cache, config.base_form, rows), "row_tokens": tuple(map(len, tokens))}
-    with _reader(cache, rows, config.base_form, files) as reader:
-        states = reader.states()
-        losses["row_nats"] = _nats_of(base, rows, states)
+    losses |= {"untuned_row_nats": _untuned_nats(cache, form, rows), "row_tokens": tuple(map(len, tokens))}
+    with _reader(cache, form, files) as reader:
         if baseline is None:
-            return TestEvaluation(**losses)
-        outputs = reader.texts(), states
-        quantized, token_kl = _against(references.reference, reader, base, rows, outputs)
-    gaps = _gaps(cache, config.base_form, files)
+            return TestEvaluation(**losses, row_nats=_nats_of(base, rows, reader.states(rows)))
+        reading = Reading.by(reader, rows)
+        quantized, token_kl = _against(references.baseline, base, rows, reader, reading)
+        gaps = _gaps(base, reader, cache.bias_rows)
     return TestEvaluation(
         **losses,
+        row_nats=_nats_of(base, rows, reading.states),
         comparison=compare_rows(quantized, references.untuned, references.replicates),
         breakdown=_breakdown(cache, rows, tokens, token_kl),
-        bias=bias.shifts(baseline_gaps, gaps),
-        samples=_samples(cache, rows, references, outputs[0]),
+        bias=bias.shifts(references.baseline.gaps, gaps),
+        samples=_samples(cache, rows, references, reading.texts),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _ModelOutputs:
-    """The outputs of one model for some rows.
+class _Baseline:
+    """What the 16-bit baseline made of some rows.
 
     Attributes:
-        texts: greedy continuations of the first N_DECODED_ROWS prompts.
-        pooled: (n_decoded_rows, width), mean states over the reference's texts.
-        states: (n_response_tokens, width), on the model's device.
+        reading: its texts and states.
+        pooled: (n_decoded_rows, width), its mean states over its own texts.
+        gaps: see bias.gaps; empty where none are asked for.
     """
 
-    texts: Texts
+    reading: Reading
     pooled: NDArray[np.float32]
-    states: "torch.Tensor"
+    gaps: dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,49 +112,50 @@ class _References:
     """The 16-bit side of a comparison.
 
     Attributes:
-        reference: outputs of the baseline.
-        untuned: scores of the base without an adapter against the reference.
-        replicates: scores of the baseline's seed replicates against the reference.
+        untuned: scores of the base without an adapter against the baseline.
         untuned_texts: of the base without an adapter; kept, as its worker may give up all else for the other base.
+        replicates: scores of the baseline's seed replicates against it.
     """
 
-    reference: _ModelOutputs
-    untuned_texts: Texts
+    baseline: _Baseline
     untuned: RowScores
+    untuned_texts: Texts
     replicates: tuple[RowScores, ...]
 
 
 def _references(
-    cache: "WorkerCache", rows: "Sequence[TokenRow]", baseline: Adapter, replicates: Sequence[Adapter] = ()
+    cache: "WorkerCache", rows: Rows, files: Adapter, replicates: Sequence[Adapter] = (), bias_rows: Rows = ()
 ) -> _References:
+    """See _References.
+
+    Args:
+        files, replicates: adapters of the baseline and of its seed replicates.
+        bias_rows: of the probe of bias, for the baseline's gaps.
+    """
     base = cache.base("16bit")
-    with _reader(cache, rows, EXACT, baseline) as reader:
-        reference = _outputs(reader)
-    with _reader(cache, rows, EXACT, None) as reader:
-        if tuple(rows) not in cache.untuned:  # the same for every baseline
-            cache.untuned[tuple(rows)] = (reader.texts(), reader.states())
-        untuned, _ = _against(reference, reader, base, rows, cache.untuned[tuple(rows)])
-        untuned_texts, _ = cache.untuned[tuple(rows)]
-    replicate_scores = []
-    for files in replicates:
-        with _reader(cache, rows, EXACT, files) as reader:
-            replicate_scores.append(_against(reference, reader, base, rows)[0])
-    scores = {"untuned": untuned, "replicates": tuple(replicate_scores)}
-    return _References(reference=reference, untuned_texts=untuned_texts, **scores)
+    with _reader(cache, EXACT, files) as reader:
+        reading = cache.readings.of(reader, rows, files)
+        pooled, gaps = reader.pooled(rows, reading.texts), _gaps(base, reader, bias_rows)
+        baseline = _Baseline(reading=reading, pooled=pooled, gaps=gaps)
+    others: list[RowScores] = []
+    for other in (None, *replicates):
+        with _reader(cache, EXACT, other) as reader:
+            others.append(_against(baseline, base, rows, reader, cache.readings.of(reader, rows, other))[0])
+    untuned, *replicate_scores = others
+    texts = cache.readings.of_base(rows).texts
+    return _References(baseline=baseline, untuned=untuned, untuned_texts=texts, replicates=tuple(replicate_scores))
 
 
-def _baseline_losses(
-    cache: "WorkerCache", rows: "Sequence[TokenRow]", references: _References
-) -> dict[str, tuple[float, ...]]:
+def _baseline_losses(cache: "WorkerCache", rows: Rows, references: _References) -> dict[str, tuple[float, ...]]:
     """Summed losses of each row at 16 bits, from the states that were read already."""
     return {
-        "baseline_row_nats": _nats_of(cache.base("16bit"), rows, references.reference.states),
+        "baseline_row_nats": _nats_of(cache.base("16bit"), rows, references.baseline.reading.states),
         "baseline_untuned_row_nats": _untuned_nats(cache, EXACT, rows),
     }
 
 
 def _breakdown(
-    cache: "WorkerCache", rows: "Sequence[TokenRow]", tokens: Sequence[Sequence[int]], token_kl: NDArray[np.float64]
+    cache: "WorkerCache", rows: Rows, tokens: Sequence[Sequence[int]], token_kl: NDArray[np.float64]
 ) -> tuple[KlShare, ...]:
     """Where quantization shows, from the KL of each response token."""
     return kl_breakdown.shares(
@@ -172,57 +167,37 @@ def _breakdown(
     )
 
 
-def _samples(
-    cache: "WorkerCache", rows: "Sequence[TokenRow]", references: _References, quantized: Texts
-) -> tuple[Sample, ...]:
+def _samples(cache: "WorkerCache", rows: Rows, references: _References, quantized: Texts) -> tuple[Sample, ...]:
     """What the three models write, from the texts that were read already."""
     return samples(
         rows,
         cache.tokenizer,
         quantized=quantized,
-        baseline=references.reference.texts,
+        baseline=references.baseline.reading.texts,
         untuned=references.untuned_texts,
     )
 
 
-def _gaps(cache: "WorkerCache", form: BaseForm, files: Adapter) -> dict[str, NDArray[np.float64]]:
-    """See bias.gaps; a function of its own, so that no local keeps the 16-bit base when the other is loaded."""
-    base, workload = cache.base(*form), cache.workload
-    rows = bias.prompt_rows(workload.base_folder, workload.row_kind, held_out.eval_length(base))
-    if not rows:
-        return {}
-    with _reader(cache, rows, form, files, n_decoded=0) as reader:
-        return bias.gaps(base, reader.states())
-
-
-def _outputs(
-    reader: Reader, reference: _ModelOutputs | None = None, cached: "TextsAndStates | None" = None
-) -> _ModelOutputs:
-    """Read the rows.
-
-    Args:
-        reference: whose texts are pooled over; the model's own texts if None.
-        cached: the model's texts and states, if they were read before.
-    """
-    texts, states = cached or (reader.texts(), reader.states())
-    return _ModelOutputs(texts=texts, pooled=reader.pooled(reference.texts if reference else texts), states=states)
+def _gaps(base: "PreTrainedModel", reader: Reader, rows: Rows) -> dict[str, NDArray[np.float64]]:
+    """See bias.gaps; empty where there are no rows for it."""
+    return bias.gaps(base, reader.states(rows)) if rows else {}
 
 
 def _against(
-    reference: _ModelOutputs,
-    reader: Reader,
-    base: "PreTrainedModel",
-    rows: "Sequence[TokenRow]",
-    cached: "TextsAndStates | None" = None,
+    baseline: _Baseline, base: "PreTrainedModel", rows: Rows, reader: Reader, reading: Reading
 ) -> tuple[RowScores, NDArray[np.float64]]:
-    """Scores of a model against the reference, and KL(reference || model) of each response token in nats."""
-    ours = _outputs(reader, reference, cached)
-    token_kl, token_same = divergence(base, ours.states, reference.states)
+    """Scores of a model against the baseline, and KL(baseline || model) of each response token in nats.
+
+    Args:
+        base: gives the head.
+        reader, reading: of the model.
+    """
+    token_kl, token_same = divergence(base, reading.states, baseline.reading.states)
     scores = row_scores(
-        texts=ours.texts,
-        reference_texts=reference.texts,
-        states=ours.pooled,
-        reference_states=reference.pooled,
+        texts=reading.texts,
+        reference_texts=baseline.reading.texts,
+        states=reader.pooled(rows, baseline.reading.texts),
+        reference_states=baseline.pooled,
         token_kl=token_kl,
         token_same=token_same,
         row_of_token=_row_of_token(response_tokens(base, rows)),
@@ -231,16 +206,16 @@ def _against(
     return scores, token_kl
 
 
-def _untuned_nats(cache: "WorkerCache", form: BaseForm, rows: "Sequence[TokenRow]") -> tuple[float, ...]:
+def _untuned_nats(cache: "WorkerCache", form: BaseForm, rows: Rows) -> tuple[float, ...]:
     """`_nats_of` by the base without an adapter: the same for every trial."""
     key = form, tuple(rows)
     if key not in cache.untuned_nats:
-        base, read = cache.base(*form), cache.untuned.get(tuple(rows)) if form == EXACT else None
-        cache.untuned_nats[key] = _nats_of(base, rows, read[1] if read else response_states(base, rows))
+        base, reading = cache.base(*form), cache.readings.of_base(rows) if form == EXACT else None
+        cache.untuned_nats[key] = _nats_of(base, rows, reading.states if reading else response_states(base, rows))
     return cache.untuned_nats[key]
 
 
-def _nats_of(model: "Model", rows: "Sequence[TokenRow]", states: "torch.Tensor") -> tuple[float, ...]:
+def _nats_of(model: "Model", rows: Rows, states: "torch.Tensor") -> tuple[float, ...]:
     """Summed loss over the response tokens of each row, from its `response_states` by the model's own head."""
     tokens = response_tokens(model, rows)
     losses = token_losses(model, states, list(chain.from_iterable(tokens)))
@@ -253,35 +228,25 @@ def _row_of_token(tokens: Sequence[Sequence[int]]) -> NDArray[np.int64]:
 
 
 @contextmanager
-def _reader(
-    cache: "WorkerCache",
-    rows: "Sequence[TokenRow]",
-    form: BaseForm,
-    files: Adapter | None,
-    n_decoded: int = held_out.N_DECODED_ROWS,
-) -> Iterator[Reader]:
-    """Reads rows, and decodes none or the usual ones: by CUDA graphs where they can be captured, else eagerly."""
+def _reader(cache: "WorkerCache", form: BaseForm, files: Adapter | None) -> Iterator[Reader]:
+    """Reads with an adapter, or with the base alone: by CUDA graphs where they can be captured, else eagerly."""
     try:
-        weights = lora.read_files(files) if files is not None else None
-        graph_reader = cache.reader(rows, form, weights, n_decoded=n_decoded)
+        graph_reader = cache.reader(form, lora.read_files(files) if files is not None else None)
     except CaptureFailed:
-        with _eager_reader(cache, rows, form, files) as reader:
+        with _eager_reader(cache, form, files) as reader:
             yield reader
     else:
         yield graph_reader
 
 
 @contextmanager
-def _eager_reader(
-    cache: "WorkerCache", rows: "Sequence[TokenRow]", form: BaseForm, files: Adapter | None
-) -> Iterator[Reader]:
-    """Reads with an adapter from files, or with the base alone."""
+def _eager_reader(cache: "WorkerCache", form: BaseForm, files: Adapter | None) -> Iterator[Reader]:
     base = cache.base(*form)
     if files is None:
-        yield EagerReader(base, rows)
+        yield EagerReader(base)
         return
     with attached(base, files) as model:
-        yield EagerReader(model, rows)
+        yield EagerReader(model)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ MASK_MULTIPLE = 16
 
 
 class GreedyDecoder:
-    """Static KV cache and buffers for greedy decoding of a fixed set of prompts, by one base at a time.
+    """Static KV cache and buffers for greedy decoding of as many prompts, by one base at a time.
 
     Prompts are padded on the left, so that all continue at the same column; padding is never attended to. `first`
     decodes the first token of every continuation and `next` each further one; both can be captured as CUDA graphs, as
@@ -43,24 +43,35 @@ class GreedyDecoder:
         """
         Args:
             base: whose config the cache is made for, on whose device.
-            prompts: tokens of each prompt, at least one each.
+            prompts: see `set_prompts`; none that is decoded later may be longer than the longest of them.
             n_new: tokens of a continuation, the end token included.
             ends: the end tokens; the first of them fills up the prompts.
         """
         self._width, self._ends = max(map(len, prompts)), frozenset(ends)
         self._n_positions = context_of(base.config)
         self._windows = family_of_model(base).windows
-        self._limits = [_limit(base, prompt, n_new) for prompt in prompts]
-        input_ids = torch.full((len(prompts), self._width), next(iter(ends), 0))
-        for row, prompt in zip(input_ids, prompts, strict=True):
-            row[self._width - len(prompt) :] = torch.tensor(prompt)
-        self._input_ids = input_ids.to(base.device)  # (prompts, width)
-        self._n_padding = torch.tensor([[self._width - len(prompt)] for prompt in prompts]).to(base.device)
+        self._n_new, self._pad = n_new, next(iter(ends), 0)
+        ids = torch.zeros(len(prompts), self._width, dtype=torch.int64, device=base.device)
+        self._input_ids, self._n_padding = ids, torch.zeros_like(ids[:, :1])  # (prompts, width), (prompts, 1)
+        self.set_prompts(prompts)
         n_columns = -(-(self._width + n_new) // MASK_MULTIPLE) * MASK_MULTIPLE
         self._columns = torch.arange(n_columns, device=base.device)
         self._cache = RowCache(_without_windows(base.config), n_columns)
         self._at = self._columns[self._width : self._width + 1].clone()  # (1,), column of the token to read next
         self._tokens = self._input_ids.new_zeros(len(prompts), n_new)
+
+    def set_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Decode these from now on.
+
+        Args:
+            prompts: tokens of each, at least one each; as many prompts as before.
+        """
+        self._limits = [_limit(self._n_positions, prompt, self._n_new) for prompt in prompts]
+        ids = torch.full(self._input_ids.shape, self._pad)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[self._width - len(prompt) :] = torch.tensor(prompt)
+        self._input_ids.copy_(ids)
+        self._n_padding.copy_(torch.tensor([[self._width - len(prompt)] for prompt in prompts]))
 
     @torch.no_grad()
     def first(self, base: "PreTrainedModel") -> None:
@@ -168,7 +179,7 @@ def _generated(
     is_alone = core._is_stateful or "position_ids" not in signature(core.forward).parameters
     groups: dict[tuple[int, int], list[int]] = {}
     for i, prompt in enumerate(prompts):
-        groups.setdefault((_limit(core, prompt, n_new), i if is_alone else 0), []).append(i)
+        groups.setdefault((_limit(context_of(core.config), prompt, n_new), i if is_alone else 0), []).append(i)
     texts: dict[int, list[int]] = {}
     for (limit, _), group in groups.items():
         width = max(len(prompts[i]) for i in group)
@@ -190,9 +201,9 @@ def _following(base: "PreTrainedModel", states: torch.Tensor) -> torch.Tensor:
     return logits_of(base, states[:, -1]).argmax(dim=-1, keepdim=True)
 
 
-def _limit(base: "PreTrainedModel", prompt: Sequence[int], n_new: int) -> int:
+def _limit(n_positions: int, prompt: Sequence[int], n_new: int) -> int:
     """Tokens of a continuation at most."""
-    return min(n_new, context_of(base.config) - len(prompt))
+    return min(n_new, n_positions - len(prompt))
 
 
 def _without_windows(config: "PretrainedConfig") -> "PretrainedConfig":

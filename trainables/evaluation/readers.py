@@ -6,6 +6,7 @@ reads with one adapter after another: no Python runs again and no adapter is att
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -31,16 +32,19 @@ Texts = list[list[int]]
 """Tokens of each row's greedy continuation."""
 
 
-class Reader(Protocol):
-    """Reads a fixed set of rows with one model; the first of them can be decoded too."""
+Rows = Sequence[TokenRow]
 
-    def texts(self) -> Texts:
+
+class Reader(Protocol):
+    """Reads sets of rows with one model; the first rows of a set, N_DECODED_ROWS at most, can be decoded too."""
+
+    def texts(self, rows: Rows) -> Texts:
         """Greedy continuations, one a decoded row, see held_out.greedy."""
 
-    def states(self) -> torch.Tensor:
+    def states(self, rows: Rows) -> torch.Tensor:
         """(n_response_tokens, width) on the model's device, see held_out.response_states."""
 
-    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def pooled(self, rows: Rows, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """(n_decoded_rows, width), the mean state over each row's text, see held_out.pooled_states."""
 
 
@@ -49,90 +53,137 @@ class EagerReader:
     """Reads one operation at a time, as PyTorch executes Python."""
 
     model: "PreTrainedModel | PeftModel"
-    rows: Sequence[TokenRow]
 
-    def texts(self) -> Texts:
-        return held_out.greedy(self.model, self.rows[: held_out.N_DECODED_ROWS])
+    def texts(self, rows: Rows) -> Texts:
+        return held_out.greedy(self.model, rows[: held_out.N_DECODED_ROWS])
 
-    def states(self) -> torch.Tensor:
-        return held_out.response_states(self.model, self.rows)
+    def states(self, rows: Rows) -> torch.Tensor:
+        return held_out.response_states(self.model, rows)
 
-    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        return held_out.pooled_states(self.model, self.rows[: held_out.N_DECODED_ROWS], texts)
+    def pooled(self, rows: Rows, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        return held_out.pooled_states(self.model, rows[: held_out.N_DECODED_ROWS], texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSets:
+    """The sets of rows that graph readers are captured for.
+
+    Attributes:
+        decoded: whose first rows can be decoded; one at least.
+        others: whose states alone are read.
+    """
+
+    decoded: tuple[tuple[TokenRow, ...], ...]
+    others: tuple[tuple[TokenRow, ...], ...] = ()
 
 
 class ReaderBuffers:
-    """Inputs and outputs of graph readers on a GPU, for one set of rows; all readers of a worker cache share them.
+    """Inputs and outputs of graph readers on a GPU; all readers of a worker cache share them.
+
+    Sets are decoded in the same places, one set at a time: as many places as the largest needs, as wide as the longest
+    prompt. What a smaller set leaves is filled by its first prompt, once more.
 
     Attributes:
-        eval_batches: the rows.
-        prompts: of the decoded rows.
-        decoder: of the prompts; None where there are none.
-        continuations: the prompts with a text each, in batches.
-        states: (n_response_tokens, width), output of GraphReader.states.
-        pooled: (n_decoded_rows, width) float32, output of GraphReader.pooled.
+        batches: of each set.
+        states: of each set, (n_response_tokens, width), output of GraphReader.states.
+        decoder: of one set's prompts at a time.
+        continuations: the places, each for a prompt with its text, in batches.
+        pooled: (n_places, width) float32, output of GraphReader.pooled.
     """
 
-    def __init__(self, base: "PreTrainedModel", rows: Sequence[TokenRow], n_decoded: int) -> None:
-        """
-        Args:
-            n_decoded: so many of the rows, the first, are decoded.
-        """
-        self.eval_batches = held_out.eval_batches(base, rows)
-        self.prompts = held_out.prompts_of(rows[:n_decoded])
-        n_new, ends = held_out.MAX_NEW_TOKENS, end_tokens(base)
-        self.decoder = GreedyDecoder(base, self.prompts, n_new=n_new, ends=ends) if self.prompts else None
-        width, dtype = base.config.hidden_size, base.dtype
-        self.states = torch.zeros(self.eval_batches.n_tokens, width, dtype=dtype, device=base.device)
-        self.pooled = torch.zeros(len(self.prompts), width, device=base.device)
-        n_positions = context_of(base.config)
-        # with the longest text that may follow
-        lengths = [min(len(prompt) + n_new, n_positions) for prompt in self.prompts]
-        self.continuations: list[ContinuationBatch] = []
-        for group in held_out.grouped_by_length(lengths, held_out.BATCH_TOKENS[base.device.type]):
-            length = max(lengths[i] for i in group)
-            self.continuations.append(
-                ContinuationBatch(rows=group, length=length, pad=padding_token(base), device=base.device)
-            )
+    def __init__(self, base: "PreTrainedModel", sets: RowSets) -> None:
+        width, dtype, device = base.config.hidden_size, base.dtype, base.device
+        self.batches = {rows: held_out.eval_batches(base, rows) for rows in (*sets.decoded, *sets.others)}
+        self.states = {
+            rows: torch.zeros(batches.n_tokens, width, dtype=dtype, device=device)
+            for rows, batches in self.batches.items()
+        }
+        prompts = {rows: held_out.prompts_of(rows[: held_out.N_DECODED_ROWS]) for rows in sets.decoded}
+        self._n_prompts = {rows: len(own) for rows, own in prompts.items()}
+        n_places = max(self._n_prompts.values())
+        self._prompts = {rows: _filled(own, n_places) for rows, own in prompts.items()}
+        self.decoder = GreedyDecoder(
+            base,
+            max(self._prompts.values(), key=lambda own: max(map(len, own))),
+            n_new=held_out.MAX_NEW_TOKENS,
+            ends=end_tokens(base),
+        )
+        self.pooled = torch.zeros(n_places, width, device=device)
+        self.continuations = self._places(context_of(base.config), padding_token(base), device)
 
-    def set_texts(self, texts: Sequence[Sequence[int]]) -> None:
-        """Set the text that follows each prompt in `continuations`."""
+    def _places(self, n_positions: int, pad: int, device: torch.device) -> "list[ContinuationBatch]":
+        """Of each set the shortest prompts share the first places, so that little is padding."""
+        self._by_length: dict[tuple[TokenRow, ...], list[int]] = {}
+        lengths_of: list[list[int]] = []  # of each set, of a prompt with the longest text that may follow
+        for rows, prompts in self._prompts.items():
+            lengths = [min(len(prompt) + held_out.MAX_NEW_TOKENS, n_positions) for prompt in prompts]
+            self._by_length[rows] = sorted(range(len(lengths)), key=lengths.__getitem__)
+            lengths_of.append(sorted(lengths))
+        longest = [max(at_place) for at_place in zip(*lengths_of, strict=True)]
+        groups = held_out.grouped_by_length(longest, held_out.BATCH_TOKENS[device.type])
+        return [ContinuationBatch(group, length=longest[group[-1]], pad=pad, device=device) for group in groups]
+
+    def set_prompts(self, rows: Rows) -> None:
+        """Decode this set from now on."""
+        self.decoder.set_prompts(self._prompts[tuple(rows)])
+
+    def texts(self, rows: Rows) -> Texts:
+        """The continuations of this set's prompts, which were decoded last."""
+        return self.decoder.texts()[: self._n_prompts[tuple(rows)]]
+
+    def set_texts(self, rows: Rows, texts: Sequence[Sequence[int]]) -> None:
+        """Set the text that follows each prompt of a set in `continuations`."""
+        prompts, order = self._prompts[tuple(rows)], self._by_length[tuple(rows)]
         for batch in self.continuations:
-            batch.set_texts(self.prompts, texts)
+            batch.set_texts([order[place] for place in batch.places], prompts, _filled(texts, len(prompts)))
+
+    def pooled_of(self, rows: Rows) -> NDArray[np.float32]:
+        """(n_decoded_rows, width) of this set, which was pooled last."""
+        return self.pooled.cpu().numpy()[: self._n_prompts[tuple(rows)]]
+
+
+def _filled(values: Sequence[Sequence[int]], n: int) -> list[Sequence[int]]:
+    """As many as `n`, the first taking what places are left."""
+    return [*values, *[values[0]] * (n - len(values))]
 
 
 class ContinuationBatch:
-    """Prompts of about equal length, each followed by a text, on a GPU.
+    """Places for prompts of about equal length, each followed by a text, on a GPU.
 
     Attributes:
-        rows: (n_rows,), indices of the prompts among all prompts.
-        ids: (n_rows, length), tokens, padded on the right.
-        weights: (n_rows, length) float32, 1 at the positions of a text, else 0.
+        places: by number.
+        rows: (n_places,), indices of the prompts among all of their set.
+        ids: (n_places, length), tokens, padded on the right.
+        weights: (n_places, length) float32, 1 at the positions of a text, else 0.
     """
 
-    def __init__(self, *, rows: Sequence[int], length: int, pad: int, device: torch.device) -> None:
-        self._indices, self._pad = tuple(rows), pad
-        self.rows = torch.tensor(rows, device=device)
-        self.ids = torch.full((len(rows), length), pad, device=device)
-        self.weights = torch.ones((len(rows), length), device=device)
+    def __init__(self, places: Sequence[int], *, length: int, pad: int, device: torch.device) -> None:
+        self.places, self._pad = tuple(places), pad
+        self.rows = torch.tensor(places, device=device)
+        self.ids = torch.full((len(places), length), pad, device=device)
+        self.weights = torch.ones((len(places), length), device=device)
 
-    def set_texts(self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> None:
-        """Set `ids` and `weights`.
+    def set_texts(
+        self, indices: Sequence[int], prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+    ) -> None:
+        """Set `rows`, `ids` and `weights`.
 
         Args:
-            prompts, texts: of all rows, not of this batch alone.
+            indices: of the prompt in each place.
+            prompts, texts: of a whole set, not of this batch alone.
         """
         ids, weights = torch.full(self.ids.shape, self._pad), torch.zeros(self.weights.shape)
-        for row, index in enumerate(self._indices):
+        for place, index in enumerate(indices):
             prompt, continued = prompts[index], [*prompts[index], *texts[index]]
-            ids[row, : len(continued)] = torch.tensor(continued)
-            weights[row, len(prompt) : len(continued)] = 1.0
+            ids[place, : len(continued)] = torch.tensor(continued)
+            weights[place, len(prompt) : len(continued)] = 1.0
+        self.rows.copy_(torch.tensor(indices))
         self.ids.copy_(ids)
         self.weights.copy_(weights)
 
 
 class GraphReader:
-    """Reads the rows of ReaderBuffers with the adapter that was loaded last, by replaying CUDA graphs."""
+    """Reads the sets of ReaderBuffers with the adapter that was loaded last, by replaying CUDA graphs."""
 
     def __init__(
         self,
@@ -158,17 +209,19 @@ class GraphReader:
         self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in blank}
         with attached_matrices(base, config, self._weights, scaling=1.0) as model, multiplied_by(full), torch.no_grad():
             model.eval()
-            self._states = self._captured(lambda: buffers.states.copy_(held_out.states_of(model, buffers.eval_batches)))
-            if buffers.decoder is not None:
-                self._first = self._captured(lambda: _decode(model, buffers.decoder.first))
-                self._next = self._captured(lambda: _decode(model, buffers.decoder.next))
-                self._pooled = self._captured(lambda: self._pool_states(model))
+            self._states = {rows: self._captured(partial(self._read, model, rows)) for rows in buffers.batches}
+            self._first = self._captured(partial(_decode, model, buffers.decoder.first))
+            self._next = self._captured(partial(_decode, model, buffers.decoder.next))
+            self._pooled = self._captured(partial(self._pool_states, model))
 
     def _captured(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
         """The work as a graph; it is done once before, for libraries and the KV cache to allocate what they keep."""
         with on_stream(self._stream):
             work()
         return captured(work, pool=self._pool, stream=self._stream)
+
+    def _read(self, model: "PeftModel", rows: tuple[TokenRow, ...]) -> None:
+        self._buffers.states[rows].copy_(held_out.states_of(model, self._buffers.batches[rows]))
 
     def _pool_states(self, model: "PeftModel") -> None:
         for batch in self._buffers.continuations:
@@ -186,20 +239,21 @@ class GraphReader:
                     matrix = matrix * weights.scaling
                 padded[: matrix.shape[0], : matrix.shape[1]].copy_(matrix)
 
-    def texts(self) -> Texts:
+    def texts(self, rows: Rows) -> Texts:
+        self._buffers.set_prompts(rows)
         self._first.replay()
         for _ in range(held_out.MAX_NEW_TOKENS - 1):
             self._next.replay()
-        return self._buffers.decoder.texts()
+        return self._buffers.texts(rows)
 
-    def states(self) -> torch.Tensor:
-        self._states.replay()
-        return self._buffers.states.clone()
+    def states(self, rows: Rows) -> torch.Tensor:
+        self._states[tuple(rows)].replay()
+        return self._buffers.states[tuple(rows)].clone()
 
-    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        self._buffers.set_texts(texts)
+    def pooled(self, rows: Rows, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        self._buffers.set_texts(rows, texts)
         self._pooled.replay()
-        return self._buffers.pooled.cpu().numpy()
+        return self._buffers.pooled_of(rows)
 
 
 def _decode(model: "PeftModel", step: "Callable[[PreTrainedModel], object]") -> None:

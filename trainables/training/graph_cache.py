@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,11 @@ from trainables.values.errors import CaptureFailed
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from trainables.data.tokens import TokenRow
+    from trainables.evaluation.readers import RowSets
     from trainables.models.lora import AdapterWeights
 
 SPECIALIZED = 16
 """Triton compiles a kernel anew for a size that is no multiple of it."""
-ReadRows = tuple[tuple["TokenRow", ...], int]
-"""Rows, and how many of them, the first, are decoded."""
 FullWeights = dict[torch.nn.Module, torch.Tensor]
 """See trainables.models.lean.full_weights."""
 MIN_STEP_GRAPHS = 16
@@ -51,8 +49,8 @@ class GraphCache:
         self.fault: str | None = None
         self._has_room = has_room or _has_room
         self._step_graphs: dict[GraphKey, StepGraphs] = {}
-        self._readers: dict[tuple[BaseForm, ReadRows, int], GraphReader] = {}
-        self._reader_buffers: dict[ReadRows, ReaderBuffers] = {}
+        self._readers: dict[tuple[BaseForm, int], GraphReader] = {}  # by rank, too
+        self._reader_buffers: ReaderBuffers | None = None
         self._full_weights: dict[BaseForm, FullWeights] = {}
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -68,7 +66,7 @@ class GraphCache:
 
     def _clear_readers(self) -> None:
         self._readers.clear()
-        self._reader_buffers.clear()
+        self._reader_buffers = None
         self._full_weights.clear()
 
     def step_graphs(
@@ -105,46 +103,32 @@ class GraphCache:
         return graphs
 
     def reader(
-        self,
-        base: "PreTrainedModel",
-        form: BaseForm,
-        weights: "AdapterWeights | None",
-        rows: "Sequence[TokenRow]",
-        *,
-        n_decoded: int,
+        self, base: "PreTrainedModel", form: BaseForm, weights: "AdapterWeights | None", sets: "RowSets"
     ) -> GraphReader:
-        """Reads rows with an adapter; captured where that is missing, for adapters on any modules.
+        """Reads with an adapter; captured where that is missing, for adapters on any modules.
 
         Args:
             base: of this form, without an adapter.
             weights: None for the base alone, which any reader of its form can read with.
-            rows: of a split, or others.
-            n_decoded: so many of the rows, the first, are decoded too.
+            sets: the same each time.
         Raises:
             CaptureFailed: see `step_graphs`; or for the base alone there is no reader yet.
         """
         with self._capturing():
-            if weights is None:
-                reader = self._any_reader(form, (tuple(rows), n_decoded))
-            else:
-                reader = self._reader_for(base, form, weights, (tuple(rows), n_decoded))
+            reader = self._any_reader(form) if weights is None else self._reader_for(base, form, weights.rank, sets)
             reader.load(weights)
         return reader
 
-    def _any_reader(self, form: BaseForm, rows: ReadRows) -> GraphReader:
-        for (own_form, own_rows, _), reader in self._readers.items():
-            if (own_form, own_rows) == (form, rows):
+    def _any_reader(self, form: BaseForm) -> GraphReader:
+        for (own_form, _), reader in self._readers.items():
+            if own_form == form:
                 return reader
         raise CaptureFailed("nothing is captured yet")
 
-    def _reader_for(
-        self, base: "PreTrainedModel", form: BaseForm, weights: "AdapterWeights", rows: ReadRows
-    ) -> GraphReader:
-        rank = max(weights.rank, RANKS[-1])
-        key = (form, rows, rank)
-        if key not in self._readers:
-            if rows not in self._reader_buffers:
-                self._reader_buffers[rows] = ReaderBuffers(base, *rows)
+    def _reader_for(self, base: "PreTrainedModel", form: BaseForm, rank: int, sets: "RowSets") -> GraphReader:
+        rank = max(rank, RANKS[-1])
+        if (form, rank) not in self._readers:
+            self._reader_buffers = self._reader_buffers or ReaderBuffers(base, sets)
             if form not in self._full_weights:
                 self._full_weights[form] = full_weights(base)
             precision, keep_16bit = form
@@ -156,15 +140,15 @@ class GraphCache:
                 targets=family_of_model(base).targets,
                 dropout=0.0,
             )
-            self._readers[key] = GraphReader(
+            self._readers[form, rank] = GraphReader(
                 base,
                 config,
-                self._reader_buffers[rows],
+                self._reader_buffers,
                 self._full_weights[form],
                 pool=self._pool,
                 stream=self._stream,
             )
-        return self._readers[key]
+        return self._readers[form, rank]
 
     @contextmanager
     def _capturing(self) -> Iterator[None]:

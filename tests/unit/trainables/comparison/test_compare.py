@@ -12,6 +12,7 @@ from tests.support.bases import assert_untouched, state_of
 from trainables.comparison import bias, compare, samples
 from trainables.data.tokenizer import open_tokenizer
 from trainables.evaluation import held_out
+from trainables.evaluation.readings import Readings
 from trainables.models import base_model
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig
@@ -66,6 +67,7 @@ def evaluated(few, pair, replicates) -> TestEvaluation:
 
 def test_comparing_with_the_baseline_repeats_exactly_and_leaves_both_bases_untouched(few, pair, compared):
     before = {precision: state_of(few.base(precision)) for precision in PRECISIONS}
+    few.readings.clear()
     assert compare.compare(few, nf4=pair[0], baseline=pair[1]) == compared
     for precision, state in before.items():
         assert_untouched(few.base(precision), state)
@@ -171,7 +173,7 @@ def test_row_losses_sum_to_the_held_out_loss_with_and_without_the_adapter(few, p
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_rows_are_read_by_an_untuned_base_once_and_by_each_trial_once(few, pair, precision):
     few.untuned_nats.clear()
-    few.untuned.clear()
+    few.readings.clear()
     files, config = pair[PRECISIONS[::-1].index(precision)], replace(CONFIG, precision=precision)
     n_read, base = [0, 0], few.base(precision)
     for n in range(2):
@@ -208,6 +210,7 @@ def test_a_4_bit_trials_evaluation_holds_the_losses_of_its_baseline_and_of_both_
 
 def test_a_test_evaluation_of_a_4_bit_trial_is_complete_and_repeats_exactly(few, pair, replicates, evaluated):
     before = {precision: state_of(few.base(precision)) for precision in PRECISIONS}
+    few.readings.clear()
     assert compare.evaluate_on_test(few, CONFIG, files=pair[0], baseline=pair[1], replicates=replicates) == evaluated
     for precision, state in before.items():
         assert_untouched(few.base(precision), state)
@@ -223,6 +226,17 @@ def test_a_test_evaluation_of_a_4_bit_trial_is_complete_and_repeats_exactly(few,
     }
     assert {shift.about for shift in evaluated.bias} == set(bias.WORDS)
     assert {share.group for share in evaluated.breakdown} & {"write", "classify", "explain"}
+
+
+def test_what_was_read_with_a_baseline_is_what_it_is_a_replicate_by(few, pair, replicates, evaluated):
+    """And the other way round: the models of one evaluation in other parts, with readings of the first and without."""
+    few.readings.clear()
+    compare.evaluate_on_test(few, CONFIG, files=pair[0], baseline=pair[1], replicates=replicates)
+    given = {"files": pair[0], "baseline": replicates[0], "replicates": [pair[1], replicates[1]]}
+    kept = compare.evaluate_on_test(few, CONFIG, **given)
+    few.readings.clear()
+    assert compare.evaluate_on_test(few, CONFIG, **given) == kept
+    assert kept.comparison.quantized != evaluated.comparison.quantized
 
 
 def test_the_groups_of_a_test_evaluation_weigh_out_to_the_kl_of_all_tokens(few, pair, evaluated):
@@ -260,13 +274,13 @@ class OneBase:
     def __init__(self, few: WorkerCache, n_rows: int) -> None:
         self.workload = few.workload
         self.rows = few.rows | {name: few.rows[name][:n_rows] for name in ("validation", "test")}
-        self.untuned, self.untuned_nats = {}, {}
-        self.tokenizer, self.token_counts = few.tokenizer, few.token_counts
+        self.readings, self.untuned_nats = Readings(), {}
+        self.tokenizer, self.token_counts, self.bias_rows = few.tokenizer, few.token_counts, few.bias_rows
         self.swaps: list[str] = []
         self.held: list[str] = []
         self._base = None
 
-    def reader(self, rows, form, weights, *, n_decoded):
+    def reader(self, form, weights):
         raise CaptureFailed("no GPU")
 
     def base(self, precision, keep_16bit=()):
@@ -276,7 +290,7 @@ class OneBase:
             gc.collect()
             self.held += self.swaps[-1:] if old() else []
             self.swaps.append(precision)
-            self.untuned.clear()  # as WorkerCache.forget does
+            self.readings.clear()  # as WorkerCache.forget does
             self._base = base_model.load(self.workload, precision, "cpu")
         return self._base
 
