@@ -1,6 +1,6 @@
 """The Pareto front as a terminal shows it: a table that fits, and what its differences mean."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trainables.values.results import TrialResult
 
 COSINE = "embedding_cosine"
+OFF = "off the front by a tie that noise can turn, and on it in 25 % or more of the resamples: "
 WIDE = 100
 """Columns of a terminal from which on the table has its frame, and units beside the objectives' names."""
 
@@ -79,14 +80,15 @@ def noise_lines(front: "Front") -> list[str]:
     lines = [
         f"off the front is what one of these beats, by more than the noise in one and worse by more in none; {noise}"
     ]
-    shares = [f"trial {trial.number} {100 * front.shares[trial.key]:.0f} %" for trial in front.members]
     if any(one.margin for one in front.noise):
-        lines.append(
-            f"stability (share of resamples with that noise in which each is on the front): {', '.join(shares)}"
-        )
+        shares = _shares(front, front.members)
+        lines.append(f"stability (share of resamples with that noise in which each is on the front): {shares}")
     for trial in front.members:
         later = [str(other.number) for other in front.tied[trial.key] if other.number > trial.number]
         if later:
             lines.append(f"tied: trial {trial.number} with {', '.join(later)}")
-    nearly = [f"trial {trial.number} {100 * front.shares[trial.key]:.0f} %" for trial in front.nearly]
-    return lines + ([f"off the front, with a stability of 25 % or more: {', '.join(nearly)}"] if nearly else [])
+    return lines + ([OFF + _shares(front, front.nearly)] if front.nearly else [])
+
+
+def _shares(front: "Front", trials: "Sequence[TrialResult]") -> str:
+    return "trial " + ", ".join(f"{trial.number} ({100 * front.shares[trial.key]:.0f} %)" for trial in trials)

@@ -16,6 +16,7 @@ FIRST_WORDS = (*SETTINGS, "ADDRESS", "DEVICE_KIND", "HOST", "PORT", "ALLOWED_HOS
 TYPED = (*SETTINGS, "ADDRESS", "DEVICE_KIND", "HOST", "PORT", "ALLOWED_HOSTS", "NAME", "TRIALS", "STEPS")
 TYPED += ("FINALIST_SEEDS", "DEVICE", "GPUS_PER_TRIAL", "KEEP_16BIT")
 """Those that `make sweep` and `make ui` take."""
+NO_BREAK = "\N{NO-BREAK SPACE}"
 BEGINS = re.compile(rf"({'|'.join(FIRST_WORDS)})\b")
 FLAG = re.compile(r"(?<![\w-])--[a-z\d-]+")
 NAMED = re.compile(rf"(?<![\w/.'\"=-])({'|'.join(SETTINGS)})(=|\b(?![\w/.'\"-]))")
@@ -51,8 +52,10 @@ def _flag(variable: str) -> str:
 
 
 def folded(line: str, width: int) -> str:
-    """A line that is longer than a terminal is wide on several; addresses and paths, as all words, stay whole."""
-    return fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    """A line that is longer than a terminal is wide on several; addresses, paths and "5 %" stay whole, as all words."""
+    whole = line.replace(" %", f"{NO_BREAK}%")
+    lines = fill(whole, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return lines.replace(NO_BREAK, " ")
 
 
 def for_stream(text: str, stream: TextIO) -> str:

@@ -129,7 +129,8 @@ def verdict_lines(snapshot: SweepSnapshot) -> list[str]:
         verdict = snapshot.verdicts.get(trial.key)
         if verdict is None:
             continue
-        lines.append(f"trial {trial.number}: {verdict}")
+        off = "" if trial in snapshot.front.members else " (off the front)"
+        lines.append(f"trial {trial.number}{off}: {verdict}")
         if verdict.behaviour:
             lines.append(f"trial {trial.number}, behaviour (decides nothing): {verdict.behaviour}")
     return lines

@@ -20,6 +20,13 @@ def test_a_folded_line_is_within_the_width_and_loses_no_word(words, width):
     assert " ".join(lines).split() == words
 
 
+@given(st.lists(st.integers(0, 10**6), min_size=1), st.integers(32, 120))
+def test_a_per_cent_sign_stays_with_its_number(numbers, width):
+    lines = folded(" ".join(f"{number} %" for number in numbers), width).splitlines()
+    assert [line.strip()[:1] for line in lines if line.strip().startswith("%")] == []
+    assert " ".join(" ".join(lines).split()) == " ".join(f"{number} %" for number in numbers)
+
+
 def test_lines_are_folded_on_a_terminal_alone_and_addresses_stay_whole(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     text = f"look further: make ui, then {URL}\n  indented\n{'word ' * 20}"

@@ -24,9 +24,9 @@ SETTINGS = make(objectives=("eval_loss_nats",))
 FACTS = {"workload": {name: getattr(WORKLOAD, name) for name in WORKLOAD.__dataclass_fields__}}
 
 
-def sweep_of(lost: float, n_seeds: int = 1):
+def sweep_of(lost: float, n_seeds: int = 1, loss_16bit: float = 2.1):
     """A sweep of one 4-bit trial, its baseline and replicates, all evaluated."""
-    trials = [trial(0, config=NF4.at_other_precision, history=(measurement(200, 2.1),))]
+    trials = [trial(0, config=NF4.at_other_precision, history=(measurement(200, loss_16bit),))]
     for seed in range(n_seeds):
         run = trial(
             1 + seed,
@@ -65,6 +65,13 @@ def test_every_reader_is_told_the_same_sentence_and_the_same_line_of_behaviour(l
         assert verdict.sentence in text.replace("\n  ", " "), reader
         if reader != "parquet":
             assert verdict.behaviour in text, reader
+
+
+@pytest.mark.parametrize(("loss_16bit", "named"), [(2.1, "trial 1: "), (1.5, "trial 1 (off the front): ")])
+def test_of_a_verdict_on_a_trial_that_the_table_does_not_show_the_terminal_says_so(loss_16bit, named, capsys):
+    sweep = sweep_of(0.01, loss_16bit=loss_16bit)
+    text = texts_of(sweep, capsys)["terminal"]
+    assert named + sweep.verdicts[sweep.trials[1].key].sentence[:40] in text
 
 
 @pytest.mark.parametrize(("lost", "marked"), [(0.09, True), (0.01, False)])
