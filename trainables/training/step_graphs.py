@@ -157,7 +157,7 @@ class StepGraphs:
         with lean_step(model, self._masks, batch, flat) if is_lean else standard_step(self._base, self._masks, batch):
             loss = lean_loss(model, ids, *wanted, flat=flat) if is_lean else standard_loss(model, ids, *wanted)
             self._scaler.scale(loss).backward()
-        gradient = torch.cat([weight.grad.flatten() for weight in self._weights.values()])
+        gradient = torch.cat([_gradient_of(weight) for weight in self._weights.values()])
         self._forget_gradients()
         self._whole.grad = gradient
         self._scaler.unscale_(self._optimizer)
@@ -268,6 +268,11 @@ def standard_step(base: "PreTrainedModel", masks: DropoutMasks, batch: tuple[int
     """
     with padding_free(base) if needs_no_mask(base) else nullcontext(), masks.step(*batch):
         yield
+
+
+def _gradient_of(weight: torch.Tensor) -> torch.Tensor:
+    """(n,), zeros where the loss does not depend on the weight: AdamW leaves it as it is then, without decay."""
+    return (torch.zeros_like(weight) if weight.grad is None else weight.grad).flatten()
 
 
 def _unpadded(padded: Iterable[torch.Tensor], weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -100,6 +100,31 @@ def test_losses_weights_and_moments_are_those_of_the_eager_engine_also_from_a_st
     assert ours.run(steps[3:]) == losses[3:], "from a state on, to the bit"
 
 
+@pytest.mark.parametrize("loop", ["standard", "lean"])
+def test_matrices_that_the_loss_does_not_depend_on_stay_as_they_are_as_in_the_eager_engine(
+    cache, small_config, rows, loop
+):
+    config = small_config(targets=TARGETS, batch_size=4, loop=loop, learning_rate=5e-3)
+    batches = batches_of(rows[:12], flat=False)
+    ours = Uncaptured(cache, config, rows)
+    fresh, found = ours.fresh(), ours.fresh()
+    unused = ours.base.transformer.h[-1].mlp
+    hook = unused.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    try:
+        ours.graphs.load(config, fresh)
+        losses = ours.run([packed(batch, loop, longest=LONGEST) for batch in batches])
+        ours.graphs.store(found)
+        model = lora.attach(ours.base, config, base_name="tiny")
+        expected = EagerEngine(model, config, compute_dtype="float32", device="cpu").run(batches)
+    finally:
+        hook.remove()
+        lora.detach(model)
+    torch.testing.assert_close(torch.tensor(losses), expected, rtol=1e-5, atol=0)
+    is_unused = [".h.1.mlp." in name for name in lora.blank_matrices(ours.base, config)]
+    assert [torch.equal(mine, first) for mine, first in zip(found, fresh, strict=True)] == is_unused
+    assert any(is_unused)
+
+
 def test_what_optimizer_and_scaler_keep_is_there_before_a_step_and_moves_nothing(cache, small_config):
     """A captured step would make it anew in each replay: the loss scale of float16, too."""
     base, config = cache.base("16bit"), small_config()
