@@ -47,7 +47,8 @@ class CheckedRows:
     @property
     def summary(self) -> str:
         """What was found, e.g. "1,500 chat rows, 3,200 assistant turns"."""
-        found = f"{len(self.rows):,} {self.kind} rows"
+        n_rows = f"{len(self.rows):,}"
+        found = f"{n_rows} rows with Alpaca's fields" if self.kind == "Alpaca" else f"{n_rows} {self.kind} rows"
         if self.kind == "chat":
             n_turns = sum(row.n_assistant_turns for row in self.rows)  # type: ignore[union-attr]
             found += f", {n_turns:,} assistant turns"

@@ -296,7 +296,7 @@ def test_a_dry_run_reads_rows_under_other_column_names_and_says_what_it_found(tm
     assert advice == ["--columns", "instruction=question,output=answer"]
     finished = called(*asked, *advice, cwd=tmp_path)
     assert finished.code == 0, finished.err
-    assert "data rows.csv: 400 Alpaca rows" in finished.err
+    assert "data rows.csv: 400 rows with Alpaca's fields" in finished.err
     assert json.loads(finished.out)["settings"]["columns"] == advice[1]
 
 

@@ -34,7 +34,7 @@ SHAREGPT = [
 CHAT = ChatRow(messages=(Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello.")))
 COMPLETION = {"prompt": "1 + 1 =", "completion": " 2"}
 RECORDS = {
-    "alpaca": (GOOD_ROW, Row(**GOOD_ROW), "9 Alpaca rows"),
+    "alpaca": (GOOD_ROW, Row(**GOOD_ROW), "9 rows with Alpaca's fields"),
     "messages": ({"messages": MESSAGES}, CHAT, "9 chat rows, 9 assistant turns"),
     "sharegpt": ({"conversations": SHAREGPT}, CHAT, "9 chat rows, 9 assistant turns"),
     "messages called conversations": ({"conversations": MESSAGES}, CHAT, "9 chat rows, 9 assistant turns"),
