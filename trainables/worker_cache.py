@@ -22,11 +22,11 @@ from trainables.evaluation.readers import RowSets
 from trainables.evaluation.readings import Readings
 from trainables.models import base_model, lora
 from trainables.models.architecture import context_of, context_tokens
+from trainables.models.compile_ahead import compile_ahead
 from trainables.models.compiler import Compiler
 from trainables.models.core import padding_token
 from trainables.models.families import family_of, family_of_model
 from trainables.models.lora import AdapterWeights
-from trainables.models.lora_linear import compile_ahead
 from trainables.models.padding_free import serves
 from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
 from trainables.training.eager import EagerEngine
@@ -36,6 +36,8 @@ from trainables.values.errors import CaptureFailed
 from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
+    from subprocess import Popen
+
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -52,11 +54,15 @@ _LIBRARIES_MIB: dict[str, float] = {}
 cache: so this is the process's, too."""
 
 
-def prepare(device: str) -> Compiler | None:
-    """Begin what needs no workload yet: kernels for a GPU are compiled beside what this process does."""
+def prepare(device: str, after: "Popen | None" = None) -> Compiler | None:
+    """Begin what needs no workload yet: kernels for a GPU are compiled beside what this process does.
+
+    Args:
+        after: see trainables.models.compile_ahead.
+    """
     if device == "cuda":
         with suppress(RuntimeError):  # of a device that is lost, which the first task shows
-            return compile_ahead(getattr(torch, native_dtype(device)))
+            return compile_ahead(getattr(torch, native_dtype(device)), after)
     return None
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from orchestrator.workers import storage
+from orchestrator.workers.compiling import begin
 from orchestrator.workers.versions import refuse_here
 from trainables.cost.timeline import Timeline
 
@@ -26,10 +27,12 @@ class SweepTrainable(tune.Trainable):
         os.environ["HF_HUB_OFFLINE"] = "1"  # all inputs are on this node already
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         timeline = Timeline()
+        is_first = config["worker"]["number"] == 0  # others would compile the same
+        compiling = begin(config["device"]) if is_first else None
         with timeline.span("imports"):
             from orchestrator.workers.worker import Worker
 
-        self._worker = Worker(config["device"], timeline)
+        self._worker = Worker(config["device"], timeline, compiling)
         self._reports: Iterator[TaskReport] = iter(())
         self.reset_config(config)
 

@@ -29,6 +29,8 @@ from trainables.values.workload import Workload
 from trainables.worker_cache import WorkerCache, prepare
 
 if TYPE_CHECKING:
+    from subprocess import Popen
+
     from orchestrator.ledger.task import Task
     from trainables.values.checkpoint import Checkpoint
     from trainables.values.config import State
@@ -44,17 +46,18 @@ WORTH_KEEPING_SECONDS = 2.0
 class Worker:
     """One process on one device; the base model and the tokens stay between its tasks."""
 
-    def __init__(self, device: str, timeline: Timeline) -> None:
+    def __init__(self, device: str, timeline: Timeline, compiling: "Popen | None" = None) -> None:
         """
         Args:
             device: "cuda" or "cpu".
+            compiling: see orchestrator.workers.compiling.
             timeline: of this process.
         """
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         if device == "cpu":
             torch.set_num_threads(1)  # one core a trial
-        self._compiler = prepare(device)
+        self._compiler = prepare(device, after=compiling)
         self._device = device
         self._timeline = timeline
         self._cache: WorkerCache | None = None

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 from tests.support.families import CASES, write
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models import base_model
+from trainables.models.compile_ahead import compile_ahead
 from trainables.models.kernels import can_launch
-from trainables.models.lora_linear import compile_ahead
 
 decode_kernels = pytest.importorskip("trainables.models.decode_kernels", reason="no Triton")
 pytestmark = [

@@ -1,5 +1,10 @@
 """The Triton kernels on a real GPU against the same operations in plain PyTorch, and captured against eager."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -7,15 +12,17 @@ from bitsandbytes.nn import Linear4bit
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config
 from transformers import Qwen3ForCausalLM as Qwen3
 
+from trainables.cost.device import compute_capability
 from trainables.data.tokens import TokenRow
 from trainables.evaluation.held_out import eval_batches
 from trainables.models import block_ops, chunked_loss, dropout_mask, lora, lora_linear, next_token
 from trainables.models.block_ops import Gated, RMSNorm, Rotary
 from trainables.models.chunked_loss import ChunkedLoss, aligned_logits, supervised
+from trainables.models.compile_ahead import compile_ahead
 from trainables.models.dropout_mask import DropoutMasks, Mask, dropped, token_keys
 from trainables.models.kernels import can_run_on
 from trainables.models.lean import adapted_layers, lean_loss, lean_modules
-from trainables.models.lora_linear import FrozenLinear, compile_ahead, input_gradients_, low_product
+from trainables.models.lora_linear import FrozenLinear, input_gradients_, low_product
 from trainables.models.next_token import divergence, token_nats
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import Batch, packed
@@ -384,3 +391,17 @@ def test_what_is_compiled_ahead_is_what_adapters_need(rank, p):
     for d_x in (None, x.clone()):
         input_gradients_(d_x, d_low, a, x, mask, 0.7, torch.float32)
     assert n_compiled() == before > 0
+
+
+def test_what_a_process_compiles_ahead_is_not_compiled_again(tmp_path):
+    """By a process with the GPU, which finds it in Triton's cache."""
+
+    def kept_by(*command: str) -> set[Path]:
+        environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, *command], env=environment, check=True)
+        return set(tmp_path.rglob("*.cubin"))
+
+    kept = kept_by("-m", "trainables.models.compile_ahead", str(compute_capability()))
+    assert {path.name for path in kept} >= {"_low_product.cubin", "_input_gradients.cubin", "_attend.cubin"}
+    threads = "from trainables.worker_cache import prepare; prepare('cuda').wait()"
+    assert {path.name for path in kept_by("-c", threads) - kept} <= {"_token_keys.cubin"}, "the first launch's own"

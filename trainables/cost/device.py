@@ -9,7 +9,7 @@ import re
 import resource
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -50,20 +50,50 @@ def count_by_driver(nvml: Any = None) -> int | None:
     Args:
         nvml: NVIDIA's management library; default: pynvml.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", visible or "0"):
+    named = _named_devices()
+    if named is None:
         return None
-    nvml = nvml or import_module("pynvml")
+    n_there = _asked_of(nvml or import_module("pynvml"), lambda nvml: nvml.nvmlDeviceGetCount())
+    if n_there is None or not named:
+        return n_there
+    return len(list(takewhile(n_there.__gt__, named))) if len(set(named)) == len(named) else None
+
+
+def compute_capability(nvml: Any = None) -> int | None:
+    """Of the first device that this process may use, 90 for 9.0, by NVIDIA's driver alone; None where that is silent.
+
+    Args:
+        nvml: as of `count_by_driver`.
+    """
+
+    def ask(nvml: Any) -> int:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(nvml.nvmlDeviceGetHandleByIndex(first))
+        return 10 * major + minor
+
+    named = _named_devices()
+    if named is None:
+        return None
+    first = named[0] if named else 0
+    return _asked_of(nvml or import_module("pynvml"), ask)
+
+
+def _named_devices() -> list[int] | None:
+    """Numbers in CUDA_VISIBLE_DEVICES, empty where it is not set; None where it has none or ids of another form."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return []
+    return list(map(int, visible.split(","))) if re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", visible) else None
+
+
+def _asked_of(nvml: Any, ask: Callable[[Any], int]) -> int | None:
+    """What the driver answers, None if nothing."""
     try:
         nvml.nvmlInit()
-        n_there = nvml.nvmlDeviceGetCount()
+        answer = ask(nvml)
         nvml.nvmlShutdown()
     except nvml.NVMLError:
         return None
-    if visible is None:
-        return n_there
-    named = list(map(int, visible.split(",")))
-    return len(list(takewhile(n_there.__gt__, named))) if len(set(named)) == len(named) else None
+    return answer
 
 
 def is_for_cuda(built: str) -> bool:

@@ -1,8 +1,6 @@
 """A frozen linear module with a LoRA adapter as one autograd function, and its forward pass for inference."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any
 
 import bitsandbytes
@@ -11,14 +9,13 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from trainables.models.branches import beside
-from trainables.models.compiler import Compiler
 from trainables.models.dropout_mask import Mask, drawn_for, dropped
-from trainables.models.kernels import can_launch, can_run_on
+from trainables.models.kernels import can_run_on
 
 try:
-    from trainables.models import adapter_kernels, decode_kernels, nf4_kernels
+    from trainables.models import adapter_kernels, nf4_kernels
 except ImportError:  # Triton comes with PyTorch for CUDA only
-    adapter_kernels = decode_kernels = nf4_kernels = None
+    adapter_kernels = nf4_kernels = None
 
 
 Matrices = tuple[torch.Tensor, torch.Tensor]
@@ -61,26 +58,6 @@ def read_through(x: torch.Tensor, matrices: Matrices, base: torch.nn.Module) -> 
     y = base(x)
     y.flatten(0, -2).addmm_(low(), b.T)
     return y
-
-
-def compile_ahead(dtype: torch.dtype) -> Compiler | None:
-    """Compile kernels beside what else this process does: where Triton has kept none from before, trials of new kinds
-    would wait for the adapter's, and the first comparison for decoding's. None where there is no Triton.
-
-    Args:
-        dtype: of the inputs.
-    """
-    if adapter_kernels is None:
-        return None
-    device = torch.cuda.current_device()
-
-    def on_device(compilation: Callable[[], object]) -> None:
-        torch.cuda.set_device(device)
-        if can_launch():
-            compilation()
-
-    kernels = chain(adapter_kernels.compilations(dtype), decode_kernels.compilations(dtype))
-    return Compiler(partial(on_device, compilation) for compilation in kernels)
 
 
 class LoraLinear(torch.autograd.Function):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainables.cost.device import count_by_driver, is_for_cuda
+from trainables.cost.device import compute_capability, count_by_driver, is_for_cuda
 
 
 class NVMLError(Exception):
@@ -19,7 +19,19 @@ def nvml(n: int | None):
         if n is None:
             raise NVMLError
 
-    return SimpleNamespace(NVMLError=NVMLError, nvmlInit=begin, nvmlDeviceGetCount=lambda: n, nvmlShutdown=lambda: None)
+    def handle(index: int) -> int:
+        if index >= n:
+            raise NVMLError
+        return index
+
+    return SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=begin,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: n,
+        nvmlDeviceGetHandleByIndex=handle,
+        nvmlDeviceGetCudaComputeCapability=lambda index: (7 + index, 5),
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,6 +50,26 @@ def test_as_many_gpus_are_counted_as_cuda_leaves_of_those_named(visible, counted
 def test_pytorch_is_asked_where_the_driver_says_nothing(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert count_by_driver(nvml(None)) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "n_gpus", "capability"),
+    [
+        (None, 4, 75),
+        ("2,0", 4, 95),
+        ("1", 4, 85),
+        ("4", 4, None),
+        ("GPU-5a1b", 4, None),
+        ("", 4, None),
+        ("0", None, None),
+    ],
+)
+def test_the_compute_capability_is_that_of_the_first_device_that_may_be_used(visible, n_gpus, capability, monkeypatch):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert compute_capability(nvml(n_gpus)) == capability
 
 
 def test_the_build_of_the_installed_pytorch_is_known_without_importing_it():
