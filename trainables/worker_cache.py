@@ -247,7 +247,7 @@ class WorkerCache:
         return self._graph_cache.reader(self.base(*form), form, weights, sets)
 
     def forget(self) -> bool:
-        """Drop all cached bases and graphs; True if more than one object went, so a retry may fit."""
+        """Drop all cached bases, graphs and readings; True if more than one object went, so a retry may fit."""
         several = len(self._bases) + len(self._graph_cache) > 1
         self._bases.clear()
         self._base_mib.clear()
@@ -263,7 +263,7 @@ class WorkerCache:
     def _warm_up(self, form: BaseForm) -> None:
         """Do a step of each loop: libraries allocate workspaces at first use, which no trial is to be blamed for.
 
-        Of an adapter on the least modules: all of the base works, and peft takes seconds to attach many.
+        Of an adapter on one kind of module: all of the base works, and peft takes seconds to attach many.
         """
         base, (precision, keep_16bit) = self._bases[form], form
         length = min(MULTIPLE_TOKENS, context_of(base.config))

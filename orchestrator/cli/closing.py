@@ -57,7 +57,7 @@ def _saved_lines(sweep: "SweepSnapshot") -> list[str]:
     is_wide = sweep.workload is not None and sweep.workload.compute_dtype == "float32"  # on a CPU, whose times vary
     lines = []
     for one in over_all:
-        pairs = f"{counted(one.n_pairs, 'pair')} that differ{'s' * (one.n_pairs == 1)} in nothing else"
+        pairs = f"{counted(one.n_pairs, 'pair')}, otherwise equal"
         pairs += f", {one.loop} loop" if len(over_all) > 1 else ""
         of_steps = f"in steps {one.time_ratio:.2f} times as long"
         note = "what is called 16 bits computes in float32 here" if is_wide else of_steps

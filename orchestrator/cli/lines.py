@@ -55,7 +55,7 @@ def folded(line: str, width: int) -> str:
     """A line that is longer than a terminal is wide on several; addresses, paths and "5 %" stay whole, as all words."""
     whole = line.replace(" %", f"{NO_BREAK}%")
     lines = fill(whole, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return lines.replace(NO_BREAK, " ")
+    return lines.replace(f"{NO_BREAK}%", " %")
 
 
 def for_stream(text: str, stream: TextIO) -> str:

@@ -129,7 +129,7 @@ def verdict_lines(snapshot: SweepSnapshot) -> list[str]:
         verdict = snapshot.verdicts.get(trial.key)
         if verdict is None:
             continue
-        off = "" if trial in snapshot.front.members else " (off the front)"
+        off = "" if trial.key in snapshot.front.keys else " (off the front)"
         lines.append(f"trial {trial.number}{off}: {verdict}")
         if verdict.behaviour:
             lines.append(f"trial {trial.number}, behaviour (decides nothing): {verdict.behaviour}")

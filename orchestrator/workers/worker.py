@@ -4,9 +4,10 @@ It brings PyTorch and all else that trials need, so a worker imports it once its
 """
 
 import traceback
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
     from orchestrator.ledger.task import Task
+    from trainables.cost.timeline import WorkerPhase
     from trainables.values.checkpoint import Checkpoint
     from trainables.values.config import State
     from trainables.values.findings import Comparison, TestEvaluation
@@ -163,16 +165,29 @@ def _compare(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskRepor
 def _evaluate(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskReport]:
     files, *replicates = _adapters(store, task.key, *task.replicate_keys)
     baseline = _adapters(store, task.baseline_key)[0] if task.baseline_key else None
-    with cache.working("test evaluation"), oom_as_failure():
-        test_evaluation = evaluate_on_test(cache, task.config, files=files, baseline=baseline, replicates=replicates)
-    yield _end(cache, "completed", test_evaluation=_checked(test_evaluation))
+    given = {"files": files, "baseline": baseline, "replicates": replicates}
+    test_evaluation = _found(cache, "test evaluation", partial(evaluate_on_test, cache, task.config, **given))
+    yield _end(cache, "completed", test_evaluation=test_evaluation)
 
 
 def _compared(
     cache: WorkerCache, keep_16bit: tuple[str, ...], *, nf4: Mapping[str, bytes], baseline: Mapping[str, bytes]
 ) -> "Comparison":
-    with cache.working("comparison"), oom_as_failure():
-        return _checked(compare(cache, nf4=nf4, baseline=baseline, keep_16bit=keep_16bit))
+    given = {"nf4": nf4, "baseline": baseline, "keep_16bit": keep_16bit}
+    return _found(cache, "comparison", partial(compare, cache, **given))
+
+
+def _found(cache: WorkerCache, phase: "WorkerPhase", find: Callable[[], Finding]) -> Finding:
+    """What a comparison or evaluation comes to; where memory runs out, from an empty device once more."""
+    with cache.working(phase):
+        try:
+            with oom_as_failure():
+                return _checked(find())
+        except TrialFailed:
+            if not cache.forget():
+                raise
+        with oom_as_failure():
+            return _checked(find())
 
 
 def _checked(value: Finding) -> Finding:

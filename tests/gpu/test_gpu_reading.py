@@ -87,6 +87,7 @@ def test_a_comparison_is_the_same_by_graphs_and_eagerly_and_leaves_the_bases_bar
     config = TrialConfig(precision="nf4", rank=4, alpha=8)
     nf4, baseline = (files_of(exact_cache, half) for half in (config, config.at_other_precision))
     by_graphs = compare(exact_cache, nf4=nf4, baseline=baseline)
+    exact_cache.readings.clear()
     again = compare(exact_cache, nf4=nf4, baseline=baseline)
     assert by_graphs == again
     exact_cache.forget()
@@ -100,11 +101,15 @@ def test_a_comparison_is_the_same_by_graphs_and_eagerly_and_leaves_the_bases_bar
 
 def test_an_evaluation_on_test_rows_is_the_same_by_graphs_and_eagerly(exact_cache):
     config = TrialConfig(precision="nf4", rank=4, alpha=8)
-    files, baseline = (files_of(exact_cache, half) for half in (config, config.at_other_precision))
-    given = {"files": files, "baseline": baseline, "replicates": [baseline]}
+    half = config.at_other_precision
+    files, baseline, replicate = (files_of(exact_cache, one) for one in (config, half, replace(half, seed=1)))
+    given = {"files": files, "baseline": baseline, "replicates": [replicate]}
     by_graphs = evaluate_on_test(exact_cache, config, **given)
     assert by_graphs == evaluate_on_test(exact_cache, config, **given)
+    exact_cache.readings.clear()
+    assert by_graphs == evaluate_on_test(exact_cache, config, **given)
     exact_cache.forget()
+    assert exact_cache.readings.of_base(exact_cache.rows["test"]) is None
     exact_cache._graph_cache.fault = "the test wants it done eagerly"
     eager = evaluate_on_test(exact_cache, config, **given)
     assert [found.about for found in by_graphs.bias] == list(bias.WORDS)

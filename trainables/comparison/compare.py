@@ -46,7 +46,7 @@ def compare(cache: "WorkerCache", *, nf4: Adapter, baseline: Adapter, keep_16bit
         keep_16bit: of the 4-bit trial's config.
     """
     rows = cache.rows["validation"]
-    references = _references(cache, rows, baseline)
+    references = _references(cache, rows, baseline, is_kept=False)  # of a pair that is compared once
     form: BaseForm = ("nf4", keep_16bit)
     with _reader(cache, form, nf4) as reader:
         quantized, _ = _against(references.baseline, cache.base(*form), rows, reader, Reading.by(reader, rows))
@@ -71,7 +71,7 @@ def evaluate_on_test(
     rows, form = cache.rows["test"], config.base_form
     losses = {"row_groups": tuple(row.group for row in rows)}
     if baseline is not None:
-        references = _references(cache, rows, baseline, replicates, cache.bias_rows)
+        references = _references(cache, rows, baseline, replicates, cache.bias_rows, is_kept=True)
         losses |= _baseline_losses(cache, rows, references)
     base = cache.base(*form)
     tokens = response_tokens(base, rows)
@@ -124,26 +124,34 @@ class _References:
 
 
 def _references(
-    cache: "WorkerCache", rows: Rows, files: Adapter, replicates: Sequence[Adapter] = (), bias_rows: Rows = ()
+    cache: "WorkerCache",
+    rows: Rows,
+    files: Adapter,
+    replicates: Sequence[Adapter] = (),
+    bias_rows: Rows = (),
+    *,
+    is_kept: bool,
 ) -> _References:
     """See _References.
 
     Args:
         files, replicates: adapters of the baseline and of its seed replicates.
         bias_rows: of the probe of bias, for the baseline's gaps.
+        is_kept: what the baseline makes of the rows is kept: it will be asked again.
     """
     base = cache.base("16bit")
     with _reader(cache, EXACT, files) as reader:
-        reading = cache.readings.of(reader, rows, files)
+        reading = cache.readings.of(reader, rows, files) if is_kept else Reading.by(reader, rows)
         pooled, gaps = reader.pooled(rows, reading.texts), _gaps(base, reader, bias_rows)
         baseline = _Baseline(reading=reading, pooled=pooled, gaps=gaps)
-    others: list[RowScores] = []
-    for other in (None, *replicates):
+    with _reader(cache, EXACT, None) as reader:
+        alone = cache.readings.of(reader, rows, None)
+        untuned, _ = _against(baseline, base, rows, reader, alone)
+    scores: list[RowScores] = []
+    for other in replicates:
         with _reader(cache, EXACT, other) as reader:
-            others.append(_against(baseline, base, rows, reader, cache.readings.of(reader, rows, other))[0])
-    untuned, *replicate_scores = others
-    texts = cache.readings.of_base(rows).texts
-    return _References(baseline=baseline, untuned=untuned, untuned_texts=texts, replicates=tuple(replicate_scores))
+            scores.append(_against(baseline, base, rows, reader, cache.readings.of(reader, rows, other))[0])
+    return _References(baseline=baseline, untuned=untuned, untuned_texts=alone.texts, replicates=tuple(scores))
 
 
 def _baseline_losses(cache: "WorkerCache", rows: Rows, references: _References) -> dict[str, tuple[float, ...]]:

@@ -25,7 +25,7 @@ MASK_MULTIPLE = 16
 
 
 class GreedyDecoder:
-    """Static KV cache and buffers for greedy decoding of as many prompts, by one base at a time.
+    """Static KV cache and buffers for greedy decoding of a fixed number of prompts, by one base at a time.
 
     Prompts are padded on the left, so that all continue at the same column; padding is never attended to. `first`
     decodes the first token of every continuation and `next` each further one; both can be captured as CUDA graphs, as

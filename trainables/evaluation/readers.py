@@ -7,7 +7,7 @@ reads with one adapter after another: no Python runs again and no adapter is att
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from trainables.values.config import TrialConfig
 
+Value = TypeVar("Value")
 Texts = list[list[int]]
 """Tokens of each row's greedy continuation."""
 
@@ -66,10 +67,10 @@ class EagerReader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSets:
-    """The sets of rows that graph readers are captured for.
+    """The sets of rows that graph readers are captured for, of one row at least each.
 
     Attributes:
-        decoded: whose first rows can be decoded; one at least.
+        decoded: one set at least, whose first rows can be decoded.
         others: whose states alone are read.
     """
 
@@ -77,107 +78,119 @@ class RowSets:
     others: tuple[tuple[TokenRow, ...], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SetBuffers:
+    """One set of rows on a GPU.
+
+    Attributes:
+        batches: all rows.
+        states: (n_response_tokens, width), output of GraphReader.states.
+        prompts: one a place of ReaderBuffers, the shortest first; none of a set that is not decoded.
+        rows: the row that each prompt is of.
+    """
+
+    batches: held_out.EvalBatches
+    states: torch.Tensor
+    prompts: Sequence[Sequence[int]] = ()
+    rows: Sequence[int] = ()
+
+    def by_row(self, values: Sequence[Value]) -> list[Value]:
+        """What there is of each place, by rows."""
+        of_row = dict(zip(self.rows, values, strict=True))
+        return [of_row[row] for row in range(len(of_row))]
+
+    def by_place(self, values: Sequence[Value]) -> list[Value]:
+        """What there is of each decoded row, by places."""
+        return [values[row] for row in self.rows]
+
+
 class ReaderBuffers:
     """Inputs and outputs of graph readers on a GPU; all readers of a worker cache share them.
 
     Sets are decoded in the same places, one set at a time: as many places as the largest needs, as wide as the longest
-    prompt. What a smaller set leaves is filled by its first prompt, once more.
+    prompt, and in each set the shortest prompts in the first, so that little is padding. Its shortest prompt has what
+    places a smaller set leaves, too.
 
     Attributes:
-        batches: of each set.
-        states: of each set, (n_response_tokens, width), output of GraphReader.states.
+        sets: by their rows.
         decoder: of one set's prompts at a time.
         continuations: the places, each for a prompt with its text, in batches.
         pooled: (n_places, width) float32, output of GraphReader.pooled.
     """
 
     def __init__(self, base: "PreTrainedModel", sets: RowSets) -> None:
-        width, dtype, device = base.config.hidden_size, base.dtype, base.device
-        self.batches = {rows: held_out.eval_batches(base, rows) for rows in (*sets.decoded, *sets.others)}
-        self.states = {
-            rows: torch.zeros(batches.n_tokens, width, dtype=dtype, device=device)
-            for rows, batches in self.batches.items()
-        }
-        prompts = {rows: held_out.prompts_of(rows[: held_out.N_DECODED_ROWS]) for rows in sets.decoded}
-        self._n_prompts = {rows: len(own) for rows, own in prompts.items()}
-        n_places = max(self._n_prompts.values())
-        self._prompts = {rows: _filled(own, n_places) for rows, own in prompts.items()}
-        self.decoder = GreedyDecoder(
-            base,
-            max(self._prompts.values(), key=lambda own: max(map(len, own))),
-            n_new=held_out.MAX_NEW_TOKENS,
-            ends=end_tokens(base),
-        )
-        self.pooled = torch.zeros(n_places, width, device=device)
-        self.continuations = self._places(context_of(base.config), padding_token(base), device)
-
-    def _places(self, n_positions: int, pad: int, device: torch.device) -> "list[ContinuationBatch]":
-        """Of each set the shortest prompts share the first places, so that little is padding."""
-        self._by_length: dict[tuple[TokenRow, ...], list[int]] = {}
-        lengths_of: list[list[int]] = []  # of each set, of a prompt with the longest text that may follow
-        for rows, prompts in self._prompts.items():
-            lengths = [min(len(prompt) + held_out.MAX_NEW_TOKENS, n_positions) for prompt in prompts]
-            self._by_length[rows] = sorted(range(len(lengths)), key=lengths.__getitem__)
-            lengths_of.append(sorted(lengths))
-        longest = [max(at_place) for at_place in zip(*lengths_of, strict=True)]
-        groups = held_out.grouped_by_length(longest, held_out.BATCH_TOKENS[device.type])
-        return [ContinuationBatch(group, length=longest[group[-1]], pad=pad, device=device) for group in groups]
+        n_places = min(max(map(len, sets.decoded)), held_out.N_DECODED_ROWS)
+        self.sets = {rows: _on_device(base, rows, n_places) for rows in sets.decoded}
+        self.sets |= {rows: _on_device(base, rows, 0) for rows in sets.others if rows not in self.sets}
+        prompts = [own.prompts for own in self.sets.values() if own.prompts]
+        n_new, ends = held_out.MAX_NEW_TOKENS, end_tokens(base)
+        self.decoder = GreedyDecoder(base, max(prompts, key=lambda own: len(own[-1])), n_new=n_new, ends=ends)
+        self.pooled = torch.zeros(n_places, base.config.hidden_size, device=base.device)
+        longest = [max(map(len, at_place)) for at_place in zip(*prompts, strict=True)]
+        n_positions, pad = context_of(base.config), padding_token(base)
+        lengths = [min(n_tokens + n_new, n_positions) for n_tokens in longest]  # with the longest text that may follow
+        groups = held_out.grouped_by_length(lengths, held_out.BATCH_TOKENS[base.device.type])
+        self.continuations = [
+            ContinuationBatch(group, length=lengths[group[-1]], pad=pad, device=base.device) for group in groups
+        ]
 
     def set_prompts(self, rows: Rows) -> None:
         """Decode this set from now on."""
-        self.decoder.set_prompts(self._prompts[tuple(rows)])
+        self.decoder.set_prompts(self.sets[tuple(rows)].prompts)
 
     def texts(self, rows: Rows) -> Texts:
         """The continuations of this set's prompts, which were decoded last."""
-        return self.decoder.texts()[: self._n_prompts[tuple(rows)]]
+        return self.sets[tuple(rows)].by_row(self.decoder.texts())
 
     def set_texts(self, rows: Rows, texts: Sequence[Sequence[int]]) -> None:
         """Set the text that follows each prompt of a set in `continuations`."""
-        prompts, order = self._prompts[tuple(rows)], self._by_length[tuple(rows)]
+        own = self.sets[tuple(rows)]
         for batch in self.continuations:
-            batch.set_texts([order[place] for place in batch.places], prompts, _filled(texts, len(prompts)))
+            batch.set_texts(own.prompts, own.by_place(texts))
 
     def pooled_of(self, rows: Rows) -> NDArray[np.float32]:
         """(n_decoded_rows, width) of this set, which was pooled last."""
-        return self.pooled.cpu().numpy()[: self._n_prompts[tuple(rows)]]
+        return np.stack(self.sets[tuple(rows)].by_row(list(self.pooled.cpu().numpy())))
 
 
-def _filled(values: Sequence[Sequence[int]], n: int) -> list[Sequence[int]]:
-    """As many as `n`, the first taking what places are left."""
-    return [*values, *[values[0]] * (n - len(values))]
+def _on_device(base: "PreTrainedModel", rows: tuple[TokenRow, ...], n_places: int) -> SetBuffers:
+    """A set; without places it is not decoded."""
+    batches = held_out.eval_batches(base, rows)
+    states = torch.zeros(batches.n_tokens, base.config.hidden_size, dtype=base.dtype, device=base.device)
+    if not n_places:
+        return SetBuffers(batches=batches, states=states)
+    prompts = held_out.prompts_of(rows[: held_out.N_DECODED_ROWS])
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    order = [*order[:1] * (n_places - len(order)), *order]
+    return SetBuffers(batches=batches, states=states, prompts=[prompts[row] for row in order], rows=order)
 
 
 class ContinuationBatch:
     """Places for prompts of about equal length, each followed by a text, on a GPU.
 
     Attributes:
-        places: by number.
-        rows: (n_places,), indices of the prompts among all of their set.
+        places: (n_places,), their numbers.
         ids: (n_places, length), tokens, padded on the right.
         weights: (n_places, length) float32, 1 at the positions of a text, else 0.
     """
 
     def __init__(self, places: Sequence[int], *, length: int, pad: int, device: torch.device) -> None:
-        self.places, self._pad = tuple(places), pad
-        self.rows = torch.tensor(places, device=device)
+        self._places, self._pad = tuple(places), pad
+        self.places = torch.tensor(places, device=device)
         self.ids = torch.full((len(places), length), pad, device=device)
         self.weights = torch.ones((len(places), length), device=device)
 
-    def set_texts(
-        self, indices: Sequence[int], prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
-    ) -> None:
-        """Set `rows`, `ids` and `weights`.
+    def set_texts(self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> None:
+        """Set `ids` and `weights`.
 
         Args:
-            indices: of the prompt in each place.
-            prompts, texts: of a whole set, not of this batch alone.
+            prompts, texts: of all places, not of this batch alone.
         """
         ids, weights = torch.full(self.ids.shape, self._pad), torch.zeros(self.weights.shape)
-        for place, index in enumerate(indices):
-            prompt, continued = prompts[index], [*prompts[index], *texts[index]]
-            ids[place, : len(continued)] = torch.tensor(continued)
-            weights[place, len(prompt) : len(continued)] = 1.0
-        self.rows.copy_(torch.tensor(indices))
+        for i, place in enumerate(self._places):
+            prompt, continued = prompts[place], [*prompts[place], *texts[place]]
+            ids[i, : len(continued)] = torch.tensor(continued)
+            weights[i, len(prompt) : len(continued)] = 1.0
         self.ids.copy_(ids)
         self.weights.copy_(weights)
 
@@ -209,7 +222,7 @@ class GraphReader:
         self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in blank}
         with attached_matrices(base, config, self._weights, scaling=1.0) as model, multiplied_by(full), torch.no_grad():
             model.eval()
-            self._states = {rows: self._captured(partial(self._read, model, rows)) for rows in buffers.batches}
+            self._states = {rows: self._captured(partial(self._read, model, own)) for rows, own in buffers.sets.items()}
             self._first = self._captured(partial(_decode, model, buffers.decoder.first))
             self._next = self._captured(partial(_decode, model, buffers.decoder.next))
             self._pooled = self._captured(partial(self._pool_states, model))
@@ -220,13 +233,13 @@ class GraphReader:
             work()
         return captured(work, pool=self._pool, stream=self._stream)
 
-    def _read(self, model: "PeftModel", rows: tuple[TokenRow, ...]) -> None:
-        self._buffers.states[rows].copy_(held_out.states_of(model, self._buffers.batches[rows]))
+    def _read(self, model: "PeftModel", own: SetBuffers) -> None:
+        own.states.copy_(held_out.states_of(model, own.batches))
 
     def _pool_states(self, model: "PeftModel") -> None:
         for batch in self._buffers.continuations:
             means = held_out.mean_states(model, batch.ids, batch.weights)
-            self._buffers.pooled.index_copy_(0, batch.rows, means)
+            self._buffers.pooled.index_copy_(0, batch.places, means)
 
     @torch.no_grad()
     def load(self, weights: AdapterWeights | None) -> None:
@@ -248,7 +261,7 @@ class GraphReader:
 
     def states(self, rows: Rows) -> torch.Tensor:
         self._states[tuple(rows)].replay()
-        return self._buffers.states[tuple(rows)].clone()
+        return self._buffers.sets[tuple(rows)].states.clone()
 
     def pooled(self, rows: Rows, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         self._buffers.set_texts(rows, texts)

@@ -36,7 +36,7 @@ class Reading:
 
 
 class Readings:
-    """Those of the base without an adapter, and of the adapters that were read last, while there is room for them."""
+    """Those of the base without an adapter, and of as many adapters as there is room for; of one worker."""
 
     def __init__(self) -> None:
         self._of_base: dict[Rows, Reading] = {}
@@ -47,17 +47,22 @@ class Readings:
         return self._of_base.get(tuple(rows))
 
     def of(self, reader: Reader, rows: Rows, files: Adapter | None) -> Reading:
-        """By the 16-bit base with an adapter, or without where that is None: what is kept, or else by the reader."""
+        """By the 16-bit base with an adapter, or without where that is None: what is kept, or else by the reader.
+
+        What finds no room is not kept, and nothing makes room for it: seeds are read in turn, so that what was read
+        longest ago is needed first.
+        """
         if files is None:
             if tuple(rows) not in self._of_base:
                 self._of_base[tuple(rows)] = Reading.by(reader, rows)
             return self._of_base[tuple(rows)]
         key = tuple(rows), _digest(files)
-        reading = self._of_adapters.pop(key, None) or Reading.by(reader, rows)
-        self._of_adapters[key] = reading  # those used last come last
-        room = _room(reading.states.device)
-        while sum(one.states.nbytes for one in self._of_adapters.values()) > room:
-            del self._of_adapters[next(iter(self._of_adapters))]
+        if key in self._of_adapters:
+            return self._of_adapters[key]
+        reading = Reading.by(reader, rows)
+        kept = [reading, *self._of_base.values(), *self._of_adapters.values()]
+        if sum(one.states.nbytes for one in kept) <= _room(reading.states.device):
+            self._of_adapters[key] = reading
         return reading
 
     def clear(self) -> None:
@@ -67,7 +72,7 @@ class Readings:
 
 
 def _room(device: torch.device) -> int:
-    """Bytes that the states of adapters may take."""
+    """Bytes that the states of all may take."""
     return HOST_BYTES if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory // GPU_PARTS
 
 

@@ -35,7 +35,7 @@ MIN_STEP_GRAPHS = 16
 
 
 class GraphCache:
-    """StepGraphs and GraphReaders of both bases. All share one memory pool: no two replay at the same time.
+    """StepGraphs and GraphReaders of all forms of a base. All share one memory pool: no two replay at the same time.
 
     Attributes:
         fault: why nothing can be captured on this device, once that is known.
@@ -52,6 +52,7 @@ class GraphCache:
         self._readers: dict[tuple[BaseForm, int], GraphReader] = {}  # by rank, too
         self._reader_buffers: ReaderBuffers | None = None
         self._full_weights: dict[BaseForm, FullWeights] = {}
+        self._too_large: set[tuple[BaseForm, int]] = set()  # readers that there was no memory for
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
         self._warm: set[Hashable] = set()  # kernels of the steps that were done on the stream, see GraphKey
@@ -62,6 +63,7 @@ class GraphCache:
     def clear(self) -> None:
         """Give up all graphs and what they read."""
         self._step_graphs.clear()
+        self._too_large.clear()
         self._clear_readers()
 
     def _clear_readers(self) -> None:
@@ -114,8 +116,11 @@ class GraphCache:
         Raises:
             CaptureFailed: see `step_graphs`; or for the base alone there is no reader yet.
         """
+        if weights is None:
+            reader = self._any_reader(form)
+        else:
+            reader = self._captured_reader(base, (form, max(weights.rank, RANKS[-1])), sets)
         with self._capturing():
-            reader = self._any_reader(form) if weights is None else self._reader_for(base, form, weights.rank, sets)
             reader.load(weights)
         return reader
 
@@ -125,30 +130,35 @@ class GraphCache:
                 return reader
         raise CaptureFailed("nothing is captured yet")
 
-    def _reader_for(self, base: "PreTrainedModel", form: BaseForm, rank: int, sets: "RowSets") -> GraphReader:
-        rank = max(rank, RANKS[-1])
-        if (form, rank) not in self._readers:
-            self._reader_buffers = self._reader_buffers or ReaderBuffers(base, sets)
-            if form not in self._full_weights:
-                self._full_weights[form] = full_weights(base)
-            precision, keep_16bit = form
-            config = TrialConfig(
-                precision=precision,
-                keep_16bit=keep_16bit,
-                rank=rank,
-                alpha=1,
-                targets=family_of_model(base).targets,
-                dropout=0.0,
-            )
-            self._readers[form, rank] = GraphReader(
-                base,
-                config,
-                self._reader_buffers,
-                self._full_weights[form],
-                pool=self._pool,
-                stream=self._stream,
-            )
-        return self._readers[form, rank]
+    def _captured_reader(self, base: "PreTrainedModel", key: tuple[BaseForm, int], sets: "RowSets") -> GraphReader:
+        """Where there was no memory for it once, that is not tried again: each time it costs the other readers."""
+        if key in self._too_large:
+            raise CaptureFailed("no memory for captured readers")
+        if key not in self._readers:
+            try:
+                with self._capturing():
+                    self._readers[key] = self._new_reader(base, key, sets)
+            except CaptureFailed:
+                self._too_large.add(key)
+                raise
+        return self._readers[key]
+
+    def _new_reader(self, base: "PreTrainedModel", key: tuple[BaseForm, int], sets: "RowSets") -> GraphReader:
+        form, rank = key
+        self._reader_buffers = self._reader_buffers or ReaderBuffers(base, sets)
+        if form not in self._full_weights:
+            self._full_weights[form] = full_weights(base)
+        precision, keep_16bit = form
+        config = TrialConfig(
+            precision=precision,
+            keep_16bit=keep_16bit,
+            rank=rank,
+            alpha=1,
+            targets=family_of_model(base).targets,
+            dropout=0.0,
+        )
+        full = self._full_weights[form]
+        return GraphReader(base, config, self._reader_buffers, full, pool=self._pool, stream=self._stream)
 
     @contextmanager
     def _capturing(self) -> Iterator[None]:

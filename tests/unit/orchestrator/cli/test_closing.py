@@ -87,7 +87,7 @@ def test_after_the_answer_stands_what_4_bits_save_where_pairs_were_measured(tmp_
     workload = asdict(replace(WORKLOAD, compute_dtype=dtype))
     answer, saved, _ = answer_lines(replace(found, facts=found.facts | {"workload": workload}))
     assert answer == answer_of(found)
-    assert saved == f"4 bits {said.replace('pairs', 'pairs that differ in nothing else')}"
+    assert saved == f"4 bits {said.replace('pairs', 'pairs, otherwise equal')}"
 
 
 def test_of_a_sweep_without_an_answer_that_is_said_and_nothing_is_offered(sweep):

@@ -27,6 +27,11 @@ def test_a_per_cent_sign_stays_with_its_number(numbers, width):
     assert " ".join(" ".join(lines).split()) == " ".join(f"{number} %" for number in numbers)
 
 
+def test_a_space_that_is_not_to_be_broken_stays_the_one_that_it_is():
+    path = "/home/u/My\N{NO-BREAK SPACE}Files/rows.jsonl"
+    assert path in folded(f"{'word ' * 8}{path} 5 %", 40)
+
+
 def test_lines_are_folded_on_a_terminal_alone_and_addresses_stay_whole(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     text = f"look further: make ui, then {URL}\n  indented\n{'word ' * 20}"

@@ -239,6 +239,19 @@ def test_what_was_read_with_a_baseline_is_what_it_is_a_replicate_by(few, pair, r
     assert kept.comparison.quantized != evaluated.comparison.quantized
 
 
+def test_the_untuned_base_of_an_evaluation_is_the_same_with_replicates_and_without(few, pair, evaluated):
+    alone = compare.evaluate_on_test(few, CONFIG, files=pair[0], baseline=pair[1])
+    assert alone.comparison.untuned == evaluated.comparison.untuned
+    assert evaluated.comparison.untuned not in evaluated.comparison.replicates
+
+
+def test_the_same_adapter_over_both_bases_is_read_by_each(few, pair):
+    """What is kept of it is of 16 bits."""
+    for _ in range(2):
+        found = compare.evaluate_on_test(few, CONFIG, files=pair[1], baseline=pair[1])
+        assert found.comparison.quantized.kl_nats.value > 1e-3
+
+
 def test_the_groups_of_a_test_evaluation_weigh_out_to_the_kl_of_all_tokens(few, pair, evaluated):
     rows = few.rows["test"]
     with compare.attached(few.base("16bit"), pair[1]) as model:

@@ -14,6 +14,7 @@ from trainables.data.tokens import IGNORE, TokenRow, pad
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import adapted_layers
+from trainables.models.lora import AdapterWeights
 from trainables.training.batches import FLAT_MULTIPLE, Batch, StepShape, packed, unpacked
 from trainables.training.eager import EagerEngine
 from trainables.training.graph_cache import GraphCache, _compiles_alike
@@ -232,3 +233,31 @@ def test_a_capture_for_which_there_is_no_memory_gives_up_what_readers_hold_and_n
     assert [one() for one in gone] == [None, None, None]
     assert list(cache._step_graphs) == ["steps"]
     assert cache.fault is None
+
+
+def test_a_reader_that_there_was_no_memory_for_is_not_tried_again_until_all_is_given_up():
+    """Each try would cost the readers that there are."""
+    cache, other, weights, tried = (
+        GraphCache(),
+        object(),
+        AdapterWeights(matrices={}, targets=(), rank=4, scaling=1.0),
+        [],
+    )
+
+    def no_room(*_):
+        tried.append(True)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    cache._stream, cache._new_reader = object(), no_room  # a GPU's, which has no memory for a reader
+    cache._step_graphs["steps"] = object()
+    for n_tries in (1, 1):
+        with pytest.raises(CaptureFailed, match="memory"):
+            cache.reader(None, ("nf4", ()), weights, None)
+        assert len(tried) == n_tries
+        cache._readers["other"] = other
+    assert cache._readers == {"other": other}
+    cache.clear()
+    cache._step_graphs["steps"] = object()
+    with pytest.raises(CaptureFailed, match="memory"):
+        cache.reader(None, ("nf4", ()), weights, None)
+    assert len(tried) == 2

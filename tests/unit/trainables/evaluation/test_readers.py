@@ -1,0 +1,95 @@
+"""GraphReaders on a CPU, whose graphs are the work itself: what they read is what an eager reader does."""
+
+import random
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support import families
+from trainables.capture.capture import attached_matrices
+from trainables.comparison.compare import attached
+from trainables.data.tokens import TokenRow
+from trainables.evaluation import held_out
+from trainables.evaluation.readers import EagerReader, GraphReader, Reader, ReaderBuffers, RowSets
+from trainables.models import lora
+from trainables.values.config import TrialConfig
+
+Rows = tuple[TokenRow, ...]
+
+
+class Uncaptured(GraphReader):
+    """Does what a CUDA graph would replay, where the matrices are attached."""
+
+    def _captured(self, work):
+        return SimpleNamespace(replay=torch.no_grad()(work))
+
+
+def drawn(n: int, seed: int, *, prompt: tuple[int, int] = (1, 30), response: tuple[int, int] = (1, 20)) -> Rows:
+    """Rows of random tokens; `prompt` and `response` are least and largest lengths."""
+    rng, rows = random.Random(seed), []
+    for _ in range(n):
+        n_prompt, n_response = rng.randint(*prompt), rng.randint(*response)
+        ids = tuple(rng.randrange(1, 97) for _ in range(n_prompt + n_response))
+        rows.append(TokenRow(input_ids=ids, n_prompt_tokens=n_prompt))
+    return tuple(rows)
+
+
+def files_of(base, config: TrialConfig) -> dict[str, bytes]:
+    """An adapter that is not without effect."""
+    model, generator = lora.attach(base, config, base_name="tiny"), torch.Generator().manual_seed(config.seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05, generator=generator)
+    files = lora.to_files(config, lora.matrices_of(model), base_name="tiny")
+    lora.detach(model)
+    return files
+
+
+def assert_reads_as_if_attached(case: families.Case, sets: RowSets) -> None:
+    """Adapters, the base alone and sets take turns; none leaves a trace in the next."""
+    base, other, targets = families.tiny(case), families.tiny(case), case.family.targets
+    widest = TrialConfig(precision="16bit", rank=64, alpha=1, targets=targets, dropout=0.0)
+    reader = Uncaptured(base, widest, ReaderBuffers(base, sets), {}, pool=None, stream=None)
+    config = TrialConfig(precision="16bit", rank=5, alpha=10, targets=targets)
+    some = TrialConfig(precision="16bit", rank=32, alpha=8, targets=targets[:1], seed=1)
+    with attached_matrices(base, widest, reader._weights, scaling=1.0):
+        for files in (files_of(other, config), None, files_of(other, some)):
+            reader.load(lora.read_files(files) if files else None)
+            with attached(other, files) if files else nullcontext(other) as model:
+                for rows in (*sets.decoded, *sets.others, sets.decoded[0]):
+                    assert_same(reader, EagerReader(model), rows, is_decoded=rows in sets.decoded)
+
+
+def assert_same(captured: Reader, eager: Reader, rows: Rows, *, is_decoded: bool) -> None:
+    torch.testing.assert_close(captured.states(rows), eager.states(rows), rtol=2e-4, atol=2e-4)
+    if is_decoded:
+        texts = eager.texts(rows)
+        assert captured.texts(list(rows)) == texts
+        assert len(texts) == min(len(rows), held_out.N_DECODED_ROWS)
+        found, expected = captured.pooled(rows, texts), eager.pooled(rows, texts)
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+
+
+@families.every_case
+def test_of_every_family_one_reader_reads_all_sets_with_each_adapter_as_if_it_were_attached(case):
+    """Of the second set fewer are decoded, after longer prompts, in the same places."""
+    sets = RowSets(decoded=(drawn(9, 1), drawn(4, 2, prompt=(20, 60))), others=(drawn(5, 3),))
+    assert_reads_as_if_attached(case, sets)
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        RowSets(decoded=(drawn(1, 1), drawn(70, 2))),
+        RowSets(decoded=(drawn(70, 1), drawn(3, 2, prompt=(30, 60)))),
+        RowSets(decoded=(drawn(6, 1, prompt=(1, 230)), drawn(4, 2, prompt=(240, 250), response=(1, 5)))),
+        RowSets(decoded=(drawn(5, 1), drawn(5, 1)), others=(drawn(5, 1),)),
+    ],
+    ids=["one row beside many", "few beside many", "up to the last position", "equal rows"],
+)
+def test_sets_of_any_sizes_share_the_places(sets):
+    assert_reads_as_if_attached(families.CASES[0], sets)
