@@ -45,6 +45,12 @@ def keep_tile(keys, module, channels, threshold):
     return hashed.to(tl.int32, bitcast=True) >= threshold
 
 
+getattr(
+    keep_tile, "cache_key", None
+)  # asked before any kernel's that calls it, whose own would else depend on which of
+# them is asked first: Triton reads a function's constants when it makes its key. An interpreted one has none.
+
+
 @triton.jit(do_not_specialize=["n"])
 def _token_keys(out, seed, step, rows, positions, n, block: tl.constexpr):
     i = tl.program_id(0) * block + tl.arange(0, block)
