@@ -45,10 +45,9 @@ def keep_tile(keys, module, channels, threshold):
     return hashed.to(tl.int32, bitcast=True) >= threshold
 
 
-getattr(
-    keep_tile, "cache_key", None
-)  # asked before any kernel's that calls it, whose own would else depend on which of
-# them is asked first: Triton reads a function's constants when it makes its key. An interpreted one has none.
+# A caller's key has a function's constants only where that has a key of its own by then: else each process would compile
+# callers under one of two keys, as its threads come. (Under Triton's interpreter there are no keys.)
+getattr(keep_tile, "cache_key", None)
 
 
 @triton.jit(do_not_specialize=["n"])
