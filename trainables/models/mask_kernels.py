@@ -45,8 +45,8 @@ def keep_tile(keys, module, channels, threshold):
     return hashed.to(tl.int32, bitcast=True) >= threshold
 
 
-# A caller's key has a function's constants only where that has a key of its own by then: else each process would compile
-# callers under one of two keys, as its threads come. (Under Triton's interpreter there are no keys.)
+# A caller's key has a function's constants only where that has a key of its own by then: else each process would
+# compile callers under one of two keys, as its threads come. (Under Triton's interpreter there are no keys.)
 getattr(keep_tile, "cache_key", None)
 
 
