@@ -3,9 +3,10 @@
 python -m tests.bench time-to-answer [--other TREE] [--sweeps 1] [--peer-trials 2] [--] [flags of run]
 
 Each sweep is a command in a folder of its own, so that nothing is known from before; those of this tree and of the
-other take turns. Beside them the floor of a first trial's begin: `ray.init`, then the imports and the base of a worker,
-each in a fresh process. And what the peer (tests/bench/peer.py) would need for as many trials, by its time for a few.
-The last line is one JSON object. Without a GPU it is the demo.
+other take turns. Two trees may search otherwise, and so train more or fewer trials: the time is said for each step, too.
+Beside them the floor of a first trial's begin: `ray.init`, then the imports and the base of a worker, each in a fresh
+process. And what the peer (tests/bench/peer.py) would need for as many trials, by its time for a few. The last line is
+one JSON object. Without a GPU it is the demo.
 """
 
 import argparse
@@ -52,6 +53,8 @@ FIGURES = {
     "last trial's end to front (s)": "last_to_front",
     "trials": "n_trials",
     "of them stopped early": "n_pruned",
+    "steps trained": "n_steps",
+    "command to front, a step (ms)": "ms_per_step",
 }
 
 Times = Mapping[str, float]
@@ -73,7 +76,7 @@ def sweep(tree: Path, flags: Sequence[str], folder: Path) -> dict[str, float]:
     if running.returncode or answered is None:
         raise subprocess.CalledProcessError(running.returncode, command)
     ended = time()
-    rows, first = trials_of(folder / "mlflow_runs" / "sweeps" / NAME / "ledger.db")
+    rows, first, n_steps = trials_of(folder / "mlflow_runs" / "sweeps" / NAME / "ledger.db")
     last = max(end for _, end in rows)
     return {
         "answered": answered - began,
@@ -83,19 +86,24 @@ def sweep(tree: Path, flags: Sequence[str], folder: Path) -> dict[str, float]:
         "last_to_front": answered - last,
         "n_trials": len(rows),
         "n_pruned": sum(state == "pruned" for state, _ in rows),
+        "n_steps": n_steps,
+        "ms_per_step": 1000 * (answered - began) / n_steps,
     }
 
 
-def trials_of(ledger: Path) -> tuple[list[tuple[str, float]], float | None]:
-    """State and end of each trial, and when a worker began the first; None where the ledger's version does not say."""
+def trials_of(ledger: Path) -> tuple[list[tuple[str, float]], float | None, int]:
+    """State and end of each trial; when a worker began the first, None where the ledger's version does not say; and the
+    steps of all."""
     connection = sqlite3.connect(ledger)
     try:
         rows = connection.execute("SELECT state, ended_at FROM trials WHERE ended_at IS NOT NULL").fetchall()
+        last = "SELECT max(step) AS step FROM measurements GROUP BY key"
+        ((n_steps,),) = connection.execute(f"SELECT sum(step) FROM ({last})")
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'spans'").fetchone():
-            return rows, None
+            return rows, None, n_steps
         marks = ", ".join("?" * len(BEGINS))
         ((first,),) = connection.execute(f"SELECT min(began) FROM spans WHERE phase IN ({marks})", BEGINS)
-        return rows, first
+        return rows, first, n_steps
     finally:
         connection.close()
 
@@ -157,7 +165,7 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"{'median of ' + str(len(sweeps['this'])):32}" + "".join(f"{name:>10}" for name in sweeps)
     for what, key in FIGURES.items():
         values = [median(one[key] for one in own) for own in sweeps.values()]
-        ratio = f"{values[0] / values[1]:12.2f} of it" if len(values) > 1 and "(s)" in what else ""
+        ratio = f"{values[0] / values[1]:12.2f} of it" if len(values) > 1 and "s)" in what else ""
         yield f"{what:32}" + "".join(f"{value:10.1f}" for value in values) + ratio
     ray, worker = result["floor"]["ray"], result["floor"]["worker"]
     begins = median(one["first_begins"] for one in sweeps["this"])
