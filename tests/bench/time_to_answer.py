@@ -3,7 +3,7 @@
 python -m tests.bench time-to-answer [--other TREE] [--sweeps 1] [--peer-trials 2] [--] [flags of run]
 
 Each sweep is a command in a folder of its own, so that nothing is known from before; those of this tree and of the
-other take turns. Two trees may search otherwise, and so train more or fewer trials: the time is said for each step, too.
+other take turns. Two trees may search otherwise, and train more or fewer trials: the time is said for each step, too.
 Beside them the floor of a first trial's begin: `ray.init`, then the imports and the base of a worker, each in a fresh
 process. And what the peer (tests/bench/peer.py) would need for as many trials, by its time for a few. The last line is
 one JSON object. Without a GPU it is the demo.
