@@ -1,6 +1,6 @@
 """Where a sweep's time went: what each of its processes did, from the spans that it noted. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import attrgetter
@@ -9,6 +9,7 @@ from trainables.values.spans import Span
 
 IDLE = "idle"
 """Of a process: in no phase that it notes."""
+IDLE_LETTER = "·"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,10 @@ class ProcessTime:
 
     process: str
     pieces: tuple[Span, ...]
+
+    @property
+    def is_driver(self) -> bool:
+        return self.process == "driver"
 
     @property
     def began(self) -> float:
@@ -51,7 +56,7 @@ def by_process(spans: Sequence[Span]) -> list[ProcessTime]:
 
 def _place(one: ProcessTime) -> tuple[bool, int, str]:
     number = one.process.rpartition(" ")[2]
-    return one.process != "driver", int(number) if number.isdigit() else 0, one.process
+    return not one.is_driver, int(number) if number.isdigit() else 0, one.process
 
 
 def _process_time(process: str, spans: Sequence[Span]) -> ProcessTime:
@@ -66,24 +71,43 @@ def _process_time(process: str, spans: Sequence[Span]) -> ProcessTime:
     return ProcessTime(process=process, pieces=tuple(pieces))
 
 
-def bar(one: ProcessTime, began: float, ended: float, width: int) -> str:
-    """One process as a line of characters: each column the first letter of the phase that it is longest in.
+def letters(phases: Iterable[str]) -> dict[str, str]:
+    """A letter of each that no other has: the initial of one of its words, where one is free.
+
+    >>> letters(["capture", "cost key", "comparison"])
+    {'capture': 'c', 'cost key': 'k', 'comparison': 'o'}
+    """
+    found: dict[str, str] = {}
+    for phase in phases:
+        wanted = [*(word[0] for word in phase.split()), *phase.replace(" ", ""), "?"]
+        found.setdefault(phase, next(letter for letter in wanted if letter not in found.values() or letter == "?"))
+    return found
+
+
+def _marked(phase: str, letter: str) -> str:
+    """The phase with its letter in brackets: "cost [k]ey"."""
+    place = max(f" {phase}".find(f" {letter}"), 0) or phase.find(letter)
+    return f"{phase[:place]}[{letter}]{phase[place + 1 :]}"
+
+
+def bar(one: ProcessTime, began: float, ended: float, width: int, of_phase: Mapping[str, str]) -> str:
+    """One process as a line of characters: each column the letter of the phase that it is longest in.
 
     Args:
         began, ended: what the line stands for, in seconds since the epoch.
+        of_phase: the letter of each.
     """
     column = (ended - began) / width
-    return "".join(_letter(one, began + place * column, column) for place in range(width))
+    return "".join(_letter(one, began + place * column, column, of_phase) for place in range(width))
 
 
-def _letter(one: ProcessTime, began: float, seconds: float) -> str:
+def _letter(one: ProcessTime, began: float, seconds: float, of_phase: Mapping[str, str]) -> str:
     within: dict[str, float] = {}
     for piece in one.pieces:
         shared = min(piece.ended, began + seconds) - max(piece.began, began)
         if shared > 0:
             within[piece.phase] = within.get(piece.phase, 0.0) + shared
-    longest = max(within, key=within.__getitem__, default=IDLE)
-    return "·" if longest == IDLE else longest[0]
+    return of_phase.get(max(within, key=within.__getitem__, default=IDLE), IDLE_LETTER)
 
 
 def lines(spans: Sequence[Span], width: int) -> Iterator[str]:
@@ -97,11 +121,19 @@ def lines(spans: Sequence[Span], width: int) -> Iterator[str]:
         yield "no timeline: this sweep began before one was kept, or no task of it has ended"
         return
     began, ended = min(one.began for one in processes), max(one.ended for one in processes)
+    of_role = {role: letters(_phases(processes, role)) for role in (True, False)}  # of the driver, of workers
     yield f"{ended - began:.1f} s from the first thing noted to the last"
     for one in processes:
-        parts = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in one.seconds().items())
-        yield f"{one.process}: {parts}"
+        marked = {phase: _marked(phase, letter) for phase, letter in of_role[one.is_driver].items()}
+        parts = [f"{marked.get(phase, phase)} {seconds:.1f} s" for phase, seconds in one.seconds().items()]
+        yield f"{one.process}: {', '.join(parts)}"
     label = max(len(one.process) for one in processes) + 2
     for one in processes:
-        yield f"{one.process:<{label}}{bar(one, began, ended, max(10, width - label))}"
-    yield "each column is the phase that it is longest in, by its first letter; · is idle"
+        yield f"{one.process:<{label}}{bar(one, began, ended, max(10, width - label), of_role[one.is_driver])}"
+    yield f"each column: the phase it is longest in, by its letter in brackets; {IDLE_LETTER} is idle"
+
+
+def _phases(processes: Sequence[ProcessTime], is_driver: bool) -> Iterator[str]:
+    """In the order in which they began."""
+    pieces = [piece for one in processes if one.is_driver == is_driver for piece in one.pieces]
+    return (piece.phase for piece in sorted(pieces, key=attrgetter("began")) if piece.phase != IDLE)

@@ -116,7 +116,8 @@ def refuse_taken(name: str, root: Path) -> None:
         )
     if (folder / "ledger.db").exists():
         raise ConfigError(
-            f"NAME: sweep {name!r} exists; choose another NAME, or go on with it: {command()} resume {name}"
+            f"NAME: sweep {name!r} exists; choose another NAME, or go on with it: {command()} resume {name} (with "
+            "--trials N to add trials)"
         )
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.timeline import IDLE, bar, by_process, lines
+from orchestrator.analysis.timeline import IDLE, bar, by_process, letters, lines
 from trainables.values.spans import Span
 
 
@@ -48,13 +48,33 @@ def test_at_each_moment_a_process_is_in_the_phase_of_the_shortest_span_around_it
 
 def test_a_bar_shows_the_phase_that_each_column_is_longest_in():
     (one,) = by_process([span("base", 0, 4), span("training", 5, 10)])
-    assert bar(one, 0, 10, 10) == "bbbb·ttttt"
-    assert bar(one, 0, 20, 5) == "btt··"
+    of_phase = {"base": "b", "training": "t"}
+    assert bar(one, 0, 10, 10, of_phase) == "bbbb·ttttt"
+    assert bar(one, 0, 20, 5, of_phase) == "btt··"
+
+
+PHASES = ["imports", "base", "capture", "cost key", "training", "comparison", "test evaluation"]
+
+
+@given(st.permutations(PHASES))
+def test_no_two_phases_have_one_letter_and_each_is_of_its_name(phases):
+    found = letters(phases)
+    assert len(set(found.values())) == len(PHASES)
+    assert all(letter in phase and letter != " " for phase, letter in found.items())
+    assert list(letters(PHASES).values()) == ["i", "b", "c", "k", "t", "o", "e"]
+
+
+def test_a_bars_letters_stand_in_brackets_in_the_names_above_it():
+    spans = [span(phase, n, n + 1) for n, phase in enumerate(PHASES)]
+    _, names, shown, *_ = lines([*spans, span("imports", 9, 10, "worker 1")], width=80)
+    assert names.startswith("worker 0: [i]mports 1.0 s, [b]ase 1.0 s, [c]apture 1.0 s, cost [k]ey 1.0 s, [t]raining")
+    assert names.endswith("c[o]mparison 1.0 s, test [e]valuation 1.0 s")
+    assert shown == "worker 1: [i]mports 1.0 s"
 
 
 def test_the_text_names_each_process_once_with_its_seconds_and_once_with_its_bar():
     said = list(lines([span("base", 0, 4), span("inputs", 0, 9, "driver"), span("training", 4, 9)], width=80))
-    assert said[1:3] == ["driver: inputs 9.0 s", "worker 0: base 4.0 s, training 5.0 s"]
+    assert said[1:3] == ["driver: [i]nputs 9.0 s", "worker 0: [b]ase 4.0 s, [t]raining 5.0 s"]
     assert [line.split()[0] for line in said[3:5]] == ["driver", "worker"]
     assert all(len(line) <= 80 for line in said)
 
