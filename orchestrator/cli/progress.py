@@ -130,7 +130,8 @@ def verdict_lines(snapshot: SweepSnapshot) -> list[str]:
         if verdict is None:
             continue
         off = "" if trial.key in snapshot.front.keys else " (off the front)"
-        lines.append(f"trial {trial.number}{off}: {verdict}")
+        gained = f"; at 16 bits tuning gained {verdict.lost.gain_nats:.4f} nats" if verdict.lost else ""
+        lines.append(f"trial {trial.number}{off}: {verdict}{gained}")
         if verdict.behaviour:
             lines.append(f"trial {trial.number}, behaviour (decides nothing): {verdict.behaviour}")
     return lines

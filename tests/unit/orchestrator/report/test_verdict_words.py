@@ -74,6 +74,13 @@ def test_of_a_verdict_on_a_trial_that_the_table_does_not_show_the_terminal_says_
     assert named + sweep.verdicts[sweep.trials[1].key].sentence[:40] in text
 
 
+def test_the_terminal_says_what_tuning_gained_at_16_bits_of_which_the_shares_are(capsys):
+    sweep = sweep_of(0.01)
+    lost = sweep.verdicts[sweep.trials[1].key].lost
+    assert f"; at 16 bits tuning gained {lost.gain_nats:.4f} nats" in texts_of(sweep, capsys)["terminal"]
+    assert lost.gain_nats > 0
+
+
 @pytest.mark.parametrize(("lost", "marked"), [(0.09, True), (0.01, False)])
 def test_a_trial_that_is_lost_is_marked_in_the_front_and_in_the_table_of_budgets(lost, marked, capsys):
     sweep = sweep_of(lost)
