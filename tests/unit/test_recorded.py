@@ -91,8 +91,8 @@ def test_the_recorded_answers_are_what_the_command_prints_of_the_recorded_sweeps
 def test_where_the_time_of_a_recorded_sweep_went_can_be_read(at_home):
     said = called("status", "smollm2-pareto", "--timeline", cwd=REPO)
     assert said.code == 0, said.err
-    assert "worker 1: imports" in said.out
-    assert "test evaluation" in said.out
+    assert "worker 1: [i]mports" in said.out
+    assert "test [e]valuation" in said.out
 
 
 @pytest.mark.parametrize("name", recorded.SWEEPS)
