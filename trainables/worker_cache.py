@@ -263,7 +263,7 @@ class WorkerCache:
     def _warm_up(self, form: BaseForm) -> None:
         """Do a step of each loop: libraries allocate workspaces at first use, which no trial is to be blamed for.
 
-        Of an adapter on one kind of module: all of the base works, and peft takes seconds to attach many.
+        Of an adapter on one kind of module: all of the base works, and peft has little to attach.
         """
         base, (precision, keep_16bit) = self._bases[form], form
         length = min(MULTIPLE_TOKENS, context_of(base.config))

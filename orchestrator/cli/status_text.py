@@ -25,10 +25,9 @@ def phase_of(status: Status) -> str:
     """What is done now; of evaluations how many are done, of the start how long it takes."""
     if status.starting_seconds is not None and status.starting_seconds >= 1:
         return f"{status.phase}, {duration(status.starting_seconds)}"
-    counted = (
-        f" ({status.n_evaluated} of {status.n_to_evaluate} runs)" if status.phase == "evaluating finalists" else ""
-    )
-    return f"{status.phase}{counted}"
+    if status.phase == "evaluating finalists":
+        return f"{status.phase} ({status.n_evaluated} of {status.n_to_evaluate} runs)"
+    return status.phase
 
 
 def counts_of(status: Status) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from trainables.cost.device import compute_capability
 
 MIN_CORES = 8
-"""On fewer it takes the worker's import the time that it saves later."""
+"""On fewer it would take the worker's imports a core."""
 MODULE = "trainables.models.compile_ahead"
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.adapters import drawn_files
 from trainables.comparison import bias
 from trainables.comparison.compare import attached, compare, evaluate_on_test
 from trainables.evaluation import held_out
@@ -31,16 +32,7 @@ def exact_cache(wide: Workload) -> WorkerCache:
 
 
 def files_of(cache: WorkerCache, config: TrialConfig) -> dict[str, bytes]:
-    """An adapter that is not without effect."""
-    model = lora.attach(cache.base(config.precision), config, base_name="wide")
-    generator = torch.Generator(device="cuda").manual_seed(config.seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(0, 0.05, generator=generator)
-    files = lora.to_files(config, lora.matrices_of(model), base_name="wide")
-    lora.detach(model)
-    return files
+    return drawn_files(cache.base(config.precision), config)
 
 
 def assert_same(captured: Reader, eager: Reader, rows: Rows) -> torch.Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support import families
+from tests.support.adapters import drawn_files
 from trainables.capture.capture import attached_matrices
 from trainables.comparison.compare import attached
 from trainables.data.tokens import TokenRow
@@ -37,18 +38,6 @@ def drawn(n: int, seed: int, *, prompt: tuple[int, int] = (1, 30), response: tup
     return tuple(rows)
 
 
-def files_of(base, config: TrialConfig) -> dict[str, bytes]:
-    """An adapter that is not without effect."""
-    model, generator = lora.attach(base, config, base_name="tiny"), torch.Generator().manual_seed(config.seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(0, 0.05, generator=generator)
-    files = lora.to_files(config, lora.matrices_of(model), base_name="tiny")
-    lora.detach(model)
-    return files
-
-
 def assert_reads_as_if_attached(case: families.Case, sets: RowSets) -> None:
     """Adapters, the base alone and sets take turns; none leaves a trace in the next."""
     base, other, targets = families.tiny(case), families.tiny(case), case.family.targets
@@ -57,7 +46,7 @@ def assert_reads_as_if_attached(case: families.Case, sets: RowSets) -> None:
     config = TrialConfig(precision="16bit", rank=5, alpha=10, targets=targets)
     some = TrialConfig(precision="16bit", rank=32, alpha=8, targets=targets[:1], seed=1)
     with attached_matrices(base, widest, reader._weights, scaling=1.0):
-        for files in (files_of(other, config), None, files_of(other, some)):
+        for files in (drawn_files(other, config), None, drawn_files(other, some)):
             reader.load(lora.read_files(files) if files else None)
             with attached(other, files) if files else nullcontext(other) as model:
                 for rows in (*sets.decoded, *sets.others, sets.decoded[0]):
