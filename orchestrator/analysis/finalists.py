@@ -102,8 +102,8 @@ def wanted(trials: Sequence[TrialResult], settings: SweepSettings, growth: float
     """Runs under other seeds, each once, whether they exist or not.
 
     Repeats of all finalists, one more of those that ranks are told of, and of the 4-bit one that the verdict is about;
-    then replicates of the baselines of 4-bit ones on the front (or of the best). A 4-bit repeat's own baseline is not
-    among them: it is brought like every completed 4-bit trial's.
+    then replicates of the baselines of 4-bit ones on the front (or of the best), that one's first, as most evaluations
+    wait for them. A 4-bit repeat's own baseline is not among them: it is brought like every completed 4-bit trial's.
 
     Args:
         growth: how many times as long as it is now the search will be, see `n_verdict_seeds`.
@@ -117,7 +117,7 @@ def wanted(trials: Sequence[TrialResult], settings: SweepSettings, growth: float
             n_seeds = max(n_seeds, n_verdict_seeds(finalist, trials, settings, growth))
         for config in under_seeds(finalist.config, n_seeds - 1):
             runs.setdefault(config, Wanted(config=config, origin="replicate", like=finalist.config))
-    for trial in _best_4bit(trials, members):
+    for trial in sorted(_best_4bit(trials, members), key=lambda trial: trial is not chosen):
         for config in under_seeds(trial.config.at_other_precision, settings.baseline_seeds):
             runs.setdefault(config, Wanted(config=config, origin="baseline replicate", like=trial.config))
     return list(runs.values())

@@ -33,12 +33,14 @@ class Pace:
         searched: of those that the search took up, stopped early or not.
         whole: of those that came to their end, by precision, as another run of the same config would take.
         compared: of the comparisons of pairs.
+        evaluated: when test evaluations were done.
         n_workers: tasks at once.
     """
 
     searched: tuple[float, ...] = ()
     whole: dict[Precision, list[float]] = field(default_factory=dict)
     compared: tuple[float, ...] = ()
+    evaluated: "tuple[Span, ...]" = ()
     n_workers: int = 1
 
     @classmethod
@@ -63,7 +65,8 @@ class Pace:
                 whole.setdefault(trial.config.precision, []).append(_repeated(entry) if is_first else _seconds(entry))
         running = [entry.result for entry in entries if entry.result.state == "running"]
         compared = tuple(span.seconds for span in spans if span.phase == "comparison")
-        known = {"searched": tuple(warm or cold), "whole": whole, "compared": compared}
+        evaluated = tuple(span for span in spans if span.phase == "test evaluation")
+        known = {"searched": tuple(warm or cold), "whole": whole, "compared": compared, "evaluated": evaluated}
         pace = cls(**known, n_workers=_at_once(timed, running))
         return pace.with_late([trial for trial in running if trial.started_at >= first_end], now)
 

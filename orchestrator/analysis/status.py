@@ -199,7 +199,7 @@ def _best(trials: Sequence[TrialResult], objective: str) -> tuple[float, int] | 
 def _phase(
     trials: Sequence[TrialResult], searching: bool, n_replicates: int, finished: bool, moment: Moment | None
 ) -> Phase:
-    """The driver evaluates once all is trained, and runs other seeds once the search is over."""
+    """Finalists are evaluated among the runs under other seeds; the phase is theirs once all is trained."""
     if moment and moment.writing:
         return moment.writing[0]
     if finished:

@@ -1,7 +1,7 @@
 """How long a sweep takes from here: what is still to run, played forward on its workers. Pure.
 
-Three stretches follow each other, as the driver has them: the search with its baselines, runs under other seeds, and
-evaluations on the test rows. What the search will propose takes as long as what it proposed lately, stopped trials
+Two stretches follow each other, as the driver has them: the search with its baselines, and runs under other seeds with
+the evaluations on the test rows among them. What the search will propose takes as long as what it proposed lately, stopped trials
 included; baselines and runs of finalists are never stopped. What none can know yet, such as how many 4-bit trials will
 complete and so bring a baseline, is expected to go on as it went so far.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from operator import attrgetter
+from statistics import fmean
 
 from orchestrator.analysis.finalists import VERDICT_SEEDS, Wanted, to_evaluate, wanted
 from orchestrator.analysis.front import front_of
@@ -54,12 +55,12 @@ def seconds_left(
         trained = makespan(free, [*jobs, *later])
     else:
         trained = makespan(free, jobs) + makespan(idle, later)
-    done, left = _evaluations(trials, settings, runs, pace)
+    left = _evaluations(trials, settings, runs, pace)
     if busy or jobs or later:
         ahead = [pace.of_evaluation("nf4")] * round(n_4bit)
         return trained + grown.front * makespan(idle, left) + makespan(idle, ahead)
-    last = max(trial.ended_at or 0.0 for trial in trials)
-    return _evaluating(done, left, len(idle), max(0.0, moment.now - max(last, moment.began_at)))
+    ends = [trial.ended_at or 0.0 for trial in trials] + [span.ended for span in pace.evaluated]
+    return _evaluating(left, len(idle), max(0.0, moment.now - max(*ends, moment.began_at)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,35 +183,30 @@ def _of_baseline(trials: Sequence[TrialResult], pace: Pace) -> float:
 
 def _evaluations(
     trials: Sequence[TrialResult], settings: SweepSettings, runs: Sequence[Wanted], pace: Pace
-) -> tuple[list[float], list[float]]:
-    """Seconds that test evaluations are expected to take: of those that are done, and of those still to come.
+) -> list[float]:
+    """Seconds that the test evaluations still to come are expected to take, by those that are done.
 
     Args:
         runs: under other seeds, still to come.
     """
-    chosen = to_evaluate(trials, settings)
     coming = [run for run in runs if run.origin == "replicate"]
     coming += [trial for trial in trials if trial.state not in FINAL_STATES and trial.origin == "replicate"]
     done, left = [], [pace.of_evaluation(run.config.precision) for run in coming]
-    for trial in chosen:
+    for trial in to_evaluate(trials, settings):
         (done if trial.test_evaluation else left).append(pace.of_evaluation(trial.config.precision))
-    return done, left
+    slower = fmean(span.seconds for span in pace.evaluated) / fmean(done) if pace.evaluated and done else 1.0
+    return [slower * seconds for seconds in left]
 
 
-def _evaluating(done: Sequence[float], left: Sequence[float], n_workers: int, behind: float) -> float:
-    """Seconds of the evaluations that are left.
+def _evaluating(left: Sequence[float], n_workers: int, since: float) -> float:
+    """Seconds of the evaluations that are left, once nothing else is.
 
     Args:
-        done, left: seconds that each is expected to take, which holds as long as those that are done and those at work
-            allow it.
-        behind: seconds since they began.
+        left: seconds that each is expected to take; longer, where those at work have taken longer already.
+        since: seconds since a task ended last, so that those at work have taken as long.
     """
     if not left:
         return 0.0
-    busy, rest, worked = left[:n_workers], left[n_workers:], behind * n_workers
-    slower = max(1.0, worked / (sum(done) + sum(busy)))
-    if not done:
-        return makespan([slower * seconds - behind for seconds in busy], [slower * seconds for seconds in rest])
-    if behind >= max(busy):  # some may have been done beside the last trials: soon after those that says nothing
-        slower = min(slower, worked / sum(done))
-    return makespan([slower * seconds / 2 for seconds in busy], [slower * seconds for seconds in rest])
+    busy, rest = left[:n_workers], left[n_workers:]
+    slower = max(1.0, since / min(busy))
+    return makespan([max(0.0, slower * seconds - since) for seconds in busy], [slower * seconds for seconds in rest])

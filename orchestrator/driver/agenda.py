@@ -1,8 +1,8 @@
 """Which task is first, by a sweep's rows alone, so that a fresh driver takes up any sweep.
 
-Interrupted trials, baselines and comparisons come first, then what the sampler proposes; when all candidates are
-settled, runs of the finalists and of their baselines under other seeds; and evaluations on the test rows: at last, or
-as soon as a worker finds no run to do, of those finalists all of whose runs have ended.
+Interrupted trials, baselines and comparisons come first, then what the sampler proposes. When all candidates are
+settled, runs of the finalists and of their baselines under other seeds, and evaluations on the test rows: a finalist's
+as soon as all its runs have ended, before another run begins, so that few are left after the last run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,7 +84,7 @@ class Agenda:
         self.protected: set[str] = set()
         self._entries = {entry.result.key: entry for entry in ledger.entries()}
         self._n_changes = 0  # of rows, since this driver began
-        self._n_idle: int | None = None  # as many as when there was nothing to do beside the finalists' last runs
+        self._n_idle: int | None = None  # as many as when no finalist could be evaluated
         self._open = dict.fromkeys(self._entries)  # keys of trials that are not settled yet
         self.feedback: Feedback = Asynchronous(proposer, rule, self, stopping.fix_reference)
         if lag is not None:
@@ -182,23 +182,16 @@ class Agenda:
 
     def _task(self) -> Task | None:
         unsettled = list(map(self._entries.__getitem__, self._open))
+        is_searching = self._stopping.ended is None or any(entry.result.is_of_search for entry in unsettled)
+        if not is_searching and (task := self._finalist_task()):
+            return task
         queued = [entry.result for entry in unsettled if entry.result.state == "queued"]
         due = [trial for trial in queued if self._retries.is_due(("train", trial.key))]
         if due:
             return self._train(min(due, key=attrgetter("number")))
-        for entry in unsettled:
-            task = self._pair_task(entry)
-            if task:
-                return task
-        if self._stopping.ended is None:
-            return self._search_task()
-        if any(entry.result.is_of_search for entry in unsettled) or self._n_idle == self._n_changes:
-            return None
-        self.feedback.end()
-        self._stopping.fix_reference(self.feedback.seen, 1)
-        task = self._finalist_task()
-        self._n_idle = self._n_changes if self._open and not task else None
-        return task
+        if task := next(filter(None, map(self._pair_task, unsettled)), None):
+            return task
+        return self._search_task() if self._stopping.ended is None else None
 
     def _search_task(self) -> Task | None:
         trials = self.trials
@@ -248,18 +241,27 @@ class Agenda:
         return self.result(key)
 
     def _finalist_task(self) -> Task | None:
-        """All candidates are settled: a run under another seed, or a test evaluation.
+        """All candidates are settled: an evaluation that waits for no run any more, or else the first new run.
 
         All runs are queued at once, before any starts, so that what a run is called never depends on which was first.
         """
-        trials = self.trials
+        if self._n_idle == self._n_changes:
+            return None
+        self.feedback.end()
+        self._stopping.fix_reference(self.feedback.seen, 1)
+        trials, task = self.trials, None
         new = [run for run in wanted(trials, self._settings) if self._workload.key(run.config) not in self._entries]
-        if new and not self._stopping.is_spent():
-            if self._open:
-                return None
+        if not new or self._stopping.is_spent():
+            task = self._evaluation(trials)
+        elif not self._open:
             added = [self._add(run.config, {}, run.origin) for run in new]
             left = [trial for trial in added if not self._import(trial)]
-            return self._train(min(left, key=attrgetter("number"))) if left else None
+            task = self._train(min(left, key=attrgetter("number"))) if left else None
+        self._n_idle = self._n_changes if self._open and not task else None
+        return task
+
+    def _evaluation(self, trials: "list[TrialResult]") -> Task | None:
+        """On the test rows, of the first finalist that has none and all of whose runs have ended."""
         busy, to_come = {key for _, key in self.live}, [self.result(key) for key in self._open]
         for trial in to_evaluate(trials, self._settings):
             name = ("evaluate", trial.key)

@@ -11,6 +11,7 @@ from orchestrator.ledger.rows import Entry
 from orchestrator.ledger.task import Task
 from tests.support.sweeps import Desk, Outcome
 from trainables.values.config import rungs
+from trainables.values.spans import Span
 
 Seconds = Callable[[Task], float]
 """How long a task takes."""
@@ -61,12 +62,12 @@ def _rows_at(sweep: SweepSnapshot, now: float, evaluated: list[str]) -> Iterator
 
 def simulated(
     desk: Desk, outcome: Outcome, seconds: Seconds, load_seconds: float
-) -> list[tuple[float, tuple[Entry, ...]]]:
-    """A sweep's rows at each report, from its first to its last, on a clock that begins at 0.
+) -> list[tuple[float, tuple[Entry, ...], tuple[Span, ...]]]:
+    """A sweep's rows and evaluations at each report, from its first to its last, on a clock that begins at 0.
 
     A trial's rungs come as its steps do. Each worker loads the base before its first task.
     """
-    now, moments, due = 0.0, [], []
+    now, moments, due, spans = 0.0, [], [], ()
     started: dict[str, float] = {}
     measured: dict[str, list[float]] = {}
     while not desk.driver.finished:
@@ -74,17 +75,19 @@ def simulated(
             task = desk.all_asked[-1]
             whole, begin = seconds(task), now + (load_seconds if len(desk.all_asked) <= desk.n_slots else 0.0)
             ends = [begin + whole * step / task.config.max_steps for step in rungs(task.config.max_steps)]
-            heappush(due, (ends[0], name, task, ends))
+            heappush(due, (ends[0], name, task, begin, ends))
             if task.kind == "train":
                 started[task.key], measured[task.key] = now, []
         if not due:
             continue
-        now, name, task, (_, *later) = heappop(due)
+        now, name, task, begin, (_, *later) = heappop(due)
         if task.kind == "train":
             measured[task.key].append(now)
         if not desk.step(name):
-            heappush(due, (later[0], name, task, later))
-        moments.append((now, tuple(_timed(entry, started, measured) for entry in desk.ledger.entries())))
+            heappush(due, (later[0], name, task, begin, later))
+        elif task.kind == "evaluate":
+            spans += (Span(process=name, phase=EVALUATION, began=begin, ended=now),)
+        moments.append((now, tuple(_timed(entry, started, measured) for entry in desk.ledger.entries()), spans))
     return moments
 
 

@@ -26,11 +26,11 @@ ONE = ONE | {"fixed": ONE["fixed"] | {"precision": "16bit", "max_steps": 8}, "me
 durations = st.lists(st.floats(0.0, 100.0), max_size=12)
 
 
-def left_at(now, entries, settings):
+def left_at(now, entries, settings, spans=()):
     """Seconds until the last task has ended, as a status of these rows has it."""
     trials = [entry.result for entry in entries]
     ended = any(not one.is_of_search or one.test_evaluation for one in trials)
-    found = status_of(trials, settings, ended=ended, moment=Moment(now=now, pace=Pace.of(entries, now)))
+    found = status_of(trials, settings, ended=ended, moment=Moment(now=now, pace=Pace.of(entries, now, spans)))
     return None if found.seconds_left is None else found.seconds_left - WRITING
 
 
@@ -76,8 +76,8 @@ def test_it_is_known_of_simulated_sweeps_that_go_on_as_they_began(asked, n_slots
     desk = Desk(tmp_path, make(**asked), n_slots=n_slots)
     moments = timelines.simulated(desk, outcome, seconds, load_seconds=20.0)
     claims = []
-    for now, entries in moments:
-        left = left_at(now, entries, desk.settings)
+    for now, entries, spans in moments:
+        left = left_at(now, entries, desk.settings, spans)
         claims.append((now, None if left is None else left + WRITING))
     assert_close(claims, moments[-1][0] + WRITING)
 
@@ -170,9 +170,13 @@ def test_evaluations_tell_how_long_the_next_ones_take(n_done):
         costs = cost(peak_memory_mib=100.0 + number)
         whole.append(ended(number, 20.0 * number, config=config, cost=costs, test_evaluation=done))
     settings = make(ONE, n_trials=4, objectives=("peak_memory_mib", "eval_loss_nats"))
-    each = max(EVALUATION, 30.0 * n_done / (n_done + 1))
-    half = each / 2 if n_done else 0.0
-    assert left_at(80.0 + 30.0 * n_done, whole, settings) == pytest.approx((4 - n_done) * each - half)
+    times = [(80.0 + 30.0 * i, 110.0 + 30.0 * i) for i in range(n_done)]
+    spans = [Span(process="worker 0", phase="test evaluation", began=began, ended=end) for began, end in times]
+    each, now = 30.0 if n_done else EVALUATION, 80.0 + 30.0 * n_done
+    assert left_at(now, whole, settings, spans) == pytest.approx((4 - n_done) * each)
+    assert left_at(now + each / 3, whole, settings, spans) == pytest.approx((4 - n_done - 1 / 3) * each)
+    held_up = left_at(now + 5 * each, whole, settings, spans)
+    assert held_up == pytest.approx((3 - n_done) * 5 * each), "the one at work takes five times as long as was expected"
 
 
 # --- workers

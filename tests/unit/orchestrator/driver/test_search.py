@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from orchestrator.driver.driver import Driver
 from orchestrator.driver.retries import BACK_OFF_SECONDS
 from orchestrator.ledger import Ledger, adapter_store
+from orchestrator.ledger.task import Task
 from orchestrator.search.proposer import Proposer
 from tests.bench.memory_shapes import sizes_of
 from tests.support.sweeps import (
@@ -515,30 +516,47 @@ def test_where_memory_cannot_be_compared_nothing_is_refused(memory_mib, config, 
 # --- any order of events
 
 
-def test_a_worker_without_a_run_evaluates_finalists_all_of_whose_runs_have_ended_and_no_others(tmp_path):
-    desk = Desk(tmp_path / "beside", make(baseline_seeds=2), n_slots=2)
-    while True:
-        name = desk.take()
-        queued = [trial for trial in desk.ledger.trials() if trial.state == "queued"]
-        (last, _) = desk.running[name]
-        if last.kind == "train" and not desk.ledger.entry(last.key).result.is_of_search and not queued:
-            break
-        desk.end(name)
-    beside = []
-    while other := desk.take():
-        beside.append(desk.all_asked[-1])
-        desk.end(other)
-    assert {task.kind for task in beside} == {"evaluate"}
-    of_last = replace(last.config, seed=0)
-    assert all(task.config.at_other_precision != of_last for task in beside if task.config.precision == "nf4")
-    assert desk.take() is None
-    desk.end(name)
-    desk.finish()
-    alone = Desk(tmp_path / "alone", make(baseline_seeds=2), n_slots=1)
-    alone.finish()
-    asked = [{t.key: t for t in one.all_asked if t.kind == "evaluate"} for one in (desk, alone)]
-    assert asked[0] == asked[1]
-    assert len(beside) < len(asked[0]), "none had to wait for its baseline's last run"
+def takes(evaluation: Task, run: Task) -> bool:
+    """Whether a test evaluation needs a run: its trial's own, and of a 4-bit one its baseline's under any seed."""
+    exact = evaluation.config.at_other_precision
+    is_exact = evaluation.config.precision == "nf4" and replace(run.config, seed=exact.seed) == exact
+    return run.kind == "train" and (run.key == evaluation.key or is_exact)
+
+
+def begins_and_ends(desk: Desk) -> list[tuple[str, Task]]:
+    """Of all tasks, as they come where the one that began first ends first."""
+    events: list[tuple[str, Task]] = []
+    while not desk.driver.finished:
+        if name := desk.take():
+            events.append(("begin", desk.all_asked[-1]))
+        elif desk.running:
+            name = next(iter(desk.running))
+            events.append(("end", desk.running[name][0]))
+            desk.end(name)
+    return events
+
+
+def test_a_finalist_is_evaluated_once_its_runs_have_ended_and_before_another_run_begins(tmp_path):
+    evaluations = []
+    for n_slots in (1, 2, 3):
+        desk = Desk(tmp_path / str(n_slots), make(baseline_seeds=2), n_slots=n_slots)
+        events = begins_and_ends(desk)
+        searched = {trial.key for trial in desk.candidates}
+        ends = [i for i, (what, task) in enumerate(events) if what == "end" and task.key not in searched]
+        n_waited = 0
+        for begin, (what, task) in enumerate(events):
+            if what == "begin" and task.kind == "evaluate":
+                assert not any(takes(task, later) for _, later in events[begin:]), "a run that it takes came later"
+                last = max((i for i in ends if i < begin and takes(task, events[i][1])), default=begin)
+                assert {(what, other.kind) for what, other in events[last + 1 : begin]} <= {
+                    ("begin", "evaluate"),
+                    ("end", "evaluate"),
+                    ("end", "train"),
+                }
+                n_waited += last < begin
+        assert n_waited, "none had to wait for a run under another seed"
+        evaluations.append({task.key: task for task in desk.all_asked if task.kind == "evaluate"})
+    assert evaluations[0] == evaluations[1] == evaluations[2]
 
 
 @settings(max_examples=60)
