@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.workers import worker
 from tests.support.adapters import drawn_files
 from trainables.comparison import bias
 from trainables.comparison.compare import attached, compare, evaluate_on_test
@@ -115,3 +116,32 @@ def test_an_evaluation_on_test_rows_is_the_same_by_graphs_and_eagerly(exact_cach
         ours, theirs = (getattr(found.comparison.quantized, name) for found in (by_graphs, eager))
         assert ours.value == pytest.approx(theirs.value, abs=1e-4), name
     assert not [name for name, _ in exact_cache.base("nf4").named_modules() if "lora" in name]
+
+
+class Filling:
+    """A reader whose states take a GiB."""
+
+    def texts(self, rows: Rows) -> list[list[int]]:
+        return []
+
+    def states(self, rows: Rows) -> torch.Tensor:
+        return torch.zeros(2**30, dtype=torch.uint8, device="cuda")
+
+
+def test_a_comparison_that_memory_runs_out_for_is_done_once_more_from_an_empty_device_and_is_the_same(exact_cache):
+    config = TrialConfig(precision="nf4", rank=4, alpha=8)
+    given = {"nf4": files_of(exact_cache, config), "baseline": files_of(exact_cache, config.at_other_precision)}
+    expected = compare(exact_cache, **given)
+    exact_cache.forget()
+    for precision in ("16bit", "nf4"):
+        exact_cache.base(precision)
+    exact_cache.readings.of(Filling(), (), None)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+    try:
+        found = worker._compared(exact_cache, (), **given)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert exact_cache.readings.of_base(()) is None, "memory never ran out"
+    assert found == expected
