@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
 from trainables.comparison.bootstrap import over_groups
 from trainables.data.prompts import prompt_tokens
 from trainables.data.template import Refused
+from trainables.data.tokenizer import open_tokenizer
 from trainables.data.tokens import TokenRow
 from trainables.models.core import core_of
 from trainables.models.head import logits_of
@@ -81,13 +81,13 @@ def prompt_rows(tokenizer_folder: str | Path, row_kind: "RowKind", n_tokens: int
     """Both prompts of each pair in turn, in the order of `instructions`, see `as_rows`.
 
     Args:
-        tokenizer_folder: what `AutoTokenizer.from_pretrained` reads.
+        tokenizer_folder: see trainables.data.tokenizer.open_tokenizer.
         row_kind: of the rows that a model was tuned on, in whose form the prompts are.
         n_tokens: of a row that are read.
     Returns:
         Empty, which is logged, where the chat template refuses a conversation of one question, or makes a row too long.
     """
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = open_tokenizer(Path(tokenizer_folder))
     texts = [text for _, *pair in instructions() for text in pair]
     try:
         rows = as_rows(prompt_tokens(tokenizer, row_kind, texts))

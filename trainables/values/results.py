@@ -58,7 +58,7 @@ class Cost:
     """Memory and time of one cost key on one device, on a full synthetic batch.
 
     Attributes:
-        peak_memory_mib: allocated bytes at the peak of steps 2-3, only this trial's base resident.
+        peak_memory_mib: allocated bytes at the peak of a step, only this trial's base resident.
         reserved_memory_mib: what the allocator held from the device then; the peak on a CPU.
         seconds_per_step: median over the timed steps.
         seconds_per_step_p10: 10th percentile of them.
