@@ -77,7 +77,7 @@ def choose(sweep: "SweepSnapshot", *, max_memory_mib: float | None = None, at_kn
     if chosen is None:
         least = min(found, key=lambda t: (t.cost.peak_memory_mib, t.number))
         raise ConfigError(
-            f"max_memory is {max_memory_mib:.1f} MiB; the least that a trial of {settings.name!r} needs is "
+            f"--max-memory is {max_memory_mib:.1f} MiB; the least that a trial of {settings.name!r} needs is "
             f"{least.cost.peak_memory_mib:.1f} MiB (trial {least.number}, {describe(least.config)})"
         )
     why = KNEE if at_knee else BEST

@@ -1,9 +1,9 @@
 """How long a sweep takes from here: what is still to run, played forward on its workers. Pure.
 
 Two stretches follow each other, as the driver has them: the search with its baselines, and runs under other seeds with
-the evaluations on the test rows among them. What the search will propose takes as long as what it proposed lately, stopped trials
-included; baselines and runs of finalists are never stopped. What none can know yet, such as how many 4-bit trials will
-complete and so bring a baseline, is expected to go on as it went so far.
+the evaluations on the test rows among them. What the search will propose takes as long as what it proposed lately,
+stopped trials included; baselines and runs of finalists are never stopped. What none can know yet, such as how many
+4-bit trials will complete and so bring a baseline, is expected to go on as it went so far.
 """
 
 from collections.abc import Sequence

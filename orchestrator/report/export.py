@@ -1,6 +1,7 @@
 """A trial as a folder that others can use: adapter, tokenizer, model card, a script; merged or pushed on request."""
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from orchestrator.ledger.rows import Entry
+
+logger = logging.getLogger(__name__)
 
 BEST = "best"
 MERGED, CARD, SCRIPT = "merged", "README.md", "generate.py"
@@ -192,6 +195,8 @@ def run(
     loss_nats = trial.history[-1].eval_loss_nats
     done: dict[str, Any] = {"trial": trial.number, "why": why, "key": trial.key, "eval_loss_nats": loss_nats}
     done["files"] = list(map(str, files))
+    if workload.weights in ("demo", "random", "stand-in"):
+        logger.info("most of what it answers is wrong; measured on: %s", workload.base_caption)
     if check:
         done["reloaded_loss_nats"] = exported.checked_loss_nats(dest, form, loss_nats, workload)
     if push:

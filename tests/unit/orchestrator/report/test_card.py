@@ -212,6 +212,15 @@ def test_the_results_say_once_whose_weights_they_are_of_and_the_hubs_metadata_ea
     assert all(weights in result.metric_name for result in card.data.eval_results)
 
 
+@pytest.mark.parametrize("number", [None, 1], ids=["sweep", "trial"])
+def test_what_the_demo_is_no_use_for_is_said_of_a_toy_and_not_of_gpt2_medium_or_alpaca(number):
+    trials, demo = whole_sweep(), replace(WORKLOAD, weights="demo", data="demo")
+    card = cards.card_of(report(trials, demo), None, number and trials[number])
+    excluded = section(str(card), "Out-of-scope uses")
+    assert "The demo model is a toy" in excluded
+    assert not re.search("GPT-2|Alpaca", excluded)
+
+
 def test_the_card_of_a_sweep_begins_with_the_answer():
     body = str(cards.card_of(report(whole_sweep()))).split("# Model card:")[1]
     assert re.match(r"[^\n]*\n\n\*\*(Answer|So far): trial ", body)
