@@ -393,8 +393,32 @@ def test_what_is_compiled_ahead_is_what_adapters_need(rank, p):
     assert n_compiled() == before > 0
 
 
+USES = """
+import torch
+from bitsandbytes.functional import quantize_4bit
+from trainables.models import adapter_kernels, chunked_loss, loss_kernels, nf4_kernels
+from trainables.models.dropout_mask import DropoutMasks
+from trainables.worker_cache import prepare
+
+prepare("cuda").wait()
+states, head = (torch.randn(n, 64, device="cuda", dtype=torch.bfloat16) for n in (4, 50257))
+targets = torch.arange(4, device="cuda")
+chunked_loss.ChunkedLoss.apply(states.requires_grad_(), head, targets).backward()
+logits = chunked_loss.aligned_logits(states.detach(), head)
+loss_kernels.token_nats(logits, targets)
+loss_kernels.divergence(logits, logits)
+nf4_kernels.dequantized(*quantize_4bit(head[:64], quant_type="nf4", compress_statistics=True))
+parts = torch.zeros(2, 64, 64, device="cuda")
+for dtype, scaling in ((torch.bfloat16, 1.0), (torch.float32, 0.5), (torch.float32, parts[0, 0, 0].clone())):
+    adapter_kernels._sum(parts, dtype, scaling)
+with DropoutMasks(3, "cuda").step(4, 16):
+    pass
+torch.cuda.synchronize()
+"""
+
+
 def test_what_a_process_compiles_ahead_is_not_compiled_again(tmp_path):
-    """By a process with the GPU, which finds it in Triton's cache."""
+    """By a process with the GPU, which finds it in Triton's cache: its threads, and the steps over the default base."""
 
     def kept_by(*command: str) -> set[Path]:
         environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
@@ -402,6 +426,6 @@ def test_what_a_process_compiles_ahead_is_not_compiled_again(tmp_path):
         return set(tmp_path.rglob("*.cubin"))
 
     kept = kept_by("-m", "trainables.models.compile_ahead", str(compute_capability()))
-    assert {path.name for path in kept} >= {"_low_product.cubin", "_input_gradients.cubin", "_attend.cubin"}
-    threads = "from trainables.worker_cache import prepare; prepare('cuda').wait()"
-    assert {path.name for path in kept_by("-c", threads) - kept} <= {"_token_keys.cubin"}, "the first launch's own"
+    used = {"_low_product", "_input_gradients", "_sum_parts", "_cross_entropy", "_token_nats", "_divergence"}
+    assert {path.stem for path in kept} == used | {"_attend", "_dequantized", "_token_keys"}
+    assert kept_by("-c", USES) == kept

@@ -23,6 +23,7 @@ ROWS, COLUMNS, LOW_COLUMNS = 64, 64, 128
 """Of a tile."""
 RANK_BLOCKS = (16, MAX_RANK)
 """Ranks of a tile. Of each there are two kernels, for as many ranks and for fewer, not one to compile for each rank."""
+SUM_OPTIONS = {"block": 256, "num_warps": 2}
 PARTS = ["rows_of_program", "columns_of_program", "n_tiles", "n_parts"]
 UNSPECIALIZED = ["module", "threshold", "n_tokens", "n_ranks", "n", *PARTS]
 
@@ -42,7 +43,8 @@ def _sum(parts: torch.Tensor, dtype: torch.dtype, scaling: float | torch.Tensor)
     """scaling * the sum over the first dimension, rounded once."""
     out = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
     n, is_tensor = out.numel(), torch.is_tensor(scaling)
-    _sum_parts[(triton.cdiv(n, 256),)](out, parts, scaling, len(parts), n, block=256, is_tensor=is_tensor, num_warps=2)
+    of_kernel = {"is_tensor": is_tensor} | SUM_OPTIONS
+    _sum_parts[(triton.cdiv(n, SUM_OPTIONS["block"]),)](out, parts, scaling, len(parts), n, **of_kernel)
     return out
 
 
@@ -164,6 +166,9 @@ def compilations(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
 
     Those for dropout come first. What a number of channels that is no multiple of 16 needs is left to its first use.
     """
+    for out, scaling in ((dtype, 1.0), (torch.float32, 1.0), (torch.float32, torch.float32)):
+        of_sum = {"grid": (1,), "is_tensor": scaling == torch.float32} | SUM_OPTIONS
+        yield partial(_sum_parts.warmup, out, torch.float32, scaling, 1, 1, **of_sum)
     stages = _stages(torch.empty((), dtype=dtype))
     sizes = [{"rank_block": block, "is_full": is_full} for block in RANK_BLOCKS for is_full in (False, True)]
     mask, n = (torch.int32, 1, 1, 1.0), 1024  # any tensor of that dtype, any numbers: they are not specialized

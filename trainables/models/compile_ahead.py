@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,9 +16,9 @@ from trainables.models.compiler import Compiler
 from trainables.models.kernels import can_launch
 
 try:
-    from trainables.models import adapter_kernels, decode_kernels
+    from trainables.models import adapter_kernels, decode_kernels, loss_kernels, mask_kernels, nf4_kernels
 except ImportError:  # Triton comes with PyTorch for CUDA only
-    adapter_kernels = decode_kernels = None
+    adapter_kernels = None
 
 if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget
@@ -27,12 +26,19 @@ if TYPE_CHECKING:
 MAX_SECONDS = 60
 """Of the process, which others wait for."""
 WARP_THREADS = 32
+USUAL_COLUMNS = 50_264
+"""Of the default base's logits: GPT-2's 50,257 tokens, see trainables.models.chunked_loss.aligned_logits."""
 BFLOAT16_FROM = 80
 """The first compute capability with bfloat16, see trainables.cost.device.native_dtype."""
 
 
 def _compilations(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
-    yield from chain(adapter_kernels.compilations(dtype), decode_kernels.compilations(dtype))
+    """Those that a worker needs first come first."""
+    yield from mask_kernels.compilations()
+    yield from loss_kernels.compilations(dtype, USUAL_COLUMNS)
+    yield from nf4_kernels.compilations(dtype)
+    yield from adapter_kernels.compilations(dtype)
+    yield from decode_kernels.compilations(dtype)
 
 
 def compile_ahead(dtype: torch.dtype, after: "subprocess.Popen | None" = None) -> Compiler | None:

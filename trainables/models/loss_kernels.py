@@ -4,12 +4,16 @@ Each logit is read once, or twice, a block of the vocabulary at a time; nothing 
 the gradient.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 
 COLUMNS = 4096
 """Of the vocabulary, taken at a time."""
+OPTIONS = {"block": COLUMNS, "num_warps": 8}
 
 
 @triton.jit
@@ -41,7 +45,7 @@ def _token_nats(losses, logits, targets, n_columns: tl.constexpr, block: tl.cons
 def token_nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """See trainables.models.next_token.token_nats; logits are contiguous."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    _token_nats[(len(logits),)](losses, logits, targets, logits.shape[1], block=COLUMNS, num_warps=8)
+    _token_nats[(len(logits),)](losses, logits, targets, logits.shape[1], **OPTIONS)
     return losses
 
 
@@ -66,7 +70,7 @@ def divergence(ours: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tenso
     """See trainables.models.next_token.divergence, but for rounding below 0; logits are contiguous."""
     kl = torch.empty(len(ours), dtype=torch.float32, device=ours.device)
     same = torch.empty(len(ours), dtype=torch.bool, device=ours.device)
-    _divergence[(len(ours),)](kl, same, ours, reference, ours.shape[1], block=COLUMNS, num_warps=8)
+    _divergence[(len(ours),)](kl, same, ours, reference, ours.shape[1], **OPTIONS)
     return kl, same
 
 
@@ -93,5 +97,17 @@ def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         targets: (n,), column of each row's token.
     """
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    _cross_entropy[(len(logits),)](losses, logits, targets, logits.shape[1], block=COLUMNS, num_warps=8)
+    _cross_entropy[(len(logits),)](losses, logits, targets, logits.shape[1], **OPTIONS)
     return losses
+
+
+def compilations(dtype: torch.dtype, n_columns: int) -> Iterator[Callable[[], object]]:
+    """What compiles these kernels for logits of a dtype.
+
+    Args:
+        n_columns: of the logits, see trainables.models.chunked_loss.aligned_logits.
+    """
+    of_tokens, of_kernel = (torch.float32, dtype, torch.int64, n_columns), {"grid": (1,)} | OPTIONS
+    yield partial(_cross_entropy.warmup, *of_tokens, **of_kernel)
+    yield partial(_token_nats.warmup, *of_tokens, **of_kernel)
+    yield partial(_divergence.warmup, torch.float32, torch.bool, dtype, dtype, n_columns, **of_kernel)

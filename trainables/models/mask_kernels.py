@@ -4,6 +4,8 @@ What changes from batch to batch or from module to module is not specialized: a 
 steps are captured would end the capture.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from trainables.models.dropout_mask import Mask
 
 FIRST_KEY = tl.constexpr(0x3C6EF372)
+KEYS = 256
+"""Of tokens, that one program makes."""
 
 
 @triton.jit
@@ -66,8 +70,13 @@ def token_keys(seed: torch.Tensor, step: torch.Tensor, rows: torch.Tensor, posit
     """See trainables.models.dropout_mask.token_keys; seed and step are scalars."""
     rows, positions = (t.contiguous() for t in torch.broadcast_tensors(rows, positions))
     keys = torch.empty(rows.numel(), dtype=torch.int32, device=rows.device)
-    _token_keys[(triton.cdiv(len(keys), 256),)](keys, seed, step, rows, positions, len(keys), block=256)
+    _token_keys[(triton.cdiv(len(keys), KEYS),)](keys, seed, step, rows, positions, len(keys), block=KEYS)
     return keys
+
+
+def compilations() -> Iterator[Callable[[], object]]:
+    """What compiles the kernel of tokens' keys, which every step with dropout begins with."""
+    yield partial(_token_keys.warmup, *(torch.int32,) * 5, 1, grid=(1,), block=KEYS)
 
 
 @triton.jit(do_not_specialize=["module", "threshold", "n_tokens"])

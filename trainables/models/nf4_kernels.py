@@ -5,6 +5,8 @@ arXiv:2305.14314, section 3), itself a byte of a code book, with a scale of its 
 quantization").
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +20,8 @@ BLOCK, SCALE_BLOCK = 64, 256
 """Weights of one scale, and scales of one scale of theirs, as bitsandbytes makes them for a Linear4bit."""
 TILE = 32
 """Scales that one program reads."""
+OPTIONS = {"block": BLOCK, "scale_block": SCALE_BLOCK, "tile": TILE, "enable_fp_fusion": False}
+"""A product and a sum at once would be rounded once."""
 
 
 def serves(packed: torch.Tensor, state: "QuantState") -> bool:
@@ -62,18 +66,13 @@ def dequantized(packed: torch.Tensor, state: "QuantState") -> torch.Tensor:
     """What bitsandbytes.functional.dequantize_4bit makes of a weight that `serves`: of the state's shape and dtype."""
     out = torch.empty(state.shape, dtype=state.dtype, device=packed.device)
     n_scales = state.absmax.numel()
-    _dequantized[(triton.cdiv(n_scales, TILE),)](
-        out,
-        packed,
-        state.absmax,
-        state.state2.code,
-        state.state2.absmax,
-        state.offset,
-        state.code,
-        n_scales,
-        block=BLOCK,
-        scale_block=SCALE_BLOCK,
-        tile=TILE,
-        enable_fp_fusion=False,  # a product and a sum at once would be rounded once
-    )
+    second = state.state2
+    of_scales = (state.absmax, second.code, second.absmax, state.offset, state.code, n_scales)
+    _dequantized[(triton.cdiv(n_scales, TILE),)](out, packed, *of_scales, **OPTIONS)
     return out
+
+
+def compilations(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
+    """What compiles the kernel for weights of a dtype."""
+    pointers = (dtype, torch.uint8, torch.uint8, *(torch.float32,) * 4)
+    yield partial(_dequantized.warmup, *pointers, 1, grid=(1,), **OPTIONS)

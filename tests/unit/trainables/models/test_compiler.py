@@ -5,7 +5,12 @@ import sys
 from threading import Event
 from time import sleep
 
+import torch
+
+from trainables.models import compile_ahead
+from trainables.models.chunked_loss import aligned_logits
 from trainables.models.compiler import MAX_THREADS, Compiler
+from trainables.models.families.gpt2 import HUB_SHAPES
 
 
 def test_each_job_is_done_once_also_after_one_that_fails():
@@ -68,3 +73,8 @@ def test_a_process_that_ends_waits_for_no_more_than_the_jobs_at_work():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
+
+
+def test_the_columns_that_kernels_are_compiled_for_are_those_of_the_default_bases_logits():
+    head = torch.zeros(HUB_SHAPES["gpt2-medium"].vocab_size, 2)
+    assert aligned_logits(torch.zeros(1, 2), head).shape == (1, compile_ahead.USUAL_COLUMNS)
