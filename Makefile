@@ -34,12 +34,13 @@ pytest = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 quick = OMP_NUM_THREADS=1 $(pytest) -m "not slow" --numprocesses 2 --dist loadfile
 
 given := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $(v))),$(v)))
-known := ARGS PYTHON $(sort $(foreach goal,$(or $(MAKECMDGOALS),sweep),$($(goal)_takes)))
+known := ARGS PYTHON $(sort $(foreach goal,$(MAKECMDGOALS),$($(goal)_takes)))
 unknown := $(firstword $(filter-out $(known) VENV SHELL MAKEFLAGS,$(given)))
 match := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], n=1))
 nearest = $(addprefix ; did you mean ,$(shell $(PYTHON) -c '$(match)' '$(unknown)' $(known)))
 $(if $(unknown),$(error there is no variable $(unknown) here$(nearest); a flag of its program: ARGS='--flag value' (have: $(known))))
 
+.DEFAULT_GOAL := help
 .PHONY: sweep ui report card card-evidence test test-integration test-all faults bench lint audit demo clean help
 sweep: $(VENV)/installed      ; @$(BIN)/qlora-sweep run $(flags)
 ui: $(VENV)/installed         ; @$(BIN)/qlora-sweep ui $(flags)

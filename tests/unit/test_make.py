@@ -37,7 +37,11 @@ def test_a_variable_that_a_target_does_not_take_is_refused_by_name(target):
     (line,) = refused.stderr.splitlines()
     assert "there is no variable TRAILS here" in line
     assert "ARGS='--flag value'" in line
-    assert ("did you mean TRIALS" in line) == ("TRIALS" in TAKES.get(target or "sweep", []))
+    assert ("did you mean TRIALS" in line) == ("TRIALS" in TAKES.get(target, []))
+
+
+def test_without_a_target_nothing_is_run_and_the_targets_are_listed():
+    assert make().stdout == make("help").stdout
 
 
 @pytest.mark.parametrize("target", sorted(TAKES))
