@@ -99,6 +99,14 @@ class Pace:
         """Mean of the comparison of a pair."""
         return _usual(self.compared) if self.compared else COMPARISON_SHARE * self.of_whole()
 
+    def of_evaluations(self) -> float:
+        """Mean of the test evaluations that are done, one at least; the longest counts STALLED times the next at most.
+
+        They are of two kinds, of which one takes several times as long.
+        """
+        *others, longest = sorted(span.seconds for span in self.evaluated)
+        return fmean([*others, min(longest, STALLED * others[-1]) if others else longest])
+
     def of_evaluation(self, precision: Precision) -> float:
         """Of a finalist on the test rows, before one has told."""
         return EVALUATIONS[precision] * self.of_comparison()

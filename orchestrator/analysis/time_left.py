@@ -15,7 +15,7 @@ from statistics import fmean
 from orchestrator.analysis.finalists import VERDICT_SEEDS, Wanted, to_evaluate, wanted
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.moment import Moment
-from orchestrator.analysis.pace import Pace, makespan
+from orchestrator.analysis.pace import STALLED, Pace, makespan
 from orchestrator.settings import SweepSettings
 from trainables.values.config import FINAL_STATES, TrialConfig
 from trainables.values.results import TrialResult
@@ -60,7 +60,8 @@ def seconds_left(
         ahead = [pace.of_evaluation("nf4")] * round(n_4bit)
         return trained + grown.front * makespan(idle, left) + makespan(idle, ahead)
     ends = [trial.ended_at or 0.0 for trial in trials] + [span.ended for span in pace.evaluated]
-    return _evaluating(left, len(idle), max(0.0, moment.now - max(*ends, moment.began_at)))
+    last = max(ends)  # before this process began nothing is known of its tasks
+    return _evaluating(left, len(idle), max(0.0, moment.now - last) if last >= moment.began_at else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,7 @@ def _evaluations(
     done, left = [], [pace.of_evaluation(run.config.precision) for run in coming]
     for trial in to_evaluate(trials, settings):
         (done if trial.test_evaluation else left).append(pace.of_evaluation(trial.config.precision))
-    slower = fmean(span.seconds for span in pace.evaluated) / fmean(done) if pace.evaluated and done else 1.0
+    slower = pace.of_evaluations() / fmean(done) if pace.evaluated and sum(done) > 0 else 1.0
     return [slower * seconds for seconds in left]
 
 
@@ -202,11 +203,11 @@ def _evaluating(left: Sequence[float], n_workers: int, since: float) -> float:
     """Seconds of the evaluations that are left, once nothing else is.
 
     Args:
-        left: seconds that each is expected to take; longer, where those at work have taken longer already.
+        left: seconds that each is expected to take; up to STALLED times, where those at work have taken longer already.
         since: seconds since a task ended last, so that those at work have taken as long.
     """
     if not left:
         return 0.0
     busy, rest = left[:n_workers], left[n_workers:]
-    slower = max(1.0, since / min(busy))
+    slower = min(STALLED, max(1.0, since / min(busy))) if min(busy) > 0 else 1.0
     return makespan([max(0.0, slower * seconds - since) for seconds in busy], [slower * seconds for seconds in rest])

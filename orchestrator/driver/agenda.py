@@ -1,6 +1,6 @@
 """Which task is first, by a sweep's rows alone, so that a fresh driver takes up any sweep.
 
-Interrupted trials, baselines and comparisons come first, then what the sampler proposes. When all candidates are
+Baselines and comparisons come first, then interrupted trials, then what the sampler proposes. When all candidates are
 settled, runs of the finalists and of their baselines under other seeds, and evaluations on the test rows: a finalist's
 as soon as all its runs have ended, before another run begins, so that few are left after the last run.
 """
@@ -63,27 +63,21 @@ class Agenda:
         cached: "CachedTrials",
         learned: Sequence["Entry"],
     ) -> None:
-        """
-        Args:
-            lag: see orchestrator.driver.in_order; None lets results be learned as they come.
-        """
+        """`lag` is that of orchestrator.driver.in_order; None lets results be learned as they come."""
         self._settings = settings
         self._workload = workload
         self._ledger = ledger
         self._retries = retries
         self._stopping = stopping
         self._cached = cached
-        self._limit = DeviceLimit(
-            shape=shape_in(Path(workload.base_folder)),
-            memory_mib=ledger.fact("device_memory_mib"),
-            compute_dtype=workload.compute_dtype,
-        )
+        shape, memory_mib = shape_in(Path(workload.base_folder)), ledger.fact("device_memory_mib")
+        self._limit = DeviceLimit(shape=shape, memory_mib=memory_mib, compute_dtype=workload.compute_dtype)
         self.proposer = proposer
         self.live: dict[TaskName, Task] = {}
         self.failed: set[TaskName] = set()
         self.protected: set[str] = set()
         self._entries = {entry.result.key: entry for entry in ledger.entries()}
-        self._n_changes = 0  # of rows, since this driver began
+        self._n_changes = 0  # of rows, and tasks that ended, since this driver began
         self._n_idle: int | None = None  # as many as when no finalist could be evaluated
         self._open = dict.fromkeys(self._entries)  # keys of trials that are not settled yet
         self.feedback: Feedback = Asynchronous(proposer, rule, self, stopping.fix_reference)
@@ -106,6 +100,11 @@ class Agenda:
     def keep(self, entry: "Entry") -> None:
         """Take in a row as the ledger has it now."""
         self._entries[entry.result.key] = entry
+        self._n_changes += 1
+
+    def ended(self, task: Task) -> None:
+        """A worker has done with a task, or lost it."""
+        del self.live[task.name]
         self._n_changes += 1
 
     def result(self, key: str) -> "TrialResult":
@@ -185,12 +184,12 @@ class Agenda:
         is_searching = self._stopping.ended is None or any(entry.result.is_of_search for entry in unsettled)
         if not is_searching and (task := self._finalist_task()):
             return task
+        if task := next(filter(None, map(self._pair_task, unsettled)), None):
+            return task
         queued = [entry.result for entry in unsettled if entry.result.state == "queued"]
         due = [trial for trial in queued if self._retries.is_due(("train", trial.key))]
         if due:
             return self._train(min(due, key=attrgetter("number")))
-        if task := next(filter(None, map(self._pair_task, unsettled)), None):
-            return task
         return self._search_task() if self._stopping.ended is None else None
 
     def _search_task(self) -> Task | None:
@@ -245,7 +244,7 @@ class Agenda:
 
         All runs are queued at once, before any starts, so that what a run is called never depends on which was first.
         """
-        if self._n_idle == self._n_changes:
+        if self._n_idle == self._n_changes and not self._retries.waiting:
             return None
         self.feedback.end()
         self._stopping.fix_reference(self.feedback.seen, 1)

@@ -147,7 +147,7 @@ class Driver:
         Args:
             fault: why it was given up from outside; None where it came to its own end.
         """
-        del self.agenda.live[task.name]
+        self.agenda.ended(task)
         if fault is not None and self._is_tried_again(task, fault):
             return
         trial = self.agenda.result(task.key)

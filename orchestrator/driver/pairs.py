@@ -18,13 +18,15 @@ def baseline_params(entry: Entry) -> dict[str, Any]:
 def is_ready(trial: TrialResult, to_come: Iterable[TrialResult]) -> bool:
     """Whether all that an evaluation takes has ended: of a 4-bit trial its baseline's runs under any seed, too.
 
+    A 4-bit run under another seed brings one of those when it completes, so that it is waited for as well.
+
     Args:
         to_come: trials of which not all is known yet.
     """
-    exact = trial.config.at_other_precision
+    exact = trial.config.at("16bit")
     for run in to_come:
-        is_exact = trial.config.precision == "nf4" and replace(run.config, seed=exact.seed) == exact
-        if run.key == trial.key or is_exact:
+        is_alike = replace(run.config.at("16bit"), seed=exact.seed) == exact
+        if run.key == trial.key or (trial.config.precision == "nf4" and is_alike):
             return False
     return True
 

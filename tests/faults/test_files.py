@@ -200,7 +200,7 @@ MORE_COMMAND_LINES = {
     "a sweep that is not there": (["resume", "nothing"], ["NAME", "no sweep 'nothing'"]),
     "a name out of the folder": (["status", "../../etc"], ["NAME", "'../../etc'"]),
     "a command that is not there": (["runn"], ["runn"]),
-    "a number that is none": (["run", "--trials", "many"], ["--trials", "integer"]),
+    "a number that is none": (["run", "--trials", "many"], ["--trials", "whole number"]),
     "a seed below 0": (["run", "--seed", "-1"], ["seed", "-1"]),
     "a precision of arithmetic that is not there": (["run", "--compute-dtype", "int8"], ["compute_dtype", "int8"]),
     "captured steps without a GPU": (["run", "--engine", "graph", "--device", "cpu"], ["engine", "GPU"]),

@@ -42,8 +42,8 @@ def _compilations(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
 
 
 def compile_ahead(dtype: torch.dtype, after: "subprocess.Popen | None" = None) -> Compiler | None:
-    """Compile kernels beside what else this process does: where Triton has kept none from before, trials of new kinds
-    would wait for the adapter's, and the first comparison for decoding's. None where there is no Triton.
+    """Compile kernels beside what else this process does: where Triton has kept none from before, the base's load,
+    trials of new kinds and the first comparison would wait for theirs. None where there is no Triton.
 
     Args:
         dtype: of the inputs.

@@ -16,7 +16,7 @@ from orchestrator.analysis.finalists import (
     wanted,
 )
 from orchestrator.analysis.front import front_of
-from tests.support.sweeps import GRID, Desk, breaks, completes, make, measurement, similarity, trial
+from tests.support.sweeps import GRID, Desk, breaks, completes, cost, make, measurement, similarity, trial
 from trainables.values.config import TrialConfig
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
@@ -106,6 +106,16 @@ def test_only_the_best_compared_4_bit_finalist_gets_seeds_for_its_verdict():
     better = lossy(90, 0.5, config=replace(NF4, rank=16))  # its baseline did not fit
     runs = wanted([*searched(11), better], make(objectives=("eval_loss_nats", "peak_memory_mib")))
     assert {run.config.rank for run in runs if run.origin == "replicate"} <= {4}
+
+
+def test_the_baseline_of_the_verdicts_trial_is_run_under_other_seeds_first_as_most_evaluations_wait_for_it():
+    ranks = {8: (0, 1.5), 1: (1, 2.0), 16: (2, 1.0)}  # the last has the lowest loss
+    found = [
+        lossy(number, loss, config=replace(NF4, rank=rank), similarity=similarity(), cost=cost(peak_memory_mib=rank))
+        for rank, (number, loss) in ranks.items()
+    ]
+    runs = wanted(found, make(objectives=("eval_loss_nats", "peak_memory_mib")))
+    assert [run.config.rank for run in runs if run.origin == "baseline replicate"] == [16, 16, 8, 8, 1, 1]
 
 
 def test_more_seeds_asked_for_after_the_end_are_trained_compared_and_evaluated_as_pairs(tmp_path):

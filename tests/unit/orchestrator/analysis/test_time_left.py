@@ -1,5 +1,6 @@
 """How long a sweep still takes: within a quarter and 5 s, from a third of it on, of recorded and simulated ones."""
 
+from dataclasses import replace
 from math import ceil, log
 from random import Random
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.finalists import VERDICT_SEEDS
 from orchestrator.analysis.moment import WRITING_SECONDS, Moment
-from orchestrator.analysis.pace import COMPARISON_SHARE, EVALUATIONS, Pace, makespan
+from orchestrator.analysis.pace import COMPARISON_SHARE, EVALUATIONS, STALLED, Pace, makespan
 from orchestrator.analysis.snapshot import SweepSnapshot
 from orchestrator.analysis.status import status_of
 from orchestrator.ledger.rows import Entry
@@ -26,11 +27,13 @@ ONE = ONE | {"fixed": ONE["fixed"] | {"precision": "16bit", "max_steps": 8}, "me
 durations = st.lists(st.floats(0.0, 100.0), max_size=12)
 
 
-def left_at(now, entries, settings, spans=()):
+def left_at(now, entries, settings, spans=(), began_at=0.0):
     """Seconds until the last task has ended, as a status of these rows has it."""
     trials = [entry.result for entry in entries]
     ended = any(not one.is_of_search or one.test_evaluation for one in trials)
-    found = status_of(trials, settings, ended=ended, moment=Moment(now=now, pace=Pace.of(entries, now, spans)))
+    found = status_of(
+        trials, settings, ended=ended, moment=Moment(now=now, began_at=began_at, pace=Pace.of(entries, now, spans))
+    )
     return None if found.seconds_left is None else found.seconds_left - WRITING
 
 
@@ -160,23 +163,47 @@ def test_a_sweep_takes_no_longer_than_the_hours_it_is_given():
     assert found.share_done == pytest.approx(3000.0 / (3600.0 + WRITING))
 
 
-@pytest.mark.parametrize("n_done", [0, 1, 2])
-def test_evaluations_tell_how_long_the_next_ones_take(n_done):
-    """Four trials on the front, evaluated in 30 s each from second 80 on, one after the other."""
-    whole = []
+EVALUATED = make(ONE, n_trials=4, objectives=("peak_memory_mib", "eval_loss_nats"))
+
+
+def evaluated_in(*seconds):
+    """Four trials on the front, the first of which were evaluated from second 80 on, one after the other."""
+    whole, spans, began = [], [], 80.0
     for number in range(4):
-        done = evaluated_on_test() if number < n_done else None
+        done = evaluated_on_test() if number < len(seconds) else None
         config = TrialConfig(precision="16bit", rank=2**number, alpha=8)
         costs = cost(peak_memory_mib=100.0 + number)
         whole.append(ended(number, 20.0 * number, config=config, cost=costs, test_evaluation=done))
-    settings = make(ONE, n_trials=4, objectives=("peak_memory_mib", "eval_loss_nats"))
-    times = [(80.0 + 30.0 * i, 110.0 + 30.0 * i) for i in range(n_done)]
-    spans = [Span(process="worker 0", phase="test evaluation", began=began, ended=end) for began, end in times]
-    each, now = 30.0 if n_done else EVALUATION, 80.0 + 30.0 * n_done
-    assert left_at(now, whole, settings, spans) == pytest.approx((4 - n_done) * each)
-    assert left_at(now + each / 3, whole, settings, spans) == pytest.approx((4 - n_done - 1 / 3) * each)
-    held_up = left_at(now + 5 * each, whole, settings, spans)
-    assert held_up == pytest.approx((3 - n_done) * 5 * each), "the one at work takes five times as long as was expected"
+    for took in seconds:
+        spans.append(Span(process="worker 0", phase="test evaluation", began=began, ended=began + took))
+        began += took
+    return began, whole, spans
+
+
+@pytest.mark.parametrize("n_done", [0, 1, 2])
+def test_evaluations_tell_how_long_the_next_ones_take(n_done):
+    now, whole, spans = evaluated_in(*[30.0] * n_done)
+    each = 30.0 if n_done else EVALUATION
+    assert left_at(now, whole, EVALUATED, spans) == pytest.approx((4 - n_done) * each)
+    assert left_at(now + each / 3, whole, EVALUATED, spans) == pytest.approx((4 - n_done - 1 / 3) * each)
+    held_up = left_at(now + 5 * each, whole, EVALUATED, spans)
+    assert held_up == pytest.approx((3 - n_done) * STALLED * each), "what takes five times as long counts as two"
+
+
+def test_one_evaluation_that_was_held_up_counts_as_two():
+    now, whole, spans = evaluated_in(30.0, 30.0, 8 * 3600.0)
+    assert left_at(now, whole, EVALUATED, spans) == pytest.approx((30.0 + 30.0 + 60.0) / 3)
+
+
+def test_a_resumed_sweep_does_not_take_its_start_for_an_evaluation_that_is_held_up():
+    now, whole, spans = evaluated_in(30.0, 30.0)
+    assert left_at(now + 7200.0, whole, EVALUATED, spans, began_at=now + 7170.0) == pytest.approx(60.0)
+
+
+def test_evaluations_of_which_nothing_is_known_take_no_time_and_divide_by_none():
+    now, whole, spans = evaluated_in(30.0)
+    still = [replace(one, result=replace(one.result, started_at=0.0, ended_at=0.0)) for one in whole]
+    assert left_at(now, [replace(one, measured_at=()) for one in still], EVALUATED, spans) == 0.0
 
 
 # --- workers

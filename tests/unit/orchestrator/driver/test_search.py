@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
+from orchestrator.analysis.finalists import to_evaluate
 from orchestrator.driver.driver import Driver
 from orchestrator.driver.retries import BACK_OFF_SECONDS
 from orchestrator.ledger import Ledger, adapter_store
@@ -31,6 +32,7 @@ from tests.support.sweeps import (
     Desk,
     breaks,
     completes,
+    cost,
     make,
     shuffled,
     similarity,
@@ -517,30 +519,59 @@ def test_where_memory_cannot_be_compared_nothing_is_refused(memory_mib, config, 
 
 
 def takes(evaluation: Task, run: Task) -> bool:
-    """Whether a test evaluation needs a run: its trial's own, and of a 4-bit one its baseline's under any seed."""
-    exact = evaluation.config.at_other_precision
-    is_exact = evaluation.config.precision == "nf4" and replace(run.config, seed=exact.seed) == exact
-    return run.kind == "train" and (run.key == evaluation.key or is_exact)
+    """Whether a test evaluation waits for a run: its trial's own, and of a 4-bit one all of its config, at both
+    precisions and under any seed."""
+    one, other = (replace(task.config.at("16bit"), seed=0) for task in (evaluation, run))
+    return run.kind != "evaluate" and (
+        run.key == evaluation.key or (evaluation.config.precision == "nf4" and one == other)
+    )
 
 
-def begins_and_ends(desk: Desk) -> list[tuple[str, Task]]:
-    """Of all tasks, as they come where the one that began first ends first."""
+def begins_and_ends(desk: Desk, outcome, random: Random | None = None) -> list[tuple[str, Task]]:
+    """Of all tasks, as they come where the one that began first ends first; or in any order, each lost once perhaps."""
     events: list[tuple[str, Task]] = []
+    lost: set = set()
     while not desk.driver.finished:
-        if name := desk.take():
+        if desk.take(outcome):
             events.append(("begin", desk.all_asked[-1]))
         elif desk.running:
-            name = next(iter(desk.running))
-            events.append(("end", desk.running[name][0]))
-            desk.end(name)
+            name = random.choice(sorted(desk.running)) if random else next(iter(desk.running))
+            task, _ = desk.running[name]
+            if random and task.name not in lost and random.random() < 0.15:
+                lost.add(task.name)
+                desk.lose(name)
+            else:
+                events.append(("end", task))
+                desk.end(name)
+        else:
+            desk.skipped_seconds += 60
     return events
 
 
-def test_a_finalist_is_evaluated_once_its_runs_have_ended_and_before_another_run_begins(tmp_path):
+RATES = {
+    "rank": {"values": [1, 2]},
+    "learning_rate": {"values": [1e-4, 1e-3]},
+    "precision": {"values": ["nf4", "16bit"]},
+}
+
+
+def crossed(task):
+    """4 bits lie behind, and are best at another rate than 16 bits."""
+    is_nf4, is_high = task.config.precision == "nf4", task.config.learning_rate > 5e-4
+    loss = 2.0 + 0.05 * task.config.rank + 0.01 * is_nf4 + 0.005 * (is_nf4 == is_high)
+    return completes(task, loss=loss, costs=cost(peak_memory_mib=100.0 * task.config.rank + 1000 * (not is_nf4)))
+
+
+@pytest.mark.parametrize(("finalist_seeds", "verdict_seeds"), [(1, None), (1, 4), (2, None), (3, None)])
+def test_a_finalist_is_evaluated_once_its_runs_have_ended_and_before_another_run_begins(
+    finalist_seeds, verdict_seeds, tmp_path
+):
+    seeds = {"finalist_seeds": finalist_seeds, "verdict_seeds": verdict_seeds, "baseline_seeds": 2}
+    asked_for = make(space(GRID, parameters=RATES), objectives=("peak_memory_mib", "eval_loss_nats"), **seeds)
     evaluations = []
-    for n_slots in (1, 2, 3):
-        desk = Desk(tmp_path / str(n_slots), make(baseline_seeds=2), n_slots=n_slots)
-        events = begins_and_ends(desk)
+    for n_slots in (1, 2, 3, 8):
+        desk = Desk(tmp_path / str(n_slots), asked_for, n_slots=n_slots)
+        events = begins_and_ends(desk, crossed)
         searched = {trial.key for trial in desk.candidates}
         ends = [i for i, (what, task) in enumerate(events) if what == "end" and task.key not in searched]
         n_waited = 0
@@ -548,15 +579,49 @@ def test_a_finalist_is_evaluated_once_its_runs_have_ended_and_before_another_run
             if what == "begin" and task.kind == "evaluate":
                 assert not any(takes(task, later) for _, later in events[begin:]), "a run that it takes came later"
                 last = max((i for i in ends if i < begin and takes(task, events[i][1])), default=begin)
-                assert {(what, other.kind) for what, other in events[last + 1 : begin]} <= {
-                    ("begin", "evaluate"),
-                    ("end", "evaluate"),
-                    ("end", "train"),
-                }
+                assert {other.kind for what, other in events[last:begin] if what == "begin"} <= {"evaluate"}
                 n_waited += last < begin
         assert n_waited, "none had to wait for a run under another seed"
         evaluations.append({task.key: task for task in desk.all_asked if task.kind == "evaluate"})
-    assert evaluations[0] == evaluations[1] == evaluations[2]
+    for seed in range(3):
+        desk = Desk(tmp_path / f"lost {seed}", asked_for, n_slots=1 + seed)
+        begins_and_ends(desk, crossed, Random(seed))
+        asked = [task for task in desk.all_asked if task.kind == "evaluate"]
+        assert all(task == evaluations[0][task.key] for task in asked), "a lost evaluation came to take other runs"
+        evaluations.append({task.key: task for task in asked})
+    assert all(found == evaluations[0] for found in evaluations)
+
+
+def test_a_lost_evaluation_is_tried_again_after_a_pause_though_a_run_goes_on_meanwhile(tmp_path):
+    desk = Desk(tmp_path, make(baseline_seeds=2), n_slots=2)
+    while (name := desk.take()) is None or desk.all_asked[-1].kind != "evaluate":
+        desk.end(name or next(iter(desk.running)))
+    lost, run = desk.all_asked[-1], desk.take()
+    while desk.all_asked[-1].kind == "evaluate":
+        desk.end(run)
+        run = desk.take()
+    desk.lose(name)
+    while other := desk.take():
+        assert desk.all_asked[-1] != lost, "at once"
+        desk.end(other)
+        desk.skipped_seconds -= 1  # its clock stands still
+    desk.skipped_seconds += sum(BACK_OFF_SECONDS)
+    assert desk.take()
+    assert desk.all_asked[-1] == lost
+    assert run in desk.running, "the run still goes on"
+
+
+def test_a_task_that_ended_is_looked_at_though_one_was_asked_for_between_its_last_report_and_its_end(tmp_path):
+    desk = Desk(tmp_path, make(baseline_seeds=2), n_slots=2)
+    while desk.take() or desk.running:
+        while desk.take():
+            pass
+        task, reports = desk.running.pop(next(iter(desk.running)))
+        for report in reports:
+            desk.driver.report(task, report if task.kind == "train" else replace(report, measurement=None, cost=None))
+        desk.take()
+        desk.driver.ended(task)
+    assert all(trial.test_evaluation for trial in to_evaluate(desk.ledger.trials(), desk.settings))
 
 
 @settings(max_examples=60)

@@ -129,7 +129,7 @@ def answers(text, heading="Results"):
 
 @pytest.mark.parametrize(("trials", "number"), [([], None), (whole_sweep(), None), (whole_sweep(), 3)])
 def test_every_section_of_the_original_card_is_kept_and_that_of_an_adapter_has_one_for_its_sweep(trials, number):
-    text = str(cards.card_of(report(trials), None, None if number is None else trials[number]))
+    text = str(cards.card_of(report(trials, HUB), None, None if number is None else trials[number]))
     headings = re.findall(r"^##+ (.*)", text, re.MULTILINE)
     kept = [heading for heading in headings if heading not in (THE_SWEEP, "Samples")]
     assert kept == " ".join(SECTIONS.split()).split("; ")
@@ -213,12 +213,12 @@ def test_the_results_say_once_whose_weights_they_are_of_and_the_hubs_metadata_ea
 
 
 @pytest.mark.parametrize("number", [None, 1], ids=["sweep", "trial"])
-def test_what_the_demo_is_no_use_for_is_said_of_a_toy_and_not_of_gpt2_medium_or_alpaca(number):
+def test_the_card_of_the_demo_is_of_a_toy_and_tells_nothing_of_gpt2_medium_or_alpacas_own_rows(number):
     trials, demo = whole_sweep(), replace(WORKLOAD, weights="demo", data="demo")
-    card = cards.card_of(report(trials, demo), None, number and trials[number])
-    excluded = section(str(card), "Out-of-scope uses")
-    assert "The demo model is a toy" in excluded
-    assert not re.search("GPT-2|Alpaca", excluded)
+    card = str(cards.card_of(report(trials, demo), None, number and trials[number]))
+    assert "What a toy like this answers is mostly wrong" in section(card, "Out-of-scope uses")
+    said = re.findall(r"[^\n]*(?:GPT-2|WebText|tatsu-lab|BY-NC)[^\n]*", card)
+    assert {line for line in said if "not GPT-2 Medium" not in line} == set()
 
 
 def test_the_card_of_a_sweep_begins_with_the_answer():
