@@ -88,6 +88,8 @@ def _ended_at_once(ledger: "Path") -> Iterator[None]:
             logger.error(str(interrupted))
             print_error("Interrupted", str(interrupted), INTERRUPTED)
             sys.stdout.flush()
+            if ledger.is_file():  # of a sweep that a signal before this one was ending already
+                bring_into_one_file(ledger, LAST_SECONDS)
             if owner_of(ledger.parent) == os.getpid():
                 leave_nothing(ledger.parent)
         finally:
