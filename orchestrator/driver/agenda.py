@@ -1,8 +1,7 @@
 """Which task is first, by a sweep's rows alone, so that a fresh driver takes up any sweep.
 
-Baselines and comparisons come first, then interrupted trials, then what the sampler proposes. When all candidates are
-settled, runs of the finalists and of their baselines under other seeds, and evaluations on the test rows: a finalist's
-as soon as all its runs have ended, before another run begins, so that few are left after the last run.
+Interrupted trials, baselines and comparisons come first, then what the sampler proposes; once all candidates are
+settled, runs of finalists under other seeds, and an evaluation as soon as all runs that it takes have ended.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -184,12 +183,15 @@ class Agenda:
         is_searching = self._stopping.ended is None or any(entry.result.is_of_search for entry in unsettled)
         if not is_searching and (task := self._finalist_task()):
             return task
-        if task := next(filter(None, map(self._pair_task, unsettled)), None):
-            return task
         queued = [entry.result for entry in unsettled if entry.result.state == "queued"]
         due = [trial for trial in queued if self._retries.is_due(("train", trial.key))]
-        if due:
-            return self._train(min(due, key=attrgetter("number")))
+        run = min(due, key=attrgetter("number"), default=None)
+        if run and is_searching:
+            return self._train(run)
+        if task := next(filter(None, map(self._pair_task, unsettled)), None):  # later on evaluations wait for these
+            return task
+        if run:
+            return self._train(run)
         return self._search_task() if self._stopping.ended is None else None
 
     def _search_task(self) -> Task | None:
@@ -220,8 +222,7 @@ class Agenda:
         """Import a trial's result from another sweep; of the second half of a pair with their similarity."""
         cached = self._cached.get(trial.key)
         why_stop = None if trial.key in self.protected else self.feedback.why_stop_import
-        adapters = self._ledger.path.parent / "adapters"
-        if cached is None or not import_result(self._ledger, adapters, cached, why_stop):
+        if cached is None or not import_result(self._ledger, self._ledger.path.parent / "adapters", cached, why_stop):
             return False
         self.keep(self._ledger.entry(trial.key))
         for half in self._other_halves(trial.config):
