@@ -22,10 +22,7 @@ from trainables.values.results import TrialResult
 
 
 def seconds_left(
-    trials: Sequence[TrialResult],
-    settings: SweepSettings,
-    moment: Moment,
-    n_to_propose: int,
+    trials: Sequence[TrialResult], settings: SweepSettings, moment: Moment, n_to_propose: int
 ) -> float | None:
     """Until the last task has ended; None before a trial has ended.
 

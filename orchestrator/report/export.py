@@ -191,17 +191,20 @@ def run(
     card = str(cards.card_of(report_of(snapshot), layers_of(root, workload), trial))
     _refuse_taken(dest)
     adapter, form = _adapter(trial, snapshot), trial.config.base_form
-    files = write(dest, form, workload, adapter, card, merge=merge)
+    files = {"files": list(map(str, write(dest, form, workload, adapter, card, merge=merge)))}
+    _say_worth(workload)
     loss_nats = trial.history[-1].eval_loss_nats
-    done: dict[str, Any] = {"trial": trial.number, "why": why, "key": trial.key, "eval_loss_nats": loss_nats}
-    done["files"] = list(map(str, files))
-    if workload.weights in ("demo", "random", "stand-in"):
-        logger.info("most of what it answers is wrong; measured on: %s", workload.base_caption)
+    done: dict[str, Any] = {"trial": trial.number, "why": why, "key": trial.key, "eval_loss_nats": loss_nats} | files
     if check:
         done["reloaded_loss_nats"] = exported.checked_loss_nats(dest, form, loss_nats, workload)
     if push:
         done["url"] = hub.push_model(dest, push)
     return done
+
+
+def _say_worth(workload: Workload) -> None:
+    if workload.weights != "pretrained":
+        logger.info("most of what it answers is wrong; measured on: %s", workload.base_caption)
 
 
 def _adapter(trial: TrialResult, snapshot: SweepSnapshot) -> dict[str, bytes]:
