@@ -11,7 +11,7 @@
 # make lint              style and calls;  make audit: constraints.txt against the known advisories (needs the package index's)
 # make demo              the demo's files anew;  make clean: away with .venv;  make help: this
 #
-# Variables stand below as TARGET_takes, each passed on as the flag of that name; any other is refused. ARGS goes to the
+# What a target takes stands below, each passed on as the flag of that name; any other is refused. ARGS goes to the
 # program as it is: make sweep ARGS='--max-hours 2'. Of `make sweep`, unset ones are chosen for the machine.
 
 sweep_takes := SPACE TRIALS STEPS FINALIST_SEEDS NAME ADDRESS DEVICE DEVICE_KIND GPUS_PER_TRIAL STORAGE TRACKING_URI \
@@ -38,6 +38,9 @@ known := ARGS PYTHON $(sort $(foreach goal,$(MAKECMDGOALS),$($(goal)_takes)))
 unknown := $(firstword $(filter-out $(known) VENV SHELL MAKEFLAGS,$(given)))
 match := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], n=1))
 nearest = $(addprefix ; did you mean ,$(shell $(PYTHON) -c '$(match)' '$(unknown)' $(known)))
+taking := sweep ui report card card-evidence
+owner := $(firstword $(foreach target,$(taking),$(if $(filter $(unknown),$($(target)_takes)),$(target))))
+$(if $(owner),$(error $(unknown) is of another target: make $(owner) $(unknown)=...))
 $(if $(unknown),$(error there is no variable $(unknown) here$(nearest); a flag of its program: ARGS='--flag value' (have: $(known))))
 
 .DEFAULT_GOAL := help
@@ -59,7 +62,9 @@ audit: $(VENV)/installed-audit
 	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 demo: $(VENV)/installed ; @$(BIN)/python -m trainables.demo.build
 clean:                  ; rm -rf $(VENV) build *.egg-info
-help:                   ; @sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+	@$(foreach target,$(taking),echo 'make $(target): $($(target)_takes)' | fold -s -w 78; )
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

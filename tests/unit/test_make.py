@@ -44,6 +44,23 @@ def test_without_a_target_nothing_is_run_and_the_targets_are_listed():
     assert make().stdout == make("help").stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["TRIALS=2"], "make sweep TRIALS="), (["sweep", "HOST=a"], "make ui HOST=")]
+)
+def test_a_variable_of_another_target_is_answered_with_that_target(arguments, said):
+    refused = make(*arguments)
+    assert refused.returncode == 2
+    assert said in refused.stderr
+
+
+def test_help_lists_what_each_target_takes():
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    shown = subprocess.run(["make", "help"], cwd=REPO, env=env, capture_output=True, text=True).stdout
+    for target, names in TAKES.items():
+        listed = re.search(rf"^make {target}: ([A-Z0-9_\s]+)", shown, re.M)[1]
+        assert listed.split()[: len(names)] == names
+
+
 @pytest.mark.parametrize("target", sorted(TAKES))
 def test_every_variable_of_a_target_reaches_its_program_as_it_was_typed(target):
     given = [f"{name}={AWKWARD}" for name in TAKES[target]]
