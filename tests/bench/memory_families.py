@@ -117,7 +117,7 @@ def measured(parts: Sequence[str], families: Sequence[str], device: str, dtype: 
 
 
 def peak_mib(family: str, values: Values, config: TrialConfig, *, device: str, dtype: ComputeDtype) -> float:
-    """The measured peak of a step after the first with random weights, nothing else being on the device."""
+    """The measured peak of steps 2 and 3 with random weights, nothing else being on the device."""
     import torch
 
     from trainables.cost import memory

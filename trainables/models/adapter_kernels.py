@@ -164,7 +164,7 @@ def input_gradients_(
 def compilations(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
     """What compiles these kernels for adapters of any rank, with dropout and without, on inputs of a dtype.
 
-    Those for dropout come first. What a number of channels that is no multiple of 16 needs is left to its first use.
+    The sums and what dropout needs come first. What channels that are no multiple of 16 need is left to its first use.
     """
     for out, scaling in ((dtype, 1.0), (torch.float32, 1.0), (torch.float32, torch.float32)):
         of_sum = {"grid": (1,), "is_tensor": scaling == torch.float32} | SUM_OPTIONS

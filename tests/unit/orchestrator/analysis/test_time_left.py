@@ -196,8 +196,8 @@ def test_one_evaluation_that_was_held_up_counts_as_two():
 
 
 def test_a_resumed_sweep_does_not_take_its_start_for_an_evaluation_that_is_held_up():
-    now, whole, spans = evaluated_in(30.0, 30.0)
-    assert left_at(now + 7200.0, whole, EVALUATED, spans, began_at=now + 7170.0) == pytest.approx(60.0)
+    now, whole, spans = evaluated_in(30.0)
+    assert left_at(now + 7200.0, whole, EVALUATED, spans, began_at=now + 7170.0) == pytest.approx(90.0)
 
 
 def test_evaluations_of_which_nothing_is_known_take_no_time_and_divide_by_none():

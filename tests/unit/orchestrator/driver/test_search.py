@@ -592,6 +592,17 @@ def test_a_finalist_is_evaluated_once_its_runs_have_ended_and_before_another_run
     assert all(found == evaluations[0] for found in evaluations)
 
 
+def test_after_the_search_a_pair_is_compared_before_another_run_begins(tmp_path):
+    desk = Desk(tmp_path, make(baseline_seeds=2, verdict_seeds=3), n_slots=1)
+    desk.finish(lambda task: without_similarity(task) if task.kind == "train" else completes(task))
+    searched = {trial.key for trial in desk.candidates}
+    compared = [i for i, task in enumerate(desk.all_asked) if task.kind == "compare" and task.key not in searched]
+    assert compared
+    for i in compared:
+        last_run = [task for task in desk.all_asked[:i] if task.kind == "train"][-1]
+        assert last_run.config.at("nf4") == desk.all_asked[i].config
+
+
 def test_a_lost_evaluation_is_tried_again_after_a_pause_though_a_run_goes_on_meanwhile(tmp_path):
     desk = Desk(tmp_path, make(baseline_seeds=2), n_slots=2)
     while (name := desk.take()) is None or desk.all_asked[-1].kind != "evaluate":
