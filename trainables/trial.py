@@ -19,6 +19,7 @@ import torch
 
 from trainables.models import lora
 from trainables.models.architecture import context_of
+from trainables.models.full_weights import dequantizing
 from trainables.training.batches import Batch, full_batch, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.engine import Engine
@@ -115,16 +116,16 @@ class Trial:
         raise failure
 
     def _free(self, failure: TrialFailed) -> bool:
-        """Empty the device after a failed start; returns what WorkerCache.forget does."""
+        """Empty the device after a failed start; returns what WorkerCache.give_up does."""
         traceback.clear_frames(failure.__traceback__)  # their locals would keep the base, graphs and adapter alive
-        return self._cache.forget()
+        return self._cache.give_up()
 
     def _begin(self, cost: Cost | None, *, with_graphs: bool = True) -> _Training:
         """Put an adapter and its engine on the device; measure the cost if it is not given. May raise TrialFailed."""
         # Do not bind the base to a local: the failure's traceback would keep it alive while memory is freed.
         with self._cache.oom_as_failure():
             validation = self._cache.held_out(self.config.base_form)
-            graphs, fallback = self._graphs() if with_graphs else (None, "no memory for captured steps")
+            graphs, fallback = self._graphs(cost) if with_graphs else (None, "no memory for captured steps")
             resident_mib = self._cache.allocated_mib()
             cost = cost or self._measured_cost(graphs)
             if graphs:  # the adapter is a part of the graphs: it need not be attached
@@ -148,16 +149,20 @@ class Trial:
                 fallback=fallback,
             )
 
-    def _graphs(self) -> tuple[StepGraphs | None, str | None]:
-        """CUDA graphs of all steps where the config asks for them, else None; and why they cannot be captured."""
+    def _graphs(self, cost: Cost | None) -> tuple[StepGraphs | None, str | None]:
+        """CUDA graphs of all steps where the config asks for them, else None; and why they cannot be captured.
+
+        Args:
+            cost: where None, with the step that is timed for it.
+        """
         if self.config.engine != "graph":
             return None, None
         if self._cache.device != "cuda":
             raise ConfigError("engine is graph, which needs a CUDA GPU; on a CPU it is eager")
-        full, _ = packed(self._full_batch(), self.config.loop)
-        shapes = [full, *(shape for shape, _ in self._batches.packed(self.config.loop))]
+        timed = [] if cost else [packed(self._full_batch(), self.config.loop)[0]]
+        shapes = [shape for shape, _ in self._batches.packed(self.config.loop)]
         try:
-            return self._cache.graphs(self.config, shapes), None
+            return self._cache.graphs(self.config, shapes, timed), None
         except CaptureFailed as error:
             return None, str(error)
 
@@ -172,7 +177,7 @@ class Trial:
     def _measured_cost(self, graphs: StepGraphs | None) -> Cost:
         """Memory and time of full batches on a throw-away adapter."""
         batch, others_mib = self._full_batch(), self._cache.others_mib(self.config.base_form)
-        with self._cache.measuring():
+        with self._cache.measuring(), dequantizing(self._cache.base(*self.config.base_form)):
             model = self._attached()
             try:
                 if graphs:  # whose trial begins with the same matrices, attached to nothing

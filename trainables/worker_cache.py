@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -21,17 +21,18 @@ from trainables.evaluation.held_out import EVAL_LENGTH_TOKENS, EvalBatches, eval
 from trainables.evaluation.readers import RowSets
 from trainables.evaluation.readings import Readings
 from trainables.models import base_model, lora
-from trainables.models.architecture import context_of, context_tokens
+from trainables.models.architecture import context_tokens
 from trainables.models.compile_ahead import compile_ahead
 from trainables.models.compiler import Compiler
 from trainables.models.core import padding_token
-from trainables.models.families import family_of, family_of_model
+from trainables.models.families import family_of
+from trainables.models.full_weights import have_room, keep_full_weights, keeps_full_weights
 from trainables.models.lora import AdapterWeights
 from trainables.models.padding_free import serves
-from trainables.training.batches import MULTIPLE_TOKENS, Batches, BatchPlan, StepShape
-from trainables.training.eager import EagerEngine
+from trainables.training.batches import Batches, BatchPlan, StepShape
 from trainables.training.graph_cache import GraphCache
-from trainables.values.config import BaseForm, Loop, Precision, TrialConfig
+from trainables.training.warm_up import warm_up
+from trainables.values.config import BaseForm, Precision, TrialConfig
 from trainables.values.errors import CaptureFailed
 from trainables.values.workload import Workload
 
@@ -106,6 +107,7 @@ class WorkerCache:
         self.untuned_nats: dict[tuple[BaseForm, tuple[tokens.TokenRow, ...]], tuple[float, ...]] = {}
         self._bases: dict[BaseForm, PreTrainedModel] = {}
         self._base_mib: dict[BaseForm, float] = {}
+        self._is_short = False  # of memory, which has run out once
         self._graph_cache = GraphCache()
         self._validation: EvalBatches | None = None
         self._batches: dict[BatchPlan, Batches] = {}
@@ -139,7 +141,7 @@ class WorkerCache:
             except torch.cuda.OutOfMemoryError:
                 if not self._bases and not len(self._graph_cache):
                     raise
-                self.forget()
+                self.give_up()
                 self._load(form)
         return self._bases[form]
 
@@ -149,16 +151,15 @@ class WorkerCache:
 
     def _place(self, form: BaseForm) -> None:
         gc.collect()
-        if self.device == "cpu":
-            self._bases[form] = base_model.load(self.workload, form[0], self.device, keep_16bit=form[1])
-            gc.freeze()  # what looks for a trial's tensors need not pass it
-            return
-        before = self.allocated_mib()
-        self._bases[form] = base_model.load(self.workload, form[0], self.device, keep_16bit=form[1])
-        loaded = self.allocated_mib()
-        self._base_mib[form] = loaded - before
-        self._warm_up(form)
-        _LIBRARIES_MIB.setdefault(self.device, self.allocated_mib() - loaded)
+        before = self.allocated_mib() if self.device == "cuda" else 0.0
+        base = self._bases[form] = base_model.load(self.workload, form[0], self.device, keep_16bit=form[1])
+        if self.device == "cuda":
+            loaded = self.allocated_mib()
+            self._base_mib[form] = loaded - before
+            warm_up(base, form, self.workload, self.device)
+            _LIBRARIES_MIB.setdefault(self.device, self.allocated_mib() - loaded)
+        if not self._is_short and have_room(base):
+            keep_full_weights(base)
         gc.freeze()  # a collection would look through all of this again each time
 
     def held_out(self, form: BaseForm) -> EvalBatches:
@@ -226,13 +227,14 @@ class WorkerCache:
         gc.collect()
         return self.allocated_mib() - self._base_mib[form] - _LIBRARIES_MIB[self.device]
 
-    def graphs(self, config: TrialConfig, shapes: Iterable[StepShape]) -> "StepGraphs":
+    def graphs(self, config: TrialConfig, shapes: Iterable[StepShape], timed: Iterable[StepShape] = ()) -> "StepGraphs":
         """StepGraphs that can train a config; see GraphCache.step_graphs."""
         with self.working("capture"):
             return self._graph_cache.step_graphs(
                 self.base(*config.base_form),
                 config,
                 shapes,
+                timed=timed,
                 eval_batches=self.held_out(config.base_form),
                 compute_dtype=self.workload.compute_dtype,
             )
@@ -246,9 +248,14 @@ class WorkerCache:
         sets = RowSets(decoded=decoded, others=(self.bias_rows,) if self.bias_rows else ())
         return self._graph_cache.reader(self.base(*form), form, weights, sets)
 
+    def give_up(self) -> bool:
+        """`forget` where memory ran out: from now on no full weights are kept, see trainables.models.full_weights."""
+        self._is_short = True
+        return self.forget()
+
     def forget(self) -> bool:
         """Drop all cached bases, graphs and readings; True if more than one object went, so a retry may fit."""
-        several = len(self._bases) + len(self._graph_cache) > 1
+        several = len(self._bases) + len(self._graph_cache) > 1 or any(map(keeps_full_weights, self._bases.values()))
         self._bases.clear()
         self._base_mib.clear()
         self._graph_cache.clear()
@@ -259,28 +266,6 @@ class WorkerCache:
         if self.device == "cuda":
             torch.cuda.empty_cache()
         return several
-
-    def _warm_up(self, form: BaseForm) -> None:
-        """Do a step of each loop: libraries allocate workspaces at first use, which no trial is to be blamed for.
-
-        Of an adapter on one kind of module: all of the base works, and peft has little to attach.
-        """
-        base, (precision, keep_16bit) = self._bases[form], form
-        length = min(MULTIPLE_TOKENS, context_of(base.config))
-        ids = torch.zeros(4, length, dtype=torch.int64)
-        targets = family_of_model(base).targets[:1]
-        for loop in get_args(Loop):
-            config = TrialConfig(
-                precision=precision, keep_16bit=keep_16bit, rank=8, alpha=1, targets=targets, loop=loop
-            )
-            model = lora.attach(base, config, base_name=self.workload.base_model)
-            try:
-                engine = EagerEngine(model, config, compute_dtype=self.workload.compute_dtype, device=self.device)
-                engine.run([(ids, ids)])
-            finally:
-                lora.detach(model)
-            del model, engine
-        gc.collect()  # peft's modules refer to each other; what they hold would hide a leak
 
 
 def _adapter_key(config: TrialConfig) -> tuple[int, int, tuple[str, ...]]:

@@ -184,7 +184,7 @@ def _found(cache: WorkerCache, phase: "WorkerPhase", find: Callable[[], Finding]
             with oom_as_failure():
                 return _checked(find())
         except TrialFailed:
-            if not cache.forget():
+            if not cache.give_up():
                 raise
         with oom_as_failure():
             return _checked(find())

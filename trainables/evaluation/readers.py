@@ -4,7 +4,7 @@ A GraphReader captures its graphs once on the bare base, as trainables.training.
 reads with one adapter after another: no Python runs again and no adapter is attached.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -19,7 +19,7 @@ from trainables.evaluation import held_out
 from trainables.evaluation.decoding import GreedyDecoder
 from trainables.models.architecture import context_of
 from trainables.models.core import end_tokens, padding_token
-from trainables.models.lean import lean_modules, multiplied_by
+from trainables.models.lean import lean_modules
 from trainables.models.lora import AdapterWeights, blank_matrices, name_in_file
 
 if TYPE_CHECKING:
@@ -203,7 +203,6 @@ class GraphReader:
         base: "PreTrainedModel",
         config: "TrialConfig",
         buffers: ReaderBuffers,
-        full: Mapping[torch.nn.Module, torch.Tensor],
         *,
         pool: tuple[int, int],
         stream: torch.cuda.Stream,
@@ -212,15 +211,13 @@ class GraphReader:
         Args:
             base: without an adapter.
             config: its targets and rank are at least those of every adapter that is loaded.
-            full: dequantized weights of the 4-bit modules, see trainables.models.lean.full_weights. Decoding multiplies
-                by them token by token: to dequantize each time would take longer than the products.
             pool, stream: see trainables.training.step_graphs.StepGraphs.
         """
         self._buffers = buffers
         self._pool, self._stream = pool, stream
         blank = blank_matrices(base, config).items()
         self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in blank}
-        with attached_matrices(base, config, self._weights, scaling=1.0) as model, multiplied_by(full), torch.no_grad():
+        with attached_matrices(base, config, self._weights, scaling=1.0) as model, torch.no_grad():
             model.eval()
             self._states = {rows: self._captured(partial(self._read, model, own)) for rows, own in buffers.sets.items()}
             self._first = self._captured(partial(_decode, model, buffers.decoder.first))

@@ -4,7 +4,7 @@ The loss is that of trainables.models.chunked_loss. GELU is one kernel that keep
 in the compute dtype, not in float32, and no dropout mask.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,7 +23,6 @@ from trainables.models.lora_linear import (
     LoraLinear,
     Matrices,
     frozen_linear,
-    full_weight,
     has_kernel,
     is_conv1d,
     read_through,
@@ -168,25 +167,3 @@ def adapted_forward(layer: LoraLayer, x: torch.Tensor, matrices: Matrices | None
     mask = dropout.mask() if isinstance(dropout, MaskedDropout) else None
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     return LoraLinear.apply(x, a, b, matrices, base, layer.scaling[name], mask)
-
-
-def full_weights(base: "PreTrainedModel") -> dict[torch.nn.Module, torch.Tensor]:
-    """The dequantized weight of every 4-bit module; they take as much memory as at 16 bits."""
-    weights: dict[torch.nn.Module, torch.Tensor] = {}
-    for module in base.modules():
-        weight = full_weight(module)
-        if weight is not None:
-            weights[module] = weight
-    return weights
-
-
-@contextmanager
-def multiplied_by(weights: Mapping[torch.nn.Module, torch.Tensor]) -> Iterator[None]:
-    """Inside, 4-bit modules multiply by weights from `full_weights` instead of dequantizing for each product."""
-    try:
-        for module, weight in weights.items():
-            module.forward = partial(F.linear, weight=weight, bias=module.bias)
-        yield
-    finally:
-        for module in weights:
-            module.__dict__.pop("forward", None)

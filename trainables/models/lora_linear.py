@@ -163,8 +163,14 @@ def is_conv1d(module: torch.nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
+KEPT = "full_weight"
+"""Attribute of a 4-bit module that keeps its dequantized weight, see trainables.models.full_weights."""
+
+
 def full_weight(module: torch.nn.Module) -> torch.Tensor | None:
     """A 4-bit linear module's dequantized weight, (outputs, inputs); None for any other module."""
+    if KEPT in vars(module):
+        return vars(module)[KEPT]
     state = getattr(getattr(module, "weight", None), "quant_state", None)
     if state is None:
         return None

@@ -1,6 +1,7 @@
 """Engine: what trial.py asks of whatever trains an adapter; and what the engines share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -9,10 +10,13 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from trainables.evaluation.held_out import EvalBatches
+from trainables.models.dropout_mask import DropoutMasks
+from trainables.models.padding_free import needs_no_mask, padding_free
 from trainables.values.checkpoint import EngineState
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 MAX_GRAD_NORM = 1.0
 
@@ -64,6 +68,18 @@ def standard_loss(model: "PeftModel", input_ids: torch.Tensor, labels: torch.Ten
     """Mean loss from the logits of every position, as a stock training script takes it; all on the model's device."""
     logits = model(input_ids=input_ids, use_cache=False).logits.float()  # (batch, length, vocabulary)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+@contextmanager
+def standard_step(base: "PreTrainedModel", masks: DropoutMasks, batch: tuple[int, int]) -> Iterator[None]:
+    """Inside, a captured step of the standard loop draws its dropout and gives attention no mask where it needs none:
+    as in an eager step, of which transformers sees that it needs none.
+
+    Args:
+        batch: rows and length.
+    """
+    with padding_free(base) if needs_no_mask(base) else nullcontext(), masks.step(*batch):
+        yield
 
 
 def flattened(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:

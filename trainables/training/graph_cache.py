@@ -13,7 +13,6 @@ from trainables.evaluation.held_out import EvalBatches
 from trainables.evaluation.readers import GraphReader, ReaderBuffers
 from trainables.models.families import family_of_model
 from trainables.models.families.generic import sizes_of
-from trainables.models.lean import full_weights
 from trainables.training.batches import StepShape
 from trainables.training.graph_key import GraphKey, graph_key
 from trainables.training.step_graphs import StepGraphs
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 SPECIALIZED = 16
 """Triton compiles a kernel anew for a size that is no multiple of it."""
-FullWeights = dict[torch.nn.Module, torch.Tensor]
-"""See trainables.models.lean.full_weights."""
 MIN_STEP_GRAPHS = 16
 """So many StepGraphs stay on the device; more while half of its memory is free."""
 
@@ -51,7 +48,6 @@ class GraphCache:
         self._step_graphs: dict[GraphKey, StepGraphs] = {}
         self._readers: dict[tuple[BaseForm, int], GraphReader] = {}  # by rank, too
         self._reader_buffers: ReaderBuffers | None = None
-        self._full_weights: dict[BaseForm, FullWeights] = {}
         self._too_large: set[tuple[BaseForm, int]] = set()  # readers that there was no memory for
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -69,7 +65,6 @@ class GraphCache:
     def _clear_readers(self) -> None:
         self._readers.clear()
         self._reader_buffers = None
-        self._full_weights.clear()
 
     def step_graphs(
         self,
@@ -77,12 +72,14 @@ class GraphCache:
         config: TrialConfig,
         shapes: Iterable[StepShape],
         *,
+        timed: Iterable[StepShape] = (),
         eval_batches: EvalBatches,
         compute_dtype: ComputeDtype,
     ) -> StepGraphs:
         """StepGraphs that can train a config, with graphs of these shapes; captured where they are missing.
 
         Args:
+            timed: see StepGraphs.capture.
             base, eval_batches, compute_dtype: see StepGraphs.
         Raises:
             CaptureFailed: these steps cannot be captured on this device, or it has too little memory for it.
@@ -97,8 +94,7 @@ class GraphCache:
                 pool=self._pool,
                 stream=self._stream,
             )
-            graphs.capture(shapes, is_warm=key.kernels in self._warm and _compiles_alike(base))
-        self._warm.add(key.kernels)
+            graphs.capture(shapes, timed=timed, warm=self._warm if _compiles_alike(base) else set())
         self._step_graphs[key] = graphs  # those used last come last
         if len(self._step_graphs) > MIN_STEP_GRAPHS and not self._has_room():
             del self._step_graphs[next(iter(self._step_graphs))]
@@ -146,8 +142,6 @@ class GraphCache:
     def _new_reader(self, base: "PreTrainedModel", key: tuple[BaseForm, int], sets: "RowSets") -> GraphReader:
         form, rank = key
         self._reader_buffers = self._reader_buffers or ReaderBuffers(base, sets)
-        if form not in self._full_weights:
-            self._full_weights[form] = full_weights(base)
         precision, keep_16bit = form
         config = TrialConfig(
             precision=precision,
@@ -157,8 +151,7 @@ class GraphCache:
             targets=family_of_model(base).targets,
             dropout=0.0,
         )
-        full = self._full_weights[form]
-        return GraphReader(base, config, self._reader_buffers, full, pool=self._pool, stream=self._stream)
+        return GraphReader(base, config, self._reader_buffers, pool=self._pool, stream=self._stream)
 
     @contextmanager
     def _capturing(self) -> Iterator[None]:

@@ -72,7 +72,7 @@ def _replay_of(
     GraphEngine(matrices_of(model).values(), config, graphs)  # loads the adapter into the graphs
     shape, inputs = packed(batch, config.loop)
     inputs, rate = inputs.to(device), torch.tensor(config.learning_rate, device=device)
-    return lambda: graphs.replay(shape, inputs, rate)
+    return lambda: graphs.replay(shape, inputs, rate, is_timed=True)
 
 
 def _timed(step: Callable[[], object], device: str) -> list[float]:

@@ -5,8 +5,8 @@ alpha, learning rate, seed) lies in tensors on the device. A padded row of A and
 it are both zero, so both gradients are zero and AdamW leaves them zero: padding takes no part in the update.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,8 +18,8 @@ from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models import lora
 from trainables.models.core import set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
+from trainables.models.full_weights import dequantizing, keeps_full_weights
 from trainables.models.lean import lean_loss, lean_step
-from trainables.models.padding_free import needs_no_mask, padding_free
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import StepShape, unpacked
 from trainables.training.engine import (
@@ -30,6 +30,7 @@ from trainables.training.engine import (
     scaling_of,
     set_scaling,
     standard_loss,
+    standard_step,
     unflatten,
 )
 from trainables.training.graph_key import graph_key
@@ -74,13 +75,13 @@ class StepGraphs:
             stream: to capture on; libraries keep a workspace for each stream that they have seen.
         """
         self.key = graph_key(config)
-        self._base = base
+        self._base, self._keeps_full = base, keeps_full_weights(base)
         self._config = replace(config, rank=self.key.rank)
         self.eval_batches = eval_batches
         self._pool = pool
         self._stream = stream
         self._evaluation: torch.cuda.CUDAGraph | None = None
-        self._steps: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._steps: dict[tuple[StepShape, bool], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}  # and whether timed
         device = base.device  # a CPU can do the steps, but not capture them
         self._masks = DropoutMasks(config.seed, device)
         zero = partial(torch.zeros, (), device=device)
@@ -100,25 +101,38 @@ class StepGraphs:
         self._optimizer.step()
         self._whole.grad = None
 
-    def capture(self, shapes: Iterable[StepShape], *, is_warm: bool = False) -> None:
+    def capture(
+        self, shapes: Iterable[StepShape], *, timed: Iterable[StepShape] = (), warm: set[Hashable] | None = None
+    ) -> None:
         """Capture the steps that are missing, and the evaluation; the base is bare before and afterwards.
 
         Args:
-            is_warm: steps of the same kernels, see GraphKey, were done on the graphs' stream before.
+            timed: of steps whose time is that of the base's form: they dequantize 4-bit weights, even if the base keeps
+                full ones.
+            warm: kernels of the steps that were done on the graphs' stream, see GraphKey; completed here.
         """
-        missing = [shape for shape in dict.fromkeys(shapes) if shape not in self._steps]
+        warm = set() if warm is None else warm
+        self._capture(shapes if self._keeps_full else [*shapes, *timed], warm, is_timed=False)
+        if self._keeps_full:
+            with dequantizing(self._base):
+                self._capture(timed, warm, is_timed=True)
+
+    def _capture(self, shapes: Iterable[StepShape], warm: set[Hashable], *, is_timed: bool) -> None:
+        missing = [shape for shape in dict.fromkeys(shapes) if (shape, is_timed) not in self._steps]
         if not missing:
             return
+        kernels = self.key.kernels, is_timed
         with self._attached() as model:
+            if kernels not in warm:
+                self._warm_up(model, missing[0])
+                warm.add(kernels)
             if self._evaluation is None:
-                if not is_warm:
-                    self._warm_up(model, missing[0])
                 model.eval()
                 self._evaluation = self._captured(lambda: self._evaluate(model))
             model.train()
             for shape in missing:
                 inputs = _blank(shape)
-                self._steps[shape] = (self._captured(partial(self._step, model, shape, inputs)), inputs)
+                self._steps[shape, is_timed] = (self._captured(partial(self._step, model, shape, inputs)), inputs)
 
     @contextmanager
     def _attached(self) -> "Iterator[PeftModel]":
@@ -236,15 +250,16 @@ class StepGraphs:
         vectors, padded = {"weights": self._whole.detach()} | moments, list(self._weights.values())
         return {name: _unpadded(parts_of(vector, padded), weights) for name, vector in vectors.items()}
 
-    def replay(self, shape: StepShape, inputs: torch.Tensor, rate: torch.Tensor) -> None:
+    def replay(self, shape: StepShape, inputs: torch.Tensor, rate: torch.Tensor, *, is_timed: bool = False) -> None:
         """Do one step.
 
         Args:
             shape, inputs: a GraphInput, its vector on the device.
             rate: the step's learning rate, a float32 scalar on the device.
+            is_timed: by a step that was captured to be timed.
         """
         self._learning_rate.copy_(rate)
-        graph, static_inputs = self._steps[shape]
+        graph, static_inputs = self._steps[shape, is_timed and self._keeps_full]
         static_inputs.copy_(inputs)
         graph.replay()
 
@@ -256,18 +271,6 @@ class StepGraphs:
     def loss_scale(self) -> float:
         """What the loss is multiplied by before the backward pass; 1 unless the arithmetic is float16."""
         return float(self._scaler.get_scale())
-
-
-@contextmanager
-def standard_step(base: "PreTrainedModel", masks: DropoutMasks, batch: tuple[int, int]) -> Iterator[None]:
-    """Inside, a captured step of the standard loop draws its dropout and gives attention no mask where it needs none:
-    as in an eager step, of which transformers sees that it needs none.
-
-    Args:
-        batch: rows and length.
-    """
-    with padding_free(base) if needs_no_mask(base) else nullcontext(), masks.step(*batch):
-        yield
 
 
 def _gradient_of(weight: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ def assert_reads_as_if_attached(case: families.Case, sets: RowSets) -> None:
     """Adapters, the base alone and sets take turns; none leaves a trace in the next."""
     base, other, targets = families.tiny(case), families.tiny(case), case.family.targets
     widest = TrialConfig(precision="16bit", rank=64, alpha=1, targets=targets, dropout=0.0)
-    reader = Uncaptured(base, widest, ReaderBuffers(base, sets), {}, pool=None, stream=None)
+    reader = Uncaptured(base, widest, ReaderBuffers(base, sets), pool=None, stream=None)
     config = TrialConfig(precision="16bit", rank=5, alpha=10, targets=targets)
     some = TrialConfig(precision="16bit", rank=32, alpha=8, targets=targets[:1], seed=1)
     with attached_matrices(base, widest, reader._weights, scaling=1.0):

@@ -19,11 +19,9 @@ from trainables.models.families.gpt2 import TARGETS
 from trainables.models.lean import (
     adapted_forward,
     adapted_layers,
-    full_weights,
     is_plain_lora,
     lean_loss,
     lean_modules,
-    multiplied_by,
 )
 from trainables.models.lora_linear import LoraLinear, read_through, rounded_matrices
 from trainables.models.peft_forward import follow_protocol
@@ -203,21 +201,6 @@ def test_dropout_is_drawn_anew_in_training_and_never_in_evaluation(cache, small_
     finally:
         lora.detach(model)
     assert (len(losses[True]), len(losses[False])) == (2, 1)
-
-
-@torch.no_grad()
-def test_4_bit_modules_multiply_by_full_weights_as_by_their_own_and_then_have_their_own_again(cache):
-    base = cache.base("nf4")
-    ids = torch.arange(40)[None]
-    own = base(input_ids=ids, use_cache=False).logits
-    weights = full_weights(base)
-    assert len(weights) == 4 * base.config.n_layer
-    with multiplied_by(weights):
-        torch.testing.assert_close(base(input_ids=ids, use_cache=False).logits, own, rtol=1e-5, atol=1e-5)
-    with multiplied_by({module: torch.zeros_like(weight) for module, weight in weights.items()}):
-        assert not torch.allclose(base(input_ids=ids, use_cache=False).logits, own)
-    assert torch.equal(base(input_ids=ids, use_cache=False).logits, own)
-    assert not full_weights(cache.base("16bit"))
 
 
 class Square(torch.nn.Module):

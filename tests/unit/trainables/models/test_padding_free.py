@@ -20,8 +20,7 @@ from trainables.models.padding_free import FlatRows, hidden_states, padding_free
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import MOST_OF_FULL
 from trainables.training.eager import EagerEngine
-from trainables.training.engine import standard_loss
-from trainables.training.step_graphs import standard_step
+from trainables.training.engine import standard_loss, standard_step
 from trainables.values.config import Loop, TrialConfig
 
 LENGTHS = (9, 23, 14)

@@ -221,16 +221,16 @@ def test_padding_that_is_not_zero_would_take_part(cache, small_config, batches):
 
 
 def test_a_capture_for_which_there_is_no_memory_gives_up_what_readers_hold_and_no_steps():
-    """What is done eagerly instead needs the room: full weights alone are as large as the base at 16 bits."""
-    cache, held = GraphCache(), [torch.zeros(1) for _ in range(3)]
+    """What is done eagerly instead needs the room."""
+    cache, held = GraphCache(), [torch.zeros(1) for _ in range(2)]
     cache._stream = object()  # a GPU's
     cache._step_graphs["steps"] = object()
-    cache._readers["any"], cache._full_weights["any"], cache._reader_buffers = held
+    cache._readers["any"], cache._reader_buffers = held
     gone = list(map(weakref.ref, held))
     del held
     with pytest.raises(CaptureFailed, match="out of memory"), cache._capturing():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-    assert [one() for one in gone] == [None, None, None]
+    assert [one() for one in gone] == [None, None]
     assert list(cache._step_graphs) == ["steps"]
     assert cache.fault is None
 

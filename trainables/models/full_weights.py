@@ -1,0 +1,73 @@
+"""Dequantized weights of 4-bit modules, kept beside the 4-bit ones where memory is ample.
+
+A frozen weight is the same each time that it is dequantized: products with one that is kept have the same values, and
+take less time. What is measured has none: see `dequantizing`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+
+from trainables.models.lora_linear import KEPT, full_weight
+
+MAX_ON_HOST_BYTES = 2**29
+"""On a CPU, whose products take long beside their weights' dequantization unless a base is small."""
+
+
+@torch.no_grad()
+def keep_full_weights(base: torch.nn.Module) -> None:
+    """Have the 4-bit modules of a base, if any, multiply by full weights from now on, in either pass."""
+    for module in _quantized(base):
+        setattr(module, KEPT, full_weight(module))
+        module.forward = partial(_product, module)
+
+
+def full_bytes(base: torch.nn.Module) -> int:
+    """What the full weights of all 4-bit modules take; 0 where there are none."""
+    states = [module.weight.quant_state for module in _quantized(base)]
+    return sum(state.shape.numel() * state.dtype.itemsize for state in states)
+
+
+def have_room(base: torch.nn.Module) -> bool:
+    """Whether the device of a base has room for its full weights: on a GPU, where half of its memory is free beside
+    them and a base at 16 bits."""
+    n_bytes = full_bytes(base)
+    if base.device.type == "cpu":
+        return n_bytes <= MAX_ON_HOST_BYTES
+    free, total = torch.cuda.mem_get_info()
+    return 2 * (free - 2 * n_bytes) > total
+
+
+def keeps_full_weights(model: torch.nn.Module) -> bool:
+    """Whether any module of a model multiplies by one."""
+    return bool(_keeping(model))
+
+
+@contextmanager
+def dequantizing(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, no full weights are kept: each product dequantizes, in the time and memory that this takes."""
+    kept = [(module, vars(module).pop("forward"), vars(module).pop(KEPT)) for module in _keeping(model)]
+    try:
+        yield
+    finally:
+        for module, forward, weight in kept:
+            module.forward = forward
+            setattr(module, KEPT, weight)
+
+
+def _quantized(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if getattr(getattr(module, "weight", None), "quant_state", None)]
+
+
+def _keeping(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if KEPT in vars(module)]
+
+
+def _product(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """W x + bias, in x's dtype and as bitsandbytes' own forward: summed in the weight's."""
+    weight = vars(module)[KEPT]
+    bias = None if module.bias is None else module.bias.to(weight.dtype)
+    return F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
