@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainables.capture.capture import captured
-from trainables.models.branches import beside, branching
+from trainables.models.branches import MAX_UNSETTLED, beside, branching, later, settle
 from trainables.training.graph_cache import GraphCache
 from trainables.values.errors import CaptureFailed
 
@@ -77,6 +77,61 @@ def test_a_graph_captured_with_branches_replays_what_was_captured():
     for _ in range(3):
         graph.replay()
     torch.testing.assert_close(x, expected)
+
+
+def test_work_for_later_runs_beside_too_and_what_follows_its_settlement_sees_it():
+    streams, y = [], torch.zeros((), device=GPU)
+    slow()
+    torch.cuda.synchronize()
+
+    def work() -> torch.Tensor:
+        streams.append(torch.cuda.current_stream())
+        return y.add_(y.clone() + slow())  # y is read at once: one less if this did not follow
+
+    assert later(work) is y
+    with branching(GPU):
+        y += slow()
+        result = later(work)
+        settle()
+        found = result + 1
+    assert float(found) == 6.0
+    main = torch.cuda.current_stream()
+    assert [stream == main for stream in streams] == [True, False]
+
+
+@pytest.mark.parametrize("is_captured", [True, False])
+def test_what_work_for_later_reads_stays_until_the_work_is_done_though_nothing_else_refers_to_it(is_captured):
+    n, results = 5 * MAX_UNSETTLED, []
+
+    def one(i: int) -> torch.Tensor:
+        x = torch.full((1024, 1024), float(i), device=GPU)  # its memory is free for the next when this returns
+
+        def work() -> torch.Tensor:
+            slow()
+            return x.clone()
+
+        return later(work)
+
+    def all_of_it() -> None:
+        results.extend(one(i) for i in range(n))
+        settle()
+
+    slow()
+    with branching(GPU):
+        if is_captured:
+            graph = captured(all_of_it, stream=torch.cuda.Stream())
+            graph.replay()
+        else:
+            all_of_it()
+    assert [(float(result.min()), float(result.max())) for result in results] == [(i, i) for i in range(n)]
+
+
+def test_a_capture_ends_though_work_for_later_was_never_settled():
+    x = torch.ones(64, device=GPU)
+    with branching(GPU):
+        graph = captured(lambda: later(lambda: x.add_(1)), stream=torch.cuda.Stream())
+    graph.replay()
+    assert torch.equal(x, torch.full_like(x, 2.0))
 
 
 def test_work_that_runs_out_of_memory_with_a_branch_open_leaves_the_next_capture_possible():

@@ -9,6 +9,7 @@ import torch
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
+from trainables.models.full_weights import keeps_full_weights
 from trainables.training.batches import Batch, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.graph import GraphEngine
@@ -102,6 +103,41 @@ def test_captured_steps_have_the_losses_and_weights_of_eager_ones(exact_cache, p
         assert apart < 5e-3
         assert eager.std() > 0
     assert len(step_graphs) == 1
+
+
+def kernels_of(work) -> list[str]:
+    """Names of the kernels that run."""
+    work()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    return [event.name() for event in profile.profiler.kineto_results.events()]
+
+
+def test_a_trials_4_bit_steps_dequantize_nothing_where_full_weights_are_kept_and_its_timed_step_does(exact_cache):
+    config = config_of(precision="nf4", batch_size=8)  # as many tokens as dequantize by one kernel
+    base = exact_cache.base("nf4")
+    assert keeps_full_weights(base)
+    shape, vector = packed(batches_of(config)[0], config.loop)
+    graphs = exact_cache.graphs(config, [shape], [shape])
+    GraphEngine(exact_cache.fresh_matrices(config).values(), config, graphs)
+    inputs, rate = vector.cuda(), torch.tensor(0.0, device="cuda")
+    losses, n_dequantized = [], []
+    for is_timed in (False, True):
+        names = kernels_of(lambda is_timed=is_timed: graphs.replay(shape, inputs, rate, is_timed=is_timed))
+        losses.append(graphs.loss_nats.item())
+        n_dequantized.append(sum("dequantize" in name.lower() for name in names))
+    n_modules = len(TARGETS) * base.config.n_layer
+    assert n_dequantized == [0, 2 * n_modules - 1]  # nothing goes back through the first module
+    assert losses[0] == losses[1]
+
+
+def test_a_16_bit_step_is_timed_by_the_graph_that_trains(exact_cache):
+    config = config_of()
+    shape, _ = packed(batches_of(config)[0], config.loop)
+    graphs = exact_cache.graphs(config, [shape], [shape])
+    assert [own for own in graphs._steps if own[0] == shape] == [(shape, False)]
 
 
 def test_the_padding_of_the_graphs_rank_stays_zero(exact_cache):

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from trainables.models.branches import later
 from trainables.models.dropout_mask import Mask
 from trainables.models.mask_kernels import keep_tile
 
@@ -158,7 +159,7 @@ def input_gradients_(
         n_tiles * ROWS, n_tiles, n_ranks, **_sizes(n_ranks), row_block=ROWS, column_block=COLUMNS,
         is_masked=mask is not None, has_d_x=d_x is not None, num_stages=_stages(x),
     )  # fmt: skip
-    return _sum(parts, torch.float32, scaling)
+    return later(lambda: _sum(parts, torch.float32, scaling))
 
 
 def compilations(dtype: torch.dtype) -> Iterator[Callable[[], object]]:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from trainables.models.branches import beside
+from trainables.models.branches import beside, later
 from trainables.models.dropout_mask import Mask, drawn_for, dropped
 from trainables.models.kernels import can_run_on
 
@@ -96,15 +96,16 @@ class LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Where branches are open, the gradients to a and b are as from trainables.models.branches.later."""
         x, low, scaled_a, b = ctx.saved_tensors
         dy = upstream.flatten(0, -2)
         d_low = beside(lambda: dy.mm(b))  # (tokens, rank)
-        d_b = beside(lambda: _product(dy.T, low, ctx.master_dtype))
+        d_b = later(lambda: _product(dy.T, low, ctx.master_dtype))
         d_x = _through_base(ctx.base, dy) if ctx.needs_input_grad[0] else None
         d_a = input_gradients_(d_x, d_low(), scaled_a, x, ctx.mask, ctx.scaling, ctx.master_dtype)
         if d_x is not None:
             d_x = d_x.view(*upstream.shape[:-1], -1)
-        return d_x, d_a, d_b(), None, None, None, None
+        return d_x, d_a, d_b, None, None, None, None
 
 
 def low_product(x: torch.Tensor, a: torch.Tensor, mask: Mask | None) -> torch.Tensor:
@@ -132,7 +133,7 @@ def input_gradients_(
         x: (tokens, inputs).
         dtype: of the result.
     Returns:
-        scaling * d_low^T dropout(x), the gradient to A.
+        scaling * d_low^T dropout(x), the gradient to A; as from trainables.models.branches.later where that is open.
     """
     if adapter_kernels and can_run_on(x) and len(a) <= adapter_kernels.MAX_RANK:
         return adapter_kernels.input_gradients_(d_x, d_low, a, x, mask, scaling)

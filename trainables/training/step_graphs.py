@@ -16,6 +16,7 @@ import torch
 from trainables.capture.capture import attached_matrices, captured, on_stream
 from trainables.evaluation.held_out import EvalBatches, mean_nats
 from trainables.models import lora
+from trainables.models.branches import settle
 from trainables.models.core import set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
 from trainables.models.full_weights import dequantizing, keeps_full_weights
@@ -171,6 +172,7 @@ class StepGraphs:
         with lean_step(model, self._masks, batch, flat) if is_lean else standard_step(self._base, self._masks, batch):
             loss = lean_loss(model, ids, *wanted, flat=flat) if is_lean else standard_loss(model, ids, *wanted)
             self._scaler.scale(loss).backward()
+            settle()
         gradient = torch.cat([_gradient_of(weight) for weight in self._weights.values()])
         self._forget_gradients()
         self._whole.grad = gradient

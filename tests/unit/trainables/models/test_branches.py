@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainables.models.branches import beside, branching, joined
+from trainables.models.branches import beside, branching, joined, later, settle
 
 
 def test_on_a_cpu_work_beside_is_done_where_it_stands_and_once():
@@ -18,6 +18,12 @@ def test_on_a_cpu_work_beside_is_done_where_it_stands_and_once():
         assert done == [0]
         assert result() == 7
     assert done == [0]
+
+
+def test_on_a_cpu_work_for_later_is_done_where_it_stands_too():
+    with branching(torch.device("cpu")):
+        assert later(lambda: 7) == 7
+        settle()
 
 
 def test_what_fails_beside_fails_where_it_stands():
