@@ -1,15 +1,18 @@
 """Where a sweep's time went: what each of its processes did, from the spans that it noted. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby, pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby, pairwise
 from operator import attrgetter
 
 from trainables.values.spans import Span
 
 IDLE = "idle"
 """Of a process: in no phase that it notes."""
-IDLE_LETTER = "·"
+IDLE_LETTER, NO_LETTER = "·", " "
+"""In a bar: of an idle process, and of one that is not there yet or any more."""
+MIN_PAUSE_SECONDS = 10
+"""Where nothing at all is noted for so long, the sweep was at rest, until a command went on with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +51,30 @@ def by_process(spans: Sequence[Span]) -> list[ProcessTime]:
     """What each process did: the driver, then workers by number.
 
     Where spans lie inside each other, the time is the innermost one's: the base that a comparison loads is loading.
+    Pauses are left out: what comes after one is moved to its beginning.
     """
-    ordered = sorted(spans, key=attrgetter("process"))
+    ordered = sorted(_without_pauses(spans), key=attrgetter("process"))
     found = [_process_time(process, list(own)) for process, own in groupby(ordered, key=attrgetter("process"))]
     return sorted(found, key=_place)
+
+
+def pauses(spans: Sequence[Span]) -> list[tuple[float, float]]:
+    """Beginning and end of each stretch of MIN_PAUSE_SECONDS or more, between the first span and the last, that no
+    process noted anything in."""
+    ordered = sorted(spans, key=attrgetter("began"))
+    ends = accumulate((span.ended for span in ordered), max)  # of all that began by then
+    return [
+        (end, after.began)
+        for end, after in zip(ends, ordered[1:], strict=False)
+        if after.began - end >= MIN_PAUSE_SECONDS
+    ]
+
+
+def _without_pauses(spans: Sequence[Span]) -> Iterator[Span]:
+    left_out = pauses(spans)
+    for span in spans:
+        rest = sum(end - begin for begin, end in left_out if end <= span.began)
+        yield replace(span, began=span.began - rest, ended=span.ended - rest)
 
 
 def _place(one: ProcessTime) -> tuple[bool, int, str]:
@@ -107,7 +130,7 @@ def _letter(one: ProcessTime, began: float, seconds: float, of_phase: Mapping[st
         shared = min(piece.ended, began + seconds) - max(piece.began, began)
         if shared > 0:
             within[piece.phase] = within.get(piece.phase, 0.0) + shared
-    return of_phase.get(max(within, key=within.__getitem__, default=IDLE), IDLE_LETTER)
+    return of_phase.get(max(within, key=within.__getitem__), IDLE_LETTER) if within else NO_LETTER
 
 
 def lines(spans: Sequence[Span], width: int) -> Iterator[str]:
@@ -122,7 +145,9 @@ def lines(spans: Sequence[Span], width: int) -> Iterator[str]:
         return
     began, ended = min(one.began for one in processes), max(one.ended for one in processes)
     of_role = {role: letters(_phases(processes, role)) for role in (True, False)}  # of the driver, of workers
-    yield f"{ended - began:.1f} s from the first thing noted to the last"
+    rest = sum(end - begin for begin, end in pauses(spans))
+    left_out = f"; {rest:.0f} s in which nothing ran are left out" if rest else ""
+    yield f"{ended - began:.1f} s from the first thing noted to the last{left_out}"
     for one in processes:
         marked = {phase: _marked(phase, letter) for phase, letter in of_role[one.is_driver].items()}
         parts = [f"{marked.get(phase, phase)} {seconds:.1f} s" for phase, seconds in one.seconds().items()]

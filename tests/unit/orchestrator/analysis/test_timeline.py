@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.timeline import IDLE, bar, by_process, letters, lines
+from orchestrator.analysis.timeline import IDLE, bar, by_process, letters, lines, pauses
 from trainables.values.spans import Span
 
 
@@ -30,7 +30,28 @@ def test_the_driver_comes_first_and_workers_by_number():
     assert [one.process for one in found] == ["driver", "worker 9", "worker 10"]
 
 
-moments = st.integers(0, 50).map(float)
+def test_a_pause_between_two_commands_is_left_out_of_every_process_and_said():
+    first = [span("inputs", 0, 5, "driver"), span("training", 3, 9)]
+    second = [span("inputs", 1009, 1012, "driver"), span("training", 1011, 1030)]
+    assert pauses(first + second) == [(9, 1009)]
+    driver, worker = by_process(first + second)
+    assert (driver.began, driver.ended) == (0, 12)
+    assert driver.seconds() == {"inputs": 8, IDLE: 4}
+    assert worker.seconds() == {"training": 25, IDLE: 2}
+    assert (
+        next(lines(first + second, 80))
+        == "30.0 s from the first thing noted to the last; 1000 s in which nothing ran are left out"
+    )
+    assert next(lines(first, 80)) == "9.0 s from the first thing noted to the last"
+
+
+def test_a_stretch_in_which_any_process_works_is_no_pause():
+    assert not pauses([span("tasks", 0, 99, "driver"), span("training", 5, 6), span("training", 70, 90)])
+    assert not pauses([span("inputs", 0, 5, "driver"), span("tasks", 14, 20, "driver")])
+    assert not pauses([])
+
+
+moments = st.integers(0, 9).map(float)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), moments, moments), min_size=1))
@@ -50,7 +71,8 @@ def test_a_bar_shows_the_phase_that_each_column_is_longest_in():
     (one,) = by_process([span("base", 0, 4), span("training", 5, 10)])
     of_phase = {"base": "b", "training": "t"}
     assert bar(one, 0, 10, 10, of_phase) == "bbbb·ttttt"
-    assert bar(one, 0, 20, 5, of_phase) == "btt··"
+    assert bar(one, 0, 20, 5, of_phase) == "btt  ", "it is not there any more"
+    assert bar(one, -10, 10, 10, of_phase) == "     bb·tt"
 
 
 PHASES = ["imports", "base", "capture", "cost key", "training", "comparison", "test evaluation"]
