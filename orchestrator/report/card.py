@@ -83,6 +83,7 @@ def card_of(
         answers=answers,
         trial=trial,
         trial_settings=_trial_settings(trial.config) if trial else None,
+        hub_base=base_on_hub(report.workload) if report.workload else None,
         compared=model_index.compared(trial) if trial else None,
         finalist=shown.finalist(trial.number) if trial else None,
     )

@@ -54,6 +54,7 @@ HUB = replace(
     data="tatsu-lab/alpaca",
 )
 THE_SWEEP = "The sweep this adapter comes from"
+USE = "How to use"
 EVIL = "{{ 7 * 7 }} | <b>x</b>\n---\n# heading [a](b)"
 
 
@@ -131,9 +132,9 @@ def answers(text, heading="Results"):
 def test_every_section_of_the_original_card_is_kept_and_that_of_an_adapter_has_one_for_its_sweep(trials, number):
     text = str(cards.card_of(report(trials, HUB), None, None if number is None else trials[number]))
     headings = re.findall(r"^##+ (.*)", text, re.MULTILINE)
-    kept = [heading for heading in headings if heading not in (THE_SWEEP, "Samples")]
+    kept = [heading for heading in headings if heading not in (THE_SWEEP, USE, "Samples")]
     assert kept == " ".join(SECTIONS.split()).split("; ")
-    assert (THE_SWEEP in headings) == (number is not None)
+    assert (THE_SWEEP in headings) == (USE in headings) == (number is not None)
     assert "\n\n\n" not in text
     assert "CC BY-NC 4.0" in text
     assert "dettmers2023qlora" in text
@@ -344,6 +345,17 @@ def test_a_card_travels_without_paths_of_this_machine_and_names_no_hub_id_that_i
     assert "secret" not in str(card)
     assert f"tuned on {data.rpartition('/')[2]}" in str(card)
     assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "other")
+    assert "**The base is on no hub**" in section(str(card), USE)
+
+
+def test_a_card_with_an_adapter_says_how_it_is_used_and_only_of_a_local_base_that_its_folder_must_be_named():
+    used = section(str(cards.card_of(report(whole_sweep(), HUB), None, whole_sweep()[1])), USE)
+    assert 'python generate.py "Name three colours."' in used
+    assert "no hub" not in used
+    prose = replace(HUB, row_kind="completion")
+    assert '"The three primary colours are"' in section(
+        str(cards.card_of(report(whole_sweep(), prose), None, whole_sweep()[1])), USE
+    )
 
 
 def test_the_licence_of_rows_of_a_file_is_the_one_that_was_said_and_that_of_known_rows_their_own():

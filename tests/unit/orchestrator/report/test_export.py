@@ -139,6 +139,12 @@ def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_
     card = ModelCard.load(dest / "README.md")
     assert f"trial {number} (key `{trial.key[:16]}`)" in card.text
     assert f"loss {recorded:.4f} nats on the validation rows" in card.text
+    usage = card.text.split("## How to use")[1].split("\n## ")[0]
+    assert 'python generate.py "Name three colours."' in usage
+    needed = NEEDED[trial.config.precision, False]
+    assert f"pip install {' '.join(needed)}" in usage
+    assert "**The base is on no hub**" in usage
+    assert str(workload.base_folder) not in card.text
 
 
 def test_the_script_prints_the_answer_and_no_library_a_warning(root, tmp_path):
