@@ -127,6 +127,8 @@ class Trial:
             validation = self._cache.held_out(self.config.base_form)
             graphs, fallback = self._graphs(cost) if with_graphs else (None, "no memory for captured steps")
             resident_mib = self._cache.allocated_mib()
+            if cost and graphs is None:
+                self._cache.make_room(cost, self.config.base_form)
             cost = cost or self._measured_cost(graphs)
             if graphs:  # the adapter is a part of the graphs: it need not be attached
                 model, matrices = None, self._cache.fresh_matrices(self.config)
@@ -181,7 +183,7 @@ class Trial:
             model = self._attached()
             try:
                 if graphs:  # whose trial begins with the same matrices, attached to nothing
-                    self._cache.keep_fresh(self.config, model)
+                    self._cache.fresh_adapters.keep(self.config, model)
                 return step_cost(
                     model,
                     self.config,

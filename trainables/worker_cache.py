@@ -1,6 +1,7 @@
 """Per-process cache shared by trials: tokenised rows, the frozen base in each form, captured CUDA graphs."""
 
 import gc
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property
@@ -20,13 +21,19 @@ from trainables.data.tokenizer import open_tokenizer
 from trainables.evaluation.held_out import EVAL_LENGTH_TOKENS, EvalBatches, eval_batches
 from trainables.evaluation.readers import RowSets
 from trainables.evaluation.readings import Readings
-from trainables.models import base_model, lora
+from trainables.models import base_model
 from trainables.models.architecture import context_tokens
 from trainables.models.compile_ahead import compile_ahead
 from trainables.models.compiler import Compiler
 from trainables.models.core import padding_token
 from trainables.models.families import family_of
-from trainables.models.full_weights import have_room, keep_full_weights, keeps_full_weights
+from trainables.models.fresh_adapters import FreshAdapters
+from trainables.models.full_weights import (
+    drop_full_weights,
+    have_room,
+    keep_full_weights,
+    keeps_full_weights,
+)
 from trainables.models.lora import AdapterWeights
 from trainables.models.padding_free import serves
 from trainables.training.batches import Batches, BatchPlan, StepShape
@@ -34,18 +41,18 @@ from trainables.training.graph_cache import GraphCache
 from trainables.training.warm_up import warm_up
 from trainables.values.config import BaseForm, Precision, TrialConfig
 from trainables.values.errors import CaptureFailed
+from trainables.values.last_used import LastUsed
+from trainables.values.results import Cost
 from trainables.values.workload import Workload
 
 if TYPE_CHECKING:
     from subprocess import Popen
 
-    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from trainables.evaluation.readers import GraphReader
     from trainables.training.step_graphs import StepGraphs
 
-Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 MAX_ON_HOST = 8
@@ -79,6 +86,7 @@ class WorkerCache:
         timeline: what this process does when.
         readings: what 16-bit models made of rows; filled by trainables.comparison.compare.
         untuned_nats: summed loss of each row by a form of the base without an adapter; filled there, too.
+        fresh_adapters: what trials begin with.
     """
 
     def __init__(
@@ -110,8 +118,8 @@ class WorkerCache:
         self._is_short = False  # of memory, which has run out once
         self._graph_cache = GraphCache()
         self._validation: EvalBatches | None = None
-        self._batches: dict[BatchPlan, Batches] = {}
-        self._fresh_matrices: dict[tuple[int, int, tuple[str, ...]], dict[str, torch.Tensor]] = {}
+        self._batches = LastUsed[BatchPlan, Batches](MAX_ON_HOST)
+        self.fresh_adapters = FreshAdapters(MAX_ON_HOST)
 
     @contextmanager
     def working(self, phase: WorkerPhase) -> Iterator[None]:
@@ -138,9 +146,10 @@ class WorkerCache:
         if form not in self._bases:
             try:
                 self._load(form)
-            except torch.cuda.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError as error:
                 if not self._bases and not len(self._graph_cache):
                     raise
+                traceback.clear_frames(error.__traceback__)  # their locals would keep the base alive
                 self.give_up()
                 self._load(form)
         return self._bases[form]
@@ -159,7 +168,8 @@ class WorkerCache:
             warm_up(base, form, self.workload, self.device)
             _LIBRARIES_MIB.setdefault(self.device, self.allocated_mib() - loaded)
         if not self._is_short and have_room(base):
-            keep_full_weights(base)
+            with suppress(torch.cuda.OutOfMemoryError):  # another process was faster
+                keep_full_weights(base)
         gc.freeze()  # a collection would look through all of this again each time
 
     def held_out(self, form: BaseForm) -> EvalBatches:
@@ -188,24 +198,11 @@ class WorkerCache:
         """The training batches of a trial."""
         base, plan = self.base(*config.base_form), BatchPlan.of(config)
         pad_id, lie_flat = padding_token(base), serves(base)
-        return _cached(self._batches, plan, lambda: Batches(plan, self.rows["train"], pad_id=pad_id, lie_flat=lie_flat))
+        return self._batches.get(plan, lambda: Batches(plan, self.rows["train"], pad_id=pad_id, lie_flat=lie_flat))
 
     def fresh_matrices(self, config: TrialConfig) -> dict[str, torch.Tensor]:
-        """A fresh adapter's matrices on the device, the caller's own; they depend on seed, rank and targets only.
-
-        Raises:
-            ConfigError: see trainables.models.lora.attach.
-        """
-
-        def on_host() -> dict[str, torch.Tensor]:
-            return _on_host(lora.fresh_matrices(self.base(*config.base_form), config))
-
-        matrices = _cached(self._fresh_matrices, _adapter_key(config), on_host)
-        return {name: matrix.to(self.device, copy=True) for name, matrix in matrices.items()}
-
-    def keep_fresh(self, config: TrialConfig, model: "PeftModel") -> None:
-        """Let `fresh_matrices` have those of a fresh adapter that is attached already, before it is trained."""
-        _cached(self._fresh_matrices, _adapter_key(config), lambda: _on_host(lora.matrices_of(model)))
+        """A fresh adapter's matrices on the device, see FreshAdapters.of."""
+        return self.fresh_adapters.of(self.base(*config.base_form), config)
 
     def allocated_mib(self) -> float:
         """MiB in live tensors on the device now."""
@@ -229,7 +226,8 @@ class WorkerCache:
 
     def graphs(self, config: TrialConfig, shapes: Iterable[StepShape], timed: Iterable[StepShape] = ()) -> "StepGraphs":
         """StepGraphs that can train a config; see GraphCache.step_graphs."""
-        with self.working("capture"):
+
+        def capture() -> "StepGraphs":
             return self._graph_cache.step_graphs(
                 self.base(*config.base_form),
                 config,
@@ -239,6 +237,9 @@ class WorkerCache:
                 compute_dtype=self.workload.compute_dtype,
             )
 
+        with self.working("capture"):
+            return self._captured(capture)
+
     def reader(self, form: BaseForm, weights: "AdapterWeights | None") -> "GraphReader":
         """Reads validation, test and bias rows, see GraphCache.reader; without a GPU, and for a base of no family
         described here, it raises CaptureFailed too."""
@@ -246,7 +247,33 @@ class WorkerCache:
             raise CaptureFailed("there is no GPU, or nothing is known of how this base decodes")
         decoded = tuple(tuple(self.rows[split]) for split in ("validation", "test"))
         sets = RowSets(decoded=decoded, others=(self.bias_rows,) if self.bias_rows else ())
-        return self._graph_cache.reader(self.base(*form), form, weights, sets)
+        return self._captured(lambda: self._graph_cache.reader(self.base(*form), form, weights, sets))
+
+    def _captured(self, capture: Callable[[], Value]) -> Value:
+        """What is captured: where there is no memory for it beside full weights, once more without them."""
+        try:
+            return capture()
+        except CaptureFailed:
+            if self._graph_cache.fault or not self._drop_full_weights():
+                raise
+        return capture()
+
+    def make_room(self, cost: Cost, form: BaseForm) -> None:
+        """Give up full weights where a trial of this cost that captures nothing has not enough memory beside them."""
+        if self.device == "cuda" and cost.reserved_memory_mib - self._base_mib[form] > memory.left_mib():
+            self._drop_full_weights()
+
+    def _drop_full_weights(self) -> bool:
+        """Give up full weights and the graphs that read them, and keep none from now on; True if there were any."""
+        self._is_short = True
+        kept = [base for base in self._bases.values() if keeps_full_weights(base)]
+        if kept:
+            self._graph_cache.clear()
+        for base in kept:
+            drop_full_weights(base)
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        return bool(kept)
 
     def give_up(self) -> bool:
         """`forget` where memory ran out: from now on no full weights are kept, see trainables.models.full_weights."""
@@ -266,20 +293,3 @@ class WorkerCache:
         if self.device == "cuda":
             torch.cuda.empty_cache()
         return several
-
-
-def _adapter_key(config: TrialConfig) -> tuple[int, int, tuple[str, ...]]:
-    """All that a fresh adapter depends on."""
-    return config.seed, config.rank, config.targets
-
-
-def _on_host(matrices: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: matrix.detach().to("cpu", copy=True) for name, matrix in matrices.items()}
-
-
-def _cached(values: dict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
-    """The value of a key, made where it is missing; all but the MAX_ON_HOST values that were used last are dropped."""
-    values[key] = values.pop(key) if key in values else make()
-    while len(values) > MAX_ON_HOST:
-        del values[next(iter(values))]
-    return values[key]

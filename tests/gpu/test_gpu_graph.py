@@ -6,6 +6,7 @@ from time import perf_counter
 import pytest
 import torch
 
+from trainables.cost import memory
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
@@ -131,6 +132,17 @@ def test_a_trials_4_bit_steps_dequantize_nothing_where_full_weights_are_kept_and
     n_modules = len(TARGETS) * base.config.n_layer
     assert n_dequantized == [0, 2 * n_modules - 1]  # nothing goes back through the first module
     assert losses[0] == losses[1]
+
+
+def test_full_weights_are_given_up_for_a_known_trial_without_graphs_that_has_no_room_beside_them(wide):
+    cache, config = WorkerCache(wide, "cuda"), config_of(precision="nf4", engine="eager", max_steps=1)
+    cost, _ = trained(cache, config)
+    assert keeps_full_weights(cache.base("nf4"))
+    left = memory.left_mib()
+    for reserved_mib, keeps in ((left / 2, True), (2 * left, False)):
+        trial = Trial(config, cache, cost=replace(cost, reserved_memory_mib=reserved_mib))
+        trial.close()
+        assert keeps_full_weights(cache.base("nf4")) == keeps
 
 
 def test_a_16_bit_step_is_timed_by_the_graph_that_trains(exact_cache):

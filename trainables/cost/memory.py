@@ -193,6 +193,11 @@ def _seen_peak(work: Callable[[], object], device: str, owners: Owners) -> tuple
     return storages.peak_bytes, sums
 
 
+def left_mib() -> float:
+    """MiB of the GPU that this process may still take: free, or its own and in no tensor."""
+    return (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()) / MIB
+
+
 def allocated_mib(device: str) -> float:
     """MiB in live tensors on the device now; on a CPU, those that the garbage collector knows of."""
     if device == "cuda":

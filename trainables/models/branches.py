@@ -73,9 +73,10 @@ def beside(work: Callable[[], Value]) -> Callable[[], Value]:
 
 
 def later(work: Callable[[], Value]) -> Value:
-    """The result of work like that of `beside`, which nothing may read before `settle`: as the gradients of a step.
+    """The result of work like that of `beside`, which nothing may read before `settle`.
 
-    What the work itself refers to is kept as long as it must be.
+    As the gradients of a step in which each matrix is used once: of one that is used twice autograd reads both. What
+    the work itself refers to is kept as long as it must be.
     """
     if not _is_open:
         return work()

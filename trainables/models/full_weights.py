@@ -1,7 +1,8 @@
 """Dequantized weights of 4-bit modules, kept beside the 4-bit ones where memory is ample.
 
-A frozen weight is the same each time that it is dequantized: products with one that is kept have the same values, and
-take less time. What is measured has none: see `dequantizing`.
+A frozen weight is the same each time that it is dequantized: products with one that is kept have the same values but
+for rounding, where bitsandbytes multiplies by few tokens without writing it out, and take less time. What is measured
+has none: see `dequantizing`.
 """
 
 from collections.abc import Iterator
@@ -19,10 +20,24 @@ MAX_ON_HOST_BYTES = 2**29
 
 @torch.no_grad()
 def keep_full_weights(base: torch.nn.Module) -> None:
-    """Have the 4-bit modules of a base, if any, multiply by full weights from now on, in either pass."""
-    for module in _quantized(base):
-        setattr(module, KEPT, full_weight(module))
-        module.forward = partial(_product, module)
+    """Have the 4-bit modules of a base, if any, multiply by full weights from now on, in either pass.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: as it says; none are kept then.
+    """
+    try:
+        for module in _quantized(base):
+            setattr(module, KEPT, full_weight(module))
+            module.forward = partial(_product, module)
+    except torch.cuda.OutOfMemoryError:
+        drop_full_weights(base)
+        raise
+
+
+def drop_full_weights(base: torch.nn.Module) -> None:
+    """Have the 4-bit modules of a base dequantize again. Graphs that read what they kept must be gone."""
+    for module in _keeping(base):
+        _taken_from(module)
 
 
 def full_bytes(base: torch.nn.Module) -> int:
@@ -33,7 +48,7 @@ def full_bytes(base: torch.nn.Module) -> int:
 
 def have_room(base: torch.nn.Module) -> bool:
     """Whether the device of a base has room for its full weights: on a GPU, where half of its memory is free beside
-    them and a base at 16 bits."""
+    them and a base at 16 bits, which may be there already or not."""
     n_bytes = full_bytes(base)
     if base.device.type == "cpu":
         return n_bytes <= MAX_ON_HOST_BYTES
@@ -49,13 +64,31 @@ def keeps_full_weights(model: torch.nn.Module) -> bool:
 @contextmanager
 def dequantizing(model: torch.nn.Module) -> Iterator[None]:
     """Inside, no full weights are kept: each product dequantizes, in the time and memory that this takes."""
-    kept = [(module, vars(module).pop("forward"), vars(module).pop(KEPT)) for module in _keeping(model)]
+    kept = [(module, _taken_from(module)) for module in _keeping(model)]
     try:
         yield
     finally:
-        for module, forward, weight in kept:
-            module.forward = forward
-            setattr(module, KEPT, weight)
+        for module, own in kept:
+            vars(module).update(own)
+
+
+@contextmanager
+def keeping(base: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Inside, the 4-bit modules of a base multiply by full weights; those that were made for it are given, to be held
+    as long as a graph that was captured inside: none where the base keeps its own."""
+    if keeps_full_weights(base):
+        yield []
+        return
+    keep_full_weights(base)
+    try:
+        yield [vars(module)[KEPT] for module in _keeping(base)]
+    finally:
+        drop_full_weights(base)
+
+
+def _taken_from(module: torch.nn.Module) -> dict[str, object]:
+    """What a module keeps, which it has no more."""
+    return {name: vars(module).pop(name) for name in ("forward", KEPT)}
 
 
 def _quantized(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -51,7 +51,7 @@ class GraphCache:
         self._too_large: set[tuple[BaseForm, int]] = set()  # readers that there was no memory for
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
-        self._warm: set[Hashable] = set()  # kernels of the steps that were done on the stream, see GraphKey
+        self._warm: set[Hashable] = set()  # see StepGraphs
 
     def __len__(self) -> int:
         return len(self._step_graphs) + len(self._readers)
@@ -93,8 +93,9 @@ class GraphCache:
                 compute_dtype=compute_dtype,
                 pool=self._pool,
                 stream=self._stream,
+                warm=self._warm if _compiles_alike(base) else None,
             )
-            graphs.capture(shapes, timed=timed, warm=self._warm if _compiles_alike(base) else set())
+            graphs.capture(shapes, timed=timed)
         self._step_graphs[key] = graphs  # those used last come last
         if len(self._step_graphs) > MIN_STEP_GRAPHS and not self._has_room():
             del self._step_graphs[next(iter(self._step_graphs))]

@@ -64,6 +64,7 @@ class StepGraphs:
         compute_dtype: ComputeDtype,
         pool: tuple[int, int] | None,
         stream: torch.cuda.Stream | None,
+        warm: set[Hashable] | None = None,
     ) -> None:
         """
         Args:
@@ -74,13 +75,14 @@ class StepGraphs:
             pool: from torch.cuda.graph_pool_handle; graphs that are never replayed at the same time may share it, since
                 nothing in it outlives a replay.
             stream: to capture on; libraries keep a workspace for each stream that they have seen.
+            warm: kernels of the steps that were done on it, see GraphKey, and whether by full weights; completed here.
         """
         self.key = graph_key(config)
         self._base, self._keeps_full = base, keeps_full_weights(base)
         self._config = replace(config, rank=self.key.rank)
         self.eval_batches = eval_batches
-        self._pool = pool
-        self._stream = stream
+        self._pool, self._stream = pool, stream
+        self._warm = set() if warm is None else warm
         self._evaluation: torch.cuda.CUDAGraph | None = None
         self._steps: dict[tuple[StepShape, bool], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}  # and whether timed
         device = base.device  # a CPU can do the steps, but not capture them
@@ -102,31 +104,27 @@ class StepGraphs:
         self._optimizer.step()
         self._whole.grad = None
 
-    def capture(
-        self, shapes: Iterable[StepShape], *, timed: Iterable[StepShape] = (), warm: set[Hashable] | None = None
-    ) -> None:
+    def capture(self, shapes: Iterable[StepShape], *, timed: Iterable[StepShape] = ()) -> None:
         """Capture the steps that are missing, and the evaluation; the base is bare before and afterwards.
 
         Args:
             timed: of steps whose time is that of the base's form: they dequantize 4-bit weights, even if the base keeps
                 full ones.
-            warm: kernels of the steps that were done on the graphs' stream, see GraphKey; completed here.
         """
-        warm = set() if warm is None else warm
-        self._capture(shapes if self._keeps_full else [*shapes, *timed], warm, is_timed=False)
+        self._capture(shapes if self._keeps_full else [*shapes, *timed], is_timed=False)
         if self._keeps_full:
             with dequantizing(self._base):
-                self._capture(timed, warm, is_timed=True)
+                self._capture(timed, is_timed=True)
 
-    def _capture(self, shapes: Iterable[StepShape], warm: set[Hashable], *, is_timed: bool) -> None:
+    def _capture(self, shapes: Iterable[StepShape], *, is_timed: bool) -> None:
         missing = [shape for shape in dict.fromkeys(shapes) if (shape, is_timed) not in self._steps]
         if not missing:
             return
-        kernels = self.key.kernels, is_timed
+        kernels = self.key.kernels, keeps_full_weights(self._base)
         with self._attached() as model:
-            if kernels not in warm:
+            if kernels not in self._warm:
                 self._warm_up(model, missing[0])
-                warm.add(kernels)
+                self._warm.add(kernels)
             if self._evaluation is None:
                 model.eval()
                 self._evaluation = self._captured(lambda: self._evaluate(model))
@@ -153,7 +151,8 @@ class StepGraphs:
         model.train()
         with on_stream(self._stream):
             self._step(model, shape, _blank(shape))
-            self._evaluate(model.eval())
+            if self._evaluation is None:
+                self._evaluate(model.eval())
         self._forget_gradients()
 
     def _forget_gradients(self) -> None:

@@ -25,6 +25,7 @@ from trainables.data.tokenized import tokenize
 from trainables.data.tokens import IGNORE, load
 from trainables.evaluation import held_out
 from trainables.models import lora
+from trainables.models.full_weights import keeps_full_weights
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import ConfigError, TrialFailed
@@ -196,7 +197,7 @@ def test_an_adapter_that_is_attached_gives_the_fresh_one_before_it_is_trained(wo
     expected = cache.fresh_matrices(config)
     cache = WorkerCache(workload, "cpu")
     model = lora.attach(cache.base(precision), config, base_name="tiny")
-    cache.keep_fresh(config, model)
+    cache.fresh_adapters.keep(config, model)
     for weight in lora.matrices_of(model).values():
         weight.data.fill_(7.0)
     lora.detach(model)
@@ -344,6 +345,7 @@ def test_a_base_for_which_there_is_no_room_is_loaded_once_the_other_is_given_up(
         return
     cache.base("16bit")
     assert cache.base("nf4").is_loaded_in_4bit
+    assert not keeps_full_weights(cache.base("nf4")), "memory ran out"
 
 
 def test_running_out_of_gpu_memory_fails_the_trial_as_oom():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from orchestrator.workers import worker
+from trainables.models.full_weights import keeps_full_weights
 from trainables.values.errors import TrialFailed
 from trainables.values.findings import TestEvaluation
 from trainables.worker_cache import WorkerCache
@@ -73,3 +74,10 @@ def test_a_worker_that_forgets_keeps_no_readings(full):
     assert full.readings.of_base(full.rows["test"]) is not None
     full.forget()
     assert full.readings.of_base(full.rows["test"]) is None
+
+
+def test_a_worker_whose_evaluation_ran_out_of_memory_keeps_no_full_weights_from_then_on(workload):
+    cache, seen = WorkerCache(workload, "cpu"), []
+    assert keeps_full_weights(cache.base("nf4"))
+    assert worker._found(cache, "test evaluation", running_out(cache, 1, seen)) is FOUND
+    assert not keeps_full_weights(cache.base("nf4"))

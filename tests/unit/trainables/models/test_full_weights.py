@@ -11,9 +11,11 @@ from trainables.models.families.gpt2 import TARGETS
 from trainables.models.full_weights import (
     MAX_ON_HOST_BYTES,
     dequantizing,
+    drop_full_weights,
     full_bytes,
     have_room,
     keep_full_weights,
+    keeping,
     keeps_full_weights,
 )
 from trainables.models.lora_linear import KEPT, full_weight
@@ -21,6 +23,7 @@ from trainables.training.batches import Batch
 from trainables.training.eager import EagerEngine
 from trainables.training.step_graphs import StepGraphs
 from trainables.trial import Trial
+from trainables.values.errors import CaptureFailed
 from trainables.worker_cache import WorkerCache
 
 WORDS = torch.arange(80)[None]
@@ -36,12 +39,6 @@ def base(workload):
 
 def kept_of(base) -> list[torch.Tensor]:
     return [vars(module)[KEPT] for module in base.modules() if KEPT in vars(module)]
-
-
-def keep_none(base) -> None:
-    for module in base.modules():
-        if KEPT in vars(module):
-            del module.forward, vars(module)[KEPT]
 
 
 @torch.no_grad()
@@ -142,15 +139,126 @@ def test_a_worker_whose_memory_ran_out_gives_them_up_and_keeps_none_from_then_on
     assert not keeps_full_weights(cache.base("nf4"))
 
 
+class NoMemory:
+    """In place of a QuantState that there is no memory to dequantize by."""
+
+    def __getattr__(self, name: str) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+def test_where_memory_runs_out_half_way_none_are_kept(base):
+    drop_full_weights(base)
+    *_, last = (module for module in base.modules() if full_weight(module) is not None)
+    last.weight.quant_state = NoMemory()
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        keep_full_weights(base)
+    assert not keeps_full_weights(base)
+    assert not any("forward" in vars(module) for module in base.modules())
+
+
+@torch.no_grad()
+def test_a_reader_holds_full_weights_of_its_own_where_the_base_keeps_none(base):
+    with keeping(base) as held:
+        assert held == []
+        assert keeps_full_weights(base)
+    expected = kept_of(base)
+    drop_full_weights(base)
+    with keeping(base) as held:
+        assert keeps_full_weights(base)
+    assert not keeps_full_weights(base)
+    assert len(held) == len(expected) == 4 * base.config.n_layer
+    assert all(torch.equal(a, b) for a, b in zip(held, expected, strict=True))
+
+
+class Captures:
+    """In place of a GraphCache on a GPU whose memory is too small for graphs beside full weights."""
+
+    def __init__(self, fault: str | None) -> None:
+        self.fault, self.seen = fault, []
+
+    def __len__(self) -> int:
+        return 0
+
+    def clear(self) -> None:
+        self.seen.append("cleared")
+
+    def step_graphs(self, base, *_, **__) -> str:
+        self.seen.append(keeps_full_weights(base))
+        if self.seen[-1]:
+            raise CaptureFailed("OutOfMemoryError: CUDA out of memory")
+        return "captured"
+
+
+def test_what_there_is_no_memory_to_capture_is_captured_once_more_without_full_weights(workload, small_config):
+    cache, config = WorkerCache(workload, "cpu"), small_config(precision="nf4")
+    captures = cache._graph_cache = Captures(fault=None)
+    base = cache.base("nf4")
+    assert cache.graphs(config, []) == "captured"
+    assert captures.seen == [True, "cleared", False], "graphs that read them are gone before they are"
+    assert cache.base("nf4") is base, "it is not loaded again"
+    cache.forget()
+    cache.graphs(config, [])
+    assert captures.seen[-1] is False, "none are kept from then on"
+
+
+def test_what_cannot_be_captured_at_all_costs_no_full_weights(workload, small_config):
+    cache, config = WorkerCache(workload, "cpu"), small_config(precision="nf4")
+    captures = cache._graph_cache = Captures(fault="this driver cannot")
+    with pytest.raises(CaptureFailed):
+        cache.graphs(config, [])
+    assert captures.seen == [True]
+    assert keeps_full_weights(cache.base("nf4"))
+
+
+def test_a_trial_that_memory_runs_out_for_is_begun_once_more_on_a_base_that_keeps_none(workload, small_config):
+    cache, kept = WorkerCache(workload, "cpu"), []
+
+    def fill(module, inputs):
+        kept.append(keeps_full_weights(cache.base("nf4")))
+        if len(kept) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(fill)
+    try:
+        trial = Trial(small_config(precision="nf4", max_steps=1), cache)
+    finally:
+        handle.remove()
+    trial.close()
+    assert not keeps_full_weights(cache.base("nf4"))
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_step_is_captured_to_be_timed_only_where_its_cost_is_not_known(workload, small_config, is_known):
+    """As far as a CPU shows it: what would be captured."""
+    cache, config, seen = WorkerCache(workload, "cpu"), small_config(precision="nf4", max_steps=1), []
+    known = Trial(config, cache)
+    known.close()
+
+    class Noting(WorkerCache):
+        def graphs(self, config, shapes, timed=()):
+            seen.append((len(list(shapes)), len(list(timed))))
+            raise CaptureFailed("on a CPU nothing can be captured")
+
+    on_gpu = Noting(workload, "cpu")
+    trial = Trial(config, on_gpu, cost=known.cost)
+    trial.close()
+    on_gpu.device, trial.config = "cuda", replace(config, engine="graph")
+    graphs, why = trial._graphs(known.cost if is_known else None)
+    assert (graphs, why) == (None, "on a CPU nothing can be captured")
+    ((n_shapes, n_timed),) = seen
+    assert n_shapes > 0
+    assert n_timed == (0 if is_known else 1)
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 def test_a_timed_step_is_another_than_a_trials_where_full_weights_are_kept(base, small_config, splits, keeps):
     """Uncaptured here: which steps would be captured, and what the base keeps meanwhile."""
     config, seen = small_config(precision="nf4", targets=TARGETS), []
     if not keeps:
-        keep_none(base)
+        drop_full_weights(base)
     few = eval_batches(base, splits["train"][:2])
     graphs = StepGraphs(base, config, eval_batches=few, compute_dtype="float32", pool=None, stream=None)
-    graphs._capture = lambda shapes, warm, *, is_timed: seen.append((shapes, is_timed, keeps_full_weights(base)))
+    graphs._capture = lambda shapes, *, is_timed: seen.append((shapes, is_timed, keeps_full_weights(base)))
     graphs.capture(["trained"], timed=["full"])
     if keeps:
         assert seen == [(["trained"], False, True), (["full"], True, False)]
