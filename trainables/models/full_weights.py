@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import bitsandbytes
 import torch
 from torch.nn import functional as F
 
@@ -91,8 +92,9 @@ def _taken_from(module: torch.nn.Module) -> dict[str, object]:
     return {name: vars(module).pop(name) for name in ("forward", KEPT)}
 
 
-def _quantized(model: torch.nn.Module) -> list[torch.nn.Module]:
-    return [module for module in model.modules() if getattr(getattr(module, "weight", None), "quant_state", None)]
+def _quantized(model: torch.nn.Module) -> list[bitsandbytes.nn.Linear4bit]:
+    """Not peft's layers over them, which show their base layer's weight as their own."""
+    return [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
 
 
 def _keeping(model: torch.nn.Module) -> list[torch.nn.Module]:

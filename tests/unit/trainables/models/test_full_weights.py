@@ -1,5 +1,6 @@
 """4-bit modules that keep their dequantized weight, against the same modules that do not."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from trainables.models.full_weights import (
     keeping,
     keeps_full_weights,
 )
+from trainables.models.lean import lean_modules
 from trainables.models.lora_linear import KEPT, full_weight
 from trainables.training.batches import Batch
 from trainables.training.eager import EagerEngine
@@ -137,6 +139,32 @@ def test_a_worker_whose_memory_ran_out_gives_them_up_and_keeps_none_from_then_on
     cache.base("nf4")
     assert not cache.forget()
     assert not keeps_full_weights(cache.base("nf4"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_lean", [True, False])
+def test_weights_that_are_kept_while_an_adapter_is_attached_leave_the_adapter_where_it_is(base, small_config, is_lean):
+    drop_full_weights(base)
+    bare = base(input_ids=WORDS, use_cache=False).logits
+    model = lora.attach(base, small_config(precision="nf4", targets=TARGETS), base_name="tiny").eval()
+    for name, matrix in lora.matrices_of(model).items():
+        if "lora_B" in name:
+            matrix.fill_(0.1)
+
+    def logits() -> torch.Tensor:
+        with lean_modules(model) if is_lean else nullcontext():
+            return model(input_ids=WORDS, use_cache=False).logits
+
+    try:
+        expected = logits()
+        with keeping(base) as held:
+            torch.testing.assert_close(logits(), expected, rtol=1e-4, atol=1e-4)
+            for weight in held:
+                weight.zero_()
+            assert not torch.allclose(logits(), expected)
+    finally:
+        lora.detach(model)
+    assert not torch.allclose(bare, expected)
 
 
 class NoMemory:
