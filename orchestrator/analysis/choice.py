@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from orchestrator.analysis.snapshot import SweepSnapshot
 
 BEST = "the cheapest with the lowest validation loss, within noise, of the trials that count"
+LOWEST = "the lowest validation loss of the trials that count"
+"""Of a sweep whose noise is not known."""
 KNEE = "the knee of the front, nearest to the best of every objective at once"
 MIB = {"b": 2.0**-20, "kib": 2.0**-10, "mib": 1.0, "gib": 2.0**10, "tib": 2.0**20}
 MIB |= {"kb": 1e3 / 2**20, "mb": 1e6 / 2**20, "gb": 1e9 / 2**20, "tb": 1e12 / 2**20}
@@ -80,7 +82,7 @@ def choose(sweep: "SweepSnapshot", *, max_memory_mib: float | None = None, at_kn
             f"--max-memory is {max_memory_mib:.1f} MiB; the least that a trial of {settings.name!r} needs is "
             f"{least.cost.peak_memory_mib:.1f} MiB (trial {least.number}, {describe(least.config)})"
         )
-    why = KNEE if at_knee else BEST
+    why = KNEE if at_knee else LOWEST if noise.sd is None else BEST
     if max_memory_mib is not None:
         why += f", of those that need at most {max_memory_mib:.1f} MiB"
     names = dict.fromkeys((*objectives.DEFAULT, *settings.objectives, "embedding_cosine"))
