@@ -126,9 +126,9 @@ class Trial:
         with self._cache.oom_as_failure():
             validation = self._cache.held_out(self.config.base_form)
             graphs, fallback = self._graphs(cost) if with_graphs else (None, "no memory for captured steps")
-            resident_mib = self._cache.allocated_mib()
             if cost and graphs is None:
                 self._cache.make_room(cost, self.config.base_form)
+            resident_mib = self._cache.allocated_mib()
             cost = cost or self._measured_cost(graphs)
             if graphs:  # the adapter is a part of the graphs: it need not be attached
                 model, matrices = None, self._cache.fresh_matrices(self.config)

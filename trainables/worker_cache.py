@@ -32,7 +32,7 @@ from trainables.models.full_weights import (
     drop_full_weights,
     have_room,
     keep_full_weights,
-    keeps_full_weights,
+    kept_weights,
 )
 from trainables.models.lora import AdapterWeights
 from trainables.models.padding_free import serves
@@ -40,7 +40,7 @@ from trainables.training.batches import Batches, BatchPlan, StepShape
 from trainables.training.graph_cache import GraphCache
 from trainables.training.warm_up import warm_up
 from trainables.values.config import BaseForm, Precision, TrialConfig
-from trainables.values.errors import CaptureFailed
+from trainables.values.errors import CaptureFailed, NoRoom
 from trainables.values.last_used import LastUsed
 from trainables.values.results import Cost
 from trainables.values.workload import Workload
@@ -253,20 +253,20 @@ class WorkerCache:
         """What is captured: where there is no memory for it beside full weights, once more without them."""
         try:
             return capture()
-        except CaptureFailed:
-            if self._graph_cache.fault or not self._drop_full_weights():
+        except NoRoom:
+            if not self.drop_full_weights():
                 raise
         return capture()
 
     def make_room(self, cost: Cost, form: BaseForm) -> None:
         """Give up full weights where a trial of this cost that captures nothing has not enough memory beside them."""
         if self.device == "cuda" and cost.reserved_memory_mib - self._base_mib[form] > memory.left_mib():
-            self._drop_full_weights()
+            self.drop_full_weights()
 
-    def _drop_full_weights(self) -> bool:
+    def drop_full_weights(self) -> bool:
         """Give up full weights and the graphs that read them, and keep none from now on; True if there were any."""
         self._is_short = True
-        kept = [base for base in self._bases.values() if keeps_full_weights(base)]
+        kept = [base for base in self._bases.values() if kept_weights(base)]
         if kept:
             self._graph_cache.clear()
         for base in kept:
@@ -282,7 +282,7 @@ class WorkerCache:
 
     def forget(self) -> bool:
         """Drop all cached bases, graphs and readings; True if more than one object went, so a retry may fit."""
-        several = len(self._bases) + len(self._graph_cache) > 1 or any(map(keeps_full_weights, self._bases.values()))
+        several = len(self._bases) + len(self._graph_cache) > 1 or any(map(kept_weights, self._bases.values()))
         self._bases.clear()
         self._base_mib.clear()
         self._graph_cache.clear()

@@ -12,7 +12,9 @@ IDLE = "idle"
 IDLE_LETTER, NO_LETTER = "·", " "
 """In a bar: of an idle process, and of one that is not there yet or any more."""
 MIN_PAUSE_SECONDS = 10
-"""Where nothing at all is noted for so long, the sweep was at rest, until a command went on with it."""
+"""Where nothing at all is noted for so long, until a command begins, the sweep was at rest."""
+FIRST_PHASES = ("inputs", "imports")
+"""Of a command's driver, and of its workers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,31 +49,34 @@ class ProcessTime:
         return total
 
 
-def by_process(spans: Sequence[Span]) -> list[ProcessTime]:
+def by_process(spans: Sequence[Span], rests: "Sequence[Rest] | None" = None) -> list[ProcessTime]:
     """What each process did: the driver, then workers by number.
 
     Where spans lie inside each other, the time is the innermost one's: the base that a comparison loads is loading.
     Pauses are left out: what comes after one is moved to its beginning.
+
+    Args:
+        rests: from `pauses`, by default of these spans.
     """
-    ordered = sorted(_without_pauses(spans), key=attrgetter("process"))
+    left_out = pauses(spans) if rests is None else rests
+    ordered = sorted(_without(left_out, spans), key=attrgetter("process"))
     found = [_process_time(process, list(own)) for process, own in groupby(ordered, key=attrgetter("process"))]
     return sorted(found, key=_place)
 
 
-def pauses(spans: Sequence[Span]) -> list[tuple[float, float]]:
-    """Beginning and end of each stretch of MIN_PAUSE_SECONDS or more, between the first span and the last, that no
-    process noted anything in."""
+Rest = tuple[float, float]
+"""Beginning and end."""
+
+
+def pauses(spans: Sequence[Span]) -> list[Rest]:
+    """Stretches of MIN_PAUSE_SECONDS or more, before a command began, that no process noted anything in."""
     ordered = sorted(spans, key=attrgetter("began"))
     ends = accumulate((span.ended for span in ordered), max)  # of all that began by then
-    return [
-        (end, after.began)
-        for end, after in zip(ends, ordered[1:], strict=False)
-        if after.began - end >= MIN_PAUSE_SECONDS
-    ]
+    gaps = [(end, after) for end, after in zip(ends, ordered[1:], strict=False) if after.phase in FIRST_PHASES]
+    return [(end, after.began) for end, after in gaps if after.began - end >= MIN_PAUSE_SECONDS]
 
 
-def _without_pauses(spans: Sequence[Span]) -> Iterator[Span]:
-    left_out = pauses(spans)
+def _without(left_out: Sequence[Rest], spans: Sequence[Span]) -> Iterator[Span]:
     for span in spans:
         rest = sum(end - begin for begin, end in left_out if end <= span.began)
         yield replace(span, began=span.began - rest, ended=span.ended - rest)
@@ -146,7 +151,7 @@ def lines(spans: Sequence[Span], width: int) -> Iterator[str]:
     began, ended = min(one.began for one in processes), max(one.ended for one in processes)
     of_role = {role: letters(_phases(processes, role)) for role in (True, False)}  # of the driver, of workers
     rest = sum(end - begin for begin, end in pauses(spans))
-    left_out = f"; {rest:.0f} s in which nothing ran are left out" if rest else ""
+    left_out = f"; {rest:.0f} s in which nothing was noted are left out" if rest else ""
     yield f"{ended - began:.1f} s from the first thing noted to the last{left_out}"
     for one in processes:
         marked = {phase: _marked(phase, letter) for phase, letter in of_role[one.is_driver].items()}

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as PngFigure
 
 from orchestrator.analysis.moment import WRITING_SECONDS
 from orchestrator.analysis.snapshot import SweepSnapshot
-from orchestrator.analysis.timeline import IDLE, ProcessTime, by_process
+from orchestrator.analysis.timeline import IDLE, ProcessTime, by_process, pauses
 from orchestrator.figures.style import LeftOut, Picture, canvas, legend
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ Bars = list[tuple[int, float, float]]
 def draw(snapshot: SweepSnapshot) -> Picture | LeftOut:
     """Bars of all phases but idling, which stays white, and but writing, which this picture is itself a part of: the
     same whenever it is drawn."""
-    processes = by_process([span for span in snapshot.spans if span.phase not in WRITING_SECONDS])
+    rests = pauses(snapshot.spans)
+    processes = by_process([span for span in snapshot.spans if span.phase not in WRITING_SECONDS], rests)
     if not processes:
         return LeftOut(name=NAME, reason="no process has noted yet what it did when")
     notes = (
         "Training includes the held-out loss at each rung. Where one thing was done inside another, as loading the "
         "base in a comparison, the bar is of the inner one. White is idle: waiting, or what is not noted.",
+        *(["Time between two commands is left out."] if rests else []),
     )
     return Picture(name=NAME, title=TITLE, notes=notes, png=partial(_png, processes), html=partial(_html, processes))
 

@@ -87,7 +87,7 @@ class Worker:
             work = {"train": _train, "compare": _compare, "evaluate": _evaluate}[task.kind]
             yield from work(self._cache, task, store)
         except TrialFailed as error:
-            yield _end(self._cache, error.state, reason=str(error))
+            yield _failed(self._cache, error)
         except RayError:
             raise
         except Exception as error:
@@ -96,6 +96,13 @@ class Worker:
             if is_lost(self._device):
                 raise DeviceLost(f"{type(error).__name__}: {error}") from None
             yield TaskReport(state="failed", reason=f"{type(error).__name__}: {error}")
+
+
+def _failed(cache: WorkerCache, error: TrialFailed) -> TaskReport:
+    """The last report of a task that failed; for lack of memory no later one shall fail beside full weights."""
+    if error.state == "oom":
+        cache.drop_full_weights()
+    return _end(cache, error.state, reason=str(error))
 
 
 def _end(cache: WorkerCache, state: "State", **values: Any) -> TaskReport:

@@ -10,7 +10,7 @@ from trainables.cost import memory
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
-from trainables.models.full_weights import keeps_full_weights
+from trainables.models.full_weights import kept_weights
 from trainables.training.batches import Batch, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.graph import GraphEngine
@@ -119,7 +119,7 @@ def kernels_of(work) -> list[str]:
 def test_a_trials_4_bit_steps_dequantize_nothing_where_full_weights_are_kept_and_its_timed_step_does(exact_cache):
     config = config_of(precision="nf4", batch_size=8)  # as many tokens as dequantize by one kernel
     base = exact_cache.base("nf4")
-    assert keeps_full_weights(base)
+    assert kept_weights(base)
     shape, vector = packed(batches_of(config)[0], config.loop)
     graphs = exact_cache.graphs(config, [shape], [shape])
     GraphEngine(exact_cache.fresh_matrices(config).values(), config, graphs)
@@ -137,12 +137,12 @@ def test_a_trials_4_bit_steps_dequantize_nothing_where_full_weights_are_kept_and
 def test_full_weights_are_given_up_for_a_known_trial_without_graphs_that_has_no_room_beside_them(wide):
     cache, config = WorkerCache(wide, "cuda"), config_of(precision="nf4", engine="eager", max_steps=1)
     cost, _ = trained(cache, config)
-    assert keeps_full_weights(cache.base("nf4"))
+    assert kept_weights(cache.base("nf4"))
     left = memory.left_mib()
     for reserved_mib, keeps in ((left / 2, True), (2 * left, False)):
         trial = Trial(config, cache, cost=replace(cost, reserved_memory_mib=reserved_mib))
         trial.close()
-        assert keeps_full_weights(cache.base("nf4")) == keeps
+        assert bool(kept_weights(cache.base("nf4"))) == keeps
 
 
 def test_a_16_bit_step_is_timed_by_the_graph_that_trains(exact_cache):

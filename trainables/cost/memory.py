@@ -194,8 +194,9 @@ def _seen_peak(work: Callable[[], object], device: str, owners: Owners) -> tuple
 
 
 def left_mib() -> float:
-    """MiB of the GPU that this process may still take: free, or its own and in no tensor."""
-    return (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()) / MIB
+    """MiB of the GPU that this process may still take, once it has given back what it keeps for nothing."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0] / MIB
 
 
 def allocated_mib(device: str) -> float:

@@ -19,7 +19,6 @@ from trainables.evaluation import held_out
 from trainables.evaluation.decoding import GreedyDecoder
 from trainables.models.architecture import context_of
 from trainables.models.core import end_tokens, padding_token
-from trainables.models.full_weights import keeping
 from trainables.models.lean import lean_modules
 from trainables.models.lora import AdapterWeights, blank_matrices, name_in_file
 
@@ -218,12 +217,7 @@ class GraphReader:
         self._pool, self._stream = pool, stream
         blank = blank_matrices(base, config).items()
         self._weights = {n: torch.nn.Parameter(w.to(base.dtype), requires_grad=False) for n, w in blank}
-        attached = attached_matrices(base, config, self._weights, scaling=1.0)
-        with (
-            attached as model,
-            keeping(base) as self._full,
-            torch.no_grad(),
-        ):  # token by token: to dequantize takes longer
+        with attached_matrices(base, config, self._weights, scaling=1.0) as model, torch.no_grad():
             model.eval()
             self._states = {rows: self._captured(partial(self._read, model, own)) for rows, own in buffers.sets.items()}
             self._first = self._captured(partial(_decode, model, buffers.decoder.first))

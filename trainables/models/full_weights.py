@@ -5,7 +5,7 @@ for rounding, where bitsandbytes multiplies by few tokens without writing it out
 has none: see `dequantizing`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -20,15 +20,18 @@ MAX_ON_HOST_BYTES = 2**29
 
 
 @torch.no_grad()
-def keep_full_weights(base: torch.nn.Module) -> None:
+def keep_full_weights(base: torch.nn.Module, weights: Sequence[torch.Tensor] = ()) -> None:
     """Have the 4-bit modules of a base, if any, multiply by full weights from now on, in either pass.
 
+    Args:
+        weights: from `kept_weights` of the same base, where they were made before.
     Raises:
         torch.cuda.OutOfMemoryError: as it says; none are kept then.
     """
+    modules = _quantized(base)
     try:
-        for module in _quantized(base):
-            setattr(module, KEPT, full_weight(module))
+        for module, weight in zip(modules, weights or map(full_weight, modules), strict=True):
+            setattr(module, KEPT, weight)
             module.forward = partial(_product, module)
     except torch.cuda.OutOfMemoryError:
         drop_full_weights(base)
@@ -57,9 +60,10 @@ def have_room(base: torch.nn.Module) -> bool:
     return 2 * (free - 2 * n_bytes) > total
 
 
-def keeps_full_weights(model: torch.nn.Module) -> bool:
-    """Whether any module of a model multiplies by one."""
-    return bool(_keeping(model))
+def kept_weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    """The full weights that a model's modules multiply by; none where they dequantize. A graph that reads them must go
+    before they do."""
+    return [vars(module)[KEPT] for module in _keeping(model)]
 
 
 @contextmanager
@@ -74,22 +78,25 @@ def dequantizing(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def keeping(base: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Inside, the 4-bit modules of a base multiply by full weights; those that were made for it are given, to be held
-    as long as a graph that was captured inside: none where the base keeps its own."""
-    if keeps_full_weights(base):
-        yield []
+def keeping(base: torch.nn.Module, weights: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Inside, the 4-bit modules of a base multiply by full weights, even if it keeps none; they are given.
+
+    Args:
+        weights: see `keep_full_weights`.
+    """
+    if own := kept_weights(base):
+        yield own
         return
-    keep_full_weights(base)
+    keep_full_weights(base, weights)
     try:
-        yield [vars(module)[KEPT] for module in _keeping(base)]
+        yield kept_weights(base)
     finally:
         drop_full_weights(base)
 
 
 def _taken_from(module: torch.nn.Module) -> dict[str, object]:
     """What a module keeps, which it has no more."""
-    return {name: vars(module).pop(name) for name in ("forward", KEPT)}
+    return {name: vars(module).pop(name) for name in ("forward", KEPT) if name in vars(module)}
 
 
 def _quantized(model: torch.nn.Module) -> list[bitsandbytes.nn.Linear4bit]:

@@ -13,11 +13,12 @@ from trainables.evaluation.held_out import EvalBatches
 from trainables.evaluation.readers import GraphReader, ReaderBuffers
 from trainables.models.families import family_of_model
 from trainables.models.families.generic import sizes_of
+from trainables.models.full_weights import keeping
 from trainables.training.batches import StepShape
 from trainables.training.graph_key import GraphKey, graph_key
 from trainables.training.step_graphs import StepGraphs
 from trainables.values.config import BaseForm, ComputeDtype, TrialConfig
-from trainables.values.errors import CaptureFailed
+from trainables.values.errors import CaptureFailed, NoRoom
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,6 +49,7 @@ class GraphCache:
         self._step_graphs: dict[GraphKey, StepGraphs] = {}
         self._readers: dict[tuple[BaseForm, int], GraphReader] = {}  # by rank, too
         self._reader_buffers: ReaderBuffers | None = None
+        self._full_weights: dict[BaseForm, list[torch.Tensor]] = {}  # that readers multiply by
         self._too_large: set[tuple[BaseForm, int]] = set()  # readers that there was no memory for
         self._pool: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -65,6 +67,7 @@ class GraphCache:
     def _clear_readers(self) -> None:
         self._readers.clear()
         self._reader_buffers = None
+        self._full_weights.clear()
 
     def step_graphs(
         self,
@@ -130,7 +133,7 @@ class GraphCache:
     def _captured_reader(self, base: "PreTrainedModel", key: tuple[BaseForm, int], sets: "RowSets") -> GraphReader:
         """Where there was no memory for it once, that is not tried again: each time it costs the other readers."""
         if key in self._too_large:
-            raise CaptureFailed("no memory for captured readers")
+            raise NoRoom("no memory for captured readers")
         if key not in self._readers:
             try:
                 with self._capturing():
@@ -152,7 +155,9 @@ class GraphCache:
             targets=family_of_model(base).targets,
             dropout=0.0,
         )
-        return GraphReader(base, config, self._reader_buffers, pool=self._pool, stream=self._stream)
+        with keeping(base, self._full_weights.get(form, ())) as self._full_weights[form]:
+            # decoding multiplies by them token by token: to dequantize each time would take longer than the products
+            return GraphReader(base, config, self._reader_buffers, pool=self._pool, stream=self._stream)
 
     @contextmanager
     def _capturing(self) -> Iterator[None]:
@@ -180,7 +185,8 @@ class GraphCache:
                 self.clear()  # they were captured with the random generator that is replaced now
                 abandon_capture()
                 print(f"steps cannot be captured as CUDA graphs here; going on without: {reason}", file=sys.stderr)
-            raise CaptureFailed(reason) from None
+                raise CaptureFailed(reason) from None
+            raise NoRoom(reason) from None
 
 
 def _compiles_alike(base: "PreTrainedModel") -> bool:

@@ -19,7 +19,7 @@ from trainables.models import lora
 from trainables.models.branches import settle
 from trainables.models.core import set_checkpointing
 from trainables.models.dropout_mask import DropoutMasks
-from trainables.models.full_weights import dequantizing, keeps_full_weights
+from trainables.models.full_weights import dequantizing, kept_weights
 from trainables.models.lean import lean_loss, lean_step
 from trainables.models.peft_forward import follow_protocol
 from trainables.training.batches import StepShape, unpacked
@@ -78,7 +78,7 @@ class StepGraphs:
             warm: kernels of the steps that were done on it, see GraphKey, and whether by full weights; completed here.
         """
         self.key = graph_key(config)
-        self._base, self._keeps_full = base, keeps_full_weights(base)
+        self._base, self._kept = base, kept_weights(base)  # which the graphs read
         self._config = replace(config, rank=self.key.rank)
         self.eval_batches = eval_batches
         self._pool, self._stream = pool, stream
@@ -111,8 +111,8 @@ class StepGraphs:
             timed: of steps whose time is that of the base's form: they dequantize 4-bit weights, even if the base keeps
                 full ones.
         """
-        self._capture(shapes if self._keeps_full else [*shapes, *timed], is_timed=False)
-        if self._keeps_full:
+        self._capture(shapes if self._kept else [*shapes, *timed], is_timed=False)
+        if self._kept:
             with dequantizing(self._base):
                 self._capture(timed, is_timed=True)
 
@@ -120,7 +120,7 @@ class StepGraphs:
         missing = [shape for shape in dict.fromkeys(shapes) if (shape, is_timed) not in self._steps]
         if not missing:
             return
-        kernels = self.key.kernels, keeps_full_weights(self._base)
+        kernels = self.key.kernels, bool(kept_weights(self._base))
         with self._attached() as model:
             if kernels not in self._warm:
                 self._warm_up(model, missing[0])
@@ -260,7 +260,7 @@ class StepGraphs:
             is_timed: by a step that was captured to be timed.
         """
         self._learning_rate.copy_(rate)
-        graph, static_inputs = self._steps[shape, is_timed and self._keeps_full]
+        graph, static_inputs = self._steps[shape, is_timed and bool(self._kept)]
         static_inputs.copy_(inputs)
         graph.replay()
 

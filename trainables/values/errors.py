@@ -84,6 +84,10 @@ class CaptureFailed(Exception):
     """Work could not be captured as a CUDA graph; the message says why. The same work is done eagerly instead."""
 
 
+class NoRoom(CaptureFailed):
+    """For lack of memory: later it may succeed."""
+
+
 OTHER_NAMES = {"4bit": "nf4", "int4": "nf4", "fp4": "nf4", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 """What other programs call a value -> its name here."""
 

@@ -25,7 +25,7 @@ from trainables.data.tokenized import tokenize
 from trainables.data.tokens import IGNORE, load
 from trainables.evaluation import held_out
 from trainables.models import lora
-from trainables.models.full_weights import keeps_full_weights
+from trainables.models.full_weights import kept_weights
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import ConfigError, TrialFailed
@@ -345,7 +345,7 @@ def test_a_base_for_which_there_is_no_room_is_loaded_once_the_other_is_given_up(
         return
     cache.base("16bit")
     assert cache.base("nf4").is_loaded_in_4bit
-    assert not keeps_full_weights(cache.base("nf4")), "memory ran out"
+    assert not kept_weights(cache.base("nf4")), "memory ran out"
 
 
 def test_running_out_of_gpu_memory_fails_the_trial_as_oom():

@@ -40,7 +40,7 @@ def test_a_pause_between_two_commands_is_left_out_of_every_process_and_said():
     assert worker.seconds() == {"training": 25, IDLE: 2}
     assert (
         next(lines(first + second, 80))
-        == "30.0 s from the first thing noted to the last; 1000 s in which nothing ran are left out"
+        == "30.0 s from the first thing noted to the last; 1000 s in which nothing was noted are left out"
     )
     assert next(lines(first, 80)) == "9.0 s from the first thing noted to the last"
 
@@ -48,7 +48,15 @@ def test_a_pause_between_two_commands_is_left_out_of_every_process_and_said():
 def test_a_stretch_in_which_any_process_works_is_no_pause():
     assert not pauses([span("tasks", 0, 99, "driver"), span("training", 5, 6), span("training", 70, 90)])
     assert not pauses([span("inputs", 0, 5, "driver"), span("tasks", 14, 20, "driver")])
+    assert not pauses([span("imports", 0, 22), span("base", 47, 60)]), (
+        "a driver that is at work notes that when it ends"
+    )
     assert not pauses([])
+
+
+def test_pauses_of_other_spans_may_be_left_out():
+    (driver,) = by_process([span("tasks", 0, 5, "driver"), span("inputs", 30, 32, "driver")], [(9, 28)])
+    assert driver.seconds() == {"tasks": 5, IDLE: 6, "inputs": 2}
 
 
 moments = st.integers(0, 9).map(float)

@@ -345,13 +345,13 @@ def test_a_card_travels_without_paths_of_this_machine_and_names_no_hub_id_that_i
     assert "secret" not in str(card)
     assert f"tuned on {data.rpartition('/')[2]}" in str(card)
     assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "other")
-    assert "**The base is on no hub**" in section(str(card), USE)
+    assert "**The base\nwas read from a folder**" in section(str(card), USE)
 
 
 def test_a_card_with_an_adapter_says_how_it_is_used_and_only_of_a_local_base_that_its_folder_must_be_named():
     used = section(str(cards.card_of(report(whole_sweep(), HUB), None, whole_sweep()[1])), USE)
     assert 'python generate.py "Name three colours."' in used
-    assert "no hub" not in used
+    assert "folder**" not in used
     prose = replace(HUB, row_kind="completion")
     assert '"The three primary colours are"' in section(
         str(cards.card_of(report(whole_sweep(), prose), None, whole_sweep()[1])), USE

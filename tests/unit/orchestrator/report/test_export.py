@@ -143,7 +143,7 @@ def test_the_reloaded_adapter_has_the_recorded_loss_and_its_script_and_card_are_
     assert 'python generate.py "Name three colours."' in usage
     needed = NEEDED[trial.config.precision, False]
     assert f"pip install {' '.join(needed)}" in usage
-    assert "**The base is on no hub**" in usage
+    assert "**The base\nwas read from a folder**" in usage
     assert str(workload.base_folder) not in card.text
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from orchestrator.workers import worker
-from trainables.models.full_weights import keeps_full_weights
+from trainables.models.full_weights import kept_weights
 from trainables.values.errors import TrialFailed
 from trainables.values.findings import TestEvaluation
 from trainables.worker_cache import WorkerCache
@@ -78,6 +78,17 @@ def test_a_worker_that_forgets_keeps_no_readings(full):
 
 def test_a_worker_whose_evaluation_ran_out_of_memory_keeps_no_full_weights_from_then_on(workload):
     cache, seen = WorkerCache(workload, "cpu"), []
-    assert keeps_full_weights(cache.base("nf4"))
+    assert kept_weights(cache.base("nf4"))
     assert worker._found(cache, "test evaluation", running_out(cache, 1, seen)) is FOUND
-    assert not keeps_full_weights(cache.base("nf4"))
+    assert not kept_weights(cache.base("nf4"))
+
+
+@pytest.mark.parametrize(("state", "n_kept"), [("oom", 0), ("diverged", 8)])
+def test_a_trial_that_ran_out_of_memory_is_the_last_beside_full_weights(workload, state, n_kept):
+    cache = WorkerCache(workload, "cpu")
+    base = cache.base("nf4")
+    assert len(kept_weights(base)) == 8
+    assert worker._failed(cache, TrialFailed(state, "why")).state == state
+    assert len(kept_weights(base)) == n_kept
+    cache.forget()
+    assert len(kept_weights(cache.base("nf4"))) == n_kept

@@ -16,7 +16,10 @@ from trainables.data.tokens import TokenRow
 from trainables.evaluation import held_out
 from trainables.evaluation.readers import EagerReader, GraphReader, Reader, ReaderBuffers, RowSets
 from trainables.models import lora
+from trainables.models.families import gpt2
+from trainables.models.full_weights import drop_full_weights, keeping, kept_weights
 from trainables.values.config import TrialConfig
+from trainables.worker_cache import WorkerCache
 
 Rows = tuple[TokenRow, ...]
 
@@ -82,3 +85,18 @@ def test_of_every_family_one_reader_reads_all_sets_with_each_adapter_as_if_it_we
 )
 def test_sets_of_any_sizes_share_the_places(sets):
     assert_reads_as_if_attached(families.CASES[0], sets)
+
+
+def test_a_reader_of_a_4_bit_base_that_keeps_no_full_weights_reads_by_some_of_its_own_with_the_adapter(workload):
+    base, other = (WorkerCache(workload, "cpu").base("nf4") for _ in range(2))
+    for each in (base, other):
+        drop_full_weights(each)
+    sets = RowSets(decoded=(drawn(6, 1),))
+    widest = TrialConfig(precision="nf4", rank=64, alpha=1, targets=gpt2.TARGETS, dropout=0.0)
+    files = drawn_files(other, TrialConfig(precision="nf4", rank=5, alpha=10, targets=gpt2.TARGETS))
+    with keeping(base, ()):
+        reader = Uncaptured(base, widest, ReaderBuffers(base, sets), pool=None, stream=None)
+        reader.load(lora.read_files(files))
+        with attached_matrices(base, widest, reader._weights, scaling=1.0), attached(other, files) as model:
+            assert_same(reader, EagerReader(model), sets.decoded[0], is_decoded=True)
+    assert not kept_weights(base)

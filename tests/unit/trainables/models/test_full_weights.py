@@ -17,7 +17,7 @@ from trainables.models.full_weights import (
     have_room,
     keep_full_weights,
     keeping,
-    keeps_full_weights,
+    kept_weights,
 )
 from trainables.models.lean import lean_modules
 from trainables.models.lora_linear import KEPT, full_weight
@@ -25,7 +25,7 @@ from trainables.training.batches import Batch
 from trainables.training.eager import EagerEngine
 from trainables.training.step_graphs import StepGraphs
 from trainables.trial import Trial
-from trainables.values.errors import CaptureFailed
+from trainables.values.errors import CaptureFailed, NoRoom
 from trainables.worker_cache import WorkerCache
 
 WORDS = torch.arange(80)[None]
@@ -35,12 +35,8 @@ WORDS = torch.arange(80)[None]
 def base(workload):
     """4-bit, of its own; it keeps full weights, as it is small."""
     base = WorkerCache(workload, "cpu").base("nf4")
-    assert keeps_full_weights(base)
+    assert kept_weights(base)
     return base
-
-
-def kept_of(base) -> list[torch.Tensor]:
-    return [vars(module)[KEPT] for module in base.modules() if KEPT in vars(module)]
 
 
 @torch.no_grad()
@@ -49,11 +45,11 @@ def test_every_4_bit_module_multiplies_by_its_kept_weight_as_it_does_by_its_own(
         return base(input_ids=WORDS, use_cache=False).logits
 
     kept = logits()
-    weights = kept_of(base)
+    weights = kept_weights(base)
     assert len(weights) == 4 * base.config.n_layer
     with dequantizing(base):
         own = logits()
-        assert not keeps_full_weights(base)
+        assert not kept_weights(base)
     torch.testing.assert_close(kept, own, rtol=1e-5, atol=1e-5)
     assert torch.equal(logits(), kept)
     for weight in weights:
@@ -64,7 +60,7 @@ def test_every_4_bit_module_multiplies_by_its_kept_weight_as_it_does_by_its_own(
 
 
 def test_full_weights_are_as_many_bytes_as_is_said_and_none_are_kept_where_that_is_too_many(base, workload):
-    n_bytes = sum(weight.nbytes for weight in kept_of(base))
+    n_bytes = sum(weight.nbytes for weight in kept_weights(base))
     assert full_bytes(base) == n_bytes > 0
     with dequantizing(base):
         assert full_bytes(base) == n_bytes
@@ -79,7 +75,7 @@ def test_a_16_bit_base_keeps_none(workload):
     base = WorkerCache(workload, "cpu").base("16bit")
     assert full_bytes(base) == 0
     keep_full_weights(base)
-    assert not keeps_full_weights(base)
+    assert not kept_weights(base)
 
 
 @pytest.mark.parametrize("loop", ["standard", "lean"])
@@ -109,10 +105,10 @@ def test_steps_that_multiply_by_kept_weights_learn_what_others_learn_forward_and
 
 
 def test_a_base_has_its_kept_weights_again_after_a_failure(base):
-    kept = kept_of(base)
+    kept = kept_weights(base)
     with pytest.raises(ZeroDivisionError), dequantizing(base):
         _ = 1 / 0
-    assert all(a is b for a, b in zip(kept_of(base), kept, strict=True))
+    assert all(a is b for a, b in zip(kept_weights(base), kept, strict=True))
     assert len(kept) == sum(full_weight(module) is not None for module in base.modules())
 
 
@@ -124,10 +120,10 @@ def test_a_cost_key_is_measured_on_a_base_that_keeps_none(workload, small_config
         cache = WorkerCache(workload, "cpu")
         if not keeps:
             cache.give_up()
-        assert keeps_full_weights(cache.base("nf4")) == keeps
+        assert bool(kept_weights(cache.base("nf4"))) == keeps
         trial = Trial(config, cache)
         trial.close()
-        assert keeps_full_weights(cache.base("nf4")) == keeps
+        assert bool(kept_weights(cache.base("nf4"))) == keeps
         peaks.append((trial.cost.peak_memory_mib, trial.cost.breakdown))
     assert peaks[0] == peaks[1]
 
@@ -138,7 +134,7 @@ def test_a_worker_whose_memory_ran_out_gives_them_up_and_keeps_none_from_then_on
     assert cache.give_up(), "a single base that keeps full weights is more than it needs"
     cache.base("nf4")
     assert not cache.forget()
-    assert not keeps_full_weights(cache.base("nf4"))
+    assert not kept_weights(cache.base("nf4"))
 
 
 @torch.no_grad()
@@ -157,7 +153,7 @@ def test_weights_that_are_kept_while_an_adapter_is_attached_leave_the_adapter_wh
 
     try:
         expected = logits()
-        with keeping(base) as held:
+        with keeping(base, ()) as held:
             torch.testing.assert_close(logits(), expected, rtol=1e-4, atol=1e-4)
             for weight in held:
                 weight.zero_()
@@ -180,29 +176,31 @@ def test_where_memory_runs_out_half_way_none_are_kept(base):
     last.weight.quant_state = NoMemory()
     with pytest.raises(torch.cuda.OutOfMemoryError):
         keep_full_weights(base)
-    assert not keeps_full_weights(base)
+    assert not kept_weights(base)
     assert not any("forward" in vars(module) for module in base.modules())
 
 
 @torch.no_grad()
-def test_a_reader_holds_full_weights_of_its_own_where_the_base_keeps_none(base):
-    with keeping(base) as held:
-        assert held == []
-        assert keeps_full_weights(base)
-    expected = kept_of(base)
+def test_a_base_that_keeps_none_multiplies_by_full_weights_while_readers_are_captured_made_once(base):
+    own = kept_weights(base)
+    with keeping(base, ()) as held:
+        assert all(a is b for a, b in zip(held, own, strict=True))
+    assert kept_weights(base)
     drop_full_weights(base)
-    with keeping(base) as held:
-        assert keeps_full_weights(base)
-    assert not keeps_full_weights(base)
-    assert len(held) == len(expected) == 4 * base.config.n_layer
-    assert all(torch.equal(a, b) for a, b in zip(held, expected, strict=True))
+    with keeping(base, ()) as first:
+        assert kept_weights(base)
+    assert not kept_weights(base)
+    assert len(first) == len(own) == 4 * base.config.n_layer
+    assert all(torch.equal(a, b) for a, b in zip(first, own, strict=True))
+    with keeping(base, first) as second:
+        assert all(a is b for a, b in zip(second, first, strict=True))
 
 
 class Captures:
     """In place of a GraphCache on a GPU whose memory is too small for graphs beside full weights."""
 
-    def __init__(self, fault: str | None) -> None:
-        self.fault, self.seen = fault, []
+    def __init__(self, failure: CaptureFailed) -> None:
+        self.failure, self.seen = failure, []
 
     def __len__(self) -> int:
         return 0
@@ -211,15 +209,15 @@ class Captures:
         self.seen.append("cleared")
 
     def step_graphs(self, base, *_, **__) -> str:
-        self.seen.append(keeps_full_weights(base))
+        self.seen.append(bool(kept_weights(base)))
         if self.seen[-1]:
-            raise CaptureFailed("OutOfMemoryError: CUDA out of memory")
+            raise self.failure
         return "captured"
 
 
 def test_what_there_is_no_memory_to_capture_is_captured_once_more_without_full_weights(workload, small_config):
     cache, config = WorkerCache(workload, "cpu"), small_config(precision="nf4")
-    captures = cache._graph_cache = Captures(fault=None)
+    captures = cache._graph_cache = Captures(NoRoom("OutOfMemoryError: CUDA out of memory"))
     base = cache.base("nf4")
     assert cache.graphs(config, []) == "captured"
     assert captures.seen == [True, "cleared", False], "graphs that read them are gone before they are"
@@ -231,18 +229,18 @@ def test_what_there_is_no_memory_to_capture_is_captured_once_more_without_full_w
 
 def test_what_cannot_be_captured_at_all_costs_no_full_weights(workload, small_config):
     cache, config = WorkerCache(workload, "cpu"), small_config(precision="nf4")
-    captures = cache._graph_cache = Captures(fault="this driver cannot")
+    captures = cache._graph_cache = Captures(CaptureFailed("this driver cannot"))
     with pytest.raises(CaptureFailed):
         cache.graphs(config, [])
     assert captures.seen == [True]
-    assert keeps_full_weights(cache.base("nf4"))
+    assert kept_weights(cache.base("nf4"))
 
 
 def test_a_trial_that_memory_runs_out_for_is_begun_once_more_on_a_base_that_keeps_none(workload, small_config):
     cache, kept = WorkerCache(workload, "cpu"), []
 
     def fill(module, inputs):
-        kept.append(keeps_full_weights(cache.base("nf4")))
+        kept.append(bool(kept_weights(cache.base("nf4"))))
         if len(kept) == 1:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
@@ -252,7 +250,7 @@ def test_a_trial_that_memory_runs_out_for_is_begun_once_more_on_a_base_that_keep
     finally:
         handle.remove()
     trial.close()
-    assert not keeps_full_weights(cache.base("nf4"))
+    assert not kept_weights(cache.base("nf4"))
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -286,10 +284,10 @@ def test_a_timed_step_is_another_than_a_trials_where_full_weights_are_kept(base,
         drop_full_weights(base)
     few = eval_batches(base, splits["train"][:2])
     graphs = StepGraphs(base, config, eval_batches=few, compute_dtype="float32", pool=None, stream=None)
-    graphs._capture = lambda shapes, *, is_timed: seen.append((shapes, is_timed, keeps_full_weights(base)))
+    graphs._capture = lambda shapes, *, is_timed: seen.append((shapes, is_timed, bool(kept_weights(base))))
     graphs.capture(["trained"], timed=["full"])
     if keeps:
         assert seen == [(["trained"], False, True), (["full"], True, False)]
     else:
         assert seen == [(["trained", "full"], False, False)]
-    assert keeps_full_weights(base) == keeps
+    assert bool(kept_weights(base)) == keeps

@@ -21,7 +21,7 @@ from trainables.training.graph_cache import GraphCache, _compiles_alike
 from trainables.training.graph_key import graph_key
 from trainables.trial import Trial
 from trainables.values.config import LOSS_CHUNK_TOKENS, TrialConfig
-from trainables.values.errors import CaptureFailed, ConfigError
+from trainables.values.errors import ConfigError, NoRoom
 
 
 @given(st.integers(1, 300))
@@ -222,15 +222,15 @@ def test_padding_that_is_not_zero_would_take_part(cache, small_config, batches):
 
 def test_a_capture_for_which_there_is_no_memory_gives_up_what_readers_hold_and_no_steps():
     """What is done eagerly instead needs the room."""
-    cache, held = GraphCache(), [torch.zeros(1) for _ in range(2)]
+    cache, held = GraphCache(), [torch.zeros(1) for _ in range(3)]
     cache._stream = object()  # a GPU's
     cache._step_graphs["steps"] = object()
-    cache._readers["any"], cache._reader_buffers = held
+    cache._readers["any"], cache._full_weights["any"], cache._reader_buffers = held
     gone = list(map(weakref.ref, held))
     del held
-    with pytest.raises(CaptureFailed, match="out of memory"), cache._capturing():
+    with pytest.raises(NoRoom, match="out of memory"), cache._capturing():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-    assert [one() for one in gone] == [None, None]
+    assert [one() for one in gone] == [None, None, None]
     assert list(cache._step_graphs) == ["steps"]
     assert cache.fault is None
 
@@ -251,13 +251,13 @@ def test_a_reader_that_there_was_no_memory_for_is_not_tried_again_until_all_is_g
     cache._stream, cache._new_reader = object(), no_room  # a GPU's, which has no memory for a reader
     cache._step_graphs["steps"] = object()
     for n_tries in (1, 1):
-        with pytest.raises(CaptureFailed, match="memory"):
+        with pytest.raises(NoRoom, match="memory"):
             cache.reader(None, ("nf4", ()), weights, None)
         assert len(tried) == n_tries
         cache._readers["other"] = other
     assert cache._readers == {"other": other}
     cache.clear()
     cache._step_graphs["steps"] = object()
-    with pytest.raises(CaptureFailed, match="memory"):
+    with pytest.raises(NoRoom, match="memory"):
         cache.reader(None, ("nf4", ()), weights, None)
     assert len(tried) == 2
