@@ -13,7 +13,7 @@ import torch
 from trainables.comparison import bias
 from trainables.comparison.kl_breakdown import token_counts
 from trainables.cost import memory
-from trainables.cost.device import device_id, native_dtype
+from trainables.cost.device import device_id, free_memory_mib, native_dtype
 from trainables.cost.device_lock import DeviceLock
 from trainables.cost.timeline import Timeline, WorkerPhase
 from trainables.data import tokens
@@ -28,12 +28,7 @@ from trainables.models.compiler import Compiler
 from trainables.models.core import padding_token
 from trainables.models.families import family_of
 from trainables.models.fresh_adapters import FreshAdapters
-from trainables.models.full_weights import (
-    drop_full_weights,
-    have_room,
-    keep_full_weights,
-    kept_weights,
-)
+from trainables.models.full_weights import drop_full_weights, have_room, keep_full_weights, kept_weights
 from trainables.models.lora import AdapterWeights
 from trainables.models.padding_free import serves
 from trainables.training.batches import Batches, BatchPlan, StepShape
@@ -260,7 +255,10 @@ class WorkerCache:
 
     def make_room(self, cost: Cost, form: BaseForm) -> None:
         """Give up full weights where a trial of this cost that captures nothing has not enough memory beside them."""
-        if self.device == "cuda" and cost.reserved_memory_mib - self._base_mib[form] > memory.left_mib():
+        if self.device == "cpu":
+            return
+        torch.cuda.empty_cache()  # what lies in a graph's pool is of no use to it
+        if cost.reserved_memory_mib - self._base_mib[form] > free_memory_mib(self.device):
             self.drop_full_weights()
 
     def drop_full_weights(self) -> bool:

@@ -15,6 +15,8 @@ MIN_PAUSE_SECONDS = 10
 """Where nothing at all is noted for so long, until a command begins, the sweep was at rest."""
 FIRST_PHASES = ("inputs", "imports")
 """Of a command's driver, and of its workers."""
+Rest = tuple[float, float]
+"""Beginning and end, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,23 +51,17 @@ class ProcessTime:
         return total
 
 
-def by_process(spans: Sequence[Span], rests: "Sequence[Rest] | None" = None) -> list[ProcessTime]:
+def by_process(spans: Sequence[Span], rests: Sequence[Rest] = ()) -> list[ProcessTime]:
     """What each process did: the driver, then workers by number.
 
     Where spans lie inside each other, the time is the innermost one's: the base that a comparison loads is loading.
-    Pauses are left out: what comes after one is moved to its beginning.
 
     Args:
-        rests: from `pauses`, by default of these spans.
+        rests: left out, as from `pauses`: what comes after one is moved to its beginning.
     """
-    left_out = pauses(spans) if rests is None else rests
-    ordered = sorted(_without(left_out, spans), key=attrgetter("process"))
+    ordered = sorted(_without(rests, spans), key=attrgetter("process"))
     found = [_process_time(process, list(own)) for process, own in groupby(ordered, key=attrgetter("process"))]
     return sorted(found, key=_place)
-
-
-Rest = tuple[float, float]
-"""Beginning and end."""
 
 
 def pauses(spans: Sequence[Span]) -> list[Rest]:
@@ -76,9 +72,9 @@ def pauses(spans: Sequence[Span]) -> list[Rest]:
     return [(end, after.began) for end, after in gaps if after.began - end >= MIN_PAUSE_SECONDS]
 
 
-def _without(left_out: Sequence[Rest], spans: Sequence[Span]) -> Iterator[Span]:
+def _without(rests: Sequence[Rest], spans: Sequence[Span]) -> Iterator[Span]:
     for span in spans:
-        rest = sum(end - begin for begin, end in left_out if end <= span.began)
+        rest = sum(end - begin for begin, end in rests if end <= span.began)
         yield replace(span, began=span.began - rest, ended=span.ended - rest)
 
 
@@ -144,13 +140,14 @@ def lines(spans: Sequence[Span], width: int) -> Iterator[str]:
     Args:
         width: columns of the terminal.
     """
-    processes = by_process(spans)
+    rests = pauses(spans)
+    processes = by_process(spans, rests)
     if not processes:
         yield "no timeline: this sweep began before one was kept, or no task of it has ended"
         return
     began, ended = min(one.began for one in processes), max(one.ended for one in processes)
     of_role = {role: letters(_phases(processes, role)) for role in (True, False)}  # of the driver, of workers
-    rest = sum(end - begin for begin, end in pauses(spans))
+    rest = sum(end - begin for begin, end in rests)
     left_out = f"; {rest:.0f} s in which nothing was noted are left out" if rest else ""
     yield f"{ended - began:.1f} s from the first thing noted to the last{left_out}"
     for one in processes:

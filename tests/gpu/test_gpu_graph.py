@@ -6,7 +6,7 @@ from time import perf_counter
 import pytest
 import torch
 
-from trainables.cost import memory
+from trainables.cost.device import free_memory_mib
 from trainables.evaluation.decoding import greedy_texts
 from trainables.models import lora
 from trainables.models.families.gpt2 import TARGETS
@@ -138,7 +138,7 @@ def test_full_weights_are_given_up_for_a_known_trial_without_graphs_that_has_no_
     cache, config = WorkerCache(wide, "cuda"), config_of(precision="nf4", engine="eager", max_steps=1)
     cost, _ = trained(cache, config)
     assert kept_weights(cache.base("nf4"))
-    left = memory.left_mib()
+    left = free_memory_mib("cuda")
     for reserved_mib, keeps in ((left / 2, True), (2 * left, False)):
         trial = Trial(config, cache, cost=replace(cost, reserved_memory_mib=reserved_mib))
         trial.close()

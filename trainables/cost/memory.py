@@ -193,12 +193,6 @@ def _seen_peak(work: Callable[[], object], device: str, owners: Owners) -> tuple
     return storages.peak_bytes, sums
 
 
-def left_mib() -> float:
-    """MiB of the GPU that this process may still take, once it has given back what it keeps for nothing."""
-    torch.cuda.empty_cache()
-    return torch.cuda.mem_get_info()[0] / MIB
-
-
 def allocated_mib(device: str) -> float:
     """MiB in live tensors on the device now; on a CPU, those that the garbage collector knows of."""
     if device == "cuda":

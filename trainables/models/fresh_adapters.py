@@ -17,7 +17,7 @@ Matrices = dict[str, torch.Tensor]
 
 
 class FreshAdapters:
-    """The matrices of fresh adapters; to draw them takes peft a tenth of a second and more."""
+    """The matrices of fresh adapters, which peft takes long to draw beside what else a trial begins with."""
 
     def __init__(self, most: int) -> None:
         """

@@ -34,7 +34,7 @@ def test_a_pause_between_two_commands_is_left_out_of_every_process_and_said():
     first = [span("inputs", 0, 5, "driver"), span("training", 3, 9)]
     second = [span("inputs", 1009, 1012, "driver"), span("training", 1011, 1030)]
     assert pauses(first + second) == [(9, 1009)]
-    driver, worker = by_process(first + second)
+    driver, worker = by_process(first + second, pauses(first + second))
     assert (driver.began, driver.ended) == (0, 12)
     assert driver.seconds() == {"inputs": 8, IDLE: 4}
     assert worker.seconds() == {"training": 25, IDLE: 2}

@@ -34,3 +34,16 @@ def test_the_picture_is_the_same_before_and_after_it_was_written_itself():
     written = Span(process="driver", phase="writing figures", began=116.0, ended=120.0)
     before, after = (replace(snapshot(make(TPE), (), {}), spans=spans) for spans in (SPANS, (*SPANS, written)))
     assert timeline.draw(before).html() == timeline.draw(after).html()
+
+
+def test_a_pause_is_left_out_and_said_and_writing_which_no_bar_shows_is_none():
+    def driver(phase: str, began: float, ended: float) -> Span:
+        return Span(process="driver", phase=phase, began=began, ended=ended)
+
+    resumed = (driver("inputs", 0, 5), driver("tasks", 5, 9), driver("inputs", 1020, 1022))
+    writing = driver("writing figures", 9, 1018)
+    for spans, begins, is_said in ((resumed, [0, 9], True), ((*resumed, writing), [0, 1020], False)):
+        picture = timeline.draw(replace(snapshot(make(TPE), (), {}), spans=spans))
+        (bars,) = [trace for trace in picture.html().data if trace.name == "inputs"]
+        assert list(bars.base) == begins
+        assert any("between two commands is left out" in note for note in picture.notes) == is_said
