@@ -1,6 +1,7 @@
 """Settings -> Ready: a connected Ray, sound rows, the devices; then the base model and tokens, once for all trials.
 
-In two parts, so that workers start and import what they need while the second runs.
+In two parts: workers start and import what they need before the base model and the tokens, which a process of their
+own brings meanwhile, are waited for.
 """
 
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cluster import private_ray, ray_cluster
 from orchestrator.driver import duration, plan
+from orchestrator.driver.fetching import Fetching
 from orchestrator.driver.ready import Ready, SweepDevice
 from trainables.data.formats import parse_columns
-from trainables.data.rows import CheckedRows, read_rows
+from trainables.data.rows import read_rows
 from trainables.data.splits import split_rows
+from trainables.models import base_model
 
 if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings
@@ -22,13 +25,14 @@ if TYPE_CHECKING:
 def prepare(settings: "SweepSettings", root: Path) -> Callable[[], Ready]:
     """Join the cluster, if one is given, and read and check the rows; ask for the devices.
 
-    Without a cluster a private Ray starts once the rows are known to be sound, while this process imports Ray Tune.
+    Base model and tokens begin once the rows are known to be sound, and without a cluster so does a private Ray, while
+    this process imports Ray Tune.
 
     Args:
         root: caches lie under root/cache.
     Returns:
-        What fetches the base model and makes tokens of the rows, and with it all that a sweep begins with. It raises
-        as this does.
+        What waits for the base model and the tokens, and with them gives all that a sweep begins with. It raises as
+        this does.
     Raises:
         ConfigError, DataError, Unreachable: before any GPU is used.
     """
@@ -37,6 +41,14 @@ def prepare(settings: "SweepSettings", root: Path) -> Callable[[], Ready]:
     plan.check_known_lengths(settings)
     rows = read_rows(settings.data, split=settings.data_split, columns=parse_columns(settings.columns))
     split_rows(rows.rows)  # where they are too few, nothing need start
+    fetching = Fetching(
+        base_source=settings.base_model,
+        rows_source=settings.data,
+        cache=(root / "cache").resolve(),
+        data_split=settings.data_split,
+        columns=settings.columns,
+        rows=rows,
+    )
     if settings.address is None:
         private_ray.begin(settings.gpus_per_trial)
     ray_cluster.spare_mlflow()
@@ -47,20 +59,11 @@ def prepare(settings: "SweepSettings", root: Path) -> Callable[[], Ready]:
         ray_cluster.connect(None)
     ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
     check_nodes(settings)
-    return partial(_ready, settings, root, rows, ask_device(settings))
+    return partial(_ready, settings, root, fetching, ask_device(settings))
 
 
-def _ready(settings: "SweepSettings", root: Path, rows: CheckedRows, answer: Callable[[], SweepDevice]) -> Ready:
-    from trainables.models import base_model, inputs  # bring PyTorch and transformers
-
-    fetched = inputs.fetch(
-        settings.base_model,
-        settings.data,
-        (root / "cache").resolve(),
-        data_split=settings.data_split,
-        columns=settings.columns,
-        rows=rows,
-    )
+def _ready(settings: "SweepSettings", root: Path, fetching: Fetching, answer: Callable[[], SweepDevice]) -> Ready:
+    fetched = fetching.result()
     plan.check_lengths(settings, base_model.context_tokens(fetched.base.folder))
     counts = {**fetched.tokens.counts, **fetched.cut_counts(min(settings.lengths_tokens))}
     device = answer()

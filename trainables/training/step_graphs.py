@@ -111,27 +111,33 @@ class StepGraphs:
             timed: of steps whose time is that of the base's form: they dequantize 4-bit weights, even if the base keeps
                 full ones.
         """
-        self._capture(shapes if self._kept else [*shapes, *timed], is_timed=False)
-        if self._kept:
-            with dequantizing(self._base):
-                self._capture(timed, is_timed=True)
-
-    def _capture(self, shapes: Iterable[StepShape], *, is_timed: bool) -> None:
-        missing = [shape for shape in dict.fromkeys(shapes) if (shape, is_timed) not in self._steps]
-        if not missing:
+        shapes = self._missing(shapes if self._kept else [*shapes, *timed], is_timed=False)
+        timed = self._missing(timed if self._kept else (), is_timed=True)
+        if not shapes and not timed:
             return
-        kernels = self.key.kernels, bool(kept_weights(self._base))
         with self._attached() as model:
-            if kernels not in self._warm:
-                self._warm_up(model, missing[0])
-                self._warm.add(kernels)
-            if self._evaluation is None:
-                model.eval()
-                self._evaluation = self._captured(lambda: self._evaluate(model))
-            model.train()
-            for shape in missing:
-                inputs = _blank(shape)
-                self._steps[shape, is_timed] = (self._captured(partial(self._step, model, shape, inputs)), inputs)
+            self._capture(model, shapes, is_timed=False)
+            if timed:
+                with dequantizing(model):
+                    self._capture(model, timed, is_timed=True)
+
+    def _missing(self, shapes: Iterable[StepShape], *, is_timed: bool) -> list[StepShape]:
+        return [shape for shape in dict.fromkeys(shapes) if (shape, is_timed) not in self._steps]
+
+    def _capture(self, model: "PeftModel", shapes: Sequence[StepShape], *, is_timed: bool) -> None:
+        if not shapes:
+            return
+        kernels = self.key.kernels, bool(kept_weights(model))
+        if kernels not in self._warm:
+            self._warm_up(model, shapes[0])
+            self._warm.add(kernels)
+        if self._evaluation is None:
+            model.eval()
+            self._evaluation = self._captured(lambda: self._evaluate(model))
+        model.train()
+        for shape in shapes:
+            inputs = _blank(shape)
+            self._steps[shape, is_timed] = (self._captured(partial(self._step, model, shape, inputs)), inputs)
 
     @contextmanager
     def _attached(self) -> "Iterator[PeftModel]":

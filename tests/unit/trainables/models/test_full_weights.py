@@ -284,10 +284,17 @@ def test_a_timed_step_is_another_than_a_trials_where_full_weights_are_kept(base,
         drop_full_weights(base)
     few = eval_batches(base, splits["train"][:2])
     graphs = StepGraphs(base, config, eval_batches=few, compute_dtype="float32", pool=None, stream=None)
-    graphs._capture = lambda shapes, *, is_timed: seen.append((shapes, is_timed, bool(kept_weights(base))))
+    models = set()
+
+    def note(model, shapes, *, is_timed):
+        models.add(model)
+        seen.append((shapes, is_timed, bool(kept_weights(model))))
+
+    graphs._capture = note
     graphs.capture(["trained"], timed=["full"])
     if keeps:
         assert seen == [(["trained"], False, True), (["full"], True, False)]
     else:
         assert seen == [(["trained", "full"], False, False)]
+    assert len(models) == 1, "an adapter is attached once for both"
     assert bool(kept_weights(base)) == keeps

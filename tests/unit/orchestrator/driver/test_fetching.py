@@ -1,0 +1,153 @@
+"""The process that brings the base model and the rows beside the driver."""
+
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.driver.fetching import Fetching, _sendable
+from trainables.models import inputs
+from trainables.values.errors import ConfigError, SweepError
+
+OF_A_HUB = "from orchestrator.driver.fetching import Fetching; import sys, time; from pathlib import Path; "
+OF_A_HUB += "brought = Fetching(base_source='some/base', rows_source='demo', cache=Path(sys.argv[1])); "
+
+
+@pytest.fixture
+def silent_hub() -> Iterator[socket.socket]:
+    """Takes connections and answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        yield server
+
+
+def driver(program: str, hub: socket.socket, cache: Path, **pipes: int) -> subprocess.Popen:
+    """A process that begins to bring a base model from a hub, and then does what the program says."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}",
+        "HF_HOME": str(cache / "home"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    return subprocess.Popen([sys.executable, "-c", OF_A_HUB + program, str(cache)], env=environment, text=True, **pipes)
+
+
+def child_of(pid: int) -> int:
+    """The only child of a process's main thread."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+def wait_until_gone(pid: int) -> None:
+    end = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < end, "it goes on"
+        time.sleep(0.05)
+
+
+def test_it_brings_what_the_driver_would_bring_itself(tmp_path):
+    given = {"base_source": "demo", "rows_source": "demo", "cache": tmp_path}
+    assert Fetching(**given).result() == inputs.fetch(**given)
+
+
+def test_what_is_wrong_with_the_inputs_is_raised_as_it_would_be_here(tmp_path):
+    given = {"base_source": str(tmp_path), "rows_source": "demo", "cache": tmp_path / "cache"}
+    with pytest.raises(ConfigError) as here:
+        inputs.fetch(**given)
+    with pytest.raises(ConfigError) as there:
+        Fetching(**given).result()
+    assert str(there.value) == str(here.value)
+    assert "base_model.py" in there.value.__notes__[0], "where it came from"
+
+
+def test_what_is_logged_there_is_logged_here(tmp_path, caplog):
+    given = {"base_source": "demo", "rows_source": "demo"}
+    with caplog.at_level(logging.INFO):
+        inputs.fetch(**given, cache=tmp_path / "here")
+        here = [(record.name, record.levelno, record.getMessage()) for record in caplog.records]
+        caplog.clear()
+        Fetching(**given, cache=tmp_path / "there").result()
+    assert here
+    assert [(record.name, record.levelno, record.getMessage()) for record in caplog.records] == here
+
+
+def test_the_driver_imports_neither_pytorch_nor_transformers_for_it(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from orchestrator.driver import prepare, sweep; "
+        "from orchestrator.driver.fetching import Fetching; "
+        "Fetching(base_source='demo', rows_source='demo', cache=Path(sys.argv[1])).result(); "
+        "print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_what_a_library_prints_is_no_answer(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("print('a library says something')")
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; "
+        "from orchestrator.driver.fetching import Fetching; "
+        "print(Fetching(base_source='demo', rows_source='demo', cache=Path(sys.argv[1])).result().base.source)"
+    )
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=True)
+    assert done.stdout == "a library says something\ndemo\n"
+
+
+def test_it_ends_with_a_driver_that_was_killed(silent_hub, tmp_path):
+    with driver("time.sleep(60)", silent_hub, tmp_path) as running:
+        connection, _ = silent_hub.accept()  # it is in the middle of its work
+        fetching = child_of(running.pid)
+        running.send_signal(signal.SIGKILL)
+        wait_until_gone(fetching)
+        connection.close()
+
+
+def test_ctrl_c_is_the_drivers_alone(silent_hub, tmp_path):
+    with driver("brought.result()", silent_hub, tmp_path, stderr=subprocess.PIPE, start_new_session=True) as running:
+        connection, _ = silent_hub.accept()
+        fetching = child_of(running.pid)
+        os.killpg(running.pid, signal.SIGINT)
+        _, said = running.communicate(timeout=20)
+        wait_until_gone(fetching)
+        connection.close()
+    assert said.count("KeyboardInterrupt") == 1, said
+
+
+def test_a_process_that_was_killed_is_named_with_how_it_ended(silent_hub, tmp_path):
+    with driver("brought.result()", silent_hub, tmp_path, stderr=subprocess.PIPE) as running:
+        connection, _ = silent_hub.accept()
+        os.kill(child_of(running.pid), signal.SIGKILL)
+        _, said = running.communicate(timeout=20)
+        connection.close()
+    last = said.strip().splitlines()[-1]
+    assert last.startswith(f"{SweepError.__module__}.SweepError: the process that brings the base model and the rows")
+    assert last.endswith("exit code -9")
+
+
+class OfTwoParts(Exception):
+    """An error of a library: what it is made of is not what it says, so that pickle cannot make it again."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+def test_an_error_that_cannot_be_pickled_is_named_with_where_it_came_from():
+    try:
+        raise OfTwoParts("a file", "is damaged")
+    except OfTwoParts as error:
+        found = pickle.loads(pickle.dumps(_sendable(error)))
+    assert isinstance(found, RuntimeError)
+    assert str(found) == "OfTwoParts: a file: is damaged"
+    assert "test_fetching.py" in found.__notes__[0]
