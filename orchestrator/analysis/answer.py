@@ -29,6 +29,10 @@ def answer_of(sweep: "SweepSnapshot") -> str:
     within = f"{noise.margin:.4f} nats ({noise.degrees})"
     if (n_alike := len(alike(least, found, noise))) == 1:
         sure = f"has the lowest validation loss, {loss}, by more than {within} of noise"
+    elif taken is least:
+        sure = (
+            f"has the lowest validation loss, {loss}, and is the cheapest of {n_alike} trials within {within} of noise"
+        )
     else:
         own = taken.history[-1].eval_loss_nats
         sure = f"has a validation loss of {own:.4f} nats: the cheapest of {n_alike} trials within {within} of noise of "

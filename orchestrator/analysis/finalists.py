@@ -183,6 +183,11 @@ def to_evaluate(trials: Sequence[TrialResult], settings: SweepSettings) -> list[
     return _each_once(runs)
 
 
+def evaluations(trials: Sequence[TrialResult], settings: SweepSettings) -> list[TrialResult]:
+    """Of those to evaluate, all whose evaluation is done or still to come: it failed of the others."""
+    return [trial for trial in to_evaluate(trials, settings) if "evaluate" not in trial.failed_evaluations]
+
+
 def other_seeds(trial: TrialResult, trials: Sequence[TrialResult], n_seeds: int) -> list[TrialResult]:
     """Completed 16-bit runs of a 4-bit trial's config, at most the first `n_seeds` that follow its own."""
     return _under_other_seeds(trial.config.at_other_precision, trials)[:n_seeds]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal, get_args
 
-from orchestrator.analysis.finalists import to_evaluate, wanted
-from orchestrator.analysis.front import front_of, is_reused, objective_value
+from orchestrator.analysis.finalists import evaluations, wanted
+from orchestrator.analysis.front import front_of, is_candidate, is_reused, objective_value
 from orchestrator.analysis.moment import Moment, Writing
 from orchestrator.analysis.noise import Repeats
 from orchestrator.analysis.time_left import seconds_left
@@ -53,7 +53,7 @@ class Status:
         n_done: trials in a final state.
         n_expected: trials the sweep will come to, as far as is known: baselines are added as they are needed.
         kinds: what makes up those, by its name: configs, their baselines, runs under other seeds.
-        best: best value of each objective among completed trials; None where none has one.
+        best: best value of each objective among completed trials but those under other seeds; None where none has one.
         best_trial: number of the trial that has it, of equal ones the first.
         n_reused: trials whose results were taken from other sweeps.
         front_size: members of the Pareto front.
@@ -62,7 +62,7 @@ class Status:
             runs the sweep or no time was given.
         running: by number.
         n_evaluated, n_to_evaluate: test evaluations of finalists and their runs under other seeds: those done, and
-            how many there will be as far as is known.
+            how many there will be as far as is known; those that failed are neither.
         seconds_left: until all is written, see orchestrator.analysis.time_left; None before a trial has ended,
             where no process runs the sweep, and where no time was given.
         share_done: of the time that the sweep takes in all; 0 where none is known.
@@ -130,7 +130,7 @@ def status_of(
 def _found(trials: Sequence[TrialResult], settings: SweepSettings, repeats: Repeats) -> dict[str, Any]:
     """What the trials came to so far; fields of Status by name."""
     best = {objective: _best(trials, objective) for objective in settings.objectives}
-    evaluated = [trial.test_evaluation is not None for trial in to_evaluate(trials, settings)]
+    evaluated = [trial.test_evaluation is not None for trial in evaluations(trials, settings)]
     return {
         "best": {objective: value for objective, (value, _) in best.items()},
         "best_trial": {objective: number for objective, (_, number) in best.items()},
@@ -190,9 +190,9 @@ def _last_fault(trials: Sequence[TrialResult]) -> str | None:
 
 
 def _best(trials: Sequence[TrialResult], objective: str) -> tuple[float, int] | tuple[None, None]:
-    """Best value of the completed trials and the number of the first that has it."""
-    completed = (trial for trial in trials if trial.state == "completed")
-    known = [(v, trial.number) for trial in completed if (v := objective_value(trial, objective)) is not None]
+    """Best value of the candidates and the number of the first that has it."""
+    candidates = filter(is_candidate, trials)
+    known = [(v, trial.number) for trial in candidates if (v := objective_value(trial, objective)) is not None]
     return min(known, key=lambda pair: (pair[0] * OBJECTIVES[objective].sign, pair[1]), default=(None, None))
 
 

@@ -12,7 +12,7 @@ from math import log
 from operator import attrgetter
 from statistics import fmean
 
-from orchestrator.analysis.finalists import VERDICT_SEEDS, Wanted, to_evaluate, wanted
+from orchestrator.analysis.finalists import VERDICT_SEEDS, Wanted, evaluations, wanted
 from orchestrator.analysis.front import front_of
 from orchestrator.analysis.moment import Moment
 from orchestrator.analysis.pace import STALLED, Pace, makespan
@@ -190,7 +190,7 @@ def _evaluations(
     coming = [run for run in runs if run.origin == "replicate"]
     coming += [trial for trial in trials if trial.state not in FINAL_STATES and trial.origin == "replicate"]
     done, left = [], [pace.of_evaluation(run.config.precision) for run in coming]
-    for trial in to_evaluate(trials, settings):
+    for trial in evaluations(trials, settings):
         (done if trial.test_evaluation else left).append(pace.of_evaluation(trial.config.precision))
     slower = pace.of_evaluations() / fmean(done) if pace.evaluated and sum(done) > 0 else 1.0
     return [slower * seconds for seconds in left]

@@ -158,6 +158,7 @@ def lines(spans: Sequence[Span], width: int) -> Iterator[str]:
     for one in processes:
         yield f"{one.process:<{label}}{bar(one, began, ended, max(10, width - label), of_role[one.is_driver])}"
     yield f"each column: the phase it is longest in, by its letter in brackets; {IDLE_LETTER} is idle"
+    yield "tasks: while workers have some; cost key: a step's memory and time, measured"
 
 
 def _phases(processes: Sequence[ProcessTime], is_driver: bool) -> Iterator[str]:

@@ -72,6 +72,7 @@ def run(
             tasks.enter_context(timeline.span("tasks"))
             ledger = opened.enter_context(closing(Ledger(folder / "ledger.db")))
             begun = _begun(settings, ready, root, ledger, verdict_seeds)
+            ledger.keep_spans(timeline.take("driver"))  # for who looks while it runs
             started(ledger, ready.workload)
             return begun
 

@@ -28,10 +28,11 @@ def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others
     }
     asked = make(space(GRID | ranks, early_terminate={"type": "hypervolume"}), asynchronous=True)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
-    tokens = []
+    tokens, noted = [], []
 
-    def started(*_) -> None:
+    def started(ledger, _) -> None:
         tokens.append(os.environ.get("AWS_SESSION_TOKEN"))
+        noted.extend((span.process, span.phase) for span in ledger.spans())
 
     try:
         result = sweep.run(asked, tmp_path, resume=False, started=started, trainable=Worse, prepare=connected)
@@ -39,6 +40,7 @@ def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others
     finally:
         ray.shutdown()
     assert tokens == ["token"], "MLflow's writer, started then, cannot write to a cloud"
+    assert noted == 2 * [("driver", "inputs")], "who looks while it runs sees what the driver did"
     assert niceness == os.nice(0), "trials are behind what else runs on this machine"
     ended = {trial.config.rank: trial for trial in result.trials if trial.origin == "search"}
     assert ended[1].state == "completed", ended[1].reason

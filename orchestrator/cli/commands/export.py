@@ -12,11 +12,14 @@ from orchestrator.cli.output import print_json, print_text
 from orchestrator.report import export as exports
 from orchestrator.settings import ROOT
 from orchestrator.settings.command import python
+from trainables.values.errors import ConfigError
 
 
 def export(
-    name: Annotated[str, typer.Argument(help="name of the sweep; default: the newest", metavar="[NAME]")],
-    dest: Annotated[Path | None, typer.Argument(help="folder to write; new or empty", metavar="DEST")] = None,
+    name: Annotated[str | None, typer.Argument(help="name of the sweep; default: the newest", metavar="NAME")] = None,
+    dest: Annotated[
+        Path | None, typer.Argument(help="folder to write, new or empty; of one argument, this is it", metavar="DEST")
+    ] = None,
     trial: Annotated[
         str, typer.Option(help="a trial's number, the start of its key, or best: what `best` names")
     ] = "best",
@@ -32,6 +35,8 @@ def export(
     Without --trial the one that `best` names: the cheapest with the lowest validation loss, within noise, of those
     that count for the front.
     """
+    if name is None:
+        raise ConfigError("DEST: say which folder to write the adapter to, one that is new or empty")
     name, dest = (named(None), Path(name)) if dest is None else (name, dest)
     limit = None if max_memory is None else choice.mib_of(max_memory)
     wanted = exports.Which(trial=trial, max_memory_mib=limit, at_knee=knee)

@@ -35,6 +35,14 @@ def test_it_names_the_cheapest_trial_within_the_noise_of_the_lowest_loss():
     assert "(2 degrees of freedom)" in found
 
 
+def test_the_lowest_that_is_the_cheapest_of_those_within_noise_too_is_not_set_beside_itself():
+    best, dearer, worse = ran(0, 2.0, 110.0), ran(1, 2.005, 120.0), ran(2, 2.5, 90.0)
+    found = said(best, dearer, worse, *replicates(best, 2.01, 1.99))
+    assert ": trial 0 (16 bits, rank 1," in found
+    assert "has the lowest validation loss, 2.0000 nats, and is the cheapest of 2 trials within 0.0" in found
+    assert found.endswith(" (2 degrees of freedom) of noise.")
+
+
 def test_a_trial_alone_below_the_noise_is_said_to_be_so_and_without_seeds_what_is_missing_is_said():
     best, worse = ran(0, 2.0), ran(2, 2.5)
     assert "has the lowest validation loss, 2.0000 nats, by more than 0.0" in said(best, worse, *replicates(best, 2.01))

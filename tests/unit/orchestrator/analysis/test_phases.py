@@ -75,6 +75,18 @@ def test_of_a_sweep_whose_trials_were_all_reused_evaluations_tell_how_much_is_do
         assert (found.share_done, found.seconds_left) == (n_evaluated / 2, None)
 
 
+def test_an_evaluation_that_failed_is_neither_done_nor_to_come():
+    settings = make(GRID, finalist_seeds=1)
+    costs = [cost(peak_memory_mib=100.0 + n) for n in range(2)]
+    first, second = (trial(n, history=(measurement(200, 2.0 - n),), cost=own) for n, own in enumerate(costs))
+    second = replace(second, config=replace(second.config, rank=16), failed_evaluations={"evaluate": "out of memory"})
+    found = status_of([replace(first, test_evaluation=evaluated_on_test()), second], settings)
+    assert (found.n_evaluated, found.n_to_evaluate) == (1, 1)
+    compared = replace(second, failed_evaluations={"compare": "out of memory"})
+    found = status_of([replace(first, test_evaluation=evaluated_on_test()), compared], settings)
+    assert (found.n_evaluated, found.n_to_evaluate) == (1, 2)
+
+
 def test_a_sweep_that_was_interrupted_is_not_nearly_done_as_it_is_written():
     moment = Moment(now=100.0, spent_seconds=1000.0, writing=("writing figures", 97.0))
     settings = make(TPE, n_trials=8)

@@ -195,6 +195,13 @@ def test_one_evaluation_that_was_held_up_counts_as_two():
     assert left_at(now, whole, EVALUATED, spans) == pytest.approx((30.0 + 30.0 + 60.0) / 3)
 
 
+def test_an_evaluation_that_failed_takes_no_more_time():
+    now, whole, spans = evaluated_in(30.0)
+    failed = replace(whole[-1].result, failed_evaluations={"evaluate": "out of memory"})
+    whole[-1] = replace(whole[-1], result=failed)
+    assert left_at(now, whole, EVALUATED, spans) == pytest.approx(2 * 30.0)
+
+
 def test_a_resumed_sweep_does_not_take_its_start_for_an_evaluation_that_is_held_up():
     now, whole, spans = evaluated_in(30.0)
     assert left_at(now + 7200.0, whole, EVALUATED, spans, began_at=now + 7170.0) == pytest.approx(90.0)

@@ -457,6 +457,12 @@ def test_export_to_one_place_is_of_the_newest_sweep(tmp_path):
     assert "TRIAL: no trial '77'" in refused.err, refused.err
 
 
+def test_export_to_nowhere_says_what_is_missing(tmp_path):
+    refused = called("export", cwd=tmp_path)
+    said = "error: DEST: say which folder to write the adapter to, one that is new or empty\n"
+    assert (refused.code, refused.err) == (2, said)
+
+
 def test_a_shell_completes_names_of_sweeps(tmp_path, monkeypatch):
     for name in ("ab", "ac", "b"):
         desk_of(tmp_path, name).crash()

@@ -72,6 +72,8 @@ def test_of_each_objective_the_best_value_stands_with_the_trial_that_has_it():
         return trial(number, history=(measurement(200, loss),), cost=costs)
 
     trials = [completed(7, 812.0, 3.0, 1.9), completed(12, 900.0, 2.0, 1.234), completed(9, 812.0, 2.0, 1.3)]
+    lucky = {"peak_mib": 700.0, "seconds": 1.0, "loss": 1.0}
+    trials += [replace(completed(20, **lucky), origin=origin) for origin in ("replicate", "baseline replicate")]
     status = status_of(trials, make(objectives=DEFAULT))
     assert status.best_trial == {"peak_memory_mib": 7, "seconds_per_step": 9, "eval_loss_nats": 12}
     lines = shown(status).splitlines()
