@@ -17,6 +17,8 @@ from orchestrator.driver.fetching import Fetching, _sendable
 from trainables.models import inputs
 from trainables.values.errors import ConfigError, SweepError
 
+SOON_SECONDS, PATIENCE_SECONDS = 20, 60
+"""Within the first the process must be gone; for the second it would wait for a hub."""
 OF_A_HUB = "from orchestrator.driver.fetching import Fetching; import sys, time; from pathlib import Path; "
 OF_A_HUB += "brought = Fetching(base_source='some/base', rows_source='demo', cache=Path(sys.argv[1])); "
 
@@ -34,6 +36,7 @@ def driver(program: str, hub: socket.socket, cache: Path, **pipes: int) -> subpr
     environment = {
         **os.environ,
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}",
+        "HF_HUB_ETAG_TIMEOUT": str(PATIENCE_SECONDS),
         "HF_HOME": str(cache / "home"),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
@@ -47,7 +50,7 @@ def child_of(pid: int) -> int:
 
 
 def wait_until_gone(pid: int) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + SOON_SECONDS
     while Path(f"/proc/{pid}").exists() and "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text():
         assert time.monotonic() < end, "it goes on"
         time.sleep(0.05)
@@ -114,22 +117,37 @@ def test_it_ends_with_a_driver_that_was_killed(silent_hub, tmp_path):
         connection.close()
 
 
-def test_ctrl_c_is_the_drivers_alone(silent_hub, tmp_path):
+def test_ctrl_c_is_the_drivers_which_ends_it(silent_hub, tmp_path):
     with driver("brought.result()", silent_hub, tmp_path, stderr=subprocess.PIPE, start_new_session=True) as running:
         connection, _ = silent_hub.accept()
         fetching = child_of(running.pid)
         os.killpg(running.pid, signal.SIGINT)
-        _, said = running.communicate(timeout=20)
+        _, said = running.communicate(timeout=SOON_SECONDS)
         wait_until_gone(fetching)
         connection.close()
     assert said.count("KeyboardInterrupt") == 1, said
+
+
+def test_ctrl_c_that_the_driver_answers_otherwise_does_not_end_it(silent_hub, tmp_path):
+    program = "import signal; signal.signal(signal.SIGINT, lambda *_: print('asked', flush=True)); brought.result()"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with driver(program, silent_hub, tmp_path, **pipes, start_new_session=True) as running:
+        connection, _ = silent_hub.accept()
+        os.killpg(running.pid, signal.SIGINT)
+        assert running.stdout.readline() == "asked\n"
+        time.sleep(1)  # for what must not come
+        fetching = child_of(running.pid)
+        running.kill()
+        wait_until_gone(fetching)
+        connection.close()
+        assert running.stderr.read() == ""
 
 
 def test_a_process_that_was_killed_is_named_with_how_it_ended(silent_hub, tmp_path):
     with driver("brought.result()", silent_hub, tmp_path, stderr=subprocess.PIPE) as running:
         connection, _ = silent_hub.accept()
         os.kill(child_of(running.pid), signal.SIGKILL)
-        _, said = running.communicate(timeout=20)
+        _, said = running.communicate(timeout=SOON_SECONDS)
         connection.close()
     last = said.strip().splitlines()[-1]
     assert last.startswith(f"{SweepError.__module__}.SweepError: the process that brings the base model and the rows")
