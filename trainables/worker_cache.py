@@ -21,19 +21,17 @@ from trainables.data.tokenizer import open_tokenizer
 from trainables.evaluation.held_out import EVAL_LENGTH_TOKENS, EvalBatches, eval_batches
 from trainables.evaluation.readers import RowSets
 from trainables.evaluation.readings import Readings
-from trainables.models import base_model
 from trainables.models.architecture import context_tokens
 from trainables.models.compile_ahead import compile_ahead
 from trainables.models.compiler import Compiler
 from trainables.models.core import padding_token
 from trainables.models.families import family_of
 from trainables.models.fresh_adapters import FreshAdapters
-from trainables.models.full_weights import drop_full_weights, have_room, keep_full_weights, kept_weights
 from trainables.models.lora import AdapterWeights
 from trainables.models.padding_free import serves
 from trainables.training.batches import Batches, BatchPlan, StepShape
+from trainables.training.frozen_bases import FrozenBases
 from trainables.training.graph_cache import GraphCache
-from trainables.training.warm_up import warm_up
 from trainables.values.config import BaseForm, Precision, TrialConfig
 from trainables.values.errors import CaptureFailed, NoRoom
 from trainables.values.last_used import LastUsed
@@ -52,9 +50,6 @@ Value = TypeVar("Value")
 
 MAX_ON_HOST = 8
 """So many plans' batches, and so many fresh adapters, stay on the host."""
-_LIBRARIES_MIB: dict[str, float] = {}
-"""Device -> MiB of the workspaces that its libraries keep from first use on. They allocate once a process, not once a
-cache: so this is the process's, too."""
 
 
 def prepare(device: str, after: "Popen | None" = None) -> Compiler | None:
@@ -108,9 +103,7 @@ class WorkerCache:
         self._compiler = compiler
         self.readings = Readings()
         self.untuned_nats: dict[tuple[BaseForm, tuple[tokens.TokenRow, ...]], tuple[float, ...]] = {}
-        self._bases: dict[BaseForm, PreTrainedModel] = {}
-        self._base_mib: dict[BaseForm, float] = {}
-        self._is_short = False  # of memory, which has run out once
+        self._bases = FrozenBases(workload, device)
         self._graph_cache = GraphCache()
         self._validation: EvalBatches | None = None
         self._batches = LastUsed[BatchPlan, Batches](MAX_ON_HOST)
@@ -138,34 +131,20 @@ class WorkerCache:
     def base(self, precision: Precision, keep_16bit: tuple[str, ...] = ()) -> "PreTrainedModel":
         """The frozen base, loaded at first use; where memory is short, everything else is given up for it."""
         form = precision, keep_16bit
-        if form not in self._bases:
-            try:
-                self._load(form)
-            except torch.cuda.OutOfMemoryError as error:
-                if not self._bases and not len(self._graph_cache):
-                    raise
-                traceback.clear_frames(error.__traceback__)  # their locals would keep the base alive
-                self.give_up()
-                self._load(form)
-        return self._bases[form]
+        if (loaded := self._bases.get(form)) is not None:
+            return loaded
+        try:
+            return self._load(form)
+        except torch.cuda.OutOfMemoryError as error:
+            if not len(self._bases) and not len(self._graph_cache):
+                raise
+            traceback.clear_frames(error.__traceback__)  # their locals would keep the base alive
+            self.give_up()
+        return self._load(form)
 
-    def _load(self, form: BaseForm) -> None:
+    def _load(self, form: BaseForm) -> "PreTrainedModel":
         with self.working("base"):
-            self._place(form)
-
-    def _place(self, form: BaseForm) -> None:
-        gc.collect()
-        before = self.allocated_mib() if self.device == "cuda" else 0.0
-        base = self._bases[form] = base_model.load(self.workload, form[0], self.device, keep_16bit=form[1])
-        if self.device == "cuda":
-            loaded = self.allocated_mib()
-            self._base_mib[form] = loaded - before
-            warm_up(base, form, self.workload, self.device)
-            _LIBRARIES_MIB.setdefault(self.device, self.allocated_mib() - loaded)
-        if not self._is_short and have_room(base):
-            with suppress(torch.cuda.OutOfMemoryError):  # another process was faster
-                keep_full_weights(base)
-        gc.freeze()  # a collection would look through all of this again each time
+            return self._bases.load(form)
 
     def held_out(self, form: BaseForm) -> EvalBatches:
         """The validation rows on the device; the same for all forms of the base, which are of one shape."""
@@ -217,7 +196,7 @@ class WorkerCache:
         if self.device == "cpu":
             return 0.0
         gc.collect()
-        return self.allocated_mib() - self._base_mib[form] - _LIBRARIES_MIB[self.device]
+        return self._bases.others_mib(form)
 
     def graphs(self, config: TrialConfig, shapes: Iterable[StepShape], timed: Iterable[StepShape] = ()) -> "StepGraphs":
         """StepGraphs that can train a config; see GraphCache.step_graphs."""
@@ -258,36 +237,30 @@ class WorkerCache:
         if self.device == "cpu":
             return
         torch.cuda.empty_cache()  # what lies in a graph's pool is of no use to it
-        if cost.reserved_memory_mib - self._base_mib[form] > free_memory_mib(self.device):
+        if cost.reserved_memory_mib - self._bases.mib_of(form) > free_memory_mib(self.device):
             self.drop_full_weights()
 
     def drop_full_weights(self) -> bool:
         """Give up full weights and the graphs that read them, and keep none from now on; True if there were any."""
-        self._is_short = True
-        kept = [base for base in self._bases.values() if kept_weights(base)]
-        if kept:
+        if there_were := self._bases.have_full_weights:
             self._graph_cache.clear()
-        for base in kept:
-            drop_full_weights(base)
+        self._bases.drop_full_weights()
         if self.device == "cuda":
             torch.cuda.empty_cache()
-        return bool(kept)
+        return there_were
 
     def give_up(self) -> bool:
         """`forget` where memory ran out: from now on no full weights are kept, see trainables.models.full_weights."""
-        self._is_short = True
-        return self.forget()
+        had_full_weights = self.drop_full_weights()
+        return self.forget() or had_full_weights
 
     def forget(self) -> bool:
         """Drop all cached bases, graphs and readings; True if more than one object went, so a retry may fit."""
-        several = len(self._bases) + len(self._graph_cache) > 1 or any(map(kept_weights, self._bases.values()))
-        self._bases.clear()
-        self._base_mib.clear()
+        several = len(self._bases) + len(self._graph_cache) > 1 or self._bases.have_full_weights
         self._graph_cache.clear()
         self.readings.clear()
         self._validation = None
-        gc.unfreeze()
-        gc.collect()  # a 4-bit weight refers to its module and back: only this frees it
+        self._bases.clear()
         if self.device == "cuda":
             torch.cuda.empty_cache()
         return several

@@ -333,10 +333,10 @@ def test_a_base_is_freed_when_a_trial_ran_out_of_memory_even_while_the_failure_i
 @pytest.mark.parametrize("n_there", [0, 1])
 def test_a_base_for_which_there_is_no_room_is_loaded_once_the_other_is_given_up(workload, n_there):
     class OneAtATime(WorkerCache):
-        def _place(self, form):
+        def _load(self, form):
             if self._bases or not n_there:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-            super()._place(form)
+            return super()._load(form)
 
     cache = OneAtATime(workload, "cpu")
     if not n_there:

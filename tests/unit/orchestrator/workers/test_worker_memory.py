@@ -47,7 +47,7 @@ def running_out(cache: WorkerCache, n_times: int, seen: list):
 
 def test_it_is_done_again_with_nothing_else_on_the_device(full):
     cache, seen = full, []
-    cache._bases["nf4", ()] = object()  # a second one: there is something to give up
+    cache.base("nf4")  # a second one: there is something to give up
     assert worker._found(cache, "test evaluation", running_out(cache, 1, seen)) is FOUND
     gc.collect()
     assert [one[:2] for one in seen] == [(True, True), (False, False)]
@@ -56,7 +56,7 @@ def test_it_is_done_again_with_nothing_else_on_the_device(full):
 
 def test_what_does_not_fit_an_empty_device_fails_as_out_of_memory(full):
     cache, seen = full, []
-    cache._bases["nf4", ()] = object()
+    cache.base("nf4")
     with pytest.raises(TrialFailed) as failed:
         worker._found(cache, "comparison", running_out(cache, 5, seen))
     assert failed.value.state == "oom"
