@@ -108,6 +108,15 @@ def test_what_a_library_prints_is_no_answer(tmp_path):
     assert done.stdout == "a library says something\ndemo\n"
 
 
+def test_it_waits_in_silence_for_a_driver_that_asks_late(tmp_path):
+    program = "import psutil; psutil.wait_procs(psutil.Process().children()); print(brought.result().base.source)"
+    program = OF_A_HUB.replace("some/base", "demo") + program
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("demo\n", "")
+
+
 def test_it_ends_with_a_driver_that_was_killed(silent_hub, tmp_path):
     with driver("time.sleep(60)", silent_hub, tmp_path) as running:
         connection, _ = silent_hub.accept()  # it is in the middle of its work
