@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from orchestrator.analysis import choice
-from orchestrator.cli.options import AsJson, Knee, MaxMemory, named
+from orchestrator.cli.options import AsJson, Knee, MaxMemory, named, sweep_names
 from orchestrator.cli.output import print_json, print_text
 from orchestrator.report import export as exports
 from orchestrator.settings import ROOT
-from orchestrator.settings.command import python
+from orchestrator.settings.command import command, python
 from trainables.values.errors import ConfigError
 
 
@@ -35,9 +35,7 @@ def export(
     Without --trial the one that `best` names: the cheapest with the lowest validation loss, within noise, of those
     that count for the front.
     """
-    if name is None:
-        raise ConfigError("DEST: say which folder to write the adapter to, one that is new or empty")
-    name, dest = (named(None), Path(name)) if dest is None else (name, dest)
+    name, dest = _sweep_and_folder(name, dest)
     limit = None if max_memory is None else choice.mib_of(max_memory)
     wanted = exports.Which(trial=trial, max_memory_mib=limit, at_knee=knee)
     exported = exports.run(name, dest, wanted, ROOT, merge=merge, check=check, push=push)
@@ -51,3 +49,18 @@ def export(
         print(f"read back: {exported['reloaded_loss_nats']:.4f} nats, recorded {exported['eval_loss_nats']:.4f}")
     if push:
         print_text(f"uploaded to {exported['url']}")
+
+
+def _sweep_and_folder(first: str | None, second: Path | None) -> tuple[str, Path]:
+    """Of the arguments: one alone is the folder.
+
+    Raises:
+        ConfigError: there is none, it is a sweep's name, or there is no sweep.
+    """
+    if first is None:
+        raise ConfigError("DEST: say which folder to write the adapter to, one that is new or empty")
+    if second is not None:
+        return first, second
+    if first in sweep_names(first):
+        raise ConfigError(f"DEST: {first!r} is a sweep; say where its adapter goes: {command()} export {first} FOLDER")
+    return named(None), Path(first)

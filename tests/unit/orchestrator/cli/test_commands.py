@@ -457,6 +457,15 @@ def test_export_to_one_place_is_of_the_newest_sweep(tmp_path):
     assert "TRIAL: no trial '77'" in refused.err, refused.err
 
 
+def test_export_of_a_sweep_to_nowhere_writes_no_folder_of_its_name(tmp_path):
+    desk_of(tmp_path, "new").do()
+    refused = called("export", "new", cwd=tmp_path)
+    assert refused.code == 2
+    assert refused.err.startswith("error: DEST: 'new' is a sweep; say where its adapter goes: ")
+    assert refused.err.endswith(" export new FOLDER\n")
+    assert not (tmp_path / "new").exists()
+
+
 def test_export_to_nowhere_says_what_is_missing(tmp_path):
     refused = called("export", cwd=tmp_path)
     said = "error: DEST: say which folder to write the adapter to, one that is new or empty\n"
