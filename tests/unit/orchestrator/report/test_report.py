@@ -189,6 +189,19 @@ def test_savings_are_medians_of_pairs_that_differ_in_precision_only_and_never_mi
     assert "**Memory, lean loop:** 4 bits save 30.0 MiB, 60.0 %" in text
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_rough"),
+    [(LOSS, True), (make(objectives=("eval_loss_nats", "seconds_per_step")), False), (make(device="cuda"), False)],
+)
+def test_times_that_were_taken_beside_other_trials_are_said_to_be_rough_wherever_they_are_compared(settings, is_rough):
+    pair = [TrialConfig(precision=precision, rank=8, alpha=16) for precision in ("16bit", "nf4")]
+    text = text_of([trial(n, config=config) for n, config in enumerate(pair)], settings)
+    compared = re.findall(r".*times as long.*|One training step at rank.*", text)
+    assert len(compared) == 2
+    rough = "Steps were timed while other trials ran on this CPU: their times are rough."
+    assert [line.endswith(rough) for line in compared] == 2 * [is_rough]
+
+
 def test_the_cost_table_is_of_the_config_with_most_cells_and_marks_what_is_only_predicted():
     full = [measured(0, replace(BASELINE, rank=2), 7.0), measured(1, BASELINE, 100.0), measured(2, NF4, 90.0)]
     found = cost_table(full, replace(BASELINE, rank=2), lambda config: 55.0 if config.precision == "nf4" else None)
