@@ -4,15 +4,17 @@ That process imports PyTorch and transformers, which the driver so never does. I
 ends.
 """
 
+import fcntl
 import logging
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from functools import partial
+from logging.handlers import QueueHandler
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trainables.values.beside import Beside
@@ -20,6 +22,8 @@ from trainables.values.errors import SweepError
 
 if TYPE_CHECKING:
     from trainables.models.inputs import Inputs
+
+STANDARD_ERROR = 2
 
 
 class Fetching:
@@ -30,12 +34,11 @@ class Fetching:
         Args:
             given: its arguments.
         """
-        answers, end = os.pipe()
-        command = [sys.executable, "-m", __name__, str(end)]
+        answers, end = map(_above_streams, os.pipe())
+        command = [sys.executable, "-P", "-m", __name__, str(end)]  # -P: no module of the folder that it starts in
         paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-        self._process = subprocess.Popen(
-            command, env={**os.environ, **paths}, stdin=subprocess.PIPE, bufsize=0, pass_fds=(end,)
-        )
+        apart = {"pass_fds": (end,), "process_group": 0}  # Ctrl-C is the driver's, which ends this process
+        self._process = subprocess.Popen(command, env={**os.environ, **paths}, stdin=subprocess.PIPE, **apart)
         os.close(end)
         self._answers = os.fdopen(answers, "rb")
         self._given = Beside(partial(_send, self._process.stdin, given))  # rows may be more than a pipe holds
@@ -48,34 +51,40 @@ class Fetching:
         """
         try:
             while isinstance(answer := pickle.load(self._answers), logging.LogRecord):
-                logging.getLogger(answer.name).handle(answer)
-        except EOFError:
+                if (logger := logging.getLogger(answer.name)).isEnabledFor(answer.levelno):
+                    logger.handle(answer)
+        except (EOFError, pickle.UnpicklingError):
             reason = f"ended with exit code {self._process.wait()}"  # -9: killed, as by a host without memory
             raise SweepError(f"the process that brings the base model and the rows {reason}") from None
         finally:
-            self.end()
+            self.close()
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the process, whether it is done or not."""
         self._process.kill()
         self._process.wait()
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it was not sent all
+            self._process.stdin.close()
         self._answers.close()
 
 
-class _ToDriver(logging.Handler):
+def _above_streams(descriptor: int) -> int:
+    """The same file by a number that is no standard stream's: these may be closed, and their numbers free."""
+    if descriptor > STANDARD_ERROR:
+        return descriptor
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, STANDARD_ERROR + 1)
+    os.close(descriptor)
+    return moved
+
+
+class _ToDriver(QueueHandler):
     """Sends what is logged instead of writing it."""
 
-    def __init__(self, answers: BinaryIO) -> None:
-        super().__init__()
-        self._answers = answers
-
-    def emit(self, record: logging.LogRecord) -> None:
-        record.msg, record.args, record.exc_info = record.getMessage(), None, None  # what surely can be pickled
-        _send(self._answers, record)
+    def enqueue(self, record: logging.LogRecord) -> None:
+        _send(self.queue, record)
 
 
 def _send(pipe: BinaryIO, value: Any) -> None:
@@ -89,10 +98,13 @@ def main(answers: BinaryIO) -> None:
     Args:
         answers: gets what is logged, then the Inputs or why there are none, each pickled.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's, which ends this process
-    given = pickle.load(sys.stdin.buffer)
+    try:
+        given = pickle.load(sys.stdin.buffer)
+    except (EOFError, pickle.UnpicklingError):  # the driver was gone before it had said all
+        return
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    logging.basicConfig(level=logging.INFO, handlers=[_ToDriver(answers)])
+    logging.getLogger().addHandler(_ToDriver(answers))
+    logging.getLogger().setLevel(logging.INFO)
     try:
         from trainables.models.inputs import fetch
 

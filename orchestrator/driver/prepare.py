@@ -4,7 +4,8 @@ In two parts: workers start and import what they need before the base model and 
 own brings meanwhile, are waited for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings
 
 
-def prepare(settings: "SweepSettings", root: Path) -> Callable[[], Ready]:
+@contextmanager
+def prepare(settings: "SweepSettings", root: Path) -> Iterator[Callable[[], Ready]]:
     """Join the cluster, if one is given, and read and check the rows; ask for the devices.
 
     Base model and tokens begin once the rows are known to be sound, and without a cluster so does a private Ray, while
@@ -30,7 +32,7 @@ def prepare(settings: "SweepSettings", root: Path) -> Callable[[], Ready]:
 
     Args:
         root: caches lie under root/cache.
-    Returns:
+    Yields:
         What waits for the base model and the tokens, and with them gives all that a sweep begins with. It raises as
         this does.
     Raises:
@@ -49,17 +51,18 @@ def prepare(settings: "SweepSettings", root: Path) -> Callable[[], Ready]:
         columns=settings.columns,
         rows=rows,
     )
-    if settings.address is None:
-        private_ray.begin(settings.gpus_per_trial)
-    ray_cluster.spare_mlflow()
-    from orchestrator.driver import tuning  # noqa: F401  # brings Ray Tune, while Ray starts
-    from orchestrator.driver.devices import ask_device, check_nodes
+    with closing(fetching):
+        if settings.address is None:
+            private_ray.begin(settings.gpus_per_trial)
+        ray_cluster.spare_mlflow()
+        from orchestrator.driver import tuning  # noqa: F401  # brings Ray Tune, while Ray starts
+        from orchestrator.driver.devices import ask_device, check_nodes
 
-    if settings.address is None:
-        ray_cluster.connect(None)
-    ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
-    check_nodes(settings)
-    return partial(_ready, settings, root, fetching, ask_device(settings))
+        if settings.address is None:
+            ray_cluster.connect(None)
+        ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
+        check_nodes(settings)
+        yield partial(_ready, settings, root, fetching, ask_device(settings))
 
 
 def _ready(settings: "SweepSettings", root: Path, fetching: Fetching, answer: Callable[[], SweepDevice]) -> Ready:

@@ -4,7 +4,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Prepare = Callable[[SweepSettings, Path], Callable[[], Ready]]
-"""Connects to Ray and checks what can be checked at once; returns what brings the rest, while workers start."""
+Prepare = Callable[[SweepSettings, Path], AbstractContextManager[Callable[[], Ready]]]
+"""Connects to Ray and checks what can be checked at once; gives what brings the rest, while workers start."""
 
 
 def run(
@@ -63,7 +63,7 @@ def run(
     with narrowed(root), owned(folder), ExitStack() as opened:
         _refuse_unfit(settings, root, resume=resume)
         with timeline.span("inputs"):
-            bring = (prepare or _prepare)(settings, root)
+            bring = opened.enter_context((prepare or _prepare)(settings, root))
         from orchestrator.driver.tuning import run_tasks  # brings Ray Tune
 
         def begin() -> Begun:
@@ -90,7 +90,7 @@ def _begun(settings: SweepSettings, ready: Ready, root: Path, ledger: Ledger, ve
     return Begun(settings=asked, workload=ready.workload, ledger=ledger, known=elsewhere)
 
 
-def _prepare(settings: SweepSettings, root: Path) -> Callable[[], Ready]:
+def _prepare(settings: SweepSettings, root: Path) -> AbstractContextManager[Callable[[], Ready]]:
     from orchestrator.driver.prepare import prepare  # brings what reads rows
 
     return prepare(settings, root)

@@ -26,7 +26,8 @@ def begin(device: str) -> "subprocess.Popen | None":
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}  # of what Ray brought to this node
     silent = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
     with suppress(OSError):
-        return subprocess.Popen([sys.executable, "-m", MODULE, str(capability)], env={**os.environ, **paths}, **silent)
+        command = [sys.executable, "-P", "-m", MODULE, str(capability)]
+        return subprocess.Popen(command, env={**os.environ, **paths}, **silent)
     return None
 
 

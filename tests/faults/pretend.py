@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -50,11 +51,12 @@ def settings_of(name: str, space_name: str, address: str | None = None) -> Sweep
     return make(chosen, name=name, n_trials=n_trials, address=address, insecure=address is not None, tracking_uri=uri)
 
 
-def connected(settings: SweepSettings, root: Path) -> Callable[[], Ready]:
+@contextmanager
+def connected(settings: SweepSettings, root: Path) -> Iterator[Callable[[], Ready]]:
     """Ray, and inputs that are nowhere."""
     ray_cluster.connect(settings.address, insecure=settings.insecure)
     device = SweepDevice(names=frozenset({device_name("cpu")}), compute_dtype=WORKLOAD.compute_dtype)
-    return lambda: Ready(workload=WORKLOAD, counts={"read": 0, "train": 0}, device=device)
+    yield lambda: Ready(workload=WORKLOAD, counts={"read": 0, "train": 0}, device=device)
 
 
 def note(event: str, **values: Any) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -16,8 +17,10 @@ import pytest
 import ray
 
 from orchestrator.driver import sweep
+from orchestrator.driver.prepare import prepare
 from tests.faults.pretend import Worse, connected
 from tests.support.sweeps import GRID, REPO, command, environment, make, space
+from trainables.values.errors import ConfigError
 
 
 def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others(tmp_path, monkeypatch):
@@ -55,13 +58,18 @@ def test_an_interrupt_while_inputs_are_read_leaves_no_worker_though_its_tracebac
     """As a notebook keeps it; the next sweep of the process would wait for their places without end."""
     monkeypatch.setenv("PYTHONPATH", str(REPO))
 
-    def interrupted(settings, root):
-        connected(settings, root)
+    closed = []
 
+    @contextmanager
+    def interrupted(settings, root):
         def bring():
             raise KeyboardInterrupt
 
-        return bring
+        with connected(settings, root):
+            try:
+                yield bring
+            finally:
+                closed.append(settings.name)
 
     try:
         with pytest.raises(KeyboardInterrupt) as kept:
@@ -73,6 +81,20 @@ def test_an_interrupt_while_inputs_are_read_leaves_no_worker_though_its_tracebac
     finally:
         ray.shutdown()
     assert kept.tb is not None
+    assert closed == ["t"], "nothing is fetched any more"
+
+
+def test_nothing_is_fetched_for_a_sweep_that_no_node_can_run(tmp_path):
+    try:
+        with (
+            pytest.raises(ConfigError, match="the largest node of the cluster has 0"),
+            prepare(make(device="cuda"), tmp_path),
+        ):
+            pytest.fail("it was let through")
+    finally:
+        ray.shutdown()
+    children = [" ".join(child.cmdline()) for child in psutil.Process().children() if child.status() != "zombie"]
+    assert not [line for line in children if "orchestrator.driver.fetching" in line]
 
 
 def test_the_answer_stands_on_the_screen_before_anything_is_written_and_each_phase_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """The process that brings the base model and the rows beside the driver."""
 
+import io
 import logging
 import os
 import pickle
@@ -80,6 +81,32 @@ def test_what_is_logged_there_is_logged_here(tmp_path, caplog):
         Fetching(**given, cache=tmp_path / "there").result()
     assert here
     assert [(record.name, record.levelno, record.getMessage()) for record in caplog.records] == here
+
+
+def test_what_is_not_to_be_said_here_is_not_said_as_it_was_logged_there(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        Fetching(base_source="demo", rows_source="demo", cache=tmp_path).result()
+    assert not caplog.records
+
+
+def test_files_of_the_folder_that_the_command_stands_in_are_not_run(tmp_path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise SystemExit('not the library')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert Fetching(base_source="demo", rows_source="demo", cache=tmp_path).result().base.source == "demo"
+
+
+def test_without_standard_streams_it_brings_the_same(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import os\ntry: os.write(2, b'noise')\nexcept OSError: pass")
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; "
+        "from orchestrator.driver.fetching import Fetching; "
+        "found = Fetching(base_source='demo', rows_source='demo', cache=Path(sys.argv[1])).result(); "
+        "Path(sys.argv[1], 'found').write_text(found.base.source)"
+    )
+    command = ["sh", "-c", 'exec "$0" "$@" >&- 2>&-', sys.executable, "-c", program, str(tmp_path)]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
+    assert (tmp_path / "found").read_text() == "demo"
 
 
 def test_the_driver_imports_neither_pytorch_nor_transformers_for_it(tmp_path):
@@ -168,6 +195,28 @@ class OfTwoParts(Exception):
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(f"{what}: {why}")
+
+
+def test_half_an_answer_is_that_of_a_process_that_was_killed(tmp_path):
+    fetching = Fetching(base_source=str(tmp_path), rows_source="demo", cache=tmp_path)
+    whole = fetching._answers.read()
+    fetching._answers = io.BytesIO(whole[:-3])
+    with pytest.raises(SweepError, match="the process that brings the base model and the rows ended with exit code"):
+        fetching.result()
+
+
+def test_a_driver_that_wants_nothing_more_ends_it(silent_hub, tmp_path):
+    program = "input(); brought.close(); print('closed', flush=True); time.sleep(60)"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with driver(program, silent_hub, tmp_path, **pipes) as running:
+        connection, _ = silent_hub.accept()
+        fetching = child_of(running.pid)
+        running.stdin.write("\n")
+        running.stdin.flush()
+        assert running.stdout.readline() == "closed\n"
+        assert not Path(f"/proc/{fetching}").exists()
+        running.kill()
+        connection.close()
 
 
 def test_an_error_that_cannot_be_pickled_is_named_with_where_it_came_from():

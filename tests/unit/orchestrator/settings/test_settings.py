@@ -177,8 +177,9 @@ def test_rows_as_long_as_the_base_and_a_base_that_only_the_hub_knows_are_let_thr
 
 def test_rows_longer_than_a_base_that_was_fetched_are_refused_before_ray_starts(tmp_path):
     parameters, fixed = LENGTHS["values"]
-    with pytest.raises(ConfigError, match=r"max_length_tokens is 1025 .* 256 positions"):
-        prepare(make(space(parameters=parameters, fixed=fixed)), tmp_path)
+    asked = make(space(parameters=parameters, fixed=fixed))
+    with pytest.raises(ConfigError, match=r"max_length_tokens is 1025 .* 256 positions"), prepare(asked, tmp_path):
+        pytest.fail("they were let through")
     assert not ray.is_initialized()
 
 

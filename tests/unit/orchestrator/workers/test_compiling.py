@@ -24,7 +24,7 @@ def begun(monkeypatch, tmp_path):
 
 def test_it_is_begun_where_triton_has_kept_nothing(begun, tmp_path):
     assert compiling.begin("cuda") == "a process"
-    assert begun == [[sys.executable, "-m", "trainables.models.compile_ahead", "90"]]
+    assert begun == [[sys.executable, "-P", "-m", "trainables.models.compile_ahead", "90"]]
     (tmp_path / ".triton" / "cache").mkdir(parents=True)
     assert compiling.begin("cuda") == "a process"
 
