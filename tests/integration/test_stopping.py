@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -58,18 +59,19 @@ def test_an_interrupt_while_inputs_are_read_leaves_no_worker_though_its_tracebac
     """As a notebook keeps it; the next sweep of the process would wait for their places without end."""
     monkeypatch.setenv("PYTHONPATH", str(REPO))
 
-    closed = []
+    seen = []
 
     @contextmanager
     def interrupted(settings, root):
         def bring():
+            seen.append("asked")
             raise KeyboardInterrupt
 
         with connected(settings, root):
             try:
                 yield bring
             finally:
-                closed.append(settings.name)
+                seen.append("closed")
 
     try:
         with pytest.raises(KeyboardInterrupt) as kept:
@@ -81,19 +83,21 @@ def test_an_interrupt_while_inputs_are_read_leaves_no_worker_though_its_tracebac
     finally:
         ray.shutdown()
     assert kept.tb is not None
-    assert closed == ["t"], "nothing is fetched any more"
+    assert seen == ["asked", "closed"], "nothing is fetched any more"
 
 
-def test_nothing_is_fetched_for_a_sweep_that_no_node_can_run(tmp_path):
+def test_nothing_is_fetched_for_a_sweep_that_no_node_can_run(tmp_path, monkeypatch):
+    refused = pytest.raises(ConfigError, match="the largest node of the cluster has 0")
+    asked = make(device="cuda", base_model="some/base")
     try:
-        with (
-            pytest.raises(ConfigError, match="the largest node of the cluster has 0"),
-            prepare(make(device="cuda"), tmp_path),
-        ):
-            pytest.fail("it was let through")
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # a hub that is waited for
+            monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "60")
+            with refused, prepare(asked, tmp_path):
+                pytest.fail("it was let through")
+            children = [" ".join(one.cmdline()) for one in psutil.Process().children() if one.status() != "zombie"]
     finally:
         ray.shutdown()
-    children = [" ".join(child.cmdline()) for child in psutil.Process().children() if child.status() != "zombie"]
     assert not [line for line in children if "orchestrator.driver.fetching" in line]
 
 

@@ -84,8 +84,8 @@ def test_what_is_logged_there_is_logged_here(tmp_path, caplog):
 
 
 def test_what_is_not_to_be_said_here_is_not_said_as_it_was_logged_there(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        Fetching(base_source="demo", rows_source="demo", cache=tmp_path).result()
+    assert logging.getLogger("trainables.data.rows").getEffectiveLevel() == logging.WARNING
+    Fetching(base_source="demo", rows_source="demo", cache=tmp_path).result()
     assert not caplog.records
 
 

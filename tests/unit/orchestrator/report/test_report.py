@@ -191,7 +191,11 @@ def test_savings_are_medians_of_pairs_that_differ_in_precision_only_and_never_mi
 
 @pytest.mark.parametrize(
     ("settings", "is_rough"),
-    [(LOSS, True), (make(objectives=("eval_loss_nats", "seconds_per_step")), False), (make(device="cuda"), False)],
+    [
+        (LOSS, True),
+        (make(objectives=("eval_loss_nats", "seconds_per_step")), False),
+        (make(device="cuda", objectives=LOSS.objectives), False),
+    ],
 )
 def test_times_that_were_taken_beside_other_trials_are_said_to_be_rough_wherever_they_are_compared(settings, is_rough):
     pair = [TrialConfig(precision=precision, rank=8, alpha=16) for precision in ("16bit", "nf4")]
