@@ -66,6 +66,8 @@ def prepare(settings: "SweepSettings", root: Path) -> Iterator[Callable[[], Read
 
 
 def _ready(settings: "SweepSettings", root: Path, fetching: Fetching, answer: Callable[[], SweepDevice]) -> Ready:
+    import datasets  # noqa: F401  # what reads tokens, while they are made
+
     fetched = fetching.result()
     plan.check_lengths(settings, base_model.context_tokens(fetched.base.folder))
     counts = {**fetched.tokens.counts, **fetched.cut_counts(min(settings.lengths_tokens))}

@@ -11,6 +11,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import datasets  # noqa: F401  # what reads rows
 import ray
 import torch
 import transformers
