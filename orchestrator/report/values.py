@@ -13,7 +13,7 @@ from orchestrator.analysis.noise import Noise
 from orchestrator.analysis.repeats import Figure, Rows
 from orchestrator.analysis.sufficient_rank import SufficientRank
 from orchestrator.analysis.verdict import Answer, FailedEvaluation, Verdict, cosine_asked
-from orchestrator.objectives import OBJECTIVES
+from orchestrator.driver.time_repeats import is_timed
 from trainables.models.layout import Coverage
 from trainables.values.config import Precision, State, TrialConfig, Weights
 from trainables.values.findings import BiasShift, Comparison, KlShare, Sample
@@ -219,8 +219,11 @@ class SweepReport:
     @property
     def time_caveat(self) -> str:
         """Of a step's time; empty where each was taken while nothing else was at work on the device."""
-        is_alone = self.settings.device == "cuda" or any(OBJECTIVES[name].is_timed for name in self.settings.objectives)
-        return "" if is_alone else "Steps were timed while other trials ran on this CPU: their times are rough."
+        return (
+            ""
+            if is_timed(self.settings)
+            else "Steps were timed while other trials ran on this CPU: their times are rough."
+        )
 
     @property
     def caption(self) -> str:

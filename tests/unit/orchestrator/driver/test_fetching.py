@@ -20,8 +20,10 @@ from trainables.values.errors import ConfigError, SweepError
 
 SOON_SECONDS, PATIENCE_SECONDS = 20, 60
 """Within the first the process must be gone; for the second it would wait for a hub."""
-OF_A_HUB = "from orchestrator.driver.fetching import Fetching; import sys, time; from pathlib import Path; "
-OF_A_HUB += "brought = Fetching(base_source='some/base', rows_source='demo', cache=Path(sys.argv[1])); "
+BEGUN = (
+    "from orchestrator.driver.fetching import Fetching; import sys, time; from pathlib import Path; "
+    "brought = Fetching(base_source='{}', rows_source='demo', cache=Path(sys.argv[1])); "
+)
 
 
 @pytest.fixture
@@ -41,7 +43,9 @@ def driver(program: str, hub: socket.socket, cache: Path, **pipes: int) -> subpr
         "HF_HOME": str(cache / "home"),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    return subprocess.Popen([sys.executable, "-c", OF_A_HUB + program, str(cache)], env=environment, text=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", BEGUN.format("some/base") + program, str(cache)], env=environment, text=True, **pipes
+    )
 
 
 def child_of(pid: int) -> int:
@@ -96,52 +100,42 @@ def test_files_of_the_folder_that_the_command_stands_in_are_not_run(tmp_path, mo
     assert Fetching(base_source="demo", rows_source="demo", cache=tmp_path).result().base.source == "demo"
 
 
-def test_without_standard_streams_it_brings_the_same(tmp_path):
+def test_without_standard_streams_it_brings_the_same(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("import os\ntry: os.write(2, b'noise')\nexcept OSError: pass")
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; "
-        "from orchestrator.driver.fetching import Fetching; "
-        "found = Fetching(base_source='demo', rows_source='demo', cache=Path(sys.argv[1])).result(); "
-        "Path(sys.argv[1], 'found').write_text(found.base.source)"
-    )
+    monkeypatch.syspath_prepend(tmp_path)
+    program = BEGUN.format("demo") + "Path(sys.argv[1], 'found').write_text(brought.result().base.source)"
     command = ["sh", "-c", 'exec "$0" "$@" >&- 2>&-', sys.executable, "-c", program, str(tmp_path)]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
     assert (tmp_path / "found").read_text() == "demo"
 
 
+def said_with_the_demo(then: str, cache: Path) -> tuple[str, str]:
+    """Standard output and error of a process that begins to bring the demo, and then does what is said."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", BEGUN.format("demo") + then, str(cache)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout, done.stderr
+
+
 def test_the_driver_imports_neither_pytorch_nor_transformers_for_it(tmp_path):
-    program = (
-        "import sys; from pathlib import Path; from orchestrator.driver import prepare, sweep; "
-        "from orchestrator.driver.fetching import Fetching; "
-        "Fetching(base_source='demo', rows_source='demo', cache=Path(sys.argv[1])).result(); "
+    then = (
+        "from orchestrator.driver import prepare, sweep; found = brought.result(); found.cut_counts(64); "
         "print({'torch', 'transformers'} & set(sys.modules))"
     )
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    assert said_with_the_demo(then, tmp_path) == ("set()\n", "")
 
 
-def test_what_a_library_prints_is_no_answer(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("print('a library says something')")
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; "
-        "from orchestrator.driver.fetching import Fetching; "
-        "print(Fetching(base_source='demo', rows_source='demo', cache=Path(sys.argv[1])).result().base.source)"
+def test_what_a_library_prints_is_no_answer(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys; {Fetching.__module__!r} in sys.orig_argv and print('a library')"
     )
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=True)
-    assert done.stdout == "a library says something\ndemo\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    assert said_with_the_demo("print(brought.result().base.source)", tmp_path) == ("a library\ndemo\n", "")
 
 
 def test_it_waits_in_silence_for_a_driver_that_asks_late(tmp_path):
-    program = "import psutil; psutil.wait_procs(psutil.Process().children()); print(brought.result().base.source)"
-    program = OF_A_HUB.replace("some/base", "demo") + program
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("demo\n", "")
+    then = "import psutil; psutil.wait_procs(psutil.Process().children()); print(brought.result().base.source)"
+    assert said_with_the_demo(then, tmp_path) == ("demo\n", "")
 
 
 def test_it_ends_with_a_driver_that_was_killed(silent_hub, tmp_path):
