@@ -21,6 +21,7 @@ from orchestrator.settings import ROOT, refuse_secrets_in, stored, sweep_folder
 from orchestrator.settings.command import command
 from trainables.models.layout import known_layout
 from trainables.values.errors import ConfigError, did_you_mean
+from trainables.values.own_process import command_of, own_environment
 
 logger = logging.getLogger("orchestrator.cli.evidence")  # by this name where it is the program itself, too
 
@@ -186,7 +187,7 @@ def commands_of(asked: Asked, steps: Sequence[str], *, dry_run: bool) -> Iterato
 
 def _exit_code(words: Sequence[str]) -> int:
     """Of a command that ends by itself, or in order when this program is interrupted or terminated."""
-    process = subprocess.Popen([sys.executable, "-m", "orchestrator.cli", *words])
+    process = subprocess.Popen(command_of("orchestrator.cli", *words), env=own_environment())
     signal.signal(signal.SIGINT, lambda *_: None)  # a terminal interrupts the command, too: it is waited for
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     return process.wait()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trainables.values.beside import Beside
 from trainables.values.errors import SweepError
+from trainables.values.own_process import command_of, own_environment
 
 if TYPE_CHECKING:
     from trainables.models.inputs import Inputs
@@ -35,10 +36,9 @@ class Fetching:
             given: its arguments.
         """
         answers, end = map(_above_streams, os.pipe())
-        command = [sys.executable, "-P", "-m", __name__, str(end)]  # -P: no module of the folder that it starts in
-        paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        command = command_of(__name__, str(end))
         apart = {"pass_fds": (end,), "process_group": 0}  # Ctrl-C is the driver's, which ends this process
-        self._process = subprocess.Popen(command, env={**os.environ, **paths}, stdin=subprocess.PIPE, **apart)
+        self._process = subprocess.Popen(command, env=own_environment(), stdin=subprocess.PIPE, **apart)
         os.close(end)
         self._answers = os.fdopen(answers, "rb")
         self._given = Beside(partial(_send, self._process.stdin, given))  # rows may be more than a pipe holds

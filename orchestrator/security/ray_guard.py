@@ -15,6 +15,7 @@ from tempfile import NamedTemporaryFile
 from typing import Literal, TypeVar
 
 from trainables.values.errors import ConfigError, Unreachable
+from trainables.values.own_process import command_of, own_environment
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -80,10 +81,10 @@ def guard_of(address: str) -> Guard:
     Raises:
         Unreachable: nothing that is Ray answers there.
     """
-    environment = {**os.environ, MODE: "disabled"}
+    environment = {**own_environment(), MODE: "disabled"}
     environment.pop(TOKEN, None)
     environment.pop(LOOPBACK, None)
-    command = [sys.executable, "-m", "orchestrator.security.ray_probe", address]
+    command = command_of("orchestrator.security.ray_probe", address)
     try:
         done = subprocess.run(command, env=environment, timeout=PROBE_SECONDS, capture_output=True, text=True)
     except subprocess.TimeoutExpired:

@@ -40,6 +40,7 @@ def serve(root: Path, host: str, port: int, allowed_hosts: str | None) -> None:
     check_schema(store_file(root))
     given = arguments(root, host, port, allowed_hosts)
     os.environ |= CLIENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for jobs nobody has here
+    os.environ["PYTHONSAFEPATH"] = "1"  # no file of this folder stands for a module of the server, nor of its children
     if "--app-name" in given:
         os.environ.setdefault(AUTH_CONFIG, str(_auth_config(root)))
         os.environ.setdefault(SESSION_KEY, secrets.token_hex(32))

@@ -12,13 +12,14 @@ off is looked for, and made again, by the next one.
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from select import select
 from time import monotonic
+
+from trainables.values.own_process import command_of, own_environment
 
 STUCK_SECONDS = 60.0
 """After so long without a sign of life the process is taken for dead: many times what it needs to start."""
@@ -45,12 +46,13 @@ class MlflowWriter:
     """Keeps MLflow up to date while a sweep runs."""
 
     def __init__(self, name: str, root: Path) -> None:
-        self._command = [sys.executable, "-m", "orchestrator.tracking.writer_process", name, str(root.resolve())]
+        self._command = command_of("orchestrator.tracking.writer_process", name, str(root.resolve()))
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen(
             self._command,
+            env=own_environment(),
             stdin=subprocess.PIPE,  # its end, the driver's death included, ends the process
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

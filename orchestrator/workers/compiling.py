@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 from trainables.cost.device import compute_capability
+from trainables.values.own_process import command_of, own_environment
 
 MIN_CORES = 8
 """On fewer it would take the worker's imports a core."""
@@ -23,11 +23,9 @@ def begin(device: str) -> "subprocess.Popen | None":
     capability = compute_capability()
     if capability is None:
         return None
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}  # of what Ray brought to this node
     silent = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
     with suppress(OSError):
-        command = [sys.executable, "-P", "-m", MODULE, str(capability)]
-        return subprocess.Popen(command, env={**os.environ, **paths}, **silent)
+        return subprocess.Popen(command_of(MODULE, str(capability)), env=own_environment(), **silent)
     return None
 
 

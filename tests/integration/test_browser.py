@@ -108,6 +108,7 @@ class Shown:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory) -> Iterator[Shown]:
     cwd = tmp_path_factory.mktemp("browser")
+    (cwd / "random.py").write_text("raise SystemExit('not the library')")
     root = cwd / "mlflow_runs"
     settings = make(LEARNS, name="shown")
     folder = sweep_folder("shown", root)

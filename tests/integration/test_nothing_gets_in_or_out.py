@@ -66,12 +66,14 @@ def ray_of(program: str, home: Path) -> Iterator[tuple[subprocess.Popen, str]]:
         end(process)
 
 
-def test_our_ray_listens_on_the_loopback_address_alone_and_asks_for_a_token_that_is_private(ray_home):
+def test_our_ray_listens_on_the_loopback_address_alone_and_asks_for_a_token_that_is_private(ray_home, monkeypatch):
     (ray_home / ".ray").mkdir()
     (ray_home / ".ray" / "auth_token").write_text("f" * 64)  # as Ray leaves it
     (ray_home / ".ray" / "auth_token").chmod(0o644)
     with ray_of(OURS, ray_home) as (process, address):
         assert listening(process.pid) == {"127.0.0.1"}
+        (ray_home / "random.py").write_text("raise SystemExit('not the library')")
+        monkeypatch.chdir(ray_home)
         assert ray_guard.guard_of(address) == "token"
         started = " ".join(word for one in psutil.Process(process.pid).children() for word in one.cmdline())
         assert f"{ray_guard.private_folder()}/session_" in started

@@ -32,7 +32,7 @@ from trainables.values.results import Cost, Measurement, TrialResult
 from trainables.values.workload import Workload
 
 REPO = Path(__file__).resolve().parents[2]
-COMMAND = (sys.executable, "-m", "orchestrator.cli")
+COMMAND = (sys.executable, "-P", "-m", "orchestrator.cli")
 PRETEND = (sys.executable, "-m", "tests.faults.pretend")
 """The same over trials that only take time; its arguments are others."""
 WORKLOAD = Workload(
@@ -179,7 +179,7 @@ def snapshot(settings: SweepSettings, trials: Sequence[TrialResult], facts: Mapp
 def completes(task: Task, *, loss: float = 2.0, costs: Cost | None = None) -> Iterator[TaskReport]:
     """A worker that trains without a fault; an adapter is its key."""
     costs = costs or cost()
-    *rungs_before, last = rungs(task.config.max_steps)
+    *rungs_before, last = task.rungs or rungs(task.config.max_steps)
     for rung in rungs_before:
         yield TaskReport(state="running", measurement=measurement(rung, loss), cost=costs)
     files = {adapter_store.WEIGHTS: task.key.encode()}
