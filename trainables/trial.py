@@ -196,15 +196,17 @@ class Trial:
             finally:
                 lora.detach(model)
 
-    def measurements(self) -> Iterator[Measurement]:
+    def measurements(self, at: Sequence[int] = ()) -> Iterator[Measurement]:
         """Train to each rung in turn, from the checkpoint on if there is one; yields its Measurement.
 
+        Args:
+            at: the rungs, of which the last is max_steps; without them, all there are.
         Raises:
             TrialFailed: loss or gradient is not finite ("diverged"), or memory ran out ("oom").
             ValueError: the checkpoint is of an adapter of another size.
         """
         n_done = self._restore() if self._checkpoint else 0
-        for step in rungs(self.config.max_steps):
+        for step in at or rungs(self.config.max_steps):
             if step <= n_done:
                 continue
             with self._cache.working("training"), self._cache.oom_as_failure():
@@ -238,13 +240,14 @@ class Trial:
 
         Args:
             step: steps done.
-            losses: (n,), training losses of the steps since the last rung.
+            losses: (n,), training losses of the steps since the last measurement.
         Raises:
             TrialFailed: a loss is not finite ("diverged").
         """
         # Do not bind the engine to a local: a failure's traceback would keep it alive when the trial is closed.
         eval_loss = self._training.engine.eval_loss(self._training.validation)  # first: queued right behind the steps
-        train_loss = float(losses.mean())
+        last_rung = max((rung for rung in rungs(self.config.max_steps) if rung < step), default=0)
+        train_loss = float(losses[last_rung - step :].mean())
         if not (math.isfinite(train_loss) and math.isfinite(eval_loss)):
             raise TrialFailed("diverged", self._not_finite(step, losses, eval_loss))
         if self._training.engine.loss_scale < MIN_LOSS_SCALE:  # float16 skips such steps: the loss alone would not tell

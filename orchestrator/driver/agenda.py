@@ -276,7 +276,7 @@ class Agenda:
             self.protected.add(trial.key)
         again = time_repeats.is_due(trial, self._settings, self._ledger)
         costs = () if again else self._ledger.costs(trial.config.cost_key)
-        return Task(kind="train", key=trial.key, config=trial.config, costs=costs)
+        return Task(kind="train", key=trial.key, config=trial.config, costs=costs, rungs=trial.rungs)
 
     def _pair_task(self, entry: "Entry") -> Task | None:
         """What brings a completed 4-bit trial nearer to its similarity: its baseline, or the comparison."""

@@ -203,7 +203,8 @@ def _opened(folder: Path, workload: "Workload") -> Iterator[Ledger | None]:
 
 
 def import_result(ledger: Ledger, adapters: Path, known: CachedTrial, why_stop: "WhyStop | None" = None) -> bool:
-    """Complete a queued trial of `ledger` with what is known of it; False where its adapter is gone or damaged.
+    """Complete a queued trial of `ledger` with what is known of it; False where its adapter is gone or damaged, or
+    where a seed replicate there, measured at its end alone, is a trial of the search here.
 
     Its training time stays unknown: this sweep spent none.
 
@@ -213,7 +214,8 @@ def import_result(ledger: Ledger, adapters: Path, known: CachedTrial, why_stop: 
     result, theirs = known.entry.result, known.folder / "adapters"
     files = adapter_store.read(theirs, result.key)
     damaged = adapter_store.fault(theirs / result.key, known.entry.adapter_sha256)
-    if files is None or result.cost is None or damaged:
+    is_measured = {one.step for one in result.history}.issuperset(ledger.entry(result.key).result.rungs)
+    if files is None or result.cost is None or damaged or not is_measured:
         return False
     ledger.start(result.key)
     ledger.keep_cost(result.config.cost_key, result.cost, of=result.key)

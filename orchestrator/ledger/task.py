@@ -24,6 +24,7 @@ class Task:
         baseline_key: of a comparison, and of the test evaluation of a 4-bit trial whose baseline completed.
         replicate_keys: of such an evaluation: the baseline's config under other seeds.
         costs: of the config's cost key, on each kind of device where the ledger knows them.
+        rungs: of a trial: steps after which it is measured, the last of them its end.
     """
 
     kind: Literal["train", "compare", "evaluate"]
@@ -32,6 +33,7 @@ class Task:
     baseline_key: str | None = None
     replicate_keys: tuple[str, ...] = ()
     costs: tuple[Cost, ...] = ()
+    rungs: tuple[int, ...] = ()
 
     @property
     def name(self) -> TaskName:

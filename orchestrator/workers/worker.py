@@ -123,7 +123,7 @@ def _train(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskReport]
     writing: list[Any] = []
     kept_at = perf_counter()
     try:
-        for measurement in trial.measurements():
+        for measurement in trial.measurements(task.rungs):
             last = {"measurement": measurement, "cost": trial.cost}
             if measurement.step < task.config.max_steps:
                 yield TaskReport(state="running", **last)

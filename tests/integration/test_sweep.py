@@ -93,8 +93,10 @@ def ray_logs() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, ray_logs) -> tuple[Path, Finished]:
-    """One finished sweep over the demo: a pair at rank 1, and a 16-bit trial of rank 4. Its environment has secrets."""
+    """One finished sweep over the demo: a pair at rank 1, and a 16-bit trial of rank 4. Its environment has secrets,
+    its folder a file of the user's that is called like a module of the standard library."""
     cwd = tmp_path_factory.mktemp("sweep")
+    (cwd / "random.py").write_text("raise SystemExit('not the library')")
     (cwd / "small.yaml").write_text(SMALL)
     asked = ("run", "--space", "small.yaml", "--name", "a", "--trials", "3", "--json")
     variables = {**CANARIES, "RAY_TMPDIR": ray_logs, "HF_HUB_OFFLINE": "1"}
@@ -128,6 +130,11 @@ def test_standard_output_is_one_json_object(swept):
     for verdict in whole["verdicts"]:
         assert verdict["sentence"].startswith(f"{verdict['answer']}: ")
         assert verdict["lost"]["n_groups"] >= 30
+
+
+def test_trials_of_the_search_are_measured_at_each_rung_and_seed_replicates_at_their_end_alone(swept):
+    measured = {(t.is_of_search, tuple(m.step for m in t.history)) for t in trials(swept[0])}
+    assert measured == {(True, (1, 2, 4, 8)), (False, (8,))}
 
 
 def test_the_ledger_says_what_driver_and_workers_did_when(swept):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal
 
-from trainables.values.config import Origin, State, TrialConfig
+from trainables.values.config import Origin, State, TrialConfig, rungs
 from trainables.values.findings import Comparison, TestEvaluation
 
 MIB = 2**20
@@ -84,9 +84,9 @@ class Measurement:
 
     Attributes:
         step: optimizer steps done.
-        train_loss_nats: mean over the steps since the last rung.
+        train_loss_nats: mean over the steps since the rung before.
         eval_loss_nats: token-weighted mean over the validation rows.
-        train_curve: of those steps, see curve_of; empty in ledgers from before it was kept.
+        train_curve: of the steps since the last measurement, see curve_of; empty in ledgers from before it was kept.
     """
 
     step: int
@@ -126,7 +126,7 @@ class TrialResult:
         config: its settings.
         state: see State; only "completed" trials enter a front.
         origin: why it exists; a baseline is the 16-bit half of a 4-bit trial.
-        history: one Measurement a rung, by step.
+        history: one Measurement at each of `rungs`, by step.
         similarity: of a 4-bit trial with a completed baseline, on the validation rows, else None.
         test_evaluation: of a finalist and its seed replicates, on the test rows, else None.
         failed_evaluations: why its comparison with its baseline, or its evaluation on the test rows, failed; until it
@@ -158,6 +158,11 @@ class TrialResult:
     def is_of_search(self) -> bool:
         """True of what the search proposed and of the baselines that it needed; false of seed replicates."""
         return self.origin in ("search", "baseline")
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Steps at which it is measured: a seed replicate, which no rule stops or learns from, at its end alone."""
+        return rungs(self.config.max_steps) if self.is_of_search else (self.config.max_steps,)
 
     @property
     def is_whole(self) -> bool:

@@ -125,6 +125,20 @@ def test_the_training_curve_has_a_point_every_ten_steps_and_at_each_rung_of_the_
         assert total / (m.step - begin) == pytest.approx(m.train_loss_nats, abs=1e-5)
 
 
+def test_measured_at_its_end_alone_a_trial_comes_to_the_same_losses(cache, small_config, precision):
+    config = small_config(precision=precision, dropout=0.2, max_steps=24)
+    measured = []
+    for at in ((), (24,)):
+        run = Trial(config, cache, cost=COST)
+        measured.append(list(run.measurements(at)))
+        run.close()
+    *before, last = measured[0]
+    (alone,) = measured[1]
+    assert (alone.step, alone.train_loss_nats) == (24, last.train_loss_nats)
+    assert alone.eval_loss_nats == last.eval_loss_nats != before[-1].eval_loss_nats
+    assert [step for step, _ in alone.train_curve] == [10, 20, 24]
+
+
 def test_two_runs_of_one_config_give_identical_losses(cache, small_config, precision):
     config = small_config(precision=precision, dropout=0.2)
     assert losses_of(config, cache) == losses_of(config, cache)

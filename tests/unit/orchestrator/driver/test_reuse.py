@@ -73,6 +73,21 @@ def test_a_sweep_that_another_has_run_whole_runs_no_trial_and_comes_to_the_same(
     assert all((second.folder / "adapters" / key).is_dir() for key in by_key)
 
 
+def test_a_seed_replicate_is_measured_at_its_end_alone_and_so_is_no_known_trial_of_a_search(tmp_path):
+    """Its curve, which the stopping rule asks for, would be missing."""
+    first = sweep(tmp_path, make(GRID, name="first", finalist_seeds=2))
+    replicated = {t.key: t for t in first.ledger.trials() if not t.is_of_search}
+    assert {t.config.seed for t in replicated.values()} >= {1}
+    assert {tuple(m.step for m in t.history) for t in replicated.values()} == {(8,)}
+    assert {tuple(m.step for m in t.history) for t in first.candidates} == {(1, 2, 4, 8)}
+    other = sweep(tmp_path, make(GRID, name="other", seed=1))
+    run = {task.key for task in other.asked if task.kind == "train"}
+    searched = {t.key for t in other.ledger.trials() if t.is_of_search}
+    assert run >= searched & replicated.keys() != set()
+    again = sweep(tmp_path, make(GRID, name="again", finalist_seeds=2))
+    assert not [task for task in again.asked if task.kind == "train"]
+
+
 def test_without_reuse_all_is_run_again(tmp_path):
     first = sweep(tmp_path, make(GRID, name="first"))
     again = sweep(tmp_path, make(GRID, name="again", reuse=False))
