@@ -1,12 +1,16 @@
 """How long a sweep takes from the command to its front, and what that time goes into: `make bench ARGS=time-to-answer`
 
-python -m tests.bench time-to-answer [--other TREE] [--sweeps 1] [--peer-trials 2] [--] [flags of run]
+python -m tests.bench time-to-answer [--other TREE] [--sweeps 1] [--at-once] [--peer-trials 2] [--] [flags of run]
+python -m tests.bench time-to-answer --from FILE...
 
-Each sweep is a command in a folder of its own, so that nothing is known from before; those of this tree and of the
-other take turns. Two trees may search otherwise, and train more or fewer trials: the time is said for each step, too.
-Beside them the floor of a first trial's begin: `ray.init`, then the imports and the base of a worker, each in a fresh
-process. And what the peer (tests/bench/peer.py) would need for as many trials, by its time for a few. The last line is
-one JSON object. Without a GPU it is the demo.
+Each sweep is a command in a folder of its own, so that nothing is known from before. Those of this tree and of the
+other take turns or, `--at-once`, run beside each other on two GPUs of one host, which they swap at each turn. A tree's
+first sweep is cold: it finds none of its kernels compiled, the others do, and are shown apart. Two trees may search
+otherwise, and train more or fewer trials: the time is said for each step, too. Beside them the floor of a first trial's
+begin: `ray.init`, then the imports and the base of a worker, each in a fresh process. And what the peer
+(tests/bench/peer.py) would need for as many trials, by its time for a few. The last line is one JSON object; what each
+sweep came to is on standard error as soon as it has ended, a line each, from which `--from` makes the same table.
+Without a GPU it is the demo.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import nan
 from pathlib import Path
 from statistics import median
@@ -60,14 +65,17 @@ FIGURES = {
 Times = Mapping[str, float]
 
 
-def sweep(tree: Path, flags: Sequence[str], folder: Path) -> dict[str, float]:
+def sweep(tree: Path, flags: Sequence[str], folder: Path, variables: Mapping[str, str]) -> dict[str, float]:
     """One sweep of a tree's own program: seconds since the command.
 
+    Args:
+        variables: of its environment, beside those of this process.
     Raises:
         subprocess.CalledProcessError: it failed.
     """
     command = [sys.executable, "-m", "orchestrator.cli", "run", "--name", NAME, *flags]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), *sys.path[1:]]), "PYTHONUNBUFFERED": "1"}
+    paths = {"PYTHONPATH": os.pathsep.join([str(tree), *sys.path[1:]]), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **paths, **variables}
     began, answered = time(), None
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as running:
         for line in running.stdout:
@@ -130,23 +138,44 @@ def peer(workload: Workload, rows: str, n_trials: int) -> dict[str, Any] | None:
     return peer_figures(found, configs[0].max_steps) if found else None
 
 
-def measured(given: argparse.Namespace) -> dict[str, Any]:
-    """All sweeps in turns, the floor and the peer."""
-    trees = {"this": REPO} | ({"other": given.other.resolve()} if given.other else {})
+def all_sweeps(
+    trees: Mapping[str, Path], flags: Sequence[str], n_sweeps: int, caches: Path, *, at_once: bool
+) -> tuple[dict[str, list[Times]], list[str]]:
+    """What the sweeps of each tree come to, and the timeline of the last one of this tree.
+
+    Args:
+        caches: folder of the kernels that each tree's sweeps compile.
+        at_once: one of each tree beside the other, each on a GPU of its own.
+    """
     found: dict[str, list[Times]] = {name: [] for name in trees}
+    timeline: list[str] = []
+
+    def one(turn: int, name: str) -> None:
+        variables = {"TRITON_CACHE_DIR": str(caches / name)}
+        if at_once:
+            variables["CUDA_VISIBLE_DEVICES"] = str((list(trees).index(name) + turn) % len(trees))
+        with TemporaryDirectory(prefix="qlora-sweep-") as folder:
+            found[name].append(sweep(trees[name], flags, Path(folder), variables))
+            print(json.dumps({name: found[name][-1]}), file=sys.stderr, flush=True)
+            if name == "this":
+                snapshot = SweepSnapshot.read_in(Path(folder) / "mlflow_runs" / "sweeps" / NAME)
+                timeline[:] = timeline_lines(snapshot.spans, 100)
+
+    for turn in range(n_sweeps):
+        with ThreadPoolExecutor(len(trees) if at_once else 1) as threads:
+            for ended in [threads.submit(one, turn, name) for name in trees]:
+                ended.result()
+    return found, timeline
+
+
+def measured(given: argparse.Namespace) -> dict[str, Any]:
+    """All sweeps, the floor and the peer."""
+    trees = {"this": REPO} | ({"other": given.other.resolve()} if given.other else {})
     base, rows = absolute(given.base_model), absolute(given.data)
     flags = ["--base-model", base, "--data", rows, *given.flags]
     device = "cuda" if count_gpus() else "cpu"
-    timeline: Sequence[str] = ()
-    for _ in range(given.sweeps):
-        for name, tree in trees.items():
-            with TemporaryDirectory(prefix="qlora-sweep-") as folder:
-                found[name].append(sweep(tree, flags, Path(folder)))
-                print(json.dumps({name: found[name][-1]}), file=sys.stderr, flush=True)
-                if name == "this":
-                    snapshot = SweepSnapshot.read_in(Path(folder) / "mlflow_runs" / "sweeps" / NAME)
-                    timeline = list(timeline_lines(snapshot.spans, 100))
     with TemporaryDirectory(prefix="qlora-sweep-") as folder:
+        found, timeline = all_sweeps(trees, flags, given.sweeps, Path(folder), at_once=given.at_once)
         workload = inputs.fetch(base, rows, Path(folder)).workload(native_dtype(device))
         return {
             "base": workload.base_caption,
@@ -158,15 +187,36 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         }
 
 
+def read(files: Sequence[Path]) -> dict[str, list[Times]]:
+    """The sweeps that `all_sweeps` said, from what was kept of standard error."""
+    found: dict[str, list[Times]] = {}
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if line.startswith(('{"this": {', '{"other": {')):
+                ((name, times),) = json.loads(line).items()
+                found.setdefault(name, []).append(times)
+    return dict(sorted(found.items(), reverse=True))
+
+
+def table(sweeps: Mapping[str, Sequence[Times]]) -> Iterator[str]:
+    """The first sweep of each tree, then the median of the others, a line at a time."""
+    own = list(sweeps.values())
+    parts = {"the first, cold": [some[:1] for some in own], f"median of {len(own[0]) - 1}": [some[1:] for some in own]}
+    for title, part in parts.items():
+        if not all(part):
+            continue
+        yield f"{title:32}" + "".join(f"{name:>10}" for name in sweeps)
+        for what, key in FIGURES.items():
+            values = [median(one[key] for one in some) for some in part]
+            ratio = f"{values[0] / values[1]:12.2f} of it" if len(values) > 1 and "s)" in what else ""
+            yield f"{what:32}" + "".join(f"{value:10.1f}" for value in values) + ratio
+
+
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """The table, a line at a time."""
+    """What the bench prints, a line at a time."""
     sweeps: Mapping[str, Sequence[Times]] = result["sweeps"]
     yield f"{result['base']}; {result['device']}"
-    yield f"{'median of ' + str(len(sweeps['this'])):32}" + "".join(f"{name:>10}" for name in sweeps)
-    for what, key in FIGURES.items():
-        values = [median(one[key] for one in own) for own in sweeps.values()]
-        ratio = f"{values[0] / values[1]:12.2f} of it" if len(values) > 1 and "s)" in what else ""
-        yield f"{what:32}" + "".join(f"{value:10.1f}" for value in values) + ratio
+    yield from table(sweeps)
     ray, worker = result["floor"]["ray"], result["floor"]["worker"]
     begins = median(one["first_begins"] for one in sweeps["this"])
     yield (
@@ -189,11 +239,20 @@ def main(arguments: Sequence[str] | None = None, show: Callable[[str], None] = p
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--other", type=Path, help="another checkout, to compare with")
     parser.add_argument("--sweeps", type=int, default=1, help="of each tree")
+    parser.add_argument("--at-once", action="store_true", help="both trees' beside each other, on two GPUs")
+    parser.add_argument("--from", dest="files", type=Path, nargs="+", help="what runs left on standard error")
     parser.add_argument("--peer-trials", type=int, default=2 if gpu else 0)
     parser.add_argument("--base-model", default="openai-community/gpt2-medium" if gpu else "demo")
     parser.add_argument("--data", default="tatsu-lab/alpaca" if gpu else "demo")
     parser.add_argument("flags", nargs="*", help="further flags of run, after --")
-    result = measured(parser.parse_args(arguments))
+    given = parser.parse_args(arguments)
+    if given.files:
+        for line in table(read(given.files)):
+            show(line)
+        return 0
+    if given.at_once and (not given.other or count_gpus() < 2):
+        parser.error("--at-once needs --other and two GPUs")
+    result = measured(given)
     for line in lines(result):
         show(line)
     show(json.dumps(result))
