@@ -24,7 +24,7 @@ from trainables.training.batches import Batch, full_batch, packed
 from trainables.training.eager import EagerEngine
 from trainables.training.engine import Engine
 from trainables.training.graph import GraphEngine
-from trainables.training.step_cost import step_cost
+from trainables.training.step_cost import MeasuredStep
 from trainables.training.step_graphs import StepGraphs
 from trainables.values.checkpoint import Checkpoint
 from trainables.values.config import TrialConfig, rungs
@@ -178,21 +178,21 @@ class Trial:
 
     def _measured_cost(self, graphs: StepGraphs | None) -> Cost:
         """Memory and time of full batches on a throw-away adapter."""
-        batch, others_mib = self._full_batch(), self._cache.others_mib(self.config.base_form)
-        with self._cache.measuring(), dequantizing(self._cache.base(*self.config.base_form)):
-            model = self._attached()
+        cache, config, batch = self._cache, self.config, self._full_batch()
+        others_mib = cache.others_mib(config.base_form)
+        given = {"graphs": graphs, "compute_dtype": cache.workload.compute_dtype, "device": cache.device}
+        with dequantizing(cache.base(*config.base_form)):
+            with cache.working("cost key"):
+                model = self._attached()
             try:
-                if graphs:  # whose trial begins with the same matrices, attached to nothing
-                    self._cache.fresh_adapters.keep(self.config, model)
-                return step_cost(
-                    model,
-                    self.config,
-                    batch,
-                    graphs=graphs,
-                    compute_dtype=self._cache.workload.compute_dtype,
-                    device=self._cache.device,
-                    others_mib=others_mib,
-                )
+                with cache.working("cost key"):
+                    if graphs:  # whose trial begins with the same matrices, attached to nothing
+                        cache.fresh_adapters.keep(config, model)
+                    step = MeasuredStep(model, config, batch, **given)
+                with cache.measuring():
+                    seconds = step.seconds()
+                with cache.working("cost key"):
+                    return step.cost(seconds, others_mib)
             finally:
                 lora.detach(model)
 

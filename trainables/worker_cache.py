@@ -113,9 +113,9 @@ class WorkerCache:
     def working(self, phase: WorkerPhase) -> Iterator[None]:
         """Inside, this process works on the device: never while another measures there alone.
 
-        On a CPU, where workers have cores of their own, that goes for training only.
+        On a CPU, where workers have cores of their own, that goes for training and for cost keys only.
         """
-        in_turn = self.device_lock and (self.device == "cuda" or phase == "training")
+        in_turn = self.device_lock and (self.device == "cuda" or phase in ("training", "cost key"))
         with self.device_lock.shared() if in_turn else nullcontext(), self.timeline.span(phase):
             yield
 

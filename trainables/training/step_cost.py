@@ -1,6 +1,6 @@
 """Memory and time of one training step, measured on a full synthetic batch (measurement protocol 2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -27,42 +27,58 @@ N_TIMED_STEPS = {"cuda": 10, "cpu": 5}
 """By kind of device; on a CPU time is shown and, unless one asks for it, decides nothing."""
 
 
-def step_cost(
-    model: "PeftModel",
-    config: TrialConfig,
-    batch: Batch,
-    *,
-    graphs: StepGraphs | None,
-    compute_dtype: ComputeDtype,
-    device: str,
-    others_mib: float,
-) -> Cost:
-    """Measure a step; the optimizer's state exists by then, and is gone again on return.
+class MeasuredStep:
+    """A step on a throw-away adapter, whose time and memory are measured in turn: only its time needs the device alone.
 
-    Args:
-        model: the base with a throw-away adapter of this config.
-        batch: full, see trainables.training.batches.full_batch.
-        graphs: where a trial replays them: then a replay is timed, else a step of the eager engine. The peak is always
-            that of the eager step, as a graph's memory does not show on replay.
-        device: "cuda" or "cpu".
-        others_mib: allocated on the device beside what this trial needs; left out of every figure.
+    The optimizer's state is there for as long as this is.
     """
-    engine = EagerEngine(model, config, compute_dtype=compute_dtype, device=device)
-    engine.begin_moments()  # as after any step; the first one is not timed
-    step = partial(engine.step, *batch)  # no lambda: a failure's traceback would keep it, and so engine and base alive
-    seconds = _timed(_replay_of(graphs, model, config, batch, device) if graphs else step, device)
-    peak = memory.peak_of(step, device, lambda: owners_of(model, engine))
-    p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
-    return Cost(
-        peak_memory_mib=peak.allocated_mib - others_mib,
-        reserved_memory_mib=peak.reserved_mib - others_mib,
-        seconds_per_step=median,
-        seconds_per_step_p10=p10,
-        seconds_per_step_p90=p90,
-        tokens_per_second=batch[0].numel() / median,
-        device=device_name(device),
-        breakdown=replace(peak.breakdown, rest_mib=peak.breakdown.rest_mib - others_mib),
-    )
+
+    def __init__(
+        self,
+        model: "PeftModel",
+        config: TrialConfig,
+        batch: Batch,
+        *,
+        graphs: StepGraphs | None,
+        compute_dtype: ComputeDtype,
+        device: str,
+    ) -> None:
+        """
+        Args:
+            model: the base with a throw-away adapter of this config.
+            batch: full, see trainables.training.batches.full_batch.
+            graphs: where a trial replays them: then a replay is timed, else a step of the eager engine. The peak is
+                always that of the eager step, as a graph's memory does not show on replay.
+            device: "cuda" or "cpu".
+        """
+        self._engine = EagerEngine(model, config, compute_dtype=compute_dtype, device=device)
+        self._engine.begin_moments()  # as after any step; the first one is not timed
+        self._step = partial(self._engine.step, *batch)  # no lambda: a failure's traceback would keep it, and the base
+        self._replay = _replay_of(graphs, model, config, batch, device) if graphs else None
+        self._model, self._device, self._n_tokens = model, device, batch[0].numel()
+
+    def seconds(self) -> list[float]:
+        """Of each of as many steps as N_TIMED_STEPS says."""
+        return _timed(self._replay or self._step, self._device)
+
+    def cost(self, seconds: Sequence[float], others_mib: float) -> Cost:
+        """What one more step needs, beside the time of those before.
+
+        Args:
+            others_mib: allocated on the device beside what this trial needs; left out of every figure.
+        """
+        peak = memory.peak_of(self._step, self._device, partial(owners_of, self._model, self._engine))
+        p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
+        return Cost(
+            peak_memory_mib=peak.allocated_mib - others_mib,
+            reserved_memory_mib=peak.reserved_mib - others_mib,
+            seconds_per_step=median,
+            seconds_per_step_p10=p10,
+            seconds_per_step_p90=p90,
+            tokens_per_second=self._n_tokens / median,
+            device=device_name(self._device),
+            breakdown=replace(peak.breakdown, rest_mib=peak.breakdown.rest_mib - others_mib),
+        )
 
 
 def _replay_of(

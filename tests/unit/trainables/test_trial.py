@@ -7,7 +7,7 @@ import os
 import warnings
 import weakref
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -26,6 +26,7 @@ from trainables.data.tokens import IGNORE, load
 from trainables.evaluation import held_out
 from trainables.models import lora
 from trainables.models.full_weights import kept_weights
+from trainables.training.step_cost import N_TIMED_STEPS
 from trainables.trial import Trial
 from trainables.values.config import TrialConfig, rungs
 from trainables.values.errors import ConfigError, TrialFailed
@@ -66,6 +67,25 @@ def test_others_are_kept_off_the_device_while_a_step_is_measured_where_its_time_
     with cache.measuring(), room.open("a") as file, pytest.raises(BlockingIOError) if is_timed else nullcontext():
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     assert [span.phase for span in cache.timeline.take("worker 0")] == ["cost key"]
+
+
+def test_others_wait_only_while_a_step_is_timed_and_not_while_its_memory_is_measured(cache, small_config):
+    room = Path(gettempdir()) / f"qlora-sweep-{os.getuid()}" / f"{device_id('cpu')}.room"
+    found: list[str] = []
+
+    def look(*_):
+        for kind, free_for in ((fcntl.LOCK_EX, "one alone"), (fcntl.LOCK_SH, "others"), (0, "nobody")):
+            with room.open("a") as file, suppress(BlockingIOError):
+                fcntl.flock(file, kind | fcntl.LOCK_NB) if kind else None
+                found.append(free_for)
+                return
+
+    hook = cache.base("16bit").register_forward_pre_hook(look)
+    run = Trial(small_config(precision="16bit"), cache)
+    hook.remove()
+    run.close()
+    assert found == ["nobody"] * (1 + N_TIMED_STEPS["cpu"]) + ["others"] * 2, "on a CPU a step's memory takes two"
+    assert {span.phase for span in cache.timeline.take("worker 0")} == {"base", "cost key"}
 
 
 def losses_of(config, cache, cost=COST) -> list[tuple[float, float]]:
