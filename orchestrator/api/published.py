@@ -1,6 +1,8 @@
 """A sweep run to its end, its files written and MLflow brought up to date, while something shows how far it is."""
 
+import importlib
 import logging
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from time import monotonic
@@ -22,6 +24,11 @@ from trainables.values.errors import Interrupted, SweepError
 from trainables.values.workload import Workload
 
 logger = logging.getLogger(__name__)
+
+MIN_CORES = 8
+"""On fewer what draws is imported when it is needed: before that it would take a core from workers that import."""
+DRAWS = ("orchestrator.tracking.ending", "optuna.importance")
+"""What takes seconds to import and writes a sweep's files."""
 
 
 class Display(Protocol):
@@ -67,12 +74,19 @@ def run_published(
     with ended_in_order(again) as interrupts, ExitStack() as stops:
         stops.callback(writer.stop)
         stops.callback(display.stop)  # before the writer
-        snapshot = sweep.run(settings, ROOT, resume=resume, started=started, **stand_ins)
+        snapshot = sweep.run(settings, ROOT, resume=resume, started=started, meanwhile=_import_what_draws, **stand_ins)
         answered(snapshot)
         interrupts.tasks_ended()
-        from orchestrator.tracking.ending import end  # brings all figures; no bad input waits for them
+        from orchestrator.tracking.ending import end  # brings all figures; no bad setting waits for them
 
         return snapshot, end(settings, ROOT, writer, monotonic() - begin, snapshot.interrupted, interrupts.asked)
+
+
+def _import_what_draws() -> None:
+    """So that a sweep's end need not wait for it; where there is a core to spare."""
+    if len(os.sched_getaffinity(0)) >= MIN_CORES:
+        for module in DRAWS:
+            importlib.import_module(module)
 
 
 def _say_what_was_asked(settings: SweepSettings) -> None:

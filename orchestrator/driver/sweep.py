@@ -41,6 +41,7 @@ def run(
     *,
     resume: bool,
     started: Callable[[Ledger, Workload], None],
+    meanwhile: Callable[[], object] = lambda: None,
     verdict_seeds: int | None = None,
     trainable: type | None = None,
     prepare: Prepare | None = None,
@@ -51,6 +52,7 @@ def run(
         root: folder of all state, see orchestrator.settings.ROOT.
         resume: go on with the sweep of that name; otherwise the name must be new.
         started: called once when everything is ready and trials are about to start.
+        meanwhile: called before that, once workers start, while base and tokens are brought.
         verdict_seeds: in place of the setting, which stays as it is: what it adds lies in the ledger.
         trainable, prepare: in place of SweepTrainable and of orchestrator.driver.prepare.
     Raises:
@@ -68,6 +70,7 @@ def run(
 
         def begin() -> Begun:
             with timeline.span("inputs"):
+                meanwhile()
                 ready = bring()
             tasks.enter_context(timeline.span("tasks"))
             ledger = opened.enter_context(closing(Ledger(folder / "ledger.db")))

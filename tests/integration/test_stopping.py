@@ -32,19 +32,27 @@ def test_under_real_ray_tune_a_trial_s_end_is_known_to_the_rule_and_stops_others
     }
     asked = make(space(GRID | ranks, early_terminate={"type": "hypervolume"}), asynchronous=True)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
-    tokens, noted = [], []
+    tokens, noted, order = [], [], []
 
     def started(ledger, _) -> None:
         tokens.append(os.environ.get("AWS_SESSION_TOKEN"))
         noted.extend((span.process, span.phase) for span in ledger.spans())
 
+    @contextmanager
+    def prepared(settings, root):
+        with connected(settings, root) as bring:
+            order.append("connected")
+            yield lambda: order.append("inputs are waited for") or bring()
+
+    given = {"prepare": prepared, "meanwhile": lambda: order.append("meanwhile")}
     try:
-        result = sweep.run(asked, tmp_path, resume=False, started=started, trainable=Worse, prepare=connected)
+        result = sweep.run(asked, tmp_path, resume=False, started=started, trainable=Worse, **given)
         niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())
     finally:
         ray.shutdown()
     assert tokens == ["token"], "MLflow's writer, started then, cannot write to a cloud"
     assert noted == 2 * [("driver", "inputs")], "who looks while it runs sees what the driver did"
+    assert order == ["connected", "meanwhile", "inputs are waited for"]
     assert niceness == os.nice(0), "trials are behind what else runs on this machine"
     ended = {trial.config.rank: trial for trial in result.trials if trial.origin == "search"}
     assert ended[1].state == "completed", ended[1].reason
