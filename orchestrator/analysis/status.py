@@ -31,7 +31,7 @@ class Running:
     """A trial at work.
 
     Attributes:
-        step: of its last rung, 0 before the first, and so without a loss.
+        step: of its last rung, 0 before the first, as of a seed replicate until its end; and so without a loss.
         seconds_per_step: of its cost key; None before that was measured.
     """
 

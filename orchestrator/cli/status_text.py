@@ -50,8 +50,9 @@ def running_lines(running: Sequence[Running]) -> Iterator[str]:
     """A line for each trial at work, of the first few."""
     shown_ones = running if len(running) <= RUNNING_LINES else running[: RUNNING_LINES - 1]
     for one in shown_ones:
-        line = f"trial {one.number:>3}  {BITS[one.precision]:>7} rank {one.rank:<3} "
-        line += f"step {one.step:>{len(str(one.max_steps))}} of {one.max_steps}"
+        at_rung = f"step {one.step:>{len(str(one.max_steps))}} of {one.max_steps}"
+        steps = at_rung if one.step else f"{one.max_steps} steps".ljust(len(at_rung))
+        line = f"trial {one.number:>3}  {BITS[one.precision]:>7} rank {one.rank:<3} {steps}"
         line += "" if one.eval_loss_nats is None else f"  loss {one.eval_loss_nats:.4f}"
         yield line + ("" if one.seconds_per_step is None else f" {1000 * one.seconds_per_step:>7.1f} ms/step")
     if n_more := len(running) - len(shown_ones):

@@ -97,10 +97,10 @@ def test_trials_at_work_have_a_line_each_and_of_many_the_first_few_have():
     first = trial(7, state="running", history=(step,), started_at=1.0, cost=cost(seconds_per_step=0.0123))
     text = shown(status_of([first, running(8, 1.0)], make()))
     assert "trial   7  16 bits rank 4   step  50 of 200  loss 1.2345    12.3 ms/step" in text
-    assert re.search(r"trial   8  16 bits rank 4   step   0 of 200 *\n", text)
+    assert re.search(r"trial   8  16 bits rank 4   200 steps *\n", text)
     assert "more" not in text
     many = shown(status_of([running(n, 1.0) for n in range(19)], make()))
-    assert many.count(" of 200") == RUNNING_LINES - 1
+    assert many.count("200 steps") == RUNNING_LINES - 1
     assert f"and {19 - RUNNING_LINES + 1} more" in many
 
 
