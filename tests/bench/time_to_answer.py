@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import nan
 from pathlib import Path
 from statistics import median
@@ -63,6 +64,8 @@ FIGURES = {
 }
 
 Times = Mapping[str, float]
+Sweeps = Mapping[str, Sequence[Times]]
+"""Of each tree, in their order: the first is cold."""
 
 
 def sweep(tree: Path, flags: Sequence[str], folder: Path, variables: Mapping[str, str]) -> dict[str, float]:
@@ -149,11 +152,12 @@ def all_sweeps(
     """
     found: dict[str, list[Times]] = {name: [] for name in trees}
     timeline: list[str] = []
+    gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0,1").split(",")
 
     def one(turn: int, name: str) -> None:
         variables = {"TRITON_CACHE_DIR": str(caches / name)}
         if at_once:
-            variables["CUDA_VISIBLE_DEVICES"] = str((list(trees).index(name) + turn) % len(trees))
+            variables["CUDA_VISIBLE_DEVICES"] = gpus[(list(trees).index(name) + turn) % len(trees)]
         with TemporaryDirectory(prefix="qlora-sweep-") as folder:
             found[name].append(sweep(trees[name], flags, Path(folder), variables))
             print(json.dumps({name: found[name][-1]}), file=sys.stderr, flush=True)
@@ -162,9 +166,12 @@ def all_sweeps(
                 timeline[:] = timeline_lines(snapshot.spans, 100)
 
     for turn in range(n_sweeps):
-        with ThreadPoolExecutor(len(trees) if at_once else 1) as threads:
-            for ended in [threads.submit(one, turn, name) for name in trees]:
-                ended.result()
+        if at_once:
+            with ThreadPoolExecutor(len(trees)) as threads:
+                list(threads.map(partial(one, turn), trees))
+        else:
+            for name in trees:
+                one(turn, name)
     return found, timeline
 
 
@@ -187,46 +194,48 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def read(files: Sequence[Path]) -> dict[str, list[Times]]:
+def read(file: Path) -> Sweeps:
     """The sweeps that `all_sweeps` said, from what was kept of standard error."""
     found: dict[str, list[Times]] = {}
-    for file in files:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if line.startswith(('{"this": {', '{"other": {')):
-                ((name, times),) = json.loads(line).items()
-                found.setdefault(name, []).append(times)
-    return dict(sorted(found.items(), reverse=True))
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith(('{"this": {', '{"other": {')):
+            ((name, times),) = json.loads(line).items()
+            found.setdefault(name, []).append(times)
+    return found
 
 
-def table(sweeps: Mapping[str, Sequence[Times]]) -> Iterator[str]:
-    """The first sweep of each tree, then the median of the others, a line at a time."""
-    own = list(sweeps.values())
-    parts = {"the first, cold": [some[:1] for some in own], f"median of {len(own[0]) - 1}": [some[1:] for some in own]}
-    for title, part in parts.items():
-        if not all(part):
+def table(runs: Sequence[Sweeps]) -> Iterator[str]:
+    """The first sweep of each tree in each run, then the others; a line at a time, medians where there are several."""
+    names = [name for name in ("this", "other") if any(run.get(name) for run in runs)]
+    firsts = {name: [run[name][0] for run in runs if run.get(name)] for name in names}
+    others = {name: [one for run in runs for one in run.get(name, ())[1:]] for name in names}
+    for title, part in {"cold": firsts, "warm": others}.items():
+        if not all(part.values()):
             continue
-        yield f"{title:32}" + "".join(f"{name:>10}" for name in sweeps)
+        counts = sorted({len(some) for some in part.values()}, reverse=True)
+        yield f"{title + ', median of ' + ' and '.join(map(str, counts)):32}" + "".join(f"{name:>10}" for name in names)
         for what, key in FIGURES.items():
-            values = [median(one[key] for one in some) for some in part]
+            values = [median(one[key] for one in some) for some in part.values()]
             ratio = f"{values[0] / values[1]:12.2f} of it" if len(values) > 1 and "s)" in what else ""
             yield f"{what:32}" + "".join(f"{value:10.1f}" for value in values) + ratio
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """What the bench prints, a line at a time."""
-    sweeps: Mapping[str, Sequence[Times]] = result["sweeps"]
+    sweeps: Sweeps = result["sweeps"]
     yield f"{result['base']}; {result['device']}"
-    yield from table(sweeps)
+    yield from table([sweeps])
+    warm = sweeps["this"][1:] or sweeps["this"]
     ray, worker = result["floor"]["ray"], result["floor"]["worker"]
-    begins = median(one["first_begins"] for one in sweeps["this"])
+    begins = median(one["first_begins"] for one in warm)
     yield (
         f"floor of a first trial's begin: ray.init {ray:.1f} s, imports and base in a fresh process {worker:.1f} s; "
         f"it begins {begins - ray - worker:+.1f} s after that"
     )
     yield from result["timeline"]
     if (own := result["peer"]) and own["seconds_per_trial"]:
-        n_trials = median(one["n_trials"] for one in sweeps["this"])
-        needed, answered = own["seconds_per_trial"] * n_trials, median(one["answered"] for one in sweeps["this"])
+        n_trials = median(one["n_trials"] for one in warm)
+        needed, answered = own["seconds_per_trial"] * n_trials, median(one["answered"] for one in warm)
         yield (
             f"the peer: {own['seconds_per_trial']:.1f} s a trial, {needed / 60:.0f} min for {n_trials:.0f}: "
             f"{needed / answered:.1f} times as long"
@@ -247,7 +256,10 @@ def main(arguments: Sequence[str] | None = None, show: Callable[[str], None] = p
     parser.add_argument("flags", nargs="*", help="further flags of run, after --")
     given = parser.parse_args(arguments)
     if given.files:
-        for line in table(read(given.files)):
+        runs = list(map(read, given.files))
+        if not any(runs):
+            parser.error(f"there is no sweep in {' '.join(map(str, given.files))}")
+        for line in table(runs):
             show(line)
         return 0
     if given.at_once and (not given.other or count_gpus() < 2):
