@@ -72,7 +72,8 @@ def _locked(folder: Path, n_tries: int = 100) -> TextIO:
         with file:
             file.seek(0)
             owner = file.read().strip() or "unknown"
-        raise ConfigError(f"NAME: sweep {folder.name!r} is being run by process {owner}; choose another NAME") from None
+        busy = f"NAME: sweep {folder.name!r} is being run by process {owner}"
+        raise ConfigError(f"{busy}; let it end, or stop it: qlora-sweep stop {folder.name}") from None
     with suppress(FileNotFoundError):
         if os.path.samefile(path, file.fileno()):
             return file

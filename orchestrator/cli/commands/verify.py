@@ -1,5 +1,6 @@
 """`verify`: whether a sweep is whole."""
 
+import logging
 from typing import Annotated
 
 import typer
@@ -7,7 +8,10 @@ import typer
 from orchestrator.cli.options import AsJson, NameOrNewest, named
 from orchestrator.cli.output import print_json, print_text
 from orchestrator.settings import ROOT, sweep_folder
+from orchestrator.settings.command import command
 from orchestrator.settings.stored import load
+
+logger = logging.getLogger(__name__)
 
 
 def verify(
@@ -30,5 +34,7 @@ def verify(
             print_text(str(difference))
         if not found.differences:
             print_text(found.summary)
+        elif not repair and any(difference.part == "MLflow" for difference in found.differences):
+            logger.info(f"what MLflow lacks is written by: {command()} sync {name}")
     if found.differences:
         raise typer.Exit(1)

@@ -183,16 +183,16 @@ def child_off_the_front(root: Path) -> Iterator[list[str]]:
 @contextmanager
 def child_with_another_loss(root: Path) -> Iterator[list[str]]:
     """Its last value, on the run's page and in its history."""
-    of_run = f"WHERE run_uuid = '{child(root, 5).info.run_id}' AND key = 'eval_loss_nats' AND step = 8"
+    of_run = f"WHERE run_uuid = '{child(root, 7).info.run_id}' AND key = 'eval_loss_nats' AND step = 8"
     with in_store(root, *(f"UPDATE {table} SET value = 9.0 {of_run}" for table in ("metrics", "latest_metrics"))):
-        yield ["MLflow: trial 5: eval_loss_nats is 9.0, the ledger has 2.25"]
+        yield ["MLflow: trial 7: eval_loss_nats is 9.0, the ledger has 2.25"]
 
 
 @contextmanager
 def early_rung_tripled(root: Path) -> Iterator[list[str]]:
-    of_run = f"WHERE run_uuid = '{child(root, 7).info.run_id}' AND key = 'eval_loss_nats' AND step = 4"
+    of_run = f"WHERE run_uuid = '{child(root, 5).info.run_id}' AND key = 'eval_loss_nats' AND step = 4"
     with in_store(root, f"UPDATE metrics SET value = 3 * value {of_run}"):
-        yield ["MLflow: trial 7: eval_loss_nats at step 4 is 6.75, the ledger has 2.25"]
+        yield ["MLflow: trial 5: eval_loss_nats at step 4 is 6.75, the ledger has 2.25"]
 
 
 @contextmanager
@@ -444,7 +444,7 @@ def test_each_damage_is_named_and_nothing_else(root, group):
         expected = [start for damage in group for start in stack.enter_context(damage(root))]
         lines = found(root)
     unnamed = [start for start in expected if not any(line.startswith(start) for line in lines)]
-    assert not unnamed, lines
+    assert not unnamed, "\n".join(lines)
     assert len(lines) == len(expected), [line for line in lines if not line.startswith(tuple(expected))]
     assert found(root) == []
 
@@ -720,7 +720,7 @@ def test_a_sweep_that_never_started_is_one_difference(tmp_path):
 
 
 def test_a_sweep_that_is_being_run_is_left_alone(root):
-    with owned(root / "sweeps" / "t"), pytest.raises(ConfigError, match="is being run by process"):
+    with owned(root / "sweeps" / "t"), pytest.raises(ConfigError, match="let it end, or stop it: qlora-sweep stop t"):
         verified(root)
 
 
@@ -786,6 +786,12 @@ def test_the_command_ends_with_1_and_a_line_for_each_difference(root):
     assert len(lines) == len(expected) == len(as_json.json["differences"])
     assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
     assert as_json.json["whole"] is False
+    assert finished.err.strip().endswith("sync t"), "what writes to MLflow what it lacks"
+
+
+def test_of_a_sweep_that_mlflow_has_whole_the_command_names_no_way_to_write_it(root):
+    with front_edited(root):
+        assert "sync" not in called("verify", "t", cwd=root.parent).err
 
 
 def test_the_command_ends_with_0_and_one_line_for_a_sweep_that_is_whole(root):
