@@ -11,7 +11,7 @@ trial.close()
 import gc
 import math
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,7 @@ class Trial:
         self.config = config
         self._cache = cache
         self._checkpoint = checkpoint
+        self._curve: tuple[tuple[int, float], ...] = ()  # of the training loss since the last measurement
         n_positions = context_of(cache.base(*config.base_form).config)
         if config.max_length_tokens > n_positions:
             raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, the base has {n_positions} positions")
@@ -196,64 +197,76 @@ class Trial:
             finally:
                 lora.detach(model)
 
-    def measurements(self, at: Sequence[int] = ()) -> Iterator[Measurement]:
+    def measurements(
+        self, at: Sequence[int] = (), passed: Callable[[int], object] = lambda step: None
+    ) -> Iterator[Measurement]:
         """Train to each rung in turn, from the checkpoint on if there is one; yields its Measurement.
 
         Args:
-            at: the rungs, of which the last is max_steps; without them, all there are.
+            at: the rungs that are measured, the last among them; without them, all are.
+            passed: called at each of the others, where a checkpoint can be taken.
         Raises:
             TrialFailed: loss or gradient is not finite ("diverged"), or memory ran out ("oom").
             ValueError: the checkpoint is of an adapter of another size.
         """
         n_done = self._restore() if self._checkpoint else 0
-        for step in at or rungs(self.config.max_steps):
+        for step in rungs(self.config.max_steps):
             if step <= n_done:
                 continue
             with self._cache.working("training"), self._cache.oom_as_failure():
                 # Do not bind the losses to a local: CPython 3.12 keeps a closed generator's locals alive.
-                measurement = self._measure(step, self._training.engine.run(self._training.steps[n_done:step]))
+                run, is_asked = self._training.engine.run, not at or step in at
+                measurement = self._measure(step, run(self._training.steps[n_done:step]), is_asked=is_asked)
             n_done = step
-            yield measurement
+            if measurement is None:
+                passed(step)
+            else:
+                yield measurement
 
     def _restore(self) -> int:
         """Go on from the checkpoint; returns the number of steps done by then."""
         checkpoint, self._checkpoint = self._checkpoint, None
         self._training.engine.restore(checkpoint.engine)
+        self._curve = checkpoint.curve
         return checkpoint.step
 
     def checkpoint(self, step: int, *, seconds: float) -> Checkpoint:
-        """What another Trial of this config can go on from; to be taken between two measurements.
+        """What another Trial of this config can go on from; to be taken at a rung.
 
         Args:
-            step: of the last measurement.
+            step: of the rung.
             seconds: of training until then.
         """
         return Checkpoint(
             key=self._cache.workload.key(self.config),
             step=step,
             seconds=seconds,
+            curve=self._curve,
             engine=self._training.engine.state(),
         )
 
-    def _measure(self, step: int, losses: torch.Tensor) -> Measurement:
-        """The Measurement of a rung.
+    def _measure(self, step: int, losses: torch.Tensor, *, is_asked: bool) -> Measurement | None:
+        """The Measurement of a rung; None where none is asked for, and the held-out rows are not read.
 
         Args:
             step: steps done.
-            losses: (n,), training losses of the steps since the last measurement.
+            losses: (n,), training losses of the steps since the last rung.
         Raises:
             TrialFailed: a loss is not finite ("diverged").
         """
         # Do not bind the engine to a local: a failure's traceback would keep it alive when the trial is closed.
-        eval_loss = self._training.engine.eval_loss(self._training.validation)  # first: queued right behind the steps
-        last_rung = max((rung for rung in rungs(self.config.max_steps) if rung < step), default=0)
-        train_loss = float(losses[last_rung - step :].mean())
+        validation = self._training.validation
+        eval_loss = self._training.engine.eval_loss(validation) if is_asked else 0.0  # first: right behind the steps
+        train_loss = float(losses.mean())
         if not (math.isfinite(train_loss) and math.isfinite(eval_loss)):
             raise TrialFailed("diverged", self._not_finite(step, losses, eval_loss))
         if self._training.engine.loss_scale < MIN_LOSS_SCALE:  # float16 skips such steps: the loss alone would not tell
             n_bad = int(self._training.engine.n_bad_gradients)
             raise TrialFailed("diverged", f"not finite by step {step}: gradients in {n_bad} steps, at any loss scale")
-        curve = curve_of(losses.tolist(), step)
+        self._curve += curve_of(losses.tolist(), step)
+        if not is_asked:
+            return None
+        curve, self._curve = self._curve, ()
         return Measurement(step=step, train_loss_nats=train_loss, eval_loss_nats=eval_loss, train_curve=curve)
 
     def _not_finite(self, step: int, losses: torch.Tensor, eval_loss: float) -> str:

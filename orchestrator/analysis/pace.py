@@ -153,11 +153,12 @@ def _seconds(entry: "Entry") -> float:
 def _repeated(entry: "Entry") -> float:
     """Seconds of a trial as if nothing but its steps had taken time: not the base, nor its step's cost, nor graphs.
 
-    From its first rung to its end, for all steps; what precedes the first step cannot be told apart from it.
+    From its first rung to its end, for all steps; what precedes the first step cannot be told apart from it. Of one
+    that was measured once, by its steps' cost.
     """
-    history, whole = entry.result.history, _seconds(entry)
+    history, whole, cost = entry.result.history, _seconds(entry), entry.result.cost
     if len(entry.measured_at) < 2:
-        return whole
+        return min(whole, history[-1].step * cost.seconds_per_step) if history and cost else whole
     first, last = history[0].step, history[-1].step
     return min(whole, (_end(entry) - entry.measured_at[0]) * last / (last - first))
 

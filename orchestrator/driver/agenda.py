@@ -17,7 +17,7 @@ from orchestrator.driver import time_repeats
 from orchestrator.driver.feedback import Asynchronous
 from orchestrator.driver.in_order import InOrder
 from orchestrator.driver.pairs import baseline_params, evaluation_task, is_ready
-from orchestrator.driver.reuse import import_result
+from orchestrator.driver.reuse import import_result, rungs_asked
 from orchestrator.ledger.task import Task, TaskName
 from orchestrator.search.device_limit import DeviceLimit
 from trainables.models.families import shape_in
@@ -222,7 +222,7 @@ class Agenda:
         """Import a trial's result from another sweep; of the second half of a pair with their similarity."""
         cached = self._cached.get(trial.key)
         why_stop = None if trial.key in self.protected else self.feedback.why_stop_import
-        if cached is None or not import_result(self._ledger, self._ledger.path.parent / "adapters", cached, why_stop):
+        if not cached or not import_result(self._ledger, cached, why_stop, rungs_asked(self._settings, trial.rungs)):
             return False
         self.keep(self._ledger.entry(trial.key))
         for half in self._other_halves(trial.config):

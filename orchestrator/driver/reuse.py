@@ -2,7 +2,7 @@
 not run again."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from orchestrator.search.design import N_FIRST
 from orchestrator.search.samplers import POPULATION
 from orchestrator.security.folder_access import refuse_shared
 from trainables.cost.device import versions
+from trainables.values.config import rungs
 from trainables.values.errors import ConfigError, LedgerDamaged
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class CachedTrial:
     sweep: str
     folder: Path
 
+    def is_measured_at(self, rungs: Collection[int]) -> bool:
+        """Whether all of them were measured: of a seed replicate its end alone is."""
+        return set(rungs) <= {measurement.step for measurement in self.entry.result.history}
+
 
 CachedTrials = Mapping[str, CachedTrial]
 WhyStop = Callable[["TrialResult", "Measurement", "Cost"], str | None]
@@ -61,7 +66,7 @@ WhyStop = Callable[["TrialResult", "Measurement", "Cost"], str | None]
 
 def cached_trials(settings: "SweepSettings", workload: "Workload", root: Path, devices: Set[str]) -> CachedTrials:
     """Completed trials of all other sweeps under `root` on devices and versions of this one, by key; of equal ones the
-    oldest sweep's; none where nothing is to be reused.
+    oldest sweep's, or the first that was measured at more rungs; none where nothing is to be reused.
 
     A key stands for everything that decides the outcome (see Workload.key), device and versions apart. What is passed
     over for another reason than its key is said. A time is taken over only where it is the same thing: where it is an
@@ -123,8 +128,9 @@ def known_line(settings: "SweepSettings", workload: "Workload", cached: CachedTr
     n_first = min(n_trials, UNMODELLED.get(method, MAX_LOOKED_UP))
     configs = set(first_configs(settings, n_first))
     configs |= {config.at_other_precision for config in configs if config.precision == "nf4"}
-    keys = set(map(workload.key, configs)) - have
-    found = keys & cached.keys()
+    asked = {workload.key(config): rungs_asked(settings, rungs(config.max_steps)) for config in configs}
+    keys = asked.keys() - have
+    found = {key for key in keys & cached.keys() if cached[key].is_measured_at(asked[key])}
     if not found:
         return None
     names = sorted({cached[key].sweep for key in found})
@@ -133,6 +139,11 @@ def known_line(settings: "SweepSettings", workload: "Workload", cached: CachedTr
         return f"{len(found)} of {len(keys)} trials are known{sweeps} (--no-reuse runs them)"
     more = "those that the search proposes after them are looked up, too"
     return f"{len(found)} of the first {len(keys)} trials are known{sweeps} (--no-reuse runs them); {more}"
+
+
+def rungs_asked(settings: "SweepSettings", rungs: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a trial's rungs those that a known result must have: none where nothing is stopped."""
+    return rungs if settings.space.early_terminate.type != "none" else ()
 
 
 def _take_in(
@@ -148,7 +159,9 @@ def _take_in(
     for trial in trials:
         theirs = decisive_versions(trial.entry.result.environment)
         if wanted is None or theirs == wanted:
-            known.setdefault(trial.entry.result.key, trial)
+            before = known.setdefault(trial.entry.result.key, trial)
+            if not before.is_measured_at([one.step for one in trial.entry.result.history]):
+                known[trial.entry.result.key] = trial
         else:
             n_others += 1
             package = next(name for name in DECISIVE if theirs[name] != wanted[name])
@@ -202,20 +215,22 @@ def _opened(folder: Path, workload: "Workload") -> Iterator[Ledger | None]:
         yield ledger if is_same else None
 
 
-def import_result(ledger: Ledger, adapters: Path, known: CachedTrial, why_stop: "WhyStop | None" = None) -> bool:
-    """Complete a queued trial of `ledger` with what is known of it; False where its adapter is gone or damaged, or
-    where a seed replicate there, measured at its end alone, is a trial of the search here.
+def import_result(
+    ledger: Ledger, known: CachedTrial, why_stop: "WhyStop | None" = None, asked: Collection[int] = ()
+) -> bool:
+    """Complete a queued trial of `ledger` with what is known of it; False where its adapter is gone or damaged, or it
+    was not measured at a rung that is asked for, as a seed replicate there may not have been.
 
     Its training time stays unknown: this sweep spent none.
 
     Args:
         why_stop: of this sweep's stopping rule, which may end the trial at a rung as if it ran here.
+        asked: the rungs that it must have been measured at.
     """
     result, theirs = known.entry.result, known.folder / "adapters"
     files = adapter_store.read(theirs, result.key)
     damaged = adapter_store.fault(theirs / result.key, known.entry.adapter_sha256)
-    is_measured = {one.step for one in result.history}.issuperset(ledger.entry(result.key).result.rungs)
-    if files is None or result.cost is None or damaged or not is_measured:
+    if files is None or result.cost is None or damaged or not known.is_measured_at(asked):
         return False
     ledger.start(result.key)
     ledger.keep_cost(result.config.cost_key, result.cost, of=result.key)
@@ -225,7 +240,7 @@ def import_result(ledger: Ledger, adapters: Path, known: CachedTrial, why_stop: 
         if why is not None:
             ledger.finish(result.key, "pruned", reason=why, environment=result.environment)
             return True
-    digest = adapter_store.write(adapters, result.key, files)
+    digest = adapter_store.write(ledger.path.parent / "adapters", result.key, files)
     ledger.finish(
         result.key,
         "completed",

@@ -122,16 +122,22 @@ def _train(cache: WorkerCache, task: "Task", store: Any) -> Iterator[TaskReport]
     trial = Trial(task.config, cache, cost=cost, checkpoint=before)
     writing: list[Any] = []
     kept_at = perf_counter()
+
+    def keep(step: int) -> None:
+        """Write a checkpoint, where it is worth it."""
+        nonlocal kept_at
+        is_behind = writing and not ray.wait(writing, timeout=0)[0]  # such a disk gets no more to do
+        if perf_counter() - kept_at >= WORTH_KEEPING_SECONDS and not is_behind:
+            kept_at = perf_counter()
+            checkpoint = trial.checkpoint(step, seconds=kept_at - start)
+            writing[:] = [store.keep.remote(checkpoint)]  # not waited for: it may be lost, training goes on
+
     try:
-        for measurement in trial.measurements(task.rungs):
+        for measurement in trial.measurements(task.rungs, keep):
             last = {"measurement": measurement, "cost": trial.cost}
             if measurement.step < task.config.max_steps:
                 yield TaskReport(state="running", **last)
-                is_behind = writing and not ray.wait(writing, timeout=0)[0]  # such a disk gets no more to do
-                if perf_counter() - kept_at >= WORTH_KEEPING_SECONDS and not is_behind:
-                    kept_at = perf_counter()
-                    checkpoint = trial.checkpoint(measurement.step, seconds=kept_at - start)
-                    writing = [store.keep.remote(checkpoint)]  # not waited for: it may be lost, training goes on
+                keep(measurement.step)
         files = trial.adapter_files()
     finally:
         trial.close()

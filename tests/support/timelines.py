@@ -74,7 +74,7 @@ def simulated(
         while name := desk.take(outcome):
             task = desk.all_asked[-1]
             whole, begin = seconds(task), now + (load_seconds if len(desk.all_asked) <= desk.n_slots else 0.0)
-            ends = [begin + whole * step / task.config.max_steps for step in rungs(task.config.max_steps)]
+            ends = [begin + whole * step / task.config.max_steps for step in task.rungs or rungs(task.config.max_steps)]
             heappush(due, (ends[0], name, task, begin, ends))
             if task.kind == "train":
                 started[task.key], measured[task.key] = now, []

@@ -54,12 +54,13 @@ class MeasuredStep:
         self._engine = EagerEngine(model, config, compute_dtype=compute_dtype, device=device)
         self._engine.begin_moments()  # as after any step; the first one is not timed
         self._step = partial(self._engine.step, *batch)  # no lambda: a failure's traceback would keep it, and the base
-        self._replay = _replay_of(graphs, model, config, batch, device) if graphs else None
+        self._begin_replay = partial(_replay_of, graphs, model, config, batch, device) if graphs else None
         self._model, self._device, self._n_tokens = model, device, batch[0].numel()
 
     def seconds(self) -> list[float]:
         """Of each of as many steps as N_TIMED_STEPS says."""
-        return _timed(self._replay or self._step, self._device)
+        work = self._begin_replay() if self._begin_replay else self._step  # what a replay reads is gone afterwards
+        return _timed(work, self._device)
 
     def cost(self, seconds: Sequence[float], others_mib: float) -> Cost:
         """What one more step needs, beside the time of those before.

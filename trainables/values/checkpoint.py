@@ -51,18 +51,20 @@ class Checkpoint:
         key: of the trial.
         step: optimizer steps done.
         seconds: of training until then.
+        curve: of the training loss since the last measurement, see trainables.values.results.curve_of.
     """
 
     key: str
     step: int
     seconds: float
     engine: EngineState
+    curve: tuple[tuple[int, float], ...] = ()
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
         arrays = (*VECTORS, "quantized")
         numbers = {n: getattr(self.engine, n) for n in EngineState.__dataclass_fields__ if n not in arrays}
-        facts = {"key": self.key, "step": self.step, "seconds": self.seconds, "engine": numbers}
+        facts = {"key": self.key, "step": self.step, "seconds": self.seconds, "curve": self.curve, "engine": numbers}
         text = json.dumps({"format": FORMAT, **facts})  # one entry: safetensors keeps several in no order
         tensors = {name: getattr(self.engine, name) for name in VECTORS} | dict(self.engine.quantized)
         return save(tensors, metadata={"checkpoint": text})
@@ -82,6 +84,7 @@ class Checkpoint:
             tensors = load(content)
             vectors = {name: tensors.pop(name) for name in VECTORS}
             engine = EngineState(**vectors, **facts.pop("engine"), quantized=tensors)
+            curve = tuple((int(step), float(loss)) for step, loss in facts.pop("curve", ()))  # older ones have none
         except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"no checkpoint of a trial ({type(error).__name__}: {error})") from None
-        return cls(**facts, engine=engine)
+        return cls(**facts, engine=engine, curve=curve)

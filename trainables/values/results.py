@@ -126,7 +126,7 @@ class TrialResult:
         config: its settings.
         state: see State; only "completed" trials enter a front.
         origin: why it exists; a baseline is the 16-bit half of a 4-bit trial.
-        history: one Measurement at each of `rungs`, by step.
+        history: one Measurement at each of `rungs` that it came to, by step; older ledgers have all of replicates.
         similarity: of a 4-bit trial with a completed baseline, on the validation rows, else None.
         test_evaluation: of a finalist and its seed replicates, on the test rows, else None.
         failed_evaluations: why its comparison with its baseline, or its evaluation on the test rows, failed; until it

@@ -1,6 +1,7 @@
 """A trial that goes on from a checkpoint against one that never stopped; checkpoints as files."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -95,6 +96,23 @@ def test_a_trial_of_any_recipe_goes_on_as_if_it_had_never_stopped(cache, small_c
     assert losses(rest) == losses(whole)[2:]
     assert same_files == files
     assert bool(taken[2].engine.quantized) == (config.optimizer == "adamw_8bit")
+
+
+def keep(taken: dict[int, Checkpoint], trial: Trial, step: int) -> None:
+    taken[step] = trial.checkpoint(step, seconds=1.0)
+
+
+def test_a_trial_that_is_measured_at_its_end_alone_goes_on_from_a_rung_that_it_passed(cache, small_config):
+    config = small_config(dropout=0.3, max_steps=STEPS)
+    taken, measured = {}, []
+    for rung in (None, 2, 4):
+        checkpoint = Checkpoint.from_bytes(taken[rung].to_bytes()) if rung else None
+        trial = Trial(config, cache, cost=cost(), checkpoint=checkpoint)
+        measured += trial.measurements((STEPS,), partial(keep, taken, trial))
+        trial.close()
+    assert losses(measured) == 3 * losses(measured[:1])
+    assert [step for step, _ in measured[0].train_curve] == [1, 2, 4, 8]
+    assert Checkpoint.from_bytes(taken[4].to_bytes()).curve == measured[0].train_curve[:3]
 
 
 def test_the_steps_done_are_a_part_of_it_for_the_next_masks_follow_from_them(cache, small_config):

@@ -145,18 +145,21 @@ def test_the_training_curve_has_a_point_every_ten_steps_and_at_each_rung_of_the_
         assert total / (m.step - begin) == pytest.approx(m.train_loss_nats, abs=1e-5)
 
 
-def test_measured_at_its_end_alone_a_trial_comes_to_the_same_losses(cache, small_config, precision):
+def test_measured_at_its_end_alone_a_trial_comes_to_the_same_losses_and_passes_the_other_rungs(
+    cache, small_config, precision
+):
     config = small_config(precision=precision, dropout=0.2, max_steps=24)
-    measured = []
+    measured, passed = [], []
     for at in ((), (24,)):
         run = Trial(config, cache, cost=COST)
-        measured.append(list(run.measurements(at)))
+        measured.append(list(run.measurements(at, passed.append)))
         run.close()
     *before, last = measured[0]
     (alone,) = measured[1]
-    assert (alone.step, alone.train_loss_nats) == (24, last.train_loss_nats)
-    assert alone.eval_loss_nats == last.eval_loss_nats != before[-1].eval_loss_nats
-    assert [step for step, _ in alone.train_curve] == [10, 20, 24]
+    assert passed == [3, 6, 12]
+    assert replace(alone, train_curve=last.train_curve) == last
+    assert alone.train_curve == sum((m.train_curve for m in measured[0]), ())
+    assert before[-1].eval_loss_nats != last.eval_loss_nats
 
 
 def test_two_runs_of_one_config_give_identical_losses(cache, small_config, precision):
@@ -463,9 +466,10 @@ def test_a_gradient_that_is_not_finite_ends_the_trial_within_its_rung(
     assert caught.value.state == "diverged"
 
 
-def test_a_loss_that_turns_nan_between_two_rungs_ends_the_trial_at_the_second(cache, small_config, precision, loop):
+@pytest.mark.parametrize("at", [(1, 2, 4, 8), (1, 2, 8)], ids=["which is measured", "which is passed"])
+def test_a_loss_that_turns_nan_between_two_rungs_ends_the_trial_at_the_second(cache, small_config, precision, loop, at):
     run = Trial(small_config(precision=precision, loop=loop, max_steps=8), cache, cost=COST)
-    measurements = run.measurements()
+    measurements = run.measurements(at)
     assert [next(measurements).step, next(measurements).step] == [1, 2]
     with torch.no_grad():
         next(p for p in run._training.model.parameters() if p.requires_grad).fill_(math.nan)

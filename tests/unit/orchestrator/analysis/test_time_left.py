@@ -118,6 +118,15 @@ def test_what_a_worker_took_to_load_the_base_is_not_expected_of_its_next_trials(
     assert left == pytest.approx(10 * 20.0 + (1 + log(11)) * EVALUATION, abs=1.0)
 
 
+def test_nor_is_it_of_a_trial_that_was_measured_once():
+    """A seed replicate: its steps at what its cost key says they take."""
+    known = {"history": (measurement(200, 2.0),), "cost": cost(seconds_per_step=0.1), "origin": "replicate"}
+    cold = ended(0, 0.0, seconds=80.0).result
+    for trial_, expected in ((replace(cold, **known), 20.0), (replace(cold, **known | {"cost": None}), 80.0)):
+        once = Entry(result=trial_, params={}, measured_at=(80.0,))
+        assert Pace.of([once], 80.0).of_whole() == pytest.approx(expected)
+
+
 def test_stopped_trials_are_expected_to_go_on_being_stopped_and_those_of_finalists_never_are():
     whole = [ended(0, 0.0), ended(1, 20.0), ended(2, 40.0)]
     short = [ended(n, 60.0 + 5 * n, 5.0, state="pruned", reason="stopped") for n in range(3, 6)]

@@ -73,19 +73,39 @@ def test_a_sweep_that_another_has_run_whole_runs_no_trial_and_comes_to_the_same(
     assert all((second.folder / "adapters" / key).is_dir() for key in by_key)
 
 
-def test_a_seed_replicate_is_measured_at_its_end_alone_and_so_is_no_known_trial_of_a_search(tmp_path):
-    """Its curve, which the stopping rule asks for, would be missing."""
-    first = sweep(tmp_path, make(GRID, name="first", finalist_seeds=2))
+def trained(desk: Desk) -> set[str]:
+    return {task.key for task in desk.all_asked if task.kind == "train"}
+
+
+def test_a_seed_replicate_is_measured_at_its_end_alone_and_so_is_no_known_trial_of_a_search_that_stops_some(tmp_path):
+    """Its curve, which the rule asks for, would be missing; a result that has one goes before it."""
+    ruled = GRID | {"early_terminate": {"type": "hypervolume"}}
+    first = sweep(tmp_path, make(ruled, name="first", finalist_seeds=2))
     replicated = {t.key: t for t in first.ledger.trials() if not t.is_of_search}
     assert {t.config.seed for t in replicated.values()} >= {1}
     assert {tuple(m.step for m in t.history) for t in replicated.values()} == {(8,)}
-    assert {tuple(m.step for m in t.history) for t in first.candidates} == {(1, 2, 4, 8)}
-    other = sweep(tmp_path, make(GRID, name="other", seed=1))
-    run = {task.key for task in other.asked if task.kind == "train"}
+    assert {tuple(m.step for m in t.history) for t in first.candidates if t.state == "completed"} == {(1, 2, 4, 8)}
+    asked = make(ruled, name="other", seed=1)
+    cached = cached_trials(asked, WORKLOAD, tmp_path, DEVICES)
+    assert cached.keys() & replicated.keys()
+    assert known_line(asked, WORKLOAD, cached, set()) is None
+    other = sweep(tmp_path, asked)
     searched = {t.key for t in other.ledger.trials() if t.is_of_search}
-    assert run >= searched & replicated.keys() != set()
-    again = sweep(tmp_path, make(GRID, name="again", finalist_seeds=2))
-    assert not [task for task in again.asked if task.kind == "train"]
+    assert trained(other) >= searched & replicated.keys() != set()
+    third = make(ruled, name="third", seed=1)
+    cached = cached_trials(third, WORKLOAD, tmp_path, DEVICES)
+    n_known = len([t for t in other.candidates if t.state == "completed"])
+    assert known_line(third, WORKLOAD, cached, set()).startswith(f"{n_known} of ")
+    assert not trained(sweep(tmp_path, third)) & searched & replicated.keys()
+    assert not trained(sweep(tmp_path, make(ruled, name="again", finalist_seeds=2))) & replicated.keys()
+
+
+def test_where_nothing_is_stopped_a_seed_replicate_is_a_known_trial_of_a_search(tmp_path):
+    sweep(tmp_path, make(GRID, name="first", finalist_seeds=2))
+    asked = make(GRID, name="other", seed=1)
+    line = known_line(asked, WORKLOAD, cached_trials(asked, WORKLOAD, tmp_path, DEVICES), set())
+    assert line.startswith("6 of 6 trials are known from sweep first")
+    assert not [task for task in sweep(tmp_path, asked).asked if task.kind == "train"]
 
 
 def test_without_reuse_all_is_run_again(tmp_path):
