@@ -15,6 +15,7 @@ from tempfile import gettempdir
 import pytest
 import safetensors.torch
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.bases import assert_untouched, state_of
 from trainables import demo, trial
@@ -145,15 +146,28 @@ def test_the_training_curve_has_a_point_every_ten_steps_and_at_each_rung_of_the_
         assert total / (m.step - begin) == pytest.approx(m.train_loss_nats, abs=1e-5)
 
 
+class Embeddings(TorchDispatchMode):
+    """Counts the passes that no gradient is taken of."""
+
+    n_without_gradient = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n_without_gradient += func is torch.ops.aten.embedding.default and not torch.is_grad_enabled()
+        return func(*args, **(kwargs or {}))
+
+
 def test_measured_at_its_end_alone_a_trial_comes_to_the_same_losses_and_passes_the_other_rungs(
     cache, small_config, precision
 ):
     config = small_config(precision=precision, dropout=0.2, max_steps=24)
-    measured, passed = [], []
+    measured, passed, read = [], [], []
     for at in ((), (24,)):
         run = Trial(config, cache, cost=COST)
-        measured.append(list(run.measurements(at, passed.append)))
+        with Embeddings() as embeddings:
+            measured.append(list(run.measurements(at, passed.append)))
+        read.append(embeddings.n_without_gradient)
         run.close()
+    assert read[0] == 4 * read[1] > 0, "passes over held-out rows"
     *before, last = measured[0]
     (alone,) = measured[1]
     assert passed == [3, 6, 12]

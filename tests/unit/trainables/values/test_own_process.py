@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,5 +24,5 @@ def test_it_imports_what_this_process_can_be_it_from_the_projects_own_folder(mon
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", [ROOT, *(path for path in sys.path if path not in ("", ROOT))])
     assert own_environment()["PYTHONPATH"].split(os.pathsep)[0] == ROOT
-    monkeypatch.setattr(sys, "path", [None, *sys.path])  # as some tools put there what is no text
+    monkeypatch.setattr(sys, "path", [Path("/nowhere"), *sys.path])  # no text: Python passes over it, too
     assert own_environment()["PYTHONPATH"].split(os.pathsep)[0] == ROOT
