@@ -102,5 +102,7 @@ def text(settings: "SweepSettings", root: Path, n_slots: int = 1, *, gpu: "Gpu |
         return None
     size = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"
     at_once = f" with {n_slots} at once" if n_slots > 1 else ""
+    limit = settings.max_hours
+    sooner = f"; max_hours ({limit:g}) ends it sooner" if limit is not None and 3600 * limit < seconds else ""
     on_top = "start-up and seed replicates come on top"
-    return f"predicted time: about {size} of search{at_once} if nothing is pruned; {on_top}"
+    return f"predicted time: about {size} of search{at_once} if nothing is pruned{sooner}; {on_top}"

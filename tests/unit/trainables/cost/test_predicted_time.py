@@ -106,6 +106,10 @@ def test_a_sweeps_time_is_known_once_a_device_was_asked_and_falls_with_slots(tmp
     )
     assert duration.predicted_seconds(asked, tmp_path) > 10 * whole
     assert re.search(r"predicted time: about \d+ min of search if nothing is pruned", duration.text(asked, tmp_path))
+    hours = duration.predicted_seconds(asked, tmp_path) / 3600
+    for limit, is_said in ((0.9 * hours, True), (1.1 * hours, False)):
+        said = duration.text(asked.model_copy(update={"max_hours": limit}), tmp_path)
+        assert (f"max_hours ({limit:g}) ends it sooner" in said) == is_said
     assert duration.predicted_seconds(make(), tmp_path) is None, "nothing is said of a CPU"
 
 
