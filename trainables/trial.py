@@ -214,9 +214,8 @@ class Trial:
             if step <= n_done:
                 continue
             with self._cache.working("training"), self._cache.oom_as_failure():
-                # Do not bind the losses to a local: CPython 3.12 keeps a closed generator's locals alive.
-                run, is_asked = self._training.engine.run, not at or step in at
-                measurement = self._measure(step, run(self._training.steps[n_done:step]), is_asked=is_asked)
+                # Bind neither losses nor engine to a local: CPython 3.12 keeps a closed generator's locals alive.
+                measurement = self._measure(step, self._training.engine.run(self._training.steps[n_done:step]), at)
             n_done = step
             if measurement is None:
                 passed(step)
@@ -245,17 +244,18 @@ class Trial:
             engine=self._training.engine.state(),
         )
 
-    def _measure(self, step: int, losses: torch.Tensor, *, is_asked: bool) -> Measurement | None:
-        """The Measurement of a rung; None where none is asked for, and the held-out rows are not read.
+    def _measure(self, step: int, losses: torch.Tensor, at: Sequence[int]) -> Measurement | None:
+        """The Measurement of a rung; None of one that is not to be measured: the held-out rows are not read.
 
         Args:
             step: steps done.
             losses: (n,), training losses of the steps since the last rung.
+            at: see `measurements`.
         Raises:
             TrialFailed: a loss is not finite ("diverged").
         """
         # Do not bind the engine to a local: a failure's traceback would keep it alive when the trial is closed.
-        validation = self._training.validation
+        is_asked, validation = not at or step in at, self._training.validation
         eval_loss = self._training.engine.eval_loss(validation) if is_asked else 0.0  # first: right behind the steps
         train_loss = float(losses.mean())
         if not (math.isfinite(train_loss) and math.isfinite(eval_loss)):
