@@ -180,7 +180,7 @@ def short(verdict: Verdict) -> str:
 def behaviour_of(comparison: Comparison, cosine: float) -> str:
     """How far 4 bits move a model's outputs from its baseline's, beside what another seed does.
 
-    KL(baseline || 4 bits) below half the lowest of the seed replicates is less, over twice the highest is more.
+    KL(baseline || 4 bits) is held against half the lowest of the seed replicates and twice the highest.
 
     Args:
         cosine: the model card's question is whether the lower end of the cosine's interval is at least this.
@@ -191,7 +191,8 @@ def behaviour_of(comparison: Comparison, cosine: float) -> str:
         text = f"4 bits move texts by a KL of {kl_nats:.4f} nats, with no other seed to hold it against"
     else:
         least, most = replicates[0], replicates[-1]
-        moved = "less than" if 2 * kl_nats < least else "more than" if kl_nats > 2 * most else "about as much as"
+        beyond = "less than half" if 2 * kl_nats < least else "more than twice" if kl_nats > 2 * most else None
+        moved = f"{beyond or 'half to twice'} as much as"
         others = f"{len(replicates)} other seeds {least:.4f} to {most:.4f}"
         beside = others if len(replicates) > 1 else f"another seed {least:.4f}"
         text = f"4 bits move texts {moved} another seed (KL {kl_nats:.4f} nats; of {beside})"

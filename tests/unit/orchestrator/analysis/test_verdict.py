@@ -129,11 +129,11 @@ def against_seeds(kl_nats: float, replicates: list[float], low: float = 0.97) ->
 def test_behaviour_is_held_against_half_the_lowest_and_twice_the_highest_seed(kl, replicates):
     text = behaviour_of(against_seeds(kl / 100, [r / 100 for r in replicates]), 0.95)
     if kl < min(replicates) / 2:
-        assert "less than another seed" in text
+        assert "move texts less than half as much as another seed" in text
     elif kl > max(replicates) * 2:
-        assert "more than another seed" in text
+        assert "move texts more than twice as much as another seed" in text
     else:
-        assert "about as much as another seed" in text
+        assert "move texts half to twice as much as another seed" in text
 
 
 def test_behaviour_answers_the_cards_question_by_the_lower_end_and_decides_nothing():
@@ -141,7 +141,7 @@ def test_behaviour_answers_the_cards_question_by_the_lower_end_and_decides_nothi
     far = replace(evaluated_pair(0.01), comparison=against_seeds(9.0, [0.1], low=0.1))
     verdict = said(trial(0, config=NF4, test_evaluation=far))
     assert verdict.answer == "kept"
-    assert "more than another seed" in verdict.behaviour
+    assert "more than twice as much as another seed" in verdict.behaviour
     assert "cosine at least 0.5: no" in said(trial(0, config=NF4, test_evaluation=far), min_similarity=0.5).behaviour
 
 

@@ -266,7 +266,7 @@ def test_the_figures_of_an_adapter_are_its_own_in_the_results_and_in_the_model_i
     assert said["Validation loss, on the validation rows"] == "1.5000 nats after 200 steps."
     assert said["Is similarity to its 16-bit baseline at least 0.95?"].startswith("yes: embedding cosine 0.9900")
     assert said["What do 4 bits cost?"].startswith("no verdict: the sweep is of protocol 1")
-    assert "less than another seed" in said["Behaviour (decides nothing)"]
+    assert "less than half as much as another seed" in said["Behaviour (decides nothing)"]
 
 
 def test_an_adapter_beside_a_better_one_has_neither_its_loss_nor_its_verdict():

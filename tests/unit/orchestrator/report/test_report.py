@@ -239,7 +239,7 @@ def test_every_metric_stands_beside_its_seed_replicates_and_says_its_rows():
     assert "test rows, match and cosines on 64 of them" in text
     assert "**`quantization_to_seed_ratio`:** 0.07 (0.05 to 1.00)" in text
     assert "protocol 1" in text
-    assert "4 bits move texts less than another seed" in text
+    assert "4 bits move texts less than half as much as another seed" in text
     on_search = text_of([replace(found, test_evaluation=None, similarity=compared(seeds=()))])
     assert "| embedding cosine | 0.9900 (0.9800 to 1.0000) | - | 0.5000 |" in on_search
     assert "128 validation rows" in on_search
