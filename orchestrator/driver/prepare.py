@@ -14,10 +14,13 @@ from orchestrator.cluster import private_ray, ray_cluster
 from orchestrator.driver import duration, plan
 from orchestrator.driver.fetching import Fetching
 from orchestrator.driver.ready import Ready, SweepDevice
+from trainables.data import hub_models
 from trainables.data.formats import parse_columns
-from trainables.data.rows import read_rows
+from trainables.data.hub import ADVICE
+from trainables.data.rows import CheckedRows, read_rows
 from trainables.data.splits import split_rows
 from trainables.models import base_model
+from trainables.values.errors import Unreachable
 
 if TYPE_CHECKING:
     from orchestrator.settings import SweepSettings
@@ -41,8 +44,7 @@ def prepare(settings: "SweepSettings", root: Path) -> Iterator[Callable[[], Read
     if settings.address is not None:
         ray_cluster.connect(settings.address, insecure=settings.insecure)  # first: what does not answer is said at once
     plan.check_known_lengths(settings)
-    rows = read_rows(settings.data, split=settings.data_split, columns=parse_columns(settings.columns))
-    split_rows(rows.rows)  # where they are too few, nothing need start
+    rows = _sound_rows(settings)
     fetching = Fetching(
         base_source=settings.base_model,
         rows_source=settings.data,
@@ -63,6 +65,23 @@ def prepare(settings: "SweepSettings", root: Path) -> Iterator[Callable[[], Read
         ray_cluster.n_slots(settings)  # refuses what no node has, before a task waits for it without end
         check_nodes(settings)
         yield partial(_ready, settings, root, fetching, ask_device(settings))
+
+
+def _sound_rows(settings: "SweepSettings") -> CheckedRows:
+    """The rows, of which there are enough; where the hub does not answer for them, a base that is not here is named too.
+
+    Raises:
+        ConfigError, DataError, Unreachable: see trainables.data.rows.read_rows.
+    """
+    try:
+        rows = read_rows(settings.data, split=settings.data_split, columns=parse_columns(settings.columns))
+    except Unreachable as error:
+        base = settings.base_model
+        if base_model.local_folder(base) or hub_models.cached_config(base):
+            raise
+        raise Unreachable(f"{error}; nor is the base {base!r} in the cache or a path here: {ADVICE['model']}") from None
+    split_rows(rows.rows)
+    return rows
 
 
 def _ready(settings: "SweepSettings", root: Path, fetching: Fetching, answer: Callable[[], SweepDevice]) -> Ready:

@@ -277,6 +277,15 @@ def test_a_cluster_that_is_not_there_is_said_before_anything_is_fetched(tmp_path
     assert "Traceback" not in finished.err
 
 
+@pytest.mark.parametrize("base", ["some/base", "demo"])
+def test_without_a_hub_each_of_base_and_rows_that_is_not_here_is_said_at_once(base, tmp_path):
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf")}
+    finished = command("run", "--base-model", base, "--data", "some/rows", cwd=tmp_path, **nowhere)
+    assert finished.code == 5, finished.err
+    assert "the dataset 'some/rows'" in finished.err
+    assert ("the base 'some/base'" in finished.err) == ("--base-model demo" in finished.err) == (base == "some/base")
+
+
 COUNTS = """
 import sys
 from orchestrator.cluster import ray_cluster
