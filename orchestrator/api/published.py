@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from time import monotonic
@@ -20,13 +19,12 @@ from orchestrator.settings import ROOT, SweepSettings
 from orchestrator.settings.command import command
 from orchestrator.tracking.server import check_server
 from orchestrator.tracking.writer import MlflowWriter
+from trainables.cost.device import has_spare_cores
 from trainables.values.errors import Interrupted, SweepError
 from trainables.values.workload import Workload
 
 logger = logging.getLogger(__name__)
 
-MIN_CORES = 8
-"""On fewer what draws is imported when it is needed: before that it would take a core from workers that import."""
 DRAWS = ("orchestrator.tracking.ending", "optuna.importance")
 """What takes seconds to import and writes a sweep's files."""
 
@@ -83,8 +81,8 @@ def run_published(
 
 
 def _import_what_draws() -> None:
-    """So that a sweep's end need not wait for it; where there is a core to spare."""
-    if len(os.sched_getaffinity(0)) >= MIN_CORES:
+    """So that a sweep's end need not wait for it; on few cores workers' imports would wait instead."""
+    if has_spare_cores():
         for module in DRAWS:
             importlib.import_module(module)
 

@@ -68,7 +68,7 @@ def prepare(settings: "SweepSettings", root: Path) -> Iterator[Callable[[], Read
 
 
 def _sound_rows(settings: "SweepSettings") -> CheckedRows:
-    """The rows, of which there are enough; where the hub does not answer for them, a base that is not here is named too.
+    """The rows, of which there are enough; where the hub does not answer for them, a base not here is named, too.
 
     Raises:
         ConfigError, DataError, Unreachable: see trainables.data.rows.read_rows.

@@ -5,11 +5,9 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from trainables.cost.device import compute_capability
+from trainables.cost.device import compute_capability, has_spare_cores
 from trainables.values.own_process import command_of, own_environment
 
-MIN_CORES = 8
-"""On fewer it would take the worker's imports a core."""
 MODULE = "trainables.models.compile_ahead"
 
 
@@ -18,7 +16,7 @@ def begin(device: str) -> "subprocess.Popen | None":
 
     It ends by itself, see MODULE, and what it cannot do is left to the worker.
     """
-    if device != "cuda" or len(os.sched_getaffinity(0)) < MIN_CORES or _has_kept(triton_cache()):
+    if device != "cuda" or not has_spare_cores() or _has_kept(triton_cache()):
         return None
     capability = compute_capability()
     if capability is None:

@@ -2,16 +2,14 @@
 
 import fcntl
 import gc
-import os
 from dataclasses import replace
-from pathlib import Path
-from tempfile import gettempdir
 
 import pytest
 import torch
 
 from trainables.comparison.compare import compare
-from trainables.cost.device import count_gpus, device_id, native_dtype
+from trainables.cost.device import count_gpus, native_dtype
+from trainables.cost.device_lock import DeviceLock
 from trainables.evaluation.held_out import eval_loss
 from trainables.models import lora
 from trainables.training.eager import EagerEngine
@@ -210,8 +208,9 @@ def test_a_base_with_a_block_at_16_bits_trains_alike_by_both_engines_and_unlike_
 
 
 @pytest.mark.parametrize("phase", ["base", "capture", "training", "comparison", "test evaluation"])
-def test_nobody_can_measure_alone_while_this_process_works_on_the_gpu(gpu_cache, phase):
-    room = Path(gettempdir()) / f"qlora-sweep-{os.getuid()}" / f"{device_id('cuda')}.room"
+def test_nobody_can_measure_alone_while_this_process_works_on_the_gpu(gpu_cache, phase, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_cache, "device_lock", DeviceLock("gpu", tmp_path))  # other tests' processes work there, too
+    room = tmp_path / "gpu.room"
     with gpu_cache.working(phase), room.open("a") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with room.open("a") as file:

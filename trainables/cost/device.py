@@ -10,6 +10,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -20,6 +21,9 @@ from typing import Any
 
 from trainables.values.config import ComputeDtype
 
+SPARE_CORES = 8
+"""On fewer each is at work while a sweep starts."""
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "ray", "optuna")
 
 
@@ -103,6 +107,20 @@ def is_for_cuda(built: str) -> bool:
     (True, False)
     """
     return re.search(r"^cuda\b[^=]*= *['\"]\d", built, re.MULTILINE) is not None
+
+
+def has_spare_cores(quota: Path = CPU_QUOTA) -> bool:
+    """Whether something may be done ahead on this machine without taking a core from what is waited for.
+
+    Args:
+        quota: of a container: how many microseconds of processor time it has in how many ("200000 100000", "max
+            100000"), as Linux's control groups v2 write it; without the file there is none.
+    """
+    n_cores = float(len(os.sched_getaffinity(0)))
+    with suppress(OSError, ValueError):  # "max" is no number
+        used, period = map(int, quota.read_text().split())
+        n_cores = min(n_cores, used / period)
+    return n_cores >= SPARE_CORES
 
 
 def native_dtype(device: str) -> ComputeDtype:

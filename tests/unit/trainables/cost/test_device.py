@@ -1,11 +1,12 @@
-"""How many GPUs this process may use, asked without PyTorch."""
+"""How many GPUs and cores this process may use, asked without PyTorch."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from trainables.cost.device import compute_capability, count_by_driver, is_for_cuda
+from trainables.cost.device import SPARE_CORES, compute_capability, count_by_driver, has_spare_cores, is_for_cuda
 
 
 class NVMLError(Exception):
@@ -75,3 +76,17 @@ def test_the_compute_capability_is_that_of_the_first_device_that_may_be_used(vis
 def test_the_build_of_the_installed_pytorch_is_known_without_importing_it():
     with open(torch.version.__file__) as file:
         assert is_for_cuda(file.read()) == (torch.version.cuda is not None)
+
+
+@pytest.mark.parametrize(
+    "quota", [None, "max 100000", "800000 100000", "400000 50000", "799999 100000", "200000 100000"]
+)
+@pytest.mark.parametrize("allowed", [SPARE_CORES - 1, SPARE_CORES, 64])
+def test_cores_are_spare_where_neither_affinity_nor_a_containers_quota_leaves_fewer_than_8(
+    quota, allowed, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)))
+    file = tmp_path / "cpu.max"
+    if quota:
+        file.write_text(f"{quota}\n")
+    assert has_spare_cores(file) == (allowed >= 8 and quota not in ("799999 100000", "2000 1000"))
