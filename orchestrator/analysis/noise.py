@@ -14,10 +14,6 @@ from trainables.values.results import TrialResult
 REPEATS = "time_repeats"
 """Fact: times of cost keys that were measured more than once, here or in earlier sweeps on the same kind of device and
 under the same versions; each {cost_key, device, and the timed objectives by name}."""
-ONE_RUN = 1.645
-"""Known standard deviations on either side of the mean in which 90 % of equal runs lie."""
-DIFFERENCE = ONE_RUN * sqrt(2)
-"""The same of the difference of two runs."""
 MIN_REPEATS = 3
 """Measurements of one cost key from which its spread of time is known."""
 
@@ -48,8 +44,8 @@ class Noise:
 
     @property
     def margin(self) -> float:
-        """Two values that are no further apart than this are not told apart, on the scale of `sd`."""
-        return DIFFERENCE * (self.sd or 0.0)
+        """How far two equal runs lie apart, 90 % of them, on the scale of `sd`: within it values are not told apart."""
+        return sqrt(2) * self.one_run
 
     @property
     def one_run(self) -> float:
@@ -64,7 +60,7 @@ class Noise:
         """The margin in words.
 
         >>> Noise(objective="eval_loss_nats", sd=0.0044, n_degrees=4).text
-        'loss (nats) 0.0102 (4 degrees of freedom)'
+        'loss (nats) 0.0133 (4 degrees of freedom)'
         >>> Noise(objective="seconds_per_step", sd=None).text
         'ms/step not known yet, counted as 0'
         """

@@ -85,6 +85,14 @@ def one_run(n_degrees: int, n_draws: int, rng: np.random.Generator) -> float:
     return float(np.mean(np.abs(rng.normal(0, 1, 100 * n_draws)) <= reach * sd))
 
 
+def two_runs(n_degrees: int, n_draws: int, rng: np.random.Generator) -> float:
+    """How many pairs of equal runs are not told apart, where n_degrees of freedom gave the standard deviation."""
+    margin = Noise(objective="eval_loss_nats", sd=1.0, n_degrees=n_degrees).margin
+    sd = np.sqrt(rng.chisquare(n_degrees, 100 * n_draws) / n_degrees)
+    apart = np.abs(np.diff(rng.normal(0, 1, (100 * n_draws, 2))))[:, 0]
+    return float(np.mean(apart <= margin * sd))
+
+
 def rank_bound(n_seeds: int, n_draws: int, rng: np.random.Generator, *, seed_nats: float) -> float:
     """Of a rank's true loss over another's: how often its one-sided upper bound held it."""
     n_groups, hits = 229, 0
@@ -116,6 +124,9 @@ def lines(n_draws: int, seed: int = SEED) -> Iterator[str]:
             yield line(what, CONFIDENCE, seed_means(n_seeds, n_draws, rng, chosen=chosen))
     for n_degrees in (2, 4, 12):
         yield line(f"reach of one run, {n_degrees} degrees of freedom", 0.9, one_run(n_degrees, n_draws, rng))
+    for n_degrees in (1, 2, 8):
+        held = two_runs(n_degrees, n_draws, np.random.default_rng(seed))
+        yield line(f"margin of noise between two runs, {n_degrees} degrees of freedom", 0.9, held)
     for n_seeds, seed_nats in ((3, 0.003), (3, 0.02), (5, 0.02)):
         held = rank_bound(n_seeds, n_draws, rng, seed_nats=seed_nats)
         yield line(f"upper bound of a rank's loss, {n_seeds} fresh seeds of sd {seed_nats:g} nats", LEVEL, held)

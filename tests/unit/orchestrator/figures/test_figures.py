@@ -173,7 +173,7 @@ def test_a_config_that_ran_under_several_seeds_has_a_bar_and_what_is_within_the_
     reach = {round(y, 4): up for y, up in zip(sixteen.y, sixteen.error_y.array, strict=True) if up is not None}
     assert reach == {2.0: pytest.approx(stats.t.ppf(0.95, 2) * 0.01)}
     near, far = (t for t in html.data if t.mode == "lines" and t.line.width == 0)
-    assert np.subtract(far.y, near.y) == pytest.approx(1.645 * 2**0.5 * 0.01)
+    assert np.subtract(far.y, near.y) == pytest.approx(stats.t.ppf(0.95, 2) * 2**0.5 * 0.01)
     assert far.fill == "tonexty"
     before = figure_scatter.loss_memory(sweep).html()
     assert not any(t.fill for t in before.data), "no noise is known, so none is drawn"
