@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from orchestrator.analysis.verdict import Verdict
     from trainables.values.results import TrialResult
 
+ANSWER = "Answer"
+"""Before what is final."""
+
 
 def answer_of(sweep: "SweepSnapshot") -> str:
     """The trial to take: the cheapest of those whose validation loss is the lowest as far as can be told.
@@ -24,7 +27,8 @@ def answer_of(sweep: "SweepSnapshot") -> str:
         return f"{lead}: none, as no trial counts for the front."
     loss = f"{least.history[-1].eval_loss_nats:.4f} nats"
     if noise.sd is None:
-        sure = f"has the lowest validation loss, {loss}, of one seed: what another seed changes is still to be measured"
+        open_ = "was not measured (--finalist-seeds 3 does)" if lead == ANSWER else "is still to be measured"
+        sure = f"has the lowest validation loss, {loss}, of one seed: what another seed changes {open_}"
         return f"{lead}: {_named(taken)} {sure}{_cost(sweep, taken)}."
     within = f"{noise.margin:.4f} nats ({noise.degrees})"
     if (n_alike := len(alike(least, found, noise))) == 1:
@@ -54,7 +58,7 @@ def _lead(sweep: "SweepSnapshot") -> str:
     """Final once finalists were evaluated: a 4-bit one has its verdict from that."""
     status = sweep.status()
     is_done = status.n_done >= status.n_expected and status.n_evaluated >= status.n_to_evaluate
-    return "Answer" if is_done or status.phase == "ended" else "So far"
+    return ANSWER if is_done or status.phase == "ended" else "So far"
 
 
 def _named(trial: "TrialResult") -> str:

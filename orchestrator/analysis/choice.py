@@ -176,7 +176,7 @@ def how_sure(
         lost: keys of trials of which 4 bits lose more than the margin.
     """
     if noise.sd is None:
-        return "how sure this is shows once a config has run under two seeds"
+        return "how sure this is shows where a config has run under two seeds (--finalist-seeds 3 runs finalists so)"
     least, beside = lowest(found), ""
     within_noise, only = alike(least, found, noise), "so low a"
     if chosen not in within_noise:

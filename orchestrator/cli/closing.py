@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, TextIO
 
 from orchestrator.analysis.answer import answer_of
-from orchestrator.analysis.choice import best, counting, loss_noise
+from orchestrator.analysis.choice import best, counting, loss_noise, stairs
 from orchestrator.analysis.costs import savings
 from orchestrator.analysis.front import is_reused
 from orchestrator.analysis.snapshot import LEARNED
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from orchestrator.analysis.snapshot import SweepSnapshot
     from orchestrator.report.values import SweepReport, WithinMemory
     from trainables.values.config import Origin
-    from trainables.values.results import TrialResult
 
 ORIGINS: "dict[Origin, tuple[str, str]]" = {
     "search": ("of the search", "of the search"),
@@ -30,7 +29,7 @@ ORIGINS: "dict[Origin, tuple[str, str]]" = {
 """Words for one trial, and for several."""
 
 MAX_LINES = 8
-"""Of what `report` says of a sweep, beside the path of the file that says all."""
+"""Of what `report` says of a sweep, beside the path of the file that says all; a terminal may break them."""
 
 
 def counts_line(sweep: "SweepSnapshot") -> str:
@@ -46,9 +45,9 @@ def counts_line(sweep: "SweepSnapshot") -> str:
 
 
 def answer_lines(sweep: "SweepSnapshot") -> list[str]:
-    """The answer; what 4 bits save, where that was measured; and, where one is chosen, the command for a budget."""
-    chosen = _chosen(sweep)
-    return [answer_of(sweep), *_saved_lines(sweep), *([_budget_line(sweep.settings.name, chosen)] if chosen else [])]
+    """The answer; what 4 bits save, where that was measured; and, where a cheaper one counts, the command for a
+    budget."""
+    return [answer_of(sweep), *_saved_lines(sweep), *_budget_lines(sweep)]
 
 
 def _saved_lines(sweep: "SweepSnapshot") -> list[str]:
@@ -57,7 +56,7 @@ def _saved_lines(sweep: "SweepSnapshot") -> list[str]:
     is_wide = sweep.workload is not None and sweep.workload.compute_dtype == "float32"  # on a CPU, whose times vary
     lines = []
     for one in over_all:
-        pairs = f"{counted(one.n_pairs, 'pair')}, otherwise equal"
+        pairs = f"{counted(one.n_pairs, 'pair')} of shapes, otherwise equal"
         pairs += f", {one.loop} loop" if len(over_all) > 1 else ""
         of_steps = f"in steps {one.time_ratio:.2f} times as long"
         note = "what is called 16 bits computes in float32 here" if is_wide else of_steps
@@ -78,7 +77,11 @@ def page_lines(sweep: "SweepSnapshot", run_page: str | None) -> list[str]:
 
 
 def report_text(report: "SweepReport", sweep: "SweepSnapshot", stream: TextIO) -> str:
-    """A report in MAX_LINES lines of a stream: the answer, where it was measured, what is enough for which memory."""
+    """A report in MAX_LINES lines: the answer, where it was measured, what is enough for which memory.
+
+    Args:
+        stream: broken for its width.
+    """
     first = [report.answer, f"measured on: {report.caption}"]
     if not report.finished:
         state = "still running" if report.n_running else "not finished"
@@ -86,19 +89,12 @@ def report_text(report: "SweepReport", sweep: "SweepSnapshot", stream: TextIO) -
         first.append(f"{state}: {report.n_done} of {report.n_expected} trials have ended{further}")
     elif not report.states.get("completed") and report.outcomes:
         first.append(f"no trial completed: {report.outcomes[0].reason}")
-    chosen = _chosen(sweep)
-    last = [_budget_line(report.name, chosen)] if chosen else []
+    last = _budget_lines(sweep)
     steps = [_step_line(step) for step in report.within_memory]
-    text = ""
-    for n_steps in range(len(steps) + 1):  # as many as there is room for, that of most memory always among them
-        left = len(steps) - n_steps
-        more = [f"{left} more: report.md"] if left else []
-        some = [*steps[: max(0, n_steps - 1)], *more, *(steps[-1:] if n_steps else [])]
-        longer = for_stream("\n".join([*first, *some, *last]), stream)
-        if text and longer.count("\n") >= MAX_LINES:
-            break
-        text = longer
-    return text
+    n_room = MAX_LINES - len(first) - len(last)
+    if len(steps) > n_room:  # that of most memory stays
+        steps[n_room - 2 : -1] = [f"{len(steps) - n_room + 1} more such steps: report.md"]
+    return for_stream("\n".join([*first, *steps, *last]), stream)
 
 
 def _step_line(step: "WithinMemory") -> str:
@@ -109,15 +105,19 @@ def _step_line(step: "WithinMemory") -> str:
     )
 
 
-def _chosen(sweep: "SweepSnapshot") -> "TrialResult | None":
-    return best(counting(sweep.trials, sweep.settings), loss_noise(sweep.trials))
+def _budget_lines(sweep: "SweepSnapshot") -> list[str]:
+    """The command for a budget that the answer's trial does not fit, and another does; none where there is no such."""
+    found, noise = counting(sweep.trials, sweep.settings), loss_noise(sweep.trials)
+    chosen = best(found, noise)
+    budgets = [_budget(step[0].cost.peak_memory_mib) for step in stairs(found, noise.margin)]
+    smaller = [said for said, mib in budgets if chosen and mib < chosen.cost.peak_memory_mib]
+    asked = f"{command()} best {sweep.settings.name} --max-memory"
+    return [f"with less memory: {asked} {smaller[-1]}"] if smaller else []
 
 
-def _budget_line(name: str, chosen: "TrialResult") -> str:
-    return f"within a budget: {command()} best {name} --max-memory {_budget(chosen)}"
-
-
-def _budget(trial: "TrialResult") -> str:
-    """A size that a trial fits, to put another in its place."""
-    mib = trial.cost.peak_memory_mib
-    return f"{ceil(mib)}MiB" if mib < 1024 else f"{ceil(mib / 102.4) / 10:g}GiB"
+def _budget(mib: float) -> tuple[str, float]:
+    """A size in words that so many MiB fit, and its MiB."""
+    if mib < 1024:
+        return f"{ceil(mib)}MiB", ceil(mib)
+    tenths = ceil(mib / 102.4)
+    return f"{tenths / 10:g}GiB", tenths * 102.4

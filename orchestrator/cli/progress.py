@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -138,13 +139,29 @@ def verdict_lines(snapshot: SweepSnapshot) -> list[str]:
 
 
 def more_seeds_line(snapshot: SweepSnapshot) -> str | None:
-    """The command that adds the seeds that the best 4-bit finalist's verdict lacks; None where it lacks none."""
+    """What adds the seeds that verdicts lack; None where none lacks any.
+
+    For the best 4-bit finalist a command; then, for others that are undecided, the flag of a sweep anew.
+    """
     chosen = verdict_trial(snapshot.trials, snapshot.settings)
     verdict = snapshot.verdicts.get(chosen.key) if chosen else None
-    if verdict is None or verdict.lost is None or verdict.lost.n_pairs >= VERDICT_SEEDS:
+    if chosen is None or verdict is None or verdict.lost is None:
         return None
+    if verdict.lost.n_pairs >= VERDICT_SEEDS:
+        others = [str(trial.number) for trial in _undecided_of_one_seed(snapshot)]
+        named = f"trial{'s' * (len(others) > 1)} {', '.join(others)}: undecided of one seed"
+        best = f"other seeds are trained of the best 4-bit trial alone, {chosen.number}"
+        flag = f"--finalist-seeds {VERDICT_SEEDS} trains them of all finalists"
+        return f"{named}; {best}; {flag}" if others else None
     resume = f"{command()} resume {snapshot.settings.name} --verdict-seeds {VERDICT_SEEDS}"
     return f"the verdict on trial {chosen.number} is of {seeds(verdict.lost.n_pairs)}; for {VERDICT_SEEDS}: {resume}"
+
+
+def _undecided_of_one_seed(snapshot: SweepSnapshot) -> Iterator[TrialResult]:
+    for trial in finalists(snapshot.trials, snapshot.settings, snapshot.front.members):
+        verdict = snapshot.verdicts.get(trial.key)
+        if verdict and verdict.answer == "undecided" and verdict.lost and verdict.lost.n_pairs == 1:
+            yield trial
 
 
 def to_dict(snapshot: SweepSnapshot, run_page: str | None) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def test_how_sure_the_best_is_names_what_cannot_be_told_apart_and_the_cheapest_o
         return trial(rank, config=config, cost=cost(peak_memory_mib=100.0 + rank), history=(measurement(200, loss),))
 
     found = [ranked(2, 2.1), ranked(4, 2.004), ranked(8, 2.002), ranked(16, 2.0)]
-    assert how_sure(found[-1], found, loss_noise(found)).startswith("how sure this is shows once")
+    assert how_sure(found[-1], found, loss_noise(found)).startswith(
+        "how sure this is shows where a config has run under two seeds"
+    )
     noise = loss_noise([*found, *seeds_apart(0.0013)])
     said = how_sure(found[-1], found, noise)
     assert said.startswith(

@@ -17,7 +17,8 @@ from orchestrator.cli.closing import MAX_LINES, ORIGINS, answer_lines, counts_li
 from orchestrator.report.content import report_of
 from orchestrator.settings.command import pages
 from tests.support.in_process import Terminal
-from tests.support.sweeps import REPO, TPE, WORKLOAD, Desk, completes, cost, make
+from tests.support.sweeps import REPO, TPE, WORKLOAD, Desk, completes, cost, make, measurement
+from trainables.values.config import TrialConfig
 
 
 @pytest.fixture
@@ -52,15 +53,44 @@ def test_what_was_learned_of_another_sweep_is_counted_apart(sweep):
     assert "warm start" not in counts_line(sweep)
 
 
-def test_last_stand_the_answer_a_budget_that_its_trial_fits_the_report_and_mlflows_page(sweep, tmp_path):
+def with_steps(sweep: SweepSnapshot, *points: tuple[float, float]) -> SweepSnapshot:
+    """The sweep with trials of these peaks in MiB and losses alone."""
+    first = next(entry for entry in sweep.entries if entry.result.origin == "search")
+    entries = []
+    for number, (mib, loss) in enumerate(points):
+        config = TrialConfig(precision="16bit", rank=number + 1, alpha=8)
+        own = {"cost": cost(peak_memory_mib=mib), "history": (measurement(60, loss),), "key": str(number)}
+        entries.append(replace(first, result=replace(first.result, number=number, config=config, **own)))
+    return replace(sweep, entries=tuple(entries))
+
+
+def test_last_stand_the_answer_the_report_and_mlflows_page(sweep, tmp_path):
     (tmp_path / "report.html").touch()
-    answer, budget = answer_lines(sweep)
+    assert answer_lines(with_steps(sweep, (25.3, 1.0)))[0] == answer_of(with_steps(sweep, (25.3, 1.0)))
     report, mlflow, page = page_lines(sweep, "http://127.0.0.1:5000/#/x")
-    assert answer == answer_of(sweep)
-    size = budget.rpartition(" ")[2]
-    assert choice.choose(sweep, max_memory_mib=choice.mib_of(size)).trial == choice.choose(sweep).trial
     assert report == f"report: {tmp_path / 'report.html'}"
     assert (mlflow, page) == (f"MLflow: {pages()}, then", "http://127.0.0.1:5000/#/x")
+
+
+@pytest.mark.parametrize(
+    ("points", "size"),
+    [
+        (((25.3, 1.0), (24.1, 1.1), (14.7, 2.0)), "25MiB"),
+        (((25.3, 1.0), (25.2, 1.1), (14.7, 2.0)), "15MiB"),  # 26 MiB would fit the answer's own
+        (((25.3, 1.0), (24.1, 3.0), (14.7, 2.0)), "15MiB"),  # the dearer one is the best of no budget
+        (((2000.0, 1.0), (1500.0, 1.1)), "1.5GiB"),
+        (((25.3, 1.0), (26.0, 1.1)), None),
+        (((25.3, 1.0),), None),
+    ],
+)
+def test_the_budget_that_is_offered_is_one_that_another_trial_is_the_best_of(points, size, sweep):
+    found = with_steps(sweep, *points)
+    offered = answer_lines(found)[1:]
+    assert bool(offered) == (size is not None)
+    if size:
+        assert offered[-1].endswith(f"best t --max-memory {size}")
+        best, other = choice.choose(found).trial, choice.choose(found, max_memory_mib=choice.mib_of(size)).trial
+        assert (best.number, other.cost.peak_memory_mib <= choice.mib_of(size) < best.cost.peak_memory_mib) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +115,9 @@ def test_after_the_answer_stands_what_4_bits_save_where_pairs_were_measured(tmp_
     desk.finish(outcome)
     found = SweepSnapshot.of(desk.settings, desk.ledger)
     workload = asdict(replace(WORKLOAD, compute_dtype=dtype))
-    answer, saved, _ = answer_lines(replace(found, facts=found.facts | {"workload": workload}))
+    answer, saved, *_ = answer_lines(replace(found, facts=found.facts | {"workload": workload}))
     assert answer == answer_of(found)
-    assert saved == f"4 bits {said.replace('pairs', 'pairs, otherwise equal')}"
+    assert saved == f"4 bits {said.replace('pairs', 'pairs of shapes, otherwise equal')}"
 
 
 def test_of_a_sweep_without_an_answer_that_is_said_and_nothing_is_offered(sweep):
@@ -95,21 +125,24 @@ def test_of_a_sweep_without_an_answer_that_is_said_and_nothing_is_offered(sweep)
     assert [*answer_lines(empty), *page_lines(empty, None)] == [answer_of(empty)]
 
 
-@pytest.mark.parametrize("n_steps", [0, 1, 3, 40])
-@pytest.mark.parametrize("columns", [80, 120])
-def test_a_report_has_eight_lines_at_most_and_keeps_the_answer_and_the_budget(columns, n_steps, sweep, monkeypatch):
+@pytest.mark.parametrize("n_steps", [0, 1, 3, 5, 6, 40])
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_a_report_has_eight_lines_at_most_before_a_terminal_breaks_them_and_keeps_the_answer_and_the_budget(
+    columns, n_steps, sweep, monkeypatch
+):
     monkeypatch.setenv("COLUMNS", str(columns))
+    sweep = with_steps(sweep, (25.3, 1.0), (24.1, 1.1))
     report = report_of(sweep)
     steps = [replace(report.within_memory[0], number=100 + n) for n in range(n_steps)]
     report = replace(report, within_memory=steps)
     for stream in (io.StringIO(), Terminal()):
         text = report_text(report, sweep, stream)
         assert " ".join(report.answer.split()) in " ".join(text.split())
-        assert f"best t --max-memory {choice.choose(sweep).trial.cost.peak_memory_mib:.0f}MiB" in " ".join(text.split())
-        assert len(text.splitlines()) <= MAX_LINES
+        assert "best t --max-memory 25MiB" in " ".join(text.split())
+        assert isinstance(stream, Terminal) or len(text.splitlines()) <= MAX_LINES
         n_shown = text.count("MiB: trial")
-        assert 0 < n_shown <= n_steps or not n_steps
-        assert (f"{n_steps - n_shown} more: report.md" in text) == (n_shown < n_steps)
+        assert n_shown == (n_steps if n_steps <= MAX_LINES - 3 else MAX_LINES - 4), "beside answer, machine and budget"
+        assert (f"{n_steps - n_shown} more such steps: report.md" in text) == (n_shown < n_steps)
         shown = [int(number) for number in re.findall(r"MiB: trial (\d+)", text)]
         assert shown == [step.number for step in (*steps[: n_shown - 1], *steps[-1:])], "the last is the answer's"
 

@@ -14,7 +14,7 @@ from orchestrator.report import card, content, render
 from orchestrator.report.rows import trial_row
 from orchestrator.settings.command import command
 from orchestrator.tracking import trials as tracked
-from tests.support.sweeps import WORKLOAD, evaluated_pair, make, measurement, similarity, snapshot, trial
+from tests.support.sweeps import WORKLOAD, cost, evaluated_pair, make, measurement, similarity, snapshot, trial
 from trainables.values.config import TrialConfig
 
 NF4 = TrialConfig(precision="nf4", rank=4, alpha=8)
@@ -125,6 +125,30 @@ def test_the_end_names_the_command_that_adds_the_seeds_a_verdict_lacks():
         f"the verdict on trial 1 is of one seed; for 3: {command()} resume t --verdict-seeds 3"
     )
     assert more_seeds_line(sweep_of(0.01, n_seeds=3)) is None
+
+
+@pytest.mark.parametrize("others", [(), (9,), (8, 9)])
+def test_the_end_says_why_other_verdicts_are_undecided_of_one_seed_and_the_flag_that_adds_seeds(others):
+    best = sweep_of(0.01, n_seeds=3)
+    unsure = [
+        trial(
+            number,
+            config=replace(NF4, rank=number),
+            cost=cost(peak_memory_mib=number / 100),
+            history=(measurement(200, 3.0 - number / 100),),
+            similarity=similarity(),
+            test_evaluation=evaluated_pair(0.05),
+        )
+        for number in others
+    ]
+    sweep = snapshot(make(objectives=("peak_memory_mib", "eval_loss_nats")), [*best.trials, *unsure], FACTS)
+    assert [sweep.verdicts[one.key].answer for one in unsure] == ["undecided"] * len(others)
+    said = {
+        (9,): "trial 9: undecided of one seed; ",
+        (8, 9): "trials 8, 9: undecided of one seed; ",
+    }
+    rest = "other seeds are trained of the best 4-bit trial alone, 1; --finalist-seeds 3 trains them of all finalists"
+    assert more_seeds_line(sweep) == (said[others] + rest if others else None)
 
 
 def test_verdicts_are_pure_in_what_they_are_given():
