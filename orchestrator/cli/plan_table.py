@@ -8,6 +8,7 @@ from rich.table import Table
 
 from orchestrator.analysis.describe import targets, text_of
 from orchestrator.settings.command import command
+from trainables.cost.gpus import NEWER_MIB
 
 if TYPE_CHECKING:
     from trainables.cost.gpus import Gpu
@@ -47,14 +48,21 @@ def plan_table(
 
 
 def missing_lines(
-    peaks_mib: Sequence[float | None], seconds: Sequence[float | None], compute_dtype: str, *, on_gpu: bool
+    peaks_mib: Sequence[float | None],
+    seconds: Sequence[float | None],
+    compute_dtype: str,
+    gpu: "Gpu | None",
+    *,
+    on_gpu: bool,
 ) -> list[str]:
-    """How to get what the table lacks.
+    """How to get what the table lacks, and what its peaks are of where no GPU is named.
 
     Args:
         compute_dtype: that was asked for; "auto" is the GPU's own.
     """
     lines = []
+    if any(peaks_mib) and gpu is None:
+        lines.append(f"MiB: of an H100 or newer; older GPUs need {NEWER_MIB:.0f} MiB less, and --gpu T4 is of that one")
     if not any(peaks_mib):
         lines.append(
             f"MiB and minutes: this base's shape is not known here; MiB of one that the hub has: {command()} fit MODEL"

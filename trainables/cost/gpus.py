@@ -8,6 +8,8 @@ from trainables.values.errors import ConfigError, did_you_mean
 SMALL_WORKSPACES_MIB, LARGE_WORKSPACES_MIB = 16.25, 65.0
 """Workspaces that cuBLAS keeps from the first matrix product on, one for the forward and one for the backward thread:
 8.1 MiB each, from compute capability 9 on 32 MiB each (PyTorch's CUDA notes, CUBLAS_WORKSPACE_CONFIG), and a little."""
+NEWER_MIB = LARGE_WORKSPACES_MIB - SMALL_WORKSPACES_MIB
+"""What a step needs more from compute capability 9 on."""
 CONTEXT_MIB = 600.0
 """What a process takes on a device beside PyTorch's tensors: the CUDA context and its kernels."""
 

@@ -11,7 +11,7 @@ from orchestrator.cli.fit_answer import GIB, answer
 from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.cli.output import print_json
 from trainables.cost.fit import Budget, Fit, fit_of
-from trainables.cost.gpus import gpu_named
+from trainables.cost.gpus import LARGE_WORKSPACES_MIB, NEWER_MIB, gpu_named
 from trainables.cost.shape import Shape
 from trainables.models.config_json import shape_of_model
 from trainables.values.config import ComputeDtype
@@ -90,6 +90,8 @@ def show(model: str, recipes: Recipes, fits: list[Fit], budget: Budget, device: 
     print(f"LoRA r{first.rank} on {recipes.asked.targets}, {first.compute_dtype}, {first.optimizer}")
     if budget.memory_mib is not None:
         print(f"{budget.memory_mib / GIB:.1f} GiB for tensors")
+    if budget.workspaces_mib < LARGE_WORKSPACES_MIB and not device:
+        print(f"of a GPU older than an H100; from that on {NEWER_MIB:.0f} MiB more (--gpu H100)")
     for line in fit_table.table(fits):
         print(line)
     print(fit_table.NOTES)

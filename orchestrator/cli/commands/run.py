@@ -81,7 +81,7 @@ def _print_plan(settings: SweepSettings, gpu: Gpu | None, as_json: bool) -> None
     console.print(plan_table(firsts, peaks, seconds, price, on_gpu=on_gpu))
     if gpu and (excess := excess_line(peaks, gpu)):
         print_text(excess)
-    missing = missing_lines(peaks, seconds, settings.compute_dtype, on_gpu=on_gpu)
+    missing = missing_lines(peaks, seconds, settings.compute_dtype, gpu, on_gpu=on_gpu)
     for line in (f"all of them: {fixed_line(firsts)}", *missing):
         print(folded(line, console.width))
 

@@ -563,6 +563,27 @@ def test_the_dry_run_of_a_gpu_has_a_row_for_each_first_trial_with_its_peak_and_f
     assert table.count("minutes: add --gpu T4, or another GPU's name; or run a sweep on a GPU here once") == 1
 
 
+def test_without_a_gpus_name_dry_run_and_fit_say_which_they_mean_and_how_much_another_needs(tmp_path):
+    """A step on an H100 takes larger workspaces: cuBLAS keeps 32 MiB twice there, 8.1 MiB twice on others."""
+    words = ("run", "--dry-run", "--space", "demo", "--device", "cuda")
+    peaks = {
+        gpu: called(*words, *(("--gpu", gpu) if gpu else ()), "--json", cwd=tmp_path).json["predicted_peak_mib"][0]
+        for gpu in (None, "H100", "RTX4090")
+    }
+    assert peaks[None] == peaks["H100"]
+    said = f"older GPUs need {peaks['H100'] - peaks['RTX4090']:.0f} MiB less"
+    assert said in " ".join(called(*words, cwd=tmp_path).out.split())
+    assert "older GPUs" not in called(*words, "--gpu", "H100", cwd=tmp_path).out
+
+    def fitted(*more: str):
+        return called("fit", "demo", *more, cwd=tmp_path)
+
+    mib = [fitted("--json", *more).json["points"][0]["peak_mib"] for more in ((), ("--gpu", "RTX4090"))]
+    assert mib[0] == mib[1]
+    assert f"from that on {peaks['H100'] - peaks['RTX4090']:.0f} MiB more (--gpu H100)" in fitted().out
+    assert "from that on" not in fitted("--gpu", "T4").out + fitted("--memory", "16GiB").out
+
+
 def test_the_dry_run_for_a_named_gpu_has_minutes_and_money_without_one(tmp_path):
     words = ("run", "--dry-run", "--gpu", "T4", "--usd-per-gpu-hour", "0.6")
     slow, fast = (called(*words, *more, "--json", cwd=tmp_path).json for more in ((), ("--gpu", "H100")))
