@@ -153,7 +153,7 @@ def mib_of(text: str) -> float:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = found[2].lower() if found else "?"
     if not found or unit not in MIB or not float(found[1]) > 0:
-        raise ConfigError(f"max_memory must be a size such as 2GiB or 1500MiB, got {text!r}")
+        raise ConfigError(f"--max-memory must be a size such as 2GiB or 1500MiB, got {text!r}")
     return float(found[1]) * MIB[unit]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from textwrap import fill
 from typing import TextIO
 
+from orchestrator.settings.command import SCRIPT, command
 from trainables.values.spelling import respelled
 
 SETTINGS = ("BASE_MODEL", "DATA_SPLIT", "DATA", "COLUMNS", "SPACE", "STORAGE", "TRACKING_URI")
@@ -18,6 +19,8 @@ TYPED += ("FINALIST_SEEDS", "DEVICE", "GPUS_PER_TRIAL", "KEEP_16BIT")
 """Those that `make sweep` and `make ui` take."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 BEGINS = re.compile(rf"({'|'.join(FIRST_WORDS)})\b")
+OWN = re.compile(rf"(?<![\w/.-]){SCRIPT} (?=[a-z])")
+"""How rooms below name a command: by the script's bare name."""
 FLAG = re.compile(r"(?<![\w-])--[a-z\d-]+")
 NAMED = re.compile(rf"(?<![\w/.'\"=-])({'|'.join(SETTINGS)})(=|\b(?![\w/.'\"-]))")
 
@@ -35,10 +38,13 @@ def _flags_typed() -> bool:
 def as_typed(message: str) -> str:
     """A message with settings as flags; where make was asked with its variables, BASE_MODEL=PATH, and those of flags.
 
+    Commands of this program begin as they are started here, see orchestrator.settings.command.command.
+
     "DATA: no file 'DATA'; give DATA=PATH for BASE_MODEL" becomes
     "--data: no file 'DATA'; give --data PATH for --base-model",
     and of make "--trials: got 0" becomes "--trials: got 0 (with make: TRIALS=)".
     """
+    message = OWN.sub(lambda _: f"{command()} ", message)
     if not _flags_typed():
         flags = {_flag(variable): f"{variable}=" for variable in TYPED}
         named = [flags[flag] for flag in dict.fromkeys(FLAG.findall(message)) if flag in flags]

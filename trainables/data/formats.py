@@ -144,9 +144,10 @@ def parse_columns(text: str | None) -> dict[str, str]:
 def check_fields(columns: Mapping[str, str]) -> None:
     """Refuse a mapping from a field that no format has."""
     fields = [field for form in FORMATS for field in form.fields]
-    for field in columns:
+    for field, column in columns.items():
         if field not in fields:
-            raise ConfigError(f"columns: no field {field!r}{did_you_mean(field, fields)}")
+            order = f"; it is FIELD=COLUMN: {column}={field}" if column in fields else ""
+            raise ConfigError(f"columns: no field {field!r}{order or did_you_mean(field, fields)}")
 
 
 def recognised(names: Collection[str], columns: Mapping[str, str], source: str) -> Format:

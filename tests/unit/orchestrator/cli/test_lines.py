@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli.lines import as_typed, folded, for_stream, with_flags
+from orchestrator.settings.command import command
 from tests.support.in_process import Terminal
 
 URL = "http://127.0.0.1:5000/#/experiments/1/runs/c50e2f61671640c3995647e7a2105a1f?workflowType=machine_learning-x-y"
@@ -74,6 +75,22 @@ def test_a_setting_is_a_flag_to_who_types_flags_and_a_variable_to_who_calls_make
     assert as_typed(message) == SAID[message]
     monkeypatch.setenv("MAKELEVEL", "1")
     assert as_typed(message) == message
+
+
+def test_a_command_in_a_message_is_one_that_the_reader_can_type_here(monkeypatch):
+    here = command()
+    assert here != "qlora-sweep"
+    for lead in (None, "1"):
+        monkeypatch.setenv("MAKELEVEL", lead) if lead else monkeypatch.delenv("MAKELEVEL", raising=False)
+        assert as_typed("stop it: qlora-sweep stop a") == f"stop it: {here} stop a"
+        assert as_typed("`qlora-sweep verify a`, then go on") == f"`{here} verify a`, then go on"
+        for other in (
+            f"first: {here} stop a",
+            "in /tmp/qlora-sweep it lies",
+            "/tmp/qlora-sweep stop",
+            "qlora-sweep 3.1",
+        ):
+            assert as_typed(other) == other
 
 
 def test_who_calls_make_is_told_the_variable_of_each_flag_that_is_named(monkeypatch):

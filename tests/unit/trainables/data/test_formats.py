@@ -118,6 +118,7 @@ def test_other_column_names_are_read_by_a_mapping(tmp_path):
         ("instruction", "columns must be FIELD=COLUMN"),
         ("instruction=", "columns must be FIELD=COLUMN"),
         ("output=a,output=b", "columns must be FIELD=COLUMN"),
+        ("question=instruction", "columns: no field 'question'; it is FIELD=COLUMN: instruction=question"),
         ("instructions=question", "columns: no field 'instructions'; did you mean 'instruction'?"),
     ],
 )
