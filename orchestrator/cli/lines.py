@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from textwrap import fill
 from typing import TextIO
 
-from orchestrator.settings.command import SCRIPT, command
 from trainables.values.spelling import respelled
 
 SETTINGS = ("BASE_MODEL", "DATA_SPLIT", "DATA", "COLUMNS", "SPACE", "STORAGE", "TRACKING_URI")
@@ -19,7 +18,7 @@ TYPED += ("FINALIST_SEEDS", "DEVICE", "GPUS_PER_TRIAL", "KEEP_16BIT")
 """Those that `make sweep` and `make ui` take."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 BEGINS = re.compile(rf"({'|'.join(FIRST_WORDS)})\b")
-OWN = re.compile(rf"(?<![\w/.-]){SCRIPT} (?=[a-z])")
+OWN = re.compile(r"(?<![\w/.-])qlora-sweep (?=[a-z])")
 """How rooms below name a command: by the script's bare name."""
 FLAG = re.compile(r"(?<![\w-])--[a-z\d-]+")
 NAMED = re.compile(rf"(?<![\w/.'\"=-])({'|'.join(SETTINGS)})(=|\b(?![\w/.'\"-]))")
@@ -44,7 +43,10 @@ def as_typed(message: str) -> str:
     "--data: no file 'DATA'; give --data PATH for --base-model",
     and of make "--trials: got 0" becomes "--trials: got 0 (with make: TRIALS=)".
     """
-    message = OWN.sub(lambda _: f"{command()} ", message)
+    if OWN.search(message):
+        from orchestrator.settings.command import command  # brings all settings, which help does without
+
+        message = OWN.sub(lambda _: f"{command()} ", message)
     if not _flags_typed():
         flags = {_flag(variable): f"{variable}=" for variable in TYPED}
         named = [flags[flag] for flag in dict.fromkeys(FLAG.findall(message)) if flag in flags]

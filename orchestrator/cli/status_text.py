@@ -109,4 +109,4 @@ def best_lines(status: Status) -> Iterator[str]:
 
 def _bar(share: float, width: int = 60) -> str:
     full = int(share * width)
-    return f"{'━' * full}{'╌' * (width - full)} {int(100 * share):>3} %"
+    return f"{'━' * full}{'╌' * (width - full)} {int(100 * share):>3} % of its time"

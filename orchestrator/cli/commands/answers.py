@@ -7,7 +7,7 @@ import typer
 
 from orchestrator.cli import answered
 from orchestrator.cli.options import AsJson
-from orchestrator.cli.output import print_json, print_text
+from orchestrator.cli.output import print_json, print_markdown
 from orchestrator.settings.command import command
 from trainables.values.errors import ConfigError
 from trainables.values.files import write_whole
@@ -32,4 +32,4 @@ def answers(
     text = answered.markdown(names)
     if output is not None:
         write_whole(output, text)
-    print_text(text.removesuffix("\n"))
+    print_markdown(text.removesuffix("\n"))

@@ -84,12 +84,8 @@ def test_a_command_in_a_message_is_one_that_the_reader_can_type_here(monkeypatch
         monkeypatch.setenv("MAKELEVEL", lead) if lead else monkeypatch.delenv("MAKELEVEL", raising=False)
         assert as_typed("stop it: qlora-sweep stop a") == f"stop it: {here} stop a"
         assert as_typed("`qlora-sweep verify a`, then go on") == f"`{here} verify a`, then go on"
-        for other in (
-            f"first: {here} stop a",
-            "in /tmp/qlora-sweep it lies",
-            "/tmp/qlora-sweep stop",
-            "qlora-sweep 3.1",
-        ):
+        others = (f"first: {here} stop a", "in /tmp/qlora-sweep it lies", "/tmp/qlora-sweep stop", "qlora-sweep 3.1")
+        for other in others:
             assert as_typed(other) == other
 
 

@@ -74,6 +74,8 @@ def test_two_sweeps_are_laid_out_on_a_terminal_with_every_figure_and_stand_as_ma
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_a_command_among_answers_stays_one_however_it_is_folded(columns):
     text = called("answers", SWEEPS[0], cwd=REPO, typed="", COLUMNS=columns).out
+    assert "| --- |" not in text, "tables are laid out"
+    assert "1.9914" in text
     lines = text.splitlines()
     begins = [n for n, line in enumerate(lines) if line.lstrip().startswith("$ ")]
     assert begins
