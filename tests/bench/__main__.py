@@ -65,7 +65,8 @@ def main(words: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parents[1])}
+    paths = [str(FOLDER.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     for one in chosen:
         if code := subprocess.call([*one, *rest], env=environment):
             return code

@@ -58,12 +58,12 @@ def test_one_token_reads_the_columns_of_its_row_and_is_written_behind_them(dtype
 
 @pytest.mark.parametrize("head_dim", decode_kernels.USUAL_HEAD_DIMS)
 def test_what_is_compiled_ahead_is_what_decoding_needs(head_dim):
-    decode_kernels._attend.device_caches.clear()  # of tests before this one
-    compile_ahead(torch.bfloat16).wait()
-
     def n_compiled() -> int:
         return len(decode_kernels._attend.device_caches[torch.cuda.current_device()][0])
 
+    decode_kernels._attend.device_caches.clear()  # of tests before this one
+    assert n_compiled() == 0  # makes it anew: threads that do so at once lose what one of them compiled but on disk
+    compile_ahead(torch.bfloat16).wait()
     before = n_compiled()
     query, key, value = torch.randn(3, 2, 6, 1, head_dim, device="cuda").bfloat16()
     keys, values = torch.zeros(2, 2, 6, 40, head_dim, device="cuda").bfloat16()
