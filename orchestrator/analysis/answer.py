@@ -27,7 +27,8 @@ def answer_of(sweep: "SweepSnapshot") -> str:
         return f"{lead}: none, as no trial counts for the front."
     loss = f"{least.history[-1].eval_loss_nats:.4f} nats"
     if noise.sd is None:
-        open_ = "was not measured (--finalist-seeds 3 does)" if lead == ANSWER else "is still to be measured"
+        further = " (a new sweep with --finalist-seeds 3 does)" if sweep.settings.finalist_seeds == 1 else ""
+        open_ = f"was not measured{further}" if lead == ANSWER else "is still to be measured"
         sure = f"has the lowest validation loss, {loss}, of one seed: what another seed changes {open_}"
         return f"{lead}: {_named(taken)} {sure}{_cost(sweep, taken)}."
     within = f"{noise.margin:.4f} nats ({noise.degrees})"

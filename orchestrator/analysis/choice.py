@@ -153,7 +153,7 @@ def mib_of(text: str) -> float:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = found[2].lower() if found else "?"
     if not found or unit not in MIB or not float(found[1]) > 0:
-        raise ConfigError(f"--max-memory must be a size such as 2GiB or 1500MiB, got {text!r}")
+        raise ConfigError(f"{text!r} is no size: say it with its unit, as 2GiB or 1500MiB")
     return float(found[1]) * MIB[unit]
 
 
@@ -176,7 +176,7 @@ def how_sure(
         lost: keys of trials of which 4 bits lose more than the margin.
     """
     if noise.sd is None:
-        return "how sure this is shows where a config has run under two seeds (--finalist-seeds 3 runs finalists so)"
+        return "how sure this is shows where a config has run under two seeds"
     least, beside = lowest(found), ""
     within_noise, only = alike(least, found, noise), "so low a"
     if chosen not in within_noise:

@@ -65,9 +65,9 @@ class Front:
         found: dict[str, float] = {}
         shared = [OBJECTIVES[name].source == "cost" for name in self.objectives]
         for group in self.groups:
-            sds = [one.sd or 0.0 for one in group.noise]
+            spreads = [(one.sd or 0.0, one.n_degrees) for one in group.noise]
             keys = map(attrgetter("key"), group.trials)
-            found |= zip(keys, front_shares(group.table, sds, shared).tolist(), strict=True)
+            found |= zip(keys, front_shares(group.table, spreads, shared).tolist(), strict=True)
         return found
 
     @cached_property

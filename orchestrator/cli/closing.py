@@ -109,15 +109,19 @@ def _budget_lines(sweep: "SweepSnapshot") -> list[str]:
     """The command for a budget that the answer's trial does not fit, and another does; none where there is no such."""
     found, noise = counting(sweep.trials, sweep.settings), loss_noise(sweep.trials)
     chosen = best(found, noise)
-    budgets = [_budget(step[0].cost.peak_memory_mib) for step in stairs(found, noise.margin)]
-    smaller = [said for said, mib in budgets if chosen and mib < chosen.cost.peak_memory_mib]
-    asked = f"{command()} best {sweep.settings.name} --max-memory"
-    return [f"with less memory: {asked} {smaller[-1]}"] if smaller else []
+    peaks = [step[0].cost.peak_memory_mib for step in stairs(found, noise.margin)]
+    smaller = [mib for mib in peaks if chosen and mib < chosen.cost.peak_memory_mib]
+    if chosen is None or not smaller:
+        return []
+    size = _between(max(smaller), chosen.cost.peak_memory_mib)
+    return [f"with less memory: {command()} best {sweep.settings.name} --max-memory {size}"]
 
 
-def _budget(mib: float) -> tuple[str, float]:
-    """A size in words that so many MiB fit, and its MiB."""
-    if mib < 1024:
-        return f"{ceil(mib)}MiB", ceil(mib)
-    tenths = ceil(mib / 102.4)
-    return f"{tenths / 10:g}GiB", tenths * 102.4
+def _between(mib: float, too_much: float) -> str:
+    """A size that holds `mib` and not `too_much`, as round as there is one."""
+    unit, per_unit, least = ("GiB", 1024.0, 1) if mib >= 1024 else ("MiB", 1.0, 0)
+    for digits in range(least, 9):
+        size = ceil(mib / per_unit * 10**digits) / 10**digits
+        if size * per_unit < too_much:
+            return f"{size:.{digits}f}{unit}"
+    return f"{mib!r}MiB"

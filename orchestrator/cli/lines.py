@@ -17,10 +17,13 @@ TYPED = (*SETTINGS, "ADDRESS", "DEVICE_KIND", "HOST", "PORT", "ALLOWED_HOSTS", "
 TYPED += ("FINALIST_SEEDS", "DEVICE", "GPUS_PER_TRIAL", "KEEP_16BIT")
 """Those that `make sweep` and `make ui` take."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
+HELD = "\ue000"
+"""For private use, by Unicode: stands for a space in quotes, where no line is broken."""
 BEGINS = re.compile(rf"({'|'.join(FIRST_WORDS)})\b")
-OWN = re.compile(r"(?<![\w/.-])qlora-sweep (?=[a-z])")
+OWN = re.compile(r"(?<![\w/.-])qlora-sweep (?=(?:stop|verify) )")
 """How rooms below name a command: by the script's bare name."""
 FLAG = re.compile(r"(?<![\w-])--[a-z\d-]+")
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 NAMED = re.compile(rf"(?<![\w/.'\"=-])({'|'.join(SETTINGS)})(=|\b(?![\w/.'\"-]))")
 
 
@@ -60,10 +63,15 @@ def _flag(variable: str) -> str:
 
 
 def folded(line: str, width: int) -> str:
-    """A line that is longer than a terminal is wide on several; addresses, paths and "5 %" stay whole, as all words."""
+    """A line that is longer than a terminal is wide on several.
+
+    Addresses, paths and "5 %" stay whole, as all words, and of a command ("$ ...") what stands in quotes.
+    """
     whole = line.replace(" %", f"{NO_BREAK}%")
+    if line.startswith("$ "):
+        whole = QUOTED.sub(lambda found: found[0].replace(" ", HELD), whole)
     lines = fill(whole, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return lines.replace(f"{NO_BREAK}%", " %")
+    return lines.replace(f"{NO_BREAK}%", " %").replace(HELD, " ")
 
 
 def for_stream(text: str, stream: TextIO) -> str:

@@ -151,8 +151,8 @@ def more_seeds_line(snapshot: SweepSnapshot) -> str | None:
         others = [str(trial.number) for trial in _undecided_of_one_seed(snapshot)]
         named = f"trial{'s' * (len(others) > 1)} {', '.join(others)}: undecided of one seed"
         best = f"other seeds are trained of the best 4-bit trial alone, {chosen.number}"
-        flag = f"--finalist-seeds {VERDICT_SEEDS} trains them of all finalists"
-        return f"{named}; {best}; {flag}" if others else None
+        flag = f"a new sweep with --finalist-seeds {VERDICT_SEEDS} trains them of all finalists"
+        return f"{named}; {best}; {flag}" if others and snapshot.settings.finalist_seeds == 1 else None
     resume = f"{command()} resume {snapshot.settings.name} --verdict-seeds {VERDICT_SEEDS}"
     return f"the verdict on trial {chosen.number} is of {seeds(verdict.lost.n_pairs)}; for {VERDICT_SEEDS}: {resume}"
 

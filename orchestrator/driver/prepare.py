@@ -77,7 +77,7 @@ def _sound_rows(settings: "SweepSettings") -> CheckedRows:
         rows = read_rows(settings.data, split=settings.data_split, columns=parse_columns(settings.columns))
     except Unreachable as error:
         base = settings.base_model
-        if base_model.local_folder(base) or hub_models.cached_config(base):
+        if base_model.local_folder(base) or hub_models.is_cached(base):
             raise
         raise Unreachable(f"{error}; nor is the base {base!r} in the cache or a path here: {ADVICE['model']}") from None
     split_rows(rows.rows)

@@ -21,6 +21,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.workers import faults, node_inputs, versions, warm
 from tests.support.clusters import Sleeper, add_node, joined_cluster
 from tests.support.sweeps import command, environment, make, space
+from trainables import demo
 from trainables.values.errors import ConfigError, Unreachable
 from trainables.values.workload import Workload
 
@@ -277,8 +278,15 @@ def test_a_cluster_that_is_not_there_is_said_before_anything_is_fetched(tmp_path
     assert "Traceback" not in finished.err
 
 
-@pytest.mark.parametrize("base", ["some/base", "demo"])
-def test_without_a_hub_each_of_base_and_rows_that_is_not_here_is_said_at_once(base, tmp_path):
+@pytest.mark.parametrize(("base", "cached"), [("some/base", ()), ("some/base", ("config.json",)), ("demo", ())])
+def test_without_a_hub_each_of_base_and_rows_that_is_not_here_is_said_at_once(base, cached, tmp_path):
+    repo = tmp_path / "hf" / "hub" / "models--some--base"
+    for name in cached:  # as `fit` leaves it, whose cache has no weights
+        file = repo / "snapshots" / ("0" * 40) / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes((demo.FOLDER / name).read_bytes())
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text("0" * 40)
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf")}
     finished = command("run", "--base-model", base, "--data", "some/rows", cwd=tmp_path, **nowhere)
     assert finished.code == 5, finished.err

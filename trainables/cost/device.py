@@ -117,7 +117,7 @@ def has_spare_cores(quota: Path = CPU_QUOTA) -> bool:
             100000"), as Linux's control groups v2 write it; without the file there is none.
     """
     n_cores = float(len(os.sched_getaffinity(0)))
-    with suppress(OSError, ValueError):  # "max" is no number
+    with suppress(OSError, ValueError, ZeroDivisionError):  # "max" is no number
         used, period = map(int, quota.read_text().split())
         n_cores = min(n_cores, used / period)
     return n_cores >= SPARE_CORES

@@ -126,6 +126,12 @@ def cached_config(source: str) -> Path | None:
     return Path(path).parent if isinstance(path, str) else None
 
 
+def is_cached(source: str) -> bool:
+    """Whether all of a model that is needed is in the hub's cache. Asks nobody."""
+    folder = cached_config(source)
+    return folder is not None and _lacking(folder) is None
+
+
 def _config_folder(repo_id: str, revision: str | None, check: Callable[[Path], None], no_answer: str | None) -> Path:
     from huggingface_hub import snapshot_download
 

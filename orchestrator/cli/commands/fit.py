@@ -11,7 +11,7 @@ from orchestrator.cli.fit_answer import GIB, answer
 from orchestrator.cli.options import AsJson, with_settings
 from orchestrator.cli.output import print_json
 from trainables.cost.fit import Budget, Fit, fit_of
-from trainables.cost.gpus import LARGE_WORKSPACES_MIB, NEWER_MIB, gpu_named
+from trainables.cost.gpus import NEWER_MIB, gpu_named
 from trainables.cost.shape import Shape
 from trainables.models.config_json import shape_of_model
 from trainables.values.config import ComputeDtype
@@ -34,7 +34,7 @@ def work(
     if as_json:
         print_json(as_dict(model, recipes, fits, budget))
     else:
-        show(model, recipes, fits, budget, device)
+        show(model, recipes, fits, budget, device, is_named=gpu is not None)
     if budget.memory_mib is not None and not any(fit.fits for fit in fits):
         raise typer.Exit(1)
 
@@ -82,16 +82,20 @@ def as_dict(model: str, recipes: Recipes, fits: list[Fit], budget: Budget) -> di
     return whole | {"points": points, "four_bits": recipes.paying_rows(budget)}
 
 
-def show(model: str, recipes: Recipes, fits: list[Fit], budget: Budget, device: str | None) -> None:
-    """The answer in a sentence, the table, and where 4 bits pay."""
+def show(model: str, recipes: Recipes, fits: list[Fit], budget: Budget, device: str | None, *, is_named: bool) -> None:
+    """The answer in a sentence, the table, and where 4 bits pay.
+
+    Args:
+        is_named: whether the device is a GPU by its name.
+    """
     first, paying = fits[0].recipe, [] if recipes.asked.is_point else recipes.paying_rows(budget)
     print(answer(fits, paying, recipes.shape.context_tokens, device))
     print(f"{model}: {recipes.shape.n_weights / 1e6:,.1f} M weights")
     print(f"LoRA r{first.rank} on {recipes.asked.targets}, {first.compute_dtype}, {first.optimizer}")
     if budget.memory_mib is not None:
         print(f"{budget.memory_mib / GIB:.1f} GiB for tensors")
-    if budget.workspaces_mib < LARGE_WORKSPACES_MIB and not device:
-        print(f"of a GPU older than an H100; from that on {NEWER_MIB:.0f} MiB more (--gpu H100)")
+    if not is_named:
+        print(f"of a GPU with bfloat16 before the H100; from that on {NEWER_MIB:.0f} MiB more (--gpu H100)")
     for line in fit_table.table(fits):
         print(line)
     print(fit_table.NOTES)

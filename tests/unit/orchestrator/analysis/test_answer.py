@@ -48,7 +48,9 @@ def test_a_trial_alone_below_the_noise_is_said_to_be_so_and_without_seeds_what_i
     assert "has the lowest validation loss, 2.0000 nats, by more than 0.0" in said(best, worse, *replicates(best, 2.01))
     assert "of one seed: what another seed changes is still to be measured" in said(best, worse)
     over = answer_of(snapshot(make(n_trials=1), [best], {FINISHED: True}))
-    assert over.endswith("of one seed: what another seed changes was not measured (--finalist-seeds 3 does).")
+    assert over.endswith("what another seed changes was not measured (a new sweep with --finalist-seeds 3 does).")
+    over = answer_of(snapshot(make(n_trials=1, finalist_seeds=3), [best], {FINISHED: True}))
+    assert over.endswith("of one seed: what another seed changes was not measured."), "it was tried"
     assert said() == "So far: none, as no trial counts for the front." or said().startswith("Answer: none")
 
 

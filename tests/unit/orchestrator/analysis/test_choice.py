@@ -189,7 +189,7 @@ def test_a_size_is_read_with_its_unit(text, mib):
 
 @pytest.mark.parametrize("text", ["", "2", "GiB", "-2GiB", "0GiB", "2 apples", "nanGiB", "1e999GiB"])
 def test_a_size_that_says_nothing_is_refused_by_name(text):
-    with pytest.raises(ConfigError, match="--max-memory must be a size such as 2GiB"):
+    with pytest.raises(ConfigError, match="is no size: say it with its unit, as 2GiB"):
         mib_of(text)
 
 

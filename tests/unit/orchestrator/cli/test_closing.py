@@ -76,7 +76,9 @@ def test_last_stand_the_answer_the_report_and_mlflows_page(sweep, tmp_path):
     ("points", "size"),
     [
         (((25.3, 1.0), (24.1, 1.1), (14.7, 2.0)), "25MiB"),
-        (((25.3, 1.0), (25.2, 1.1), (14.7, 2.0)), "15MiB"),  # 26 MiB would fit the answer's own
+        (((25.3, 1.0), (25.2, 1.1), (14.7, 2.0)), "25.2MiB"),  # 26 MiB would fit the answer's own
+        (((2140.0, 1.0), (2060.0, 1.3)), "2.02GiB"),
+        (((81817.6, 1.0), (81735.6, 1.3)), "79.82GiB"),
         (((25.3, 1.0), (24.1, 3.0), (14.7, 2.0)), "15MiB"),  # the dearer one is the best of no budget
         (((2000.0, 1.0), (1500.0, 1.1)), "1.5GiB"),
         (((25.3, 1.0), (26.0, 1.1)), None),

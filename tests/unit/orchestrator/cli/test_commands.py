@@ -581,7 +581,8 @@ def test_without_a_gpus_name_dry_run_and_fit_say_which_they_mean_and_how_much_an
     mib = [fitted("--json", *more).json["points"][0]["peak_mib"] for more in ((), ("--gpu", "RTX4090"))]
     assert mib[0] == mib[1]
     assert f"from that on {peaks['H100'] - peaks['RTX4090']:.0f} MiB more (--gpu H100)" in fitted().out
-    assert "from that on" not in fitted("--gpu", "T4").out + fitted("--memory", "16GiB").out
+    assert "from that on" in fitted("--memory", "16GiB").out
+    assert "from that on" not in fitted("--gpu", "T4").out + fitted("--gpu", "H100").out
 
 
 def test_the_dry_run_for_a_named_gpu_has_minutes_and_money_without_one(tmp_path):

@@ -49,6 +49,8 @@ def test_a_command_on_several_lines_is_still_one_to_a_shell(monkeypatch):
     shown = for_stream(command, Terminal())
     assert max(map(len, shown.splitlines())) <= 40
     assert shlex.split(shown.replace("\\\n", "")) == command.split()
+    spaced = f"$ run --base-model '/data/my models/x y' {'word ' * 6}--columns \"instruction=the question\" --steps 60"
+    assert shlex.split(for_stream(spaced, Terminal()).replace("\\\n", "")) == shlex.split(spaced)
 
 
 SAID = {

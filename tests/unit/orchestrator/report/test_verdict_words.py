@@ -147,8 +147,11 @@ def test_the_end_says_why_other_verdicts_are_undecided_of_one_seed_and_the_flag_
         (9,): "trial 9: undecided of one seed; ",
         (8, 9): "trials 8, 9: undecided of one seed; ",
     }
-    rest = "other seeds are trained of the best 4-bit trial alone, 1; --finalist-seeds 3 trains them of all finalists"
+    rest = "other seeds are trained of the best 4-bit trial alone, 1; "
+    rest += "a new sweep with --finalist-seeds 3 trains them of all finalists"
     assert more_seeds_line(sweep) == (said[others] + rest if others else None)
+    asked = sweep.settings.model_copy(update={"finalist_seeds": 3})
+    assert more_seeds_line(replace(sweep, settings=asked)) is None, "they were tried"
 
 
 def test_verdicts_are_pure_in_what_they_are_given():
