@@ -4,13 +4,12 @@ import fcntl
 import gc
 import math
 import os
+import tempfile
 import warnings
 import weakref
 from collections import Counter
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
-from pathlib import Path
-from tempfile import gettempdir
 
 import pytest
 import safetensors.torch
@@ -20,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support.bases import assert_untouched, state_of
 from trainables import demo, trial
 from trainables.cost.device import count_gpus, device_id, environment, native_dtype
+from trainables.cost.device_lock import DeviceLock
 from trainables.cost.memory import oom_as_failure
 from trainables.data.rows import read_rows
 from trainables.data.tokenized import tokenize
@@ -62,16 +62,23 @@ def started(cache):
 
 
 @pytest.mark.parametrize("is_timed", [True, False])
-def test_others_are_kept_off_the_device_while_a_step_is_measured_where_its_time_decides(workload, is_timed):
+def test_others_are_kept_off_the_device_while_a_step_is_measured_where_its_time_decides(
+    workload, is_timed, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # in the machine's own, other tests measure, too
     cache = WorkerCache(workload, "cpu", is_timed=is_timed)
-    room = Path(gettempdir()) / f"qlora-sweep-{os.getuid()}" / f"{device_id('cpu')}.room"
+    room = tmp_path / f"qlora-sweep-{os.getuid()}" / f"{device_id('cpu')}.room"
+    room.parent.mkdir(exist_ok=True)
     with cache.measuring(), room.open("a") as file, pytest.raises(BlockingIOError) if is_timed else nullcontext():
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     assert [span.phase for span in cache.timeline.take("worker 0")] == ["cost key"]
 
 
-def test_others_wait_only_while_a_step_is_timed_and_not_while_its_memory_is_measured(cache, small_config):
-    room = Path(gettempdir()) / f"qlora-sweep-{os.getuid()}" / f"{device_id('cpu')}.room"
+def test_others_wait_only_while_a_step_is_timed_and_not_while_its_memory_is_measured(
+    cache, small_config, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(cache, "device_lock", DeviceLock("cpu", tmp_path))  # in the machine's own, other tests measure
+    room = tmp_path / "cpu.room"
     found: list[str] = []
 
     def look(*_):

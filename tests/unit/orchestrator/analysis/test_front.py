@@ -205,8 +205,8 @@ def test_members_within_the_noise_of_each_other_are_tied_and_the_file_says_so():
     assert ties == {alike[0].key: {1, 2}, alike[1].key: {0, 2}, alike[2].key: {0, 1}, other.key: set()}
     members = {member["key"]: member for member in front.to_dict()["members"]}
     assert members[alike[0].key]["tied_with"] == [alike[1].key, alike[2].key]
-    assert members[other.key]["front_share"] == 1.0
-    assert 0 < members[alike[0].key]["front_share"] < members[alike[2].key]["front_share"] < 1
+    shares = [members[trial.key]["front_share"] for trial in (*alike, other)]
+    assert 0 < shares[0] < shares[2] < shares[3] < 1, "one degree of freedom leaves a spread open that would turn it"
 
 
 REPEATS = [{"cost_key": "a", "device": "CPU", "seconds_per_step": seconds} for seconds in (1.0, 1.1, 1.2)]
